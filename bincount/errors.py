@@ -1,0 +1,53 @@
+"""What can go wrong, each with its remedy in the message.
+
+BincountError
+ ├── SettingsError        a setting that cannot work, found when it is first used
+ ├── SourceError          the source cannot be read at all: wrong address, no permission, no images
+ │    └── SourceUnavailable   it may answer later: time-outs, server errors, throttling
+ ├── DatasetError         the local dataset is in use, or disagrees with itself
+ ├── SnapshotNotFound     nothing was prepared yet
+ ├── ModelNotFound        no trained or registered model where one was expected
+ ├── WeightsUnavailable   pretrained weights could not be fetched or do not fit the model
+ ├── TrainingFailed       the trainer ended without a result
+ └── ServiceUnavailable   the Prefect or the MLflow server does not answer
+"""
+
+
+class BincountError(Exception):
+    """Base of every error that the library raises on purpose."""
+
+
+class SettingsError(BincountError):
+    """A setting, or a combination of settings, cannot work."""
+
+
+class SourceError(BincountError):
+    """The source cannot be read; trying again will not help."""
+
+
+class SourceUnavailable(SourceError):
+    """The source did not answer; trying again later may help."""
+
+
+class DatasetError(BincountError):
+    """The local dataset is in use by another process, or its parts disagree."""
+
+
+class SnapshotNotFound(BincountError):
+    """No snapshot has been prepared where one is needed."""
+
+
+class ModelNotFound(BincountError):
+    """No model is where one was expected."""
+
+
+class WeightsUnavailable(BincountError):
+    """Pretrained weights could not be fetched, or do not fit the model."""
+
+
+class TrainingFailed(BincountError):
+    """The trainer process ended without a result; run again to resume from its last checkpoint."""
+
+
+class ServiceUnavailable(BincountError):
+    """A server that the run needs does not answer."""

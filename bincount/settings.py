@@ -1,0 +1,195 @@
+"""Every setting, once: the command line's flags, Prefect's forms and MLflow's params are made from these models.
+
+This module imports nothing heavy, so that `bincount --help` is quick.
+"""
+
+import hashlib
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from bincount.errors import SettingsError
+
+SPLITS = ("train", "val", "test")
+MODELS = (
+    "small",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_v2_s",
+)
+ModelName = Literal[
+    "small", "resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_v2_s"
+]
+
+
+class Settings(BaseModel):
+    """A frozen group of settings; unknown names are refused, so that a typing error is not silently a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Classes(Settings):
+    """The classes of a problem, in order of their labels 0..C-1."""
+
+    names: tuple[str, ...] = Field(min_length=2, description="class names; the position is the label")
+    ordered: bool = Field(description="whether the order means more, so that RMSE and expectation make sense")
+
+    @field_validator("names")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"class names must be distinct, got {', '.join(names)}")
+        return names
+
+    @classmethod
+    def parse(cls, text: str, ordered: bool | None = None) -> "Classes":
+        """Read `0..5` (a range of counts) or `good,defective` (names).
+
+        Classes are ordered unless said otherwise when every name is a whole number.
+        """
+        counts = re.fullmatch(r"\s*(\d+)\s*\.\.\s*(\d+)\s*", text)
+        if counts:
+            low, high = int(counts[1]), int(counts[2])
+            names = tuple(str(count) for count in range(low, high + 1))
+        else:
+            names = tuple(name.strip() for name in text.split(",") if name.strip())
+        if len(names) < 2:
+            raise SettingsError(f"{text!r} names fewer than two classes; write a range as 0..5 or names as good,defective")
+        return cls(names=names, ordered=all(map(str.isdecimal, names)) if ordered is None else ordered)
+
+    @cached_property
+    def values(self) -> tuple[float, ...]:
+        """What each class counts, for RMSE and expectation: the names as numbers, or their positions."""
+        if all(map(str.isdecimal, self.names)):
+            return tuple(float(name) for name in self.names)
+        return tuple(float(label) for label in range(len(self.names)))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class DataConfig(Settings):
+    """Where the images come from and what is read from them."""
+
+    source: str = Field("s3://aft-vbi-pds", description="bucket as s3://NAME[/PREFIX], or a folder of the same layout")
+    layout: Literal["auto", "bins", "folders"] = Field(
+        "auto",
+        description="bins: bin-images/ID.jpg with metadata/ID.json; folders: one folder a class; auto: look",
+    )
+    limit: int | None = Field(
+        None, ge=1, description="take this many bins, always the same first ones, blocks of neighbours together [default: all]"
+    )
+    classes: str = Field("0..5", description="counts as a range (0..5), or class names (good,defective)")
+    ordered: bool | None = Field(
+        None, description="whether the classes are counts or grades, so that RMSE makes sense [default: when all are numbers]"
+    )
+    region: str = Field("us-east-1", description="AWS region of the bucket")
+    endpoint: str | None = Field(None, description="URL of another S3-compatible server [default: AWS]")
+    unsigned: bool = Field(True, description="read the bucket without credentials, as public buckets allow")
+    concurrency: int = Field(32, ge=1, le=512, description="requests under way at once")
+    max_pixels: int = Field(50_000_000, ge=1, description="larger images are set aside unread, pixels")
+
+    @field_validator("classes")
+    @classmethod
+    def _readable(cls, text: str) -> str:
+        try:
+            Classes.parse(text)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
+        return text
+
+    @property
+    def class_set(self) -> Classes:
+        return Classes.parse(self.classes, self.ordered)
+
+
+class ImageConfig(Settings):
+    """How a picture becomes the square that models see."""
+
+    image_size: int = Field(224, ge=32, le=1024, multiple_of=32, description="side of the square input, pixels")
+    resize: Literal["squash", "crop"] = Field(
+        "squash",
+        description="squash: the whole picture into the square, nothing is lost; crop: the middle square of it",
+    )
+
+
+class TrainConfig(Settings):
+    """How a model is trained."""
+
+    model: ModelName = Field("resnet34", description="torchvision backbone, or small: a net for quick trials without weights")
+    weights: str = Field(
+        "imagenet",
+        description="imagenet: torchvision's, fetched once; none: random; or a local .pth or .safetensors file of the backbone",
+    )
+    normalization: Literal["imagenet", "symmetric"] = Field(
+        "imagenet", description="imagenet: torchvision's mean and deviation; symmetric: x / 127.5 - 1, for weights from Keras"
+    )
+    head: Literal["linear", "mlp"] = Field("linear", description="linear: one layer; mlp: two layers of 256 hidden units")
+    dropout: float = Field(0.2, ge=0, lt=1, description="share of features dropped before the head in training")
+    epochs: int = Field(20, ge=1, description="passes over the training images")
+    batch_size: int = Field(64, ge=2, description="images a step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer; sgd has Nesterov momentum 0.9")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw, L2 for adam and sgd; not on norms and biases")
+    schedule: Literal["one_cycle", "cosine", "constant"] = Field("one_cycle", description="learning rate over the steps")
+    label_smoothing: float = Field(0.05, ge=0, lt=1, description="share of the target spread over all classes")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: the loss weighs a class by the inverse of its share"
+    )
+    sampling: Literal["natural", "balanced"] = Field(
+        "natural", description="balanced: each epoch draws every class equally often, with replacement"
+    )
+    min_crop: float = Field(0.6, gt=0, le=1, description="smallest area of the random resized crop, share of the picture")
+    flip: bool = Field(True, description="mirror half of the training images left to right")
+    center_crop: float = Field(1.0, gt=0, le=1, description="side of the centre crop in evaluation, share of the picture")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="arithmetic of the network; auto: bfloat16 where the device computes it natively"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
+    seed: int = Field(0, ge=0, description="decides initial weights, order and augmentation")
+
+
+class RegistryConfig(Settings):
+    """Where runs and models are kept."""
+
+    tracking_uri: str | None = Field(
+        None, description="MLflow server or database URI [default: SQLite in the workspace]"
+    )
+    experiment: str = Field("bincount", min_length=1, description="MLflow experiment of the runs")
+    model_name: str = Field("bincount", min_length=1, description="name of the registered model")
+
+
+class Workspace(Settings):
+    """The folder that holds everything the pipeline makes."""
+
+    root: Path = Path("bincount-data")
+
+    def dataset(self, data: DataConfig) -> Path:
+        """The folder of one source's dataset; the limit and the classes are not part of it, so that it can grow."""
+        slug = re.sub(r"[^a-z0-9]+", "-", data.source.lower().removeprefix("s3://")).strip("-")[-40:].strip("-")
+        address = data.source if data.source.startswith("s3://") else str(Path(data.source).resolve())
+        return self.root / "datasets" / f"{slug or 'source'}-{_digest(f'{data.endpoint} {address}', 8)}"
+
+    def run(self, snapshot_digest: str, images: ImageConfig, training: TrainConfig) -> Path:
+        """The folder of one training: named by its inputs, so that a retry lands in the same place and resumes."""
+        config = images.model_dump_json() + training.model_dump_json()
+        return self.root / "runs" / f"{snapshot_digest[:12]}-{_digest(config, 12)}"
+
+    def tracking_uri(self, registry: RegistryConfig) -> str:
+        """The MLflow URI in use: the configured one, or SQLite beside the datasets."""
+        return registry.tracking_uri or f"sqlite:///{(self.root / 'mlflow.db').resolve()}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Where MLflow keeps files when it runs on the workspace's own SQLite."""
+        return self.root / "mlflow-artifacts"
+
+
+def _digest(text: str, length: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
