@@ -60,7 +60,9 @@ class Classes(Settings):
         else:
             names = tuple(name.strip() for name in text.split(",") if name.strip())
         if len(names) < 2:
-            raise SettingsError(f"{text!r} names fewer than two classes; write a range as 0..5 or names as good,defective")
+            raise SettingsError(
+                f"{text!r} names fewer than two classes; write a range as 0..5 or names as good,defective"
+            )
         return cls(names=names, ordered=all(map(str.isdecimal, names)) if ordered is None else ordered)
 
     @cached_property
@@ -83,11 +85,14 @@ class DataConfig(Settings):
         description="bins: bin-images/ID.jpg with metadata/ID.json; folders: one folder a class; auto: look",
     )
     limit: int | None = Field(
-        None, ge=1, description="take this many bins, always the same first ones, blocks of neighbours together [default: all]"
+        None,
+        ge=1,
+        description="take so many bins, always the same first ones, neighbours together [default: all]",
     )
     classes: str = Field("0..5", description="counts as a range (0..5), or class names (good,defective)")
     ordered: bool | None = Field(
-        None, description="whether the classes are counts or grades, so that RMSE makes sense [default: when all are numbers]"
+        None,
+        description="whether the classes are counts or grades, so that RMSE makes sense [default: if all are numbers]",
     )
     region: str = Field("us-east-1", description="AWS region of the bucket")
     endpoint: str | None = Field(None, description="URL of another S3-compatible server [default: AWS]")
@@ -122,22 +127,31 @@ class ImageConfig(Settings):
 class TrainConfig(Settings):
     """How a model is trained."""
 
-    model: ModelName = Field("resnet34", description="torchvision backbone, or small: a net for quick trials without weights")
+    model: ModelName = Field(
+        "resnet34", description="torchvision backbone, or small: a net for quick trials without weights"
+    )
     weights: str = Field(
         "imagenet",
         description="imagenet: torchvision's, fetched once; none: random; or a local .pth or .safetensors file of the backbone",
     )
     normalization: Literal["imagenet", "symmetric"] = Field(
-        "imagenet", description="imagenet: torchvision's mean and deviation; symmetric: x / 127.5 - 1, for weights from Keras"
+        "imagenet",
+        description="imagenet: torchvision's mean and deviation; symmetric: x / 127.5 - 1, for weights from Keras",
     )
-    head: Literal["linear", "mlp"] = Field("linear", description="linear: one layer; mlp: two layers of 256 hidden units")
+    head: Literal["linear", "mlp"] = Field(
+        "linear", description="linear: one layer; mlp: two layers of 256 hidden units"
+    )
     dropout: float = Field(0.2, ge=0, lt=1, description="share of features dropped before the head in training")
     epochs: int = Field(20, ge=1, description="passes over the training images")
     batch_size: int = Field(64, ge=2, description="images a step")
     learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer; sgd has Nesterov momentum 0.9")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw, L2 for adam and sgd; not on norms and biases")
-    schedule: Literal["one_cycle", "cosine", "constant"] = Field("one_cycle", description="learning rate over the steps")
+    weight_decay: float = Field(
+        0.01, ge=0, description="decoupled for adamw, L2 for adam and sgd; not on norms and biases"
+    )
+    schedule: Literal["one_cycle", "cosine", "constant"] = Field(
+        "one_cycle", description="learning rate over the steps"
+    )
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="share of the target spread over all classes")
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: the loss weighs a class by the inverse of its share"
@@ -145,9 +159,13 @@ class TrainConfig(Settings):
     sampling: Literal["natural", "balanced"] = Field(
         "natural", description="balanced: each epoch draws every class equally often, with replacement"
     )
-    min_crop: float = Field(0.6, gt=0, le=1, description="smallest area of the random resized crop, share of the picture")
+    min_crop: float = Field(
+        0.6, gt=0, le=1, description="smallest area of the random resized crop, share of the picture"
+    )
     flip: bool = Field(True, description="mirror half of the training images left to right")
-    center_crop: float = Field(1.0, gt=0, le=1, description="side of the centre crop in evaluation, share of the picture")
+    center_crop: float = Field(
+        1.0, gt=0, le=1, description="side of the centre crop in evaluation, share of the picture"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of the network; auto: bfloat16 where the device computes it natively"
     )

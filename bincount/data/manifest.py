@@ -1,0 +1,184 @@
+"""The dataset as a table, and the Snapshot that freezes it.
+
+A manifest has one row a bin:
+
+    image_id    str    the id in the source; a string, since 10 and 00010 are different bins
+    class_name  str    what the record says, as a class name; null where set aside
+    quantity    Int16  the recorded number of items; null where classes are not counts
+    label       Int8   position of class_name among the classes; null for other classes
+    group       str    the bin that the image shows; images of one bin share it
+    split       str    train, val or test; null where the image has no label
+    path        str    the image file, relative to the dataset's folder
+    bytes       Int64  its size
+    sha256      str    its content
+    width, height  Int32  pixels
+    status      str    ok, or set_aside
+    reason      str    why it was set aside; empty where it was not
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+
+from bincount.data import groups, splits
+from bincount.errors import DatasetError, SnapshotNotFound
+from bincount.settings import SPLITS, Classes
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = {
+    "image_id": "str",
+    "class_name": "str",
+    "quantity": "Int16",
+    "label": "Int8",
+    "group": "str",
+    "split": "str",
+    "path": "str",
+    "bytes": "Int64",
+    "sha256": "str",
+    "width": "Int32",
+    "height": "Int32",
+    "status": "str",
+    "reason": "str",
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A manifest that will not change, by the folder that holds it.
+
+    digest names what a model can learn from it; num_images counts the images with a label and a split.
+    """
+
+    path: Path
+    digest: str
+    num_images: int
+
+    @property
+    def dataset(self) -> Path:
+        """The folder that the manifest's paths are relative to."""
+        return self.path.parent.parent
+
+    @property
+    def classes(self) -> Classes:
+        return Classes.model_validate(_description(self.path)["classes"])
+
+    @property
+    def source(self) -> str:
+        return _description(self.path)["source"]
+
+    def read(self) -> pd.DataFrame:
+        """The whole manifest, sorted by image_id."""
+        return pd.read_parquet(self.path / "manifest.parquet")
+
+    def labelled(self) -> pd.DataFrame:
+        """The rows that models learn from and are judged on: those with a split."""
+        manifest = self.read()
+        return manifest[manifest["split"].notna()].reset_index(drop=True)
+
+
+def build(dataset: Path, bins: pd.DataFrame, classes: Classes, source: str) -> Snapshot:
+    """Label, group and deal a dataset's bins, and freeze the result.
+
+    Raises DatasetError when no bin has one of the classes.
+    """
+    good = bins[bins["status"] == "ok"]
+    by_picture = good["items"].isna().all()
+    manifest = bins.assign(group=groups.assign(good, by_picture=by_picture).reindex(bins.index))
+    manifest["group"] = manifest["group"].fillna(manifest["image_id"])
+    labels = pd.Series({name: label for label, name in enumerate(classes.names)})
+    manifest["label"] = manifest["class_name"].map(labels).where(manifest["status"] == "ok").astype("Int8")
+    if manifest["label"].isna().all():
+        found = ", ".join(sorted(good["class_name"].unique())[:10]) or "no good image at all"
+        raise DatasetError(f"no image has one of the classes {', '.join(classes.names)}; found: {found}; see --classes")
+    with FileLock(dataset / ".lock"):
+        manifest["split"] = manifest["image_id"].map(splits.load(dataset))
+        manifest = splits.assign(manifest)
+        splits.save(dataset, manifest)
+        return freeze(manifest, classes, source, dataset)
+
+
+def check(manifest: pd.DataFrame) -> None:
+    """Raise DatasetError unless the manifest keeps the promises that training rests on."""
+    missing = [column for column in COLUMNS if column not in manifest]
+    if missing:
+        raise DatasetError(f"the manifest lacks the columns {', '.join(missing)}")
+    if manifest["image_id"].duplicated().any():
+        twice = manifest.loc[manifest["image_id"].duplicated(), "image_id"].iloc[0]
+        raise DatasetError(f"{twice} is in the manifest twice")
+    dealt = manifest[manifest["split"].notna()]
+    if not dealt["split"].isin(SPLITS).all():
+        raise DatasetError(
+            f"splits are {', '.join(SPLITS)}; the manifest has {sorted(set(dealt['split']) - set(SPLITS))}"
+        )
+    if (dealt["status"] != "ok").any() or dealt["label"].isna().any():
+        raise DatasetError("the manifest deals images that have no label or are set aside")
+    splits_per_group = dealt.groupby("group")["split"].nunique()
+    if (splits_per_group > 1).any():
+        raise DatasetError(f"the bin {splits_per_group.idxmax()} is in two splits")
+
+
+def digest(manifest: pd.DataFrame, classes: Classes) -> str:
+    """Name what a model can learn from: 32 hexadecimal digits over the dealt rows in order of id.
+
+    The picture's own digest is part of it, so that a replaced photo is another snapshot. 32 digits fit MLflow's
+    dataset digest, which takes at most 36.
+    """
+    dealt = manifest[manifest["split"].notna()].sort_values("image_id")
+    lines = dealt["image_id"].str.cat(
+        [dealt["label"].astype(str), dealt["group"], dealt["split"], dealt["sha256"]], sep=" "
+    )
+    sha = hashlib.sha256(classes.model_dump_json().encode())
+    sha.update("\n".join(lines).encode())
+    return sha.hexdigest()[:32]
+
+
+def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path) -> Snapshot:
+    """Write a manifest as a Snapshot under dataset/snapshots, named by its digest; the same one twice is one folder.
+
+    The folder appears whole, by a rename, so that its existence means that it is complete.
+    """
+    manifest = manifest[list(COLUMNS)].astype(COLUMNS).sort_values("image_id", ignore_index=True)
+    check(manifest)
+    name = digest(manifest, classes)
+    folder = dataset / "snapshots" / name
+    num_images = int(manifest["split"].notna().sum())
+    if not folder.exists():
+        temporary = folder.with_name(f".{name}.{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        manifest.to_parquet(temporary / "manifest.parquet", index=False)
+        about = {"digest": name, "num_images": num_images, "classes": classes.model_dump(), "source": source}
+        (temporary / "snapshot.json").write_text(json.dumps(about, indent=2))
+        temporary.rename(folder)
+    (dataset / "snapshots" / "latest").write_text(name)
+    logger.info("snapshot %s: %d images with a label, %d rows", name[:12], num_images, len(manifest))
+    return Snapshot(path=folder, digest=name, num_images=num_images)
+
+
+def open_snapshot(folder: Path) -> Snapshot:
+    """The snapshot in a folder. Raises SnapshotNotFound."""
+    about = _description(folder)
+    return Snapshot(path=folder, digest=about["digest"], num_images=about["num_images"])
+
+
+def latest(dataset: Path) -> Snapshot:
+    """The snapshot that was frozen last. Raises SnapshotNotFound."""
+    pointer = dataset / "snapshots" / "latest"
+    if not pointer.exists():
+        raise SnapshotNotFound(f"no snapshot in {dataset}; run `bincount prepare` with the same source to make one")
+    return open_snapshot(pointer.parent / pointer.read_text().strip())
+
+
+def _description(folder: Path) -> dict:
+    path = folder / "snapshot.json"
+    if not path.exists():
+        raise SnapshotNotFound(f"no snapshot at {folder}; run `bincount prepare` to make one")
+    return json.loads(path.read_text())

@@ -1,0 +1,158 @@
+"""Images decoded and resized once: uint8, memory-mapped, append-only.
+
+A pack is a folder of two files that only grow:
+
+    images.uint8   one picture after another, each (S, S, 3) uint8, RGB
+    digests.txt    for each of them the SHA-256 of the file it was made from, 64 hexadecimal digits, nothing between
+
+Rows are found by the file's content and not by its id, so that a replaced photo gets a new row, and the same photo
+under two ids shares one. Pictures are appended before their digests: what lies behind the last digest is the rest of an
+interrupted run and is cut off by the next.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock
+from PIL import Image
+
+from bincount.errors import DatasetError
+from bincount.progress import Progress
+from bincount.settings import ImageConfig
+
+logger = logging.getLogger(__name__)
+
+DIGEST_LENGTH = 64
+CHUNK = 256  # pictures between two writes: 38 MB at 224 pixels
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The pictures of one dataset at one size, open for reading."""
+
+    folder: Path
+    image_size: int
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """(N, S, S, 3) uint8, RGB, memory-mapped and read-only."""
+        shape = (len(self), self.image_size, self.image_size, 3)
+        if shape[0] == 0:
+            return np.empty(shape, np.uint8)
+        return np.memmap(self.folder / "images.uint8", np.uint8, "r", shape=shape)
+
+    def __len__(self) -> int:
+        return _num_rows(self.folder, self.image_size)
+
+    def __reduce__(self):  # the memory map stays behind
+        return Pack, (self.folder, self.image_size)
+
+    def locate(self, digests: Sequence[str]) -> np.ndarray:
+        """The row of each file digest, (N,) int64. Raises DatasetError when one was never packed."""
+        rows = pc.index_in(
+            pa.array(list(digests), pa.string()).cast(pa.binary()).cast(pa.binary(DIGEST_LENGTH)), self._digests
+        )
+        if rows.null_count:
+            raise DatasetError(
+                f"{rows.null_count} images are not in the pack {self.folder}; run `bincount prepare` to add them"
+            )
+        return rows.to_numpy().astype(np.int64)
+
+    @property
+    def _digests(self) -> pa.Array:
+        data = (self.folder / "digests.txt").read_bytes() if len(self) else b""
+        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(DIGEST_LENGTH), len(self), [None, pa.py_buffer(data)])
+
+
+def open_pack(dataset: Path, config: ImageConfig) -> Pack:
+    """The pack of a dataset at the configured size; empty when nothing was packed yet."""
+    return Pack(dataset / "packs" / f"{config.image_size}-{config.resize}", config.image_size)
+
+
+def update(dataset: Path, config: ImageConfig, paths: Sequence[str], digests: Sequence[str]) -> Pack:
+    """Decode and append what the pack lacks; paths are relative to the dataset's folder.
+
+    Safe to kill and run again. Raises DatasetError for a file that has changed into something that no longer decodes.
+    """
+    pack = open_pack(dataset, config)
+    pack.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(pack.folder / ".lock"):
+        kept = _cut_off_unfinished(pack)
+        seen = set(pack._digests.to_pylist())
+        new = {}
+        for path, file_digest in zip(paths, digests, strict=True):
+            if file_digest.encode() not in seen:
+                new.setdefault(file_digest, path)
+        todo = list(new.items())
+        with (
+            open(pack.folder / "images.uint8", "ab") as images,
+            open(pack.folder / "digests.txt", "ab") as digest_file,
+            ThreadPoolExecutor(os.cpu_count()) as threads,
+            Progress("packing", len(todo), "images", logger) as progress,
+        ):
+            for start in range(0, len(todo), CHUNK):
+                chunk = todo[start : start + CHUNK]
+                pictures = list(threads.map(lambda item: _decode_file(dataset / item[1], config), chunk))
+                _append(images, b"".join(picture.tobytes() for picture in pictures))
+                _append(digest_file, "".join(file_digest for file_digest, _ in chunk).encode())
+                progress.advance(len(chunk))
+    logger.info("pack %s: %d images added to %d", pack.folder.name, len(todo), kept)
+    return Pack(pack.folder, pack.image_size)
+
+
+def decode(file, config: ImageConfig) -> np.ndarray:
+    """An image file, or an open one, as (S, S, 3) uint8 RGB, resized with antialiasing."""
+    side = config.image_size
+    with Image.open(file) as image:
+        image.draft(
+            "RGB", (side, side)
+        )  # a JPEG is decoded at a half, a quarter or an eighth when that is large enough
+        box = None
+        if config.resize == "crop":
+            width, height = image.size
+            short = min(width, height)
+            left, top = (width - short) / 2, (height - short) / 2
+            box = (left, top, left + short, top + short)
+        return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR, box))
+
+
+def _decode_file(path: Path, config: ImageConfig) -> np.ndarray:
+    try:
+        return decode(path, config)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DatasetError(
+            f"{path} was a good image when it was fetched and is not now ({error}); remove it to fetch it again"
+        ) from error
+
+
+def _num_rows(folder: Path, image_size: int) -> int:
+    try:
+        digests = (folder / "digests.txt").stat().st_size // DIGEST_LENGTH
+        pictures = (folder / "images.uint8").stat().st_size // (image_size * image_size * 3)
+    except FileNotFoundError:
+        return 0
+    return min(digests, pictures)
+
+
+def _cut_off_unfinished(pack: Pack) -> int:
+    rows = len(pack)
+    for name, size in (("images.uint8", pack.image_size**2 * 3), ("digests.txt", DIGEST_LENGTH)):
+        path = pack.folder / name
+        path.touch()
+        if path.stat().st_size > rows * size:
+            os.truncate(path, rows * size)
+    return rows
+
+
+def _append(file, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,114 @@
+"""Deals groups to train, val and test, 80/10/10 within each class, and never moves one again.
+
+What was dealt is kept in the dataset's splits.parquet and not in any one snapshot, so that a change of the classes, or
+of the limit, moves nothing either.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bincount.settings import SPLITS
+
+SHARES = (0.8, 0.1, 0.1)
+JOINS_TWO = "joins bins of two splits"
+
+
+def assign(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Deal the images that have a label; returns a copy with split, and with group and status where bins collide.
+
+    manifest has image_id, label (null where it is no class of the problem), group, status, reason, and, where something
+    was dealt before, split. The order of the rows does not matter. An image that was dealt keeps its split, and its
+    group takes the new ones along. New images that would join groups of two splits are set aside.
+    """
+    manifest = manifest.copy()
+    before = manifest["split"] if "split" in manifest else pd.Series(None, index=manifest.index)
+    split = before.astype("str").where(before.notna())
+    usable = manifest["status"] == "ok"
+
+    per_group = split.groupby(manifest["group"]).nunique()
+    torn = manifest["group"].isin(per_group.index[per_group > 1])
+    joining = torn & split.isna() & usable
+    manifest.loc[joining, ["status", "reason"]] = ["set_aside", JOINS_TWO]
+    manifest.loc[joining, "group"] = manifest.loc[joining, "image_id"]
+    kept = torn & ~joining
+    manifest.loc[kept, "group"] = manifest[kept].groupby(["group", split[kept]])["image_id"].transform("min")
+
+    labelled = (manifest["status"] == "ok") & manifest["label"].notna()
+    of_group = split.groupby(manifest["group"]).first()
+    split = manifest["group"].map(of_group)
+    dealt = _deal(manifest.loc[labelled, ["label", "group"]].assign(split=split[labelled]))
+    manifest["split"] = dealt.reindex(manifest.index).astype("str").where(labelled)
+    return manifest
+
+
+def load(dataset: Path) -> pd.Series:
+    """What was dealt in this dataset so far: image_id -> split."""
+    path = dataset / "splits.parquet"
+    if not path.exists():
+        return pd.Series([], index=pd.Index([], dtype="str", name="image_id"), name="split", dtype="str")
+    return pd.read_parquet(path).set_index("image_id")["split"]
+
+
+def save(dataset: Path, manifest: pd.DataFrame) -> None:
+    """Remember what a manifest deals, beside what was dealt earlier."""
+    now = manifest[manifest["split"].notna()].set_index("image_id")["split"]
+    earlier = load(dataset)
+    every = pd.concat([earlier, now[~now.index.isin(earlier.index)]])
+    temporary = dataset / f".splits.{os.getpid()}"
+    with open(temporary, "wb") as file:
+        every.rename_axis("image_id").reset_index().to_parquet(file, index=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(dataset / "splits.parquet")
+
+
+def _deal(images: pd.DataFrame) -> pd.Series:
+    """The split of each image, given label, group, and the split of those groups that have one.
+
+    Groups of several images are dealt first, the largest first, each to the split that lacks its classes most; then the
+    single images fill each class up to its shares. Groups come in the order of a hash of their name.
+    """
+    classes, label = np.unique(images["label"].to_numpy(np.int64), return_inverse=True)
+    group, names = pd.factorize(images["group"])
+    split = images["split"].map({name: number for number, name in enumerate(SPLITS)}).fillna(-1).to_numpy(np.int64)
+    wanted = np.outer(np.bincount(label, minlength=len(classes)), SHARES)  # (C, 3) images
+    have = np.zeros_like(wanted)
+    np.add.at(have, (label[split >= 0], split[split >= 0]), 1)
+
+    size = np.bincount(group, minlength=len(names))
+    new = split < 0
+    # sha1, not hash(): the same in every process
+    rank = np.array([hashlib.sha1(name.encode()).hexdigest()[:16] for name in names])
+    several = np.unique(group[new & (size[group] > 1)])
+    by_group = np.argsort(group, kind="stable")
+    start = np.concatenate([[0], np.cumsum(size)])
+    lack, scale = (wanted - have).tolist(), (1 / np.maximum(wanted, 1e-9)).tolist()
+    labels_of = label[by_group].tolist()
+    for number in sorted(several.tolist(), key=lambda number: (-size[number], rank[number])):
+        members = labels_of[start[number] : start[number + 1]]
+        need = [sum(lack[k][s] * scale[k][s] for k in members) for s in range(3)]
+        chosen = need.index(max(need))
+        for k in members:
+            lack[k][chosen] -= 1
+        split[by_group[start[number] : start[number + 1]]] = chosen
+
+    lack = np.array(lack)
+    for k in range(len(classes)):
+        single = np.flatnonzero((label == k) & (split < 0))
+        if len(single):
+            single = single[np.argsort(rank[group[single]], kind="stable")]
+            split[single] = np.repeat(np.arange(3), _fill(lack[k], len(single)))
+    return pd.Series(np.array(SPLITS, dtype=object)[split], index=images.index, dtype="str")
+
+
+def _fill(lack: np.ndarray, count: int) -> np.ndarray:
+    """Whole numbers that add up to count, in proportion to what each split lacks (largest remainder)."""
+    need = np.clip(lack, 0, None)
+    need = need * count / need.sum() if need.sum() > 0 else np.array(SHARES) * count
+    filled = np.floor(need + 1e-9).astype(int)
+    filled[np.argsort(-(need - filled), kind="stable")[: count - filled.sum()]] += 1
+    return filled

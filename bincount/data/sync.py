@@ -1,0 +1,304 @@
+"""Bring what is new in a source to the local dataset: whole or not at all, and bad bins aside with the reason.
+
+The dataset's folder:
+
+    originals/       the objects, under the source's own keys
+    bins.parquet     one row a bin: what was found in them
+    parts/           rows of batches that bins.parquet does not hold yet
+    plan.parquet     what the sync under way is to fetch
+
+A row is written after the files that it describes are on disk. So a killed run leaves files without rows at most, and
+they are fetched again; a row whose file is gone is fetched again as well.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+from PIL import Image
+
+from bincount.data import record, source
+from bincount.data.source import ObjectMissing, Source
+from bincount.errors import DatasetError, SourceUnavailable
+from bincount.settings import DataConfig
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500  # bins in one task: what a killed run fetches again at most
+
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("image_tag", pa.string()),
+        ("record_tag", pa.string()),
+        ("class_name", pa.string()),
+        ("quantity", pa.int16()),
+        ("items", pa.map_(pa.string(), pa.int16())),
+        ("path", pa.string()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("dhash", pa.uint64()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+class BadImage(ValueError):
+    """Why an image cannot be used, in a few words, the kind first: `kind: detail`."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is kept of an image that decodes. dhash is its 64-bit difference hash."""
+
+    width: int
+    height: int
+    dhash: int
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a sync, or a batch of it, did. set_aside counts by kind of reason; unreachable maps ids to errors."""
+
+    num_fetched: int = 0
+    num_bytes: int = 0
+    set_aside: Counter = field(default_factory=Counter)
+    unreachable: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __add__(self, other: "SyncReport") -> "SyncReport":
+        return SyncReport(
+            self.num_fetched + other.num_fetched,
+            self.num_bytes + other.num_bytes,
+            self.set_aside + other.set_aside,
+            self.unreachable | other.unreachable,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sync is to fetch: a table in a file, cut into batches."""
+
+    path: Path
+    num_listed: int
+    num_wanted: int
+    num_new: int
+
+    @property
+    def num_batches(self) -> int:
+        return -(-self.num_new // BATCH)
+
+    def batch(self, number: int) -> pd.DataFrame:
+        """One batch, with the columns image_id, image_tag and record_tag."""
+        return pd.read_parquet(self.path).iloc[number * BATCH : (number + 1) * BATCH]
+
+
+def plan(dataset: Path, opened: Source, limit: int | None) -> Plan:
+    """List the source and write down what is to be fetched: bins that are new, changed, or lost here.
+
+    What was set aside comes again only when its object has changed.
+    """
+    listing = opened.list_bins()
+    wanted = listing[listing["image_id"].isin(source.first_bins(listing["image_id"], limit))]
+    known = read(dataset, columns=["image_id", "image_tag", "record_tag", "path", "status"])
+    there = _files(dataset / "originals")
+    known = known[(known["status"] != "ok") | known["path"].isin(there)].set_index("image_id")
+    before = known.reindex(wanted["image_id"])
+    same = wanted["image_id"].isin(known.index).to_numpy()
+    for tag in ("image_tag", "record_tag"):
+        same = same & (wanted[tag].fillna("").to_numpy() == before[tag].fillna("").to_numpy())
+    new = wanted[~same]
+    logger.info("%s: %d bins listed, %d wanted, %d to fetch", opened.url, len(listing), len(wanted), len(new))
+    dataset.mkdir(parents=True, exist_ok=True)
+    path = dataset / "plan.parquet"
+    _write_rows(pa.Table.from_pandas(new, preserve_index=False), path)
+    return Plan(path=path, num_listed=len(listing), num_wanted=len(wanted), num_new=len(new))
+
+
+def fetch(dataset: Path, opened: Source, batch: pd.DataFrame, config: DataConfig) -> SyncReport:
+    """Fetch one batch, many bins at a time, and write their rows last.
+
+    A bin that the server does not deliver is reported as unreachable and gets no row, so that it is tried again.
+    Raises SourceError when the source refuses access.
+    """
+    began = time.monotonic()
+    (dataset / "parts").mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(config.concurrency) as threads:
+        results = list(
+            threads.map(lambda row: _fetch_bin(dataset, opened, row, config.max_pixels), batch.itertuples(index=False))
+        )
+    rows = [row for row in results if isinstance(row, dict)]
+    unreachable = {
+        image_id: row for image_id, row in zip(batch["image_id"], results, strict=True) if isinstance(row, str)
+    }
+    os.sync()  # the files are on disk before a row says so; one call a batch costs far less than one a file
+    if rows:
+        name = hashlib.sha256("\n".join(row["image_id"] for row in rows).encode()).hexdigest()[:16]
+        _write_rows(pa.Table.from_pylist(rows, SCHEMA), dataset / "parts" / f"{time.time_ns():020d}-{name}.parquet")
+    bad = Counter(kind(row["reason"]) for row in rows if row["status"] != "ok")
+    num_bytes = sum(row["bytes"] or 0 for row in rows if row["status"] == "ok")
+    return SyncReport(len(rows) - bad.total(), num_bytes, bad, unreachable, time.monotonic() - began)
+
+
+def merge(dataset: Path) -> pd.DataFrame:
+    """Move the rows of all parts into bins.parquet and return it all; of two rows for one bin the later counts."""
+    with FileLock(dataset / ".lock"):
+        parts = sorted((dataset / "parts").glob("*.parquet"))
+        if parts:
+            table = pa.Table.from_pandas(read(dataset), SCHEMA, preserve_index=False)
+            _write_rows(table, dataset / "bins.parquet")
+            for part in parts:
+                part.unlink()
+        return read(dataset)
+
+
+def read(dataset: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """The rows of a dataset, unmerged parts included, sorted by image_id; empty when nothing was fetched yet."""
+    whole = dataset / "bins.parquet"
+    files = ([whole] if whole.exists() else []) + sorted((dataset / "parts").glob("*.parquet"))
+    tables = [pq.read_table(file, columns=columns) for file in files]
+    fields = [SCHEMA.field(name) for name in columns] if columns else SCHEMA
+    table = pa.concat_tables(tables) if tables else pa.schema(fields).empty_table()
+    rows = table.to_pandas(types_mapper=_pandas_type)
+    return rows.drop_duplicates("image_id", keep="last").sort_values("image_id", ignore_index=True)
+
+
+def kind(reason: str) -> str:
+    """The kind of a reason, without its detail."""
+    return reason.split(":", 1)[0]
+
+
+def inspect(data: bytes, max_pixels: int) -> Picture:
+    """Decode an image to see that it is one. Raises BadImage.
+
+    A JPEG is read to its end but decoded at an eighth of its size, which finds truncation and costs a third.
+    """
+    if not data:
+        raise BadImage("empty image")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BadImage(f"too many pixels: {width} x {height}")
+            image.draft("L", (9, 8))
+            gray = image.convert("L").resize((9, 8), Image.Resampling.BOX)
+    except Image.DecompressionBombError:
+        raise BadImage("too many pixels") from None
+    except Image.UnidentifiedImageError:
+        raise BadImage(f"not an image: begins with {data[:12]!r}") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, BadImage):
+            raise
+        raise BadImage(f"damaged image: {error}") from None
+    pixels = np.asarray(gray, np.int16)
+    bits = (pixels[:, 1:] > pixels[:, :-1]).ravel()
+    return Picture(width, height, int(np.packbits(bits).view(">u8")[0]))
+
+
+def _fetch_bin(dataset: Path, opened: Source, wanted, max_pixels: int) -> dict | str:
+    """The row of one bin, or in words why the server did not deliver it."""
+    row = {
+        "image_id": wanted.image_id,
+        "image_tag": _or_none(wanted.image_tag),
+        "record_tag": _or_none(wanted.record_tag),
+        "status": "set_aside",
+    }
+    try:
+        if row["image_tag"] is None:
+            return row | {"reason": "no image"}
+        if opened.layout == "bins":
+            if row["record_tag"] is None:
+                return row | {"reason": "no record"}
+            recorded = opened.read(opened.record_key(wanted.image_id))
+            parsed = record.parse(recorded)
+            row |= {
+                "class_name": str(parsed.quantity),
+                "quantity": parsed.quantity,
+                "items": list(parsed.items.items()),
+            }
+        else:
+            row |= {"class_name": wanted.image_id.split("/", 1)[0]}
+        data = opened.read(opened.image_key(wanted.image_id))
+        picture = inspect(data, max_pixels)
+    except (record.BadRecord, BadImage) as error:
+        return row | {"reason": str(error)[:200]}
+    except ObjectMissing as error:
+        return row | {"reason": f"vanished: {error}"}
+    except SourceUnavailable as error:
+        return str(error)
+    path = f"originals/{opened.image_key(wanted.image_id)}"
+    if opened.layout == "bins":
+        _write_file(dataset / "originals" / opened.record_key(wanted.image_id), recorded)
+    _write_file(dataset / path, data)
+    return row | {
+        "path": path,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "width": picture.width,
+        "height": picture.height,
+        "dhash": picture.dhash,
+        "status": "ok",
+        "reason": "",
+    }
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DatasetError(
+            f"cannot write {path}: {error.strerror}; free some space and run again, nothing is lost"
+        ) from error
+
+
+def _write_rows(table: pa.Table, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    with open(temporary, "wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _files(folder: Path) -> set[str]:
+    """Every file below a folder, as paths relative to its parent."""
+    found = set()
+    for directory, _, names in os.walk(folder):
+        relative = Path(directory).relative_to(folder.parent).as_posix()
+        found.update(f"{relative}/{name}" for name in names)
+    return found
+
+
+def _or_none(tag: object) -> str | None:
+    return tag if isinstance(tag, str) else None
+
+
+def _pandas_type(arrow: pa.DataType):
+    """Nullable integers stay integers."""
+    return {
+        pa.int16(): pd.Int16Dtype(),
+        pa.int32(): pd.Int32Dtype(),
+        pa.int64(): pd.Int64Dtype(),
+        pa.uint64(): pd.UInt64Dtype(),
+        pa.string(): pd.StringDtype(na_value=np.nan),
+    }.get(arrow)

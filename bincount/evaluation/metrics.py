@@ -1,0 +1,190 @@
+"""Labels and probabilities -> Metrics: how well images were counted.
+
+Accuracy and RMSE are the measures of the Amazon bin image challenge; they mean little without the majority class beside
+them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+
+from bincount.settings import Classes, Settings
+
+
+class ClassScore(Settings):
+    """How the images of one class were counted.
+
+    All but support is None for a class without images, and rmse also where the classes have no order.
+    """
+
+    name: str
+    support: int
+    rmse: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the class's images that were counted right, which is its recall."""
+        return self.recall
+
+
+class Average(Settings):
+    """Precision, recall and F1 over the classes that have images."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+class Metrics(Settings):
+    """Scores of one model on one set of images.
+
+    Errors are in items, by Classes.values; they are None where the classes have no order.
+    confusion has a row for each recorded and a column for each predicted class.
+    """
+
+    num_images: int
+    accuracy: float
+    rmse: float | None
+    mae: float | None
+    rmse_of_expectation: float | None
+    within_one: float | None
+    log_loss: float
+    macro: Average
+    weighted: Average
+    per_class: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+    def scalars(self) -> dict[str, float]:
+        """The single numbers by name, those that are None left out: `accuracy`, `macro/f1`, `class/3/recall`."""
+        numbers = self.model_dump(exclude={"per_class", "confusion"})
+        for average in ("macro", "weighted"):
+            numbers |= {f"{average}/{name}": value for name, value in numbers.pop(average).items()}
+        for score in self.per_class:
+            numbers |= {
+                f"class/{score.name}/{name}": value for name, value in score.model_dump(exclude={"name"}).items()
+            }
+        return {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+class Baseline(Settings):
+    """What always answering the most frequent training class achieves; rmse is None where the classes have no order."""
+
+    class_name: str
+    accuracy: float
+    rmse: float | None
+
+
+def score(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> Metrics:
+    """Score predicted against recorded classes.
+
+    labels are (N,) integers in 0..C-1, probabilities are (N, C). The prediction is the most probable class; the
+    expectation is the mean count under the probabilities. A class that is never predicted has precision 0.
+    Averages are over the classes that have images. Raises ValueError when N is 0 or the shapes do not fit.
+    """
+    _check(labels, len(classes))
+    if probabilities.shape != (len(labels), len(classes)):
+        raise ValueError(f"{len(labels)} labels of {len(classes)} classes with probabilities {probabilities.shape}")
+    probabilities = probabilities.astype(float)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)  # float32 rows miss 1 by more than log_loss allows
+    predictions = probabilities.argmax(axis=1)
+    present = np.unique(labels)
+    return Metrics(
+        num_images=len(labels),
+        accuracy=np.mean(predictions == labels),
+        **_errors(labels, predictions, probabilities, classes),
+        log_loss=log_loss(labels, probabilities, labels=range(len(classes))),
+        macro=_average(labels, predictions, present, "macro"),
+        weighted=_average(labels, predictions, present, "weighted"),
+        per_class=_per_class(labels, predictions, classes),
+        confusion=confusion_matrix(labels, predictions, labels=range(len(classes))).tolist(),
+    )
+
+
+def majority(training_labels: np.ndarray, labels: np.ndarray, classes: Classes) -> Baseline:
+    """Score the answer that needs no picture: the most frequent class of training_labels, the lower one of two.
+
+    Both are integers in 0..C-1 of any length. Raises ValueError when either is empty.
+    """
+    _check(training_labels, len(classes))
+    _check(labels, len(classes))
+    answer = np.bincount(training_labels).argmax()
+    rmse = _rmse(np.subtract(np.take(classes.values, labels), classes.values[answer])) if classes.ordered else None
+    return Baseline(class_name=classes.names[answer], accuracy=np.mean(labels == answer), rmse=rmse)
+
+
+def per_class_table(metrics: Metrics) -> pd.DataFrame:
+    """One row a class: class, images, accuracy, rmse, precision, recall, f1; accuracy and recall of a class are one."""
+    return pd.DataFrame(
+        [
+            {
+                "class": score.name,
+                "images": score.support,
+                "accuracy": score.accuracy,
+                "rmse": score.rmse,
+                "precision": score.precision,
+                "recall": score.recall,
+                "f1": score.f1,
+            }
+            for score in metrics.per_class
+        ]
+    ).astype(dict.fromkeys(("accuracy", "rmse", "precision", "recall", "f1"), float))
+
+
+def _check(labels: np.ndarray, num_classes: int) -> None:
+    if labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(f"labels must be (N,) with N of at least 1, got {labels.shape}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must be in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
+
+
+def _errors(labels, predictions, probabilities, classes: Classes) -> dict[str, float | None]:
+    if not classes.ordered:
+        return dict.fromkeys(("rmse", "mae", "rmse_of_expectation", "within_one"))
+    values = np.array(classes.values)
+    errors = values[predictions] - values[labels]
+    return {
+        "rmse": _rmse(errors),
+        "mae": np.abs(errors).mean(),
+        "rmse_of_expectation": _rmse(probabilities @ values - values[labels]),
+        "within_one": np.mean(np.abs(errors) <= 1),
+    }
+
+
+def _per_class(labels, predictions, classes: Classes) -> list[ClassScore]:
+    precisions, recalls, f1s, supports = precision_recall_fscore_support(
+        labels, predictions, labels=range(len(classes)), zero_division=0
+    )
+    values = np.array(classes.values)
+    scores = []
+    for label, name in enumerate(classes.names):
+        if supports[label] == 0:
+            scores.append(ClassScore(name=name, support=0, rmse=None, precision=None, recall=None, f1=None))
+            continue
+        errors = values[predictions[labels == label]] - values[label]
+        scores.append(
+            ClassScore(
+                name=name,
+                support=supports[label],
+                rmse=_rmse(errors) if classes.ordered else None,
+                precision=precisions[label],
+                recall=recalls[label],
+                f1=f1s[label],
+            )
+        )
+    return scores
+
+
+def _average(labels, predictions, present: Sequence[int], average: str) -> Average:
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, predictions, labels=present, average=average, zero_division=0
+    )
+    return Average(precision=precision, recall=recall, f1=f1)
+
+
+def _rmse(errors: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(errors))))

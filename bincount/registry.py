@@ -1,0 +1,438 @@
+"""What MLflow keeps: a run for each training, a version for each trained model, aliases for the ones that matter.
+
+Everything goes through one explicit client; MLflow's global tracking URI is neither read nor set.
+"""
+
+import hashlib
+import http.client
+import json
+import logging
+import os
+import tempfile
+import time
+import urllib.request
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+import bincount
+from bincount.data.manifest import Snapshot
+from bincount.errors import ModelNotFound, ServiceUnavailable, SettingsError
+from bincount.evaluation.metrics import Baseline, Metrics, per_class_table
+from bincount.settings import SPLITS, Classes, ImageConfig, RegistryConfig, TrainConfig
+
+# MLflow reads these when it is imported; without them one call to a dead server blocks for four minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.models import Model, infer_signature
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_VERSIONS
+
+logger = logging.getLogger(__name__)
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+RUN_TAG = "bincount.run"
+MODEL_TAG = "bincount.model"  # SHA-256 of model.safetensors
+MODEL_ID_TAG = "bincount.model_id"
+LONGEST_PARAM = 6000
+LONGEST_DESCRIPTION = 5000
+HEALTH_TIMEOUT_SECONDS = 5
+# What bincount.pyfunc imports, by way of the library
+INFERENCE_PACKAGES = (
+    *("mlflow", "torch", "torchvision", "safetensors", "pydantic"),
+    *("numpy", "pandas", "pillow", "pyarrow", "filelock", "tqdm"),
+)
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered model. alias is champion, challenger or empty; model_id is MLflow's name of its files."""
+
+    name: str
+    version: int
+    alias: str
+    model_id: str
+    run_id: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """An MLflow experiment and a registered model, open for writing. Made by open_registry."""
+
+    client: MlflowClient
+    experiment_id: str
+    model_name: str
+
+    def start_run(self, name: str, params: Mapping, tags: Mapping[str, str]) -> str:
+        """Start the run of this name, or take up the one there is, so that a retry makes no second; its id.
+
+        params may be nested: {"training": {"epochs": 3}} becomes training/epochs. MLflow's params never change, so a
+        run that is taken up keeps the ones it has.
+        """
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`{RUN_TAG}` = '{name}'", order_by=["attributes.start_time ASC"], max_results=1
+        )
+        if found:
+            run = found[0]
+            self.client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            run = self.client.create_run(self.experiment_id, run_name=name, tags={RUN_TAG: name})
+        missing = {key: value for key, value in _flatten(params).items() if key not in run.data.params}
+        self.client.log_batch(
+            run.info.run_id,
+            params=[Param(key, str(value)[:LONGEST_PARAM]) for key, value in missing.items()],
+            tags=[RunTag(key, str(value)) for key, value in tags.items()],
+        )
+        return run.info.run_id
+
+    def end_run(self, run_id: str, status: str) -> None:
+        """End a run as FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status)
+
+    def log_history(self, run_id: str, history: Sequence[Mapping]) -> None:
+        """Write the curves of a training, a step an epoch, from the epoch after the last that is there."""
+        logged = max((point.step for point in self.client.get_metric_history(run_id, "train_loss")), default=-1)
+        now = _milliseconds()
+        self.client.log_batch(
+            run_id,
+            [
+                Metric(name, value, now, entry["epoch"])
+                for entry in history
+                if entry["epoch"] > logged
+                for name, value in entry.items()
+                if name != "epoch" and value is not None
+            ],
+        )
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Write single numbers, those that are there already left out."""
+        logged = self.client.get_run(run_id).data.metrics
+        now = _milliseconds()
+        new = {name: value for name, value in metrics.items() if logged.get(name) != value}
+        self.client.log_batch(run_id, [Metric(name, value, now, 0) for name, value in new.items()])
+
+    def log_figure(self, run_id: str, figure: Figure, name: str) -> None:
+        """Keep a figure with the run, as a file of this name."""
+        self.client.log_figure(run_id, figure, name)
+
+    def log_table(self, run_id: str, table: pd.DataFrame, name: str) -> None:
+        """Keep a table with the run, as a CSV file of this name."""
+        self.client.log_text(run_id, table.to_csv(index=False), name)
+
+    def log_file(self, run_id: str, path: Path) -> None:
+        """Keep a file with the run, under its own name."""
+        self.client.log_artifact(run_id, str(path))
+
+    def log_dataset(self, run_id: str, snapshot: Snapshot, balance: pd.DataFrame) -> None:
+        """Say what the run learns from: the snapshot's digest and source, and the images by class and split.
+
+        balance has a row a class with the columns class, train, val and test. No image is listed: MLflow's own digest
+        covers 10,000 rows, and half a million of them take seconds.
+        """
+        dataset = Dataset(
+            name=snapshot.dataset.name,
+            digest=snapshot.digest,
+            source_type="s3" if snapshot.source.startswith("s3://") else "local",
+            source=json.dumps({"uri": snapshot.source}),
+            profile=json.dumps({"num_images": snapshot.num_images, "images": balance.to_dict("records")}),
+        )
+        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])])
+
+    def register(
+        self, run_id: str, checkpoint: Path, description: str, tags: Mapping[str, str], input_example: bytes
+    ) -> Version:
+        """Make a version of the model in a checkpoint folder: champion when there is none, else challenger.
+
+        description is Markdown, input_example a small JPEG file. The same weights from the same run are one version,
+        however often they are registered. The alias is set last.
+        """
+        digest = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+        self._ensure_registered_model()
+        found = self.client.search_model_versions(
+            f"name = '{self.model_name}' and run_id = '{run_id}' and tags.`{MODEL_TAG}` = '{digest}'"
+        )
+        entry = (
+            found[0] if found else self._create_version(run_id, checkpoint, description, tags, input_example, digest)
+        )
+        self.client.log_text(run_id, description, "model_card.md")
+        aliases = self._aliases()
+        if str(entry.version) not in aliases.values():
+            alias = CHALLENGER if CHAMPION in aliases else CHAMPION
+            self.client.set_registered_model_alias(self.model_name, alias, str(entry.version))
+        version = _as_version(entry, self._aliases())
+        logger.info("%s version %d is the %s", version.name, version.version, version.alias)
+        return version
+
+    def versions(self) -> list[Version]:
+        """Every registered version, the newest first; none when nothing was registered yet."""
+        aliases = self._aliases()
+        versions = [
+            _as_version(entry, aliases) for entry in self.client.search_model_versions(f"name = '{self.model_name}'")
+        ]
+        return sorted(versions, key=lambda version: version.version, reverse=True)
+
+    def find_champion(self) -> Version | None:
+        """The version that counts, or None when nothing was registered yet."""
+        aliases = self._aliases()
+        if CHAMPION not in aliases:
+            return None
+        return _as_version(self.client.get_model_version(self.model_name, aliases[CHAMPION]), aliases)
+
+    def checkpoint(self, version: Version, folder: Path) -> Path:
+        """Fetch the files of a version; the folder in it that has model.safetensors and model.json.
+
+        Raises ModelNotFound when its files are gone.
+        """
+        try:
+            source = self.client.get_model_version_download_uri(version.name, str(version.version))
+            fetched = mlflow.artifacts.download_artifacts(
+                f"{source}/artifacts", dst_path=str(folder), tracking_uri=self.client.tracking_uri
+            )
+        except (OSError, mlflow.MlflowException) as error:
+            raise ModelNotFound(
+                f"the files of {version.uri} are gone ({error}); train again to register a new one"
+            ) from error
+        return Path(fetched)
+
+    def _ensure_registered_model(self) -> None:
+        if not self.client.search_registered_models(f"name = '{self.model_name}'"):
+            about = (
+                "Counts the items in bins from photos. The champion is the version in use, the challenger the newest."
+            )
+            self.client.create_registered_model(self.model_name, description=about)
+
+    def _create_version(
+        self,
+        run_id: str,
+        checkpoint: Path,
+        description: str,
+        tags: Mapping[str, str],
+        input_example: bytes,
+        digest: str,
+    ) -> ModelVersion:
+        logged = self._log_model(run_id, checkpoint, input_example)
+        entry = self.client.create_model_version(
+            self.model_name,
+            logged.artifact_location,  # models:/<id> would be looked up in MLflow's global tracking URI
+            run_id,
+            tags={**tags, MODEL_TAG: digest, MODEL_ID_TAG: logged.model_id},
+            description=_shorten(description),
+            model_id=logged.model_id,
+        )
+        link = json.dumps([{"name": entry.name, "version": str(entry.version)}])
+        self.client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
+        return entry
+
+    def _log_model(self, run_id: str, checkpoint: Path, input_example: bytes) -> LoggedModel:
+        logged = self.client.create_logged_model(self.experiment_id, self.model_name, run_id, model_type="image counts")
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            about = Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id)
+            _save_pyfunc(folder, checkpoint, input_example, about)
+            self.client.log_model_artifacts(logged.model_id, str(folder))
+        self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        return self.client.finalize_logged_model(logged.model_id, "READY")
+
+    def _aliases(self) -> dict[str, str]:
+        found = self.client.search_registered_models(f"name = '{self.model_name}'")
+        return {alias: str(number) for alias, number in found[0].aliases.items()} if found else {}
+
+
+def open_registry(tracking_uri: str, artifacts: Path, config: RegistryConfig) -> Registry:
+    """Open an MLflow server (http, https) or database (sqlite:///..., postgresql+psycopg://...), and its experiment.
+
+    artifacts is where files go when there is no server to keep them. Raises ServiceUnavailable within seconds when a
+    server does not answer, and SettingsError when the experiment was deleted.
+    """
+    is_server = tracking_uri.startswith(("http://", "https://"))
+    if is_server:
+        _check_health(tracking_uri)
+    elif tracking_uri.startswith("sqlite:///"):
+        Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is None:
+        location = None if is_server else artifacts.resolve().as_uri()
+        experiment_id = client.create_experiment(config.experiment, artifact_location=location)
+    elif experiment.lifecycle_stage == "deleted":
+        raise SettingsError(
+            f"the experiment {config.experiment} was deleted in MLflow; choose another with --experiment, or bring it "
+            f"back: MLFLOW_TRACKING_URI={tracking_uri} mlflow experiments restore -x {experiment.experiment_id}"
+        )
+    else:
+        experiment_id = experiment.experiment_id
+    return Registry(client, experiment_id, config.model_name)
+
+
+def describe(
+    snapshot: Snapshot,
+    balance: pd.DataFrame,
+    *,
+    images: ImageConfig,
+    training: TrainConfig,
+    metrics: Metrics,
+    baseline: Baseline,
+) -> str:
+    """The model card, in Markdown: what the model counts, what it learned from, how well it does and where it will not.
+
+    balance has a row a class with the columns class, train, val and test; metrics and baseline are of the test images.
+    """
+    classes = snapshot.classes
+    totals = balance[list(SPLITS)].sum()
+    table = per_class_table(metrics).drop(columns="recall")  # which is the accuracy
+    return f"""\
+{_purpose(classes)}
+
+## Test: {metrics.num_images:,} images of bins never trained on
+
+{_scores(metrics, baseline)}
+
+{_markdown(table)}
+
+## Data
+
+{snapshot.source}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} images, \
+{", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. All images of one bin are in the same split.
+
+{_markdown(balance[["class", *SPLITS]])}
+
+{_license(snapshot.source)}
+
+## Training
+
+{_listing(training)}
+
+Photos are {"squashed" if images.resize == "squash" else "cropped to their middle square and resized"} \
+to {images.image_size} x {images.image_size} pixels.
+
+## Limits
+
+- It answers with one of the classes above whatever the photo shows, and knows no others.
+- What is hidden behind other items or behind the bin's bands cannot be seen, and records may be wrong: neither the
+  model nor the record is proof.
+- It was tested on photos from the same source. Another camera, light or kind of bin needs a test of its own.
+"""
+
+
+def _save_pyfunc(folder: Path, checkpoint: Path, input_example: bytes, about: Model) -> None:
+    from bincount import pyfunc
+
+    counter, example = pyfunc.CountModel(), pyfunc.as_input(input_example)
+    counter.load(checkpoint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # hints that integers cannot be missing, and MLflow's own use of pandas
+        mlflow.pyfunc.save_model(
+            folder,
+            mlflow_model=about,
+            python_model=pyfunc.__file__,
+            code_paths=[str(Path(bincount.__file__).parent)],
+            artifacts={"weights": str(checkpoint / "model.safetensors"), "spec": str(checkpoint / "model.json")},
+            signature=infer_signature(example, counter.predict(None, example)),
+            input_example=example,
+            pip_requirements=[f"{package}=={_public_version(package)}" for package in INFERENCE_PACKAGES],
+        )
+
+
+def _as_version(entry: ModelVersion, aliases: Mapping[str, str]) -> Version:
+    return Version(
+        name=entry.name,
+        version=int(entry.version),
+        alias=next((alias for alias in (CHAMPION, CHALLENGER) if aliases.get(alias) == str(entry.version)), ""),
+        model_id=entry.tags.get(MODEL_ID_TAG, ""),
+        run_id=entry.run_id,
+        tags=entry.tags,
+    )
+
+
+def _purpose(classes: Classes) -> str:
+    if all(map(str.isdecimal, classes.names)):
+        return f"Counts the items in a bin from a photo: {classes.names[0]} to {classes.names[-1]}."
+    return f"Tells from a photo which it is: {', '.join(classes.names)}."
+
+
+def _scores(metrics: Metrics, baseline: Baseline) -> str:
+    rows = [("accuracy", f"{metrics.accuracy:.1%}", f"{baseline.accuracy:.1%}")]
+    if metrics.rmse is not None:
+        rows += [
+            ("RMSE, items", f"{metrics.rmse:.3f}", f"{baseline.rmse:.3f}"),
+            ("RMSE of the expected count, items", f"{metrics.rmse_of_expectation:.3f}", ""),
+            ("mean absolute error, items", f"{metrics.mae:.3f}", ""),
+            ("at most one item off", f"{metrics.within_one:.1%}", ""),
+        ]
+    rows += [("macro F1", f"{metrics.macro.f1:.3f}", ""), ("log loss", f"{metrics.log_loss:.3f}", "")]
+    return _markdown(pd.DataFrame(rows, columns=["", "this model", f"always answering {baseline.class_name}"]))
+
+
+def _license(source: str) -> str:
+    if source.startswith("s3://aft-vbi-pds"):
+        return "The images are the Amazon Bin Image Dataset, licensed CC BY-NC-SA 3.0 US: not for commercial use."
+    return "The license of the images is their owner's."
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    def cell(value) -> str:
+        if isinstance(value, float):
+            return "" if pd.isna(value) else f"{value:.3f}"
+        return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+
+    table = table.astype(object)
+    rows = [table.columns, ["---"] * table.shape[1], *table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in rows)
+
+
+def _listing(training: TrainConfig) -> str:
+    return ", ".join(f"{name} `{value}`" for name, value in training.model_dump().items())
+
+
+def _shorten(description: str) -> str:
+    if len(description) <= LONGEST_DESCRIPTION:
+        return description
+    ending = "\n\n… the rest is in the run's model_card.md"
+    return description[: LONGEST_DESCRIPTION - len(ending)].rpartition("\n")[0] + ending
+
+
+def _flatten(params: Mapping, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}/")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _check_health(tracking_uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_SECONDS):
+            pass
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not an address
+        raise ServiceUnavailable(
+            f"the MLflow server {tracking_uri} does not answer ({error}); start it with `mlflow server`, "
+            "correct --tracking-uri, or leave --tracking-uri out to use SQLite in the workspace"
+        ) from error
+
+
+def _public_version(package: str) -> str:
+    return installed_version(package).partition("+")[0]  # 2.15.0+cpu is on no index
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,85 @@
+"""The folder of one training, and how files in it are written.
+
+    .lock           held by the trainer at work
+    request.json    what to train, for the trainer's process
+    error.json      why the trainer's process gave up, when it can say so
+    checkpoint.pt   weights, optimizer and position, to resume from
+    history.json    a record for each epoch so far
+    model/          the best epoch's weights, and how to use them
+    trained.json    the result; written last, so that its existence means done
+
+The folder is named by its inputs, so all that it holds belongs to the same training.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bincount.settings import ImageConfig, Settings, TrainConfig
+
+
+class Request(Settings):
+    """What a trainer's process is to do: the arguments of fit, as they travel in a file."""
+
+    snapshot: Path
+    pack: Path
+    images: ImageConfig
+    training: TrainConfig
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    Epochs count from 1. val_accuracy and val_loss are those of the best epoch, whose weights were kept; seconds and
+    images_per_second are of training alone, without evaluation.
+    """
+
+    folder: Path
+    best_epoch: int
+    epochs: int
+    val_accuracy: float
+    val_loss: float
+    seconds: float
+    images_per_second: float
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the best weights, as model.load takes it."""
+        return self.folder / "model"
+
+    @classmethod
+    def read(cls, folder: Path) -> "Trained | None":
+        """The result in a folder, or None when the training there has not finished."""
+        path = folder / "trained.json"
+        return cls(folder=folder, **json.loads(path.read_text())) if path.exists() else None
+
+    def write(self) -> None:
+        result = asdict(self)
+        del result["folder"]  # it can be moved
+        write_json(self.folder / "trained.json", result)
+
+
+def read_history(folder: Path) -> list[dict]:
+    """The records of the epochs so far; empty before the first has ended."""
+    path = folder / "history.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it becomes path when all went well, so that path is never half a file."""
+    temporary = path.with_name(f".{path.name}.new")
+    yield temporary
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2))

@@ -1,0 +1,201 @@
+"""Networks with one output a class: a backbone, and a head on its pooled features.
+
+A trained model is a folder of two files, and neither can run code: model.safetensors has the weights, model.json says
+how to rebuild the network and what pictures it expects.
+"""
+
+import pickle
+import sys
+from collections import OrderedDict
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import torchvision
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from bincount.errors import ModelNotFound, SettingsError, WeightsUnavailable
+from bincount.settings import Classes, ImageConfig, Settings, TrainConfig
+from bincount.training.augment import center_crop
+from bincount.training.files import written_whole
+
+HIDDEN_UNITS = 256
+INFERENCE_BATCH = 128
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in 0..1, for each of RGB, as torchvision's weights expect
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+class ModelSpec(Settings):
+    """What is needed to rebuild a trained network and to show it a picture as in training."""
+
+    model: str
+    head: str
+    dropout: float
+    classes: Classes
+    image_size: int
+    resize: str
+    normalization: str
+    center_crop: float
+
+    @classmethod
+    def make(cls, images: ImageConfig, training: TrainConfig, classes: Classes) -> "ModelSpec":
+        return cls(
+            model=training.model,
+            head=training.head,
+            dropout=training.dropout,
+            classes=classes,
+            image_size=images.image_size,
+            resize=images.resize,
+            normalization=training.normalization,
+            center_crop=training.center_crop,
+        )
+
+    @property
+    def images(self) -> ImageConfig:
+        """How packs.decode makes pictures for this model."""
+        return ImageConfig(image_size=self.image_size, resize=self.resize)
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """The network with random weights: (N, 3, S, S) normalised pictures -> (N, C) logits."""
+    if spec.model == "small":
+        backbone, num_features = _small_backbone()
+    else:
+        backbone, num_features = _torchvision_backbone(spec.model)
+    head = _head(spec.head, spec.dropout, num_features, len(spec.classes))
+    return nn.Sequential(OrderedDict(backbone=backbone, head=head))
+
+
+def _torchvision_backbone(name: str) -> tuple[nn.Module, int]:
+    backbone = torchvision.models.get_model(name, weights=None)
+    classifier = "fc" if hasattr(backbone, "fc") else "classifier"
+    layers = getattr(backbone, classifier).modules()
+    num_features = next(layer.in_features for layer in layers if isinstance(layer, nn.Linear))
+    setattr(backbone, classifier, nn.Identity())
+    return backbone, num_features
+
+
+def _small_backbone() -> tuple[nn.Module, int]:
+    """240,000 weights. Mean pooling keeps what counting needs: how much of each feature there is."""
+
+    def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+    layers = [*block(3, 32, 2), *block(32, 64, 2), *block(64, 128, 1), *block(128, 128, 2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 128
+
+
+def _head(kind: str, dropout: float, num_features: int, num_classes: int) -> nn.Module:
+    if kind == "linear":
+        return nn.Sequential(nn.Dropout(dropout), nn.Linear(num_features, num_classes))
+    return nn.Sequential(
+        nn.Dropout(dropout),
+        nn.Linear(num_features, HIDDEN_UNITS),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(HIDDEN_UNITS, num_classes),
+    )
+
+
+def load_backbone(model: nn.Module, name: str, weights: str) -> None:
+    """Put pretrained weights into the backbone of a network that build made.
+
+    name is the model's, weights as in TrainConfig. Whatever else a file holds, such as its own head, is left out.
+    Raises WeightsUnavailable when the weights cannot be read or lack a tensor of the backbone.
+    """
+    if weights == "none":
+        return
+    tensors = _fetch_imagenet(name) if weights == "imagenet" else _read_tensors(Path(weights))
+    expected = model.backbone.state_dict()
+    unfit = [
+        key
+        for key, tensor in expected.items()
+        if not key.endswith("num_batches_tracked") and getattr(tensors.get(key), "shape", None) != tensor.shape
+    ]
+    if unfit:
+        raise WeightsUnavailable(
+            f"{weights} does not fit {name}: {len(unfit)} of {len(expected)} tensors are missing or of another shape, "
+            f"such as {', '.join(unfit[:3])}; give a file of {name} with torchvision's names"
+        )
+    model.backbone.load_state_dict({key: tensors.get(key, tensor) for key, tensor in expected.items()})
+
+
+def _fetch_imagenet(name: str) -> dict[str, Tensor]:
+    if name == "small":
+        raise SettingsError("there are no ImageNet weights for the model small; train it with `--weights none`")
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        return weights.get_state_dict(check_hash=True, progress=sys.stderr.isatty())
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash differs
+        raise WeightsUnavailable(
+            f"the ImageNet weights of {name} could not be fetched from {weights.url} ({error}); "
+            "give a file with `--weights FILE`, or start from random weights with `--weights none`"
+        ) from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise WeightsUnavailable(
+            f"there is no weights file {path}; give `--weights` a .pth or .safetensors file, imagenet or none"
+        ) from None
+    except (OSError, EOFError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        raise WeightsUnavailable(
+            f"{path} is not a file of weights ({error}); give `--weights` a .pth or .safetensors file of named tensors"
+        ) from error
+
+
+def normalize(pixels: Tensor, normalization: str) -> Tensor:
+    """Pixels (N, 3, S, S) in 0..255 as the network takes them: centred, scaled, in channels-last memory."""
+    if normalization == "symmetric":
+        scaled = pixels / 127.5 - 1
+    else:
+        mean, deviation = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        scaled = (pixels / 255 - mean) / deviation
+    return scaled.contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def probabilities(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """What the network makes of images (N, S, S, 3) uint8: (N, C) float32, each row adds up to 1.
+
+    With rows, of those alone, read batch by batch, so that a memory-mapped pack is never loaded whole. The arithmetic
+    is float32 whatever the training's was, and the network is left in evaluation mode.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    rows = np.arange(len(images)) if rows is None else rows
+    results = [np.empty((0, len(spec.classes)), np.float32)]
+    for start in range(0, len(rows), INFERENCE_BATCH):
+        batch = torch.from_numpy(np.take(images, rows[start : start + INFERENCE_BATCH], axis=0)).to(device)
+        logits = model(normalize(center_crop(batch, spec.center_crop), spec.normalization))
+        results.append(logits.softmax(dim=1).cpu().numpy())
+    return np.concatenate(results)
+
+
+def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
+    """Write the two files of a model, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with written_whole(folder / "model.safetensors") as temporary:
+        safetensors.torch.save_file(tensors, temporary)
+    with written_whole(folder / "model.json") as temporary:
+        temporary.write_text(spec.model_dump_json(indent=2))
+
+
+def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, ModelSpec]:
+    """Read a model that save wrote, ready for evaluation. Raises ModelNotFound."""
+    if not (folder / "model.json").exists():
+        raise ModelNotFound(f"no model at {folder}; run `bincount train` to make one")
+    spec = ModelSpec.model_validate_json((folder / "model.json").read_text())
+    model = build(spec)
+    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    return model.to(device, memory_format=torch.channels_last).eval(), spec

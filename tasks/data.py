@@ -1,0 +1,80 @@
+"""From a source to a snapshot and a pack, as tasks."""
+
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
+
+from bincount.data import balance, manifest, packs, source, sync
+from bincount.data.balance import ClassBalance
+from bincount.data.manifest import Snapshot
+from bincount.data.packs import Pack
+from bincount.data.sync import Plan, SyncReport
+from bincount.errors import SourceUnavailable
+from bincount.settings import DataConfig, ImageConfig
+from tasks.retry import transient
+
+BATCH_RETRIES = 3
+
+
+@task(
+    name="list bins",
+    task_run_name="list bins",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[2, 20, 120],
+    retry_condition_fn=transient,
+)
+def plan_sync(data: DataConfig, dataset: Path) -> Plan:
+    """List the source and find what is new."""
+    return sync.plan(dataset, source.open_source(data), data.limit)
+
+
+@task(
+    name="fetch bins",
+    task_run_name="fetch bins, batch {number} of {plan.num_batches}",
+    cache_policy=NO_CACHE,
+    retries=BATCH_RETRIES,
+    retry_delay_seconds=[2, 20, 120],
+    retry_jitter_factor=0.5,
+    retry_condition_fn=transient,
+)
+def fetch_batch(data: DataConfig, dataset: Path, plan: Plan, number: int) -> SyncReport:
+    """Fetch one batch of what is new; batches are numbered from 1.
+
+    While the source fails to deliver some bins the task is retried; at the last try they are left for the next run,
+    unless nothing at all arrived.
+    """
+    report = sync.fetch(dataset, source.open_source(data), plan.batch(number - 1), data)
+    is_last_try = (task_run.run_count or 1) > BATCH_RETRIES
+    if report.unreachable and not (is_last_try and report.num_fetched):
+        example = next(iter(report.unreachable.values()))
+        raise SourceUnavailable(f"{len(report.unreachable)} bins did not arrive, such as: {example}")
+    return report
+
+
+@task(name="deal splits", task_run_name="deal splits", cache_policy=NO_CACHE)
+def freeze_snapshot(data: DataConfig, dataset: Path) -> Snapshot:
+    """Group what was fetched by bin, deal the groups to the splits, and freeze the result."""
+    return manifest.build(dataset, sync.merge(dataset), data.class_set, data.source)
+
+
+@task(name="measure balance", task_run_name="measure balance", cache_policy=NO_CACHE)
+def measure_balance(snapshot: Snapshot) -> ClassBalance:
+    """Count images by class and split, as a table on the run's page."""
+    measured = balance.measure(snapshot.read(), snapshot.classes)
+    create_table_artifact(
+        key="class-balance",
+        table=measured.table().to_dict("records"),
+        description=f"Images by class and split in snapshot {snapshot.digest[:12]}; imbalance {measured.imbalance:.1f}",
+    )
+    return measured
+
+
+@task(name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=transient)
+def pack_images(snapshot: Snapshot, images: ImageConfig) -> Pack:
+    """Decode and resize what the pack lacks."""
+    labelled = snapshot.labelled()
+    return packs.update(snapshot.dataset, images, labelled["path"], labelled["sha256"])

@@ -1,0 +1,40 @@
+"""Small sources for the tests: a few bins, each as wanted."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def jpeg(seed: int = 0, size: tuple[int, int] = (64, 48)) -> bytes:
+    """A JPEG that decodes; another seed is another picture."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def record(quantity: object, items: dict[str, int] | None = None) -> bytes:
+    """A metadata record with so many items."""
+    listed = {asin: {"asin": asin, "name": None, "quantity": count} for asin, count in (items or {}).items()}
+    return json.dumps({"BIN_FCSKU_DATA": listed, "EXPECTED_QUANTITY": quantity}).encode()
+
+
+def add_bin(
+    folder: Path,
+    image_id: str,
+    quantity: object = 1,
+    items: dict[str, int] | None = None,
+    image: bytes | None = None,
+    recorded: bytes | None = None,
+) -> None:
+    """Put one bin into a folder laid out as the public bucket; its items are its own unless given."""
+    (folder / "bin-images").mkdir(parents=True, exist_ok=True)
+    (folder / "metadata").mkdir(parents=True, exist_ok=True)
+    if items is None and isinstance(quantity, int) and quantity > 0:
+        items = {f"ITEM{image_id}": quantity}
+    seed = sum(map(ord, image_id)) * 1000 + int(image_id) if image_id.isdecimal() else 0
+    (folder / "bin-images" / f"{image_id}.jpg").write_bytes(jpeg(seed) if image is None else image)
+    (folder / "metadata" / f"{image_id}.json").write_bytes(record(quantity, items) if recorded is None else recorded)

@@ -1,0 +1,68 @@
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from bincount.settings import DataConfig
+
+
+def pytest_collection_modifyitems(items):
+    """Tests on real bins need them; CI names their folder, so that there none is skipped."""
+    if "BINCOUNT_REAL_BINS" not in os.environ:
+        missing = pytest.mark.skip(reason="set BINCOUNT_REAL_BINS to a folder with bin-images/ and metadata/")
+        for item in items:
+            if item.get_closest_marker("real"):
+                item.add_marker(missing)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A loopback port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """An S3 API on loopback, for as long as the tests run."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_client(s3_endpoint):
+    import boto3
+
+    return boto3.client(
+        "s3",
+        endpoint_url=s3_endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="tests",
+        aws_secret_access_key="tests",
+    )
+
+
+@pytest.fixture
+def bucket(s3_client, s3_endpoint, tmp_path_factory):
+    """Upload a folder into a new public bucket; returns the settings that read it."""
+    made = []
+
+    def upload(folder: Path) -> DataConfig:
+        name = f"bins-{os.getpid()}-{tmp_path_factory.mktemp('bucket').name}"
+        s3_client.create_bucket(Bucket=name, ACL="public-read")
+        made.append(name)
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                s3_client.put_object(
+                    Bucket=name, Key=file.relative_to(folder).as_posix(), Body=file.read_bytes(), ACL="public-read"
+                )
+        return DataConfig(source=f"s3://{name}", endpoint=s3_endpoint)
+
+    return upload

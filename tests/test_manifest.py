@@ -1,0 +1,118 @@
+import pandas as pd
+import pytest
+from bins import add_bin, jpeg
+from test_sync import bring
+
+from bincount.data import balance, manifest, sync
+from bincount.errors import DatasetError, SnapshotNotFound
+from bincount.settings import Classes
+
+COUNTS = Classes.parse("0..5")
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Forty fetched bins of 0 to 7 items."""
+    for number in range(40):
+        add_bin(tmp_path / "bucket", f"{number:05d}", number % 8)
+    bring(tmp_path / "bucket", tmp_path / "data")
+    return tmp_path / "data"
+
+
+def build(dataset, classes=COUNTS):
+    return manifest.build(dataset, sync.read(dataset), classes, "bucket")
+
+
+def test_larger_quantities_stay_in_the_manifest_without_label_and_split(dataset):
+    rows = build(dataset).read()
+    large = rows[rows["quantity"] > 5]
+    assert len(large) == 10
+    assert large["label"].isna().all()
+    assert large["split"].isna().all()
+    assert rows[rows["quantity"] <= 5]["split"].notna().all()
+
+
+def test_the_same_bins_make_the_same_snapshot(dataset):
+    first = build(dataset)
+    assert build(dataset) == first
+    assert manifest.latest(dataset) == first
+    assert len(first.digest) == 32
+
+
+def test_another_picture_label_or_class_is_another_snapshot(dataset):
+    rows = sync.read(dataset)
+    digests = {build(dataset).digest, build(dataset, Classes.parse("1..5")).digest}
+    changed = rows.assign(sha256=rows["sha256"].where(rows["image_id"] != "00003", "0" * 64))
+    digests.add(manifest.build(dataset, changed, COUNTS, "bucket").digest)
+    relabelled = rows.assign(class_name=rows["class_name"].where(rows["image_id"] != "00003", "4"))
+    digests.add(manifest.build(dataset, relabelled, COUNTS, "bucket").digest)
+    assert len(digests) == 4
+
+
+def test_what_is_set_aside_is_in_the_manifest_with_its_reason(tmp_path):
+    add_bin(tmp_path / "bucket", "00001", 1)
+    add_bin(tmp_path / "bucket", "00002", image=b"")
+    bring(tmp_path / "bucket", tmp_path / "data")
+    row = build(tmp_path / "data").read().set_index("image_id").loc["00002"]
+    assert (row["status"], row["reason"]) == ("set_aside", "empty image")
+    assert pd.isna(row["label"])
+
+
+def test_classes_that_no_image_has_are_an_error_that_names_those_found(dataset):
+    with pytest.raises(DatasetError, match=r"found: 0, 1, 2.*see --classes"):
+        build(dataset, Classes.parse("good,defective"))
+
+
+def test_without_a_snapshot_the_error_names_the_command_that_makes_one(tmp_path):
+    with pytest.raises(SnapshotNotFound, match="bincount prepare"):
+        manifest.latest(tmp_path)
+    with pytest.raises(SnapshotNotFound, match="bincount prepare"):
+        manifest.open_snapshot(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.drop(columns="sha256"), "lacks the columns sha256"),
+        (lambda rows: pd.concat([rows, rows.head(1)]), "twice"),
+        (lambda rows: rows.assign(split="holdout"), "splits are train, val, test"),
+        (lambda rows: rows.assign(split="train"), "no label"),
+        (lambda rows: rows.assign(group="one bin"), "is in two splits"),
+    ],
+)
+def test_a_manifest_that_breaks_a_promise_is_not_frozen(dataset, change, message):
+    with pytest.raises(DatasetError, match=message):
+        manifest.check(change(build(dataset).read()))
+
+
+def test_classes_and_source_come_back_with_the_snapshot(dataset):
+    snapshot = manifest.open_snapshot(build(dataset).path)
+    assert (snapshot.classes, snapshot.source, snapshot.dataset) == (COUNTS, "bucket", dataset)
+
+
+def test_the_same_bytes_under_two_ids_are_dealt_together(tmp_path):
+    for number in range(0, 60, 2):
+        add_bin(tmp_path / "bucket", f"{number:05d}", number % 6)
+    for number in range(100, 110):
+        add_bin(tmp_path / "bucket", str(number), 1, image=jpeg(77))
+    bring(tmp_path / "bucket", tmp_path / "data")
+    rows = build(tmp_path / "data").read().set_index("image_id")
+    copies = rows.loc[[str(number) for number in range(100, 110)]]
+    assert copies["group"].nunique() == 1
+    assert copies["split"].nunique() == 1
+
+
+def test_the_balance_counts_images_by_class_and_split():
+    rows = pd.DataFrame({"label": [0, 0, 0, 0, 1, 1], "split": ["train", "train", "val", "test", "train", None]})
+    measured = balance.measure(rows, Classes.parse("good,bad"))
+    assert measured.counts.tolist() == [[2, 1, 1], [1, 0, 0]]
+    assert measured.imbalance == 4
+    assert measured.weights.tolist() == [0.75, 1.5]
+    table = measured.table().set_index("class")
+    assert table.loc["good", ["train", "train %", "total"]].to_list() == [2, 50, 4]
+    assert table.loc["all", "total"] == 5
+
+
+def test_a_class_without_images_has_no_weight():
+    rows = pd.DataFrame({"label": [0, 1], "split": ["train", "train"]})
+    assert balance.measure(rows, Classes.parse("0..2")).weights.tolist() == [1, 1, 0]

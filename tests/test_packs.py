@@ -1,0 +1,106 @@
+import io
+import os
+import pickle
+
+import numpy as np
+import pytest
+from bins import jpeg
+from PIL import Image
+
+from bincount.data import packs
+from bincount.errors import DatasetError
+from bincount.settings import ImageConfig
+
+SMALL = ImageConfig(image_size=32)
+
+
+def fill(dataset, *names, size=(80, 60)):
+    """Write one picture a name; returns the names as paths and digests."""
+    for name in names:
+        (dataset / name).write_bytes(jpeg(sum(map(ord, name)), size))
+    return list(names), [f"{name:x>64}" for name in names]
+
+
+def test_pictures_are_found_by_the_digest_of_their_file(tmp_path):
+    paths, digests = fill(tmp_path, "a", "b", "c")
+    pack = packs.update(tmp_path, SMALL, paths, digests)
+    assert pack.images.shape == (3, 32, 32, 3)
+    rows = pack.locate([digests[2], digests[0]])
+    expected = [packs.decode(tmp_path / name, SMALL) for name in ("c", "a")]
+    assert np.array_equal(pack.images[rows], expected)
+
+
+def test_a_pack_grows_without_touching_what_is_there(tmp_path):
+    paths, digests = fill(tmp_path, "a", "b")
+    packs.update(tmp_path, SMALL, paths, digests)
+    file = tmp_path / "packs" / "32-squash" / "images.uint8"
+    before = file.read_bytes()
+    (tmp_path / "a").unlink()  # what is packed is not decoded again
+    more, more_digests = fill(tmp_path, "c")
+    pack = packs.update(tmp_path, SMALL, paths + more, digests + more_digests)
+    assert len(pack) == 3
+    assert file.read_bytes()[: len(before)] == before
+
+
+def test_the_same_bytes_under_two_ids_share_a_row(tmp_path):
+    paths, digests = fill(tmp_path, "a")
+    pack = packs.update(tmp_path, SMALL, paths * 2, digests * 2)
+    assert len(pack) == 1
+    assert pack.locate(digests * 2).tolist() == [0, 0]
+
+
+def test_what_an_interrupted_run_left_is_cut_off(tmp_path):
+    paths, digests = fill(tmp_path, "a", "b")
+    folder = packs.update(tmp_path, SMALL, paths[:1], digests[:1]).folder
+    with open(folder / "images.uint8", "ab") as images:
+        images.write(b"\0" * 5000)
+    with open(folder / "digests.txt", "ab") as digest_file:
+        digest_file.write(b"half of a dig")
+    pack = packs.update(tmp_path, SMALL, paths, digests)
+    assert len(pack) == 2
+    assert np.array_equal(pack.images[pack.locate(digests)], [packs.decode(tmp_path / name, SMALL) for name in paths])
+
+
+def test_a_digest_that_was_never_packed_is_an_error_that_names_the_command(tmp_path):
+    pack = packs.update(tmp_path, SMALL, *fill(tmp_path, "a"))
+    with pytest.raises(DatasetError, match="bincount prepare"):
+        pack.locate(["0" * 64])
+
+
+def test_a_file_that_no_longer_decodes_is_named(tmp_path):
+    paths, digests = fill(tmp_path, "a")
+    os.truncate(tmp_path / "a", 300)
+    with pytest.raises(DatasetError, match="remove it to fetch it again"):
+        packs.update(tmp_path, SMALL, paths, digests)
+
+
+def test_sizes_and_ways_to_resize_have_packs_of_their_own(tmp_path):
+    paths, digests = fill(tmp_path, "a")
+    folders = {
+        packs.update(tmp_path, config, paths, digests).folder.name
+        for config in (SMALL, ImageConfig(image_size=64), ImageConfig(image_size=32, resize="crop"))
+    }
+    assert folders == {"32-squash", "64-squash", "32-crop"}
+
+
+def test_squashing_keeps_the_borders_and_cropping_drops_them():
+    picture = Image.new("RGB", (120, 40), "blue")
+    picture.paste("red", (0, 0, 40, 40))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    red = {
+        resize: (
+            packs.decode(io.BytesIO(file.getvalue()), ImageConfig(image_size=32, resize=resize))[..., 0] > 128
+        ).mean()
+        for resize in ("squash", "crop")
+    }
+    assert red["squash"] == pytest.approx(1 / 3, abs=0.02)
+    assert red["crop"] == 0
+
+
+def test_a_pack_travels_to_another_process_without_its_pictures(tmp_path):
+    pack = packs.update(tmp_path, SMALL, *fill(tmp_path, "a"))
+    assert pack.images.shape[0] == 1
+    copy = pickle.loads(pickle.dumps(pack))
+    assert len(pickle.dumps(pack)) < 1000
+    assert np.array_equal(copy.images, pack.images)

@@ -1,0 +1,58 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from bincount.errors import SettingsError
+from bincount.settings import Classes, DataConfig, ImageConfig, RegistryConfig, TrainConfig, Workspace
+
+
+def test_a_range_of_counts_is_ordered_and_counts_items():
+    classes = Classes.parse("1..5")
+    assert classes.names == ("1", "2", "3", "4", "5")
+    assert classes.ordered
+    assert classes.values == (1, 2, 3, 4, 5)
+
+
+def test_names_are_unordered_unless_said_otherwise():
+    assert not Classes.parse("good, defective").ordered
+    assert Classes.parse("small,medium,large", ordered=True).values == (0, 1, 2)
+
+
+@pytest.mark.parametrize("text", ["", "3..3", "good", "5..1"])
+def test_fewer_than_two_classes_are_refused_with_the_way_to_write_them(text):
+    with pytest.raises(SettingsError, match=r"0\.\.5"):
+        Classes.parse(text)
+
+
+def test_a_misspelt_setting_is_refused():
+    with pytest.raises(ValidationError, match="learning_rat"):
+        TrainConfig(learning_rat=0.1)
+
+
+def test_every_setting_says_what_it_is():
+    for model in (DataConfig, ImageConfig, TrainConfig, RegistryConfig):
+        assert [name for name, field in model.model_fields.items() if not field.description] == []
+
+
+def test_another_limit_or_other_classes_keep_the_dataset_and_another_source_does_not():
+    workspace = Workspace()
+    first = workspace.dataset(DataConfig(limit=100))
+    assert workspace.dataset(DataConfig(limit=200, classes="1..5")) == first
+    assert workspace.dataset(DataConfig(source="s3://another")) != first
+    assert workspace.dataset(DataConfig(endpoint="http://127.0.0.1:9000")) != first
+
+
+def test_a_run_is_named_by_its_inputs():
+    workspace = Workspace()
+    first = workspace.run("abc", ImageConfig(), TrainConfig())
+    assert workspace.run("abc", ImageConfig(), TrainConfig()) == first
+    assert workspace.run("abc", ImageConfig(), TrainConfig(seed=1)) != first
+    assert workspace.run("abd", ImageConfig(), TrainConfig()) != first
+
+
+def test_settings_import_nothing_heavy():
+    code = "import sys, bincount.settings; print(*{'torch', 'prefect', 'mlflow', 'pandas'}.intersection(sys.modules))"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert imported.strip() == ""

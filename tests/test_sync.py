@@ -1,0 +1,259 @@
+import io
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bins import add_bin, jpeg
+from PIL import Image
+
+from bincount.data import manifest, packs, source, sync
+from bincount.errors import DatasetError
+from bincount.settings import Classes, DataConfig, ImageConfig
+
+
+def bring(folder: Path, dataset: Path, config: DataConfig | None = None) -> sync.SyncReport:
+    """A whole sync, as the flow does it."""
+    config = config or DataConfig(source=str(folder))
+    opened = source.open_source(config)
+    plan = sync.plan(dataset, opened, config.limit)
+    batches = [sync.fetch(dataset, opened, plan.batch(number), config) for number in range(plan.num_batches)]
+    sync.merge(dataset)
+    return sum(batches, sync.SyncReport())
+
+
+def png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_good_bin_arrives_with_its_facts(tmp_path):
+    add_bin(tmp_path / "bucket", "00007", 3, {"A": 2, "B": 1}, jpeg(5, (120, 80)))
+    report = bring(tmp_path / "bucket", tmp_path / "data")
+    row = sync.read(tmp_path / "data").iloc[0]
+    assert (report.num_fetched, report.num_bytes) == (1, len(jpeg(5, (120, 80))))
+    assert (row["image_id"], row["class_name"], row["quantity"], row["status"]) == ("00007", "3", 3, "ok")
+    assert (row["width"], row["height"], dict(row["items"])) == (120, 80, {"A": 2, "B": 1})
+    assert (tmp_path / "data" / row["path"]).read_bytes() == jpeg(5, (120, 80))
+
+
+def test_a_second_sync_fetches_only_what_is_new(tmp_path):
+    for number in range(5):
+        add_bin(tmp_path / "bucket", f"{number:05d}")
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 5
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 0
+    add_bin(tmp_path / "bucket", "00005")
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 1
+    assert len(sync.read(tmp_path / "data")) == 6
+
+
+def test_an_object_that_changed_is_fetched_again(tmp_path):
+    add_bin(tmp_path / "bucket", "00001", 1)
+    bring(tmp_path / "bucket", tmp_path / "data")
+    add_bin(tmp_path / "bucket", "00001", 2)
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 1
+    assert sync.read(tmp_path / "data")["quantity"].to_list() == [2]
+
+
+def test_a_file_that_was_lost_here_is_fetched_again(tmp_path):
+    add_bin(tmp_path / "bucket", "00001")
+    bring(tmp_path / "bucket", tmp_path / "data")
+    (tmp_path / "data" / "originals" / "bin-images" / "00001.jpg").unlink()
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 1
+
+
+def test_what_is_bad_is_set_aside_with_its_reason_and_not_fetched_again(tmp_path):
+    bucket, data = tmp_path / "bucket", tmp_path / "data"
+    whole = jpeg(1, (200, 200))
+    add_bin(bucket, "00001")
+    add_bin(bucket, "00002", recorded=b'{"EXPECTED_QUANTITY": ')
+    add_bin(bucket, "00003", recorded=b"{}")
+    add_bin(bucket, "00004", -2)
+    add_bin(bucket, "00005", "3")
+    add_bin(bucket, "00006", image=whole[: len(whole) // 2])
+    add_bin(bucket, "00007", image=b"<html>not here</html>")
+    add_bin(bucket, "00008", image=b"")
+    add_bin(bucket, "00009", image=png(30_000, 30_000))
+    add_bin(bucket, "00010", image=png(8_000, 8_000))
+    add_bin(bucket, "00011")
+    (bucket / "metadata" / "00011.json").unlink()
+    add_bin(bucket, "00012")
+    (bucket / "bin-images" / "00012.jpg").unlink()
+    report = bring(bucket, data)
+    assert report.num_fetched == 1
+    assert report.set_aside == Counter(
+        {
+            "malformed record": 1,
+            "no quantity": 1,
+            "negative quantity": 1,
+            "unusable quantity": 1,
+            "damaged image": 1,
+            "not an image": 1,
+            "empty image": 1,
+            "too many pixels": 2,
+            "no record": 1,
+            "no image": 1,
+        }
+    )
+    again = bring(bucket, data)
+    assert (again.num_fetched, again.set_aside.total()) == (0, 0)
+    assert (sync.read(data)["status"] == "ok").sum() == 1
+
+
+def test_what_was_set_aside_comes_back_when_its_object_is_mended(tmp_path):
+    add_bin(tmp_path / "bucket", "00001", image=b"")
+    bring(tmp_path / "bucket", tmp_path / "data")
+    add_bin(tmp_path / "bucket", "00001")
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 1
+    assert sync.read(tmp_path / "data")["status"].to_list() == ["ok"]
+
+
+def test_every_truncation_of_a_jpeg_is_noticed():
+    whole = jpeg(1, (300, 200))
+    for share in (0.1, 0.5, 0.9, 0.98):
+        with pytest.raises(sync.BadImage):
+            sync.inspect(whole[: int(len(whole) * share)], 10**6)
+
+
+def test_a_run_that_was_killed_before_its_rows_leaves_nothing_but_work_for_the_next(tmp_path, monkeypatch):
+    for number in range(4):
+        add_bin(tmp_path / "bucket", f"{number:05d}")
+    with monkeypatch.context() as patch:
+        patch.setattr(sync, "_write_rows", lambda table, path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            bring(tmp_path / "bucket", tmp_path / "data")
+    assert sync.read(tmp_path / "data").empty
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 4
+    assert not [file for file in (tmp_path / "data").rglob("*") if file.is_file() and file.name.startswith(".0")]
+
+
+def test_rows_of_a_run_that_was_killed_before_merging_count(tmp_path):
+    add_bin(tmp_path / "bucket", "00001")
+    config = DataConfig(source=str(tmp_path / "bucket"))
+    opened = source.open_source(config)
+    plan = sync.plan(tmp_path / "data", opened, None)
+    sync.fetch(tmp_path / "data", opened, plan.batch(0), config)
+    assert sync.plan(tmp_path / "data", opened, None).num_new == 0
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, monkeypatch):
+    add_bin(tmp_path / "bucket", "00001")
+
+    def full(path, data):
+        path.open("wb").close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DatasetError, match="No space left on device; free some space and run again"):
+        bring(tmp_path / "bucket", tmp_path / "data")
+    assert not [file for file in (tmp_path / "data" / "originals").rglob("*") if file.is_file()]
+
+
+def test_a_bin_that_the_server_does_not_deliver_is_reported_and_tried_again(tmp_path, monkeypatch):
+    for number in range(3):
+        add_bin(tmp_path / "bucket", f"{number:05d}")
+    read = source.Source.read
+
+    def flaky(self, key):
+        if "00001" in key:
+            raise sync.SourceUnavailable("time-out")
+        return read(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source.Source, "read", flaky)
+        report = bring(tmp_path / "bucket", tmp_path / "data")
+    assert (report.num_fetched, report.unreachable) == (2, {"00001": "time-out"})
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 1
+
+
+def test_an_object_that_vanishes_between_listing_and_reading_is_set_aside(tmp_path):
+    add_bin(tmp_path / "bucket", "00001")
+    config = DataConfig(source=str(tmp_path / "bucket"))
+    opened = source.open_source(config)
+    plan = sync.plan(tmp_path / "data", opened, None)
+    (tmp_path / "bucket" / "bin-images" / "00001.jpg").unlink()
+    report = sync.fetch(tmp_path / "data", opened, plan.batch(0), config)
+    assert report.set_aside == Counter({"vanished": 1})
+
+
+def test_two_sources_of_ten_and_then_twenty_bins_equal_twenty_at_once(tmp_path):
+    for number in range(30):
+        add_bin(tmp_path / "bucket", f"{number * 40:05d}", number % 6)
+
+    def config(limit):
+        return DataConfig(source=str(tmp_path / "bucket"), limit=limit)
+
+    bring(tmp_path / "bucket", tmp_path / "grown", config(10))
+    first = manifest.build(tmp_path / "grown", sync.read(tmp_path / "grown"), Classes.parse("0..5"), "bucket").read()
+    bring(tmp_path / "bucket", tmp_path / "grown", config(20))
+    bring(tmp_path / "bucket", tmp_path / "whole", config(20))
+    grown, whole = sync.read(tmp_path / "grown"), sync.read(tmp_path / "whole")
+    assert grown.equals(whole)
+    second = manifest.build(tmp_path / "grown", grown, Classes.parse("0..5"), "bucket").read().set_index("image_id")
+    assert second.loc[first["image_id"], "split"].to_list() == first["split"].to_list()
+
+
+def test_a_class_folder_needs_no_records(tmp_path):
+    for name in ("good/1.jpg", "good/2.png", "defective/1.jpg"):
+        (tmp_path / "bucket" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bucket" / name).write_bytes(jpeg(len(name) + ord(name[0])))
+    bring(tmp_path / "bucket", tmp_path / "data")
+    rows = sync.read(tmp_path / "data").set_index("image_id")
+    assert rows["class_name"].to_dict() == {"good/1.jpg": "good", "good/2.png": "good", "defective/1.jpg": "defective"}
+    assert rows["items"].isna().all()
+
+
+def test_bins_come_from_a_bucket_as_from_a_folder(tmp_path, bucket):
+    for number in range(6):
+        add_bin(tmp_path / "bucket", f"{number:05d}", number)
+    config = bucket(tmp_path / "bucket")
+    assert bring(tmp_path / "bucket", tmp_path / "s3", config).num_fetched == 6
+    bring(tmp_path / "bucket", tmp_path / "folder")
+    facts = ["image_id", "class_name", "sha256", "width", "height", "dhash", "status"]
+    assert sync.read(tmp_path / "s3")[facts].equals(sync.read(tmp_path / "folder")[facts])
+
+
+@pytest.mark.real
+def test_real_bins_are_synced_grouped_dealt_and_packed(tmp_path):
+    real = os.environ["BINCOUNT_REAL_BINS"]
+    config = DataConfig(source=real, limit=800)
+    report = bring(Path(real), tmp_path, config)
+    assert (report.num_fetched, report.set_aside.total()) == (800, 0)
+    snapshot = manifest.build(tmp_path, sync.read(tmp_path), Classes.parse("0..5"), real)
+    rows = snapshot.read()
+    twins = rows["group"].map(rows["group"].value_counts()) > 1
+    assert 0.65 < twins.mean() < 0.85  # 75 % in the whole sample
+    dealt = snapshot.labelled()
+    assert set(dealt["class_name"]) == {"0", "1", "2", "3", "4", "5"}
+    assert (dealt.groupby("group")["split"].nunique() == 1).all()
+    pack = packs.update(tmp_path, ImageConfig(image_size=64), dealt["path"], dealt["sha256"])
+    assert len(pack) == dealt["sha256"].nunique()
+    assert 20 < np.asarray(pack.images).mean() < 235
+
+
+@pytest.mark.real
+def test_every_class_of_the_real_sample_is_within_a_point_and_a_half_of_80_10_10(tmp_path):
+    records = Path(os.environ["BINCOUNT_REAL_BINS"]) / "metadata"
+    rows = [
+        {
+            "image_id": file.stem,
+            "class_name": str(content["EXPECTED_QUANTITY"]),
+            "quantity": content["EXPECTED_QUANTITY"],
+            "items": [(asin, item["quantity"]) for asin, item in content["BIN_FCSKU_DATA"].items()],
+            "sha256": file.stem,
+            "status": "ok",
+            "reason": "",
+        }
+        for file in sorted(records.glob("*.json"))
+        for content in [json.loads(file.read_bytes())]
+    ]
+    bins = sync.read(tmp_path).reindex(range(len(rows)))
+    for column in rows[0]:
+        bins[column] = [row[column] for row in rows]
+    snapshot = manifest.build(tmp_path, bins, Classes.parse("0..5"), "real")
+    dealt = snapshot.labelled()
+    shares = dealt.groupby("label")["split"].value_counts(normalize=True).unstack()
+    assert (shares[["train", "val", "test"]] - [0.8, 0.1, 0.1]).abs().to_numpy().max() < 0.015
