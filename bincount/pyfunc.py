@@ -5,7 +5,7 @@ beside a copy of this library. It therefore imports no more than counting needs.
 """
 
 import base64
-import binascii
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from bincount.evaluation.predict import predict_images
 from bincount.training import model as models
 
 ROWS_AT_ONCE = 256  # decoded in memory: 38 MB at 224 pixels
-LONGEST_PATH = 4096
+NOT_A_PICTURE = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)  # as Pillow reports it
 
 
 class CountModel(PythonModel):
@@ -59,13 +59,7 @@ class CountModel(PythonModel):
     def _decode(self, row, value: bytes | str) -> np.ndarray:
         try:
             return packs.decode(_open(value), self.spec.images)
-        except (
-            OSError,
-            SyntaxError,
-            TypeError,
-            ValueError,
-            Image.DecompressionBombError,
-        ) as error:  # Pillow's for bad files
+        except NOT_A_PICTURE as error:
             raise MlflowException.invalid_parameter_value(
                 f"row {row} is not a picture ({error}); send a JPEG or PNG file as bytes, as base64 text or as a path"
             ) from error
@@ -81,11 +75,11 @@ def _open(value: bytes | str) -> BytesIO | Path:
         return BytesIO(value)
     if not isinstance(value, str):
         raise TypeError(f"got {type(value).__name__}")
-    if len(value) < LONGEST_PATH and (path := Path(value)).is_file():
-        return path
+    if os.path.isfile(value):  # Path.is_file raises where a text is too long for a path
+        return Path(value)
     try:
-        return BytesIO(base64.b64decode(value, validate=True))
-    except binascii.Error:
+        return BytesIO(base64.b64decode("".join(value.split()), validate=True))
+    except ValueError:
         raise ValueError(f"neither base64 nor a file: {value[:80]!r}") from None
 
 

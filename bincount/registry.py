@@ -3,17 +3,16 @@
 Everything goes through one explicit client; MLflow's global tracking URI is neither read nor set.
 """
 
-import hashlib
-import http.client
 import json
 import logging
 import os
+import re
 import tempfile
 import time
-import urllib.request
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -22,9 +21,11 @@ from matplotlib.figure import Figure
 
 import bincount
 from bincount.data.manifest import Snapshot
-from bincount.errors import ModelNotFound, ServiceUnavailable, SettingsError
+from bincount.errors import ModelNotFound, SettingsError
 from bincount.evaluation.metrics import Baseline, Metrics, per_class_table
-from bincount.settings import SPLITS, Classes, ImageConfig, RegistryConfig, TrainConfig
+from bincount.services import check_mlflow
+from bincount.settings import SPLITS, Classes, ImageConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.training.files import weights_digest
 
 # MLflow reads these when it is imported; without them one call to a dead server blocks for four minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -49,7 +50,6 @@ MODEL_TAG = "bincount.model"  # SHA-256 of model.safetensors
 MODEL_ID_TAG = "bincount.model_id"
 LONGEST_PARAM = 6000
 LONGEST_DESCRIPTION = 5000
-HEALTH_TIMEOUT_SECONDS = 5
 # What bincount.pyfunc imports, by way of the library
 INFERENCE_PACKAGES = (
     *("mlflow", "torch", "torchvision", "safetensors", "pydantic"),
@@ -123,7 +123,11 @@ class Registry:
         )
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Write single numbers, those that are there already left out."""
+        """Write single numbers, those that are there already left out.
+
+        Characters that MLflow refuses in a name, as a class may have them, become underscores.
+        """
+        metrics = {re.sub(r"[^\w.\- :/]", "_", name): value for name, value in metrics.items()}
         logged = self.client.get_run(run_id).data.metrics
         now = _milliseconds()
         new = {name: value for name, value in metrics.items() if logged.get(name) != value}
@@ -134,8 +138,11 @@ class Registry:
         self.client.log_figure(run_id, figure, name)
 
     def log_table(self, run_id: str, table: pd.DataFrame, name: str) -> None:
-        """Keep a table with the run, as a CSV file of this name."""
-        self.client.log_text(run_id, table.to_csv(index=False), name)
+        """Keep a table with the run, as an MLflow table: a JSON file of this name, which is written over."""
+        if name in {file.path for file in self.client.list_artifacts(run_id)}:
+            self.client.log_text(run_id, table.to_json(orient="split", index=False), name)
+        else:
+            self.client.log_table(run_id, table, name)  # it appends to what is there
 
     def log_file(self, run_id: str, path: Path) -> None:
         """Keep a file with the run, under its own name."""
@@ -164,21 +171,23 @@ class Registry:
         description is Markdown, input_example a small JPEG file. The same weights from the same run are one version,
         however often they are registered. The alias is set last.
         """
-        digest = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+        digest = weights_digest(checkpoint)
         self._ensure_registered_model()
         found = self.client.search_model_versions(
             f"name = '{self.model_name}' and run_id = '{run_id}' and tags.`{MODEL_TAG}` = '{digest}'"
         )
-        entry = (
-            found[0] if found else self._create_version(run_id, checkpoint, description, tags, input_example, digest)
-        )
+        if found:
+            entry = found[0]
+        else:
+            logged = self._log_model(run_id, checkpoint, input_example)
+            entry = self._create_version(logged, description, {**tags, MODEL_TAG: digest})
         self.client.log_text(run_id, description, "model_card.md")
         aliases = self._aliases()
-        if str(entry.version) not in aliases.values():
-            alias = CHALLENGER if CHAMPION in aliases else CHAMPION
-            self.client.set_registered_model_alias(self.model_name, alias, str(entry.version))
-        version = _as_version(entry, self._aliases())
-        logger.info("%s version %d is the %s", version.name, version.version, version.alias)
+        version = _as_version(entry, aliases)
+        if not version.alias and version.version == self.versions()[0].version:  # an older one had its time
+            version = replace(version, alias=CHALLENGER if CHAMPION in aliases else CHAMPION)
+            self.client.set_registered_model_alias(version.name, version.alias, str(version.version))
+        logger.info("%s version %d, %s", version.name, version.version, version.alias or "without alias")
         return version
 
     def versions(self) -> list[Version]:
@@ -196,10 +205,19 @@ class Registry:
             return None
         return _as_version(self.client.get_model_version(self.model_name, aliases[CHAMPION]), aliases)
 
+    def find(self, reference: str) -> Version:
+        """The version with an alias or a number. Raises ModelNotFound naming those there are."""
+        for version in self.versions():
+            if reference in (version.alias, str(version.version)):
+                return version
+        there = ", ".join(f"{version.version} {version.alias}".strip() for version in self.versions())
+        known = f"there are: {there}" if there else "nothing was registered yet; run `bincount run`"
+        raise ModelNotFound(f"{self.model_name} has no version {reference}; {known}")
+
     def checkpoint(self, version: Version, folder: Path) -> Path:
         """Fetch the files of a version; the folder in it that has model.safetensors and model.json.
 
-        Raises ModelNotFound when its files are gone.
+        Raises ModelNotFound when they cannot be fetched.
         """
         try:
             source = self.client.get_model_version_download_uri(version.name, str(version.version))
@@ -208,38 +226,14 @@ class Registry:
             )
         except (OSError, mlflow.MlflowException) as error:
             raise ModelNotFound(
-                f"the files of {version.uri} are gone ({error}); train again to register a new one"
+                f"the files of {version.uri} cannot be fetched ({error}); if they are gone, train a new one"
             ) from error
         return Path(fetched)
 
     def _ensure_registered_model(self) -> None:
         if not self.client.search_registered_models(f"name = '{self.model_name}'"):
-            about = (
-                "Counts the items in bins from photos. The champion is the version in use, the challenger the newest."
-            )
+            about = "The champion is the version in use, the challenger the newest beside it."
             self.client.create_registered_model(self.model_name, description=about)
-
-    def _create_version(
-        self,
-        run_id: str,
-        checkpoint: Path,
-        description: str,
-        tags: Mapping[str, str],
-        input_example: bytes,
-        digest: str,
-    ) -> ModelVersion:
-        logged = self._log_model(run_id, checkpoint, input_example)
-        entry = self.client.create_model_version(
-            self.model_name,
-            logged.artifact_location,  # models:/<id> would be looked up in MLflow's global tracking URI
-            run_id,
-            tags={**tags, MODEL_TAG: digest, MODEL_ID_TAG: logged.model_id},
-            description=_shorten(description),
-            model_id=logged.model_id,
-        )
-        link = json.dumps([{"name": entry.name, "version": str(entry.version)}])
-        self.client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
-        return entry
 
     def _log_model(self, run_id: str, checkpoint: Path, input_example: bytes) -> LoggedModel:
         logged = self.client.create_logged_model(self.experiment_id, self.model_name, run_id, model_type="image counts")
@@ -250,6 +244,19 @@ class Registry:
             self.client.log_model_artifacts(logged.model_id, str(folder))
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         return self.client.finalize_logged_model(logged.model_id, "READY")
+
+    def _create_version(self, logged: LoggedModel, description: str, tags: Mapping[str, str]) -> ModelVersion:
+        entry = self.client.create_model_version(
+            self.model_name,
+            logged.artifact_location,  # models:/<id> would be looked up in MLflow's global tracking URI
+            logged.source_run_id,
+            tags={**tags, MODEL_ID_TAG: logged.model_id},
+            description=_shorten(description),
+            model_id=logged.model_id,
+        )
+        link = json.dumps([{"name": entry.name, "version": str(entry.version)}])
+        self.client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
+        return entry
 
     def _aliases(self) -> dict[str, str]:
         found = self.client.search_registered_models(f"name = '{self.model_name}'")
@@ -264,7 +271,7 @@ def open_registry(tracking_uri: str, artifacts: Path, config: RegistryConfig) ->
     """
     is_server = tracking_uri.startswith(("http://", "https://"))
     if is_server:
-        _check_health(tracking_uri)
+        check_mlflow(tracking_uri)
     elif tracking_uri.startswith("sqlite:///"):
         Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
@@ -274,12 +281,26 @@ def open_registry(tracking_uri: str, artifacts: Path, config: RegistryConfig) ->
         experiment_id = client.create_experiment(config.experiment, artifact_location=location)
     elif experiment.lifecycle_stage == "deleted":
         raise SettingsError(
-            f"the experiment {config.experiment} was deleted in MLflow; choose another with --experiment, or bring it "
-            f"back: MLFLOW_TRACKING_URI={tracking_uri} mlflow experiments restore -x {experiment.experiment_id}"
+            f"the experiment {config.experiment} was deleted in MLflow; choose another with --experiment, "
+            f"or bring it back with `mlflow experiments restore -x {experiment.experiment_id}`"
         )
     else:
         experiment_id = experiment.experiment_id
     return Registry(client, experiment_id, config.model_name)
+
+
+@contextmanager
+def find_checkpoint(reference: str, workspace: Workspace, config: RegistryConfig) -> Iterator[Path]:
+    """The folder with model.safetensors and model.json of an alias, of a version's number, or that reference itself is.
+
+    What comes from the registry is there for as long as the context. Raises ModelNotFound.
+    """
+    if (Path(reference) / "model.safetensors").exists():
+        yield Path(reference)
+        return
+    opened = open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
+    with tempfile.TemporaryDirectory() as folder:
+        yield opened.checkpoint(opened.find(reference), Path(folder))
 
 
 def describe(
@@ -417,17 +438,6 @@ def _flatten(params: Mapping, prefix: str = "") -> dict[str, object]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def _check_health(tracking_uri: str) -> None:
-    try:
-        with urllib.request.urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_SECONDS):
-            pass
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not an address
-        raise ServiceUnavailable(
-            f"the MLflow server {tracking_uri} does not answer ({error}); start it with `mlflow server`, "
-            "correct --tracking-uri, or leave --tracking-uri out to use SQLite in the workspace"
-        ) from error
 
 
 def _public_version(package: str) -> str:

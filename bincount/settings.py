@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from bincount.errors import SettingsError
 
 SPLITS = ("train", "val", "test")
+DEFAULT_WORKSPACE = Path("bincount-data")
 MODELS = (
     "small",
     "resnet18",
@@ -132,7 +133,7 @@ class TrainConfig(Settings):
     )
     weights: str = Field(
         "imagenet",
-        description="imagenet: torchvision's, fetched once; none: random; or a local .pth or .safetensors file of the backbone",
+        description="imagenet: torchvision's, fetched once; none: random; or a backbone's .pth or .safetensors file",
     )
     normalization: Literal["imagenet", "symmetric"] = Field(
         "imagenet",
@@ -186,7 +187,7 @@ class RegistryConfig(Settings):
 class Workspace(Settings):
     """The folder that holds everything the pipeline makes."""
 
-    root: Path = Path("bincount-data")
+    root: Path = DEFAULT_WORKSPACE
 
     def dataset(self, data: DataConfig) -> Path:
         """The folder of one source's dataset; the limit and the classes are not part of it, so that it can grow."""

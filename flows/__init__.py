@@ -1,0 +1,12 @@
+"""The steps in order, and the command line.
+
+Prefect and MLflow read these variables when they are imported; what is set already stays.
+"""
+
+import logging
+import os
+
+os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "bincount")  # the library's log lines reach the run's page
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+logging.getLogger("bincount").setLevel(logging.INFO)

@@ -10,7 +10,7 @@ from bincount.data.balance import ClassBalance
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.data.sync import Plan, SyncReport
-from bincount.settings import DataConfig, ImageConfig, Workspace
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, Workspace
 from flows.timing import Timings
 from tasks import data as data_tasks
 
@@ -34,7 +34,7 @@ class Prepared:
     persist_result=False,
 )
 def prepare(
-    data: DataConfig = DataConfig(), images: ImageConfig = ImageConfig(), workspace: Path = Path("bincount-data")
+    data: DataConfig = DataConfig(), images: ImageConfig = ImageConfig(), workspace: Path = DEFAULT_WORKSPACE
 ) -> Prepared:
     """Fetch what is new, deal the splits, and pack the images.
 

@@ -119,6 +119,14 @@ def test_metrics_pictures_and_tables_are_kept_with_the_run(kept, tmp_path):
     assert {file.path for file in kept.client.list_artifacts(run_id)} == {"plots", "per_class.csv", "notes.txt"}
 
 
+def test_a_class_may_have_any_name(kept):
+    run_id = kept.start_run("names", {}, {})
+
+    kept.log_metrics(run_id, {"class/déchiré & <50%/recall": 0.5})
+
+    assert kept.client.get_run(run_id).data.metrics == {"class/déchiré _ _50_/recall": 0.5}
+
+
 def test_the_run_says_which_dataset_it_learned_from(kept, tmp_path):
     run_id = kept.start_run("dataset", {}, {})
 
@@ -166,19 +174,20 @@ def test_an_alias_that_an_interrupted_registration_did_not_set_is_set_by_the_nex
 def test_a_registered_model_counts_from_bytes_from_base64_and_from_a_path(kept, tmp_path):
     path = tmp_path / "bin.jpg"
     path.write_bytes(picture())
-    images = [picture(), base64.b64encode(picture()).decode(), str(path)]
+    images = [picture(), base64.b64encode(picture()).decode(), base64.encodebytes(picture()).decode(), str(path)]
 
-    counted = load(kept).predict(pd.DataFrame({"image": images}, index=[7, 8, 9]))
+    counted = load(kept).predict(pd.DataFrame({"image": images}, index=[6, 7, 8, 9]))
 
     assert list(counted) == ["count", "expected_count", "p_0", "p_1", "p_2"]
-    assert list(counted.index) == [7, 8, 9]
+    assert list(counted.index) == [6, 7, 8, 9]
     assert counted["count"].dtype == int
     assert counted.filter(like="p_").sum(axis=1).to_numpy() == pytest.approx(1)
     assert np.ptp(counted["p_0"]) < 1e-6
 
 
-def test_a_row_that_is_no_picture_is_named(kept):
-    images = [picture(), "no such file.jpg"]
+@pytest.mark.parametrize("bad", ["no such file.jpg", "/9j/" + "A" * 1000, b"GIF", "Lücke", None], ids=str)
+def test_a_row_that_is_no_picture_is_named(kept, bad):
+    images = pd.Series([picture(), bad], dtype=object)
 
     with pytest.raises(MlflowException, match=r"row 1 is not a picture .*send a JPEG or PNG"):
         load(kept).predict(pd.DataFrame({"image": images}))

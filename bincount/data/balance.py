@@ -35,6 +35,12 @@ class ClassBalance:
         weights[present] = train.sum() / (present.sum() * train[present])
         return weights
 
+    def by_class(self) -> pd.DataFrame:
+        """A row a class with the columns class, train, val and test: numbers of images."""
+        table = pd.DataFrame(self.counts, columns=list(SPLITS))
+        table.insert(0, "class", self.classes.names)
+        return table
+
     def table(self) -> pd.DataFrame:
         """A row a class and one for all: images and share of the class in each split, total, share of all images."""
         every = np.vstack([self.counts, self.counts.sum(axis=0)])

@@ -1,7 +1,7 @@
 """Pictures of a dataset, a training and a test, as matplotlib figures.
 
-Figures are made without pyplot: nothing global is kept, so they can be drawn from any thread. The colours are
-Okabe and Ito's, which colour-blind readers tell apart.
+Figures are made without pyplot, which would keep them all in memory. The colours are Okabe and Ito's, which
+colour-blind readers tell apart.
 """
 
 import textwrap
@@ -22,6 +22,7 @@ INK = "#333333"
 GREY = "#8c8c8c"
 SPLIT_COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}
 STYLE = {
+    "figure.dpi": 150,
     "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -114,7 +115,7 @@ def confusion(metrics: Metrics) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=150)
+    figure.savefig(path, format="png")
 
 
 def _curve(axes: Axes, curves: pd.DataFrame, quantity: str, best_epoch: int) -> None:

@@ -3,7 +3,7 @@
     .lock           held by the trainer at work
     request.json    what to train, for the trainer's process
     error.json      why the trainer's process gave up, when it can say so
-    checkpoint.pt   weights, optimizer and position, to resume from
+    checkpoint.pt   weights, optimizer and position, to resume from; gone when the training has finished
     history.json    a record for each epoch so far
     model/          the best epoch's weights, and how to use them
     trained.json    the result; written last, so that its existence means done
@@ -11,6 +11,7 @@
 The folder is named by its inputs, so all that it holds belongs to the same training.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -68,6 +69,12 @@ def read_history(folder: Path) -> list[dict]:
     """The records of the epochs so far; empty before the first has ended."""
     path = folder / "history.json"
     return json.loads(path.read_text()) if path.exists() else []
+
+
+def weights_digest(checkpoint: Path) -> str:
+    """What tells one trained model from another: the SHA-256 of its weights file."""
+    with open(checkpoint / "model.safetensors", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

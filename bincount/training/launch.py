@@ -92,7 +92,9 @@ def _explain(code: int, last_lines: list[str], epochs_done: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         end = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    elif code == 128 + signal.SIGTERM:
+        end = "was stopped by SIGTERM"
     else:
         end = f"ended with code {code}"
-    resume = f"resume after epoch {epochs_done}" if epochs_done else "try again"
+    resume = f"resume after epoch {epochs_done}" if epochs_done else "start anew"
     return "\n".join([f"the trainer {end}; run again to {resume}. Its last lines:", *last_lines])

@@ -193,9 +193,14 @@ def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
 
 def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, ModelSpec]:
     """Read a model that save wrote, ready for evaluation. Raises ModelNotFound."""
-    if not (folder / "model.json").exists():
-        raise ModelNotFound(f"no model at {folder}; run `bincount train` to make one")
-    spec = ModelSpec.model_validate_json((folder / "model.json").read_text())
+    spec = read_spec(folder)
     model = build(spec)
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     return model.to(device, memory_format=torch.channels_last).eval(), spec
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """How to use a model that save wrote. Raises ModelNotFound."""
+    if not (folder / "model.json").exists():
+        raise ModelNotFound(f"no model at {folder}; run `bincount train` to make one")
+    return ModelSpec.model_validate_json((folder / "model.json").read_text())

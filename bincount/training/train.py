@@ -38,11 +38,11 @@ from bincount.training.model import ModelSpec, build, load_backbone, normalize, 
 
 logger = logging.getLogger(__name__)
 
-STOPPED = 143  # the exit code of a process that ended on SIGTERM, as shells give it
+STOPPED = 128 + signal.SIGTERM  # the exit code, as shells give it for a process that ended on SIGTERM
 STEPS_BETWEEN_CHECKS = 50  # of the loss: a look at it makes a GPU wait
 
 
-class Stopped(Exception):  # noqa: N818  no error: it was asked for
+class Stopped(Exception):
     """The training was stopped before its end, and its checkpoint is written."""
 
 
@@ -96,7 +96,6 @@ def _fit(
     training = Training(spec, config, class_weights, steps_per_epoch * config.epochs, device)
     if not training.restore(folder / "checkpoint.pt"):
         load_backbone(training.model, config.model, config.weights)
-        training.model.to(device)
     logger.info(
         "training %s on %d images of %d pixels, %d for val; %s on %s",
         config.model,
@@ -106,7 +105,7 @@ def _fit(
         "bfloat16" if training.bfloat16 else "float32",
         device,
     )
-    # fixed kernels on the GPU: cuDNN's fastest ones give other sums from one run to the next
+    # cuDNN's fastest kernels add up in another order each time: a resumed run would not equal the unbroken one.
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
         while len(training.history) < config.epochs:
             epoch = len(training.history)
@@ -114,7 +113,7 @@ def _fit(
             done = training.step - epoch * steps_per_epoch
             batches = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)[done:]
             _train_batches(training, pack.images, train.rows[batches], train.labels[batches], stop)
-            # Before the evaluation, which a resume repeats with the same result: training is what takes long.
+            # Before the evaluation, which a resume repeats with the same result: it is the training that takes long.
             training.write(folder / "checkpoint.pt")
             if stop.is_set():
                 logger.info("stopped in epoch %d; the checkpoint is written", epoch + 1)
@@ -125,7 +124,7 @@ def _fit(
             if best_epoch(training.history) is record:
                 save(folder / "model", training.model, spec)
             write_json(folder / "history.json", training.history)
-            logger.info(_describe(record, config.epochs))
+            logger.info("%s", _describe(record, config.epochs))
 
     best = best_epoch(training.history)
     seconds = sum(record["seconds"] for record in training.history)
@@ -139,6 +138,7 @@ def _fit(
         images_per_second=steps_per_epoch * batch_size * config.epochs / seconds,
     )
     trained.write()
+    (folder / "checkpoint.pt").unlink()  # three times the size of the model, and of no more use
     return trained
 
 
@@ -165,9 +165,8 @@ class Training:
 
     def _begin_epoch(self) -> None:
         self.seconds = 0.0
-        self.totals = torch.zeros(
-            3, dtype=torch.float64, device=self.device
-        )  # loss, correct, images of the epoch so far
+        # of the epoch so far: sum of losses, correct predictions, images
+        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def learn(self, images: Tensor, labels: Tensor) -> None:
         """One step on a batch: images (B, S, S, 3) uint8, labels (B,) int64, both on the device."""
@@ -428,7 +427,7 @@ def main() -> None:
     request = Request.model_validate_json(Path(sys.argv[1]).read_text())
     pack = Pack(request.pack, request.images.image_size)
     try:
-        fit(open_snapshot(request.snapshot), pack, request.images, request.training, request.folder, stop)
+        fit(open_snapshot(request.snapshot), pack, request.images, request.training, request.folder, stop=stop)
     except Stopped:
         sys.exit(STOPPED)
     except BincountError as error:

@@ -1,0 +1,47 @@
+# Each target sets up what it needs; `make help` lists them.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## install everything into .venv, exactly as locked
+
+$(READY): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip sync --quiet requirements.lock
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --no-deps --editable .
+	@touch $@
+
+demo: $(READY)  ## draw bins and run the whole job on them; the result is in demo/
+	$(BIN)/bincount demo
+
+test: $(READY)  ## the tests, but for those that start servers
+	$(BIN)/python -m pytest -m "not services"
+
+test-services: $(READY)  ## the tests that start Prefect and MLflow servers, or run whole flows
+	$(BIN)/python -m pytest -m services
+
+lint: $(READY)  ## formatter, linter and the import rule
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+format: $(READY)  ## let the formatter and the linter mend what they can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(READY)  ## renew requirements.lock: newest versions, with hashes, without addresses
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --quiet --output-file requirements.lock
+
+clean:  ## remove the demo's results and caches; the installation and bincount-data/ stay
+	rm -rf demo .pytest_cache .ruff_cache .import_linter_cache
+
+.PHONY: help setup demo test test-services lint format lock clean

@@ -1,0 +1,39 @@
+"""A model on the test images of a snapshot, without training or registering anything."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from bincount.data import manifest
+from bincount.evaluation.evaluate import Evaluation
+from bincount.registry import find_checkpoint
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, RegistryConfig, Workspace
+from bincount.training.files import weights_digest
+from bincount.training.model import read_spec
+from tasks import data as data_tasks
+from tasks import evaluation as evaluation_tasks
+
+
+@flow(name="evaluate", flow_run_name="evaluate {model} on {data.source}", persist_result=False)
+def evaluate(
+    model: str = "champion",
+    data: DataConfig = DataConfig(),
+    registry: RegistryConfig = RegistryConfig(),
+    device: str = "auto",
+    workspace: Path = DEFAULT_WORKSPACE,
+) -> Evaluation:
+    """Score a model on the test images of the last prepared snapshot.
+
+    Args:
+        model: champion, challenger, a version's number, or a folder with model.safetensors
+        data: the source that was prepared
+        registry: where models are kept
+        device: auto, cpu or cuda
+        workspace: folder that holds everything the pipeline makes
+    """
+    places = Workspace(root=workspace)
+    snapshot = manifest.latest(places.dataset(data))
+    with find_checkpoint(model, places, registry) as checkpoint:
+        pack = data_tasks.pack_images(snapshot, read_spec(checkpoint).images)
+        folder = places.root / "evaluations" / f"{snapshot.digest[:12]}-{weights_digest(checkpoint)[:12]}"
+        return evaluation_tasks.evaluate_model(snapshot, pack, checkpoint, folder, device)

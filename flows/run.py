@@ -1,0 +1,48 @@
+"""The main job: from a bucket of bin photos to a registered model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, RegistryConfig, TrainConfig, Workspace
+from flows import summary
+from flows.prepare import Prepared, prepare
+from flows.train import TrainedModel, train
+from tasks import registry as registry_tasks
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the main job made."""
+
+    prepared: Prepared
+    model: TrainedModel
+
+
+@flow(name="run", flow_run_name="run {data.source}", persist_result=False)
+def run(
+    data: DataConfig = DataConfig(),
+    images: ImageConfig = ImageConfig(),
+    training: TrainConfig = TrainConfig(),
+    registry: RegistryConfig = RegistryConfig(),
+    workspace: Path = DEFAULT_WORKSPACE,
+) -> Finished:
+    """Fetch, balance, split, pack, train, evaluate and register.
+
+    Args:
+        data: where the images come from and what is read from them
+        images: how a picture becomes the square that models see
+        training: how the model is trained
+        registry: where runs and models are kept
+        workspace: folder that holds everything the pipeline makes
+    """
+    registry_tasks.check_registry(registry, Workspace(root=workspace))
+    prepared = prepare(data, images, workspace)
+    model = train(data, images, training, registry, workspace, prepared.snapshot.digest)
+    finished = Finished(prepared, model)
+    create_markdown_artifact(
+        key="summary", markdown=summary.markdown(summary.of_run(prepared, model)), description=f"Run on {data.source}"
+    )
+    return finished

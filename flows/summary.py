@@ -1,0 +1,163 @@
+"""What a flow did, as tables: on the terminal and, as Markdown, on the run's page."""
+
+import math
+import os
+import shutil
+import sys
+from numbers import Integral
+from pathlib import Path
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bincount.data import sync
+from bincount.evaluation.evaluate import Evaluation
+from bincount.evaluation.metrics import per_class_table
+from bincount.settings import SPLITS
+from flows.prepare import Prepared
+from flows.timing import Timings
+from flows.train import TrainedModel
+
+Tables = dict[str, pd.DataFrame]
+
+
+def of_run(prepared: Prepared, model: TrainedModel) -> Tables:
+    """The tables of the whole job."""
+    tables = of_prepare(prepared)
+    del tables["Time"]
+    return tables | of_train(model) | {"Time": _times(Timings(**prepared.timings, **model.timings))}
+
+
+def of_prepare(prepared: Prepared) -> Tables:
+    """Images, set aside and balance."""
+    manifest = prepared.snapshot.read()
+    aside = manifest[manifest["status"] != "ok"]["reason"].map(sync.kind).value_counts()
+    good = (manifest["status"] == "ok").sum()
+    images = [
+        ("in the source", prepared.plan.num_listed),
+        ("fetched now", prepared.report.num_fetched),
+        ("good, in the dataset", good),
+        ("of the classes, dealt to splits", prepared.snapshot.num_images),
+        ("not delivered, left for the next run", len(prepared.report.unreachable)),
+        ("set aside", aside.sum()),
+        *((f"  {reason}", count) for reason, count in aside.items()),
+    ]
+    return {
+        "Images": pd.DataFrame([row for row in images if row[1]], columns=["", "bins"]),
+        "Class balance": _balance(prepared.balance.table()),
+        "Time": _times(prepared.timings),
+    }
+
+
+def of_train(model: TrainedModel) -> Tables:
+    """The test result against the majority class, and what was registered."""
+    trained, version = model.trained, model.version
+    return of_evaluation(model.evaluation) | {
+        "Model": pd.DataFrame(
+            [
+                ("registered", f"{version.name} version {version.version}, {version.alias or 'no alias'}"),
+                ("MLflow run", version.run_id),
+                ("best epoch", f"{trained.best_epoch} of {trained.epochs}, val accuracy {trained.val_accuracy:.1%}"),
+                ("training speed", f"{trained.images_per_second:,.0f} images/s"),
+                ("files", str(trained.folder)),
+            ],
+            columns=["", "value"],
+        ),
+        "Time": _times(model.timings),
+    }
+
+
+def of_evaluation(evaluation: Evaluation) -> Tables:
+    """The test result against the majority class, and by class."""
+    metrics, baseline = evaluation.metrics, evaluation.baseline
+    rows = [("accuracy", f"{metrics.accuracy:.1%}", f"{baseline.accuracy:.1%}")]
+    if metrics.rmse is not None:
+        rows += [
+            ("RMSE, items", f"{metrics.rmse:.3f}", f"{baseline.rmse:.3f}"),
+            ("RMSE of the expected count, items", f"{metrics.rmse_of_expectation:.3f}", ""),
+            ("within one item", f"{metrics.within_one:.1%}", ""),
+        ]
+    by_class = per_class_table(metrics).drop(columns="accuracy")  # which is the recall
+    return {
+        f"Test, {metrics.num_images:,} images": pd.DataFrame(
+            rows, columns=["", "model", f"always {baseline.class_name}"]
+        ),
+        "Test by class": by_class.dropna(axis="columns", how="all"),
+    }
+
+
+def of_predictions(counted: pd.DataFrame) -> pd.DataFrame:
+    """Of the columns of predict_files those that people read first."""
+    likeliest = counted.filter(regex="^p_").max(axis=1)
+    return counted.drop(columns=list(counted.filter(regex="^p_"))).assign(probability=likeliest)
+
+
+def show_pages(tracking_uri: str) -> None:
+    """Print how to open the pages of Prefect and of MLflow."""
+    from prefect.settings import get_current_settings
+
+    # not through rich, which would break the lines that are to be copied
+    print("Runs and their artifacts:")
+    if get_current_settings().api.url:
+        print(f"  {get_current_settings().ui_url}/runs")
+    else:
+        print(f"  {_command('prefect')} server start\n  then open http://127.0.0.1:4200/runs")
+    print("Models, curves and plots:")
+    if tracking_uri.startswith("http"):
+        print(f"  {tracking_uri.rstrip('/')}/#/models")
+    else:
+        print(
+            f"  {_command('mlflow')} server --backend-store-uri {tracking_uri}\n  then open http://127.0.0.1:5000/#/models"
+        )
+
+
+def show(tables: Tables, console: Console | None = None) -> None:
+    """Print the tables."""
+    console = console or Console()
+    for title, frame in tables.items():
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        for position, column in enumerate(frame.columns):
+            table.add_column(str(column), justify="left" if position == 0 else "right")
+        for row in frame.itertuples(index=False):
+            table.add_row(*map(_cell, row))
+        console.print(table)
+
+
+def markdown(tables: Tables) -> str:
+    """The tables as Markdown."""
+    return "\n\n".join(f"## {title}\n\n{_markdown_table(frame)}" for title, frame in tables.items())
+
+
+def _markdown_table(frame: pd.DataFrame) -> str:
+    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + " --- |" * len(frame.columns)]
+    return "\n".join(lines + ["| " + " | ".join(map(_cell, row)) + " |" for row in frame.itertuples(index=False)])
+
+
+def _balance(table: pd.DataFrame) -> pd.DataFrame:
+    joined = pd.DataFrame({"class": table["class"]})
+    for column in (*SPLITS, "total"):
+        joined[column] = [
+            f"{count:,} ({share:.1f} %)" for count, share in zip(table[column], table[f"{column} %"], strict=True)
+        ]
+    return joined
+
+
+def _times(timings: Timings) -> pd.DataFrame:
+    rows = [(step, f"{seconds:.1f} s") for step, seconds in timings.items()]
+    return pd.DataFrame([*rows, ("together", f"{sum(timings.values()):.1f} s")], columns=["step", "time"])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Integral):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.3f}"
+    return str(value)
+
+
+def _command(name: str) -> str:
+    """The program as it can be typed here: its bare name where the shell finds it, else its path."""
+    beside_python = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) == str(beside_python) else os.path.relpath(beside_python)

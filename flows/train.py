@@ -1,0 +1,66 @@
+"""From a snapshot to a registered model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow
+
+from bincount.data import manifest
+from bincount.data.manifest import Snapshot
+from bincount.evaluation.evaluate import Evaluation
+from bincount.registry import Version
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.training.files import Trained
+from flows.timing import Timings
+from tasks import data as data_tasks
+from tasks import evaluation as evaluation_tasks
+from tasks import registry as registry_tasks
+from tasks import training as training_tasks
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What the train flow made."""
+
+    snapshot: Snapshot
+    trained: Trained
+    evaluation: Evaluation
+    version: Version
+    timings: Timings
+
+
+@flow(name="train", flow_run_name="train {training.model} on {data.source}", persist_result=False)
+def train(
+    data: DataConfig = DataConfig(),
+    images: ImageConfig = ImageConfig(),
+    training: TrainConfig = TrainConfig(),
+    registry: RegistryConfig = RegistryConfig(),
+    workspace: Path = DEFAULT_WORKSPACE,
+    snapshot: str | None = None,
+) -> TrainedModel:
+    """Train on a prepared snapshot, evaluate on its test split, and register the model.
+
+    Args:
+        data: the source that was prepared
+        images: how a picture becomes the square that models see
+        training: how the model is trained
+        registry: where runs and models are kept
+        workspace: folder that holds everything the pipeline makes
+        snapshot: digest of the snapshot to train on; the last one that was prepared when left out
+    """
+    places = Workspace(root=workspace)
+    dataset = places.dataset(data)
+    timings = Timings()
+    chosen = manifest.open_snapshot(dataset / "snapshots" / snapshot) if snapshot else manifest.latest(dataset)
+    folder = places.run(chosen.digest, images, training)
+    registry_tasks.check_registry(registry, places)
+    pack = data_tasks.pack_images(chosen, images)
+    with timings.step("train"):
+        trained = training_tasks.train_model(chosen, pack, images, training, folder)
+    with timings.step("evaluate"):
+        evaluation = evaluation_tasks.evaluate_model(
+            chosen, pack, trained.checkpoint, folder / "evaluation", training.device
+        )
+    with timings.step("register"):
+        version = registry_tasks.register_model(chosen, pack, images, training, trained, evaluation, registry, places)
+    return TrainedModel(chosen, trained, evaluation, version, timings)

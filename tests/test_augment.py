@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from bincount.training.augment import center_crop, random_crop_flip
+
+
+def pictures(num_images: int = 4, side: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (num_images, side, side, 3), dtype=torch.uint8, generator=generator)
+
+
+def augment(images: torch.Tensor, seed: int = 0, min_crop: float = 0.5, flip: bool = True) -> torch.Tensor:
+    return random_crop_flip(images, torch.Generator().manual_seed(seed), min_crop, flip)
+
+
+def planes(images: torch.Tensor) -> torch.Tensor:
+    return images.permute(0, 3, 1, 2).float()
+
+
+def test_the_same_seed_gives_the_same_pictures_and_another_seed_others():
+    assert torch.equal(augment(pictures(), seed=1), augment(pictures(), seed=1))
+    assert not torch.equal(augment(pictures(), seed=1), augment(pictures(), seed=2))
+
+
+def test_only_the_generator_decides():
+    torch.manual_seed(1)
+    first = augment(pictures())
+    torch.manual_seed(2)
+    assert torch.equal(augment(pictures()), first)
+
+
+def test_equal_pictures_in_one_batch_are_cropped_differently():
+    same = pictures(1).expand(4, -1, -1, -1)
+    augmented = augment(same, flip=False)
+    assert len({tuple(picture.flatten()[:50].tolist()) for picture in augmented}) == 4
+
+
+def test_a_full_crop_without_flip_is_the_picture_itself():
+    torch.testing.assert_close(augment(pictures(), min_crop=1, flip=False), planes(pictures()), atol=0.01, rtol=0)
+
+
+def test_about_half_of_the_pictures_are_mirrored_and_the_others_are_not():
+    images = pictures(200)
+    augmented = augment(images, min_crop=1)
+    mirrored = torch.isclose(augmented, planes(images).flip(3), atol=0.01).flatten(1).all(dim=1)
+    unchanged = torch.isclose(augmented, planes(images), atol=0.01).flatten(1).all(dim=1)
+    assert torch.equal(mirrored, ~unchanged)
+    assert 70 < mirrored.sum() < 130
+
+
+def test_a_random_crop_shows_a_rectangle_of_the_allowed_area_and_shape_inside_the_picture():
+    side = 64
+    ramp = torch.arange(side, dtype=torch.uint8)
+    columns, rows = ramp.expand(side, side), ramp[:, None].expand(side, side)
+    where = torch.stack([columns, rows, rows], dim=-1).expand(500, -1, -1, -1)  # each pixel tells its place
+    crops = augment(where, min_crop=0.3, flip=False)
+    width = (crops[:, 0].amax((1, 2)) - crops[:, 0].amin((1, 2))) / (side - 1)
+    height = (crops[:, 1].amax((1, 2)) - crops[:, 1].amin((1, 2))) / (side - 1)
+    area, ratio = width * height, width / height
+    assert 0.27 < area.min() < 0.4
+    assert 0.9 < area.max() <= 1
+    assert 0.7 < ratio.min() < 0.85
+    assert 1.2 < ratio.max() < 1.4
+
+
+def test_a_centre_crop_of_everything_changes_no_pixel():
+    assert torch.equal(center_crop(pictures(), 1.0), planes(pictures()))
+
+
+def test_a_centre_crop_shows_the_middle_at_full_size():
+    images = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    images[:, 8:24, 8:24] = 200
+    assert center_crop(images, 0.5).shape == (1, 3, 32, 32)
+    assert center_crop(images, 0.5).eq(200).all()
+    assert center_crop(images, 0.9).amin() == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_and_the_cpu_see_the_same_crops():
+    torch.testing.assert_close(augment(pictures().cuda()).cpu(), augment(pictures()), atol=0.05, rtol=0)

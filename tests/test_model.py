@@ -1,0 +1,165 @@
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from PIL import Image
+
+from bincount.errors import ModelNotFound, SettingsError, SourceError, WeightsUnavailable
+from bincount.evaluation.predict import predict_files, predict_images
+from bincount.settings import MODELS, Classes, ImageConfig, TrainConfig
+from bincount.training.model import ModelSpec, build, load, load_backbone, normalize, probabilities, save
+
+COUNTS = Classes.parse("0..5")
+
+
+def spec(classes: Classes = COUNTS, **training) -> ModelSpec:
+    return ModelSpec.make(ImageConfig(image_size=32), TrainConfig(**{"model": "small", **training}), classes)
+
+
+def pictures(num_images: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (num_images, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_gives_one_output_a_class_with_either_head(model, head):
+    network = build(spec(model=model, head=head)).eval()
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 6)
+
+
+def test_the_small_model_is_small():
+    assert 100_000 < sum(parameter.numel() for parameter in build(spec()).parameters()) < 400_000
+
+
+def test_a_saved_model_comes_back_in_evaluation_mode_and_says_the_same(tmp_path):
+    network = build(spec(center_crop=0.9)).eval()
+    save(tmp_path / "model", network, spec(center_crop=0.9))
+    loaded, loaded_spec = load(tmp_path / "model")
+    assert loaded_spec == spec(center_crop=0.9)
+    assert not loaded.training
+    expected = probabilities(network, spec(center_crop=0.9), pictures(5))
+    np.testing.assert_allclose(probabilities(loaded, loaded_spec, pictures(5)), expected, atol=1e-6)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.json", "model.safetensors"}
+
+
+def test_a_missing_model_names_the_command_that_makes_one(tmp_path):
+    with pytest.raises(ModelNotFound, match="bincount train"):
+        load(tmp_path)
+
+
+def test_black_and_white_become_minus_one_and_one_when_symmetric():
+    pixels = torch.tensor([0.0, 255.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    assert normalize(pixels, "symmetric")[:, 0, 0, 0].tolist() == [-1, 1]
+
+
+def test_imagenet_normalization_is_torchvisions():
+    images = torch.from_numpy(pictures(2)).permute(0, 3, 1, 2)
+    preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    expected = torchvision.transforms.functional.normalize(images / 255, preset.mean, preset.std)
+    torch.testing.assert_close(normalize(images.float(), "imagenet"), expected)
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_fills_the_backbone_and_its_own_head_is_left_out(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    tensors = torchvision.models.resnet18(weights=None).state_dict()
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    torch.save(tensors, path) if suffix == ".pth" else safetensors.torch.save_file(tensors, path)
+    network = build(spec(model="resnet18"))
+    head = network.head[1].weight.clone()
+    load_backbone(network, "resnet18", str(path))
+    assert torch.equal(network.backbone.conv1.weight, tensors["conv1.weight"])
+    assert torch.equal(network.backbone.layer4[1].bn2.bias, tensors["layer4.1.bn2.bias"])
+    assert torch.equal(network.head[1].weight, head)
+
+
+def test_a_file_that_lacks_tensors_is_refused_with_their_names(tmp_path):
+    tensors = torchvision.models.resnet18(weights=None).state_dict()
+    del tensors["layer1.0.conv1.weight"]
+    torch.save(tensors, tmp_path / "weights.pth")
+    with pytest.raises(WeightsUnavailable, match=r"layer1\.0\.conv1\.weight"):
+        load_backbone(build(spec(model="resnet18")), "resnet18", str(tmp_path / "weights.pth"))
+
+
+def test_a_file_of_another_architecture_is_refused(tmp_path):
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(WeightsUnavailable, match="does not fit resnet34"):
+        load_backbone(build(spec(model="resnet34")), "resnet34", str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_file_that_is_missing_or_no_weights_says_what_to_give(tmp_path, name):
+    with pytest.raises(WeightsUnavailable, match="no weights file"):
+        load_backbone(build(spec()), "small", str(tmp_path / name))
+    (tmp_path / name).write_text("not weights")
+    with pytest.raises(WeightsUnavailable, match="not a file of weights"):
+        load_backbone(build(spec()), "small", str(tmp_path / name))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    torch.save({"conv1.weight": Path("x")}, tmp_path / "weights.pth")
+    with pytest.raises(WeightsUnavailable, match="not a file of weights"):
+        load_backbone(build(spec()), "small", str(tmp_path / "weights.pth"))
+
+
+def test_imagenet_weights_that_cannot_be_fetched_name_the_ways_out(monkeypatch):
+    def fail(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", fail)
+    with pytest.raises(WeightsUnavailable, match=r"--weights FILE.*--weights none"):
+        load_backbone(build(spec(model="resnet18")), "resnet18", "imagenet")
+
+
+def test_the_small_model_has_no_imagenet_weights():
+    with pytest.raises(SettingsError, match="--weights none"):
+        load_backbone(build(spec()), "small", "imagenet")
+
+
+# --- predictions ---------------------------------------------------------------------------------------------------
+
+
+def test_probabilities_of_chosen_rows_are_those_of_the_whole():
+    network = build(spec())
+    whole = probabilities(network, spec(), pictures(300))
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(whole.sum(axis=1), 1, atol=1e-5)
+    some = probabilities(network, spec(), pictures(300), np.array([299, 3, 3]))
+    np.testing.assert_allclose(some, whole[[299, 3, 3]], atol=1e-6)
+    assert probabilities(network, spec(), pictures(0)).shape == (0, 6)
+
+
+def test_files_are_counted_with_the_expectation_of_the_count(tmp_path):
+    save(tmp_path / "model", build(spec(Classes.parse("1..3"))), spec(Classes.parse("1..3")))
+    paths = [tmp_path / "one.jpg", tmp_path / "two.png"]
+    for path, picture in zip(paths, pictures(2), strict=True):
+        Image.fromarray(picture).resize((80, 60)).save(path)
+    table = predict_files(tmp_path / "model", paths)
+    assert table.columns.tolist() == ["path", "count", "expected_count", "p_1", "p_2", "p_3"]
+    assert table["path"].tolist() == [str(path) for path in paths]
+    shares = table[["p_1", "p_2", "p_3"]].to_numpy()
+    np.testing.assert_allclose(table["expected_count"], shares @ [1, 2, 3], atol=1e-5)
+    assert table["count"].tolist() == [str(label + 1) for label in shares.argmax(axis=1)]
+
+
+def test_classes_without_order_have_no_expectation():
+    kinds = spec(Classes.parse("good,defective"))
+    table = predict_images(build(kinds), kinds, list(pictures(2)))
+    assert table.columns.tolist() == ["count", "p_good", "p_defective"]
+
+
+@pytest.mark.parametrize("content", [None, b"not an image"])
+def test_a_file_that_is_no_image_is_named(tmp_path, content):
+    save(tmp_path / "model", build(spec()), spec())
+    path = tmp_path / "broken.jpg"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"broken\.jpg"):
+        predict_files(tmp_path / "model", [path])
