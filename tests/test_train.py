@@ -72,6 +72,17 @@ def dataset(folder: Path, train: int = 96, val: int = 24) -> tuple[Snapshot, Pac
     return snapshot, packs.update(folder, IMAGES, table["path"], table["sha256"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Here and in trainers alike, as equal results need; several wait for each other when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> tuple[Snapshot, Pack]:
     return dataset(tmp_path_factory.mktemp("dataset"))
