@@ -8,7 +8,8 @@ BincountError
  ├── SnapshotNotFound     nothing was prepared yet
  ├── ModelNotFound        no trained or registered model where one was expected
  ├── WeightsUnavailable   pretrained weights could not be fetched or do not fit the model
- ├── TrainingFailed       the trainer ended without a result
+ ├── TrainingFailed       the trainer ended without a result; another try resumes
+ │    └── TrainingDiverged    the loss was no longer a number; another try would end alike
  └── ServiceUnavailable   the Prefect or the MLflow server does not answer
 """
 
@@ -47,6 +48,10 @@ class WeightsUnavailable(BincountError):
 
 class TrainingFailed(BincountError):
     """The trainer process ended without a result; run again to resume from its last checkpoint."""
+
+
+class TrainingDiverged(TrainingFailed):
+    """The loss was no longer a number; the same settings would end alike."""
 
 
 class ServiceUnavailable(BincountError):

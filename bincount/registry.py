@@ -298,7 +298,10 @@ def find_checkpoint(reference: str, workspace: Workspace, config: RegistryConfig
     if (Path(reference) / "model.safetensors").exists():
         yield Path(reference)
         return
-    opened = open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
+    uri = workspace.tracking_uri(config)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise ModelNotFound(f"nothing was registered in {uri} yet; run `bincount run`, or correct --workspace")
+    opened = open_registry(uri, workspace.artifacts, config)
     with tempfile.TemporaryDirectory() as folder:
         yield opened.checkpoint(opened.find(reference), Path(folder))
 

@@ -119,7 +119,7 @@ def show(tables: Tables, console: Console | None = None) -> None:
     for title, frame in tables.items():
         table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for position, column in enumerate(frame.columns):
-            table.add_column(str(column), justify="left" if position == 0 else "right")
+            table.add_column(str(column), justify="left" if position == 0 else "right", overflow="fold")
         for row in frame.itertuples(index=False):
             table.add_row(*map(_cell, row))
         console.print(table)

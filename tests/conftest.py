@@ -6,6 +6,9 @@ import pytest
 
 from bincount.settings import DataConfig
 
+# Small nets are quickest on one thread, most of all beside other busy processes; trainers inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_collection_modifyitems(items):
     """Tests on real bins need them; CI names their folder, so that there none is skipped."""

@@ -111,12 +111,15 @@ def test_metrics_pictures_and_tables_are_kept_with_the_run(kept, tmp_path):
     for _ in range(2):
         kept.log_metrics(run_id, scored.scalars())
         kept.log_figure(run_id, Figure(), "plots/empty.png")
-        kept.log_table(run_id, metrics.per_class_table(scored), "per_class.csv")
+        kept.log_table(run_id, metrics.per_class_table(scored), "per_class.json")
         kept.log_file(run_id, tmp_path / "notes.txt")
 
     assert kept.client.get_run(run_id).data.metrics["class/1/recall"] == 0
     assert len(kept.client.get_metric_history(run_id, "accuracy")) == 1
-    assert {file.path for file in kept.client.list_artifacts(run_id)} == {"plots", "per_class.csv", "notes.txt"}
+    assert {file.path for file in kept.client.list_artifacts(run_id)} == {"plots", "per_class.json", "notes.txt"}
+    table = json.loads(mlflow.artifacts.load_text(f"{kept.client.get_run(run_id).info.artifact_uri}/per_class.json"))
+    assert [row[0] for row in table["data"]] == ["0", "1", "2"]
+    assert "per_class.json" in kept.client.get_run(run_id).data.tags["mlflow.loggedArtifacts"]
 
 
 def test_a_class_may_have_any_name(kept):

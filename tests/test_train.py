@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from bincount.data import manifest, packs
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.errors import DatasetError, SettingsError, TrainingFailed, WeightsUnavailable
+from bincount.errors import DatasetError, SettingsError, TrainingDiverged, TrainingFailed, WeightsUnavailable
 from bincount.settings import Classes, ImageConfig, TrainConfig
 from bincount.training import launch, train
 from bincount.training.files import Request, Trained, read_history
@@ -188,7 +188,7 @@ def test_a_split_without_images_says_what_to_do(tmp_path, train, val, split):
 
 
 def test_a_loss_that_is_no_number_asks_for_a_lower_learning_rate(data, tmp_path):
-    with pytest.raises(TrainingFailed, match="--learning-rate"):
+    with pytest.raises(TrainingDiverged, match="--learning-rate"):
         fit(*data, IMAGES, QUICK.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30}), tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
 

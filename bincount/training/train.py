@@ -29,7 +29,7 @@ from torch.nn import functional
 from bincount.data import balance
 from bincount.data.manifest import Snapshot, open_snapshot
 from bincount.data.packs import Pack
-from bincount.errors import BincountError, DatasetError, SettingsError, TrainingFailed
+from bincount.errors import BincountError, DatasetError, SettingsError, TrainingDiverged
 from bincount.progress import Progress
 from bincount.settings import Classes, ImageConfig, TrainConfig
 from bincount.training.augment import random_crop_flip
@@ -68,7 +68,7 @@ def fit(
     The folder belongs to these inputs: a training that has finished there is not repeated, an unfinished one is
     resumed, and one that another process is at is waited for. When stop is set, the step under way is finished, a
     checkpoint written, and Stopped raised. Raises DatasetError or SettingsError for what cannot be trained,
-    WeightsUnavailable, and TrainingFailed when the loss is no longer a number.
+    WeightsUnavailable, and TrainingDiverged when the loss is no longer a number.
     """
     stop = stop or threading.Event()
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +93,9 @@ def _fit(
     steps_per_epoch = len(train.rows) // batch_size  # the rest is left out: batch norm cannot learn from one image
 
     device = choose_device(config.device)
+    if config.model == "small" and device.type == "cpu":
+        # Its layers are too small to share out: beside another busy process two threads take ten times as long as one.
+        torch.set_num_threads(1)
     training = Training(spec, config, class_weights, steps_per_epoch * config.epochs, device)
     if not training.restore(folder / "checkpoint.pt"):
         load_backbone(training.model, config.model, config.weights)
@@ -242,7 +245,7 @@ class Training:
 
     def _check_loss(self) -> None:
         if not math.isfinite(self.totals[0].item()):
-            raise TrainingFailed(
+            raise TrainingDiverged(
                 f"the loss was no longer a number at step {self.step}; "
                 f"try a lower --learning-rate than {self.config.learning_rate:g}"
             )

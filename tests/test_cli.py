@@ -1,0 +1,103 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from bins import jpeg
+
+from bincount.settings import DataConfig, ImageConfig, RegistryConfig, TrainConfig
+from flows.cli import app, main
+
+COMMANDS = ("run", "prepare", "train", "evaluate", "predict", "demo")
+
+
+def help_of(command, capsys):
+    app([command, "--help"], exit_on_error=False, result_action="return_value")
+    return capsys.readouterr().out
+
+
+def test_help_is_quick_since_it_imports_nothing_heavy():
+    code = (
+        "import sys; from flows.cli import app; app(['--help'], result_action='return_value');"
+        "print(*{'torch', 'prefect', 'mlflow', 'pandas', 'boto3'}.intersection(sys.modules))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(command in shown for command in COMMANDS)
+    assert shown.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    assert "Usage: bincount" in help_of(command, capsys)
+
+
+def test_every_setting_is_a_flag_with_its_description(capsys):
+    shown = " ".join(help_of("run", capsys).replace("│", " ").split())
+    for model in (DataConfig, ImageConfig, TrainConfig, RegistryConfig):
+        for name, field in model.model_fields.items():
+            assert f"--{name.replace('_', '-')}" in shown
+            assert " ".join(field.description.split()[:3]) in shown
+
+
+def test_a_value_out_of_bounds_is_refused_before_anything_is_imported(capsys):
+    with pytest.raises(SystemExit) as raised:
+        app(["run", "--epochs", "0"])
+    assert raised.value.code != 0
+    shown = capsys.readouterr()
+    assert "epochs" in shown.out + shown.err
+
+
+def test_a_misspelt_flag_is_refused(capsys):
+    with pytest.raises(SystemExit) as raised:
+        app(["run", "--epoch", "3"])
+    assert raised.value.code != 0
+
+
+def refused(arguments, monkeypatch, capsys):
+    """Run the command line as a shell does; what it says on standard error."""
+    monkeypatch.setattr(sys, "argv", ["bincount", *arguments])
+    with pytest.raises(SystemExit) as raised:
+        main()
+    assert raised.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_an_error_that_names_its_remedy_is_shown_without_a_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    said = refused(["predict", "one.jpg", "--workspace", "empty"], monkeypatch, capsys)
+    assert said.startswith("bincount: nothing was registered in sqlite:///")
+    assert said.endswith("run `bincount run`, or correct --workspace\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    from bincount.settings import Classes
+    from bincount.training.model import ModelSpec, build, save
+
+    spec = ModelSpec.make(ImageConfig(image_size=32), TrainConfig(model="small"), Classes.parse("0..2"))
+    save(tmp_path / "model", build(spec), spec)
+    return tmp_path / "model"
+
+
+def test_predictions_come_as_table_csv_or_json(checkpoint, tmp_path, capsys):
+    (tmp_path / "one.jpg").write_bytes(jpeg(1))
+    (tmp_path / "two.jpg").write_bytes(jpeg(2))
+
+    def predict(output):
+        images = [str(tmp_path / name) for name in ("one.jpg", "two.jpg")]
+        app(["predict", *images, "--model", str(checkpoint), "--output", output], result_action="return_value")
+        return capsys.readouterr().out
+
+    rows = json.loads(predict("json"))
+    assert [sorted(row) for row in rows] == [["count", "expected_count", "p_0", "p_1", "p_2", "path"]] * 2
+    assert sum(rows[0][f"p_{count}"] for count in range(3)) == pytest.approx(1, abs=1e-4)
+    assert predict("csv").splitlines()[0] == "path,count,expected_count,p_0,p_1,p_2"
+    assert "expected_count" in predict("table")
+
+
+def test_a_file_that_is_no_image_is_named(checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "page.jpg").write_bytes(b"<html>")
+    for name in ("page.jpg", "nothing.jpg"):
+        said = refused(["predict", str(tmp_path / name), "--model", str(checkpoint)], monkeypatch, capsys)
+        assert said.startswith(f"bincount: {tmp_path / name} is not an image that can be read")

@@ -1,0 +1,236 @@
+"""Whole flows, against a real Prefect server."""
+
+import os
+import signal
+import subprocess
+import threading
+
+import pandas as pd
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from servers import prefect_server, program, wait_for
+
+from bincount import registry
+from bincount.data import drawn
+from bincount.errors import SourceError
+from bincount.settings import DataConfig, ImageConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.training import launch
+from bincount.training.files import Trained
+from flows import summary
+from flows.cli import app
+from flows.evaluate import evaluate
+from flows.prepare import prepare
+from flows.run import run
+from flows.train import train
+
+pytestmark = pytest.mark.services
+
+IMAGES = ImageConfig(image_size=32)
+QUICK = TrainConfig(model="small", weights="none", epochs=3)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    """A Prefect server that the flows of this module report to."""
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as url, temporary_settings({PREFECT_API_URL: url}):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bins")
+    drawn.draw(folder, 300, size=(64, 64))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture(scope="module")
+def finished(api, bucket, workspace):
+    """The main job, once."""
+    return run(DataConfig(source=str(bucket)), IMAGES, QUICK, workspace=workspace)
+
+
+def opened(workspace):
+    places = Workspace(root=workspace)
+    return registry.open_registry(places.tracking_uri(RegistryConfig()), places.artifacts, RegistryConfig())
+
+
+def flow_runs(api):
+    with get_client(sync_client=True) as client:
+        return {flow_run.name: flow_run for flow_run in client.read_flow_runs()}
+
+
+def test_the_job_ends_with_a_champion_and_a_summary(finished):
+    assert (finished.model.version.version, finished.model.version.alias) == (1, "champion")
+    tables = summary.of_run(finished.prepared, finished.model)
+    assert list(tables)[:2] == ["Images", "Class balance"]
+    assert {"Model", "Time"} < set(tables)
+    images = dict(tables["Images"].to_numpy().tolist())
+    assert images["in the source"] == 300
+    assert images["set aside"] == sum(count for name, count in images.items() if name.startswith("  "))
+    assert images["set aside"] == len(set(drawn.broken_ids(300).values()) - {"copy"})
+    assert "| accuracy |" in summary.markdown(tables)
+
+
+def test_runs_tasks_logs_and_artifacts_have_names_that_a_person_understands(finished, api, bucket):
+    by_name = flow_runs(api)
+    assert {f"run {bucket}", f"prepare {bucket}", f"train small on {bucket}"} <= set(by_name)
+    with get_client(sync_client=True) as client:
+        tasks = {task_run.name for task_run in client.read_task_runs()}
+        train_id = by_name[f"train small on {bucket}"].id
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[train_id])), limit=200)
+        every = [flow_run.id for flow_run in by_name.values()]
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=every))
+        )
+    assert {
+        "check registry",
+        "list bins",
+        "fetch bins, batch 1 of 1",
+        "deal splits",
+        "measure balance",
+        "pack images",
+        "train small",
+        "evaluate on test",
+        "register bincount",
+    } <= tasks
+    assert any("epoch 3 of 3" in line.message for line in logs)  # the trainer's lines reach the page
+    assert {"class-balance", "test-metrics", "model-card", "summary"} <= {artifact.key for artifact in artifacts}
+
+
+def test_one_mlflow_run_holds_params_curves_plots_and_the_dataset(finished, workspace):
+    client = opened(workspace).client
+    kept = client.get_run(finished.model.version.run_id)
+    assert kept.info.status == "FINISHED"
+    assert kept.data.params["epochs"] == "3"
+    assert kept.data.params["image_size"] == "32"
+    assert [point.step for point in client.get_metric_history(kept.info.run_id, "val_accuracy")] == [1, 2, 3]
+    assert kept.data.metrics["test/accuracy"] == finished.model.evaluation.metrics.accuracy
+    assert [entry.dataset.digest for entry in kept.inputs.dataset_inputs] == [finished.prepared.snapshot.digest]
+    assert {
+        "class_balance.json",
+        "class_balance.png",
+        "confusion_matrix.png",
+        "model_card.md",
+        "predictions.parquet",
+        "test_metrics.json",
+        "training_curves.png",
+    } <= {file.path for file in client.list_artifacts(kept.info.run_id)}
+
+
+def test_the_same_job_again_trains_nothing_and_registers_nothing(finished, bucket, workspace):
+    result = finished.model.trained.folder / "trained.json"
+    before = result.stat().st_mtime_ns
+    again = run(DataConfig(source=str(bucket)), IMAGES, QUICK, workspace=workspace)
+    assert again.prepared.report.num_fetched == 0
+    assert result.stat().st_mtime_ns == before
+    assert again.model.version == finished.model.version
+    assert len(opened(workspace).versions()) == 1
+
+
+def test_a_model_is_evaluated_and_asked_by_its_alias(finished, bucket, workspace, capsys):
+    data = DataConfig(source=str(bucket))
+    again = evaluate("champion", data, workspace=workspace)
+    assert again.metrics == finished.model.evaluation.metrics
+    app(
+        ["predict", str(bucket / "bin-images" / "00001.jpg"), "--workspace", str(workspace), "--output", "csv"],
+        result_action="return_value",
+    )
+    assert "00001.jpg" in capsys.readouterr().out
+
+
+def test_a_bucket_that_grows_moves_no_image_and_makes_a_challenger(finished, bucket, workspace, tmp_path):
+    drawn.draw(bucket, 400, size=(64, 64))
+    grown = run(DataConfig(source=str(bucket)), IMAGES, QUICK, workspace=workspace)
+    before = finished.prepared.snapshot.labelled().set_index("image_id")["split"]
+    after = grown.prepared.snapshot.labelled().set_index("image_id")["split"]
+    assert grown.prepared.report.num_fetched == pytest.approx(100, abs=5)
+    assert after[before.index].equals(before)
+    assert (grown.model.version.version, grown.model.version.alias) == (2, "challenger")
+
+
+def test_a_killed_trainer_is_retried_and_resumes(api, bucket, workspace, monkeypatch):
+    data = DataConfig(source=str(bucket))
+    training = QUICK.model_copy(update={"seed": 7, "epochs": 6})
+    snapshot = prepare(data, IMAGES, workspace).snapshot
+    folder = Workspace(root=workspace).run(snapshot.digest, IMAGES, training)
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            started.append(self.pid)
+
+    def kill_after_first_epoch():
+        wait_for((folder / "history.json").exists)
+        os.kill(started[0], signal.SIGKILL)
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Recorded)
+    killer = threading.Thread(target=kill_after_first_epoch)
+    killer.start()
+    model = train(data, IMAGES, training, workspace=workspace)
+    killer.join()
+    assert len(started) == 2
+    assert model.trained == Trained.read(folder)
+    assert model.trained.epochs == 6
+    with get_client(sync_client=True) as client:
+        retried = [task_run for task_run in client.read_task_runs() if task_run.run_count == 2]
+    assert [task_run.name for task_run in retried] == ["train small"]
+
+
+def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path):
+    drawn.draw_folders(tmp_path / "cartons", 150, size=(64, 64))
+    data = DataConfig(source=str(tmp_path / "cartons"), classes="defective,good")
+    done = run(data, IMAGES, QUICK, RegistryConfig(model_name="cartons"), tmp_path / "workspace")
+    assert done.model.version.name == "cartons"
+    assert done.model.evaluation.metrics.rmse is None
+    balance = done.prepared.balance.table().set_index("class")
+    assert balance.loc["all", "total"] == 150
+    assert "RMSE" not in summary.markdown(summary.of_run(done.prepared, done.model))
+
+
+def test_a_source_that_does_not_exist_fails_at_once_with_the_remedy(api, tmp_path):
+    with pytest.raises(SourceError, match="existing folder"):
+        prepare(DataConfig(source=str(tmp_path / "nowhere")), workspace=tmp_path / "workspace")
+    with get_client(sync_client=True) as client:
+        failed = [task_run for task_run in client.read_task_runs() if task_run.state.is_failed()]
+    assert [task_run.run_count for task_run in failed if task_run.name == "list bins"] == [1]
+
+
+def test_weights_that_do_not_fit_fail_at_once_with_the_option(api, bucket, workspace, tmp_path):
+    training = TrainConfig(model="resnet18", weights=str(tmp_path / "missing.pth"), epochs=1)
+    with pytest.raises(Exception, match="--weights"):
+        train(DataConfig(source=str(bucket)), IMAGES, training, workspace=workspace)
+
+
+def test_a_deployment_with_a_cron_gets_scheduled_runs(api):
+    environment = os.environ | {"PREFECT_API_URL": api}
+
+    def prefect(*arguments):
+        command = [program("prefect"), "--no-prompt", *arguments]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+
+    prefect("work-pool", "create", "bincount", "--type", "process")
+    prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
+
+    def scheduled():
+        with get_client(sync_client=True) as client:
+            return [
+                flow_run
+                for flow_run in client.read_flow_runs(limit=200)
+                if flow_run.state.is_scheduled() and flow_run.deployment_id
+            ]
+
+    runs = wait_for(scheduled, 120)
+    times = sorted(pd.Timestamp(flow_run.expected_start_time) for flow_run in runs)
+    assert {(time.hour, time.minute) for time in times} == {(2, 17)}
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("run/nightly")
+    form = deployment.parameter_openapi_schema["definitions"]["DataConfig"]["properties"]
+    assert form["limit"]["description"].startswith("take so many bins")

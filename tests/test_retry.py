@@ -1,0 +1,23 @@
+import pytest
+from prefect.states import Failed
+
+from bincount import errors
+from tasks.retry import transient
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (errors.SourceUnavailable("time-out"), True),
+        (errors.ServiceUnavailable("away"), True),
+        (errors.TrainingFailed("killed"), True),
+        (ConnectionResetError(), True),
+        (errors.TrainingDiverged("not a number"), False),
+        (errors.SourceError("no such bucket"), False),
+        (errors.SettingsError("cannot work"), False),
+        (errors.DatasetError("disk full"), False),
+        (TypeError("a mistake in the code"), False),
+    ],
+)
+def test_only_what_another_try_may_mend_is_tried_again(error, again):
+    assert transient(None, None, Failed(data=error)) is again
