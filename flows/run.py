@@ -1,5 +1,6 @@
 """The main job: from a bucket of bin photos to a registered model."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from flows import summary
 from flows.prepare import Prepared, prepare
 from flows.train import TrainedModel, train
 from tasks import registry as registry_tasks
+
+logger = logging.getLogger("bincount.flows")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def run(
     prepared = prepare(data, images, workspace)
     model = train(data, images, training, registry, workspace, prepared.snapshot.digest)
     finished = Finished(prepared, model)
+    logger.info(summary.headline(model))
     create_markdown_artifact(
         key="summary", markdown=summary.markdown(summary.of_run(prepared, model)), description=f"Run on {data.source}"
     )

@@ -42,7 +42,7 @@ def of_prepare(prepared: Prepared) -> Tables:
         ("of the classes, dealt to splits", prepared.snapshot.num_images),
         ("not delivered, left for the next run", len(prepared.report.unreachable)),
         ("set aside", aside.sum()),
-        *((f"  {reason}", count) for reason, count in aside.items()),
+        *((f"- {reason}", count) for reason, count in aside.items()),
     ]
     return {
         "Images": pd.DataFrame([row for row in images if row[1]], columns=["", "bins"]),
@@ -67,6 +67,14 @@ def of_train(model: TrainedModel) -> Tables:
         ),
         "Time": _times(model.timings),
     }
+
+
+def headline(model: TrainedModel) -> str:
+    """The result in a sentence."""
+    version, metrics, baseline = model.version, model.evaluation.metrics, model.evaluation.baseline
+    name = f"{version.name} version {version.version}, {version.alias or 'without alias'}"
+    result = f"accuracy {metrics.accuracy:.1%} on {metrics.num_images:,} test images"
+    return f"{name}: {result}; always answering {baseline.class_name}: {baseline.accuracy:.1%}"
 
 
 def of_evaluation(evaluation: Evaluation) -> Tables:

@@ -73,7 +73,7 @@ def test_the_job_ends_with_a_champion_and_a_summary(finished):
     assert {"Model", "Time"} < set(tables)
     images = dict(tables["Images"].to_numpy().tolist())
     assert images["in the source"] == 300
-    assert images["set aside"] == sum(count for name, count in images.items() if name.startswith("  "))
+    assert images["set aside"] == sum(count for name, count in images.items() if name.startswith("- "))
     assert images["set aside"] == len(set(drawn.broken_ids(300).values()) - {"copy"})
     assert "| accuracy |" in summary.markdown(tables)
 
