@@ -90,6 +90,10 @@ class DataConfig(Settings):
         ge=1,
         description="take so many bins, always the same first ones, neighbours together [default: all]",
     )
+    only_listed: Path | None = Field(
+        None, description="take the ids that a file lists and no others: one in a line, or JSON lists by class"
+    )
+    retry_set_aside: bool = Field(False, description="fetch again what was set aside, though it has not changed")
     classes: str = Field("0..5", description="counts as a range (0..5), or class names (good,defective)")
     ordered: bool | None = Field(
         None,
@@ -190,10 +194,14 @@ class Workspace(Settings):
     root: Path = DEFAULT_WORKSPACE
 
     def dataset(self, data: DataConfig) -> Path:
-        """The folder of one source's dataset; the limit and the classes are not part of it, so that it can grow."""
+        """The folder of one source's dataset; the limit and the classes are not part of it, so that it can grow.
+
+        A subset by list is a dataset of its own, so that it has those images and no others.
+        """
         slug = re.sub(r"[^a-z0-9]+", "-", data.source.lower().removeprefix("s3://")).strip("-")[-40:].strip("-")
         address = data.source if data.source.startswith("s3://") else str(Path(data.source).resolve())
-        return self.root / "datasets" / f"{slug or 'source'}-{_digest(f'{data.endpoint} {address}', 8)}"
+        subset = f" {data.only_listed.resolve()}" if data.only_listed else ""
+        return self.root / "datasets" / f"{slug or 'source'}-{_digest(f'{data.endpoint} {address}{subset}', 8)}"
 
     def run(self, snapshot_digest: str, images: ImageConfig, training: TrainConfig) -> Path:
         """The folder of one training: named by its inputs, so that a retry lands in the same place and resumes."""

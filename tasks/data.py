@@ -29,7 +29,7 @@ BATCH_RETRIES = 3
 )
 def plan_sync(data: DataConfig, dataset: Path) -> Plan:
     """List the source and find what is new."""
-    return sync.plan(dataset, source.open_source(data), data.limit)
+    return sync.plan(dataset, source.open_source(data), data)
 
 
 @task(

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from bins import add_bin, jpeg
 from PIL import Image
 
 from bincount.data import manifest, packs, source, sync
-from bincount.errors import DatasetError
+from bincount.errors import DatasetError, SettingsError, SourceError
 from bincount.settings import Classes, DataConfig, ImageConfig
 
 
@@ -18,7 +19,7 @@ def bring(folder: Path, dataset: Path, config: DataConfig | None = None) -> sync
     """A whole sync, as the flow does it."""
     config = config or DataConfig(source=str(folder))
     opened = source.open_source(config)
-    plan = sync.plan(dataset, opened, config.limit)
+    plan = sync.plan(dataset, opened, config)
     batches = [sync.fetch(dataset, opened, plan.batch(number), config) for number in range(plan.num_batches)]
     sync.merge(dataset)
     return sum(batches, sync.SyncReport())
@@ -134,9 +135,9 @@ def test_rows_of_a_run_that_was_killed_before_merging_count(tmp_path):
     add_bin(tmp_path / "bucket", "00001")
     config = DataConfig(source=str(tmp_path / "bucket"))
     opened = source.open_source(config)
-    plan = sync.plan(tmp_path / "data", opened, None)
+    plan = sync.plan(tmp_path / "data", opened, config)
     sync.fetch(tmp_path / "data", opened, plan.batch(0), config)
-    assert sync.plan(tmp_path / "data", opened, None).num_new == 0
+    assert sync.plan(tmp_path / "data", opened, config).num_new == 0
 
 
 def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, monkeypatch):
@@ -173,7 +174,7 @@ def test_an_object_that_vanishes_between_listing_and_reading_is_set_aside(tmp_pa
     add_bin(tmp_path / "bucket", "00001")
     config = DataConfig(source=str(tmp_path / "bucket"))
     opened = source.open_source(config)
-    plan = sync.plan(tmp_path / "data", opened, None)
+    plan = sync.plan(tmp_path / "data", opened, config)
     (tmp_path / "bucket" / "bin-images" / "00001.jpg").unlink()
     report = sync.fetch(tmp_path / "data", opened, plan.batch(0), config)
     assert report.set_aside == Counter({"vanished": 1})
@@ -214,6 +215,91 @@ def test_bins_come_from_a_bucket_as_from_a_folder(tmp_path, bucket):
     bring(tmp_path / "bucket", tmp_path / "folder")
     facts = ["image_id", "class_name", "sha256", "width", "height", "dhash", "status"]
     assert sync.read(tmp_path / "s3")[facts].equals(sync.read(tmp_path / "folder")[facts])
+
+
+def test_what_was_set_aside_is_tried_again_when_asked(tmp_path):
+    add_bin(tmp_path / "bucket", "00001", image=b"")
+    add_bin(tmp_path / "bucket", "00002")
+    bring(tmp_path / "bucket", tmp_path / "data")
+    asked = DataConfig(source=str(tmp_path / "bucket"), retry_set_aside=True)
+    assert bring(tmp_path / "bucket", tmp_path / "data", asked).set_aside == Counter({"empty image": 1})
+
+
+def test_too_little_space_is_said_before_anything_is_fetched(tmp_path, monkeypatch):
+    add_bin(tmp_path / "bucket", "00001")
+    bring(tmp_path / "bucket", tmp_path / "data")
+    before = sync.read(tmp_path / "data")
+    add_bin(tmp_path / "bucket", "00002")
+    monkeypatch.setattr(sync.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 100, 0))
+    with pytest.raises(DatasetError, match=r"0\.00 GB are free .* lower --limit"):
+        bring(tmp_path / "bucket", tmp_path / "data")
+    assert sync.read(tmp_path / "data").equals(before)
+
+
+@pytest.mark.parametrize("text", ['{"1": ["data/metadata/00003.json"], "2": ["data/metadata/7.json"]}', "00003\n7\n"])
+def test_a_list_takes_exactly_its_bins(tmp_path, text):
+    for image_id in ("00001", "00003", "7", "00007"):
+        add_bin(tmp_path / "bucket", image_id)
+    (tmp_path / "list").write_text(text)
+    config = DataConfig(source=str(tmp_path / "bucket"), only_listed=tmp_path / "list")
+    bring(tmp_path / "bucket", tmp_path / "data", config)
+    assert sync.read(tmp_path / "data")["image_id"].to_list() == ["00003", "7"]
+
+
+def test_a_list_of_none_of_the_bins_is_an_error(tmp_path):
+    add_bin(tmp_path / "bucket", "00001")
+    (tmp_path / "list").write_text("99999")
+    with pytest.raises(SourceError, match="check --only-listed"):
+        bring(
+            tmp_path / "bucket",
+            tmp_path / "data",
+            DataConfig(source=str(tmp_path / "bucket"), only_listed=tmp_path / "list"),
+        )
+
+
+@pytest.mark.parametrize("content", ["{", '{"1": 5}', None])
+def test_a_list_that_cannot_be_read_is_explained(tmp_path, content):
+    if content is not None:
+        (tmp_path / "list").write_text(content)
+    with pytest.raises(SettingsError, match="one id in a line"):
+        source.listed_ids(tmp_path / "list")
+
+
+def test_files_of_a_killed_run_are_not_fetched_twice(tmp_path, bucket, monkeypatch):
+    for number in range(4):
+        add_bin(tmp_path / "bucket", f"{number:05d}")
+    config = bucket(tmp_path / "bucket")
+    bring(tmp_path / "bucket", tmp_path / "data", config)
+    (tmp_path / "data" / "bins.parquet").unlink()  # as if it had been killed before its rows were written
+    asked = []
+    monkeypatch.setattr(source.Source, "read", lambda self, key: asked.append(key))
+    assert bring(tmp_path / "bucket", tmp_path / "data", config).num_fetched == 4
+    assert asked == []
+
+
+def test_an_object_of_another_size_than_was_listed_is_left_for_the_next_try(tmp_path):
+    add_bin(tmp_path / "bucket", "00001")
+    config = DataConfig(source=str(tmp_path / "bucket"))
+    opened = source.open_source(config)
+    plan = sync.plan(tmp_path / "data", opened, config)
+    add_bin(tmp_path / "bucket", "00001", image=jpeg(9, (300, 300)))
+    report = sync.fetch(tmp_path / "data", opened, plan.batch(0), config)
+    assert "were listed" in report.unreachable["00001"]
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 1
+
+
+def test_an_object_too_large_to_be_a_photo_is_not_even_read(tmp_path, monkeypatch):
+    add_bin(tmp_path / "bucket", "00001")
+    add_bin(tmp_path / "bucket", "00002", recorded=b" " * 2_000_000)
+    monkeypatch.setattr(sync, "MAX_IMAGE_BYTES", 10)
+    report = bring(tmp_path / "bucket", tmp_path / "data")
+    assert report.set_aside == Counter({"too many bytes": 2})
+    monkeypatch.setattr(sync, "MAX_IMAGE_BYTES", 10**9)
+    monkeypatch.setattr(source.Source, "read", None)
+    add_bin(tmp_path / "bucket", "00002", image=jpeg(1), recorded=b" " * 2_000_000)
+    (tmp_path / "bucket" / "bin-images" / "00001.jpg").unlink()
+    report = bring(tmp_path / "bucket", tmp_path / "data")
+    assert report.set_aside == Counter({"no image": 1, "malformed record": 1})
 
 
 @pytest.mark.real

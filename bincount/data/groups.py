@@ -71,7 +71,7 @@ def _same_content(digests: pd.Series) -> np.ndarray:
 
 def _neighbours(image_ids: pd.Series, items: pd.Series) -> np.ndarray:
     """Positions of consecutive padded ids that share enough items, (L, 2)."""
-    padded = image_ids.map(is_padded).to_numpy(bool) & items.notna().to_numpy()
+    padded = is_padded(image_ids) & items.notna().to_numpy()
     positions = np.flatnonzero(padded)
     listed = pa.array(items.iloc[positions].tolist(), pa.map_(pa.string(), pa.int64()))
     lengths = np.diff(listed.offsets.to_numpy())

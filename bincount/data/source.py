@@ -7,23 +7,28 @@ Two layouts:
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+import numpy as np
 import obstore
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, S3Store
 
-from bincount.errors import SourceError, SourceUnavailable
+from bincount.errors import SettingsError, SourceError, SourceUnavailable
 from bincount.settings import DataConfig
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+CLASS_IMAGE = r"^[^/]+/.*\.(jpg|jpeg|png|webp|bmp)$"
 REFUSALS = (PermissionError, PermissionDeniedError, UnauthenticatedError)
 BLOCK = 100  # consecutive ids that enter a limited dataset together
 
@@ -44,29 +49,23 @@ class Source:
         """Every bin by id, sorted, with the tags by which a changed object is known.
 
         Columns image_id, image_tag, record_tag; a tag is null where the object is missing. In the folders layout there
-        are no records, and record_tag is always null.
+        are no records, and record_tag is always null. The listing stays in Arrow's memory, some 100 bytes an object.
         """
         if self.layout == "folders":
-            images = {key: tag for key, tag in self._tags("") if _is_class_image(key)}
-            bins = pd.DataFrame({"image_id": list(images), "image_tag": list(images.values())}, dtype="str")
-            bins["record_tag"] = pd.Series(None, index=bins.index, dtype="str")
+            listed = self._list("")
+            images = listed.filter(pc.match_substring_regex(listed["key"], CLASS_IMAGE, ignore_case=True))
+            tables = [images["key"], images["tag"], pa.nulls(len(images), pa.string())]
+            bins = pa.table(tables, ["image_id", "image_tag", "record_tag"])
         else:
-            images = {_stem(key): tag for key, tag in self._tags("bin-images") if key.endswith(".jpg")}
-            records = {_stem(key): tag for key, tag in self._tags("metadata") if key.endswith(".json")}
-            ids = list(images.keys() | records.keys())
-            bins = pd.DataFrame(
-                {
-                    "image_id": ids,
-                    "image_tag": [images.get(i) for i in ids],
-                    "record_tag": [records.get(i) for i in ids],
-                },
-                dtype="str",
-            )
-        if bins.empty:
+            with ThreadPoolExecutor(2) as threads:  # a page of a listing follows from the one before
+                images, records = threads.map(self._list, ("bin-images", "metadata"))
+            images = _by_id(images, "bin-images/", ".jpg", "image_tag")
+            bins = images.join(_by_id(records, "metadata/", ".json", "record_tag"), "image_id", join_type="full outer")
+        if len(bins) == 0:
             raise SourceError(
                 f"{self.url} holds no images; give a bucket or folder with bin-images/, or one folder a class"
             )
-        return bins.sort_values("image_id", ignore_index=True)
+        return bins.sort_by("image_id").to_pandas(types_mapper={pa.string(): pd.StringDtype(na_value=np.nan)}.get)
 
     def image_key(self, image_id: str) -> str:
         return image_id if self.layout == "folders" else f"bin-images/{image_id}.jpg"
@@ -83,12 +82,28 @@ class Source:
         with _errors_explained(self.url, f"does not deliver {key}", missing=ObjectMissing(key)):
             return bytes(self.store.get(key).bytes())
 
-    def _tags(self, prefix: str) -> Iterator[tuple[str, str]]:
+    def _list(self, prefix: str) -> pa.Table:
+        """The keys under a prefix, and a tag of each that ends in its size: `etag/size`."""
+        schema = pa.schema([("key", pa.string()), ("tag", pa.string())])
+        batches = []
         with _errors_explained(self.url, "cannot be listed"):
-            for chunk in obstore.list(self.store, prefix=prefix or None, chunk_size=1000):
-                for item in chunk:
-                    version = item["e_tag"] or item["last_modified"].isoformat()
-                    yield item["path"], f"{version.strip(chr(34))}/{item['size']}"
+            for chunk in obstore.list(self.store, prefix=prefix or None, chunk_size=1000, return_arrow=True):
+                listed = pa.record_batch(chunk)
+                version = pc.coalesce(listed["e_tag"], listed["last_modified"].cast(pa.string()))
+                tag = pc.binary_join_element_wise(pc.utf8_trim(version, '"'), listed["size"].cast(pa.string()), "/")
+                batches.append(pa.record_batch([listed["path"].cast(pa.string()), tag], schema=schema))
+        return pa.Table.from_batches(batches, schema)
+
+
+def size_of(tag: str) -> int:
+    """The bytes of the object that a tag was made for."""
+    return int(tag.rsplit("/", 1)[1])
+
+
+def is_content(data: bytes, tag: str) -> bool:
+    """Whether data is what a tag was made for, where that can be told: S3's etag of a plain upload is its MD5."""
+    etag = tag.rsplit("/", 1)[0]
+    return hashlib.md5(data, usedforsecurity=False).hexdigest() == etag
 
 
 def open_source(config: DataConfig) -> Source:
@@ -110,22 +125,37 @@ def first_bins(image_ids: pd.Series, limit: int | None) -> pd.Series:
     """
     if limit is None or limit >= len(image_ids):
         return image_ids
-    blocks = image_ids.map(_block)
+    image_ids = image_ids.sort_values()
+    blocks = image_ids.astype(object)
+    numbered = image_ids.str.fullmatch("[0-9]{1,18}").to_numpy(bool)
+    series = np.where(is_padded(image_ids[numbered]), "padded ", "unpadded ")
+    blocks[numbered] = series + (image_ids[numbered].astype(np.int64) // BLOCK).astype(str)
+    number, names = pd.factorize(blocks)
     # sha1, not hash(): the same order in every process
-    order = {block: hashlib.sha1(block.encode()).hexdigest() for block in blocks.unique()}
-    ranked = pd.DataFrame({"image_id": image_ids, "order": blocks.map(order)}).sort_values(["order", "image_id"])
-    return ranked["image_id"].head(limit)
+    order = np.array([int.from_bytes(hashlib.sha1(name.encode()).digest()[:8]) for name in names], np.uint64)
+    return image_ids.iloc[np.argsort(order[number], kind="stable")[:limit]]
 
 
-def is_padded(image_id: str) -> bool:
-    """Whether an id belongs to the public bucket's padded series, 00001 to 535234; 10 and 00010 are different bins."""
-    return image_id.isdecimal() and len(image_id) >= 5
+def is_padded(image_ids: pd.Series) -> np.ndarray:
+    """Which ids belong to the public bucket's padded series, 00001 to 535234; 10 and 00010 are different bins."""
+    return image_ids.str.fullmatch("[0-9]{5,18}").to_numpy(bool)
 
 
-def _block(image_id: str) -> str:
-    if not image_id.isdecimal():
-        return image_id
-    return f"{'padded' if is_padded(image_id) else 'unpadded'} {int(image_id) // BLOCK}"
+def listed_ids(file: Path) -> set[str]:
+    """The ids that a file lists: one in a line, or JSON lists of record paths by class, as student projects have them.
+
+    Raises SettingsError when it is neither.
+    """
+    try:
+        text = file.read_text()
+        names = (
+            [name for every in json.loads(text).values() for name in every] if text.startswith("{") else text.split()
+        )
+        return {PurePosixPath(name).stem for name in names}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise SettingsError(
+            f"{file} is no list of ids ({error}); --only-listed takes one id in a line, or JSON lists by class"
+        ) from error
 
 
 def _open_store(config: DataConfig) -> LocalStore | S3Store:
@@ -175,13 +205,10 @@ def _look(store: LocalStore | S3Store, url: str) -> Literal["bins", "folders"]:
     raise SourceError(f"{url} holds neither bin-images/ with metadata/ nor one folder a class; see --layout")
 
 
-def _is_class_image(key: str) -> bool:
-    path = PurePosixPath(key)
-    return len(path.parts) >= 2 and path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def _stem(key: str) -> str:
-    return PurePosixPath(key).stem
+def _by_id(listed: pa.Table, prefix: str, suffix: str, column: str) -> pa.Table:
+    listed = listed.filter(pc.ends_with(listed["key"], suffix))
+    ids = pc.utf8_slice_codeunits(listed["key"], len(prefix), -len(suffix))
+    return pa.table([ids, listed["tag"]], ["image_id", column])
 
 
 @contextmanager

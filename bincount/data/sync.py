@@ -15,6 +15,7 @@ import hashlib
 import io
 import logging
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -31,12 +32,14 @@ from PIL import Image
 
 from bincount.data import record, source
 from bincount.data.source import ObjectMissing, Source
-from bincount.errors import DatasetError, SourceUnavailable
+from bincount.errors import DatasetError, SourceError, SourceUnavailable
 from bincount.settings import DataConfig
 
 logger = logging.getLogger(__name__)
 
 BATCH = 500  # bins in one task: what a killed run fetches again at most
+
+MAX_IMAGE_BYTES = 100_000_000  # larger ones are set aside unread: concurrency times this bounds the memory
 
 SCHEMA = pa.schema(
     [
@@ -109,23 +112,25 @@ class Plan:
         return pd.read_parquet(self.path).iloc[number * BATCH : (number + 1) * BATCH]
 
 
-def plan(dataset: Path, opened: Source, limit: int | None) -> Plan:
+def plan(dataset: Path, opened: Source, config: DataConfig) -> Plan:
     """List the source and write down what is to be fetched: bins that are new, changed, or lost here.
 
-    What was set aside comes again only when its object has changed.
+    What was set aside comes again only when its object has changed, or when the settings say so. Raises DatasetError,
+    before anything is fetched, when there is no space for it.
     """
     listing = opened.list_bins()
-    wanted = listing[listing["image_id"].isin(source.first_bins(listing["image_id"], limit))]
+    wanted = _wanted(listing, config)
     known = read(dataset, columns=["image_id", "image_tag", "record_tag", "path", "status"])
-    there = _files(dataset / "originals")
-    known = known[(known["status"] != "ok") | known["path"].isin(there)].set_index("image_id")
-    before = known.reindex(wanted["image_id"])
-    same = wanted["image_id"].isin(known.index).to_numpy()
+    good = (known["status"] == "ok") & known["path"].isin(_files(dataset / "originals"))
+    kept = good if config.retry_set_aside else good | (known["status"] != "ok")
+    before = known[kept].set_index("image_id").reindex(wanted["image_id"])
+    same = before["status"].notna().to_numpy()
     for tag in ("image_tag", "record_tag"):
         same = same & (wanted[tag].fillna("").to_numpy() == before[tag].fillna("").to_numpy())
     new = wanted[~same]
     logger.info("%s: %d bins listed, %d wanted, %d to fetch", opened.url, len(listing), len(wanted), len(new))
     dataset.mkdir(parents=True, exist_ok=True)
+    _check_space(dataset, new)
     path = dataset / "plan.parquet"
     _write_rows(pa.Table.from_pandas(new, preserve_index=False), path)
     return Plan(path=path, num_listed=len(listing), num_wanted=len(wanted), num_new=len(new))
@@ -211,30 +216,47 @@ def inspect(data: bytes, max_pixels: int) -> Picture:
     return Picture(width, height, int(np.packbits(bits).view(">u8")[0]))
 
 
+def _wanted(listing: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    if config.only_listed:
+        only = source.listed_ids(config.only_listed)
+        listing = listing[listing["image_id"].isin(only)]
+        if len(listing) < len(only):
+            logger.warning("%d of the %d listed ids are not in the source", len(only) - len(listing), len(only))
+        if listing.empty:
+            raise SourceError(
+                f"{config.source} has none of the ids that {config.only_listed} lists; check --only-listed"
+            )
+    return listing[listing["image_id"].isin(source.first_bins(listing["image_id"], config.limit))]
+
+
+def _check_space(dataset: Path, new: pd.DataFrame) -> None:
+    tags = pd.concat([new["image_tag"], new["record_tag"]]).dropna()
+    needed = int(tags.str.rsplit("/", n=1).str[1].astype(np.int64).sum()) if len(tags) else 0
+    free = shutil.disk_usage(dataset).free
+    if needed > free:
+        raise DatasetError(
+            f"{needed / 1e9:.2f} GB are to be fetched and {free / 1e9:.2f} GB are free where {dataset} is; "
+            "free some space, choose another --workspace, or set a lower --limit"
+        )
+
+
 def _fetch_bin(dataset: Path, opened: Source, wanted, max_pixels: int) -> dict | str:
     """The row of one bin, or in words why the server did not deliver it."""
-    row = {
-        "image_id": wanted.image_id,
-        "image_tag": _or_none(wanted.image_tag),
-        "record_tag": _or_none(wanted.record_tag),
-        "status": "set_aside",
-    }
+    image_key, record_key = opened.image_key(wanted.image_id), opened.record_key(wanted.image_id)
+    image_tag, record_tag = _or_none(wanted.image_tag), _or_none(wanted.record_tag)
+    row = {"image_id": wanted.image_id, "image_tag": image_tag, "record_tag": record_tag, "status": "set_aside"}
+    if unread := _reason_not_to_read(opened.layout == "bins", image_tag, record_tag):
+        return row | {"reason": unread}
+    arrived = {}
     try:
-        if row["image_tag"] is None:
-            return row | {"reason": "no image"}
         if opened.layout == "bins":
-            if row["record_tag"] is None:
-                return row | {"reason": "no record"}
-            recorded = opened.read(opened.record_key(wanted.image_id))
+            recorded = _get(dataset, opened, record_key, record_tag, arrived)
             parsed = record.parse(recorded)
-            row |= {
-                "class_name": str(parsed.quantity),
-                "quantity": parsed.quantity,
-                "items": list(parsed.items.items()),
-            }
+            row |= {"class_name": str(parsed.quantity), "quantity": parsed.quantity}
+            row |= {"items": list(parsed.items.items())}
         else:
             row |= {"class_name": wanted.image_id.split("/", 1)[0]}
-        data = opened.read(opened.image_key(wanted.image_id))
+        data = _get(dataset, opened, image_key, image_tag, arrived)
         picture = inspect(data, max_pixels)
     except (record.BadRecord, BadImage) as error:
         return row | {"reason": str(error)[:200]}
@@ -242,12 +264,10 @@ def _fetch_bin(dataset: Path, opened: Source, wanted, max_pixels: int) -> dict |
         return row | {"reason": f"vanished: {error}"}
     except SourceUnavailable as error:
         return str(error)
-    path = f"originals/{opened.image_key(wanted.image_id)}"
-    if opened.layout == "bins":
-        _write_file(dataset / "originals" / opened.record_key(wanted.image_id), recorded)
-    _write_file(dataset / path, data)
+    for key, content in arrived.items():
+        _write_file(dataset / "originals" / key, content)
     return row | {
-        "path": path,
+        "path": f"originals/{image_key}",
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
         "width": picture.width,
@@ -258,11 +278,44 @@ def _fetch_bin(dataset: Path, opened: Source, wanted, max_pixels: int) -> dict |
     }
 
 
+def _reason_not_to_read(has_records: bool, image_tag: str | None, record_tag: str | None) -> str:
+    """Why a bin is set aside by what the listing says alone; empty where it is to be read."""
+    if image_tag is None:
+        return "no image"
+    if source.size_of(image_tag) > MAX_IMAGE_BYTES:
+        return f"too many bytes: {source.size_of(image_tag):,}"
+    if has_records and record_tag is None:
+        return "no record"
+    if has_records and source.size_of(record_tag) > record.MAX_BYTES:
+        return f"malformed record: {source.size_of(record_tag):,} bytes"
+    return ""
+
+
+def _get(dataset: Path, opened: Source, key: str, tag: str, arrived: dict[str, bytes]) -> bytes:
+    """One object; added to arrived when it came over the network, which what a killed run left here need not.
+
+    Raises SourceUnavailable when it is not the object that was listed: it has changed, or was cut off.
+    """
+    here = dataset / "originals" / key
+    if here.exists():
+        data = here.read_bytes()
+        if source.is_content(data, tag):
+            return data
+    data = opened.read(key)
+    if len(data) != source.size_of(tag):
+        raise SourceUnavailable(f"{key}: {len(data):,} bytes came and {source.size_of(tag):,} were listed")
+    arrived[key] = data
+    return data
+
+
 def _write_file(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        temporary.write_bytes(data)
+        try:
+            temporary.write_bytes(data)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
