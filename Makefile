@@ -38,7 +38,7 @@ format: $(READY)  ## let the formatter and the linter mend what they can
 	$(BIN)/ruff check --fix .
 
 lock: $(READY)  ## renew requirements.lock: newest versions, with hashes, without addresses
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 --upgrade \
 		--generate-hashes --no-emit-index-url --quiet --output-file requirements.lock
 
 clean:  ## remove the demo's results and caches; the installation and bincount-data/ stay

@@ -129,6 +129,18 @@ class ImageConfig(Settings):
     )
 
 
+class RunnerConfig(Settings):
+    """Where batches of bins are fetched."""
+
+    runner: Literal["threads", "dask"] = Field(
+        "threads", description="threads of this process, or a Dask cluster (pip install 'bincount-pipeline[dask]')"
+    )
+    workers: int = Field(2, ge=1, description="batches under way at once; with dask, processes of a cluster made here")
+    dask_address: str | None = Field(
+        None, description="tcp://HOST:PORT of a Dask scheduler whose workers share the workspace [default: made here]"
+    )
+
+
 class TrainConfig(Settings):
     """How a model is trained."""
 

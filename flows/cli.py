@@ -10,7 +10,15 @@ from cyclopts.validators import Number
 
 from bincount import services
 from bincount.errors import BincountError
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.settings import (
+    DEFAULT_WORKSPACE,
+    DataConfig,
+    ImageConfig,
+    RegistryConfig,
+    RunnerConfig,
+    TrainConfig,
+    Workspace,
+)
 
 app = App(
     name="bincount",
@@ -22,6 +30,7 @@ Data = Annotated[DataConfig, Parameter(name="*", group=Group("Data", sort_key=1)
 Images = Annotated[ImageConfig, Parameter(name="*", group=Group("Images", sort_key=2))]
 Training = Annotated[TrainConfig, Parameter(name="*", group=Group("Training", sort_key=3))]
 Registry = Annotated[RegistryConfig, Parameter(name="*", group=Group("Registry", sort_key=4))]
+Runner = Annotated[RunnerConfig, Parameter(name="*", group=Group("Runner", sort_key=5))]
 Root = Annotated[Path, Parameter(name="--workspace", help="folder that holds everything the pipeline makes")]
 Model = Annotated[
     str,
@@ -36,6 +45,7 @@ def run(
     images: Images = ImageConfig(),
     training: Training = TrainConfig(),
     registry: Registry = RegistryConfig(),
+    runner: Runner = RunnerConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """Fetch, balance, split, pack, train, evaluate and register: the whole job.
@@ -46,19 +56,25 @@ def run(
     from flows import run as flow
     from flows import summary
 
-    finished = flow.run(data, images, training, registry, workspace)
+    finished = flow.run(data, images, training, registry, workspace, runner)
     summary.show(summary.of_run(finished.prepared, finished.model))
     summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
 @app.command(sort_key=2)
-def prepare(*, data: Data = DataConfig(), images: Images = ImageConfig(), workspace: Root = DEFAULT_WORKSPACE) -> None:
+def prepare(
+    *,
+    data: Data = DataConfig(),
+    images: Images = ImageConfig(),
+    runner: Runner = RunnerConfig(),
+    workspace: Root = DEFAULT_WORKSPACE,
+) -> None:
     """Fetch what is new, deal the splits, and pack the images."""
     _check_services(None, workspace)
     from flows import prepare as flow
     from flows import summary
 
-    summary.show(summary.of_prepare(flow.prepare(data, images, workspace)))
+    summary.show(summary.of_prepare(flow.prepare(data, images, workspace, runner)))
 
 
 @app.command(sort_key=3)

@@ -4,15 +4,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import flow, unmapped
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from bincount.data.balance import ClassBalance
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.data.sync import Plan, SyncReport
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, Workspace
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, RunnerConfig, Workspace
+from flows.runners import open_runner
 from flows.timing import Timings
 from tasks import data as data_tasks
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What was to be fetched, and what was."""
+
+    plan: Plan
+    report: SyncReport
 
 
 @dataclass(frozen=True)
@@ -27,14 +35,26 @@ class Prepared:
     timings: Timings
 
 
-@flow(
-    name="prepare",
-    flow_run_name="prepare {data.source}",
-    task_runner=ThreadPoolTaskRunner(max_workers=2),
-    persist_result=False,
-)
+@flow(name="sync", flow_run_name="sync {data.source}", persist_result=False)
+def sync(data: DataConfig, dataset: Path) -> Synced:
+    """Fetch what is new, in batches.
+
+    Args:
+        data: where the images come from and what is read from them
+        dataset: the folder they go to
+    """
+    plan = data_tasks.plan_sync(data, dataset)
+    numbers = range(1, plan.num_batches + 1)
+    batches = data_tasks.fetch_batch.map(unmapped(data), unmapped(dataset), unmapped(plan), numbers)
+    return Synced(plan, sum(batches.result(), SyncReport()))
+
+
+@flow(name="prepare", flow_run_name="prepare {data.source}", persist_result=False)
 def prepare(
-    data: DataConfig = DataConfig(), images: ImageConfig = ImageConfig(), workspace: Path = DEFAULT_WORKSPACE
+    data: DataConfig = DataConfig(),
+    images: ImageConfig = ImageConfig(),
+    workspace: Path = DEFAULT_WORKSPACE,
+    runner: RunnerConfig = RunnerConfig(),
 ) -> Prepared:
     """Fetch what is new, deal the splits, and pack the images.
 
@@ -42,19 +62,16 @@ def prepare(
         data: where the images come from and what is read from them
         images: how a picture becomes the square that models see
         workspace: folder that holds everything the pipeline makes
+        runner: where batches of bins are fetched
     """
     dataset = Workspace(root=workspace).dataset(data)
     timings = Timings()
     with timings.step("sync"):
-        plan = data_tasks.plan_sync(data, dataset)
-        batches = data_tasks.fetch_batch.map(
-            unmapped(data), unmapped(dataset), unmapped(plan), range(1, plan.num_batches + 1)
-        )
-        report = sum(batches.result(), SyncReport())
+        synced = sync.with_options(task_runner=open_runner(runner))(data, dataset)
     with timings.step("split"):
         snapshot = data_tasks.freeze_snapshot(data, dataset)
     with timings.step("balance"):
         balance = data_tasks.measure_balance(snapshot)
     with timings.step("pack"):
         pack = data_tasks.pack_images(snapshot, images)
-    return Prepared(plan, report, snapshot, balance, pack, timings)
+    return Prepared(synced.plan, synced.report, snapshot, balance, pack, timings)

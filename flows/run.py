@@ -7,7 +7,15 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.settings import (
+    DEFAULT_WORKSPACE,
+    DataConfig,
+    ImageConfig,
+    RegistryConfig,
+    RunnerConfig,
+    TrainConfig,
+    Workspace,
+)
 from flows import summary
 from flows.prepare import Prepared, prepare
 from flows.train import TrainedModel, train
@@ -31,6 +39,7 @@ def run(
     training: TrainConfig = TrainConfig(),
     registry: RegistryConfig = RegistryConfig(),
     workspace: Path = DEFAULT_WORKSPACE,
+    runner: RunnerConfig = RunnerConfig(),
 ) -> Finished:
     """Fetch, balance, split, pack, train, evaluate and register.
 
@@ -40,9 +49,10 @@ def run(
         training: how the model is trained
         registry: where runs and models are kept
         workspace: folder that holds everything the pipeline makes
+        runner: where batches of bins are fetched
     """
     registry_tasks.check_registry(registry, Workspace(root=workspace))
-    prepared = prepare(data, images, workspace)
+    prepared = prepare(data, images, workspace, runner)
     model = train(data, images, training, registry, workspace, prepared.snapshot.digest)
     finished = Finished(prepared, model)
     logger.info(summary.headline(model))
