@@ -1,18 +1,23 @@
 """From a bucket or a folder of photos to a snapshot with splits and a pack of decoded images."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import flow, unmapped
+from prefect.futures import as_completed
 
 from bincount.data.balance import ClassBalance
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.data.sync import Plan, SyncReport
+from bincount.data.sync import BATCH, Plan, SyncReport
+from bincount.progress import track
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, RunnerConfig, Workspace
 from flows.runners import open_runner
 from flows.timing import Timings
 from tasks import data as data_tasks
+
+logger = logging.getLogger("bincount.flows")
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ def sync(data: DataConfig, dataset: Path) -> Synced:
     plan = data_tasks.plan_sync(data, dataset)
     numbers = range(1, plan.num_batches + 1)
     batches = data_tasks.fetch_batch.map(unmapped(data), unmapped(dataset), unmapped(plan), numbers)
-    return Synced(plan, sum(batches.result(), SyncReport()))
+    done = track(as_completed(list(batches)), "fetching", plan.num_batches, f"batches of {BATCH}", logger)
+    return Synced(plan, sum((batch.result() for batch in done), SyncReport()))
 
 
 @flow(name="prepare", flow_run_name="prepare {data.source}", persist_result=False)

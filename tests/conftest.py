@@ -11,12 +11,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):
-    """Tests on real bins need them; CI names their folder, so that there none is skipped."""
-    if "BINCOUNT_REAL_BINS" not in os.environ:
-        missing = pytest.mark.skip(reason="set BINCOUNT_REAL_BINS to a folder with bin-images/ and metadata/")
-        for item in items:
-            if item.get_closest_marker("real"):
-                item.add_marker(missing)
+    """Tests on real bins or weights need them; CI says where they are, so that there none is skipped."""
+    for item in items:
+        for mark in item.iter_markers("real"):
+            variable = mark.args[0] if mark.args else "BINCOUNT_REAL_BINS"
+            if variable not in os.environ:
+                item.add_marker(pytest.mark.skip(reason=f"set {variable} to where they are"))
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from urllib.error import URLError
 
@@ -92,6 +93,14 @@ def test_a_file_of_another_architecture_is_refused(tmp_path):
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(WeightsUnavailable, match="does not fit resnet34"):
         load_backbone(build(spec(model="resnet34")), "resnet34", str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.real("BINCOUNT_WEIGHTS")
+def test_the_recovered_imagenet_backbone_fits_mobilenet():
+    model = build(spec(model="mobilenet_v2"))
+    before = model.backbone.features[0][0].weight.clone()
+    load_backbone(model, "mobilenet_v2", os.environ["BINCOUNT_WEIGHTS"])
+    assert not torch.equal(model.backbone.features[0][0].weight, before)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
