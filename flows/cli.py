@@ -12,6 +12,7 @@ from bincount import services
 from bincount.errors import BincountError
 from bincount.settings import (
     DEFAULT_WORKSPACE,
+    Classes,
     DataConfig,
     ImageConfig,
     RegistryConfig,
@@ -36,6 +37,7 @@ Model = Annotated[
     str,
     Parameter(name="--model", help="champion, challenger, a version's number, or a folder with model.safetensors"),
 ]
+BySplit = Annotated[bool, Parameter(negative="", help="put train, val and test above the classes")]
 
 
 @app.command(sort_key=1)
@@ -161,6 +163,85 @@ def demo(
     )
 
 
+@app.command(sort_key=7)
+def doctor(
+    *,
+    data: Data = DataConfig(),
+    quick: Annotated[bool, Parameter(negative="", help="compare sizes only, and read no image")] = False,
+    fix: Annotated[
+        bool, Parameter(negative="", help="remove damaged bins, stray files and leftovers; not beside a prepare")
+    ] = False,
+    workspace: Root = DEFAULT_WORKSPACE,
+) -> None:
+    """List what is set aside, and check the prepared dataset against itself; ends with 1 when there are problems.
+
+    What --fix removes is fetched again by the next prepare. It never touches snapshots and splits.
+    """
+    from bincount.data.doctor import diagnose, mend
+    from flows import summary
+
+    dataset = Workspace(root=workspace).dataset(data)
+    diagnosis = diagnose(dataset, quick=quick)
+    summary.show(summary.of_diagnosis(diagnosis))
+    problems = diagnosis.problems
+    if problems and fix:
+        mended = mend(dataset, diagnosis)
+        summary.show(summary.of_mended(mended))
+        problems = mended.left
+    if problems:
+        sys.exit(1)
+
+
+@app.command(sort_key=8)
+def export(
+    *,
+    folder: Annotated[Path, Parameter(help="where the class folders are to stand")],
+    data: Data = DataConfig(),
+    by_split: BySplit = False,
+    copy: Annotated[bool, Parameter(negative="", help="copy even where a hard link would do, as for editing")] = False,
+    workspace: Root = DEFAULT_WORKSPACE,
+) -> None:
+    """Put the labelled images of the last snapshot into one folder a class, as torchvision's ImageFolder reads.
+
+    --classes takes some of the snapshot's classes only. Run again, it brings what is missing or different.
+    """
+    from bincount.data import manifest
+    from bincount.data.export import to_folder
+    from flows import summary
+
+    snapshot = manifest.latest(Workspace(root=workspace).dataset(data))
+    exported = to_folder(
+        snapshot, folder, classes=_chosen_classes(data), by_split=by_split, copy=copy, concurrency=data.concurrency
+    )
+    summary.show(summary.of_export(exported, str(folder)))
+
+
+@app.command(sort_key=9)
+def publish(
+    *,
+    to: Annotated[str, Parameter(help="bucket of your own, as s3://BUCKET[/PREFIX]")],
+    to_endpoint: Annotated[str | None, Parameter(help="URL of another S3-compatible server [default: AWS]")] = None,
+    to_region: Annotated[str, Parameter(help="AWS region of that bucket")] = "us-east-1",
+    data: Data = DataConfig(),
+    by_split: BySplit = False,
+    workspace: Root = DEFAULT_WORKSPACE,
+) -> None:
+    """Upload the same class folders to a bucket of your own, signed in as boto3 is: environment, profile or role.
+
+    --classes takes some of the snapshot's classes only. Run again, it uploads what is missing or different.
+    """
+    from bincount.data import manifest
+    from bincount.data.export import open_bucket, to_bucket
+    from flows import summary
+
+    snapshot = manifest.latest(Workspace(root=workspace).dataset(data))
+    bucket = open_bucket(to, to_endpoint, to_region)
+    exported = to_bucket(
+        snapshot, bucket, classes=_chosen_classes(data), by_split=by_split, concurrency=data.concurrency
+    )
+    summary.show(summary.of_export(exported, to))
+
+
 def main() -> None:
     """Run the command line; an error that names its remedy is shown without a traceback."""
     try:
@@ -168,6 +249,11 @@ def main() -> None:
     except BincountError as error:
         print(f"bincount: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _chosen_classes(data: DataConfig) -> Classes | None:
+    """The classes that were asked for; a snapshot has its own, which need not be the default ones."""
+    return data.class_set if "classes" in data.model_fields_set else None
 
 
 def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:

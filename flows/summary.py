@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bincount.data import sync
+from bincount.data.doctor import Diagnosis, Mended
+from bincount.data.export import Exported
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.metrics import per_class_table
 from bincount.settings import SPLITS
@@ -21,6 +23,7 @@ from flows.timing import Timings
 from flows.train import TrainedModel
 
 Tables = dict[str, pd.DataFrame]
+NUM_SHOWN = 5  # places of one kind of problem
 
 
 def of_run(prepared: Prepared, model: TrainedModel) -> Tables:
@@ -100,6 +103,51 @@ def of_predictions(counted: pd.DataFrame) -> pd.DataFrame:
     """Of the columns of predict_files those that people read first."""
     likeliest = counted.filter(regex="^p_").max(axis=1)
     return counted.drop(columns=list(counted.filter(regex="^p_"))).assign(probability=likeliest)
+
+
+def of_diagnosis(diagnosis: Diagnosis) -> Tables:
+    """What is good, what is set aside for which reason, and the problems by kind."""
+    numbers = [
+        ("good bins", diagnosis.num_good),
+        ("bins set aside", diagnosis.set_aside.total()),
+        *((f"- {reason}", count) for reason, count in diagnosis.set_aside.most_common()),
+        ("problems", len(diagnosis.problems)),
+    ]
+    tables = {"Dataset": pd.DataFrame(numbers, columns=["", "number"])}
+    if not diagnosis.problems:
+        return tables
+    found = pd.DataFrame(diagnosis.problems)
+    places = []
+    for kind, where in found.groupby("kind", sort=False)["where"]:
+        places += [(place, kind) for place in where[:NUM_SHOWN]]
+        if len(where) > NUM_SHOWN:
+            places.append((f"and {len(where) - NUM_SHOWN:,} more", kind))
+    by_remedy = found.groupby("remedy", sort=False)["kind"]
+    return tables | {
+        "Problems": pd.DataFrame(places, columns=["where", "what"]),
+        "What to do": pd.DataFrame({"": [f"{', '.join(of.unique())}: {remedy}" for remedy, of in by_remedy]}),
+    }
+
+
+def of_mended(mended: Mended) -> Tables:
+    """What was removed."""
+    rows = [
+        ("damaged bins, to be fetched again", mended.num_bins),
+        ("stray files", mended.num_strays),
+        ("leftovers of killed runs", mended.num_leftovers),
+    ]
+    return {"Removed": pd.DataFrame(rows, columns=["", "number"])}
+
+
+def of_export(exported: Exported, where: str) -> Tables:
+    """What was brought, and what stood there before."""
+    rows = [
+        ("brought now", exported.num_copied),
+        ("there already", exported.num_present),
+        ("not of this snapshot, left alone", exported.num_foreign),
+    ]
+    title = f"Exported to {where}, {exported.num_bytes / 1e6:,.1f} MB"
+    return {title: pd.DataFrame(rows, columns=["", "files"])}
 
 
 def show_pages(tracking_uri: str) -> None:

@@ -1,8 +1,8 @@
 import os
-import socket
 from pathlib import Path
 
 import pytest
+import servers
 
 from bincount.settings import DataConfig
 
@@ -22,9 +22,21 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def free_port() -> int:
     """A loopback port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return servers.free_port()
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    """The URL of a Prefect server that the flows of one module report to."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with servers.prefect_server(tmp_path_factory.mktemp("prefect")) as url, temporary_settings({PREFECT_API_URL: url}):
+        yield url
+        # What is still to be sent goes while the server is there; else the interpreter waits for it at its exit.
+        for worker in (EventsWorker, APILogWorker):
+            worker.drain_all(timeout=20, at_exit=False)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from bins import jpeg
 from bincount.settings import DataConfig, ImageConfig, RegistryConfig, TrainConfig
 from flows.cli import app, main
 
-COMMANDS = ("run", "prepare", "train", "evaluate", "predict", "demo")
+COMMANDS = ("run", "prepare", "train", "evaluate", "predict", "demo", "doctor", "export", "publish")
 
 
 def help_of(command, capsys):

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from servers import prefect_server, program, wait_for
+from servers import program, wait_for
 
 from bincount import registry
 from bincount.data import drawn
@@ -29,13 +28,6 @@ pytestmark = pytest.mark.services
 
 IMAGES = ImageConfig(image_size=32)
 QUICK = TrainConfig(model="small", weights="none", epochs=3)
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory):
-    """A Prefect server that the flows of this module report to."""
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as url, temporary_settings({PREFECT_API_URL: url}):
-        yield url
 
 
 @pytest.fixture(scope="module")

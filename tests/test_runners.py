@@ -7,8 +7,6 @@ import sys
 import pandas as pd
 import pytest
 from bins import add_bin
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from servers import prefect_server
 
 from bincount.data import sync
 from bincount.errors import ServiceUnavailable, SettingsError
@@ -31,12 +29,6 @@ def test_a_dask_scheduler_that_does_not_answer_is_named_with_the_remedy(address,
     config = RunnerConfig(runner="dask", dask_address=address.format(port=free_port))
     with pytest.raises(ServiceUnavailable, match="--dask-address"):
         runners.open_runner(config)
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory):
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as url, temporary_settings({PREFECT_API_URL: url}):
-        yield url
 
 
 @pytest.fixture(scope="module")

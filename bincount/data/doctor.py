@@ -1,0 +1,312 @@
+"""Checks a dataset against itself, says what to do about each problem, and removes what can be fetched again.
+
+originals/       every file as its row says, no file without a row
+snapshots/       every manifest readable, and what its digest says
+splits.parquet   what the last snapshot says
+packs/           lengths that fit, every labelled image of the last snapshot in them
+"""
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from bincount.data import manifest, packs, source, splits, sync
+from bincount.data.manifest import Snapshot
+from bincount.errors import BincountError, DatasetError, SnapshotNotFound
+from bincount.progress import Progress, track
+
+logger = logging.getLogger(__name__)
+
+LATEST = "snapshots/latest"
+CHUNK = 256  # bins that one thread looks at before the progress moves
+
+LOST = "lost file"
+WRONG_SIZE = "wrong size"
+ALTERED = "altered content"
+UNREADABLE = "unreadable file"
+STRAY = "stray file"
+LEFTOVER = "leftover"
+ROWS = "unreadable rows"
+SNAPSHOT = "snapshot"
+SPLITS = "splits"
+PACK = "pack"
+
+FETCH_AGAIN = "`bincount doctor --fix`, then `bincount prepare` fetches the bin again"
+REMEDIES = {
+    LOST: FETCH_AGAIN,
+    WRONG_SIZE: FETCH_AGAIN,
+    ALTERED: FETCH_AGAIN,
+    UNREADABLE: f"look after the disk; {FETCH_AGAIN}",
+    STRAY: "no bin claims it: `bincount doctor --fix` removes it",
+    LEFTOVER: "a killed run was writing it: `bincount doctor --fix` removes it",
+    ROWS: "remove it and run `bincount prepare`, which fetches its bins again",
+}
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, BincountError)  # of a file that anything may be in
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong; where is a path relative to the dataset's folder."""
+
+    kind: str
+    where: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """How a dataset is: num_good bins in it, set_aside by kind of reason, and what is wrong with it."""
+
+    num_good: int
+    set_aside: Counter
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What a mending removed, and the problems that it leaves to a person."""
+
+    num_bins: int
+    num_strays: int
+    num_leftovers: int
+    left: tuple[Problem, ...]
+
+
+def diagnose(dataset: Path, *, quick: bool = False) -> Diagnosis:
+    """Look at everything in a dataset's folder and change nothing; quick compares sizes and reads no image.
+
+    Holds some hundred bytes a bin in memory. While a prepare is at work here, what it has not finished looks like a
+    problem. Raises SnapshotNotFound when there is no dataset.
+    """
+    if not dataset.is_dir():
+        raise SnapshotNotFound(f"no dataset in {dataset}; run `bincount prepare` with the same source to make one")
+    problems = [*_leftovers(dataset), *_unreadable_rows(dataset)]
+    bins = pd.DataFrame({"image_id": [], "status": [], "reason": []}, dtype="str")
+    if not any(problem.kind == ROWS for problem in problems):
+        bins = _read_bins(dataset)
+        problems += [*_wrong_files(dataset, bins, quick), *_files_without_row(dataset, bins)]
+    problems += _wrong_snapshots(dataset)
+    good = bins["status"] == "ok"
+    aside = Counter(bins.loc[~good, "reason"].map(sync.kind))
+    if latest := _latest(dataset, problems):
+        rows = latest.read()
+        problems += [*_wrong_splits(dataset, latest, rows), *_wrong_packs(dataset, rows)]
+        joining = rows.loc[rows["reason"] == splits.JOINS_TWO, "image_id"]
+        aside += Counter({splits.JOINS_TWO: int(bins.loc[good, "image_id"].isin(joining).sum())})
+    return Diagnosis(len(bins) - aside.total(), aside, tuple(problems))
+
+
+def mend(dataset: Path, diagnosis: Diagnosis) -> Mended:
+    """Remove damaged bins, stray files and leftovers, so that the next sync fetches what is missing.
+
+    A bin of which one file is lost or wrong loses its row first and then its files. Snapshots and splits stay as they
+    are. Raises DatasetError while a sync is at work, whose files would look like strays, and where rows are unreadable.
+    """
+    found = {kind: [problem.where for problem in diagnosis.problems if problem.kind == kind] for kind in REMEDIES}
+    if found[ROWS]:
+        raise DatasetError(f"{found[ROWS][0]} in {dataset} cannot be read; {REMEDIES[ROWS]}")
+    if _sync_is_under_way(dataset):
+        raise DatasetError(
+            f"a sync of {dataset} has not ended and was at work within the hour; let `bincount prepare` end, or run it "
+            "again, and then mend"
+        )
+    damaged = _forget(dataset, {*found[LOST], *found[WRONG_SIZE], *found[ALTERED], *found[UNREADABLE]})
+    claimed = _claimed(_read_bins(dataset))  # by now a sync may have ended that was at work during the diagnosis
+    strays = [where for where in found[STRAY] if where not in claimed]
+    for where in [*_claimed(damaged), *strays, *found[LEFTOVER]]:
+        if (dataset / where).is_dir():
+            shutil.rmtree(dataset / where)
+        else:
+            (dataset / where).unlink(missing_ok=True)
+    left = tuple(problem for problem in diagnosis.problems if problem.kind not in REMEDIES)
+    return Mended(len(damaged), len(strays), len(found[LEFTOVER]), left)
+
+
+def _leftovers(dataset: Path) -> Iterator[Problem]:
+    """What killed runs were writing beside the originals."""
+    for folder in (dataset, dataset / "parts", dataset / "snapshots"):
+        for path in sorted(folder.glob(".*")):
+            if path.name != ".lock":
+                yield _problem(LEFTOVER, path.relative_to(dataset).as_posix())
+
+
+def _unreadable_rows(dataset: Path) -> Iterator[Problem]:
+    for path in (dataset / "bins.parquet", *sorted((dataset / "parts").glob("*.parquet"))):
+        try:
+            if path.exists():
+                pq.read_table(path, schema=sync.SCHEMA)
+        except DAMAGE:
+            yield _problem(ROWS, path.relative_to(dataset).as_posix())
+
+
+def _read_bins(dataset: Path) -> pd.DataFrame:
+    """The rows, with record: the path of the record's file where the bin has one."""
+    bins = sync.read(dataset, ["image_id", "record_tag", "path", "bytes", "sha256", "status", "reason"])
+    has_record = (bins["status"] == "ok") & bins["record_tag"].notna()
+    return bins.assign(record=("originals/metadata/" + bins["image_id"] + ".json").where(has_record))
+
+
+def _claimed(bins: pd.DataFrame) -> set[str]:
+    return {*bins["path"].dropna(), *bins["record"].dropna()}
+
+
+def _wrong_files(dataset: Path, bins: pd.DataFrame, quick: bool) -> Iterator[Problem]:
+    good = bins[bins["status"] == "ok"]
+    chunks = [good.iloc[start : start + CHUNK] for start in range(0, len(good), CHUNK)]
+    with ThreadPoolExecutor() as threads, Progress("checking files", len(good), "bins", logger) as progress:
+        checked = threads.map(lambda chunk: list(_wrong_in_chunk(dataset, chunk, quick)), chunks)
+        for chunk, problems in zip(chunks, checked, strict=True):
+            yield from problems
+            progress.advance(len(chunk))
+
+
+def _wrong_in_chunk(dataset: Path, chunk: pd.DataFrame, quick: bool) -> Iterator[Problem]:
+    for row in chunk.itertuples(index=False):
+        if kind := _wrong_with(dataset / row.path, row.bytes, None if quick else row.sha256):
+            yield _problem(kind, row.path)
+        if isinstance(row.record, str) and (
+            kind := _wrong_with(dataset / row.record, source.size_of(row.record_tag), None)
+        ):
+            yield _problem(kind, row.record)
+
+
+def _wrong_with(path: Path, num_bytes: int, sha256: str | None) -> str | None:
+    """The kind of problem that a file has, if any; its content is read only where a digest is given."""
+    try:
+        if path.stat().st_size != num_bytes:
+            return WRONG_SIZE
+        if sha256 is None:
+            return None
+        with open(path, "rb") as file:
+            return None if hashlib.file_digest(file, "sha256").hexdigest() == sha256 else ALTERED
+    except FileNotFoundError:
+        return LOST
+    except OSError:
+        return UNREADABLE
+
+
+def _files_without_row(dataset: Path, bins: pd.DataFrame) -> Iterator[Problem]:
+    claimed = _claimed(bins)
+    for directory, _, names in os.walk(dataset / "originals"):
+        relative = Path(directory).relative_to(dataset).as_posix()
+        for name in names:
+            if f"{relative}/{name}" not in claimed:
+                yield _problem(LEFTOVER if name.startswith(".") else STRAY, f"{relative}/{name}")
+
+
+def _wrong_snapshots(dataset: Path) -> Iterator[Problem]:
+    folders = sorted(path for path in dataset.glob("snapshots/[!.]*") if path.is_dir())
+    for folder in track(folders, "checking snapshots", len(folders), "snapshots", logger):
+        where = f"snapshots/{folder.name}"
+        remedy = "restore it from a copy, or remove it and run `bincount prepare`, which freezes the dataset as it is"
+        try:
+            snapshot = manifest.open_snapshot(folder)
+            rows = snapshot.read()
+            manifest.check(rows)
+            digest, num_images = manifest.digest(rows, snapshot.classes), rows["split"].notna().sum()
+        except DAMAGE as error:
+            yield Problem(SNAPSHOT, where, f"it cannot be read ({_first_line(error)}); {remedy}")
+            continue
+        if (digest, digest, num_images) != (folder.name, snapshot.digest, snapshot.num_images):
+            yield Problem(SNAPSHOT, where, f"its manifest is not what its digest names; {remedy}")
+    latest = dataset / LATEST
+    pointed_to = latest.read_text(errors="replace").strip() if latest.exists() else ""
+    if (folders or pointed_to) and pointed_to not in [folder.name for folder in folders]:
+        yield Problem(SNAPSHOT, LATEST, "it points to no snapshot; `bincount prepare` writes it again")
+
+
+def _latest(dataset: Path, problems: list[Problem]) -> Snapshot | None:
+    """The last snapshot, where there is one in which no problem was found."""
+    wrong = {problem.where for problem in problems if problem.kind == SNAPSHOT}
+    if not (dataset / LATEST).exists() or LATEST in wrong:
+        return None
+    folder = f"snapshots/{(dataset / LATEST).read_text().strip()}"
+    return None if folder in wrong else manifest.open_snapshot(dataset / folder)
+
+
+def _wrong_splits(dataset: Path, latest: Snapshot, rows: pd.DataFrame) -> Iterator[Problem]:
+    remedy = f"restore it from a copy; the right ones stand in snapshots/{latest.digest}/manifest.parquet"
+    dealt = rows[rows["split"].notna()].set_index("image_id")["split"]
+    try:
+        kept = splits.load(dataset).reindex(dealt.index)
+    except DAMAGE as error:
+        yield Problem(SPLITS, "splits.parquet", f"it cannot be read ({_first_line(error)}); {remedy}")
+        return
+    other = dealt.index[(kept != dealt).fillna(True)]
+    if len(other):
+        what = f"{len(other):,} images, such as {other[0]}, have another split here than in the last snapshot, or none"
+        yield Problem(SPLITS, "splits.parquet", f"{what}; {remedy}")
+
+
+def _wrong_packs(dataset: Path, rows: pd.DataFrame) -> Iterator[Problem]:
+    digests = rows.loc[rows["split"].notna(), "sha256"]
+    for folder in sorted(dataset.glob("packs/*")):
+        if not (name := re.fullmatch(r"(\d+)-(squash|crop)", folder.name)):
+            continue
+        where, again = f"packs/{folder.name}", f"`bincount prepare --image-size {name[1]} --resize {name[2]}`"
+        pack = packs.Pack(folder, int(name[1]))
+        lengths = [_size(folder / file) for file in ("images.uint8", "digests.txt")]
+        if lengths != [len(pack) * pack.image_size**2 * 3, len(pack) * packs.DIGEST_LENGTH]:
+            yield Problem(PACK, where, f"its two files are not of one length; {again} cuts off what is too much")
+        try:
+            pack.locate(digests)
+        except DatasetError:
+            yield Problem(PACK, where, f"it lacks images of the last snapshot; {again} adds them, or remove the folder")
+
+
+def _forget(dataset: Path, files: set[str]) -> pd.DataFrame:
+    """Drop the rows of the bins that have one of these files, and return them."""
+    sync.merge(dataset)
+    with FileLock(dataset / ".lock"):
+        bins = _read_bins(dataset)
+        damaged = bins[bins["path"].isin(files) | bins["record"].isin(files)]
+        if len(damaged):
+            path = dataset / "bins.parquet"
+            table = pq.read_table(path)
+            kept = table.filter(pc.invert(pc.is_in(table["image_id"], pa.array(damaged["image_id"]))))
+            temporary = dataset / f".{path.name}.{os.getpid()}"
+            with open(temporary, "wb") as file:
+                pq.write_table(kept, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            (dataset / "plan.parquet").unlink(missing_ok=True)  # of a sync that ended; now it would look unfinished
+    return damaged
+
+
+def _sync_is_under_way(dataset: Path) -> bool:
+    """Whether a sync was begun that has not ended, and that was at work a moment ago."""
+    planned, parts = dataset / "plan.parquet", dataset / "parts"
+    if not planned.exists():
+        return False
+    ids = pd.read_parquet(planned, columns=["image_id"])["image_id"]
+    has_ended = ids.isin(sync.read(dataset, ["image_id"])["image_id"]).all() and not any(parts.glob("*.parquet"))
+    last = max(path.stat().st_mtime for path in (planned, parts) if path.exists())
+    return not has_ended and last > time.time() - sync.TEMPORARY_SECONDS
+
+
+def _problem(kind: str, where: str) -> Problem:
+    return Problem(kind, where, REMEDIES[kind])
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:120]

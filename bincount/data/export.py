@@ -1,0 +1,264 @@
+"""Takes the labelled images of a snapshot elsewhere, one folder a class: to a folder, or to a bucket of one's own.
+
+    1/00523.jpg             as torchvision's ImageFolder reads
+    train/1/00523.jpg       the same by split
+
+Below its class an image has the name that it has in its source: 00523.jpg, or sub/1.jpg for the id good/sub/1.jpg. What
+is there already, with the same content, is not brought again; what does not belong is counted and left alone.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import obstore
+import pandas as pd
+import pyarrow as pa
+from botocore.exceptions import BotoCoreError
+from obstore.exceptions import BaseError
+
+from bincount.data import source
+from bincount.data.manifest import Snapshot
+from bincount.data.source import Source
+from bincount.errors import DatasetError, ServiceUnavailable, SettingsError
+from bincount.progress import Progress
+from bincount.settings import Classes, DataConfig
+
+logger = logging.getLogger(__name__)
+
+CONCURRENCY = 32
+CHUNK = 64  # images that one thread brings before the progress moves
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export did. num_present were there already; num_foreign stand there and are not of this snapshot."""
+
+    num_copied: int
+    num_present: int
+    num_bytes: int
+    num_foreign: int
+
+
+def to_folder(
+    snapshot: Snapshot,
+    folder: Path,
+    *,
+    classes: Classes | None = None,
+    by_split: bool = False,
+    copy: bool = False,
+    concurrency: int = CONCURRENCY,
+) -> Exported:
+    """Export to a folder: by hard links where the file system can, unless copies are asked for.
+
+    classes are the snapshot's unless given. Raises SettingsError for a class that the snapshot does not have,
+    DatasetError when an image is not as the snapshot says, or cannot be written.
+    """
+    planned = _plan(snapshot, classes, by_split)
+
+    def bring(image) -> int:
+        original, target = snapshot.dataset / image.path, folder / image.key
+        with _disk_explained(target):
+            if _has(target, original, image, copy):
+                return 0
+            _write(target, original, image, copy)
+        return int(image.bytes)
+
+    brought = _bring_all(planned, bring, "exporting", concurrency)
+    expected = set(planned["key"])
+    num_foreign = sum(
+        (Path(directory) / name).relative_to(folder).as_posix() not in expected
+        for directory, _, names in os.walk(folder)
+        for name in names
+    )
+    return _summed(brought, len(planned), num_foreign)
+
+
+def open_bucket(url: str, endpoint: str | None = None, region: str = "us-east-1") -> Source:
+    """Connect to a bucket to write to, signed in as boto3 is: by the environment, a profile, or a role.
+
+    Raises SettingsError when the address is none or nobody is signed in.
+    """
+    if not re.match("s3://[^/]", url):
+        raise SettingsError(f"--to takes s3://BUCKET[/PREFIX], not {url}; into a folder goes `bincount export`")
+    try:
+        return source.open_source(
+            DataConfig(source=url, endpoint=endpoint, region=region, unsigned=False, layout="folders")
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise SettingsError(
+            f"no AWS credentials ({error}); set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
+
+
+def to_bucket(
+    snapshot: Snapshot,
+    bucket: Source,
+    *,
+    classes: Classes | None = None,
+    by_split: bool = False,
+    concurrency: int = CONCURRENCY,
+) -> Exported:
+    """Export to a bucket, each object verified once it is there.
+
+    An object is known by its size and its etag, which is the MD5 of the content; where the bucket encrypts with KMS it
+    is not, so that there every run uploads everything. classes are the snapshot's unless given. Raises SettingsError
+    for a class that the snapshot does not have and for a bucket that is missing or refuses, ServiceUnavailable when it
+    does not answer after the client's own retries, DatasetError when an image is not as the snapshot says.
+    """
+    planned = _plan(snapshot, classes, by_split)
+    with _bucket_explained(bucket.url):
+        there = _objects(bucket)
+    planned = planned.merge(there, on="key", how="left").fillna({"size_there": -1})
+
+    def bring(image) -> int:
+        content = _read(snapshot.dataset / image.path, image)
+        if image.size_there == image.bytes and image.etag == _md5(content):
+            return 0
+        with _bucket_explained(bucket.url):
+            _upload(bucket, image.key, content)
+        return int(image.bytes)
+
+    brought = _bring_all(planned, bring, "publishing", concurrency)
+    return _summed(brought, len(planned), int((~there["key"].isin(planned["key"])).sum()))
+
+
+def _plan(snapshot: Snapshot, classes: Classes | None, by_split: bool) -> pd.DataFrame:
+    """A row an image to export: key, where it is to stand; path, bytes and sha256 as in the manifest."""
+    images = snapshot.labelled()
+    if classes:
+        known = snapshot.classes.names
+        if unknown := [name for name in classes.names if name not in known]:
+            raise SettingsError(
+                f"the last snapshot has the classes {', '.join(known)} and not {', '.join(unknown)}; "
+                "choose among them, or run `bincount prepare` with these --classes"
+            )
+        images = images[images["class_name"].isin(classes.names)]
+    # originals/bin-images/00523.jpg, originals/good/sub/1.jpg
+    key = images["class_name"] + "/" + images["path"].str.split("/", n=2).str[2]
+    if by_split:
+        key = images["split"] + "/" + key
+    return images[["path", "bytes", "sha256"]].assign(key=key)
+
+
+def _bring_all(planned: pd.DataFrame, bring: Callable, description: str, concurrency: int) -> list[int]:
+    """The bytes that each image took; 0 for those that were there."""
+    chunks = [planned.iloc[start : start + CHUNK] for start in range(0, len(planned), CHUNK)]
+    brought = []
+    with (
+        ThreadPoolExecutor(concurrency) as threads,
+        Progress(description, len(planned), "images", logger) as progress,
+    ):
+        for taken in threads.map(lambda chunk: [bring(image) for image in chunk.itertuples(index=False)], chunks):
+            brought += taken
+            progress.advance(len(taken))
+    return brought
+
+
+def _summed(brought: list[int], num_planned: int, num_foreign: int) -> Exported:
+    num_copied = sum(num_bytes > 0 for num_bytes in brought)  # no image is empty
+    return Exported(num_copied, num_planned - num_copied, sum(brought), num_foreign)
+
+
+def _has(target: Path, original: Path, image, copy: bool) -> bool:
+    """Whether the image stands there already: as a link, or with the same content."""
+    if not target.is_file() or target.stat().st_size != image.bytes:
+        return False
+    if original.exists() and target.samefile(original):
+        return not copy
+    with open(target, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == image.sha256
+
+
+def _write(target: Path, original: Path, image, copy: bool) -> None:
+    """Link or copy an image, whole or not at all; what a killed export left is written over."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.unlink(missing_ok=True)
+    if copy or not _linked(original, temporary, image):
+        temporary.write_bytes(_read(original, image))
+    temporary.replace(target)
+
+
+def _linked(original: Path, target: Path, image) -> bool:
+    """Whether a hard link could be made; not across file systems, nor on all of them."""
+    if not original.is_file() or original.stat().st_size != image.bytes:
+        raise _damaged(original)
+    try:
+        target.hardlink_to(original)
+    except OSError:
+        return False
+    return True
+
+
+def _read(original: Path, image) -> bytes:
+    try:
+        content = original.read_bytes()
+    except FileNotFoundError:
+        raise _damaged(original) from None
+    if hashlib.sha256(content).hexdigest() != image.sha256:
+        raise _damaged(original)
+    return content
+
+
+def _damaged(original: Path) -> DatasetError:
+    return DatasetError(
+        f"{original} is not as the snapshot says; run `bincount doctor --fix` and then `bincount prepare`, "
+        "which fetches it again"
+    )
+
+
+@contextmanager
+def _disk_explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(f"cannot export {target}: {error}; mend that and run again, what is there stays") from error
+
+
+def _objects(bucket: Source) -> pd.DataFrame:
+    """What stands under the bucket's prefix: key, size_there and etag, kept in Arrow's memory."""
+    fields = {"path": pa.string(), "size": pa.int64(), "e_tag": pa.string()}
+    batches = [pa.RecordBatch.from_arrays([pa.array([], of) for of in fields.values()], list(fields))]
+    for chunk in obstore.list(bucket.store, chunk_size=1000, return_arrow=True):
+        listed = pa.record_batch(chunk)
+        batches.append(pa.RecordBatch.from_arrays([listed[name].cast(of) for name, of in fields.items()], list(fields)))
+    there = pa.Table.from_batches(batches).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    return pd.DataFrame({"key": there["path"], "size_there": there["size"], "etag": there["e_tag"].str.strip('"')})
+
+
+def _upload(bucket: Source, key: str, content: bytes) -> None:
+    put = obstore.put(bucket.store, key, content, use_multipart=False)  # in one piece the etag is the MD5
+    if (put["e_tag"] or "").strip('"') == _md5(content):
+        return
+    arrived = bucket.store.head(key)["size"]
+    if arrived != len(content):
+        raise ServiceUnavailable(f"{key} has {arrived:,} bytes in {bucket.url}, not {len(content):,}; run again")
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+@contextmanager
+def _bucket_explained(url: str) -> Iterator[None]:
+    """Turn the client's errors into ours; it names the HTTP status in the message only."""
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        message = str(error).split("\n", 1)[0][:300]
+        status = re.search(r"status code: (\d{3})", message)
+        if isinstance(error, FileNotFoundError) or (status and status[1] == "404"):
+            raise SettingsError(f"there is no bucket {url}; create it, or correct --to") from None
+        if re.search("configured region|region .{1,40} is wrong", str(error)):
+            raise SettingsError(f"{url} is in another region; give it as --to-region ({message})") from error
+        if isinstance(error, source.REFUSALS) or (status and status[1] in ("401", "403")):
+            remedy = "sign in as one who may list it and put objects there, such as with AWS_PROFILE"
+            raise SettingsError(f"{url} refuses access; {remedy} ({message})") from error
+        raise ServiceUnavailable(f"{url} does not answer as it should; try again later ({message})") from error

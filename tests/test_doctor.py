@@ -1,0 +1,293 @@
+import json
+import os
+import re
+from collections import Counter
+
+import pandas as pd
+import pytest
+from bins import add_bin, jpeg
+from test_sync import bring
+
+from bincount.data import doctor, manifest, packs, splits, sync
+from bincount.errors import DatasetError, SnapshotNotFound
+from bincount.settings import Classes, DataConfig, ImageConfig, Workspace
+from flows.cli import app
+
+SMALL = ImageConfig(image_size=32)
+IMAGE = "originals/bin-images/00040.jpg"
+RECORD = "originals/metadata/00040.json"
+
+
+def prepare(bucket, dataset):
+    """What the prepare flow makes."""
+    bring(bucket, dataset)
+    snapshot = manifest.build(dataset, sync.read(dataset), Classes.parse("0..5"), str(bucket))
+    labelled = snapshot.labelled()
+    packs.update(dataset, SMALL, labelled["path"], labelled["sha256"])
+    return snapshot
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """Thirty bins, one of them broken, and one with more items than the classes."""
+    for number in range(30):
+        add_bin(tmp_path / "bucket", f"{number * 40:05d}", number % 6)
+    add_bin(tmp_path / "bucket", "90000", image=b"")
+    add_bin(tmp_path / "bucket", "90040", 17)
+    return tmp_path / "bucket"
+
+
+@pytest.fixture
+def dataset(bucket, tmp_path):
+    prepare(bucket, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def found(dataset, **options):
+    return [(problem.kind, problem.where) for problem in doctor.diagnose(dataset, **options).problems]
+
+
+def test_a_healthy_dataset_has_no_problems_and_says_what_is_set_aside(dataset):
+    assert doctor.diagnose(dataset) == doctor.Diagnosis(31, Counter({"empty image": 1}), ())
+
+
+def test_a_dataset_that_grew_is_healthy(bucket, dataset):
+    for number in range(3):
+        add_bin(bucket, f"{number * 40 + 10:05d}", 2)
+    prepare(bucket, dataset)
+    assert len(list((dataset / "snapshots").iterdir())) == 3  # two, and the name of the last
+    assert doctor.diagnose(dataset).problems == ()
+
+
+def test_class_folders_need_no_records(tmp_path):
+    for number in range(12):
+        path = tmp_path / "bucket" / ("good/sub", "bad")[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number))
+    bring(tmp_path / "bucket", tmp_path / "data")
+    manifest.build(tmp_path / "data", sync.read(tmp_path / "data"), Classes.parse("good,bad"), "bucket")
+    assert doctor.diagnose(tmp_path / "data") == doctor.Diagnosis(12, Counter(), ())
+
+
+def test_a_bin_that_joins_two_splits_counts_as_set_aside(bucket, dataset):
+    dealt = splits.load(dataset)
+    train, val = dealt.index[dealt == "train"][0], dealt.index[dealt == "val"][0]
+    items = {"A": 1}
+    for number, image_id in enumerate((train, val)):  # which change, and so show the same bin as a new one between them
+        add_bin(bucket, image_id, number + 1, items, (bucket / "bin-images" / f"{train}.jpg").read_bytes())
+    add_bin(bucket, "50000", 1, items, (bucket / "bin-images" / f"{train}.jpg").read_bytes())
+    prepare(bucket, dataset)
+    diagnosis = doctor.diagnose(dataset)
+    assert diagnosis.problems == ()
+    assert diagnosis.set_aside == Counter({"empty image": 1, splits.JOINS_TWO: 1})
+    assert diagnosis.num_good == 31
+
+
+def lose(path):
+    path.unlink()
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def alter(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "where", "kind"),
+    [
+        (lose, IMAGE, doctor.LOST),
+        (lose, RECORD, doctor.LOST),
+        (truncate, IMAGE, doctor.WRONG_SIZE),
+        (truncate, RECORD, doctor.WRONG_SIZE),
+        (alter, IMAGE, doctor.ALTERED),
+    ],
+)
+def test_a_damaged_bin_is_found_removed_and_fetched_again(bucket, dataset, damage, where, kind):
+    damage(dataset / where)
+    diagnosis = doctor.diagnose(dataset)
+    assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [(kind, where)]
+    assert "`bincount prepare` fetches the bin again" in diagnosis.problems[0].remedy
+    assert doctor.mend(dataset, diagnosis) == doctor.Mended(1, 0, 0, ())
+    assert "00040" not in set(sync.read(dataset)["image_id"])
+    assert found(dataset) == []
+    assert bring(bucket, dataset).num_fetched == 1
+    assert found(dataset) == []
+    assert (dataset / IMAGE).read_bytes() == (bucket / "bin-images" / "00040.jpg").read_bytes()
+
+
+def test_mending_leaves_the_other_bins_and_every_split_as_they_were(bucket, dataset):
+    rows, snapshot = sync.read(dataset), manifest.latest(dataset)
+    truncate(dataset / IMAGE)
+    doctor.mend(dataset, doctor.diagnose(dataset))
+    assert prepare(bucket, dataset) == snapshot
+    facts = ["image_id", "image_tag", "record_tag", "class_name", "quantity", "path", "sha256", "dhash", "status"]
+    assert sync.read(dataset)[facts].equals(rows[facts])
+    assert sync.read(dataset)["items"].map(dict, na_action="ignore").equals(rows["items"].map(dict, na_action="ignore"))
+
+
+def test_a_quick_look_sees_sizes_and_no_content(dataset):
+    alter(dataset / IMAGE)
+    assert found(dataset, quick=True) == []
+    truncate(dataset / IMAGE)
+    assert found(dataset, quick=True) == [(doctor.WRONG_SIZE, IMAGE)]
+
+
+def test_files_that_no_bin_claims_and_leftovers_of_killed_runs_are_found_and_removed(dataset):
+    strays = ["originals/bin-images/77777.jpg", "originals/metadata/90000.json", "originals/notes.txt"]
+    leftovers = ["originals/bin-images/.00001.jpg.12.34", ".bins.parquet.12.34", "parts/.5.parquet.12.34", ".splits.12"]
+    for where in strays + leftovers:
+        (dataset / where).write_bytes(b"half")
+    (dataset / "snapshots" / ".abc.12").mkdir()
+    (dataset / "snapshots" / ".abc.12" / "manifest.parquet").write_bytes(b"half")
+    expected = {(doctor.STRAY, where) for where in strays}
+    expected |= {(doctor.LEFTOVER, where) for where in [*leftovers, "snapshots/.abc.12"]}
+    diagnosis = doctor.diagnose(dataset)
+    assert {(problem.kind, problem.where) for problem in diagnosis.problems} == expected
+    assert all("`bincount doctor --fix` removes it" in problem.remedy for problem in diagnosis.problems)
+    assert doctor.mend(dataset, diagnosis) == doctor.Mended(0, 3, 5, ())
+    assert found(dataset) == []
+
+
+def test_nothing_is_removed_while_a_sync_may_be_at_work(bucket, dataset):
+    add_bin(bucket, "00001")
+    config = DataConfig(source=str(bucket))
+    opened = sync.source.open_source(config)
+    plan = sync.plan(dataset, opened, config)
+    arriving = dataset / "originals" / "bin-images" / "00001.jpg"
+    arriving.write_bytes(b"on its way")
+    diagnosis = doctor.diagnose(dataset)
+    with pytest.raises(DatasetError, match="let `bincount prepare` end"):
+        doctor.mend(dataset, diagnosis)
+    assert arriving.exists()
+    long_ago = arriving.stat().st_mtime - 2 * sync.TEMPORARY_SECONDS
+    for path in (plan.path, dataset / "parts"):
+        os.utime(path, (long_ago, long_ago))
+    assert doctor.mend(dataset, diagnosis).num_strays == 1
+
+
+def test_what_a_bin_has_claimed_since_the_diagnosis_is_kept(bucket, dataset):
+    add_bin(bucket, "00001")
+    arriving = dataset / "originals" / "bin-images" / "00001.jpg"
+    arriving.write_bytes((bucket / "bin-images" / "00001.jpg").read_bytes())
+    diagnosis = doctor.diagnose(dataset)
+    bring(bucket, dataset)
+    assert doctor.mend(dataset, diagnosis).num_strays == 0
+    assert found(dataset) == []
+
+
+def tamper_with_a_label(snapshot):
+    rows = snapshot.read()
+    rows.loc[rows["label"] == 1, "label"] = 2
+    rows.to_parquet(snapshot.path / "manifest.parquet", index=False)
+
+
+def cut_the_manifest(snapshot):
+    os.truncate(snapshot.path / "manifest.parquet", 100)
+
+
+def rename_the_digest(snapshot):
+    about = json.loads((snapshot.path / "snapshot.json").read_text()) | {"digest": "0" * 32}
+    (snapshot.path / "snapshot.json").write_text(json.dumps(about))
+
+
+def empty_the_description(snapshot):
+    (snapshot.path / "snapshot.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [tamper_with_a_label, cut_the_manifest, rename_the_digest, empty_the_description],
+    ids=lambda f: f.__name__,
+)
+def test_a_snapshot_that_is_not_what_its_digest_names_is_found_and_left_alone(dataset, damage):
+    snapshot = manifest.latest(dataset)
+    damage(snapshot)
+    diagnosis = doctor.diagnose(dataset)
+    assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [
+        (doctor.SNAPSHOT, f"snapshots/{snapshot.digest}")
+    ]
+    assert "restore it from a copy, or remove it" in diagnosis.problems[0].remedy
+    assert doctor.mend(dataset, diagnosis) == doctor.Mended(0, 0, 0, diagnosis.problems)
+    assert snapshot.path.exists()
+
+
+def test_a_pointer_to_no_snapshot_is_found(bucket, dataset):
+    (dataset / "snapshots" / "latest").write_text("nowhere")
+    assert found(dataset) == [(doctor.SNAPSHOT, "snapshots/latest")]
+    prepare(bucket, dataset)
+    assert found(dataset) == []
+
+
+def test_splits_that_differ_from_the_last_snapshot_are_found(dataset):
+    table = pd.read_parquet(dataset / "splits.parquet")
+    table.loc[0, "split"] = "test" if table.loc[0, "split"] != "test" else "val"
+    table.drop(index=1).to_parquet(dataset / "splits.parquet", index=False)
+    problems = doctor.diagnose(dataset).problems
+    assert [(problem.kind, problem.where) for problem in problems] == [(doctor.SPLITS, "splits.parquet")]
+    assert problems[0].remedy.startswith("2 images, such as ")
+    (dataset / "splits.parquet").write_bytes(b"")
+    assert found(dataset) == [(doctor.SPLITS, "splits.parquet")]
+
+
+def test_a_pack_is_checked_where_there_is_one(bucket, dataset):
+    folder = dataset / "packs" / "32-squash"
+    with open(folder / "images.uint8", "ab") as images:
+        images.write(b"half a picture")
+    problems = doctor.diagnose(dataset).problems
+    assert [(problem.kind, problem.where) for problem in problems] == [(doctor.PACK, "packs/32-squash")]
+    assert "`bincount prepare --image-size 32 --resize squash` cuts off" in problems[0].remedy
+    os.truncate(folder / "images.uint8", 5 * 32 * 32 * 3)
+    assert found(dataset) == [(doctor.PACK, "packs/32-squash")] * 2  # its lengths, and images that it lacks
+    prepare(bucket, dataset)
+    assert found(dataset) == []
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    assert found(dataset) == []
+
+
+def test_rows_that_cannot_be_read_are_found_and_files_are_not_taken_for_strays(bucket, dataset):
+    os.truncate(dataset / "bins.parquet", 1000)
+    diagnosis = doctor.diagnose(dataset)
+    assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [(doctor.ROWS, "bins.parquet")]
+    with pytest.raises(DatasetError, match="remove it and run `bincount prepare`"):
+        doctor.mend(dataset, diagnosis)
+    (dataset / "bins.parquet").unlink()
+    bring(bucket, dataset)
+    assert found(dataset) == []
+
+
+def test_a_dataset_that_was_never_prepared_is_an_error(tmp_path):
+    with pytest.raises(SnapshotNotFound, match="run `bincount prepare`"):
+        doctor.diagnose(tmp_path / "nothing")
+
+
+def run_doctor(bucket, workspace, *flags):
+    """The command's exit code."""
+    try:
+        app(["doctor", "--source", str(bucket), "--workspace", str(workspace), *flags], result_action="return_value")
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def test_the_command_ends_with_1_when_there_are_problems_that_stay(bucket, tmp_path, capsys):
+    dataset = Workspace(root=tmp_path / "work").dataset(DataConfig(source=str(bucket)))
+    snapshot = prepare(bucket, dataset)
+    assert run_doctor(bucket, tmp_path / "work") == 0
+    assert re.search("problems +0", capsys.readouterr().out)
+    truncate(dataset / IMAGE)
+    (dataset / "originals" / "stray.jpg").write_bytes(b"stray")
+    assert run_doctor(bucket, tmp_path / "work", "--quick") == 1
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("wrong size", "00040.jpg", "stray.jpg", "--fix", "empty image"))
+    assert run_doctor(bucket, tmp_path / "work", "--fix") == 0
+    assert "damaged bins, to be fetched again" in capsys.readouterr().out
+    assert run_doctor(bucket, tmp_path / "work") == 0
+    tamper_with_a_label(snapshot)
+    assert run_doctor(bucket, tmp_path / "work", "--fix") == 1
