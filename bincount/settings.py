@@ -210,8 +210,10 @@ class Workspace(Settings):
 
         A subset by list is a dataset of its own, so that it has those images and no others.
         """
-        slug = re.sub(r"[^a-z0-9]+", "-", data.source.lower().removeprefix("s3://")).strip("-")[-40:].strip("-")
-        address = data.source if data.source.startswith("s3://") else str(Path(data.source).resolve())
+        is_bucket = data.source.startswith("s3://")
+        address = data.source if is_bucket else str(Path(data.source).resolve())
+        name = address.removeprefix("s3://") if is_bucket else Path(address).name
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-40:].strip("-")
         subset = f" {data.only_listed.resolve()}" if data.only_listed else ""
         return self.root / "datasets" / f"{slug or 'source'}-{_digest(f'{data.endpoint} {address}{subset}', 8)}"
 

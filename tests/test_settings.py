@@ -44,6 +44,14 @@ def test_another_limit_or_other_classes_keep_the_dataset_and_another_source_does
     assert workspace.dataset(DataConfig(endpoint="http://127.0.0.1:9000")) != first
 
 
+def test_a_folder_is_one_dataset_however_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "bins").mkdir()
+    monkeypatch.chdir(tmp_path)
+    written = ("bins", "./bins/", "bins/../bins", str(tmp_path / "bins"))
+    datasets = {Workspace().dataset(DataConfig(source=source)) for source in written}
+    assert [dataset.name.rsplit("-", 1)[0] for dataset in datasets] == ["bins"]
+
+
 def test_a_run_is_named_by_its_inputs():
     workspace = Workspace()
     first = workspace.run("abc", ImageConfig(), TrainConfig())
