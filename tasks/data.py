@@ -17,6 +17,7 @@ from bincount.settings import DataConfig, ImageConfig
 from tasks.retry import transient
 
 BATCH_RETRIES = 3
+OUTAGE = 10  # so many bins, and not one arrives: the source is away, rather than these bins unreadable
 
 
 @task(
@@ -45,11 +46,12 @@ def fetch_batch(data: DataConfig, dataset: Path, plan: Plan, number: int) -> Syn
     """Fetch one batch of what is new; batches are numbered from 1.
 
     While the source fails to deliver some bins the task is retried; at the last try they are left for the next run,
-    unless nothing at all arrived.
+    unless nothing at all arrived of many.
     """
     report = sync.fetch(dataset, source.open_source(data), plan.batch(number - 1), data)
     is_last_try = (task_run.run_count or 1) > BATCH_RETRIES
-    if report.unreachable and not (is_last_try and report.num_fetched):
+    is_outage = not report.num_fetched and len(report.unreachable) >= OUTAGE
+    if report.unreachable and (is_outage or not is_last_try):
         example = next(iter(report.unreachable.values()))
         raise SourceUnavailable(f"{len(report.unreachable)} bins did not arrive, such as: {example}")
     return report

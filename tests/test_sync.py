@@ -123,7 +123,7 @@ def test_a_run_that_was_killed_before_its_rows_leaves_nothing_but_work_for_the_n
     for number in range(4):
         add_bin(tmp_path / "bucket", f"{number:05d}")
     with monkeypatch.context() as patch:
-        patch.setattr(sync, "_write_rows", lambda table, path: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(sync, "_write_rows", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             bring(tmp_path / "bucket", tmp_path / "data")
     assert sync.read(tmp_path / "data").empty

@@ -32,9 +32,21 @@ CLASS_IMAGE = r"^[^/]+/.*\.(jpg|jpeg|png|webp|bmp)$"
 REFUSALS = (PermissionError, PermissionDeniedError, UnauthenticatedError)
 BLOCK = 100  # consecutive ids that enter a limited dataset together
 
+# The client asks again for what a server fails to deliver (statuses of 500 and above, broken connections, time-outs),
+# goes on where a body broke off, and waits a random time that grows: six requests an object at most.
+CONNECT_TIMEOUT = timedelta(seconds=5)
+TIMEOUT = timedelta(seconds=30)  # of one request with its body
+MAX_RETRIES = 5
+RETRY_TIMEOUT = timedelta(seconds=60)  # after this long no request is begun again
+FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=0.2), timedelta(seconds=10)
+
 
 class ObjectMissing(Exception):
     """The object is not in the source (any more)."""
+
+
+class ObjectRefused(Exception):
+    """The source lists the object and does not give it to us."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +61,17 @@ class Source:
         """Every bin by id, sorted, with the tags by which a changed object is known.
 
         Columns image_id, image_tag, record_tag; a tag is null where the object is missing. In the folders layout there
-        are no records, and record_tag is always null. The listing stays in Arrow's memory, some 100 bytes an object.
+        are no records, and record_tag is always null. The listing stays in Arrow's memory, some 100 bytes a bin.
         """
         if self.layout == "folders":
-            listed = self._list("")
-            images = listed.filter(pc.match_substring_regex(listed["key"], CLASS_IMAGE, ignore_case=True))
-            tables = [images["key"], images["tag"], pa.nulls(len(images), pa.string())]
-            bins = pa.table(tables, ["image_id", "image_tag", "record_tag"])
+            images = self._list("image_tag")
+            images = images.filter(pc.match_substring_regex(images["image_id"], CLASS_IMAGE, ignore_case=True))
+            bins = images.append_column("record_tag", pa.nulls(len(images), pa.string()))
         else:
             with ThreadPoolExecutor(2) as threads:  # a page of a listing follows from the one before
-                images, records = threads.map(self._list, ("bin-images", "metadata"))
-            images = _by_id(images, "bin-images/", ".jpg", "image_tag")
-            bins = images.join(_by_id(records, "metadata/", ".json", "record_tag"), "image_id", join_type="full outer")
+                images = threads.submit(self._list, "image_tag", "bin-images/", ".jpg")
+                records = threads.submit(self._list, "record_tag", "metadata/", ".json")
+            bins = _paired(images.result(), records.result())
         if len(bins) == 0:
             raise SourceError(
                 f"{self.url} holds no images; give a bucket or folder with bin-images/, or one folder a class"
@@ -76,28 +87,46 @@ class Source:
     def read(self, key: str) -> bytes:
         """The bytes of one object.
 
-        Raises ObjectMissing when there is none, SourceError when it is refused, SourceUnavailable when the server does
-        not deliver it after the client's own retries.
+        Raises ObjectMissing when there is none, ObjectRefused when we may not read it, SourceUnavailable when the
+        server does not deliver it after the client's own retries.
         """
-        with _errors_explained(self.url, f"does not deliver {key}", missing=ObjectMissing(key)):
+        with _errors_explained(self.url, f"does not deliver {key}", ObjectMissing(key), ObjectRefused(key)):
             return bytes(self.store.get(key).bytes())
 
-    def _list(self, prefix: str) -> pa.Table:
-        """The keys under a prefix, and a tag of each that ends in its size: `etag/size`."""
-        schema = pa.schema([("key", pa.string()), ("tag", pa.string())])
-        batches = []
+    def _list(self, column: str, prefix: str = "", suffix: str = "") -> pa.Table:
+        """The objects between a prefix and a suffix by id, and in the named column their tags: `etag/size`.
+
+        Every page is cut down as it comes, so that the million keys are never held as a whole.
+        """
+        schema = pa.schema([("image_id", pa.string()), (column, pa.string())])
+        pages = []
         with _errors_explained(self.url, "cannot be listed"):
             for chunk in obstore.list(self.store, prefix=prefix or None, chunk_size=1000, return_arrow=True):
                 listed = pa.record_batch(chunk)
+                key = listed["path"].cast(pa.string())
+                image_id = pc.utf8_slice_codeunits(key, len(prefix), -len(suffix) or None)
                 version = pc.coalesce(listed["e_tag"], listed["last_modified"].cast(pa.string()))
                 tag = pc.binary_join_element_wise(pc.utf8_trim(version, '"'), listed["size"].cast(pa.string()), "/")
-                batches.append(pa.record_batch([listed["path"].cast(pa.string()), tag], schema=schema))
-        return pa.Table.from_batches(batches, schema)
+                pages.append(pa.record_batch([image_id, tag], schema=schema).filter(pc.ends_with(key, suffix)))
+        return pa.Table.from_batches(pages, schema)
+
+
+def access_refused(url: str, detail: str) -> SourceError:
+    """The error to raise for a source that refuses to be read."""
+    return SourceError(
+        f"{url} refuses access; for a bucket of your own pass --no-unsigned and sign in to AWS ({detail})"
+    )
 
 
 def size_of(tag: str) -> int:
     """The bytes of the object that a tag was made for."""
     return int(tag.rsplit("/", 1)[1])
+
+
+def total_size(tags: pd.Series) -> int:
+    """The bytes of all objects that tags were made for; null tags count nothing."""
+    sizes = pc.extract_regex(pa.array(tags, pa.string()), "/(?P<size>[0-9]+)$")
+    return pc.sum(pc.struct_field(sizes, "size").cast(pa.int64())).as_py() or 0
 
 
 def is_content(data: bytes, tag: str) -> bool:
@@ -182,14 +211,14 @@ def _open_store(config: DataConfig) -> LocalStore | S3Store:
         prefix=prefix or None,
         region=config.region,
         client_options={
-            "connect_timeout": "5s",
-            "timeout": "30s",
+            "connect_timeout": CONNECT_TIMEOUT,
+            "timeout": TIMEOUT,
             "allow_http": (config.endpoint or "").startswith("http://"),
         },
         retry_config={
-            "max_retries": 5,
-            "retry_timeout": timedelta(seconds=60),
-            "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 2},
+            "max_retries": MAX_RETRIES,
+            "retry_timeout": RETRY_TIMEOUT,
+            "backoff": {"init_backoff": FIRST_WAIT, "max_backoff": LONGEST_WAIT, "base": 2},
         },
         **access,
     )
@@ -205,15 +234,19 @@ def _look(store: LocalStore | S3Store, url: str) -> Literal["bins", "folders"]:
     raise SourceError(f"{url} holds neither bin-images/ with metadata/ nor one folder a class; see --layout")
 
 
-def _by_id(listed: pa.Table, prefix: str, suffix: str, column: str) -> pa.Table:
-    listed = listed.filter(pc.ends_with(listed["key"], suffix))
-    ids = pc.utf8_slice_codeunits(listed["key"], len(prefix), -len(suffix))
-    return pa.table([ids, listed["tag"]], ["image_id", column])
+def _paired(images: pa.Table, records: pa.Table) -> pa.Table:
+    """One row an id, with nulls for what is missing: a full outer join in less memory than Arrow's own takes."""
+    record_of = pc.index_in(images["image_id"], records["image_id"])
+    paired = images.append_column("record_tag", records["record_tag"].take(record_of))
+    alone = records.filter(pc.invert(pc.is_in(records["image_id"], images["image_id"])))
+    return pa.concat_tables([paired, alone], promote_options="default")
 
 
 @contextmanager
-def _errors_explained(url: str, what: str, missing: Exception | None = None) -> Iterator[None]:
-    """Turn the client's errors into ours; missing is what a 404 means here.
+def _errors_explained(
+    url: str, what: str, missing: Exception | None = None, refused: Exception | None = None
+) -> Iterator[None]:
+    """Turn the client's errors into ours; missing is what a 404 means here, refused what a 401 or 403 means.
 
     The client names only some of the HTTP statuses by a class of their own and gives the others in its message.
     """
@@ -225,6 +258,5 @@ def _errors_explained(url: str, what: str, missing: Exception | None = None) -> 
         if isinstance(error, FileNotFoundError) or (status and status[1] == "404"):
             raise missing or SourceError(f"{url} does not exist; check --source") from None
         if isinstance(error, REFUSALS) or (status and status[1] in ("401", "403")):
-            remedy = "for a bucket of your own pass --no-unsigned and sign in to AWS"
-            raise SourceError(f"{url} refuses access; {remedy} ({message})") from error
+            raise refused or access_refused(url, message) from error
         raise SourceUnavailable(f"{url} {what}: {message}") from error

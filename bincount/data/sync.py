@@ -7,31 +7,35 @@ The dataset's folder:
     parts/           rows of batches that bins.parquet does not hold yet
     plan.parquet     what the sync under way is to fetch
 
-A row is written after the files that it describes are on disk. So a killed run leaves files without rows at most, and
-they are fetched again; a row whose file is gone is fetched again as well.
+A row is written after the files that it describes are on disk. So a killed run leaves files without rows at most: whole
+ones, which the next run finds and does not fetch again where S3's etag tells their content, and temporary ones, which a
+later run removes. A row whose file is gone is fetched again.
 """
 
 import hashlib
 import io
 import logging
 import os
+import re
 import shutil
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 from PIL import Image
 
 from bincount.data import record, source
-from bincount.data.source import ObjectMissing, Source
+from bincount.data.source import ObjectMissing, ObjectRefused, Source
 from bincount.errors import DatasetError, SourceError, SourceUnavailable
 from bincount.settings import DataConfig
 
@@ -40,6 +44,9 @@ logger = logging.getLogger(__name__)
 BATCH = 500  # bins in one task: what a killed run fetches again at most
 
 MAX_IMAGE_BYTES = 100_000_000  # larger ones are set aside unread: concurrency times this bounds the memory
+
+TEMPORARY = re.compile(r"\..+\.\d+\.\d+")  # names that _temporary makes
+TEMPORARY_SECONDS = 3600  # such a file lives for moments; an older one is a killed process's
 
 SCHEMA = pa.schema(
     [
@@ -96,7 +103,7 @@ class SyncReport:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sync is to fetch: a table in a file, cut into batches."""
+    """What a sync is to fetch: a table in a file, with a row group for each batch."""
 
     path: Path
     num_listed: int
@@ -109,30 +116,35 @@ class Plan:
 
     def batch(self, number: int) -> pd.DataFrame:
         """One batch, with the columns image_id, image_tag and record_tag."""
-        return pd.read_parquet(self.path).iloc[number * BATCH : (number + 1) * BATCH]
+        return pq.ParquetFile(self.path).read_row_group(number).to_pandas()
 
 
 def plan(dataset: Path, opened: Source, config: DataConfig) -> Plan:
     """List the source and write down what is to be fetched: bins that are new, changed, or lost here.
 
-    What was set aside comes again only when its object has changed, or when the settings say so. Raises DatasetError,
-    before anything is fetched, when there is no space for it.
+    What was set aside comes again only when its object has changed, or when the settings say so; what was refused comes
+    again each time, since a permission that is given shows in no listing. Raises DatasetError, before anything is
+    fetched, when there is no space for it.
     """
     listing = opened.list_bins()
     wanted = _wanted(listing, config)
-    known = read(dataset, columns=["image_id", "image_tag", "record_tag", "path", "status"])
-    good = (known["status"] == "ok") & known["path"].isin(_files(dataset / "originals"))
-    kept = good if config.retry_set_aside else good | (known["status"] != "ok")
-    before = known[kept].set_index("image_id").reindex(wanted["image_id"])
+    known = read(dataset, columns=["image_id", "image_tag", "record_tag", "path", "status", "reason"])
+    files = _files(dataset / "originals")
+    _remove_leftovers(dataset, files)
+    is_there = pc.is_in(pa.array(known["path"], pa.string()), files).to_numpy(zero_copy_only=False)
+    good = (known["status"] == "ok") & is_there
+    settled = (known["status"] != "ok") & ~known["reason"].str.startswith("refused:")
+    kept = good if config.retry_set_aside else good | settled
+    before = wanted[["image_id"]].merge(known[kept], how="left", on="image_id")
     same = before["status"].notna().to_numpy()
     for tag in ("image_tag", "record_tag"):
-        same = same & (wanted[tag].fillna("").to_numpy() == before[tag].fillna("").to_numpy())
+        same = same & (wanted[tag].fillna("").array == before[tag].fillna("").array)
     new = wanted[~same]
     logger.info("%s: %d bins listed, %d wanted, %d to fetch", opened.url, len(listing), len(wanted), len(new))
     dataset.mkdir(parents=True, exist_ok=True)
     _check_space(dataset, new)
     path = dataset / "plan.parquet"
-    _write_rows(pa.Table.from_pandas(new, preserve_index=False), path)
+    _write_rows(pa.Table.from_pandas(new, preserve_index=False), path, row_group_size=BATCH)
     return Plan(path=path, num_listed=len(listing), num_wanted=len(wanted), num_new=len(new))
 
 
@@ -140,7 +152,7 @@ def fetch(dataset: Path, opened: Source, batch: pd.DataFrame, config: DataConfig
     """Fetch one batch, many bins at a time, and write their rows last.
 
     A bin that the server does not deliver is reported as unreachable and gets no row, so that it is tried again.
-    Raises SourceError when the source refuses access.
+    Raises SourceError when the source refuses this batch and has never given us anything.
     """
     began = time.monotonic()
     (dataset / "parts").mkdir(parents=True, exist_ok=True)
@@ -152,11 +164,13 @@ def fetch(dataset: Path, opened: Source, batch: pd.DataFrame, config: DataConfig
     unreachable = {
         image_id: row for image_id, row in zip(batch["image_id"], results, strict=True) if isinstance(row, str)
     }
+    bad = Counter(kind(row["reason"]) for row in rows if row["status"] != "ok")
+    if bad["refused"] and bad.total() == len(rows) and not _holds_good_bins(dataset):
+        raise source.access_refused(opened.url, "it can be listed, but no bin can be read")
     os.sync()  # the files are on disk before a row says so; one call a batch costs far less than one a file
     if rows:
         name = hashlib.sha256("\n".join(row["image_id"] for row in rows).encode()).hexdigest()[:16]
         _write_rows(pa.Table.from_pylist(rows, SCHEMA), dataset / "parts" / f"{time.time_ns():020d}-{name}.parquet")
-    bad = Counter(kind(row["reason"]) for row in rows if row["status"] != "ok")
     num_bytes = sum(row["bytes"] or 0 for row in rows if row["status"] == "ok")
     return SyncReport(len(rows) - bad.total(), num_bytes, bad, unreachable, time.monotonic() - began)
 
@@ -165,12 +179,12 @@ def merge(dataset: Path) -> pd.DataFrame:
     """Move the rows of all parts into bins.parquet and return it all; of two rows for one bin the later counts."""
     with FileLock(dataset / ".lock"):
         parts = sorted((dataset / "parts").glob("*.parquet"))
+        rows = read(dataset)
         if parts:
-            table = pa.Table.from_pandas(read(dataset), SCHEMA, preserve_index=False)
-            _write_rows(table, dataset / "bins.parquet")
+            _write_rows(pa.Table.from_pandas(rows, SCHEMA, preserve_index=False), dataset / "bins.parquet")
             for part in parts:
                 part.unlink()
-        return read(dataset)
+        return rows
 
 
 def read(dataset: Path, columns: list[str] | None = None) -> pd.DataFrame:
@@ -226,12 +240,13 @@ def _wanted(listing: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
             raise SourceError(
                 f"{config.source} has none of the ids that {config.only_listed} lists; check --only-listed"
             )
+    if config.limit is None:
+        return listing
     return listing[listing["image_id"].isin(source.first_bins(listing["image_id"], config.limit))]
 
 
 def _check_space(dataset: Path, new: pd.DataFrame) -> None:
-    tags = pd.concat([new["image_tag"], new["record_tag"]]).dropna()
-    needed = int(tags.str.rsplit("/", n=1).str[1].astype(np.int64).sum()) if len(tags) else 0
+    needed = source.total_size(new["image_tag"]) + source.total_size(new["record_tag"])
     free = shutil.disk_usage(dataset).free
     if needed > free:
         raise DatasetError(
@@ -262,6 +277,8 @@ def _fetch_bin(dataset: Path, opened: Source, wanted, max_pixels: int) -> dict |
         return row | {"reason": str(error)[:200]}
     except ObjectMissing as error:
         return row | {"reason": f"vanished: {error}"}
+    except ObjectRefused as error:
+        return row | {"reason": f"refused: {error}"}
     except SourceUnavailable as error:
         return str(error)
     for key, content in arrived.items():
@@ -276,6 +293,10 @@ def _fetch_bin(dataset: Path, opened: Source, wanted, max_pixels: int) -> dict |
         "status": "ok",
         "reason": "",
     }
+
+
+def _holds_good_bins(dataset: Path) -> bool:
+    return (read(dataset, columns=["image_id", "status"])["status"] == "ok").any()
 
 
 def _reason_not_to_read(has_records: bool, image_tag: str | None, record_tag: str | None) -> str:
@@ -309,7 +330,7 @@ def _get(dataset: Path, opened: Source, key: str, tag: str, arrived: dict[str, b
 
 
 def _write_file(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary = _temporary(path)
     try:
         try:
             temporary.write_bytes(data)
@@ -324,22 +345,35 @@ def _write_file(path: Path, data: bytes) -> None:
         ) from error
 
 
-def _write_rows(table: pa.Table, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+def _write_rows(table: pa.Table, path: Path, row_group_size: int | None = None) -> None:
+    temporary = _temporary(path)
     with open(temporary, "wb") as file:
-        pq.write_table(table, file)
+        pq.write_table(table, file, row_group_size)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def _files(folder: Path) -> set[str]:
-    """Every file below a folder, as paths relative to its parent."""
-    found = set()
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+
+
+def _remove_leftovers(dataset: Path, files: pa.ChunkedArray) -> None:
+    """Delete what killed processes were writing; a younger file may be a live one's, here or on another host."""
+    hidden = files.filter(pc.match_substring(files, "/.")).to_pylist()
+    for path in [*dataset.glob(".*"), *(dataset / "parts").glob(".*"), *(dataset / file for file in hidden)]:
+        with suppress(FileNotFoundError):  # another sync was quicker
+            if TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < time.time() - TEMPORARY_SECONDS:
+                path.unlink()
+
+
+def _files(folder: Path) -> pa.ChunkedArray:
+    """Every file below a folder, as paths relative to its parent; in Arrow, since there may be a million."""
+    found = []
     for directory, _, names in os.walk(folder):
         relative = Path(directory).relative_to(folder.parent).as_posix()
-        found.update(f"{relative}/{name}" for name in names)
-    return found
+        found.append(pa.array([f"{relative}/{name}" for name in names], pa.string()))
+    return pa.chunked_array(found, pa.string())
 
 
 def _or_none(tag: object) -> str | None:
