@@ -76,7 +76,9 @@ class Source:
             raise SourceError(
                 f"{self.url} holds no images; give a bucket or folder with bin-images/, or one folder a class"
             )
-        return bins.sort_by("image_id").to_pandas(types_mapper={pa.string(): pd.StringDtype(na_value=np.nan)}.get)
+        listing = bins.sort_by("image_id").to_pandas(types_mapper={pa.string(): pd.StringDtype(na_value=np.nan)}.get)
+        pa.default_memory_pool().release_unused()  # else Arrow keeps twice the listing for later
+        return listing
 
     def image_key(self, image_id: str) -> str:
         return image_id if self.layout == "folders" else f"bin-images/{image_id}.jpg"
@@ -154,15 +156,21 @@ def first_bins(image_ids: pd.Series, limit: int | None) -> pd.Series:
     """
     if limit is None or limit >= len(image_ids):
         return image_ids
-    image_ids = image_ids.sort_values()
-    blocks = image_ids.astype(object)
+    image_ids = image_ids.iloc[pc.sort_indices(pa.array(image_ids)).to_numpy()]
+    order = np.empty(len(image_ids), np.uint64)
     numbered = image_ids.str.fullmatch("[0-9]{1,18}").to_numpy(bool)
-    series = np.where(is_padded(image_ids[numbered]), "padded ", "unpadded ")
-    blocks[numbered] = series + (image_ids[numbered].astype(np.int64) // BLOCK).astype(str)
-    number, names = pd.factorize(blocks)
+    order[~numbered] = [_hash(image_id) for image_id in image_ids[~numbered]]
+    numbers = image_ids[numbered]
+    blocks, of_block = np.unique(
+        2 * (numbers.astype(np.int64).to_numpy() // BLOCK) + is_padded(numbers), return_inverse=True
+    )
+    order[numbered] = np.array([_hash(str(block)) for block in blocks], np.uint64)[of_block]
+    return image_ids.iloc[np.argsort(order, kind="stable")[:limit]]
+
+
+def _hash(name: str) -> int:
     # sha1, not hash(): the same order in every process
-    order = np.array([int.from_bytes(hashlib.sha1(name.encode()).digest()[:8]) for name in names], np.uint64)
-    return image_ids.iloc[np.argsort(order[number], kind="stable")[:limit]]
+    return int.from_bytes(hashlib.sha1(name.encode()).digest()[:8])
 
 
 def is_padded(image_ids: pd.Series) -> np.ndarray:

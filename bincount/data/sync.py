@@ -21,6 +21,7 @@ import shutil
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 500  # bins in one task: what a killed run fetches again at most
 
+ROWS_IN_PIECE = 50_000
 MAX_IMAGE_BYTES = 100_000_000  # larger ones are set aside unread: concurrency times this bounds the memory
 
 TEMPORARY = re.compile(r"\..+\.\d+\.\d+")  # names that _temporary makes
@@ -128,18 +130,9 @@ def plan(dataset: Path, opened: Source, config: DataConfig) -> Plan:
     """
     listing = opened.list_bins()
     wanted = _wanted(listing, config)
-    known = read(dataset, columns=["image_id", "image_tag", "record_tag", "path", "status", "reason"])
     files = _files(dataset / "originals")
     _remove_leftovers(dataset, files)
-    is_there = pc.is_in(pa.array(known["path"], pa.string()), files).to_numpy(zero_copy_only=False)
-    good = (known["status"] == "ok") & is_there
-    settled = (known["status"] != "ok") & ~known["reason"].str.startswith("refused:")
-    kept = good if config.retry_set_aside else good | settled
-    before = wanted[["image_id"]].merge(known[kept], how="left", on="image_id")
-    same = before["status"].notna().to_numpy()
-    for tag in ("image_tag", "record_tag"):
-        same = same & (wanted[tag].fillna("").array == before[tag].fillna("").array)
-    new = wanted[~same]
+    new = wanted[~_unchanged(dataset, wanted, files, config.retry_set_aside)]
     logger.info("%s: %d bins listed, %d wanted, %d to fetch", opened.url, len(listing), len(wanted), len(new))
     dataset.mkdir(parents=True, exist_ok=True)
     _check_space(dataset, new)
@@ -181,7 +174,8 @@ def merge(dataset: Path) -> pd.DataFrame:
         parts = sorted((dataset / "parts").glob("*.parquet"))
         rows = read(dataset)
         if parts:
-            _write_rows(pa.Table.from_pandas(rows, SCHEMA, preserve_index=False), dataset / "bins.parquet")
+            table = pa.Table.from_pandas(rows, SCHEMA, preserve_index=False)
+            _write_rows(table, dataset / "bins.parquet", ROWS_IN_PIECE)
             for part in parts:
                 part.unlink()
         return rows
@@ -195,6 +189,8 @@ def read(dataset: Path, columns: list[str] | None = None) -> pd.DataFrame:
     fields = [SCHEMA.field(name) for name in columns] if columns else SCHEMA
     table = pa.concat_tables(tables) if tables else pa.schema(fields).empty_table()
     rows = table.to_pandas(types_mapper=_pandas_type)
+    if len(tables) < 2:
+        return rows  # merged, and so unique and sorted
     return rows.drop_duplicates("image_id", keep="last").sort_values("image_id", ignore_index=True)
 
 
@@ -230,6 +226,44 @@ def inspect(data: bytes, max_pixels: int) -> Picture:
     return Picture(width, height, int(np.packbits(bits).view(">u8")[0]))
 
 
+def _unchanged(dataset: Path, wanted: pd.DataFrame, files: pa.ChunkedArray, retry_set_aside: bool) -> np.ndarray:
+    """Which wanted bins are known with the same tags and need not be fetched, (N,) bool.
+
+    The rows are read piece by piece, and it is the piece that is hashed: half a million rows or ids at once would be
+    most of the memory of a sync.
+    """
+    ids, *tags = (pa.array(wanted[column]) for column in ("image_id", "image_tag", "record_tag"))
+    unchanged = np.zeros(len(wanted), bool)
+    for known in _pieces(dataset, ["image_id", "image_tag", "record_tag", "path", "status", "reason"]):
+        is_good = pc.equal(known["status"], "ok").to_numpy(zero_copy_only=False)
+        settled = np.zeros(len(known), bool)
+        settled[pc.drop_null(pc.index_in(files, known["path"])).to_numpy()] = True  # its file is there
+        settled &= is_good
+        if not retry_set_aside:
+            was_refused = pc.starts_with(known["reason"], "refused:").to_numpy(zero_copy_only=False)
+            settled |= ~is_good & ~was_refused
+        place = pc.index_in(ids, known["image_id"].cast(ids.type))
+        found = pc.is_valid(place)
+        place = pc.drop_null(place)
+        same = settled[place.to_numpy()]
+        for column, tag in zip(("image_tag", "record_tag"), tags, strict=True):
+            now, before = tag.filter(found), known[column].take(place).cast(tag.type)
+            same = same & pc.equal(pc.fill_null(now, ""), pc.fill_null(before, "")).to_numpy(zero_copy_only=False)
+        unchanged[found.to_numpy(zero_copy_only=False)] = same
+        pa.default_memory_pool().release_unused()
+    return unchanged
+
+
+def _pieces(dataset: Path, columns: list[str]) -> Iterator[pa.Table]:
+    """Rows in the order in which they were written: of two for one bin the later counts."""
+    if (dataset / "bins.parquet").exists():
+        for batch in pq.ParquetFile(dataset / "bins.parquet").iter_batches(ROWS_IN_PIECE, columns=columns):
+            yield pa.Table.from_batches([batch])
+    parts = [pq.read_table(file, columns=columns) for file in sorted((dataset / "parts").glob("*.parquet"))]
+    if parts:
+        yield pa.concat_tables(parts).combine_chunks()
+
+
 def _wanted(listing: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     if config.only_listed:
         only = source.listed_ids(config.only_listed)
@@ -242,7 +276,7 @@ def _wanted(listing: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
             )
     if config.limit is None:
         return listing
-    return listing[listing["image_id"].isin(source.first_bins(listing["image_id"], config.limit))]
+    return listing.loc[source.first_bins(listing["image_id"], config.limit).index.sort_values()]
 
 
 def _check_space(dataset: Path, new: pd.DataFrame) -> None:
