@@ -170,6 +170,31 @@ def test_a_bin_that_the_server_does_not_deliver_is_reported_and_tried_again(tmp_
     assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 1
 
 
+def test_another_try_of_a_batch_asks_for_what_did_not_arrive_alone(tmp_path, monkeypatch):
+    for number in range(3):
+        add_bin(tmp_path / "bucket", f"{number:05d}")
+    add_bin(tmp_path / "bucket", "00003", image=b"")
+    config = DataConfig(source=str(tmp_path / "bucket"))
+    opened = source.open_source(config)
+    plan = sync.plan(tmp_path / "data", opened, config)
+    read, asked = source.Source.read, []
+
+    def flaky(self, key):
+        asked.append(key)
+        if "00001" in key and len(asked) < 10:
+            raise sync.SourceUnavailable("time-out")
+        return read(self, key)
+
+    monkeypatch.setattr(source.Source, "read", flaky)
+    first = sync.fetch(tmp_path / "data", opened, plan.batch(0), config)
+    assert (first.num_fetched, first.set_aside.total(), set(first.unreachable)) == (2, 1, {"00001"})
+    asked[:] = ["before"] * 10
+    second = sync.fetch(tmp_path / "data", opened, plan.batch(0), config)
+    assert asked[10:] == ["metadata/00001.json", "bin-images/00001.jpg"]
+    assert (second.num_fetched, second.set_aside.total(), second.unreachable) == (3, 1, {})
+    assert (sync.merge(tmp_path / "data")["status"] == "ok").to_list() == [True, True, True, False]
+
+
 def test_an_object_that_vanishes_between_listing_and_reading_is_set_aside(tmp_path):
     add_bin(tmp_path / "bucket", "00001")
     config = DataConfig(source=str(tmp_path / "bucket"))

@@ -142,30 +142,33 @@ def plan(dataset: Path, opened: Source, config: DataConfig) -> Plan:
 
 
 def fetch(dataset: Path, opened: Source, batch: pd.DataFrame, config: DataConfig) -> SyncReport:
-    """Fetch one batch, many bins at a time, and write their rows last.
+    """Fetch one batch, many bins at a time, and write their rows last; reports on the batch as a whole.
 
-    A bin that the server does not deliver is reported as unreachable and gets no row, so that it is tried again.
-    Raises SourceError when the source refuses this batch and has never given us anything.
+    A bin that the server does not deliver is reported as unreachable and gets no row. Another try asks for such bins
+    alone. Raises SourceError when the source refuses this batch and has never given us anything.
     """
     began = time.monotonic()
-    (dataset / "parts").mkdir(parents=True, exist_ok=True)
+    parts = dataset / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(batch.to_csv(index=False).encode()).hexdigest()[:16]
+    earlier = [row for part in parts.glob(f"*-{name}.parquet") for row in pq.read_table(part).to_pylist()]
+    todo = batch[~batch["image_id"].isin([row["image_id"] for row in earlier])]
     with ThreadPoolExecutor(config.concurrency) as threads:
         results = list(
-            threads.map(lambda row: _fetch_bin(dataset, opened, row, config.max_pixels), batch.itertuples(index=False))
+            threads.map(lambda row: _fetch_bin(dataset, opened, row, config.max_pixels), todo.itertuples(index=False))
         )
     rows = [row for row in results if isinstance(row, dict)]
     unreachable = {
-        image_id: row for image_id, row in zip(batch["image_id"], results, strict=True) if isinstance(row, str)
+        image_id: row for image_id, row in zip(todo["image_id"], results, strict=True) if isinstance(row, str)
     }
-    bad = Counter(kind(row["reason"]) for row in rows if row["status"] != "ok")
-    if bad["refused"] and bad.total() == len(rows) and not _holds_good_bins(dataset):
+    bad = Counter(kind(row["reason"]) for row in earlier + rows if row["status"] != "ok")
+    if bad["refused"] and bad.total() == len(earlier + rows) and not _holds_good_bins(dataset):
         raise source.access_refused(opened.url, "it can be listed, but no bin can be read")
     os.sync()  # the files are on disk before a row says so; one call a batch costs far less than one a file
     if rows:
-        name = hashlib.sha256("\n".join(row["image_id"] for row in rows).encode()).hexdigest()[:16]
-        _write_rows(pa.Table.from_pylist(rows, SCHEMA), dataset / "parts" / f"{time.time_ns():020d}-{name}.parquet")
-    num_bytes = sum(row["bytes"] or 0 for row in rows if row["status"] == "ok")
-    return SyncReport(len(rows) - bad.total(), num_bytes, bad, unreachable, time.monotonic() - began)
+        _write_rows(pa.Table.from_pylist(rows, SCHEMA), parts / f"{time.time_ns():020d}-{name}.parquet")
+    good = [row["bytes"] for row in earlier + rows if row["status"] == "ok"]
+    return SyncReport(len(good), sum(good), bad, unreachable, time.monotonic() - began)
 
 
 def merge(dataset: Path) -> pd.DataFrame:
