@@ -27,7 +27,6 @@ NUM_PUBLIC_BINS = 535_000
 def work(config: str, dataset: str, pause_at: str) -> None:
     """A process that is to be killed: a sync as the flow does it, which may stop for ever at one point."""
     sync.BATCH = BATCH
-    sync.os.sync = lambda: None  # slow where other processes write; a kill takes nothing from the disk's cache
     if pause_at == "renaming a file":
         _pause_from_call(20, "replace")
     if pause_at == "deleting merged parts":

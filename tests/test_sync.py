@@ -66,6 +66,15 @@ def test_a_file_that_was_lost_here_is_fetched_again(tmp_path):
     assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 1
 
 
+def test_a_file_that_a_power_failure_emptied_is_fetched_again(tmp_path):
+    for number in range(3):
+        add_bin(tmp_path / "bucket", f"{number:05d}")
+    bring(tmp_path / "bucket", tmp_path / "data")
+    os.truncate(tmp_path / "data" / "originals" / "bin-images" / "00001.jpg", 0)
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 1
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 0
+
+
 def test_what_is_bad_is_set_aside_with_its_reason_and_not_fetched_again(tmp_path):
     bucket, data = tmp_path / "bucket", tmp_path / "data"
     whole = jpeg(1, (200, 200))

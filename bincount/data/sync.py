@@ -7,9 +7,10 @@ The dataset's folder:
     parts/           rows of batches that bins.parquet does not hold yet
     plan.parquet     what the sync under way is to fetch
 
-A row is written after the files that it describes are on disk. So a killed run leaves files without rows at most: whole
-ones, which the next run finds and does not fetch again where S3's etag tells their content, and temporary ones, which a
-later run removes. A row whose file is gone is fetched again.
+A row is written after the files that it describes. So a killed run leaves files without rows at most: whole ones, which
+the next run finds and does not fetch again where S3's etag tells their content, and temporary ones, which a later run
+removes. A power failure may leave a row whose file is empty or cut off, since waiting for the disk would take longer
+than the network: a row whose file is gone or has another size is fetched again.
 """
 
 import hashlib
@@ -164,7 +165,6 @@ def fetch(dataset: Path, opened: Source, batch: pd.DataFrame, config: DataConfig
     bad = Counter(kind(row["reason"]) for row in earlier + rows if row["status"] != "ok")
     if bad["refused"] and bad.total() == len(earlier + rows) and not _holds_good_bins(dataset):
         raise source.access_refused(opened.url, "it can be listed, but no bin can be read")
-    os.sync()  # the files are on disk before a row says so; one call a batch costs far less than one a file
     if rows:
         _write_rows(pa.Table.from_pylist(rows, SCHEMA), parts / f"{time.time_ns():020d}-{name}.parquet")
     good = [row["bytes"] for row in earlier + rows if row["status"] == "ok"]
@@ -229,7 +229,7 @@ def inspect(data: bytes, max_pixels: int) -> Picture:
     return Picture(width, height, int(np.packbits(bits).view(">u8")[0]))
 
 
-def _unchanged(dataset: Path, wanted: pd.DataFrame, files: pa.ChunkedArray, retry_set_aside: bool) -> np.ndarray:
+def _unchanged(dataset: Path, wanted: pd.DataFrame, files: pa.Table, retry_set_aside: bool) -> np.ndarray:
     """Which wanted bins are known with the same tags and need not be fetched, (N,) bool.
 
     The rows are read piece by piece, and it is the piece that is hashed: half a million rows or ids at once would be
@@ -237,11 +237,12 @@ def _unchanged(dataset: Path, wanted: pd.DataFrame, files: pa.ChunkedArray, retr
     """
     ids, *tags = (pa.array(wanted[column]) for column in ("image_id", "image_tag", "record_tag"))
     unchanged = np.zeros(len(wanted), bool)
-    for known in _pieces(dataset, ["image_id", "image_tag", "record_tag", "path", "status", "reason"]):
+    for known in _pieces(dataset, ["image_id", "image_tag", "record_tag", "path", "bytes", "status", "reason"]):
         is_good = pc.equal(known["status"], "ok").to_numpy(zero_copy_only=False)
-        settled = np.zeros(len(known), bool)
-        settled[pc.drop_null(pc.index_in(files, known["path"])).to_numpy()] = True  # its file is there
-        settled &= is_good
+        place = pc.index_in(files["path"], known["path"])  # of each file among the rows
+        size_here = np.full(len(known), -1)
+        size_here[pc.drop_null(place).to_numpy()] = files["bytes"].filter(pc.is_valid(place)).to_numpy()
+        settled = is_good & (size_here == pc.fill_null(known["bytes"], -2).to_numpy())
         if not retry_set_aside:
             was_refused = pc.starts_with(known["reason"], "refused:").to_numpy(zero_copy_only=False)
             settled |= ~is_good & ~was_refused
@@ -395,22 +396,33 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
 
 
-def _remove_leftovers(dataset: Path, files: pa.ChunkedArray) -> None:
+def _remove_leftovers(dataset: Path, files: pa.Table) -> None:
     """Delete what killed processes were writing; a younger file may be a live one's, here or on another host."""
-    hidden = files.filter(pc.match_substring(files, "/.")).to_pylist()
+    hidden = files["path"].filter(pc.match_substring(files["path"], "/.")).to_pylist()
     for path in [*dataset.glob(".*"), *(dataset / "parts").glob(".*"), *(dataset / file for file in hidden)]:
         with suppress(FileNotFoundError):  # another sync was quicker
             if TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < time.time() - TEMPORARY_SECONDS:
                 path.unlink()
 
 
-def _files(folder: Path) -> pa.ChunkedArray:
-    """Every file below a folder, as paths relative to its parent; in Arrow, since there may be a million."""
-    found = []
+def _files(folder: Path) -> pa.Table:
+    """Every file below a folder: path, relative to the folder's parent, and bytes; there may be a million."""
+    schema = pa.schema([("path", pa.string()), ("bytes", pa.int64())])
+    pieces = [schema.empty_table()]
     for directory, _, names in os.walk(folder):
         relative = Path(directory).relative_to(folder.parent).as_posix()
-        found.append(pa.array([f"{relative}/{name}" for name in names], pa.string()))
-    return pa.chunked_array(found, pa.string())
+        for start in range(0, len(names), ROWS_IN_PIECE):
+            some = names[start : start + ROWS_IN_PIECE]
+            sizes = [_size(f"{directory}/{name}") for name in some]
+            pieces.append(pa.table([[f"{relative}/{name}" for name in some], sizes], schema=schema))
+    return pa.concat_tables(pieces)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:  # a temporary file of another sync, which has its name by now
+        return -1
 
 
 def _or_none(tag: object) -> str | None:
