@@ -303,7 +303,7 @@ def make_nothing_new(folder: str, num_bins: str) -> None:
             for image_id in ids:
                 (parent / name / f"{image_id}.{suffix}").write_bytes(b"x")
     listed = source.open_source(DataConfig(source=str(bucket))).list_bins()
-    rows = listed.assign(path="originals/bin-images/" + listed["image_id"] + ".jpg", status="ok", reason="")
+    rows = listed.assign(path="originals/bin-images/" + listed["image_id"] + ".jpg", bytes=1, status="ok", reason="")
     rows.to_parquet(dataset / "bins.parquet")
 
 
