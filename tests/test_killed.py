@@ -137,7 +137,7 @@ def test_a_sync_that_is_killed_again_and_again_ends_as_an_unbroken_one(tmp_path,
     moments = [
         (lambda: len(whole()) >= 30, ""),
         (lambda: num_parts() >= 3, ""),
-        (lambda: len(temporary(data)) >= 20, "renaming a file"),
+        (lambda: temporary(data), "renaming a file"),
         (lambda: len(whole()) >= 700, ""),
         (lambda: len(whole()) == 2 * NUM_BINS and len(sync.read(data)) == NUM_BINS, "before the merge"),
         ((data / "bins.parquet").exists, "deleting merged parts"),
@@ -152,11 +152,11 @@ def test_a_sync_that_is_killed_again_and_again_ends_as_an_unbroken_one(tmp_path,
             os.utime(file, (0, 0))  # as if the next sync came a night later
         run(server, data)
         wasted = sum(server.counts().values()) - len(objects)
-        under_way = 2 * server.config().concurrency  # a bin's two objects are written together
+        under_way = 4 * server.config().concurrency  # slots for what is not written yet, each of two objects
         assert wasted <= len(moments) * under_way
     with FaultyS3(objects) as server:
         run(server, tmp_path / "unbroken")
-    assert len(left) >= 20
+    assert left
     assert files(data / "originals") == files(tmp_path / "unbroken" / "originals") == objects
     assert files(data).keys() == files(tmp_path / "unbroken").keys()
     assert sync.read(data).equals(sync.read(tmp_path / "unbroken"))

@@ -149,17 +149,23 @@ def test_rows_of_a_run_that_was_killed_before_merging_count(tmp_path):
     assert sync.plan(tmp_path / "data", opened, config).num_new == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, monkeypatch):
     add_bin(tmp_path / "bucket", "00001")
 
-    def full(path, data):
-        path.open("wb").close()
-        raise OSError(28, "No space left on device")
+    def on_a_full_disk(path):
+        temporary = path.with_name(f".{path.name}.1.1")
+        if "originals" in path.parts:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.symlink_to("/dev/full")
+        return temporary
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(DatasetError, match="No space left on device; free some space and run again"):
-        bring(tmp_path / "bucket", tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(sync, "_temporary", on_a_full_disk)
+        with pytest.raises(DatasetError, match="No space left on device; free some space and run again"):
+            bring(tmp_path / "bucket", tmp_path / "data")
     assert not [file for file in (tmp_path / "data" / "originals").rglob("*") if file.is_file()]
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 1
 
 
 def test_a_bin_that_the_server_does_not_deliver_is_reported_and_tried_again(tmp_path, monkeypatch):

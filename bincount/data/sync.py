@@ -13,6 +13,7 @@ removes. A power failure may leave a row whose file is empty or cut off, since w
 than the network: a row whose file is gone or has another size is fetched again.
 """
 
+import errno
 import hashlib
 import io
 import logging
@@ -23,7 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,17 @@ class Picture:
     width: int
     height: int
     dhash: int
+
+
+@dataclass
+class Arrival:
+    """What came of one bin: its row so far, its bytes, and of these by key what came over the network."""
+
+    row: dict
+    recorded: bytes = b""
+    image: bytes = b""
+    new: dict[str, bytes] = field(default_factory=dict)
+    unreachable: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,10 +166,7 @@ def fetch(dataset: Path, opened: Source, batch: pd.DataFrame, config: DataConfig
     name = hashlib.sha256(batch.to_csv(index=False).encode()).hexdigest()[:16]
     earlier = [row for part in parts.glob(f"*-{name}.parquet") for row in pq.read_table(part).to_pylist()]
     todo = batch[~batch["image_id"].isin([row["image_id"] for row in earlier])]
-    with ThreadPoolExecutor(config.concurrency) as threads:
-        results = list(
-            threads.map(lambda row: _fetch_bin(dataset, opened, row, config.max_pixels), todo.itertuples(index=False))
-        )
+    results = _fetch_bins(dataset, opened, todo, config)
     rows = [row for row in results if isinstance(row, dict)]
     unreachable = {
         image_id: row for image_id, row in zip(todo["image_id"], results, strict=True) if isinstance(row, str)
@@ -293,36 +302,69 @@ def _check_space(dataset: Path, new: pd.DataFrame) -> None:
         )
 
 
-def _fetch_bin(dataset: Path, opened: Source, wanted, max_pixels: int) -> dict | str:
-    """The row of one bin, or in words why the server did not deliver it."""
+def _fetch_bins(dataset: Path, opened: Source, wanted: pd.DataFrame, config: DataConfig) -> list[dict | str]:
+    """The row of each bin, or in words why the server did not deliver it.
+
+    Many threads wait for the network, and no more than there are cores decode and write: else they wait for each other.
+    Slots bound how much has arrived and is not written yet.
+    """
+    slots = threading.Semaphore(2 * config.concurrency)
+    with ThreadPoolExecutor(config.concurrency) as network, ThreadPoolExecutor(os.cpu_count()) as workers:
+
+        def read_and_pass_on(bin_wanted) -> Future:
+            slots.acquire()
+            try:
+                arrival = _read_bin(dataset, opened, bin_wanted)
+                kept = workers.submit(_keep_bin, dataset, opened, arrival, config.max_pixels)
+            except BaseException:
+                slots.release()
+                raise
+            kept.add_done_callback(lambda _: slots.release())
+            return kept
+
+        return [kept.result() for kept in network.map(read_and_pass_on, wanted.itertuples(index=False))]
+
+
+def _read_bin(dataset: Path, opened: Source, wanted) -> Arrival:
+    """Ask for one bin, unless what the listing says is enough to set it aside."""
     image_key, record_key = opened.image_key(wanted.image_id), opened.record_key(wanted.image_id)
     image_tag, record_tag = _or_none(wanted.image_tag), _or_none(wanted.record_tag)
     row = {"image_id": wanted.image_id, "image_tag": image_tag, "record_tag": record_tag, "status": "set_aside"}
     if unread := _reason_not_to_read(opened.layout == "bins", image_tag, record_tag):
-        return row | {"reason": unread}
-    arrived = {}
+        return Arrival(row | {"reason": unread})
+    arrival = Arrival(row)
     try:
         if opened.layout == "bins":
-            recorded = _get(dataset, opened, record_key, record_tag, arrived)
-            parsed = record.parse(recorded)
+            arrival.recorded = _get(dataset, opened, record_key, record_tag, arrival.new)
+        arrival.image = _get(dataset, opened, image_key, image_tag, arrival.new)
+    except ObjectMissing as error:
+        row["reason"] = f"vanished: {error}"
+    except ObjectRefused as error:
+        row["reason"] = f"refused: {error}"
+    except SourceUnavailable as error:
+        arrival.unreachable = str(error)
+    return arrival
+
+
+def _keep_bin(dataset: Path, opened: Source, arrival: Arrival, max_pixels: int) -> dict | str:
+    """Write the files of a bin that is good; its row, or in words why the server did not deliver it."""
+    row, data = arrival.row, arrival.image
+    if arrival.unreachable or "reason" in row:
+        return arrival.unreachable or row
+    try:
+        if opened.layout == "bins":
+            parsed = record.parse(arrival.recorded)
             row |= {"class_name": str(parsed.quantity), "quantity": parsed.quantity}
             row |= {"items": list(parsed.items.items())}
         else:
-            row |= {"class_name": wanted.image_id.split("/", 1)[0]}
-        data = _get(dataset, opened, image_key, image_tag, arrived)
+            row |= {"class_name": row["image_id"].split("/", 1)[0]}
         picture = inspect(data, max_pixels)
     except (record.BadRecord, BadImage) as error:
         return row | {"reason": str(error)[:200]}
-    except ObjectMissing as error:
-        return row | {"reason": f"vanished: {error}"}
-    except ObjectRefused as error:
-        return row | {"reason": f"refused: {error}"}
-    except SourceUnavailable as error:
-        return str(error)
-    for key, content in arrived.items():
+    for key, content in arrival.new.items():
         _write_file(dataset / "originals" / key, content)
     return row | {
-        "path": f"originals/{image_key}",
+        "path": f"originals/{opened.image_key(row['image_id'])}",
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
         "width": picture.width,
@@ -371,16 +413,22 @@ def _write_file(path: Path, data: bytes) -> None:
     temporary = _temporary(path)
     try:
         try:
-            temporary.write_bytes(data)
+            _create(temporary, data)
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
+            _create(temporary, data)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise DatasetError(
             f"cannot write {path}: {error.strerror}; free some space and run again, nothing is lost"
         ) from error
+
+
+def _create(path: Path, data: bytes) -> None:
+    with open(path, "wb", buffering=0) as file:
+        if file.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_rows(table: pa.Table, path: Path, row_group_size: int | None = None) -> None:
