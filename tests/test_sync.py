@@ -221,8 +221,9 @@ def test_an_object_that_vanishes_between_listing_and_reading_is_set_aside(tmp_pa
 
 
 def test_two_sources_of_ten_and_then_twenty_bins_equal_twenty_at_once(tmp_path):
-    for number in range(30):
-        add_bin(tmp_path / "bucket", f"{number * 40:05d}", number % 6)
+    for number in range(30):  # three ids in a row hold the same item, and blocks of a hundred ids arrive together
+        image_id = f"{number // 3 * 40 + number % 3:05d}"
+        add_bin(tmp_path / "bucket", image_id, 1 + number % 5, {f"ITEM{number // 3}": 1 + number % 5})
 
     def config(limit):
         return DataConfig(source=str(tmp_path / "bucket"), limit=limit)
@@ -235,6 +236,8 @@ def test_two_sources_of_ten_and_then_twenty_bins_equal_twenty_at_once(tmp_path):
     assert grown.equals(whole)
     second = manifest.build(tmp_path / "grown", grown, Classes.parse("0..5"), "bucket").read().set_index("image_id")
     assert second.loc[first["image_id"], "split"].to_list() == first["split"].to_list()
+    at_once = manifest.build(tmp_path / "whole", whole, Classes.parse("0..5"), "bucket").read().set_index("image_id")
+    assert second["group"].equals(at_once["group"])
 
 
 def test_a_class_folder_needs_no_records(tmp_path):
