@@ -1,11 +1,13 @@
 """Registration in MLflow as tasks."""
 
 import io
+from typing import Any
 
 from PIL import Image
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 
 from bincount import registry
@@ -21,6 +23,12 @@ from bincount.training.files import Trained, read_history
 from tasks.retry import transient
 
 
+def server_may_return(task: Any, task_run: TaskRun, state: State) -> bool:
+    """Whether another try may help: also where MLflow's client failed, since a retry finds again what was written."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, registry.mlflow.MlflowException) or transient(task, task_run, state)
+
+
 @task(name="check registry", task_run_name="check registry", cache_policy=NO_CACHE)
 def check_registry(config: RegistryConfig, workspace: Workspace) -> None:
     """Find out that MLflow is away before the training, and not after it."""
@@ -33,7 +41,7 @@ def check_registry(config: RegistryConfig, workspace: Workspace) -> None:
     cache_policy=NO_CACHE,
     retries=3,
     retry_delay_seconds=[5, 30, 120],
-    retry_condition_fn=transient,
+    retry_condition_fn=server_may_return,
 )
 def register_model(
     snapshot: Snapshot,

@@ -21,3 +21,12 @@ from tasks.retry import transient
 )
 def test_only_what_another_try_may_mend_is_tried_again(error, again):
     assert transient(None, None, Failed(data=error)) is again
+
+
+def test_a_registration_is_tried_again_when_mlflow_failed():
+    from mlflow.exceptions import MlflowException
+
+    from tasks.registry import server_may_return
+
+    assert server_may_return(None, None, Failed(data=MlflowException("the server went away")))
+    assert not server_may_return(None, None, Failed(data=TypeError("a mistake in the code")))

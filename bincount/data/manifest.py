@@ -158,7 +158,9 @@ def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path)
         about = {"digest": name, "num_images": num_images, "classes": classes.model_dump(), "source": source}
         (temporary / "snapshot.json").write_text(json.dumps(about, indent=2))
         temporary.rename(folder)
-    (dataset / "snapshots" / "latest").write_text(name)
+    pointer = dataset / "snapshots" / f".latest.{os.getpid()}"
+    pointer.write_text(name)
+    pointer.replace(dataset / "snapshots" / "latest")
     logger.info("snapshot %s: %d images with a label, %d rows", name[:12], num_images, len(manifest))
     return Snapshot(path=folder, digest=name, num_images=num_images)
 
