@@ -7,12 +7,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bincount.data import source, sync
+from bincount.settings import DataConfig
+
 
 def jpeg(seed: int = 0, size: tuple[int, int] = (64, 48)) -> bytes:
     """A JPEG that decodes; another seed is another picture."""
     coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -38,3 +47,13 @@ def add_bin(
     seed = sum(map(ord, image_id)) * 1000 + int(image_id) if image_id.isdecimal() else 0
     (folder / "bin-images" / f"{image_id}.jpg").write_bytes(jpeg(seed) if image is None else image)
     (folder / "metadata" / f"{image_id}.json").write_bytes(record(quantity, items) if recorded is None else recorded)
+
+
+def bring(folder: Path, dataset: Path, config: DataConfig | None = None) -> sync.SyncReport:
+    """A whole sync, as the flow does it."""
+    config = config or DataConfig(source=str(folder))
+    opened = source.open_source(config)
+    plan = sync.plan(dataset, opened, config)
+    batches = [sync.fetch(dataset, opened, plan.batch(number), config) for number in range(plan.num_batches)]
+    sync.merge(dataset)
+    return sum(batches, sync.SyncReport())

@@ -5,8 +5,7 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-from bins import add_bin, jpeg
-from test_sync import bring
+from bins import add_bin, bring, jpeg
 
 from bincount.data import doctor, manifest, packs, splits, sync
 from bincount.errors import DatasetError, SnapshotNotFound

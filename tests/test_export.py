@@ -5,8 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from bins import add_bin, jpeg
-from test_sync import bring
+from bins import add_bin, bring, jpeg
 from torchvision.datasets import ImageFolder
 
 from bincount.data import export, manifest, sync

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from bins import jpeg, record
+from bins import bring, jpeg, png, record
 from faulty_s3 import (
     FaultyS3,
     missing,
@@ -19,7 +19,6 @@ from faulty_s3 import (
     stalled,
     truncated,
 )
-from test_sync import bring, png
 
 from bincount.data import source, sync
 from bincount.errors import SourceError, SourceUnavailable

@@ -1,7 +1,6 @@
 import pandas as pd
 import pytest
-from bins import add_bin, jpeg
-from test_sync import bring
+from bins import add_bin, bring, jpeg
 
 from bincount.data import balance, manifest, sync
 from bincount.errors import DatasetError, SnapshotNotFound

@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import shutil
@@ -7,28 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bins import add_bin, jpeg
-from PIL import Image
+from bins import add_bin, bring, jpeg, png
 
 from bincount.data import manifest, packs, source, sync
 from bincount.errors import DatasetError, SettingsError, SourceError
 from bincount.settings import Classes, DataConfig, ImageConfig
-
-
-def bring(folder: Path, dataset: Path, config: DataConfig | None = None) -> sync.SyncReport:
-    """A whole sync, as the flow does it."""
-    config = config or DataConfig(source=str(folder))
-    opened = source.open_source(config)
-    plan = sync.plan(dataset, opened, config)
-    batches = [sync.fetch(dataset, opened, plan.batch(number), config) for number in range(plan.num_batches)]
-    sync.merge(dataset)
-    return sum(batches, sync.SyncReport())
-
-
-def png(width: int, height: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("1", (width, height)).save(file, "PNG")
-    return file.getvalue()
 
 
 def test_a_good_bin_arrives_with_its_facts(tmp_path):
