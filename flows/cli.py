@@ -50,7 +50,7 @@ def run(
     runner: Runner = RunnerConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
-    """Fetch, balance, split, pack, train, evaluate and register: the whole job.
+    """Fetch, pack, split, balance, train, evaluate and register: the whole job.
 
     What an earlier run has done is not done again; an interrupted one goes on where it was.
     """
@@ -71,7 +71,7 @@ def prepare(
     runner: Runner = RunnerConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
-    """Fetch what is new, deal the splits, and pack the images."""
+    """Fetch what is new, pack the images, and deal the splits."""
     _check_services(None, workspace)
     from flows import prepare as flow
     from flows import summary

@@ -34,6 +34,6 @@ def evaluate(
     places = Workspace(root=workspace)
     snapshot = manifest.latest(places.dataset(data))
     with find_checkpoint(model, places, registry) as checkpoint:
-        pack = data_tasks.pack_images(snapshot, read_spec(checkpoint).images)
+        pack = data_tasks.pack_snapshot(snapshot, read_spec(checkpoint).images)
         folder = places.root / "evaluations" / f"{snapshot.digest[:12]}-{weights_digest(checkpoint)[:12]}"
         return evaluation_tasks.evaluate_model(snapshot, pack, checkpoint, folder, device)

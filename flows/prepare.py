@@ -62,7 +62,7 @@ def prepare(
     workspace: Path = DEFAULT_WORKSPACE,
     runner: RunnerConfig = RunnerConfig(),
 ) -> Prepared:
-    """Fetch what is new, deal the splits, and pack the images.
+    """Fetch what is new, pack the images, and deal the splits.
 
     Args:
         data: where the images come from and what is read from them
@@ -74,10 +74,10 @@ def prepare(
     timings = Timings()
     with timings.step("sync"):
         synced = sync.with_options(task_runner=open_runner(runner))(data, dataset)
+    with timings.step("pack"):  # before the splits, since this is where an image shows that it does not decode
+        pack = data_tasks.pack_fetched(data, dataset, images)
     with timings.step("split"):
         snapshot = data_tasks.freeze_snapshot(data, dataset)
     with timings.step("balance"):
         balance = data_tasks.measure_balance(snapshot)
-    with timings.step("pack"):
-        pack = data_tasks.pack_images(snapshot, images)
     return Prepared(synced.plan, synced.report, snapshot, balance, pack, timings)

@@ -41,7 +41,7 @@ def run(
     workspace: Path = DEFAULT_WORKSPACE,
     runner: RunnerConfig = RunnerConfig(),
 ) -> Finished:
-    """Fetch, balance, split, pack, train, evaluate and register.
+    """Fetch, pack, split, balance, train, evaluate and register.
 
     Args:
         data: where the images come from and what is read from them

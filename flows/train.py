@@ -54,7 +54,7 @@ def train(
     chosen = manifest.open_snapshot(dataset / "snapshots" / snapshot) if snapshot else manifest.latest(dataset)
     folder = places.run(chosen.digest, images, training)
     registry_tasks.check_registry(registry, places)
-    pack = data_tasks.pack_images(chosen, images)
+    pack = data_tasks.pack_snapshot(chosen, images)
     with timings.step("train"):
         trained = training_tasks.train_model(chosen, pack, images, training, folder)
     with timings.step("evaluate"):

@@ -1,5 +1,6 @@
 """From a source to a snapshot and a pack, as tasks."""
 
+import logging
 from pathlib import Path
 
 from prefect import task
@@ -15,6 +16,8 @@ from bincount.data.sync import Plan, SyncReport
 from bincount.errors import SourceUnavailable
 from bincount.settings import DataConfig, ImageConfig
 from tasks.retry import transient
+
+logger = logging.getLogger("bincount.tasks")
 
 BATCH_RETRIES = 3
 OUTAGE = 10  # so many bins, and not one arrives: the source is away, rather than these bins unreadable
@@ -76,7 +79,21 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
 
 
 @task(name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=transient)
-def pack_images(snapshot: Snapshot, images: ImageConfig) -> Pack:
-    """Decode and resize what the pack lacks."""
+def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
+    """Decode and resize the images of the classes that the pack lacks; what does not decode is set aside."""
+    bins = sync.read(dataset, ["class_name", "path", "sha256", "status"])
+    wanted = bins[(bins["status"] == "ok") & bins["class_name"].isin(data.class_set.names)]
+    try:
+        return packs.update(dataset, images, wanted["path"], wanted["sha256"])
+    except packs.Undecodable as error:
+        reasons = {digest: f"{sync.DAMAGED}: {reason}" for digest, reason in error.reasons.items()}
+        aside = sync.set_aside(dataset, reasons)
+        logger.warning("%d images do not decode and were set aside", aside.total())
+        return packs.open_pack(dataset, images)
+
+
+@task(name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=transient)
+def pack_snapshot(snapshot: Snapshot, images: ImageConfig) -> Pack:
+    """Decode and resize what the pack lacks of a snapshot's images."""
     labelled = snapshot.labelled()
     return packs.update(snapshot.dataset, images, labelled["path"], labelled["sha256"])

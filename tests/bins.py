@@ -19,6 +19,12 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (64, 48)) -> bytes:
     return file.getvalue()
 
 
+def undecodable_jpeg(seed: int = 0) -> bytes:
+    """A JPEG with a good header and a good end and nothing in between."""
+    whole = jpeg(seed)
+    return whole[: whole.index(b"\xff\xda")] + b"\xff\xd9"
+
+
 def png(width: int, height: int) -> bytes:
     file = io.BytesIO()
     Image.new("1", (width, height)).save(file, "PNG")

@@ -67,11 +67,14 @@ def test_a_digest_that_was_never_packed_is_an_error_that_names_the_command(tmp_p
         pack.locate(["0" * 64])
 
 
-def test_a_file_that_no_longer_decodes_is_named(tmp_path):
-    paths, digests = fill(tmp_path, "a")
-    os.truncate(tmp_path / "a", 300)
-    with pytest.raises(DatasetError, match="remove it to fetch it again"):
+def test_what_does_not_decode_is_named_when_everything_else_is_packed(tmp_path):
+    paths, digests = fill(tmp_path, "a", "b", "c")
+    os.truncate(tmp_path / "b", 300)
+    with pytest.raises(packs.Undecodable, match=r"1 files .*b .*bincount prepare") as caught:
         packs.update(tmp_path, SMALL, paths, digests)
+    assert list(caught.value.reasons) == digests[1:2]
+    pack = packs.open_pack(tmp_path, SMALL)
+    assert pack.locate([digests[0], digests[2]]).tolist() == [0, 1]
 
 
 def test_sizes_and_ways_to_resize_have_packs_of_their_own(tmp_path):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bins import add_bin, bring, jpeg, png
+from bins import add_bin, bring, jpeg, png, undecodable_jpeg
 
-from bincount.data import manifest, packs, source, sync
+from bincount.data import doctor, manifest, packs, source, sync
 from bincount.errors import DatasetError, SettingsError, SourceError
 from bincount.settings import Classes, DataConfig, ImageConfig
+from tasks.data import pack_fetched
 
 
 def test_a_good_bin_arrives_with_its_facts(tmp_path):
@@ -107,7 +108,51 @@ def test_every_truncation_of_a_jpeg_is_noticed():
     whole = jpeg(1, (300, 200))
     for share in (0.1, 0.5, 0.9, 0.98):
         with pytest.raises(sync.BadImage):
-            sync.inspect(whole[: int(len(whole) * share)], 10**6)
+            sync.inspect(whole[: int(len(whole) * share)], 10**6, with_hash=False)
+
+
+@pytest.mark.parametrize("image", [jpeg(1, (300, 200)), jpeg(1, (300, 200)) + b"\0\0camera", png(300, 200)])
+def test_images_are_measured_whatever_the_format_and_whatever_stands_behind_their_end(image):
+    assert sync.inspect(image, 10**6, with_hash=False) in (
+        sync.Picture(300, 200),
+        sync.inspect(image, 10**6, with_hash=True),
+    )
+    assert sync.inspect(image, 10**6, with_hash=True).dhash is not None
+
+
+def prepare(folder, dataset):
+    config = DataConfig(source=str(folder))
+    report = bring(folder, dataset, config)
+    pack_fetched.fn(config, dataset, ImageConfig(image_size=32))
+    snapshot = manifest.build(dataset, sync.merge(dataset), config.class_set, config.source)
+    return report, snapshot.read().set_index("image_id")
+
+
+def test_an_image_that_turns_out_not_to_decode_is_set_aside_once_and_comes_back_when_mended(tmp_path):
+    bucket, data = tmp_path / "bucket", tmp_path / "data"
+    for number in range(5):
+        add_bin(bucket, f"{number:05d}")
+    add_bin(bucket, "00002", image=undecodable_jpeg(7))
+    _, rows = prepare(bucket, data)
+    assert rows["status"].to_list() == ["ok", "ok", "set_aside", "ok", "ok"]
+    assert rows["reason"]["00002"].startswith("damaged image: ")
+    assert doctor.diagnose(data) == doctor.Diagnosis(4, Counter({"damaged image": 1}), ())
+    report, _ = prepare(bucket, data)
+    assert (report.num_fetched, report.set_aside) == (0, Counter())
+    add_bin(bucket, "00002")
+    report, rows = prepare(bucket, data)
+    assert report.num_fetched == 1
+    assert (rows["status"] == "ok").all()
+
+
+def test_a_file_that_changed_here_is_not_taken_for_a_useless_image(tmp_path):
+    add_bin(tmp_path / "bucket", "00001")
+    bring(tmp_path / "bucket", tmp_path / "data")
+    row = sync.read(tmp_path / "data").iloc[0]
+    (tmp_path / "data" / row["path"]).write_bytes(undecodable_jpeg())
+    with pytest.raises(DatasetError, match="doctor --fix"):
+        sync.set_aside(tmp_path / "data", {row["sha256"]: "damaged image"})
+    assert sync.read(tmp_path / "data")["status"].to_list() == ["ok"]
 
 
 def test_a_run_that_was_killed_before_its_rows_leaves_nothing_but_work_for_the_next(tmp_path, monkeypatch):

@@ -158,7 +158,8 @@ def _read_bins(dataset: Path) -> pd.DataFrame:
     """The rows, with record: the path of the record's file where the bin has one."""
     bins = sync.read(dataset, ["image_id", "record_tag", "path", "bytes", "sha256", "status", "reason"])
     has_record = (bins["status"] == "ok") & bins["record_tag"].notna()
-    return bins.assign(record=("originals/metadata/" + bins["image_id"] + ".json").where(has_record))
+    files = [sync.RECORD_FILE.format(image_id=image_id) for image_id in bins["image_id"]]
+    return bins.assign(record=pd.Series(files, bins.index, dtype="str").where(has_record))
 
 
 def _claimed(bins: pd.DataFrame) -> set[str]:

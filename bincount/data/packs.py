@@ -34,6 +34,14 @@ DIGEST_LENGTH = 64
 CHUNK = 256  # pictures between two writes: 38 MB at 224 pixels
 
 
+class Undecodable(DatasetError):
+    """Files of the dataset do not decode; reasons says why, by the SHA-256 of the file. The others are packed."""
+
+    def __init__(self, message: str, reasons: dict[str, str]):
+        super().__init__(message)
+        self.reasons = reasons
+
+
 @dataclass(frozen=True)
 class Pack:
     """The pictures of one dataset at one size, open for reading."""
@@ -80,7 +88,7 @@ def open_pack(dataset: Path, config: ImageConfig) -> Pack:
 def update(dataset: Path, config: ImageConfig, paths: Sequence[str], digests: Sequence[str]) -> Pack:
     """Decode and append what the pack lacks; paths are relative to the dataset's folder.
 
-    Safe to kill and run again. Raises DatasetError for a file that has changed into something that no longer decodes.
+    Safe to kill and run again. Raises Undecodable, when all others are packed, for files that are not whole images.
     """
     pack = open_pack(dataset, config)
     pack.folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +99,7 @@ def update(dataset: Path, config: ImageConfig, paths: Sequence[str], digests: Se
         for path, file_digest in zip(paths, digests, strict=True):
             if file_digest.encode() not in seen:
                 new.setdefault(file_digest, path)
-        todo = list(new.items())
+        todo, reasons = list(new.items()), {}
         with (
             open(pack.folder / "images.uint8", "ab") as images,
             open(pack.folder / "digests.txt", "ab") as digest_file,
@@ -100,11 +108,21 @@ def update(dataset: Path, config: ImageConfig, paths: Sequence[str], digests: Se
         ):
             for start in range(0, len(todo), CHUNK):
                 chunk = todo[start : start + CHUNK]
-                pictures = list(threads.map(lambda item: _decode_file(dataset / item[1], config), chunk))
-                _append(images, b"".join(picture.tobytes() for picture in pictures))
-                _append(digest_file, "".join(file_digest for file_digest, _ in chunk).encode())
+                pictures = list(threads.map(lambda item: _try_to_decode(dataset / item[1], config), chunk))
+                results = dict(zip((file_digest for file_digest, _ in chunk), pictures, strict=True))
+                reasons |= {name: result for name, result in results.items() if isinstance(result, str)}
+                good = {name: result for name, result in results.items() if name not in reasons}
+                _append(images, b"".join(picture.tobytes() for picture in good.values()))
+                _append(digest_file, "".join(good).encode())
                 progress.advance(len(chunk))
-    logger.info("pack %s: %d images added to %d", pack.folder.name, len(todo), kept)
+    logger.info("pack %s: %d images added to %d", pack.folder.name, len(todo) - len(reasons), kept)
+    if reasons:
+        example, reason = next(iter(reasons.items()))
+        raise Undecodable(
+            f"{len(reasons)} files do not decode, such as {dataset / new[example]} ({reason}); "
+            "`bincount prepare` sets them aside",
+            reasons,
+        )
     return Pack(pack.folder, pack.image_size)
 
 
@@ -124,13 +142,12 @@ def decode(file, config: ImageConfig) -> np.ndarray:
         return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR, box))
 
 
-def _decode_file(path: Path, config: ImageConfig) -> np.ndarray:
+def _try_to_decode(path: Path, config: ImageConfig) -> np.ndarray | str:
+    """The picture, or in words why there is none."""
     try:
         return decode(path, config)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DatasetError(
-            f"{path} was a good image when it was fetched and is not now ({error}); remove it to fetch it again"
-        ) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return str(error)
 
 
 def _num_rows(folder: Path, image_size: int) -> int:

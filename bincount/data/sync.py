@@ -47,6 +47,10 @@ logger = logging.getLogger(__name__)
 BATCH = 500  # bins in one task: what a killed run fetches again at most
 
 ROWS_IN_PIECE = 50_000
+JPEG_END = b"\xff\xd9"
+DAMAGED = "damaged image"  # the kind of reason
+REASON_LENGTH = 200
+RECORD_FILE = "originals/metadata/{image_id}.json"  # in the dataset's folder
 MAX_IMAGE_BYTES = 100_000_000  # larger ones are set aside unread: concurrency times this bounds the memory
 
 TEMPORARY = re.compile(r"\..+\.\d+\.\d+")  # names that _temporary makes
@@ -78,11 +82,11 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """What is kept of an image that decodes. dhash is its 64-bit difference hash."""
+    """What is kept of an image. dhash is its 64-bit difference hash, where it was asked for."""
 
     width: int
     height: int
-    dhash: int
+    dhash: int | None = None
 
 
 @dataclass
@@ -211,10 +215,39 @@ def kind(reason: str) -> str:
     return reason.split(":", 1)[0]
 
 
-def inspect(data: bytes, max_pixels: int) -> Picture:
-    """Decode an image to see that it is one. Raises BadImage.
+def set_aside(dataset: Path, reasons: dict[str, str]) -> Counter:
+    """Set aside bins whose images turned out to be useless after they were fetched; counts them by kind of reason.
 
-    A JPEG is read to its end but decoded at an eighth of its size, which finds truncation and costs a third.
+    reasons has them by the SHA-256 of the image file. As with what never was good, the row keeps the reason, and the
+    files go. Raises DatasetError, and leaves everything, for a file that is not what was fetched.
+    """
+    rows = read(dataset)
+    useless = rows[rows["sha256"].isin(list(reasons)) & (rows["status"] == "ok")]
+    aside = []
+    for row in useless.itertuples(index=False):
+        with open(dataset / row.path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != row.sha256:
+                raise DatasetError(
+                    f"{dataset / row.path} is not what was fetched; `bincount doctor --fix` removes it, and then "
+                    "`bincount prepare` fetches it again"
+                )
+        tags = {"image_tag": _or_none(row.image_tag), "record_tag": _or_none(row.record_tag)}
+        reason = reasons[row.sha256][:REASON_LENGTH]
+        aside.append({"image_id": row.image_id, **tags, "status": "set_aside", "reason": reason})
+    if aside:
+        (dataset / "parts").mkdir(exist_ok=True)
+        _write_rows(pa.Table.from_pylist(aside, SCHEMA), dataset / "parts" / f"{time.time_ns():020d}-aside.parquet")
+    for row in useless.itertuples(index=False):
+        (dataset / row.path).unlink(missing_ok=True)
+        (dataset / RECORD_FILE.format(image_id=row.image_id)).unlink(missing_ok=True)
+    return Counter(kind(row["reason"]) for row in aside)
+
+
+def inspect(data: bytes, max_pixels: int, *, with_hash: bool) -> Picture:
+    """See that an image is one, and whole. Raises BadImage.
+
+    A JPEG's header is read and its end looked for. Only what needs more is decoded: other formats, a JPEG with
+    something behind its end, and all of which a hash is wanted.
     """
     if not data:
         raise BadImage("empty image")
@@ -223,7 +256,9 @@ def inspect(data: bytes, max_pixels: int) -> Picture:
             width, height = image.size
             if width * height > max_pixels:
                 raise BadImage(f"too many pixels: {width} x {height}")
-            image.draft("L", (9, 8))
+            if not with_hash and image.format == "JPEG" and data.endswith(JPEG_END):
+                return Picture(width, height)
+            image.draft("L", (9, 8))  # a JPEG is read to its end but decoded at an eighth of its size
             gray = image.convert("L").resize((9, 8), Image.Resampling.BOX)
     except Image.DecompressionBombError:
         raise BadImage("too many pixels") from None
@@ -232,7 +267,7 @@ def inspect(data: bytes, max_pixels: int) -> Picture:
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, BadImage):
             raise
-        raise BadImage(f"damaged image: {error}") from None
+        raise BadImage(f"{DAMAGED}: {error}") from None
     pixels = np.asarray(gray, np.int16)
     bits = (pixels[:, 1:] > pixels[:, :-1]).ravel()
     return Picture(width, height, int(np.packbits(bits).view(">u8")[0]))
@@ -358,9 +393,9 @@ def _keep_bin(dataset: Path, opened: Source, arrival: Arrival, max_pixels: int) 
             row |= {"items": list(parsed.items.items())}
         else:
             row |= {"class_name": row["image_id"].split("/", 1)[0]}
-        picture = inspect(data, max_pixels)
+        picture = inspect(data, max_pixels, with_hash=opened.layout == "folders")
     except (record.BadRecord, BadImage) as error:
-        return row | {"reason": str(error)[:200]}
+        return row | {"reason": str(error)[:REASON_LENGTH]}
     for key, content in arrival.new.items():
         _write_file(dataset / "originals" / key, content)
     return row | {
