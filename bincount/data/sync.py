@@ -340,7 +340,7 @@ def _check_space(dataset: Path, new: pd.DataFrame) -> None:
 def _fetch_bins(dataset: Path, opened: Source, wanted: pd.DataFrame, config: DataConfig) -> list[dict | str]:
     """The row of each bin, or in words why the server did not deliver it.
 
-    Many threads wait for the network, and no more than there are cores decode and write: else they wait for each other.
+    Many threads wait for the network, and no more than there are cores check and write: else they wait for each other.
     Slots bound how much has arrived and is not written yet.
     """
     slots = threading.Semaphore(2 * config.concurrency)

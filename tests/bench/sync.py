@@ -4,8 +4,8 @@ Three measurements, by `make bench-sync`:
 
 1. Objects of the public bucket's sizes, half of them JPEGs of 51 kB and half records of 1 kB, from one nginx on
    loopback: from GET to a file on disk. The peers know the keys and just save the bytes. A sync lists the bucket too
-   (nginx serves the pages of the listing as files), compares the sizes, decodes every image, parses every record,
-   writes each file whole or not at all, and writes and merges the rows. Clients take turns, each in a
+   (nginx serves the pages of the listing as files), compares the sizes, looks at every image's header and end, parses
+   every record, writes each file whole or not at all, and writes and merges the rows. Clients take turns, each in a
    process of its own; boto3's download_file gets a tenth of the objects. The images are a few dozen pictures under
    many keys.
 2. The whole bucket's 535,234 bins without their bytes: the listing, what is new in it, the rows, the snapshot.
