@@ -81,7 +81,7 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
 @task(name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=transient)
 def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
     """Decode and resize the images of the classes that the pack lacks; what does not decode is set aside."""
-    bins = sync.read(dataset, ["class_name", "path", "sha256", "status"])
+    bins = sync.read(dataset, ["image_id", "class_name", "path", "sha256", "status"])
     wanted = bins[(bins["status"] == "ok") & bins["class_name"].isin(data.class_set.names)]
     try:
         return packs.update(dataset, images, wanted["path"], wanted["sha256"])

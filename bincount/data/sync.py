@@ -198,7 +198,10 @@ def merge(dataset: Path) -> pd.DataFrame:
 
 
 def read(dataset: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """The rows of a dataset, unmerged parts included, sorted by image_id; empty when nothing was fetched yet."""
+    """The rows of a dataset, unmerged parts included, sorted by image_id; empty when nothing was fetched yet.
+
+    Of columns, if given, image_id is to be one.
+    """
     whole = dataset / "bins.parquet"
     files = ([whole] if whole.exists() else []) + sorted((dataset / "parts").glob("*.parquet"))
     tables = [pq.read_table(file, columns=columns) for file in files]
