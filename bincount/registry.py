@@ -8,10 +8,12 @@ import logging
 import os
 import re
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -21,7 +23,7 @@ from matplotlib.figure import Figure
 
 import bincount
 from bincount.data.manifest import Snapshot
-from bincount.errors import ModelNotFound, SettingsError
+from bincount.errors import BincountError, ModelNotFound, SettingsError
 from bincount.evaluation.metrics import Baseline, Metrics, per_class_table
 from bincount.services import check_mlflow
 from bincount.settings import SPLITS, Classes, ImageConfig, RegistryConfig, TrainConfig, Workspace
@@ -50,6 +52,8 @@ MODEL_TAG = "bincount.model"  # SHA-256 of model.safetensors
 MODEL_ID_TAG = "bincount.model_id"
 LONGEST_PARAM = 6000
 LONGEST_DESCRIPTION = 5000
+LONGEST_PAUSE = 30  # seconds between two tries while MLflow is away; the first is 1 s, and each twice the one before
+SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives a cancelled flow 10 s in all
 # What bincount.pyfunc imports, by way of the library
 INFERENCE_PACKAGES = (
     *("mlflow", "torch", "torchvision", "safetensors", "pydantic"),
@@ -107,20 +111,27 @@ class Registry:
         """End a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
+    @contextmanager
+    def ending(self, run_id: str) -> Iterator[None]:
+        """End the run with the block: FINISHED, FAILED by an exception or KILLED by a cancellation."""
+        try:
+            yield
+        except BaseException as error:
+            with suppress(mlflow.MlflowException):  # the error itself may be that MLflow is away
+                self.end_run(run_id, _status_after(error))
+            raise
+        self.end_run(run_id, "FINISHED")
+
     def log_history(self, run_id: str, history: Sequence[Mapping]) -> None:
-        """Write the curves of a training, a step an epoch, from the epoch after the last that is there."""
+        """Write the curves of a training, a step an epoch, from the epoch after the last that is there.
+
+        An epoch lies at the time its record has as "ended", in seconds since 1970, and at now when it has none.
+        """
         logged = max((point.step for point in self.client.get_metric_history(run_id, "train_loss")), default=-1)
-        now = _milliseconds()
-        self.client.log_batch(
-            run_id,
-            [
-                Metric(name, value, now, entry["epoch"])
-                for entry in history
-                if entry["epoch"] > logged
-                for name, value in entry.items()
-                if name != "epoch" and value is not None
-            ],
-        )
+        for entry in history:
+            if entry["epoch"] > logged:
+                # A batch is written whole or not at all, so that an epoch that is there is there with every number.
+                self.client.log_batch(run_id, _as_metrics(entry))
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Write single numbers, those that are there already left out.
@@ -144,9 +155,9 @@ class Registry:
         else:
             self.client.log_table(run_id, table, name)  # it appends to what is there
 
-    def log_file(self, run_id: str, path: Path) -> None:
+    def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Keep a file with the run, under its own name."""
-        self.client.log_artifact(run_id, str(path))
+        self.client.log_artifact(run_id, str(path), folder)
 
     def log_dataset(self, run_id: str, snapshot: Snapshot, balance: pd.DataFrame) -> None:
         """Say what the run learns from: the snapshot's digest and source, and the images by class and split.
@@ -263,6 +274,69 @@ class Registry:
         return {alias: str(number) for alias, number in found[0].aliases.items()} if found else {}
 
 
+class LiveRun:
+    """The MLflow run of a training under way: its curves are written as they grow, and it ends with the block.
+
+    start opens the registry and starts the run, or takes it up. All that waits for MLflow is done by a thread: while
+    MLflow is away the training goes on, and what it missed is written when it is back. What is still missing when the
+    block ends is left to the next who logs the history.
+    """
+
+    def __init__(self, start: Callable[[], tuple[Registry, str]]):
+        self._start = start
+        self._history: Sequence[Mapping] = []
+        self._status: str | None = None  # to end the run with
+        self._news, self._ending = threading.Event(), threading.Event()
+        # In a copy of this context, by which Prefect knows whose log lines they are. A daemon, since a call to a server
+        # that hangs should not hold up the end of the process.
+        self._thread = threading.Thread(target=copy_context().run, args=(self._work,), name="mlflow", daemon=True)
+
+    def __enter__(self) -> "LiveRun":
+        self._thread.start()
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._status = _status_after(error)
+        self._ending.set()
+        self._news.set()
+        self._thread.join(SECONDS_TO_END)
+
+    def log(self, history: Sequence[Mapping]) -> None:
+        """Hand over the records of all epochs so far; returns at once."""
+        self._history = history
+        self._news.set()
+
+    def _work(self) -> None:
+        run, written, pause = None, [], 0
+        while True:
+            self._news.clear()
+            history, status = self._history, self._status
+            try:
+                run = run or self._start()
+                registry, run_id = run
+                check_mlflow(registry.client.tracking_uri)  # says it sooner and in fewer words than the client does
+                if history != written:
+                    registry.log_history(run_id, history)
+                    written = history
+                if status:
+                    registry.end_run(run_id, status)
+            except (mlflow.MlflowException, BincountError, OSError) as error:
+                if not pause:
+                    logger.warning("MLflow is away; the training goes on, and its curves follow later: %s", error)
+                run = None  # which may be gone when the server is back
+                pause = min(2 * pause or 1, LONGEST_PAUSE)
+            else:
+                if pause:
+                    logger.info("MLflow is back, and has the curves of %d epochs", len(history))
+                pause = 0
+            if status:
+                return
+            if pause:
+                self._ending.wait(pause)
+            else:
+                self._news.wait()
+
+
 def open_registry(tracking_uri: str, artifacts: Path, config: RegistryConfig) -> Registry:
     """Open an MLflow server (http, https) or database (sqlite:///..., postgresql+psycopg://...), and its experiment.
 
@@ -314,12 +388,15 @@ def describe(
     training: TrainConfig,
     metrics: Metrics,
     baseline: Baseline,
+    num_extra: int = 0,
 ) -> str:
     """The model card, in Markdown: what the model counts, what it learned from, how well it does and where it will not.
 
-    balance has a row a class with the columns class, train, val and test; metrics and baseline are of the test images.
+    balance has a row a class with the columns class, train, val and test; metrics and baseline are of the test images;
+    num_extra images of other counts were learned from too.
     """
     classes = snapshot.classes
+    beside = f" Learned from beside them: {num_extra:,} images of bins with other counts." if num_extra else ""
     totals = balance[list(SPLITS)].sum()
     table = per_class_table(metrics).drop(columns="recall")  # which is the accuracy
     return f"""\
@@ -334,7 +411,8 @@ def describe(
 ## Data
 
 {snapshot.source}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} images, \
-{", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. All images of one bin are in the same split.
+{", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. All images of one bin are in the same split.\
+{beside}
 
 {_markdown(balance[["class", *SPLITS]])}
 
@@ -445,6 +523,19 @@ def _flatten(params: Mapping, prefix: str = "") -> dict[str, object]:
 
 def _public_version(package: str) -> str:
     return installed_version(package).partition("+")[0]  # 2.15.0+cpu is on no index
+
+
+def _as_metrics(entry: Mapping) -> list[Metric]:
+    ended = int(entry["ended"] * 1000) if "ended" in entry else _milliseconds()
+    numbers = {name: value for name, value in entry.items() if name not in ("epoch", "ended") and value is not None}
+    return [Metric(name, value, ended, entry["epoch"]) for name, value in numbers.items()]
+
+
+def _status_after(error: BaseException | None) -> str:
+    """How a run ended; what is no Exception, such as KeyboardInterrupt, is someone's wish that it stop."""
+    if error is None:
+        return "FINISHED"
+    return "FAILED" if isinstance(error, Exception) else "KILLED"
 
 
 def _milliseconds() -> int:

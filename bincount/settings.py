@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from bincount.errors import SettingsError
 
 SPLITS = ("train", "val", "test")
+EXTRA = "extra"  # stands for the split of bins of no class that training learns from all the same
 DEFAULT_WORKSPACE = Path("bincount-data")
 MODELS = (
     "small",
@@ -99,6 +100,11 @@ class DataConfig(Settings):
         None,
         description="whether the classes are counts or grades, so that RMSE makes sense [default: if all are numbers]",
     )
+    extra_counts: int = Field(
+        10,
+        ge=0,
+        description="where classes are counts: learn also from bins that hold no class's count but up to so many items",
+    )
     region: str = Field("us-east-1", description="AWS region of the bucket")
     endpoint: str | None = Field(None, description="URL of another S3-compatible server [default: AWS]")
     unsigned: bool = Field(True, description="read the bucket without credentials, as public buckets allow")
@@ -117,6 +123,14 @@ class DataConfig(Settings):
     @property
     def class_set(self) -> Classes:
         return Classes.parse(self.classes, self.ordered)
+
+    @property
+    def extra_names(self) -> tuple[str, ...]:
+        """The counts that are no class and are learned from all the same."""
+        classes = self.class_set
+        if not (classes.ordered and all(map(str.isdecimal, classes.names))):
+            return ()
+        return tuple(str(n) for n in range(self.extra_counts + 1) if str(n) not in classes.names)
 
 
 class ImageConfig(Settings):
@@ -161,6 +175,9 @@ class TrainConfig(Settings):
     dropout: float = Field(0.2, ge=0, lt=1, description="share of features dropped before the head in training")
     epochs: int = Field(20, ge=1, description="passes over the training images")
     batch_size: int = Field(64, ge=2, description="images a step")
+    keep: Literal["best", "last"] = Field(
+        "best", description="best: the weights of the epoch with the highest val accuracy; last: those of the last"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer; sgd has Nesterov momentum 0.9")
     weight_decay: float = Field(
@@ -168,6 +185,10 @@ class TrainConfig(Settings):
     )
     schedule: Literal["one_cycle", "cosine", "constant"] = Field(
         "one_cycle", description="learning rate over the steps"
+    )
+    loss: Literal["cross_entropy", "mixed", "ordinal"] = Field(
+        "cross_entropy",
+        description="mixed: cross entropy plus multi-label soft margin; ordinal: soft labels that fall off by distance",
     )
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="share of the target spread over all classes")
     class_weights: Literal["none", "balanced"] = Field(
@@ -180,14 +201,31 @@ class TrainConfig(Settings):
         0.6, gt=0, le=1, description="smallest area of the random resized crop, share of the picture"
     )
     flip: bool = Field(True, description="mirror half of the training images left to right")
+    color_jitter: float = Field(
+        0.0, ge=0, lt=1, description="brightness and contrast in training vary by so much either way"
+    )
     center_crop: float = Field(
         1.0, gt=0, le=1, description="side of the centre crop in evaluation, share of the picture"
     )
+    flip_at_test: bool = Field(True, description="answer with the mean over a picture and its mirror image")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="arithmetic of the network; auto: bfloat16 where the device computes it natively"
+        "auto", description="arithmetic of the network in training; auto: the fastest, on a CPU by trial"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
     seed: int = Field(0, ge=0, description="decides initial weights, order and augmentation")
+    debug: bool = Field(
+        False, description="keep gradient norms, dead channels and a profile of some steps with the run; slower"
+    )
+
+
+class LaunchConfig(Settings):
+    """On how many processes and hosts a training runs; the result is the same up to rounding."""
+
+    nproc_per_node: int = Field(1, ge=1, description="processes on each host: as many as it has GPUs")
+    nnodes: int = Field(1, ge=1, description="hosts that train together; they share the workspace")
+    rendezvous: str = Field(
+        "localhost:29400", description="HOST:PORT where the hosts meet: this one, as the others reach it"
+    )
 
 
 class RegistryConfig(Settings):

@@ -15,6 +15,7 @@ from bincount.settings import (
     Classes,
     DataConfig,
     ImageConfig,
+    LaunchConfig,
     RegistryConfig,
     RunnerConfig,
     TrainConfig,
@@ -30,8 +31,9 @@ app = App(
 Data = Annotated[DataConfig, Parameter(name="*", group=Group("Data", sort_key=1))]
 Images = Annotated[ImageConfig, Parameter(name="*", group=Group("Images", sort_key=2))]
 Training = Annotated[TrainConfig, Parameter(name="*", group=Group("Training", sort_key=3))]
-Registry = Annotated[RegistryConfig, Parameter(name="*", group=Group("Registry", sort_key=4))]
-Runner = Annotated[RunnerConfig, Parameter(name="*", group=Group("Runner", sort_key=5))]
+Launch = Annotated[LaunchConfig, Parameter(name="*", group=Group("Processes", sort_key=4))]
+Registry = Annotated[RegistryConfig, Parameter(name="*", group=Group("Registry", sort_key=5))]
+Runner = Annotated[RunnerConfig, Parameter(name="*", group=Group("Runner", sort_key=6))]
 Root = Annotated[Path, Parameter(name="--workspace", help="folder that holds everything the pipeline makes")]
 Model = Annotated[
     str,
@@ -48,6 +50,7 @@ def run(
     training: Training = TrainConfig(),
     registry: Registry = RegistryConfig(),
     runner: Runner = RunnerConfig(),
+    launch: Launch = LaunchConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """Fetch, pack, split, balance, train, evaluate and register: the whole job.
@@ -58,7 +61,7 @@ def run(
     from flows import run as flow
     from flows import summary
 
-    finished = flow.run(data, images, training, registry, workspace, runner)
+    finished = flow.run(data, images, training, registry, workspace, runner, launch)
     summary.show(summary.of_run(finished.prepared, finished.model))
     summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
@@ -86,6 +89,7 @@ def train(
     images: Images = ImageConfig(),
     training: Training = TrainConfig(),
     registry: Registry = RegistryConfig(),
+    launch: Launch = LaunchConfig(),
     snapshot: Annotated[str | None, Parameter(help="digest of the snapshot to train on [default: the last]")] = None,
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
@@ -94,7 +98,7 @@ def train(
     from flows import summary
     from flows import train as flow
 
-    model = flow.train(data, images, training, registry, workspace, snapshot)
+    model = flow.train(data, images, training, registry, workspace, snapshot, launch)
     summary.show(summary.of_train(model))
     summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 

@@ -11,6 +11,7 @@ from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
     ImageConfig,
+    LaunchConfig,
     RegistryConfig,
     RunnerConfig,
     TrainConfig,
@@ -40,6 +41,7 @@ def run(
     registry: RegistryConfig = RegistryConfig(),
     workspace: Path = DEFAULT_WORKSPACE,
     runner: RunnerConfig = RunnerConfig(),
+    launch: LaunchConfig = LaunchConfig(),
 ) -> Finished:
     """Fetch, pack, split, balance, train, evaluate and register.
 
@@ -50,10 +52,11 @@ def run(
         registry: where runs and models are kept
         workspace: folder that holds everything the pipeline makes
         runner: where batches of bins are fetched
+        launch: on how many processes and hosts the training runs
     """
     registry_tasks.check_registry(registry, Workspace(root=workspace))
     prepared = prepare(data, images, workspace, runner)
-    model = train(data, images, training, registry, workspace, prepared.snapshot.digest)
+    model = train(data, images, training, registry, workspace, prepared.snapshot.digest, launch)
     finished = Finished(prepared, model)
     logger.info(summary.headline(model))
     create_markdown_artifact(

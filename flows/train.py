@@ -9,7 +9,15 @@ from bincount.data import manifest
 from bincount.data.manifest import Snapshot
 from bincount.evaluation.evaluate import Evaluation
 from bincount.registry import Version
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.settings import (
+    DEFAULT_WORKSPACE,
+    DataConfig,
+    ImageConfig,
+    LaunchConfig,
+    RegistryConfig,
+    TrainConfig,
+    Workspace,
+)
 from bincount.training.files import Trained
 from flows.timing import Timings
 from tasks import data as data_tasks
@@ -37,6 +45,7 @@ def train(
     registry: RegistryConfig = RegistryConfig(),
     workspace: Path = DEFAULT_WORKSPACE,
     snapshot: str | None = None,
+    launch: LaunchConfig = LaunchConfig(),
 ) -> TrainedModel:
     """Train on a prepared snapshot, evaluate on its test split, and register the model.
 
@@ -47,6 +56,7 @@ def train(
         registry: where runs and models are kept
         workspace: folder that holds everything the pipeline makes
         snapshot: digest of the snapshot to train on; the last one that was prepared when left out
+        launch: on how many processes and hosts the training runs
     """
     places = Workspace(root=workspace)
     dataset = places.dataset(data)
@@ -56,7 +66,7 @@ def train(
     registry_tasks.check_registry(registry, places)
     pack = data_tasks.pack_snapshot(chosen, images)
     with timings.step("train"):
-        trained = training_tasks.train_model(chosen, pack, images, training, folder)
+        trained = training_tasks.train_model(chosen, pack, images, training, folder, registry, places, launch)
     with timings.step("evaluate"):
         evaluation = evaluation_tasks.evaluate_model(
             chosen, pack, trained.checkpoint, folder / "evaluation", training.device

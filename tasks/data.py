@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import pandas as pd
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -63,7 +64,7 @@ def fetch_batch(data: DataConfig, dataset: Path, plan: Plan, number: int) -> Syn
 @task(name="deal splits", task_run_name="deal splits", cache_policy=NO_CACHE)
 def freeze_snapshot(data: DataConfig, dataset: Path) -> Snapshot:
     """Group what was fetched by bin, deal the groups to the splits, and freeze the result."""
-    return manifest.build(dataset, sync.merge(dataset), data.class_set, data.source)
+    return manifest.build(dataset, sync.merge(dataset), data.class_set, data.source, data.extra_names)
 
 
 @task(name="measure balance", task_run_name="measure balance", cache_policy=NO_CACHE)
@@ -80,9 +81,9 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
 
 @task(name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=transient)
 def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
-    """Decode and resize the images of the classes that the pack lacks; what does not decode is set aside."""
+    """Decode and resize what the pack lacks of classes and extra counts; what does not decode is set aside."""
     bins = sync.read(dataset, ["image_id", "class_name", "path", "sha256", "status"])
-    wanted = bins[(bins["status"] == "ok") & bins["class_name"].isin(data.class_set.names)]
+    wanted = bins[(bins["status"] == "ok") & bins["class_name"].isin(data.class_set.names + data.extra_names)]
     try:
         return packs.update(dataset, images, wanted["path"], wanted["sha256"])
     except packs.Undecodable as error:
@@ -95,5 +96,5 @@ def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
 @task(name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=transient)
 def pack_snapshot(snapshot: Snapshot, images: ImageConfig) -> Pack:
     """Decode and resize what the pack lacks of a snapshot's images."""
-    labelled = snapshot.labelled()
-    return packs.update(snapshot.dataset, images, labelled["path"], labelled["sha256"])
+    wanted = pd.concat([snapshot.labelled(), snapshot.extra()])
+    return packs.update(snapshot.dataset, images, wanted["path"], wanted["sha256"])

@@ -7,9 +7,11 @@ from prefect.cache_policies import NO_CACHE
 
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.settings import ImageConfig, TrainConfig
+from bincount.registry import LiveRun
+from bincount.settings import ImageConfig, LaunchConfig, RegistryConfig, TrainConfig, Workspace
 from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
+from tasks.registry import start_run
 from tasks.retry import transient
 
 
@@ -21,6 +23,16 @@ from tasks.retry import transient
     retry_delay_seconds=[5, 60],
     retry_condition_fn=transient,
 )
-def train_model(snapshot: Snapshot, pack: Pack, images: ImageConfig, training: TrainConfig, folder: Path) -> Trained:
-    """Train in a process of its own; a retry resumes from the last checkpoint."""
-    return train_in_subprocess(snapshot, pack, images, training, folder)
+def train_model(
+    snapshot: Snapshot,
+    pack: Pack,
+    images: ImageConfig,
+    training: TrainConfig,
+    folder: Path,
+    config: RegistryConfig,
+    workspace: Workspace,
+    launch: LaunchConfig,
+) -> Trained:
+    """Train in processes of its own, with the curves live in MLflow; a retry resumes from the last checkpoint."""
+    with LiveRun(lambda: start_run(snapshot, images, training, folder, config, workspace)) as run:
+        return train_in_subprocess(snapshot, pack, images, training, folder, on_epoch=run.log, launch=launch)

@@ -39,7 +39,7 @@ def prefect_server(home: Path) -> Iterator[str]:
     }
     environment.pop("PREFECT_API_URL", None)
     command = [program("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with _running(command, environment, home / "server.log", f"http://127.0.0.1:{port}/api/health"):
+    with running(command, environment, home / "server.log", f"http://127.0.0.1:{port}/api/health"):
         yield f"http://127.0.0.1:{port}/api"
 
 
@@ -49,7 +49,7 @@ def program(name: str) -> str:
 
 
 @contextmanager
-def _running(command: list[str], environment: dict[str, str], log: Path, health: str) -> Iterator[None]:
+def running(command: list[str], environment: dict[str, str], log: Path, health: str) -> Iterator[None]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)

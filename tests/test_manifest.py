@@ -4,7 +4,7 @@ from bins import add_bin, bring, jpeg
 
 from bincount.data import balance, manifest, sync
 from bincount.errors import DatasetError, SnapshotNotFound
-from bincount.settings import Classes
+from bincount.settings import Classes, DataConfig
 
 COUNTS = Classes.parse("0..5")
 
@@ -29,6 +29,23 @@ def test_larger_quantities_stay_in_the_manifest_without_label_and_split(dataset)
     assert large["label"].isna().all()
     assert large["split"].isna().all()
     assert rows[rows["quantity"] <= 5]["split"].notna().all()
+
+
+def test_extra_counts_are_learned_from_and_not_judged_on(dataset):
+    without = build(dataset)
+    snapshot = manifest.build(dataset, sync.read(dataset), COUNTS, "bucket", extra_names=("6",))
+    assert snapshot.extra()["quantity"].to_list() == [6] * 5
+    assert snapshot.labelled().equals(without.labelled())
+    assert (snapshot.num_images, without.extra().empty) == (without.num_images, True)
+    assert snapshot.digest != without.digest
+
+
+@pytest.mark.parametrize(
+    ("classes", "extra_counts", "names"),
+    [("0..5", 7, ("6", "7")), ("1..3", 4, ("0", "4")), ("0..5", 0, ()), ("good,defective", 10, ())],
+)
+def test_extra_counts_are_those_up_to_the_limit_that_are_no_class(classes, extra_counts, names):
+    assert DataConfig(classes=classes, extra_counts=extra_counts).extra_names == names
 
 
 def test_the_same_bins_make_the_same_snapshot(dataset):

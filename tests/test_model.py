@@ -47,6 +47,27 @@ def test_a_saved_model_comes_back_in_evaluation_mode_and_says_the_same(tmp_path)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.json", "model.safetensors"}
 
 
+def test_what_was_learned_beside_the_classes_takes_no_share_of_their_probabilities():
+    beside = ModelSpec.make(ImageConfig(image_size=32), TrainConfig(model="small"), COUNTS, ("6", "7"))
+    network = build(beside).eval()
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 8)
+    scores = probabilities(network, beside, pictures(5))
+    assert scores.shape == (5, 6)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-6)
+
+
+def test_with_a_flip_a_picture_and_its_mirror_image_get_the_same_answer():
+    network = build(spec()).eval()
+    mirrored = pictures(5)[:, :, ::-1].copy()
+    with_flip, without = (
+        [probabilities(network, spec(flip_at_test=flip), images) for images in (pictures(5), mirrored)]
+        for flip in (True, False)
+    )
+    np.testing.assert_allclose(*with_flip, atol=1e-6)
+    assert not np.allclose(*without, atol=1e-6)
+    np.testing.assert_allclose(with_flip[0], (without[0] + without[1]) / 2, atol=1e-6)
+
+
 def test_a_missing_model_names_the_command_that_makes_one(tmp_path):
     with pytest.raises(ModelNotFound, match="bincount train"):
         load(tmp_path)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
@@ -101,6 +103,49 @@ def test_epochs_are_logged_once_however_often_the_history_is(kept):
     points = kept.client.get_metric_history(run_id, "train_loss")
     assert [(point.step, point.value) for point in points] == [(1, 1.5), (2, 1.2)]
     assert "val_rmse" not in kept.client.get_run(run_id).data.metrics
+
+
+def test_an_epoch_lies_at_the_time_at_which_it_ended(kept):
+    run_id = kept.start_run("times", {}, {})
+
+    kept.log_history(run_id, [{**record, "ended": 1_000_000_000.5 + record["epoch"]} for record in HISTORY])
+
+    points = kept.client.get_metric_history(run_id, "val_loss")
+    assert [(point.step, point.timestamp) for point in points] == [(1, 1_000_000_001_500), (2, 1_000_000_002_500)]
+    assert set(kept.client.get_run(run_id).data.metrics) == {"train_loss", "val_loss"}
+
+
+def test_an_epoch_that_was_not_written_is_whole_the_next_time(kept, monkeypatch):
+    run_id = kept.start_run("broken", {}, {})
+    history = [{"epoch": epoch, "train_loss": 1.0, "val_loss": 2.0} for epoch in range(1, 4)]
+    log_batch, batches = MlflowClient.log_batch, []
+
+    def fail_at_the_second(client, *content):
+        batches.append(content)
+        if len(batches) == 2:
+            raise MlflowException("the server went away")
+        log_batch(client, *content)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", fail_at_the_second)
+    with pytest.raises(MlflowException):
+        kept.log_history(run_id, history)
+    kept.log_history(run_id, history)
+
+    for name in ("train_loss", "val_loss"):
+        assert [point.step for point in kept.client.get_metric_history(run_id, name)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (ValueError("a mistake"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_a_run_says_how_it_ended(kept, error, status):
+    run_id = kept.start_run(status, {}, {})
+
+    with suppress(ValueError, KeyboardInterrupt), kept.ending(run_id):
+        if error:
+            raise error
+
+    assert kept.client.get_run(run_id).info.status == status
 
 
 def test_metrics_pictures_and_tables_are_kept_with_the_run(kept, tmp_path):
@@ -272,11 +317,11 @@ def test_a_deleted_experiment_is_reported_with_the_remedy(tmp_path):
         open_in(tmp_path)
 
 
-def describe(snapshot: Snapshot) -> str:
+def describe(snapshot: Snapshot, **options) -> str:
     scored = metrics.score(np.array([0, 1, 1]), np.eye(3)[[0, 1, 2]], CLASSES)
     baseline = metrics.majority(np.array([1]), np.array([0, 1, 1]), CLASSES)
     configs = {"images": ImageConfig(), "training": TrainConfig()}
-    return registry.describe(snapshot, BALANCE, **configs, metrics=scored, baseline=baseline)
+    return registry.describe(snapshot, BALANCE, **configs, metrics=scored, baseline=baseline, **options)
 
 
 def test_the_model_card_says_data_scores_and_license(tmp_path):
@@ -287,6 +332,12 @@ def test_the_model_card_says_data_scores_and_license(tmp_path):
     assert "| accuracy | 66.7% | 66.7% |" in card
     assert "| 1 | 1,600 | 2 | 2 |" in card
     assert "CC BY-NC-SA 3.0 US" in card
+
+
+def test_the_model_card_says_what_was_learned_from_beside_the_classes(tmp_path):
+    kept = snapshot(tmp_path)
+    assert "beside" not in describe(kept)
+    assert "beside them: 2,624 images of bins with other counts." in describe(kept, num_extra=2624)
 
 
 def test_the_model_card_leaves_the_license_of_other_images_to_their_owner(tmp_path):

@@ -117,3 +117,48 @@ def test_the_challenge_labels_are_dealt_80_10_10_at_full_scale():
     )
     assert len(rows) == 360_767
     assert np.abs(shares(splits.assign(rows)) - [0.8, 0.1, 0.1]).max() < 0.0005
+
+
+# --- bins of no class that are learned from all the same -----------------------------------------------------------
+
+
+def with_larger_counts(count=2000, start=0):
+    """Where every seventh photo shows a count that is no class."""
+    rows = manifest(count, start)
+    is_large = np.arange(count) % 7 == 3
+    return rows.assign(
+        label=rows["label"].mask(is_large), class_name=rows["label"].astype("str").mask(is_large, "8").astype("str")
+    )
+
+
+def dealt_with_extra(rows):
+    return splits.mark_extra(splits.assign(rows), ("6", "7", "8"))
+
+
+def test_extra_photos_are_of_bins_that_val_and_test_do_not_know():
+    dealt = dealt_with_extra(with_larger_counts())
+    extra = dealt["split"] == "extra"
+    assert extra.sum() > 150
+    assert (dealt.loc[extra, "class_name"] == "8").all()
+    judged = dealt.loc[dealt["split"].isin(["val", "test"]), "group"]
+    assert not dealt.loc[extra, "group"].isin(judged).any()
+    left_out = dealt["split"].isna()
+    assert dealt.loc[left_out, "group"].isin(judged).all()
+
+
+def test_extra_photos_move_no_other():
+    rows = with_larger_counts()
+    alone = splits.assign(rows)["split"]
+    assert dealt_with_extra(rows)["split"].replace("extra", np.nan).equals(alone)
+
+
+def test_a_later_photo_of_an_extra_bin_goes_to_train(tmp_path):
+    rows = with_larger_counts()
+    dealt = dealt_with_extra(rows)
+    splits.save(tmp_path, dealt)
+    alone = dealt[(dealt["split"] == "extra") & ~dealt["group"].duplicated(keep=False)]
+    later = alone.assign(image_id="9" + alone["image_id"], label=pd.array([2] * len(alone), "Int8"), class_name="2")
+    every = pd.concat([rows, later.drop(columns="split")], ignore_index=True)
+    again = splits.assign(every.assign(split=every["image_id"].map(splits.load(tmp_path))))
+    assert len(later) > 20
+    assert (again.loc[again["image_id"].isin(later["image_id"]), "split"] == "train").all()

@@ -1,75 +1,34 @@
-import hashlib
+import copy
+import json
 import logging
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
+from collections import OrderedDict
 
 import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from drawn_training import IMAGES, QUICK, STEPS_PER_EPOCH, OnFirstEpoch, dataset
 from filelock import FileLock
-from PIL import Image, ImageDraw
 
-from bincount.data import manifest, packs
+from bincount.data import manifest
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.errors import DatasetError, SettingsError, TrainingDiverged, TrainingFailed, WeightsUnavailable
-from bincount.settings import Classes, ImageConfig, TrainConfig
-from bincount.training import launch, train
+from bincount.settings import Classes
+from bincount.training import checkpoints, launch, losses, train
+from bincount.training.debug import Watch
+from bincount.training.distributed import World
 from bincount.training.files import Request, Trained, read_history
 from bincount.training.launch import train_in_subprocess
+from bincount.training.model import load
 from bincount.training.train import Stopped, epoch_order, fit, learning_rate
-
-IMAGES = ImageConfig(image_size=32)
-QUICK = TrainConfig(
-    model="small", weights="none", epochs=3, batch_size=16, learning_rate=3e-3, min_crop=0.9, device="cpu"
-)
-STEPS_PER_EPOCH = 6  # of 96 images for train
-
-
-def draw(path: Path, count: int, seed: int) -> None:
-    """A dark picture with count bright squares."""
-    random = np.random.default_rng(seed)
-    image = Image.new("RGB", (32, 32), tuple(random.integers(20, 80, 3).tolist()))
-    for spot in random.permutation(9)[:count]:
-        left, top = 2 + 10 * (spot % 3), 2 + 10 * (spot // 3)
-        ImageDraw.Draw(image).rectangle((left, top, left + 6, top + 6), fill=(230, 200, 120))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-
-
-def dataset(folder: Path, train: int = 96, val: int = 24) -> tuple[Snapshot, Pack]:
-    """A snapshot of pictures with 0, 1 and 2 squares in turn, and their pack."""
-    rows = []
-    for number, split in enumerate(["train"] * train + ["val"] * val):
-        count, path = number % 3, f"images/{number:05}.png"
-        draw(folder / path, count, seed=number)
-        content = (folder / path).read_bytes()
-        rows.append(
-            {
-                "image_id": f"{number:05}",
-                "class_name": str(count),
-                "quantity": count,
-                "label": count,
-                "group": f"bin{number}",
-                "split": split,
-                "path": path,
-                "bytes": len(content),
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "width": 32,
-                "height": 32,
-                "status": "ok",
-                "reason": "",
-            }
-        )
-    table = pd.DataFrame(rows)
-    snapshot = manifest.freeze(table, Classes.parse("0..2"), "drawn", folder)
-    return snapshot, packs.update(folder, IMAGES, table["path"], table["sha256"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,10 +69,8 @@ def assert_alike(one: Trained, other: Trained) -> None:
     best = [safetensors.torch.load_file(trained.checkpoint / "model.safetensors") for trained in (one, other)]
     assert best[0].keys() == best[1].keys()
     assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
-    histories = [
-        pd.DataFrame(read_history(trained.folder)).drop(columns=["seconds", "images_per_second"])
-        for trained in (one, other)
-    ]
+    measured = ["seconds", "images_per_second", "waiting_for_data", "ended"]
+    histories = [pd.DataFrame(read_history(trained.folder)).drop(columns=measured) for trained in (one, other)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
     assert one.best_epoch == other.best_epoch
 
@@ -140,19 +97,54 @@ def test_every_random_part_of_training_resumes(data, tmp_path):
 
 
 def test_a_finished_training_is_not_repeated(data, unbroken, monkeypatch):
-    assert not (unbroken.folder / "checkpoint.pt").exists()
+    assert not list(unbroken.folder.glob("checkpoint*"))
     monkeypatch.setattr(train, "Training", None)
     assert fit(*data, IMAGES, QUICK, unbroken.folder) == unbroken
     monkeypatch.setattr(subprocess, "Popen", None)
     assert train_in_subprocess(*data, IMAGES, QUICK, unbroken.folder) == unbroken
 
 
-def test_a_torn_checkpoint_is_passed_over_with_a_warning(data, unbroken, tmp_path, caplog):
+def newest_checkpoint(folder):
+    return max(folder.glob("checkpoint-*.pt"))
+
+
+def tear(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [tear, flip_a_bit])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(data, unbroken, tmp_path, caplog, damage):
+    caplog.set_level(logging.INFO, logger="bincount")
+    with pytest.raises(Stopped):
+        fit(*data, IMAGES, QUICK, tmp_path, stop=StopAfter(STEPS_PER_EPOCH + 2))
+    assert len(list(tmp_path.glob("checkpoint-*.pt"))) == 2
+    damage(newest_checkpoint(tmp_path))
+    assert_alike(fit(*data, IMAGES, QUICK, tmp_path), unbroken)
+    assert "is damaged; trying the one before" in caplog.text
+    assert f"resuming after step {STEPS_PER_EPOCH} of" in caplog.text
+
+
+def test_without_one_whole_checkpoint_the_training_starts_anew(data, unbroken, tmp_path):
     with pytest.raises(Stopped):
         fit(*data, IMAGES, QUICK, tmp_path, stop=StopAfter(2))
-    os.truncate(tmp_path / "checkpoint.pt", 100_000)
+    for path in tmp_path.glob("checkpoint-*.pt"):
+        tear(path)
     assert_alike(fit(*data, IMAGES, QUICK, tmp_path), unbroken)
-    assert "starting anew" in caplog.text
+
+
+def test_a_long_epoch_has_checkpoints_on_the_way(data, unbroken, tmp_path, monkeypatch):
+    written = []
+    write = checkpoints.write
+    monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(checkpoints, "write", lambda *arguments: (written.append(arguments[1]), write(*arguments)))
+    assert_alike(fit(*data, IMAGES, QUICK, tmp_path), unbroken)
+    assert set(written) == set(range(3 * STEPS_PER_EPOCH + 1))
 
 
 def test_another_seed_gives_another_model(data, unbroken, tmp_path):
@@ -173,6 +165,26 @@ def test_the_small_model_learns_to_count_squares(data, tmp_path):
     assert [record["epoch"] for record in history] == list(range(1, 16))
 
 
+def test_extra_counts_are_learned_beside_the_classes(tmp_path):
+    snapshot, pack = dataset(tmp_path)
+    rows = snapshot.read()
+    two = rows["class_name"] == "2"
+    rows.loc[two, "label"] = pd.NA
+    rows.loc[two, "split"] = rows.loc[two, "split"].map({"train": "extra"})
+    beside = manifest.freeze(rows, Classes.parse("0..1"), "drawn", tmp_path)
+    trained = fit(beside, pack, IMAGES, QUICK.model_copy(update={"sampling": "balanced"}), tmp_path / "run")
+    model, spec = load(trained.checkpoint)
+    assert (spec.classes.names, spec.extra_names) == (("0", "1"), ("2",))
+    assert model.head[1].out_features == 3
+    assert trained.val_accuracy > 0.6
+
+
+def test_the_last_epoch_is_kept_when_asked(data, tmp_path):
+    trained = fit(*data, IMAGES, QUICK.model_copy(update={"keep": "last", "learning_rate": 0.03}), tmp_path)
+    last = read_history(tmp_path)[-1]
+    assert (trained.best_epoch, trained.val_loss) == (3, last["val_loss"])
+
+
 def test_fewer_images_than_a_batch_are_one_batch(tmp_path):
     snapshot, pack = dataset(tmp_path, train=5, val=3)
     trained = fit(snapshot, pack, IMAGES, QUICK.model_copy(update={"epochs": 1}), tmp_path / "run")
@@ -187,10 +199,100 @@ def test_a_split_without_images_says_what_to_do(tmp_path, train, val, split):
         fit(snapshot, pack, IMAGES, QUICK, tmp_path / "run")
 
 
-def test_a_loss_that_is_no_number_asks_for_a_lower_learning_rate(data, tmp_path):
-    with pytest.raises(TrainingDiverged, match="--learning-rate"):
-        fit(*data, IMAGES, QUICK.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30}), tmp_path)
-    assert not (tmp_path / "checkpoint.pt").exists()
+def test_a_loss_that_is_no_number_asks_for_a_lower_learning_rate_when_three_halvings_do_not_help(
+    data, tmp_path, caplog
+):
+    config = QUICK.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30})
+    with pytest.raises(TrainingDiverged, match=r"halved 3 times; try a --learning-rate below 1\.25e\+29"):
+        fit(*data, IMAGES, config, tmp_path)
+    assert caplog.text.count("with half the learning rate") == 3
+
+
+def test_a_loss_that_is_no_number_once_is_learned_again_from_the_last_good_state_with_half_the_rate(
+    data, tmp_path, monkeypatch, caplog
+):
+    per_picture, steps = losses.per_picture, []
+
+    def broken_once(logits, wanted, config):
+        steps.append(len(steps))
+        return per_picture(logits, wanted, config) * (math.nan if len(steps) == STEPS_PER_EPOCH + 3 else 1)
+
+    monkeypatch.setattr(losses, "per_picture", broken_once)
+    trained = fit(*data, IMAGES, QUICK, tmp_path)
+    assert f"back to step {STEPS_PER_EPOCH} with half the learning rate" in caplog.text
+    history = read_history(tmp_path)
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+    assert np.isfinite([record["train_loss"] for record in history]).all()
+    assert history[1]["learning_rate"] == learning_rate(QUICK, 2 * STEPS_PER_EPOCH - 1, 3 * STEPS_PER_EPOCH) / 2
+    assert trained.epochs == 3
+
+
+class Cramped(torch.nn.Module):
+    """A network on a device with memory for so many pictures."""
+
+    def __init__(self, network, room):
+        super().__init__()
+        self.network, self.room = network, room
+
+    def forward(self, pictures):
+        if len(pictures) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return self.network(pictures)
+
+
+def test_a_batch_that_memory_has_no_room_for_is_learned_from_in_parts(data, tmp_path, monkeypatch, caplog):
+    without_norm = torch.nn.Sequential(
+        OrderedDict(backbone=torch.nn.Flatten(), head=torch.nn.Linear(3 * 32 * 32, 3))
+    ).to(memory_format=torch.channels_last)
+    config = QUICK.model_copy(update={"epochs": 1, "learning_rate": 1e-4, "class_weights": "balanced"})
+    ends = {}
+    for name, room in (("roomy", 16), ("cramped", 5)):
+        network = copy.deepcopy(without_norm)
+        monkeypatch.setattr(train, "build", lambda spec, network=network: network)
+        monkeypatch.setattr(World, "spread", lambda self, model, device, room=room: Cramped(model, room))
+        fit(*data, IMAGES, config, tmp_path / name)
+        ends[name] = network.head.weight.detach()
+    torch.testing.assert_close(ends["roomy"], ends["cramped"])
+    assert "each step learns from 16 images in 4 parts from here on" in caplog.text
+
+
+def test_memory_for_not_even_one_picture_is_an_error_that_says_what_to_lower(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(World, "spread", lambda self, model, device: Cramped(model, 0))
+    with pytest.raises(TrainingFailed, match="out of memory at 1 images at once; lower --batch-size"):
+        fit(*data, IMAGES, QUICK, tmp_path)
+
+
+def test_a_debugged_training_keeps_gradients_dead_channels_and_a_profile(data, unbroken, tmp_path):
+    trained = fit(*data, IMAGES, QUICK.model_copy(update={"debug": True}), tmp_path)
+    assert_alike(trained, unbroken)
+    gradients = pd.read_csv(tmp_path / "debug" / "gradients.csv")
+    assert set(gradients["layer"]) >= {"backbone.0", "head.1"}
+    assert (gradients["gradient_norm"] > 0).all()
+    findings = json.loads((tmp_path / "debug" / "findings.json").read_text())
+    assert len(findings["waiting_for_data"]) == 3
+    assert set(findings["dead_channels"]) == {"backbone.2", "backbone.5", "backbone.8", "backbone.11"}
+    events = json.loads((tmp_path / "debug" / "trace.json").read_text())["traceEvents"]
+    assert any("convolution" in event["name"] for event in events)
+
+
+def test_what_is_wrong_with_a_network_is_said():
+    network = torch.nn.Sequential(
+        OrderedDict(
+            first=torch.nn.Conv2d(3, 4, 1), dead=torch.nn.ReLU(), flat=torch.nn.Flatten(), last=torch.nn.Linear(4, 2)
+        )
+    )
+    watch = Watch(network, enabled=True)
+    with torch.no_grad():
+        network.first.weight.fill_(-1)
+        network.first.bias.zero_()
+    (network(torch.ones(2, 3, 1, 1)).sum() * 1e6).backward()
+    watch.after_backward(0)
+    found = "\n".join(watch.findings())
+    assert "first: its gradient never was more than" in found
+    assert "dead: 100% of its channels are dead" in found
+    network.last.weight.grad.fill_(1e6)
+    watch.after_backward(20)
+    assert "last: its gradient was" in "\n".join(watch.findings())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -219,18 +321,6 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing():
 
 
 # --- the trainer's process -----------------------------------------------------------------------------------------
-
-
-class OnFirstEpoch(logging.Handler):
-    """Calls something when the log of a trainer's process says that its first epoch has ended."""
-
-    def __init__(self, act):
-        super().__init__()
-        self.act = act
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "bincount.training" and record.getMessage().startswith("epoch 1 of"):
-            self.act()
 
 
 @pytest.fixture
@@ -282,7 +372,7 @@ def test_an_interrupted_caller_stops_the_trainer_which_writes_a_checkpoint(data,
     with pytest.raises(KeyboardInterrupt):
         train_in_subprocess(*data, IMAGES, LONG, tmp_path)
     assert processes[0].returncode == train.STOPPED
-    assert (tmp_path / "checkpoint.pt").exists()
+    assert newest_checkpoint(tmp_path).exists()
 
 
 def test_the_trainer_stops_when_its_parent_is_gone(data, tmp_path):

@@ -29,11 +29,7 @@ class ClassBalance:
     @property
     def weights(self) -> np.ndarray:
         """(C,) loss weights: inverse to a class's share of train, 1 on average over the images; 0 where it has none."""
-        train = self.counts[:, 0]
-        present = train > 0
-        weights = np.zeros(len(train))
-        weights[present] = train.sum() / (present.sum() * train[present])
-        return weights
+        return weights(self.counts[:, 0])
 
     def by_class(self) -> pd.DataFrame:
         """A row a class with the columns class, train, val and test: numbers of images."""
@@ -52,6 +48,11 @@ class ClassBalance:
         table["total"] = total
         table["total %"] = np.round(100 * total / max(total[-1], 1), 1)
         return table
+
+
+def weights(counts: np.ndarray) -> np.ndarray:
+    """Loss weights (C,) of classes with so many images: inverse to their share, 1 on average; 0 for one without."""
+    return counts.sum() / np.maximum(counts, 1) / np.count_nonzero(counts) * (counts > 0)
 
 
 def measure(manifest: pd.DataFrame, classes: Classes) -> ClassBalance:

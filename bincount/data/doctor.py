@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from bincount import settings
 from bincount.data import manifest, packs, source, splits, sync
 from bincount.data.manifest import Snapshot
 from bincount.errors import BincountError, DatasetError, SnapshotNotFound
@@ -219,7 +220,7 @@ def _wrong_snapshots(dataset: Path) -> Iterator[Problem]:
             snapshot = manifest.open_snapshot(folder)
             rows = snapshot.read()
             manifest.check(rows)
-            digest, num_images = manifest.digest(rows, snapshot.classes), rows["split"].notna().sum()
+            digest, num_images = manifest.digest(rows, snapshot.classes), rows["split"].isin(settings.SPLITS).sum()
         except DAMAGE as error:
             yield Problem(SNAPSHOT, where, f"it cannot be read ({_first_line(error)}); {remedy}")
             continue
@@ -242,7 +243,7 @@ def _latest(dataset: Path, problems: list[Problem]) -> Snapshot | None:
 
 def _wrong_splits(dataset: Path, latest: Snapshot, rows: pd.DataFrame) -> Iterator[Problem]:
     remedy = f"restore it from a copy; the right ones stand in snapshots/{latest.digest}/manifest.parquet"
-    dealt = rows[rows["split"].notna()].set_index("image_id")["split"]
+    dealt = rows[rows["split"].notna()].set_index("image_id")["split"].replace(settings.EXTRA, "train")
     try:
         kept = splits.load(dataset).reindex(dealt.index)
     except DAMAGE as error:

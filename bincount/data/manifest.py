@@ -7,7 +7,7 @@ A manifest has one row a bin:
     quantity    Int16  the recorded number of items; null where classes are not counts
     label       Int8   position of class_name among the classes; null for other classes
     group       str    the bin that the image shows; images of one bin share it
-    split       str    train, val or test; null where the image has no label
+    split       str    train, val or test; extra where the image has no label and is learned from all the same; or null
     path        str    the image file, relative to the dataset's folder
     bytes       Int64  its size
     sha256      str    its content
@@ -29,7 +29,7 @@ from filelock import FileLock
 
 from bincount.data import groups, splits
 from bincount.errors import DatasetError, SnapshotNotFound
-from bincount.settings import SPLITS, Classes
+from bincount.settings import EXTRA, SPLITS, Classes
 
 logger = logging.getLogger(__name__)
 
@@ -79,15 +79,23 @@ class Snapshot:
         return pd.read_parquet(self.path / "manifest.parquet")
 
     def labelled(self) -> pd.DataFrame:
-        """The rows that models learn from and are judged on: those with a split."""
+        """The rows of the classes, which models learn from and are judged on: those with one of the three splits."""
         manifest = self.read()
-        return manifest[manifest["split"].notna()].reset_index(drop=True)
+        return manifest[manifest["split"].isin(SPLITS)].reset_index(drop=True)
+
+    def extra(self) -> pd.DataFrame:
+        """The rows of no class that models learn from too, so that they see more bins; nothing is judged on them."""
+        manifest = self.read()
+        return manifest[manifest["split"] == EXTRA].reset_index(drop=True)
 
 
-def build(dataset: Path, bins: pd.DataFrame, classes: Classes, source: str) -> Snapshot:
+def build(
+    dataset: Path, bins: pd.DataFrame, classes: Classes, source: str, extra_names: tuple[str, ...] = ()
+) -> Snapshot:
     """Label, group and deal a dataset's bins, and freeze the result.
 
-    Raises DatasetError when no bin has one of the classes.
+    Bins of extra_names, which are counts that are no class, become extra, but for those that val or test know. Raises
+    DatasetError when no bin has one of the classes.
     """
     good = bins[bins["status"] == "ok"]
     by_picture = good["items"].isna().all()
@@ -100,7 +108,7 @@ def build(dataset: Path, bins: pd.DataFrame, classes: Classes, source: str) -> S
         raise DatasetError(f"no image has one of the classes {', '.join(classes.names)}; found: {found}; see --classes")
     with FileLock(dataset / ".lock"):
         manifest["split"] = manifest["image_id"].map(splits.load(dataset))
-        manifest = splits.assign(manifest)
+        manifest = splits.mark_extra(splits.assign(manifest), extra_names)
         splits.save(dataset, manifest)
         return freeze(manifest, classes, source, dataset)
 
@@ -114,26 +122,28 @@ def check(manifest: pd.DataFrame) -> None:
         twice = manifest.loc[manifest["image_id"].duplicated(), "image_id"].iloc[0]
         raise DatasetError(f"{twice} is in the manifest twice")
     dealt = manifest[manifest["split"].notna()]
-    if not dealt["split"].isin(SPLITS).all():
+    known = (*SPLITS, EXTRA)
+    if not dealt["split"].isin(known).all():
         raise DatasetError(
-            f"splits are {', '.join(SPLITS)}; the manifest has {sorted(set(dealt['split']) - set(SPLITS))}"
+            f"splits are {', '.join(known)}; the manifest has {sorted(set(dealt['split']) - set(known))}"
         )
-    if (dealt["status"] != "ok").any() or dealt["label"].isna().any():
+    if (dealt["status"] != "ok").any() or (dealt["label"].isna() != (dealt["split"] == EXTRA)).any():
         raise DatasetError("the manifest deals images that have no label or are set aside")
-    splits_per_group = dealt.groupby("group")["split"].nunique()
+    splits_per_group = dealt["split"].replace(EXTRA, "train").groupby(dealt["group"]).nunique()
     if (splits_per_group > 1).any():
         raise DatasetError(f"the bin {splits_per_group.idxmax()} is in two splits")
 
 
 def digest(manifest: pd.DataFrame, classes: Classes) -> str:
-    """Name what a model can learn from: 32 hexadecimal digits over the dealt rows in order of id.
+    """Name what a model can learn from: 32 hexadecimal digits over the dealt and the extra rows in order of id.
 
     The picture's own digest is part of it, so that a replaced photo is another snapshot. 32 digits fit MLflow's
     dataset digest, which takes at most 36.
     """
     dealt = manifest[manifest["split"].notna()].sort_values("image_id")
     lines = dealt["image_id"].str.cat(
-        [dealt["label"].astype(str), dealt["group"], dealt["split"], dealt["sha256"]], sep=" "
+        [dealt["label"].astype("str").fillna(dealt["class_name"]), dealt["group"], dealt["split"], dealt["sha256"]],
+        sep=" ",
     )
     sha = hashlib.sha256(classes.model_dump_json().encode())
     sha.update("\n".join(lines).encode())
@@ -149,7 +159,7 @@ def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path)
     check(manifest)
     name = digest(manifest, classes)
     folder = dataset / "snapshots" / name
-    num_images = int(manifest["split"].notna().sum())
+    num_images = int(manifest["split"].isin(SPLITS).sum())
     if not folder.exists():
         temporary = folder.with_name(f".{name}.{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)

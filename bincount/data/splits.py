@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bincount.settings import SPLITS
+from bincount.settings import EXTRA, SPLITS
 
 SHARES = (0.8, 0.1, 0.1)
 JOINS_TWO = "joins bins of two splits"
@@ -45,6 +45,21 @@ def assign(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest
 
 
+def mark_extra(manifest: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+    """Give bins of these classes, which are none of the problem's, the split extra; returns a copy.
+
+    Those of a group that val or test know are left out, so that what a model is judged on stays unknown to it.
+    """
+    judged = manifest.loc[manifest["split"].isin(SPLITS[1:]), "group"]
+    is_extra = (
+        (manifest["status"] == "ok")
+        & manifest["split"].isna()
+        & manifest["class_name"].isin(names)
+        & ~manifest["group"].isin(judged)
+    )
+    return manifest.assign(split=manifest["split"].mask(is_extra, EXTRA))
+
+
 def load(dataset: Path) -> pd.Series:
     """What was dealt in this dataset so far: image_id -> split."""
     path = dataset / "splits.parquet"
@@ -54,8 +69,11 @@ def load(dataset: Path) -> pd.Series:
 
 
 def save(dataset: Path, manifest: pd.DataFrame) -> None:
-    """Remember what a manifest deals, beside what was dealt earlier."""
-    now = manifest[manifest["split"].notna()].set_index("image_id")["split"]
+    """Remember what a manifest deals, beside what was dealt earlier.
+
+    Extra bins count as train, so that a later photo of the same bin goes there too.
+    """
+    now = manifest[manifest["split"].notna()].set_index("image_id")["split"].replace(EXTRA, "train")
     earlier = load(dataset)
     every = pd.concat([earlier, now[~now.index.isin(earlier.index)]])
     temporary = dataset / f".splits.{os.getpid()}"

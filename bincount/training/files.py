@@ -3,9 +3,10 @@
     .lock           held by the trainer at work
     request.json    what to train, for the trainer's process
     error.json      why the trainer's process gave up, when it can say so
-    checkpoint.pt   weights, optimizer and position, to resume from; gone when the training has finished
+    checkpoint-*.pt weights, optimizer and position, to resume from; gone when the training has finished
     history.json    a record for each epoch so far
-    model/          the best epoch's weights, and how to use them
+    model/          the weights of the epoch that is kept, and how to use them
+    debug/          gradients, findings and a profile, where they were asked for
     trained.json    the result; written last, so that its existence means done
 
 The folder is named by its inputs, so all that it holds belongs to the same training.

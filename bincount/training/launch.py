@@ -5,32 +5,50 @@ Nothing heavy is imported, so that a task can import this quickly.
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bincount import errors
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.errors import TrainingFailed
-from bincount.settings import ImageConfig, TrainConfig
+from bincount.settings import ImageConfig, LaunchConfig, TrainConfig
 from bincount.training.files import Request, Trained, read_history, written_whole
 
 logger = logging.getLogger("bincount.training")
 
 SECONDS_TO_STOP = 20  # to end a step and write the checkpoint; then the trainer is killed
 LINES_IN_ERROR = 15
+# torchrun keeps one store for all restarts, where the gloo of torch 2.15 finds addresses of processes that are gone.
+RESTART_SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+ALONE = LaunchConfig()
+RESTARTS = 3  # of all processes, from the last checkpoint, when one of several ends with an error
+# glibc gives the memory of every large tensor back at once and asks for it again, which clears each page: with the
+# memory kept, and in large pages, MobileNetV2 learns a tenth faster on a CPU.
+MEMORY_SETTINGS = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736"
+}
 
 
 def train_in_subprocess(
-    snapshot: Snapshot, pack: Pack, images: ImageConfig, config: TrainConfig, folder: Path
+    snapshot: Snapshot,
+    pack: Pack,
+    images: ImageConfig,
+    config: TrainConfig,
+    folder: Path,
+    on_epoch: Callable[[list[dict]], None] = lambda history: None,
+    launch: LaunchConfig = ALONE,
 ) -> Trained:
-    """Run fit in a new process, relay its log, and give its result; a finished training is not repeated.
+    """Run fit in new processes, relay their log, and give the result; a finished training is not repeated.
 
     Errors that fit raises are raised here again. TrainingFailed says how the process ended otherwise; calling again
-    resumes from its last checkpoint. An exception here, such as a cancellation, stops the trainer first.
+    resumes from its last checkpoint. An exception here, such as a cancellation, stops the trainer first. on_epoch gets
+    the records of all epochs so far, whenever there is a new one and at the end.
     """
     trained = Trained.read(folder)
     if trained is not None:
@@ -45,26 +63,59 @@ def train_in_subprocess(
         temporary.write_text(request.model_dump_json(indent=2))
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "bincount.training.train", str(folder / "request.json")],
+        _command(launch, folder / "request.json"),
+        env=MEMORY_SETTINGS | RESTART_SETTINGS | os.environ,
         stdin=subprocess.PIPE,  # never written to: its end tells the trainer that this process is gone
         stdout=subprocess.PIPE,
         text=True,
         errors="replace",
     )
     try:
-        last_lines = _relay(process.stdout)
+        last_lines = _relay(_watched(process.stdout, folder, on_epoch))
         process.wait()
     finally:
         _stop(process)
+        on_epoch(read_history(folder))
     if error_file.exists():
         error = json.loads(error_file.read_text())
         raise getattr(errors, error["type"])(error["message"])
-    if process.returncode != 0:
+    trained = Trained.read(folder)
+    if trained is None:
         raise TrainingFailed(_explain(process.returncode, last_lines, len(read_history(folder))))
-    return Trained.read(folder)
+    return trained
 
 
-def _relay(lines) -> list[str]:
+def _command(launch: LaunchConfig, request: Path) -> list[str]:
+    trainer = ["-m", "bincount.training.train", str(request)]
+    if launch.nproc_per_node == launch.nnodes == 1:
+        return [sys.executable, *trainer]
+    options = [f"--nproc-per-node={launch.nproc_per_node}", f"--max-restarts={RESTARTS}"]
+    if launch.nnodes == 1:
+        options += ["--standalone"]
+    else:
+        meeting = [f"--rdzv-endpoint={launch.rendezvous}", f"--rdzv-id={request.parent.name}", "--rdzv-backend=c10d"]
+        options += [f"--nnodes={launch.nnodes}", *meeting]
+        logger.info(
+            "waiting for %d more hosts; on each of them run: %s torchrun %s",
+            launch.nnodes - 1,
+            " ".join(f"{name}={value}" for name, value in RESTART_SETTINGS.items()),
+            " ".join([*options, *trainer]),
+        )
+    return [sys.executable, "-m", "torch.distributed.run", *options, *trainer]
+
+
+def _watched(lines: Iterable[str], folder: Path, on_epoch: Callable[[list[dict]], None]) -> Iterable[str]:
+    """Yield the lines, and look after each for a new record; the trainer logs a line after it wrote one."""
+    seen = []
+    for line in lines:
+        yield line
+        history = read_history(folder)
+        if history != seen:
+            on_epoch(history)
+            seen = history
+
+
+def _relay(lines: Iterable[str]) -> list[str]:
     """Log lines of the form `LEVEL message` until they end, and return the last; others continue the one before."""
     level, last_lines = logging.INFO, deque(maxlen=LINES_IN_ERROR)
     for line in lines:
@@ -94,6 +145,8 @@ def _explain(code: int, last_lines: list[str], epochs_done: int) -> str:
         end = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     elif code == 128 + signal.SIGTERM:
         end = "was stopped by SIGTERM"
+    elif code == 0:
+        end = "was stopped before its end"
     else:
         end = f"ended with code {code}"
     resume = f"resume after epoch {epochs_done}" if epochs_done else "start anew"

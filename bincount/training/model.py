@@ -19,14 +19,11 @@ from torch import Tensor, nn
 
 from bincount.errors import ModelNotFound, SettingsError, WeightsUnavailable
 from bincount.settings import Classes, ImageConfig, Settings, TrainConfig
-from bincount.training.augment import center_crop
+from bincount.training.augment import center_crop, normalize
 from bincount.training.files import written_whole
 
 HIDDEN_UNITS = 256
 INFERENCE_BATCH = 128
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in 0..1, for each of RGB, as torchvision's weights expect
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
 class ModelSpec(Settings):
@@ -36,23 +33,34 @@ class ModelSpec(Settings):
     head: str
     dropout: float
     classes: Classes
+    extra_names: tuple[str, ...] = ()
     image_size: int
     resize: str
     normalization: str
     center_crop: float
+    flip_at_test: bool = False
 
     @classmethod
-    def make(cls, images: ImageConfig, training: TrainConfig, classes: Classes) -> "ModelSpec":
+    def make(
+        cls, images: ImageConfig, training: TrainConfig, classes: Classes, extra_names: tuple[str, ...] = ()
+    ) -> "ModelSpec":
         return cls(
             model=training.model,
             head=training.head,
             dropout=training.dropout,
             classes=classes,
+            extra_names=extra_names,
             image_size=images.image_size,
             resize=images.resize,
             normalization=training.normalization,
             center_crop=training.center_crop,
+            flip_at_test=training.flip_at_test,
         )
+
+    @property
+    def outputs(self) -> Classes:
+        """What the network's outputs stand for: the classes, and behind them what was learned beside."""
+        return Classes(names=self.classes.names + self.extra_names, ordered=self.classes.ordered)
 
     @property
     def images(self) -> ImageConfig:
@@ -61,12 +69,15 @@ class ModelSpec(Settings):
 
 
 def build(spec: ModelSpec) -> nn.Module:
-    """The network with random weights: (N, 3, S, S) normalised pictures -> (N, C) logits."""
+    """The network with random weights: (N, 3, S, S) normalised pictures -> (N, C + E) logits.
+
+    The first C are of the classes, the others of what is learned beside.
+    """
     if spec.model == "small":
         backbone, num_features = _small_backbone()
     else:
         backbone, num_features = _torchvision_backbone(spec.model)
-    head = _head(spec.head, spec.dropout, num_features, len(spec.classes))
+    head = _head(spec.head, spec.dropout, num_features, len(spec.outputs))
     return nn.Sequential(OrderedDict(backbone=backbone, head=head))
 
 
@@ -153,22 +164,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def normalize(pixels: Tensor, normalization: str) -> Tensor:
-    """Pixels (N, 3, S, S) in 0..255 as the network takes them: centred, scaled, in channels-last memory."""
-    if normalization == "symmetric":
-        scaled = pixels / 127.5 - 1
-    else:
-        mean, deviation = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
-        scaled = (pixels / 255 - mean) / deviation
-    return scaled.contiguous(memory_format=torch.channels_last)
-
-
 @torch.inference_mode()
 def probabilities(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
     """What the network makes of images (N, S, S, 3) uint8: (N, C) float32, each row adds up to 1.
 
     With rows, of those alone, read batch by batch, so that a memory-mapped pack is never loaded whole. The arithmetic
-    is float32 whatever the training's was, and the network is left in evaluation mode.
+    is float32 whatever the training's was, and the network is left in evaluation mode. Where the spec says so, each
+    answer is the mean over the picture and its mirror image.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -176,8 +178,11 @@ def probabilities(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: n
     results = [np.empty((0, len(spec.classes)), np.float32)]
     for start in range(0, len(rows), INFERENCE_BATCH):
         batch = torch.from_numpy(np.take(images, rows[start : start + INFERENCE_BATCH], axis=0)).to(device)
-        logits = model(normalize(center_crop(batch, spec.center_crop), spec.normalization))
-        results.append(logits.softmax(dim=1).cpu().numpy())
+        pixels = normalize(center_crop(batch, spec.center_crop), spec.normalization)
+        looks = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]
+        # That it is one of the classes is given: what was learned beside does not take part.
+        scores = sum(model(look)[:, : len(spec.classes)].softmax(dim=1) for look in looks) / len(looks)
+        results.append(scores.cpu().numpy())
     return np.concatenate(results)
 
 

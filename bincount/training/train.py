@@ -2,48 +2,57 @@
 
 Nothing random is carried along: the order of an epoch, and the augmentation and dropout of a step, follow from the seed
 and the position alone. So a checkpoint of weights, optimizer and position is all that an exact resume needs: exact to
-the bit, on the same kind of device with the same number of threads.
+the bit, on the same kind of device with the same number of threads and processes.
 """
 
 import hashlib
 import logging
 import math
 import os
-import pickle
 import signal
+import stat
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
-from torch.nn import functional
 
 from bincount.data import balance
 from bincount.data.manifest import Snapshot, open_snapshot
 from bincount.data.packs import Pack
-from bincount.errors import BincountError, DatasetError, SettingsError, TrainingDiverged
+from bincount.errors import BincountError, DatasetError, TrainingDiverged, TrainingFailed
 from bincount.progress import Progress
 from bincount.settings import Classes, ImageConfig, TrainConfig
-from bincount.training.augment import random_crop_flip
-from bincount.training.files import Request, Trained, write_json, written_whole
-from bincount.training.model import ModelSpec, build, load_backbone, normalize, probabilities, save
+from bincount.training import checkpoints, distributed, losses
+from bincount.training.augment import draw_views, look
+from bincount.training.debug import Watch
+from bincount.training.device import Arithmetic, choose_arithmetic, choose_device
+from bincount.training.distributed import World
+from bincount.training.files import Request, Trained, write_json
+from bincount.training.model import ModelSpec, build, load_backbone, probabilities, save
+from bincount.training.reader import Reader
 
 logger = logging.getLogger(__name__)
 
 STOPPED = 128 + signal.SIGTERM  # the exit code, as shells give it for a process that ended on SIGTERM
 STEPS_BETWEEN_CHECKS = 50  # of the loss: a look at it makes a GPU wait
+SECONDS_BETWEEN_CHECKPOINTS = 300  # within an epoch
+MOST_HALVINGS = 3  # of the learning rate, when the loss is no longer a number
 
 
 class Stopped(Exception):
     """The training was stopped before its end, and its checkpoint is written."""
+
+
+class _NotFinite(Exception):
+    """The loss or the weights are no longer numbers."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +72,23 @@ def fit(
     *,
     stop: threading.Event | None = None,
 ) -> Trained:
-    """Train on the train split, keep the epoch that is best on val, and leave everything in folder.
+    """Train on the train split, keep the epoch that is best on val or the last, and leave everything in folder.
 
     The folder belongs to these inputs: a training that has finished there is not repeated, an unfinished one is
     resumed, and one that another process is at is waited for. When stop is set, the step under way is finished, a
-    checkpoint written, and Stopped raised. Raises DatasetError or SettingsError for what cannot be trained,
-    WeightsUnavailable, and TrainingDiverged when the loss is no longer a number.
+    checkpoint written, and Stopped raised. In a process that torchrun started, this is one part of the training, and
+    all parts end alike. Raises DatasetError or SettingsError for what cannot be trained, WeightsUnavailable,
+    TrainingDiverged when lower learning rates do not help either, and TrainingFailed when memory does not even do for
+    one image.
     """
     stop = stop or threading.Event()
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_trainer(folder, stop):
+    device = choose_device(config.device, distributed.local_rank())
+    is_first = int(os.environ.get("RANK", "0")) == 0 or not distributed.started_by_torchrun()
+    with _only_trainer(folder, stop) if is_first else nullcontext(), distributed.joined(device) as world:
         trained = Trained.read(folder)
         if trained is None:
-            trained = _fit(snapshot, pack, images, config, folder=folder, stop=stop)
+            trained = _fit(snapshot, pack, images, config, folder=folder, stop=stop, device=device, world=world)
         logger.info(
             "best of %d epochs: %d, val accuracy %.3f", trained.epochs, trained.best_epoch, trained.val_accuracy
         )
@@ -83,31 +96,40 @@ def fit(
 
 
 def _fit(
-    snapshot: Snapshot, pack: Pack, images: ImageConfig, config: TrainConfig, *, folder: Path, stop: threading.Event
+    snapshot: Snapshot,
+    pack: Pack,
+    images: ImageConfig,
+    config: TrainConfig,
+    *,
+    folder: Path,
+    stop: threading.Event,
+    device: torch.device,
+    world: World,
 ) -> Trained:
-    spec = ModelSpec.make(images, config, snapshot.classes)
-    manifest = snapshot.labelled()
+    manifest, extra = snapshot.labelled(), snapshot.extra()
+    extra_names = tuple(sorted(extra["class_name"].unique(), key=int))
+    spec = ModelSpec.make(images, config, snapshot.classes, extra_names)
     train, val = (_read_split(manifest[manifest["split"] == split], split, pack) for split in ("train", "val"))
-    class_weights = balance.measure(manifest, snapshot.classes).weights
+    train = _with_extra(train, extra, spec, pack)
+    class_weights = balance.weights(np.bincount(train.labels, minlength=len(spec.outputs)))
     batch_size = min(config.batch_size, len(train.rows))
     steps_per_epoch = len(train.rows) // batch_size  # the rest is left out: batch norm cannot learn from one image
 
-    device = choose_device(config.device)
     if config.model == "small" and device.type == "cpu":
         # Its layers are too small to share out: beside another busy process two threads take ten times as long as one.
         torch.set_num_threads(1)
-    training = Training(spec, config, class_weights, steps_per_epoch * config.epochs, device)
-    if not training.restore(folder / "checkpoint.pt"):
-        load_backbone(training.model, config.model, config.weights)
+    training = _start(spec, config, class_weights, steps_per_epoch * config.epochs, folder, device, world, batch_size)
     logger.info(
-        "training %s on %d images of %d pixels, %d for val; %s on %s",
+        "training %s on %d images of %d pixels, %d for val; %s on %s%s",
         config.model,
         len(train.rows),
         spec.image_size,
         len(val.rows),
-        "bfloat16" if training.bfloat16 else "float32",
-        device,
+        training.arithmetic,
+        device.type,
+        f", {world.size} processes" if world.size > 1 else "",
     )
+    reader = Reader(pack.images, train.rows, device)
     # cuDNN's fastest kernels add up in another order each time: a resumed run would not equal the unbroken one.
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
         while len(training.history) < config.epochs:
@@ -115,21 +137,27 @@ def _fit(
             order = epoch_order(train.labels, class_weights, config, epoch)
             done = training.step - epoch * steps_per_epoch
             batches = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)[done:]
-            _train_batches(training, pack.images, train.rows[batches], train.labels[batches], stop)
-            # Before the evaluation, which a resume repeats with the same result: it is the training that takes long.
-            training.write(folder / "checkpoint.pt")
-            if stop.is_set():
+            try:
+                _train_batches(training, reader, batches, train.labels[batches], folder, stop)
+                # Before the evaluation, which a resume repeats with the same result: what takes long is the training.
+                training.write(folder)
+            except _NotFinite:
+                training.go_back(folder)
+                continue
+            if world.agree(stop.is_set()):
                 logger.info("stopped in epoch %d; the checkpoint is written", epoch + 1)
                 raise Stopped
-            record = training.end_epoch(
-                measure(probabilities(training.model, spec, pack.images, val.rows), val.labels, spec.classes)
-            )
-            if best_epoch(training.history) is record:
-                save(folder / "model", training.model, spec)
-            write_json(folder / "history.json", training.history)
+            mine = probabilities(training.model, spec, pack.images, world.share(val.rows))
+            scores = np.stack(world.gather(list(mine)))
+            record = training.end_epoch(measure(scores, val.labels, spec.classes))
+            if world.is_first:
+                if kept_epoch(training.history, config.keep) is record:
+                    save(folder / "model", training.model, spec)
+                write_json(folder / "history.json", training.history)
             logger.info("%s", _describe(record, config.epochs))
+    training.watch.write(folder / "debug", training.history)
 
-    best = best_epoch(training.history)
+    best = kept_epoch(training.history, config.keep)
     seconds = sum(record["seconds"] for record in training.history)
     trained = Trained(
         folder=folder,
@@ -140,134 +168,252 @@ def _fit(
         seconds=seconds,
         images_per_second=steps_per_epoch * batch_size * config.epochs / seconds,
     )
-    trained.write()
-    (folder / "checkpoint.pt").unlink()  # three times the size of the model, and of no more use
+    if world.is_first:
+        trained.write()
+        checkpoints.remove(folder)
     return trained
+
+
+def _start(
+    spec: ModelSpec,
+    config: TrainConfig,
+    class_weights: np.ndarray,
+    num_steps: int,
+    folder: Path,
+    device: torch.device,
+    world: World,
+    batch_size: int,
+) -> "Training":
+    """A training at its first step, or where its newest checkpoint in folder left it."""
+    torch.manual_seed(seed_for("weights", config.seed))
+    model = build(spec)
+    checkpoint = world.from_first(checkpoints.read(folder) if world.is_first else None)
+    if checkpoint is None:
+        load_backbone(model, config.model, config.weights)
+        arithmetic = _choose_arithmetic(model, spec, config, device, num_steps, world, batch_size)
+    else:
+        arithmetic = Arithmetic(**checkpoint["arithmetic"])
+    training = Training(spec, config, class_weights, num_steps, model, arithmetic, device, world)
+    if checkpoint is None:
+        training.write(folder)  # to go back to
+    else:
+        training.take_up(checkpoint)
+        logger.info("resuming after step %d of %d", training.step, num_steps)
+    return training
+
+
+def _choose_arithmetic(
+    model: nn.Module,
+    spec: ModelSpec,
+    config: TrainConfig,
+    device: torch.device,
+    num_steps: int,
+    world: World,
+    batch_size: int,
+) -> Arithmetic:
+    if config.model == "small" and config.precision == "auto":
+        return Arithmetic()  # a step takes less time than the conversions
+    batch = torch.rand(max(2, batch_size // world.size), 3, spec.image_size, spec.image_size)
+    return world.from_first(
+        choose_arithmetic(model, batch, device, precision=config.precision, num_steps=0 if config.debug else num_steps)
+    )
 
 
 class Training:
     """A network, its optimizer and how far they are: what a checkpoint holds.
 
-    step counts optimizer steps from the beginning; history has a record for each epoch that has ended.
+    step counts optimizer steps from the beginning; history has a record for each epoch that has ended. A step learns
+    from its batch in num_parts parts, one after the other, and learning rates are halved num_halvings times.
     """
 
     def __init__(
-        self, spec: ModelSpec, config: TrainConfig, class_weights: np.ndarray, num_steps: int, device: torch.device
+        self,
+        spec: ModelSpec,
+        config: TrainConfig,
+        class_weights: np.ndarray,
+        num_steps: int,
+        model: nn.Module,
+        arithmetic: Arithmetic,
+        device: torch.device,
+        world: World,
     ):
-        self.spec, self.config, self.num_steps, self.device = spec, config, num_steps, device
-        self.bfloat16 = uses_bfloat16(config.precision, device)
-        torch.manual_seed(seed_for("weights", config.seed))
-        self.model = build(spec).to(device, memory_format=torch.channels_last)
+        self.spec, self.config, self.num_steps = spec, config, num_steps
+        self.arithmetic, self.device, self.world = arithmetic, device, world
+        if world.size > 1:
+            model = distributed.share_batch_norm(model, device)
+        self.model = model.to(device, memory_format=arithmetic.memory_format)
+        self.forward = world.spread(self.model, device)
+        if arithmetic.compiled:
+            torch._dynamo.config.suppress_errors = True  # a host without a compiler trains too, only slower
+            self.forward = torch.compile(self.forward)
         self.optimizer = make_optimizer(self.model, config)
-        self.loss_weights = None
-        if config.class_weights == "balanced":
-            self.loss_weights = torch.tensor(class_weights, dtype=torch.float32, device=device)
-        self.step = 0
+        weights = class_weights if config.class_weights == "balanced" else np.ones(len(spec.outputs))
+        self.values = torch.tensor(spec.outputs.values, device=device)
+        self.class_weights = torch.tensor(weights, dtype=torch.float32, device=device)
+        self.watch = Watch(self.model, enabled=config.debug and world.is_first)
+        self.step = self.num_halvings = 0
+        self.num_parts = 1
         self.history: list[dict] = []
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
-        self.seconds = 0.0
-        # of the epoch so far: sum of losses, correct predictions, images
+        self.seconds = self.seconds_waiting = 0.0
+        # of the epoch so far and of this process's share: sum of losses, correct predictions, images
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def learn(self, images: Tensor, labels: Tensor) -> None:
-        """One step on a batch: images (B, S, S, 3) uint8, labels (B,) int64, both on the device."""
+        """One step on a batch: labels (B,) int64 of all of it, and of its images this process's share.
+
+        images are (B / world.size, S, S, 3) uint8; both are on the device. When memory runs out the share is learned
+        from in twice as many parts, from here on.
+        """
         config = self.config
         generator = torch.Generator().manual_seed(seed_for("augmentation", config.seed, self.step))
-        torch.manual_seed(seed_for("dropout", config.seed, self.step))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step, self.num_steps)
-
-        self.model.train()
-        pixels = random_crop_flip(images, generator, config.min_crop, config.flip)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            logits = self.model(normalize(pixels, config.normalization))
-        logits = logits.float()
-        loss = functional.cross_entropy(logits, labels, self.loss_weights, label_smoothing=config.label_smoothing)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-
-        self.step += 1
-        correct = (logits.detach().argmax(dim=1) == labels).sum()
-        self.totals += torch.stack(
-            [loss.detach().double() * len(labels), correct.double(), correct.new_tensor(len(labels)).double()]
+        views = draw_views(
+            len(labels),
+            images.shape[1],
+            generator,
+            min_crop=config.min_crop,
+            flip=config.flip,
+            color_jitter=config.color_jitter,
         )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step, self.num_steps) / 2**self.num_halvings
+        self.model.train()
+        total_weight = self.class_weights[labels].sum()
+        mine, views = self.world.share(labels), views[self.world.rank :: self.world.size]
+        while True:
+            torch.manual_seed(seed_for("dropout", config.seed, self.step * self.world.size + self.world.rank))
+            self.optimizer.zero_grad()
+            try:
+                sums = [
+                    self._accumulate(
+                        images[part], mine[part], views[part], total_weight, is_last=part.stop >= len(mine)
+                    )
+                    for part in _parts(len(mine), self.num_parts)
+                ]
+                break
+            except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's allocator raises it bare
+                if not _is_out_of_memory(error):
+                    raise
+                self._use_smaller_parts(len(mine), error)
+        self.watch.after_backward(self.step)
+        self.optimizer.step()
+        self.step += 1
+        self.totals += torch.stack(sums).sum(dim=0)
         if self.step % STEPS_BETWEEN_CHECKS == 0:
-            self._check_loss()
+            self._check()
+
+    def _accumulate(self, images: Tensor, labels: Tensor, views, total_weight: Tensor, *, is_last: bool) -> Tensor:
+        """Add the gradients of a part of the batch; its sum of losses, correct predictions, images, (3,) float64."""
+        config = self.config
+        # Until the last part, processes keep their gradients to themselves.
+        hold = nullcontext() if is_last or self.world.size == 1 else self.forward.no_sync()
+        with hold:
+            pixels = look(images, views, config.normalization)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic.bfloat16):
+                logits = self.forward(pixels.contiguous(memory_format=self.arithmetic.memory_format))
+            logits = logits.float()
+            wanted = losses.targets(labels, self.values, config)
+            each = losses.per_picture(logits, wanted, config) * self.class_weights[labels]
+            # the mean over the batch of all processes, whose gradients are averaged
+            (each.sum() * self.world.size / total_weight).backward()
+        correct = (logits.detach().argmax(dim=1) == labels).sum()
+        return torch.stack([each.detach().double().sum(), correct.double(), correct.new_tensor(len(labels)).double()])
+
+    def _use_smaller_parts(self, num_images: int, error: RuntimeError) -> None:
+        if self.world.size > 1 or self.num_parts >= num_images:
+            raise TrainingFailed(
+                f"out of memory at {-(-num_images // self.num_parts)} images at once; "
+                "lower --batch-size or --image-size, or choose a smaller --model"
+            ) from error
+        self.num_parts *= 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning(
+            "out of memory in step %d: each step learns from %d images in %d parts from here on, as slowly as from all",
+            self.step,
+            num_images,
+            self.num_parts,
+        )
 
     def end_epoch(self, val_scores: dict[str, float]) -> dict:
         """Add the record of the epoch to the history, and return it."""
-        loss, correct, num_images = self.totals.tolist()
+        loss, correct, num_images = self.world.total(self.totals).tolist()
         record = {
             "epoch": len(self.history) + 1,
             "train_loss": loss / num_images,
             "train_accuracy": correct / num_images,
             **val_scores,
-            "learning_rate": learning_rate(self.config, self.step - 1, self.num_steps),
+            "learning_rate": learning_rate(self.config, self.step - 1, self.num_steps) / 2**self.num_halvings,
             "seconds": self.seconds,
             "images_per_second": num_images / self.seconds,
+            "waiting_for_data": self.seconds_waiting / self.seconds,
+            "ended": time.time(),
         }
         self.history.append(record)
         self._begin_epoch()
         return record
 
-    def write(self, path: Path) -> None:
-        """Write the checkpoint, whole or not at all; never one that has gone astray."""
-        self._check_loss()
+    def write(self, folder: Path) -> None:
+        """Write a checkpoint; never one that has gone astray. All processes call this, and the first writes."""
+        self._check()
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "history": self.history,
             "seconds": self.seconds,
-            "totals": self.totals,
+            "seconds_waiting": self.seconds_waiting,
+            "totals": self.world.total(self.totals),
+            "num_parts": self.num_parts,
+            "num_halvings": self.num_halvings,
+            "arithmetic": asdict(self.arithmetic),
         }
-        with written_whole(path) as temporary:
-            torch.save(content, temporary)
+        if self.world.is_first:
+            checkpoints.write(folder, self.step, content)
 
-    def restore(self, path: Path) -> bool:
-        """Take up a checkpoint; False where there is none that can be read."""
-        if not path.exists():
-            return False
-        try:
-            content = torch.load(path, map_location=self.device, weights_only=True)
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            logger.warning("%s cannot be read (%s); starting anew", path, error)
-            return False
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.step, self.history = content["step"], content["history"]
-        self.seconds, self.totals = content["seconds"], content["totals"]
-        logger.info("resuming after step %d of %d", self.step, self.num_steps)
-        return True
+    def take_up(self, checkpoint: dict) -> None:
+        """Go on from what write wrote."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.step, self.history = checkpoint["step"], checkpoint["history"]
+        self.seconds, self.seconds_waiting = checkpoint["seconds"], checkpoint["seconds_waiting"]
+        self.totals = checkpoint["totals"].to(self.device) * self.world.is_first  # they are of all processes
+        self.num_parts = max(self.num_parts, checkpoint["num_parts"])
+        self.num_halvings = max(self.num_halvings, checkpoint["num_halvings"])
 
-    def _check_loss(self) -> None:
-        if not math.isfinite(self.totals[0].item()):
+    def go_back(self, folder: Path) -> None:
+        """Return to the newest checkpoint, with half the learning rate. Raises TrainingDiverged after three times."""
+        astray = self.step
+        if self.num_halvings == MOST_HALVINGS:
             raise TrainingDiverged(
-                f"the loss was no longer a number at step {self.step}; "
-                f"try a lower --learning-rate than {self.config.learning_rate:g}"
+                f"the loss was no longer a number at step {astray}, though the learning rate was halved "
+                f"{MOST_HALVINGS} times; try a --learning-rate below {self.config.learning_rate / 2**MOST_HALVINGS:g}"
             )
+        self.num_halvings += 1
+        self.take_up(self.world.from_first(checkpoints.read(folder) if self.world.is_first else None))
+        logger.warning(
+            "the loss was no longer a number at step %d: back to step %d with half the learning rate, %g at its peak",
+            astray,
+            self.step,
+            self.config.learning_rate / 2**self.num_halvings,
+        )
+
+    def _check(self) -> None:
+        """Raise _NotFinite, in all processes, when the loss or a weight is no longer a number."""
+        weights = torch.stack([parameter.detach().isfinite().all() for parameter in self.model.parameters()]).all()
+        if self.world.agree(not (math.isfinite(self.totals[0].item()) and weights.item())):
+            raise _NotFinite
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of a setting. Raises SettingsError when it asks for a GPU that is not there."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("this machine has no GPU that torch can use; train with `--device auto` or `--device cpu`")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+def _parts(num_images: int, num_parts: int) -> list[slice]:
+    size = -(-num_images // num_parts)
+    return [slice(start, start + size) for start in range(0, num_images, size)]
 
 
-def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: for auto, where the device does it in hardware."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -333,8 +479,10 @@ def measure(scores: np.ndarray, labels: np.ndarray, classes: Classes) -> dict[st
     return result
 
 
-def best_epoch(history: list[dict]) -> dict:
-    """The record with the highest val accuracy; of equals the one with the lowest loss, then the first."""
+def kept_epoch(history: list[dict], keep: str) -> dict:
+    """The last record, or the one with the highest val accuracy; of equals that with the lower loss, then the first."""
+    if keep == "last":
+        return history[-1]
     return max(history, key=lambda record: (record["val_accuracy"], -record["val_loss"]))
 
 
@@ -348,35 +496,40 @@ def _read_split(manifest, split: str, pack: Pack) -> Examples:
     return Examples(rows=pack.locate(manifest["sha256"]), labels=manifest["label"].to_numpy(np.int64))
 
 
+def _with_extra(train: Examples, extra, spec: ModelSpec, pack: Pack) -> Examples:
+    """The train split with the extra images behind it, whose labels come behind those of the classes."""
+    labels = extra["class_name"].map({name: label for label, name in enumerate(spec.outputs.names)})
+    return Examples(
+        rows=np.concatenate([train.rows, pack.locate(extra["sha256"])]),
+        labels=np.concatenate([train.labels, labels.to_numpy(np.int64)]),
+    )
+
+
 def _train_batches(
-    training: Training, images: np.ndarray, rows: np.ndarray, labels: np.ndarray, stop: threading.Event
+    training: Training, reader: Reader, positions: np.ndarray, labels: np.ndarray, folder: Path, stop: threading.Event
 ) -> None:
-    """Learn from batches, rows of the images and labels both (steps, B), until they end or stop is set."""
-    before, start = training.seconds, time.monotonic()
-    with Progress(f"epoch {len(training.history) + 1}", rows.size, "images", logger) as progress:
-        for pictures, targets in zip(_read_ahead(images, rows, training.device), torch.from_numpy(labels), strict=True):
-            training.learn(pictures.to(training.device, non_blocking=True), targets.to(training.device))
-            training.seconds = before + time.monotonic() - start
+    """Learn from batches, positions of training images and labels both (steps, B), until they end or stop is set.
+
+    Checkpoints are written on the way in a long epoch.
+    """
+    world = training.world
+    before, waited, start = training.seconds, training.seconds_waiting, time.monotonic()
+    written = start
+    upcoming = reader.batches(positions[:, world.rank :: world.size])
+    with Progress(f"epoch {len(training.history) + 1}", positions.size, "images", logger) as progress:
+        for targets in torch.from_numpy(labels).to(training.device):
+            asked = time.monotonic()
+            pictures = next(upcoming)
+            waited += time.monotonic() - asked
+            training.learn(pictures, targets)
+            now = time.monotonic()
+            training.seconds, training.seconds_waiting = before + now - start, waited
             progress.advance(len(targets))
-            if stop.is_set():
+            if world.agree(stop.is_set()):
                 break
-
-
-def _read_ahead(images: np.ndarray, batches: np.ndarray, device: torch.device) -> Iterator[Tensor]:
-    """Yield the images of each batch of rows, while a thread reads those of the next."""
-
-    def read(rows: np.ndarray) -> Tensor:
-        pictures = torch.from_numpy(np.take(images, rows, axis=0))
-        return pictures.pin_memory() if device.type == "cuda" else pictures
-
-    with ThreadPoolExecutor(1) as reader:
-        upcoming = None
-        for rows in batches:
-            current, upcoming = upcoming, reader.submit(read, rows)
-            if current:
-                yield current.result()
-        if upcoming:
-            yield upcoming.result()
+            if world.agree(now - written > SECONDS_BETWEEN_CHECKPOINTS):
+                training.write(folder)
+                written = time.monotonic()
 
 
 def _describe(record: dict, epochs: int) -> str:
@@ -407,6 +560,8 @@ def _only_trainer(folder: Path, stop: threading.Event) -> Iterator[None]:
 
 
 def _stop_when_parent_ends(stop: threading.Event) -> None:
+    if not stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+        return  # started by hand
     # The parent holds the other end of this pipe and never writes. os.read, since a buffered file that a daemon thread
     # is reading makes the interpreter abort at its exit.
     while os.read(sys.stdin.fileno(), 1024):
@@ -418,9 +573,13 @@ def main() -> None:
     """Carry out the request in the file named by the first argument, as launch starts it.
 
     Log lines go to standard output as `LEVEL message`, bars to standard error. SIGTERM and the end of standard input,
-    which is the end of the parent, both stop the training. An error of the library is left in error.json.
+    which is the end of the parent, both stop the training. An error of the library is left in error.json. torchrun
+    would start again what ends with an error; what another try cannot mend ends well then, and the parent sees by the
+    files that there is no result.
     """
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(message)s")
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    level = logging.INFO if is_first else logging.WARNING
+    logging.basicConfig(stream=sys.stdout, level=level, format="%(levelname)s %(message)s")
     sys.excepthook = lambda *failure: logger.critical("the trainer broke", exc_info=failure)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -432,10 +591,11 @@ def main() -> None:
     try:
         fit(open_snapshot(request.snapshot), pack, request.images, request.training, request.folder, stop=stop)
     except Stopped:
-        sys.exit(STOPPED)
+        sys.exit(0 if distributed.started_by_torchrun() else STOPPED)
     except BincountError as error:
-        write_json(request.folder / "error.json", {"type": type(error).__name__, "message": str(error)})
-        sys.exit(1)
+        if is_first:
+            write_json(request.folder / "error.json", {"type": type(error).__name__, "message": str(error)})
+        sys.exit(0 if distributed.started_by_torchrun() else 1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""What an unfinished training resumes from: the last checkpoint, or the one before where the last is damaged.
+
+A checkpoint is a file checkpoint-STEP-DIGEST.pt. The digest in its name is that of its content, since torch.load takes
+a file with flipped bits for a good one. Two are kept.
+"""
+
+import hashlib
+import io
+import logging
+from pathlib import Path
+
+import torch
+
+from bincount.training.files import written_whole
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+DIGEST_LENGTH = 16
+
+
+def write(folder: Path, step: int, content: dict) -> None:
+    """Write a checkpoint, whole or not at all, and remove all but the newest two."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with written_whole(folder / f"checkpoint-{step:09d}-{_digest(buffer.getbuffer())}.pt") as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+    for path in _newest_first(folder)[KEPT:]:
+        path.unlink()
+
+
+def read(folder: Path) -> dict | None:
+    """The content of the newest checkpoint that is whole, with its tensors on the CPU; None when there is none."""
+    for path in _newest_first(folder):
+        data = path.read_bytes()
+        if _digest(data) == path.stem.rsplit("-", 1)[1]:
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        logger.warning("%s is damaged; trying the one before", path)
+    return None
+
+
+def remove(folder: Path) -> None:
+    """Remove them all: they are three times the size of the model, and a finished training needs none."""
+    for path in _newest_first(folder):
+        path.unlink()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
+
+
+def _digest(data) -> str:
+    return hashlib.sha256(data).hexdigest()[:DIGEST_LENGTH]

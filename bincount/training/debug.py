@@ -1,0 +1,106 @@
+"""What `--debug` keeps of a training: gradients by layer, dead channels, waiting for data, a profile of some steps."""
+
+import csv
+import json
+import logging
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+STEPS_BETWEEN_LOOKS = 20
+PROFILED_STEPS = range(5, 8)  # the first steps are slower than all others
+VANISHING = 1e-6  # a layer's gradient norm beside its weights'
+EXPLODING = 1e2
+DEAD = 0.5  # share of a layer's channels that no picture of a batch excites
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
+
+
+class Watch:
+    """Looks at a network every now and then while it trains; does nothing unless enabled."""
+
+    def __init__(self, model: nn.Module, *, enabled: bool):
+        self.model, self.enabled = model, enabled
+        self.gradients: list[dict] = []
+        self.dead: dict[str, list[float]] = defaultdict(list)
+        self.profiler: torch.profiler.profile | None = None
+        self.is_profiled = False
+        self.looks = False  # at the activations of the step under way
+        if enabled:
+            self.looks = True
+            for name, layer in model.named_modules():
+                if isinstance(layer, ACTIVATIONS):
+                    layer.register_forward_hook(lambda _, __, output, name=name: self._see_activations(name, output))
+
+    def after_backward(self, step: int) -> None:
+        """To be called when the gradients of a step are there and not yet used; steps count from 0."""
+        if not self.enabled:
+            return
+        if step % STEPS_BETWEEN_LOOKS == 0:
+            self.gradients += [
+                {
+                    "step": step,
+                    "layer": name.removesuffix(".weight"),
+                    "gradient_norm": parameter.grad.norm().item(),
+                    "weight_norm": parameter.detach().norm().item(),
+                }
+                for name, parameter in self.model.named_parameters()
+                if parameter.grad is not None and parameter.ndim > 1
+            ]
+        self.looks = (step + 1) % STEPS_BETWEEN_LOOKS == 0
+        if step == PROFILED_STEPS.start:
+            self.profiler = torch.profiler.profile(record_shapes=True)
+            self.profiler.start()
+        elif self.profiler and step == PROFILED_STEPS.stop:
+            self.profiler.stop()
+            self.is_profiled = True
+
+    def write(self, folder: Path, history: list[dict]) -> None:
+        """Leave gradients.csv, trace.json for Perfetto or chrome://tracing, and findings.json; warn of what is bad."""
+        if not self.enabled:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "gradients.csv", "w", newline="") as file:
+            table = csv.DictWriter(file, ["step", "layer", "gradient_norm", "weight_norm"])
+            table.writeheader()
+            table.writerows(self.gradients)
+        if self.is_profiled:
+            self.profiler.export_chrome_trace(str(folder / "trace.json"))
+        findings = self.findings()
+        waiting = [record["waiting_for_data"] for record in history]
+        content = {"findings": findings, "waiting_for_data": waiting, "dead_channels": self._dead_shares()}
+        (folder / "findings.json").write_text(json.dumps(content, indent=2))
+        for finding in findings:
+            logger.warning("%s", finding)
+
+    def findings(self) -> list[str]:
+        """What looks bad, in words."""
+        ratios = defaultdict(list)
+        for row in self.gradients:
+            ratios[row["layer"]].append(row["gradient_norm"] / max(row["weight_norm"], 1e-12))
+        found = []
+        for layer, values in ratios.items():
+            if not all(map(math.isfinite, values)):
+                found.append(f"{layer}: its gradient was not finite")
+            elif max(values) > EXPLODING:
+                found.append(f"{layer}: its gradient was {max(values):.0f} times its weights; it may be exploding")
+            elif max(values) < VANISHING:
+                found.append(f"{layer}: its gradient never was more than {max(values):.1e} of its weights; it vanishes")
+        found += [
+            f"{layer}: {share:.0%} of its channels are dead"
+            for layer, share in self._dead_shares().items()
+            if share > DEAD
+        ]
+        return found
+
+    def _dead_shares(self) -> dict[str, float]:
+        return {name: shares[-1] for name, shares in self.dead.items()}
+
+    def _see_activations(self, name: str, output: Tensor) -> None:
+        if self.looks and self.model.training:
+            channels = output.detach().transpose(0, 1).flatten(1)
+            self.dead[name].append((channels.amax(dim=1) <= 0).float().mean().item())

@@ -1,0 +1,122 @@
+"""How well the recipe counts on real bins: the table of results in the README, by `make bench-accuracy`.
+
+For each range of classes, way to split and seed: a split of its own, a training, and the accuracy and the RMSE of the
+expected count over val and test together, with the weights of the last epoch, so that nothing was chosen on them.
+
+- random: every image for itself, as published results are split; the same bin, an item before or after, is often
+  in train too
+- bin: all images of one bin in one split, as the pipeline deals them
+
+Needs real bins, weights of the backbone, and some ten minutes a training on two cores. What is done is
+kept in --workspace and not done again.
+"""
+
+import argparse
+import dataclasses
+import logging
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bincount.data import groups, manifest, packs, source, splits, sync
+from bincount.data.manifest import Snapshot
+from bincount.data.packs import Pack
+from bincount.evaluation.metrics import score
+from bincount.settings import DataConfig, ImageConfig, TrainConfig, Workspace
+from bincount.training.launch import train_in_subprocess
+from bincount.training.model import load, probabilities
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    accuracy: float
+    rmse_of_expectation: float
+    log_loss: float
+    num_images: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("source", help="bucket or folder of real bins")
+    parser.add_argument("--weights", required=True, help="a backbone's file, or imagenet")
+    parser.add_argument("--model", default="mobilenet_v2")
+    parser.add_argument("--normalization", default="symmetric", choices=["imagenet", "symmetric"])
+    parser.add_argument("--classes", nargs="+", default=["1..5", "0..5"])
+    parser.add_argument("--splits", nargs="+", default=["random", "bin"], choices=["random", "bin"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the training")
+    parser.add_argument("--extra-counts", type=int, default=DataConfig().extra_counts)
+    parser.add_argument("--workspace", type=Path, default=Path("bench-accuracy"))
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    training = TrainConfig(
+        model=options.model,
+        weights=options.weights,
+        normalization=options.normalization,
+        epochs=options.epochs,
+        keep="last",
+        **dict(setting.split("=", 1) for setting in options.set),
+    )
+    images = ImageConfig(image_size=options.image_size)
+    print(f"{options.model}, {options.image_size} pixels, {options.epochs} epochs, {' '.join(options.set)}")
+    print(f"{'classes':10}{'split':10}{'images':>8}{'accuracy, %':>28}{'RMSE, items':>30}{'log loss':>12}", flush=True)
+    for classes in options.classes:
+        data = DataConfig(source=options.source, classes=classes, extra_counts=options.extra_counts)
+        for way in options.splits:
+            results = []
+            for seed in options.seeds:
+                snapshot, pack = prepare(Workspace(root=options.workspace), data, images, way, seed)
+                config = training.model_copy(update={"seed": seed})
+                folder = Workspace(root=options.workspace).run(snapshot.digest, images, config)
+                results.append(measure(train_in_subprocess(snapshot, pack, images, config, folder), snapshot, pack))
+            row = [spread([100 * each.accuracy for each in results], 1)]
+            row += [spread([each.rmse_of_expectation for each in results], 3)]
+            loss = statistics.mean(each.log_loss for each in results)
+            print(f"{classes:10}{way:10}{results[0].num_images:>8}{row[0]:>28}{row[1]:>30}{loss:>12.3f}", flush=True)
+
+
+def prepare(workspace: Workspace, data: DataConfig, images: ImageConfig, way: str, seed: int) -> tuple[Snapshot, Pack]:
+    """A snapshot with splits of this seed, and the pack; the images are fetched once."""
+    dataset = workspace.dataset(data)
+    opened = source.open_source(data)
+    plan = sync.plan(dataset, opened, data)
+    for number in range(plan.num_batches):
+        sync.fetch(dataset, opened, plan.batch(number), data)
+    rows = sync.merge(dataset)
+    good = rows["status"] == "ok"
+    labels = {name: label for label, name in enumerate(data.class_set.names)}
+    group = groups.assign(rows[good], by_picture=False) if way == "bin" else rows["image_id"]
+    table = rows.assign(
+        group=f"{seed} " + group.reindex(rows.index).fillna(rows["image_id"]),  # splits are dealt in order of its hash
+        label=rows["class_name"].map(labels).where(good).astype("Int8"),
+    )
+    table = splits.mark_extra(splits.assign(table), data.extra_names)
+    snapshot = manifest.freeze(table, data.class_set, data.source, dataset)
+    wanted = pd.concat([snapshot.labelled(), snapshot.extra()])
+    return snapshot, packs.update(dataset, images, wanted["path"], wanted["sha256"])
+
+
+def measure(trained, snapshot: Snapshot, pack: Pack) -> Result:
+    model, spec = load(trained.checkpoint)
+    rows = snapshot.labelled()
+    rows = rows[rows["split"] != "train"]
+    labels = rows["label"].to_numpy(np.int64)
+    scores = probabilities(model, spec, pack.images, pack.locate(rows["sha256"]))
+    metrics = score(labels, scores, spec.classes)
+    loss = -np.log(np.maximum(scores[np.arange(len(labels)), labels], 1e-12)).mean()
+    return Result(metrics.accuracy, metrics.rmse_of_expectation, float(loss), len(rows))
+
+
+def spread(values: list[float], digits: int) -> str:
+    """The mean, and each value."""
+    each = ", ".join(f"{value:.{digits}f}" for value in values)
+    return f"{statistics.mean(values):.{digits}f} ({each})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Training on two processes, started by torchrun on this host."""
+
+import logging
+import os
+import signal
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import safetensors.torch
+import torch
+from drawn_training import IMAGES, QUICK, OnFirstEpoch, dataset
+
+from bincount.settings import LaunchConfig
+from bincount.training.distributed import SharedBatchNorm, World
+from bincount.training.files import read_history
+from bincount.training.launch import train_in_subprocess
+
+TWO = LaunchConfig(nproc_per_node=2)
+# Slow and plain descent: with large steps, or with Adam, rounding alone leads two trainings apart.
+CONFIG = QUICK.model_copy(
+    update={
+        "epochs": 2,
+        "dropout": 0.0,
+        "class_weights": "balanced",
+        "color_jitter": 0.2,
+        "optimizer": "sgd",
+        "learning_rate": 0.005,
+    }
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="module")
+def together(data, tmp_path_factory):
+    """The training in two processes."""
+    return train_in_subprocess(*data, IMAGES, CONFIG, tmp_path_factory.mktemp("together"), launch=TWO)
+
+
+def learned(trained):
+    return safetensors.torch.load_file(trained.checkpoint / "model.safetensors")
+
+
+def curves(trained):
+    return pd.DataFrame(read_history(trained.folder))[["train_loss", "val_loss"]].to_numpy()
+
+
+@pytest.mark.services
+def test_two_processes_learn_what_one_does(data, together, tmp_path):
+    alone = train_in_subprocess(*data, IMAGES, CONFIG, tmp_path)
+    np.testing.assert_allclose(curves(together)[0, 0], curves(alone)[0, 0], rtol=1e-4)
+    np.testing.assert_allclose(curves(together), curves(alone), rtol=1e-2)
+    for name, weights in learned(alone).items():
+        torch.testing.assert_close(learned(together)[name], weights, atol=1e-2, rtol=0)
+
+
+@pytest.mark.services
+def test_when_a_process_is_killed_all_go_on_from_the_last_checkpoint_to_the_same_end(data, together, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="bincount")
+    killed = []
+
+    def kill_the_second():
+        if killed:
+            return
+        killed.extend(
+            child
+            for child in psutil.Process().children(recursive=True)
+            if child.environ().get("RANK") == "1" and "bincount.training.train" in child.cmdline()
+        )
+        os.kill(killed[0].pid, signal.SIGKILL)
+
+    handler = OnFirstEpoch(kill_the_second)
+    logging.getLogger("bincount.training").addHandler(handler)
+    try:
+        trained = train_in_subprocess(*data, IMAGES, CONFIG, tmp_path, launch=TWO)
+    finally:
+        logging.getLogger("bincount.training").removeHandler(handler)
+    assert len(killed) == 1
+    assert "resuming after step" in caplog.text
+    assert np.array_equal(curves(trained), curves(together))
+    assert all(torch.equal(learned(trained)[name], weights) for name, weights in learned(together).items())
+
+
+def test_what_was_shared_out_comes_together_in_its_order(monkeypatch):
+    values = list(range(7))
+    worlds = [World(rank, 3) for rank in range(3)]
+    shares = [world.share(values) for world in worlds]
+
+    def gather(parts, mine):
+        parts[:] = shares
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    assert [world.gather(share) for world, share in zip(worlds, shares, strict=True)] == [values] * 3
+
+
+def test_a_batch_norm_of_one_process_is_torchs_own(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sums)
+    ours, torchs = SharedBatchNorm(3), torch.nn.BatchNorm2d(3)
+    pictures = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    inputs = [pictures.clone().requires_grad_() for _ in range(2)]
+    outputs = [layer(each) for layer, each in zip((ours, torchs), inputs, strict=True)]
+    for output in outputs:
+        (output**3).sum().backward()
+    pairs = [
+        outputs,
+        [each.grad for each in inputs],
+        [layer.weight.grad for layer in (ours, torchs)],
+        [layer.running_mean for layer in (ours, torchs)],
+        [layer.running_var for layer in (ours, torchs)],
+    ]
+    for pair in pairs:
+        torch.testing.assert_close(*pair, atol=1e-3, rtol=1e-4)

@@ -1,0 +1,253 @@
+"""A training's curves are in MLflow while it runs, whatever becomes of MLflow or of the training."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import servers
+from servers import program, wait_for
+
+from bincount import registry
+from bincount.data import manifest, packs
+from bincount.data.manifest import Snapshot
+from bincount.errors import ServiceUnavailable, TrainingFailed
+from bincount.registry import LiveRun, Registry
+from bincount.settings import Classes, ImageConfig, LaunchConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.training.files import Trained
+from bincount.training.launch import train_in_subprocess
+from tasks import training as training_tasks
+from tasks.registry import start_run
+
+IMAGES, TRAINING = ImageConfig(image_size=32), TrainConfig(epochs=4)
+HISTORY = [
+    {"epoch": epoch, "train_loss": 2 / epoch, "val_accuracy": epoch / 10, "ended": 1_000_000_000.0 + epoch}
+    for epoch in (1, 2, 3, 4)
+]
+TRAINED = Trained(Path(), best_epoch=4, epochs=4, val_accuracy=0.4, val_loss=1, seconds=4, images_per_second=9)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Workspace:
+    return Workspace(root=tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="module")
+def kept(workspace) -> Registry:
+    """What MLflow has, read from its database."""
+    return registry.open_registry(workspace.tracking_uri(RegistryConfig()), workspace.artifacts, RegistryConfig())
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory) -> Snapshot:
+    picture = {"class_name": "1", "quantity": 1, "label": 1, "width": 9, "height": 9, "status": "ok", "reason": ""}
+    rows = [
+        {"image_id": split, "group": split, "split": split, "path": split, "bytes": 9, "sha256": split, **picture}
+        for split in ("train", "val", "test")
+    ]
+    return manifest.freeze(pd.DataFrame(rows), Classes.parse("0..2"), "drawn", tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture
+def trained(snapshot, workspace, monkeypatch) -> Callable[..., Trained]:
+    """Carries out the task with a trainer that is played here: it gets the function that takes the records."""
+
+    def carry_out(name: str, play: Callable, config: RegistryConfig = RegistryConfig()) -> Trained:
+        monkeypatch.setattr(training_tasks, "train_in_subprocess", lambda *_, on_epoch, **__: play(on_epoch))
+        folder = workspace.root / "runs" / name
+        launch = LaunchConfig()
+        return training_tasks.train_model.fn(snapshot, None, IMAGES, TRAINING, folder, config, workspace, launch)
+
+    return carry_out
+
+
+def find(kept: Registry, name: str):
+    (run,) = kept.client.search_runs([kept.experiment_id], f"tags.`{registry.RUN_TAG}` = '{name}'") or [None]
+    return run
+
+
+def epochs(kept: Registry, name: str, metric: str = "val_accuracy") -> list[int]:
+    """The epochs that MLflow has of a run, as often as it has them."""
+    run = find(kept, name)
+    return [point.step for point in kept.client.get_metric_history(run.info.run_id, metric)] if run else []
+
+
+def test_each_epoch_is_there_before_the_next_one_ends(kept, trained, snapshot):
+    def play(log):
+        wait_for(lambda: find(kept, "live"))
+        for epoch in (1, 2, 3, 4):
+            log(HISTORY[:epoch])
+            wait_for(lambda: epochs(kept, "live") == list(range(1, epoch + 1)))  # noqa: B023 - it is called here
+        assert find(kept, "live").info.status == "RUNNING"
+        return TRAINED
+
+    assert trained("live", play) == TRAINED
+
+    run = find(kept, "live")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["image_size"] == "32"
+    assert run.data.tags["snapshot"] == snapshot.digest
+    assert [entry.dataset.digest for entry in run.inputs.dataset_inputs] == [snapshot.digest]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(TrainingFailed("no result"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_a_training_that_ends_early_says_so_and_a_retry_takes_its_run_up(kept, trained, error, status):
+    def break_down(log):
+        log(HISTORY[:2])
+        raise error
+
+    def resume(log):
+        log(HISTORY)
+        return TRAINED
+
+    with pytest.raises(type(error)):
+        trained(status, break_down)
+    first = find(kept, status)
+    assert (first.info.status, epochs(kept, status)) == (status, [1, 2])
+
+    trained(status, resume)
+
+    assert find(kept, status).info.run_id == first.info.run_id
+    assert (find(kept, status).info.status, epochs(kept, status)) == ("FINISHED", [1, 2, 3, 4])
+
+
+def test_an_mlflow_that_is_away_when_a_training_starts_misses_nothing(kept, monkeypatch, caplog):
+    monkeypatch.setattr(registry, "LONGEST_PAUSE", 0.01)
+    caplog.set_level("INFO")
+    tries = []
+
+    def start() -> tuple[Registry, str]:
+        tries.append(len(tries))
+        if len(tries) < 4:
+            raise ServiceUnavailable("no answer")
+        return kept, kept.start_run("late", {}, {})
+
+    with LiveRun(start) as run:
+        run.log(HISTORY[:3])
+        wait_for(lambda: epochs(kept, "late") == [1, 2, 3])
+        wait_for(lambda: "MLflow is back" in caplog.text)
+
+    assert "mlflow" not in {thread.name for thread in threading.enumerate()}
+    assert [record.levelname for record in caplog.records if "MLflow is" in record.message] == ["WARNING", "INFO"]
+
+
+def test_an_mlflow_that_hangs_does_not_hold_up_the_end_of_a_training(monkeypatch):
+    monkeypatch.setattr(registry, "SECONDS_TO_END", 0.01)
+    answers, gone = threading.Event(), threading.Event()
+
+    def start() -> tuple[Registry, str]:
+        answers.wait()
+        gone.set()
+        raise ServiceUnavailable("no answer")
+
+    with LiveRun(start) as run:
+        run.log(HISTORY)
+
+    assert not gone.is_set()
+    answers.set()
+    assert gone.wait(60)
+
+
+def test_what_is_logged_beside_a_training_belongs_to_its_flow_run():
+    flow_run = ContextVar("flow_run", default=None)
+    flow_run.set("mine")
+    seen = []
+
+    def start() -> tuple[Registry, str]:
+        seen.append(flow_run.get())
+        raise ServiceUnavailable("no answer")
+
+    with LiveRun(start):
+        wait_for(lambda: seen)
+
+    assert set(seen) == {"mine"}
+
+
+@contextmanager
+def mlflow_server(workspace: Workspace, port: int) -> Iterator[None]:
+    """An MLflow server on the workspace's own database."""
+    database = workspace.tracking_uri(RegistryConfig())
+    command = [program("mlflow"), "server", "--backend-store-uri", database, "--workers", "1"]
+    command += ["--artifacts-destination", str(workspace.artifacts), "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    log = workspace.root / "server.log"
+    with servers.running(command, environment, log, f"http://127.0.0.1:{port}/health"):
+        yield
+
+
+@pytest.mark.services
+def test_an_mlflow_server_that_goes_away_misses_no_epoch(kept, trained, workspace, snapshot, monkeypatch, caplog):
+    monkeypatch.setattr(registry, "LONGEST_PAUSE", 0.5)
+    caplog.set_level("INFO")
+    port = servers.free_port()
+    config = RegistryConfig(tracking_uri=f"http://127.0.0.1:{port}")
+    server = ExitStack()
+
+    def play(log):
+        log(HISTORY[:1])
+        wait_for(lambda: epochs(kept, "away") == [1])
+        server.close()
+        log(HISTORY[:2])
+        wait_for(lambda: caplog.text.count("MLflow is away") == 1)
+        log(HISTORY[:3])
+        server.enter_context(mlflow_server(workspace, port))
+        wait_for(lambda: epochs(kept, "away") == [1, 2, 3])
+        wait_for(lambda: caplog.text.count("MLflow is back") == 1)
+        server.close()
+        log(HISTORY)
+        wait_for(lambda: caplog.text.count("MLflow is away") == 2)
+        return TRAINED
+
+    with server:
+        server.enter_context(mlflow_server(workspace, port))
+        assert trained("away", play, config) == TRAINED
+
+    assert find(kept, "away").info.status == "RUNNING"
+    folder = workspace.root / "runs" / "away"
+    opened, run_id = start_run(snapshot, IMAGES, TRAINING, folder, RegistryConfig(), workspace)
+    with opened.ending(run_id):
+        opened.log_history(run_id, HISTORY)
+    assert epochs(kept, "away") == epochs(kept, "away", "train_loss") == [1, 2, 3, 4]
+    assert (caplog.text.count("MLflow is away"), caplog.text.count("MLflow is back")) == (2, 1)
+    assert find(kept, "away").info.status == "FINISHED"
+
+
+TRAINER = """#!/bin/sh
+cd {folder}
+for epoch in 1 2; do
+    mv history-$epoch.json history.json
+    echo "INFO epoch $epoch of 2"
+    until [ -e seen-$epoch ]; do sleep 0.05; done
+done
+mv history-3.json history.json
+exit 1
+"""
+
+
+def test_each_record_of_a_trainer_is_handed_over_while_it_runs_and_the_last_after_its_end(
+    snapshot, tmp_path, monkeypatch
+):
+    for number in (1, 2, 3):
+        (tmp_path / f"history-{number}.json").write_text(pd.DataFrame(HISTORY[:number]).to_json(orient="records"))
+    trainer = tmp_path / "trainer"
+    trainer.write_text(TRAINER.format(folder=tmp_path))
+    trainer.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(trainer))
+    counts = []
+
+    def on_epoch(history: list[dict]) -> None:
+        counts.append(len(history))
+        (tmp_path / f"seen-{len(history)}").touch()
+
+    pack = packs.Pack(tmp_path, 32)
+    with pytest.raises(TrainingFailed):
+        train_in_subprocess(snapshot, pack, IMAGES, TRAINING, tmp_path, on_epoch)
+
+    assert counts == [1, 2, 3]
