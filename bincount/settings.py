@@ -192,10 +192,10 @@ class TrainConfig(Settings):
     )
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="share of the target spread over all classes")
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: the loss weighs a class by the inverse of its share"
+        "none", description="balanced: the loss weighs a class, and each extra count, by the inverse of its share"
     )
     sampling: Literal["natural", "balanced"] = Field(
-        "natural", description="balanced: each epoch draws every class equally often, with replacement"
+        "natural", description="balanced: each epoch draws every class and extra count equally often, with replacement"
     )
     min_crop: float = Field(
         0.6, gt=0, le=1, description="smallest area of the random resized crop, share of the picture"
@@ -219,7 +219,7 @@ class TrainConfig(Settings):
 
 
 class LaunchConfig(Settings):
-    """On how many processes and hosts a training runs; the result is the same up to rounding."""
+    """On how many processes and hosts a training runs; the result is the same but for rounding and dropout."""
 
     nproc_per_node: int = Field(1, ge=1, description="processes on each host: as many as it has GPUs")
     nnodes: int = Field(1, ge=1, description="hosts that train together; they share the workspace")

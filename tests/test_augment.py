@@ -97,7 +97,9 @@ def test_both_ways_to_cut_show_the_same():
 def test_a_gpu_and_the_cpu_see_the_same_pictures():
     images = pictures(50, 64)
     chosen = views(images, color_jitter=0.3)
-    difference = look(images.cuda(), chosen, "imagenet").cpu() - look(images, chosen, "imagenet")
+    difference = look(images.cuda(), chosen.to(torch.device("cuda", 0)), "imagenet").cpu() - look(
+        images, chosen, "imagenet"
+    )
     assert difference.abs().mean() < 0.02
 
 

@@ -131,34 +131,30 @@ def with_larger_counts(count=2000, start=0):
     )
 
 
-def dealt_with_extra(rows):
-    return splits.mark_extra(splits.assign(rows), ("6", "7", "8"))
+LARGER = ("6", "7", "8")
 
 
-def test_extra_photos_are_of_bins_that_val_and_test_do_not_know():
-    dealt = dealt_with_extra(with_larger_counts())
-    extra = dealt["split"] == "extra"
-    assert extra.sum() > 150
-    assert (dealt.loc[extra, "class_name"] == "8").all()
-    judged = dealt.loc[dealt["split"].isin(["val", "test"]), "group"]
-    assert not dealt.loc[extra, "group"].isin(judged).any()
-    left_out = dealt["split"].isna()
-    assert dealt.loc[left_out, "group"].isin(judged).all()
+def test_photos_of_counts_that_are_no_class_are_dealt_as_a_class_and_only_those_of_train_are_used():
+    dealt = splits.assign(with_larger_counts(), LARGER)
+    large = dealt["label"].isna()
+    assert dealt["split"].notna().all()
+    assert 0.75 < (dealt.loc[large, "split"] == "train").mean() < 0.85
+    marked = splits.mark_extra(dealt)
+    assert (marked.loc[large, "split"] == "extra").equals(dealt.loc[large, "split"] == "train")
+    assert marked.loc[large & (dealt["split"] != "train"), "split"].isna().all()
+    assert marked.loc[~large, "split"].equals(dealt.loc[~large, "split"])
 
 
-def test_extra_photos_move_no_other():
+def test_a_bin_with_a_photo_of_a_larger_count_is_in_one_split():
+    dealt = splits.assign(with_larger_counts(), LARGER)
+    assert (dealt.groupby("group")["split"].nunique() == 1).all()
+
+
+def test_when_a_count_becomes_a_class_its_images_are_in_all_three_splits_and_none_has_moved(tmp_path):
     rows = with_larger_counts()
-    alone = splits.assign(rows)["split"]
-    assert dealt_with_extra(rows)["split"].replace("extra", np.nan).equals(alone)
-
-
-def test_a_later_photo_of_an_extra_bin_goes_to_train(tmp_path):
-    rows = with_larger_counts()
-    dealt = dealt_with_extra(rows)
-    splits.save(tmp_path, dealt)
-    alone = dealt[(dealt["split"] == "extra") & ~dealt["group"].duplicated(keep=False)]
-    later = alone.assign(image_id="9" + alone["image_id"], label=pd.array([2] * len(alone), "Int8"), class_name="2")
-    every = pd.concat([rows, later.drop(columns="split")], ignore_index=True)
-    again = splits.assign(every.assign(split=every["image_id"].map(splits.load(tmp_path))))
-    assert len(later) > 20
-    assert (again.loc[again["image_id"].isin(later["image_id"]), "split"] == "train").all()
+    before = splits.assign(rows, LARGER)
+    splits.save(tmp_path, before)
+    relabelled = rows.assign(label=rows["label"].fillna(6), split=rows["image_id"].map(splits.load(tmp_path)))
+    after = splits.assign(relabelled)
+    assert after["split"].equals(before["split"])
+    assert np.abs(shares(after)[6] - [0.8, 0.1, 0.1]).max() < 0.05

@@ -26,11 +26,6 @@ class ClassBalance:
         totals = self.counts.sum(axis=1)
         return float(totals.max() / totals[totals > 0].min())
 
-    @property
-    def weights(self) -> np.ndarray:
-        """(C,) loss weights: inverse to a class's share of train, 1 on average over the images; 0 where it has none."""
-        return weights(self.counts[:, 0])
-
     def by_class(self) -> pd.DataFrame:
         """A row a class with the columns class, train, val and test: numbers of images."""
         table = pd.DataFrame(self.counts, columns=list(SPLITS))

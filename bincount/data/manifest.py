@@ -94,8 +94,8 @@ def build(
 ) -> Snapshot:
     """Label, group and deal a dataset's bins, and freeze the result.
 
-    Bins of extra_names, which are counts that are no class, become extra, but for those that val or test know. Raises
-    DatasetError when no bin has one of the classes.
+    Bins of extra_names, which are counts that are no class, are dealt too; those of train become extra, and the others
+    are not used. Raises DatasetError when no bin has one of the classes.
     """
     good = bins[bins["status"] == "ok"]
     by_picture = good["items"].isna().all()
@@ -108,9 +108,9 @@ def build(
         raise DatasetError(f"no image has one of the classes {', '.join(classes.names)}; found: {found}; see --classes")
     with FileLock(dataset / ".lock"):
         manifest["split"] = manifest["image_id"].map(splits.load(dataset))
-        manifest = splits.mark_extra(splits.assign(manifest), extra_names)
+        manifest = splits.assign(manifest, extra_names)
         splits.save(dataset, manifest)
-        return freeze(manifest, classes, source, dataset)
+        return freeze(splits.mark_extra(manifest), classes, source, dataset)
 
 
 def check(manifest: pd.DataFrame) -> None:

@@ -6,6 +6,7 @@ of the limit, moves nothing either.
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,15 @@ SHARES = (0.8, 0.1, 0.1)
 JOINS_TWO = "joins bins of two splits"
 
 
-def assign(manifest: pd.DataFrame) -> pd.DataFrame:
+def assign(manifest: pd.DataFrame, extra_names: Sequence[str] = ()) -> pd.DataFrame:
     """Deal the images that have a label; returns a copy with split, and with group and status where bins collide.
 
     manifest has image_id, label (null where it is no class of the problem), group, status, reason, and, where something
     was dealt before, split. The order of the rows does not matter. An image that was dealt keeps its split, and its
     group takes the new ones along. New images that would join groups of two splits are set aside.
+
+    Images whose class_name is one of extra_names are dealt too, as classes of their own, so that a bin of them is in
+    one split with all its images, and stays there when they become classes.
     """
     manifest = manifest.copy()
     before = manifest["split"] if "split" in manifest else pd.Series(None, index=manifest.index)
@@ -37,27 +41,23 @@ def assign(manifest: pd.DataFrame) -> pd.DataFrame:
     kept = torn & ~joining
     manifest.loc[kept, "group"] = manifest[kept].groupby(["group", split[kept]])["image_id"].transform("min")
 
-    labelled = (manifest["status"] == "ok") & manifest["label"].notna()
+    label = manifest["label"]
+    if len(extra_names):
+        beside = manifest["class_name"].map({name: number for number, name in enumerate(extra_names)})
+        label = label.fillna((beside + label.max() + 1).astype("Int8"))
+    labelled = (manifest["status"] == "ok") & label.notna()
     of_group = split.groupby(manifest["group"]).first()
     split = manifest["group"].map(of_group)
-    dealt = _deal(manifest.loc[labelled, ["label", "group"]].assign(split=split[labelled]))
+    dealt = _deal(manifest.loc[labelled, ["group"]].assign(label=label[labelled], split=split[labelled]))
     manifest["split"] = dealt.reindex(manifest.index).astype("str").where(labelled)
     return manifest
 
 
-def mark_extra(manifest: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
-    """Give bins of these classes, which are none of the problem's, the split extra; returns a copy.
-
-    Those of a group that val or test know are left out, so that what a model is judged on stays unknown to it.
-    """
-    judged = manifest.loc[manifest["split"].isin(SPLITS[1:]), "group"]
-    is_extra = (
-        (manifest["status"] == "ok")
-        & manifest["split"].isna()
-        & manifest["class_name"].isin(names)
-        & ~manifest["group"].isin(judged)
-    )
-    return manifest.assign(split=manifest["split"].mask(is_extra, EXTRA))
+def mark_extra(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Of the images without a label that were dealt: those of train become extra, the others unused; returns a copy."""
+    beside = manifest["label"].isna() & manifest["split"].notna()
+    learned = beside & (manifest["split"] == "train")
+    return manifest.assign(split=manifest["split"].mask(beside).mask(learned, EXTRA))
 
 
 def load(dataset: Path) -> pd.Series:
@@ -69,11 +69,8 @@ def load(dataset: Path) -> pd.Series:
 
 
 def save(dataset: Path, manifest: pd.DataFrame) -> None:
-    """Remember what a manifest deals, beside what was dealt earlier.
-
-    Extra bins count as train, so that a later photo of the same bin goes there too.
-    """
-    now = manifest[manifest["split"].notna()].set_index("image_id")["split"].replace(EXTRA, "train")
+    """Remember what a manifest deals, beside what was dealt earlier."""
+    now = manifest[manifest["split"].notna()].set_index("image_id")["split"]
     earlier = load(dataset)
     every = pd.concat([earlier, now[~now.index.isin(earlier.index)]])
     temporary = dataset / f".splits.{os.getpid()}"

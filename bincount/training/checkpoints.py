@@ -1,7 +1,8 @@
 """What an unfinished training resumes from: the last checkpoint, or the one before where the last is damaged.
 
-A checkpoint is a file checkpoint-STEP-DIGEST.pt. The digest in its name is that of its content, since torch.load takes
-a file with flipped bits for a good one. Two are kept.
+A checkpoint is a file checkpoint-STEP-HALVINGS-DIGEST.pt; of two at one step the later has more halvings of the
+learning rate. The digest in its name is that of its content, since torch.load takes a file with flipped bits for a good
+one. Two are kept.
 """
 
 import hashlib
@@ -16,15 +17,18 @@ from bincount.training.files import written_whole
 logger = logging.getLogger(__name__)
 
 KEPT = 2
+WRITTEN = "checkpoint.new"
 DIGEST_LENGTH = 16
 
 
-def write(folder: Path, step: int, content: dict) -> None:
+def write(folder: Path, step: int, num_halvings: int, content: dict) -> None:
     """Write a checkpoint, whole or not at all, and remove all but the newest two."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with written_whole(folder / f"checkpoint-{step:09d}-{_digest(buffer.getbuffer())}.pt") as temporary:
+    written = folder / WRITTEN  # always the same name, so that killed runs do not leave one file each
+    with written_whole(written) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+    written.replace(folder / f"checkpoint-{step:09d}-{num_halvings}-{_digest(buffer.getbuffer())}.pt")
     for path in _newest_first(folder)[KEPT:]:
         path.unlink()
 
@@ -36,12 +40,13 @@ def read(folder: Path) -> dict | None:
         if _digest(data) == path.stem.rsplit("-", 1)[1]:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         logger.warning("%s is damaged; trying the one before", path)
+        path.unlink()
     return None
 
 
 def remove(folder: Path) -> None:
     """Remove them all: they are three times the size of the model, and a finished training needs none."""
-    for path in _newest_first(folder):
+    for path in [*_newest_first(folder), *folder.glob(f"*{WRITTEN}*")]:
         path.unlink()
 
 

@@ -5,6 +5,8 @@ import json
 import logging
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,7 +61,15 @@ class Watch:
             self.profiler.stop()
             self.is_profiled = True
 
-    def write(self, folder: Path, history: list[dict]) -> None:
+    @contextmanager
+    def writing(self, folder: Path, read_history: Callable[[], list[dict]]) -> Iterator[None]:
+        """Write at the end, also when it is an error: then above all there is something to be seen."""
+        try:
+            yield
+        finally:
+            self._write(folder, read_history())
+
+    def _write(self, folder: Path, history: list[dict]) -> None:
         """Leave gradients.csv, trace.json for Perfetto or chrome://tracing, and findings.json; warn of what is bad."""
         if not self.enabled:
             return
@@ -68,7 +78,9 @@ class Watch:
             table = csv.DictWriter(file, ["step", "layer", "gradient_norm", "weight_norm"])
             table.writeheader()
             table.writerows(self.gradients)
-        if self.is_profiled:
+        if self.profiler and not self.is_profiled:
+            self.profiler.stop()
+        elif self.is_profiled:
             self.profiler.export_chrome_trace(str(folder / "trace.json"))
         findings = self.findings()
         waiting = [record["waiting_for_data"] for record in history]

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,10 +45,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         raise SettingsError("this machine has no GPU that torch can use; train with `--device auto` or `--device cpu`")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise SettingsError(
-            f"this machine has {torch.cuda.device_count()} GPUs; give --nproc-per-node no more than that"
-        )
+    num_gpus, num_processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if num_processes > num_gpus:
+        raise SettingsError(f"this machine has {num_gpus} GPUs; give --nproc-per-node no more than that")
     return torch.device("cuda", local_rank)
 
 
@@ -80,6 +80,11 @@ def choose_arithmetic(
     for candidate in candidates:
         logger.info("%s: %.0f images/s in a trial", candidate, len(batch) / fastest[candidate])
     return min(candidates, key=fastest.get)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out: torch.OutOfMemoryError on a GPU; the allocator of a CPU has no error of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _has_bfloat16(capabilities: dict) -> bool:

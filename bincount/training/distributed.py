@@ -2,7 +2,7 @@
 
 torchrun starts the processes and says in their environment who they are. Each learns from its share of every batch;
 gradients are averaged (DistributedDataParallel), and batch norm's statistics are those of the whole batch, so that the
-result is that of one process up to the order in which floats are added.
+result is that of one process up to the order in which floats are added, and to what dropout drops.
 """
 
 import os
@@ -74,6 +74,11 @@ class World:
         return nn.parallel.DistributedDataParallel(model, ids, forward_sync_buffers=False)
 
 
+def rank() -> int:
+    """Which of all processes this is; 0 for one that torchrun did not start."""
+    return int(os.environ["RANK"]) if started_by_torchrun() else 0
+
+
 def local_rank() -> int:
     """Which of this host's processes this is."""
     return int(os.environ.get("LOCAL_RANK", "0"))
@@ -133,17 +138,16 @@ class SharedBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(pictures)
         pictures = pictures.float()
-        sums = torch.cat(
-            [pictures.sum((0, 2, 3)), (pictures**2).sum((0, 2, 3)), pictures.new_tensor([pictures[:, 0].numel()])]
-        )
-        sums = SumOverProcesses.apply(sums)
+        precise = pictures.double()  # the variance is a small difference of two large numbers
+        sums = [precise.sum((0, 2, 3)), (precise**2).sum((0, 2, 3)), precise.new_tensor([precise[:, 0].numel()])]
+        sums = SumOverProcesses.apply(torch.cat(sums))
         count = sums[-1]
         mean, square = (sums[:-1] / count).chunk(2)
-        variance = square - mean**2
+        mean, variance = mean.float(), (square - mean**2).float()
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)).float(), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         return pictures * scale[:, None, None] + shift[:, None, None]

@@ -2,7 +2,7 @@
 
     .lock           held by the trainer at work
     request.json    what to train, for the trainer's process
-    error.json      why the trainer's process gave up, when it can say so
+    error-RANK.json why a process of the trainer gave up, when it can say so
     checkpoint-*.pt weights, optimizer and position, to resume from; gone when the training has finished
     history.json    a record for each epoch so far
     model/          the weights of the epoch that is kept, and how to use them
@@ -70,6 +70,21 @@ def read_history(folder: Path) -> list[dict]:
     """The records of the epochs so far; empty before the first has ended."""
     path = folder / "history.json"
     return json.loads(path.read_text()) if path.exists() else []
+
+
+def read_error(folder: Path) -> dict[str, str] | None:
+    """The type and the message of the error that ended the training, as one of its processes left it."""
+    path = next(iter(sorted(folder.glob("error*.json"))), None)
+    return json.loads(path.read_text()) if path else None
+
+
+def write_error(folder: Path, error: Exception, rank: int) -> None:
+    write_json(folder / f"error-{rank}.json", {"type": type(error).__name__, "message": str(error)})
+
+
+def remove_errors(folder: Path) -> None:
+    for path in folder.glob("error*.json"):
+        path.unlink()
 
 
 def weights_digest(checkpoint: Path) -> str:

@@ -3,9 +3,9 @@
 Nothing heavy is imported, so that a task can import this quickly.
 """
 
-import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,9 +16,9 @@ from pathlib import Path
 from bincount import errors
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.errors import TrainingFailed
+from bincount.errors import SettingsError, TrainingFailed
 from bincount.settings import ImageConfig, LaunchConfig, TrainConfig
-from bincount.training.files import Request, Trained, read_history, written_whole
+from bincount.training.files import Request, Trained, read_error, read_history, remove_errors, written_whole
 
 logger = logging.getLogger("bincount.training")
 
@@ -56,15 +56,14 @@ def train_in_subprocess(
         return trained
 
     folder.mkdir(parents=True, exist_ok=True)
-    error_file = folder / "error.json"
-    error_file.unlink(missing_ok=True)
+    remove_errors(folder)
     request = Request(snapshot=snapshot.path, pack=pack.folder, images=images, training=config, folder=folder)
     with written_whole(folder / "request.json") as temporary:
         temporary.write_text(request.model_dump_json(indent=2))
 
     process = subprocess.Popen(
         _command(launch, folder / "request.json"),
-        env=MEMORY_SETTINGS | RESTART_SETTINGS | os.environ,
+        env=_environment(launch) | os.environ,
         stdin=subprocess.PIPE,  # never written to: its end tells the trainer that this process is gone
         stdout=subprocess.PIPE,
         text=True,
@@ -76,30 +75,40 @@ def train_in_subprocess(
     finally:
         _stop(process)
         on_epoch(read_history(folder))
-    if error_file.exists():
-        error = json.loads(error_file.read_text())
-        raise getattr(errors, error["type"])(error["message"])
     trained = Trained.read(folder)
     if trained is None:
+        if error := read_error(folder):
+            raise getattr(errors, error["type"])(error["message"])
         raise TrainingFailed(_explain(process.returncode, last_lines, len(read_history(folder))))
     return trained
 
 
+def _environment(launch: LaunchConfig) -> dict[str, str]:
+    if launch.nproc_per_node == launch.nnodes == 1:
+        return MEMORY_SETTINGS
+    threads = max(1, os.cpu_count() // launch.nproc_per_node)  # torchrun would give each process one
+    return MEMORY_SETTINGS | RESTART_SETTINGS | {"OMP_NUM_THREADS": str(threads)}
+
+
 def _command(launch: LaunchConfig, request: Path) -> list[str]:
-    trainer = ["-m", "bincount.training.train", str(request)]
+    trainer = ["-m", "bincount.training.train", str(request.resolve())]
     if launch.nproc_per_node == launch.nnodes == 1:
         return [sys.executable, *trainer]
     options = [f"--nproc-per-node={launch.nproc_per_node}", f"--max-restarts={RESTARTS}"]
     if launch.nnodes == 1:
         options += ["--standalone"]
     else:
+        if launch.rendezvous.partition(":")[0] in ("localhost", "127.0.0.1"):
+            raise SettingsError(
+                f"other hosts cannot reach {launch.rendezvous}; give this host's name or address with --rendezvous"
+            )
         meeting = [f"--rdzv-endpoint={launch.rendezvous}", f"--rdzv-id={request.parent.name}", "--rdzv-backend=c10d"]
         options += [f"--nnodes={launch.nnodes}", *meeting]
         logger.info(
             "waiting for %d more hosts; on each of them run: %s torchrun %s",
             launch.nnodes - 1,
             " ".join(f"{name}={value}" for name, value in RESTART_SETTINGS.items()),
-            " ".join([*options, *trainer]),
+            shlex.join([*options, *trainer]),
         )
     return [sys.executable, "-m", "torch.distributed.run", *options, *trainer]
 

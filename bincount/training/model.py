@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bincount.errors import ModelNotFound, SettingsError, WeightsUnavailable
 from bincount.settings import Classes, ImageConfig, Settings, TrainConfig
 from bincount.training.augment import center_crop, normalize
+from bincount.training.device import is_out_of_memory
 from bincount.training.files import written_whole
 
 HIDDEN_UNITS = 256
@@ -133,6 +134,8 @@ def load_backbone(model: nn.Module, name: str, weights: str) -> None:
             f"{weights} does not fit {name}: {len(unfit)} of {len(expected)} tensors are missing or of another shape, "
             f"such as {', '.join(unfit[:3])}; give a file of {name} with torchvision's names"
         )
+    if not all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point()):
+        raise WeightsUnavailable(f"{weights} holds numbers that are not finite; give another file")
     model.backbone.load_state_dict({key: tensors.get(key, tensor) for key, tensor in expected.items()})
 
 
@@ -176,14 +179,26 @@ def probabilities(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: n
     device = next(model.parameters()).device
     rows = np.arange(len(images)) if rows is None else rows
     results = [np.empty((0, len(spec.classes)), np.float32)]
-    for start in range(0, len(rows), INFERENCE_BATCH):
-        batch = torch.from_numpy(np.take(images, rows[start : start + INFERENCE_BATCH], axis=0)).to(device)
-        pixels = normalize(center_crop(batch, spec.center_crop), spec.normalization)
-        looks = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]
-        # That it is one of the classes is given: what was learned beside does not take part.
-        scores = sum(model(look)[:, : len(spec.classes)].softmax(dim=1) for look in looks) / len(looks)
+    start, batch_size = 0, INFERENCE_BATCH
+    while start < len(rows):
+        batch = np.take(images, rows[start : start + batch_size], axis=0)
+        try:
+            scores = _answer(model, spec, torch.from_numpy(batch).to(device))
+        except RuntimeError as error:
+            if batch_size == 1 or not is_out_of_memory(error):
+                raise
+            batch_size //= 2
+            continue
         results.append(scores.cpu().numpy())
+        start += len(batch)
     return np.concatenate(results)
+
+
+def _answer(model: nn.Module, spec: ModelSpec, images: Tensor) -> Tensor:
+    pixels = normalize(center_crop(images, spec.center_crop), spec.normalization)
+    looks = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]
+    # That it is one of the classes is given: what was learned beside does not take part.
+    return sum(model(look)[:, : len(spec.classes)].softmax(dim=1) for look in looks) / len(looks)
 
 
 def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:

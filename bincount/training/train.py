@@ -27,15 +27,15 @@ from torch import Tensor, nn
 from bincount.data import balance
 from bincount.data.manifest import Snapshot, open_snapshot
 from bincount.data.packs import Pack
-from bincount.errors import BincountError, DatasetError, TrainingDiverged, TrainingFailed
+from bincount.errors import BincountError, DatasetError, SettingsError, TrainingDiverged, TrainingFailed
 from bincount.progress import Progress
 from bincount.settings import Classes, ImageConfig, TrainConfig
 from bincount.training import checkpoints, distributed, losses
 from bincount.training.augment import draw_views, look
 from bincount.training.debug import Watch
-from bincount.training.device import Arithmetic, choose_arithmetic, choose_device
+from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, is_out_of_memory
 from bincount.training.distributed import World
-from bincount.training.files import Request, Trained, write_json
+from bincount.training.files import Request, Trained, read_error, write_error, write_json
 from bincount.training.model import ModelSpec, build, load_backbone, probabilities, save
 from bincount.training.reader import Reader
 
@@ -84,7 +84,7 @@ def fit(
     stop = stop or threading.Event()
     folder.mkdir(parents=True, exist_ok=True)
     device = choose_device(config.device, distributed.local_rank())
-    is_first = int(os.environ.get("RANK", "0")) == 0 or not distributed.started_by_torchrun()
+    is_first = distributed.rank() == 0
     with _only_trainer(folder, stop) if is_first else nullcontext(), distributed.joined(device) as world:
         trained = Trained.read(folder)
         if trained is None:
@@ -113,6 +113,11 @@ def _fit(
     train = _with_extra(train, extra, spec, pack)
     class_weights = balance.weights(np.bincount(train.labels, minlength=len(spec.outputs)))
     batch_size = min(config.batch_size, len(train.rows))
+    if batch_size < world.size:
+        raise SettingsError(
+            f"batches of {batch_size} images cannot be shared by {world.size} processes; "
+            "raise --batch-size, or lower --nproc-per-node or --nnodes"
+        )
     steps_per_epoch = len(train.rows) // batch_size  # the rest is left out: batch norm cannot learn from one image
 
     if config.model == "small" and device.type == "cpu":
@@ -131,7 +136,10 @@ def _fit(
     )
     reader = Reader(pack.images, train.rows, device)
     # cuDNN's fastest kernels add up in another order each time: a resumed run would not equal the unbroken one.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
+    with (
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True),
+        training.watch.writing(folder / "debug", lambda: training.history),
+    ):
         while len(training.history) < config.epochs:
             epoch = len(training.history)
             order = epoch_order(train.labels, class_weights, config, epoch)
@@ -155,7 +163,6 @@ def _fit(
                     save(folder / "model", training.model, spec)
                 write_json(folder / "history.json", training.history)
             logger.info("%s", _describe(record, config.epochs))
-    training.watch.write(folder / "debug", training.history)
 
     best = kept_epoch(training.history, config.keep)
     seconds = sum(record["seconds"] for record in training.history)
@@ -245,6 +252,7 @@ class Training:
         self.forward = world.spread(self.model, device)
         if arithmetic.compiled:
             torch._dynamo.config.suppress_errors = True  # a host without a compiler trains too, only slower
+            torch._inductor.config.deterministic = True  # else a resumed run may choose other kernels
             self.forward = torch.compile(self.forward)
         self.optimizer = make_optimizer(self.model, config)
         weights = class_weights if config.class_weights == "balanced" else np.ones(len(spec.outputs))
@@ -253,12 +261,14 @@ class Training:
         self.watch = Watch(self.model, enabled=config.debug and world.is_first)
         self.step = self.num_halvings = 0
         self.num_parts = 1
+        self.learning_rate = 0.0
         self.history: list[dict] = []
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
         self.seconds = self.seconds_waiting = 0.0
-        # of the epoch so far and of this process's share: sum of losses, correct predictions, images
+        self.num_seen = 0  # images, by all processes
+        # of the epoch so far and of this process's share, as _accumulate returns them
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def learn(self, images: Tensor, labels: Tensor) -> None:
@@ -277,12 +287,15 @@ class Training:
             flip=config.flip,
             color_jitter=config.color_jitter,
         )
+        self.learning_rate = learning_rate(config, self.step, self.num_steps) / 2**self.num_halvings
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step, self.num_steps) / 2**self.num_halvings
+            group["lr"] = self.learning_rate
         self.model.train()
         total_weight = self.class_weights[labels].sum()
-        mine, views = self.world.share(labels), views[self.world.rank :: self.world.size]
-        while True:
+        views = views[self.world.rank :: self.world.size].to(self.device)
+        mine = self.world.share(labels)
+        sums = None
+        while sums is None:
             torch.manual_seed(seed_for("dropout", config.seed, self.step * self.world.size + self.world.rank))
             self.optimizer.zero_grad()
             try:
@@ -292,21 +305,25 @@ class Training:
                     )
                     for part in _parts(len(mine), self.num_parts)
                 ]
-                break
-            except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's allocator raises it bare
-                if not _is_out_of_memory(error):
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
                     raise
-                self._use_smaller_parts(len(mine), error)
+            if sums is None:  # by now the error is gone, and with it what it held of the memory
+                self._use_smaller_parts(len(mine))
         self.watch.after_backward(self.step)
         self.optimizer.step()
         self.step += 1
+        self.num_seen += len(labels)
         self.totals += torch.stack(sums).sum(dim=0)
         if self.step % STEPS_BETWEEN_CHECKS == 0:
             self._check()
 
     def _accumulate(self, images: Tensor, labels: Tensor, views, total_weight: Tensor, *, is_last: bool) -> Tensor:
-        """Add the gradients of a part of the batch; its sum of losses, correct predictions, images, (3,) float64."""
-        config = self.config
+        """Add the gradients of a part of the batch.
+
+        Returns, (3,) float64, the sum of losses, and of the images of a class the number and how many were right.
+        """
+        config, num_classes = self.config, len(self.spec.classes)
         # Until the last part, processes keep their gradients to themselves.
         hold = nullcontext() if is_last or self.world.size == 1 else self.forward.no_sync()
         with hold:
@@ -318,15 +335,15 @@ class Training:
             each = losses.per_picture(logits, wanted, config) * self.class_weights[labels]
             # the mean over the batch of all processes, whose gradients are averaged
             (each.sum() * self.world.size / total_weight).backward()
-        correct = (logits.detach().argmax(dim=1) == labels).sum()
-        return torch.stack([each.detach().double().sum(), correct.double(), correct.new_tensor(len(labels)).double()])
+        right = logits.detach()[:, :num_classes].argmax(dim=1) == labels
+        return torch.stack([each.detach().double().sum(), (labels < num_classes).sum().double(), right.sum().double()])
 
-    def _use_smaller_parts(self, num_images: int, error: RuntimeError) -> None:
+    def _use_smaller_parts(self, num_images: int) -> None:
         if self.world.size > 1 or self.num_parts >= num_images:
             raise TrainingFailed(
                 f"out of memory at {-(-num_images // self.num_parts)} images at once; "
                 "lower --batch-size or --image-size, or choose a smaller --model"
-            ) from error
+            )
         self.num_parts *= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -339,15 +356,15 @@ class Training:
 
     def end_epoch(self, val_scores: dict[str, float]) -> dict:
         """Add the record of the epoch to the history, and return it."""
-        loss, correct, num_images = self.world.total(self.totals).tolist()
+        loss, num_of_classes, right = self.world.total(self.totals).tolist()
         record = {
             "epoch": len(self.history) + 1,
-            "train_loss": loss / num_images,
-            "train_accuracy": correct / num_images,
+            "train_loss": loss / self.num_seen,
+            "train_accuracy": right / max(num_of_classes, 1),
             **val_scores,
-            "learning_rate": learning_rate(self.config, self.step - 1, self.num_steps) / 2**self.num_halvings,
+            "learning_rate": self.learning_rate,
             "seconds": self.seconds,
-            "images_per_second": num_images / self.seconds,
+            "images_per_second": self.num_seen / self.seconds,
             "waiting_for_data": self.seconds_waiting / self.seconds,
             "ended": time.time(),
         }
@@ -365,13 +382,15 @@ class Training:
             "history": self.history,
             "seconds": self.seconds,
             "seconds_waiting": self.seconds_waiting,
+            "num_seen": self.num_seen,
+            "learning_rate": self.learning_rate,
             "totals": self.world.total(self.totals),
             "num_parts": self.num_parts,
             "num_halvings": self.num_halvings,
             "arithmetic": asdict(self.arithmetic),
         }
         if self.world.is_first:
-            checkpoints.write(folder, self.step, content)
+            checkpoints.write(folder, self.step, self.num_halvings, content)
 
     def take_up(self, checkpoint: dict) -> None:
         """Go on from what write wrote."""
@@ -380,7 +399,9 @@ class Training:
         self.step, self.history = checkpoint["step"], checkpoint["history"]
         self.seconds, self.seconds_waiting = checkpoint["seconds"], checkpoint["seconds_waiting"]
         self.totals = checkpoint["totals"].to(self.device) * self.world.is_first  # they are of all processes
-        self.num_parts = max(self.num_parts, checkpoint["num_parts"])
+        self.num_seen, self.learning_rate = checkpoint["num_seen"], checkpoint["learning_rate"]
+        # Processes whose shares differ by an image would make different numbers of parts and wait for each other.
+        self.num_parts = 1 if self.world.size > 1 else max(self.num_parts, checkpoint["num_parts"])
         self.num_halvings = max(self.num_halvings, checkpoint["num_halvings"])
 
     def go_back(self, folder: Path) -> None:
@@ -410,10 +431,6 @@ class Training:
 def _parts(num_images: int, num_parts: int) -> list[slice]:
     size = -(-num_images // num_parts)
     return [slice(start, start + size) for start in range(0, num_images, size)]
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -577,8 +594,7 @@ def main() -> None:
     would start again what ends with an error; what another try cannot mend ends well then, and the parent sees by the
     files that there is no result.
     """
-    is_first = int(os.environ.get("RANK", "0")) == 0
-    level = logging.INFO if is_first else logging.WARNING
+    level = logging.INFO if distributed.rank() == 0 else logging.WARNING
     logging.basicConfig(stream=sys.stdout, level=level, format="%(levelname)s %(message)s")
     sys.excepthook = lambda *failure: logger.critical("the trainer broke", exc_info=failure)
     stop = threading.Event()
@@ -587,14 +603,15 @@ def main() -> None:
     threading.Thread(target=_stop_when_parent_ends, args=(stop,), daemon=True).start()
 
     request = Request.model_validate_json(Path(sys.argv[1]).read_text())
+    if read_error(request.folder):
+        return  # torchrun starts all again when one has ended with an error; this one would end alike
     pack = Pack(request.pack, request.images.image_size)
     try:
         fit(open_snapshot(request.snapshot), pack, request.images, request.training, request.folder, stop=stop)
     except Stopped:
         sys.exit(0 if distributed.started_by_torchrun() else STOPPED)
     except BincountError as error:
-        if is_first:
-            write_json(request.folder / "error.json", {"type": type(error).__name__, "message": str(error)})
+        write_error(request.folder, error, distributed.rank())
         sys.exit(0 if distributed.started_by_torchrun() else 1)
 
 

@@ -95,7 +95,7 @@ def prepare(workspace: Workspace, data: DataConfig, images: ImageConfig, way: st
         group=f"{seed} " + group.reindex(rows.index).fillna(rows["image_id"]),  # splits are dealt in order of its hash
         label=rows["class_name"].map(labels).where(good).astype("Int8"),
     )
-    table = splits.mark_extra(splits.assign(table), data.extra_names)
+    table = splits.mark_extra(splits.assign(table, data.extra_names))
     snapshot = manifest.freeze(table, data.class_set, data.source, dataset)
     wanted = pd.concat([snapshot.labelled(), snapshot.extra()])
     return snapshot, packs.update(dataset, images, wanted["path"], wanted["sha256"])
