@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from drawn_training import IMAGES, QUICK, OnFirstEpoch, dataset
 
+from bincount.errors import SettingsError
 from bincount.settings import LaunchConfig
 from bincount.training.distributed import SharedBatchNorm, World
 from bincount.training.files import read_history
@@ -91,6 +92,18 @@ def test_when_a_process_is_killed_all_go_on_from_the_last_checkpoint_to_the_same
     assert "resuming after step" in caplog.text
     assert np.array_equal(curves(trained), curves(together))
     assert all(torch.equal(learned(trained)[name], weights) for name, weights in learned(together).items())
+
+
+def test_other_hosts_are_not_sent_to_themselves(data, tmp_path):
+    with pytest.raises(SettingsError, match=r"cannot reach localhost:29400; .*--rendezvous"):
+        train_in_subprocess(*data, IMAGES, CONFIG, tmp_path, launch=LaunchConfig(nnodes=2))
+
+
+@pytest.mark.services
+def test_what_no_process_can_do_is_raised_here(data, tmp_path):
+    config = CONFIG.model_copy(update={"batch_size": 2})
+    with pytest.raises(SettingsError, match="batches of 2 images cannot be shared by 3 processes; raise --batch-size"):
+        train_in_subprocess(*data, IMAGES, config, tmp_path, launch=LaunchConfig(nproc_per_node=3))
 
 
 def test_what_was_shared_out_comes_together_in_its_order(monkeypatch):

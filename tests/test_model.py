@@ -56,6 +56,31 @@ def test_what_was_learned_beside_the_classes_takes_no_share_of_their_probabiliti
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-6)
 
 
+def test_where_memory_is_short_fewer_pictures_are_asked_about_at_once():
+    class Cramped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = build(spec()).eval()
+
+        def forward(self, images):
+            if len(images) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self.network(images)
+
+    cramped = Cramped()
+    expected = probabilities(cramped.network, spec(), pictures(20))
+    np.testing.assert_allclose(probabilities(cramped, spec(), pictures(20)), expected, atol=1e-6)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    network = build(spec())
+    tensors = network.backbone.state_dict()
+    tensors["0.weight"][0] = float("nan")
+    safetensors.torch.save_file(tensors, tmp_path / "broken.safetensors")
+    with pytest.raises(WeightsUnavailable, match=r"broken\.safetensors holds numbers that are not finite"):
+        load_backbone(network, "small", str(tmp_path / "broken.safetensors"))
+
+
 def test_with_a_flip_a_picture_and_its_mirror_image_get_the_same_answer():
     network = build(spec()).eval()
     mirrored = pictures(5)[:, :, ::-1].copy()

@@ -206,6 +206,14 @@ def test_a_loss_that_is_no_number_asks_for_a_lower_learning_rate_when_three_halv
     with pytest.raises(TrainingDiverged, match=r"halved 3 times; try a --learning-rate below 1\.25e\+29"):
         fit(*data, IMAGES, config, tmp_path)
     assert caplog.text.count("with half the learning rate") == 3
+    assert [record["epoch"] for record in read_history(tmp_path)] == []
+
+
+def test_a_debugged_training_that_goes_astray_shows_where(data, tmp_path):
+    config = QUICK.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30, "debug": True})
+    with pytest.raises(TrainingDiverged):
+        fit(*data, IMAGES, config, tmp_path)
+    assert (tmp_path / "debug" / "gradients.csv").exists()
 
 
 def test_a_loss_that_is_no_number_once_is_learned_again_from_the_last_good_state_with_half_the_rate(
@@ -223,6 +231,8 @@ def test_a_loss_that_is_no_number_once_is_learned_again_from_the_last_good_state
     history = read_history(tmp_path)
     assert [record["epoch"] for record in history] == [1, 2, 3]
     assert np.isfinite([record["train_loss"] for record in history]).all()
+    whole = learning_rate(QUICK, STEPS_PER_EPOCH - 1, 3 * STEPS_PER_EPOCH)
+    assert history[0]["learning_rate"] == whole  # though it was evaluated again
     assert history[1]["learning_rate"] == learning_rate(QUICK, 2 * STEPS_PER_EPOCH - 1, 3 * STEPS_PER_EPOCH) / 2
     assert trained.epochs == 3
 
