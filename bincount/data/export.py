@@ -248,17 +248,16 @@ def _md5(content: bytes) -> str:
 
 @contextmanager
 def _bucket_explained(url: str) -> Iterator[None]:
-    """Turn the client's errors into ours; it names the HTTP status in the message only."""
+    """Turn the client's errors into ours."""
     try:
         yield
     except (BaseError, OSError) as error:
-        message = str(error).split("\n", 1)[0][:300]
-        status = re.search(r"status code: (\d{3})", message)
-        if isinstance(error, FileNotFoundError) or (status and status[1] == "404"):
+        meaning, message = source.understand(error)
+        if meaning == "missing":
             raise SettingsError(f"there is no bucket {url}; create it, or correct --to") from None
         if re.search("configured region|region .{1,40} is wrong", str(error)):
             raise SettingsError(f"{url} is in another region; give it as --to-region ({message})") from error
-        if isinstance(error, source.REFUSALS) or (status and status[1] in ("401", "403")):
+        if meaning == "refused":
             remedy = "sign in as one who may list it and put objects there, such as with AWS_PROFILE"
             raise SettingsError(f"{url} refuses access; {remedy} ({message})") from error
         raise ServiceUnavailable(f"{url} does not answer as it should; try again later ({message})") from error

@@ -113,6 +113,20 @@ class Source:
         return pa.Table.from_batches(pages, schema)
 
 
+def understand(error: Exception) -> tuple[Literal["missing", "refused", "unavailable"], str]:
+    """What an error of the client means, and its message in a line.
+
+    The client names only some of the HTTP statuses by a class of their own and gives the others in its message.
+    """
+    message = str(error).split("\n", 1)[0][:300]
+    status = re.search(r"status code: (\d{3})", message)
+    if isinstance(error, FileNotFoundError) or (status and status[1] == "404"):
+        return "missing", message
+    if isinstance(error, REFUSALS) or (status and status[1] in ("401", "403")):
+        return "refused", message
+    return "unavailable", message
+
+
 def access_refused(url: str, detail: str) -> SourceError:
     """The error to raise for a source that refuses to be read."""
     return SourceError(
@@ -254,17 +268,13 @@ def _paired(images: pa.Table, records: pa.Table) -> pa.Table:
 def _errors_explained(
     url: str, what: str, missing: Exception | None = None, refused: Exception | None = None
 ) -> Iterator[None]:
-    """Turn the client's errors into ours; missing is what a 404 means here, refused what a 401 or 403 means.
-
-    The client names only some of the HTTP statuses by a class of their own and gives the others in its message.
-    """
+    """Turn the client's errors into ours; missing is what a 404 means here, refused what a 401 or 403 means."""
     try:
         yield
     except (BaseError, OSError) as error:
-        message = str(error).split("\n", 1)[0][:300]
-        status = re.search(r"status code: (\d{3})", message)
-        if isinstance(error, FileNotFoundError) or (status and status[1] == "404"):
+        meaning, message = understand(error)
+        if meaning == "missing":
             raise missing or SourceError(f"{url} does not exist; check --source") from None
-        if isinstance(error, REFUSALS) or (status and status[1] in ("401", "403")):
+        if meaning == "refused":
             raise refused or access_refused(url, message) from error
         raise SourceUnavailable(f"{url} {what}: {message}") from error
