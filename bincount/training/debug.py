@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class Watch:
             ]
         self.looks = (step + 1) % STEPS_BETWEEN_LOOKS == 0
         if step == PROFILED_STEPS.start:
-            self.profiler = torch.profiler.profile(record_shapes=True)
+            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+            self.profiler = torch.profiler.profile(activities=activities, record_shapes=True)
             self.profiler.start()
         elif self.profiler and step == PROFILED_STEPS.stop:
             self.profiler.stop()
