@@ -145,11 +145,14 @@ def test_an_image_that_turns_out_not_to_decode_is_set_aside_once_and_comes_back_
     assert (rows["status"] == "ok").all()
 
 
-def test_a_file_that_changed_here_is_not_taken_for_a_useless_image(tmp_path):
+@pytest.mark.parametrize(
+    "spoil", [lambda path: path.write_bytes(undecodable_jpeg()), Path.unlink], ids=["changed", "lost"]
+)
+def test_a_file_that_changed_here_is_not_taken_for_a_useless_image(tmp_path, spoil):
     add_bin(tmp_path / "bucket", "00001")
     bring(tmp_path / "bucket", tmp_path / "data")
     row = sync.read(tmp_path / "data").iloc[0]
-    (tmp_path / "data" / row["path"]).write_bytes(undecodable_jpeg())
+    spoil(tmp_path / "data" / row["path"])
     with pytest.raises(DatasetError, match="doctor --fix"):
         sync.set_aside(tmp_path / "data", {row["sha256"]: "damaged image"})
     assert sync.read(tmp_path / "data")["status"].to_list() == ["ok"]

@@ -228,12 +228,11 @@ def set_aside(dataset: Path, reasons: dict[str, str]) -> Counter:
     useless = rows[rows["sha256"].isin(list(reasons)) & (rows["status"] == "ok")]
     aside = []
     for row in useless.itertuples(index=False):
-        with open(dataset / row.path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != row.sha256:
-                raise DatasetError(
-                    f"{dataset / row.path} is not what was fetched; `bincount doctor --fix` removes it, and then "
-                    "`bincount prepare` fetches it again"
-                )
+        if not _holds(dataset / row.path, row.sha256):
+            raise DatasetError(
+                f"{dataset / row.path} is not what was fetched; `bincount doctor --fix` removes it, and then "
+                "`bincount prepare` fetches it again"
+            )
         tags = {"image_tag": _or_none(row.image_tag), "record_tag": _or_none(row.record_tag)}
         reason = reasons[row.sha256][:REASON_LENGTH]
         aside.append({"image_id": row.image_id, **tags, "status": "set_aside", "reason": reason})
@@ -244,6 +243,14 @@ def set_aside(dataset: Path, reasons: dict[str, str]) -> Counter:
         (dataset / row.path).unlink(missing_ok=True)
         (dataset / RECORD_FILE.format(image_id=row.image_id)).unlink(missing_ok=True)
     return Counter(kind(row["reason"]) for row in aside)
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
 
 
 def inspect(data: bytes, max_pixels: int, *, with_hash: bool) -> Picture:
