@@ -55,6 +55,14 @@ def add_bin(
     (folder / "metadata" / f"{image_id}.json").write_bytes(record(quantity, items) if recorded is None else recorded)
 
 
+def add_thirty_bins(folder: Path) -> None:
+    """Five bins of each class 0 to 5; beside them one that is broken, and one with more items than the classes."""
+    for number in range(30):
+        add_bin(folder, f"{number * 40:05d}", number % 6)
+    add_bin(folder, "90000", image=b"")
+    add_bin(folder, "90040", 17)
+
+
 def bring(folder: Path, dataset: Path, config: DataConfig | None = None) -> sync.SyncReport:
     """A whole sync, as the flow does it."""
     config = config or DataConfig(source=str(folder))

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-from bins import add_bin, bring, jpeg
+from bins import add_bin, add_thirty_bins, bring, jpeg
 
 from bincount.data import doctor, manifest, packs, splits, sync
 from bincount.errors import DatasetError, SnapshotNotFound
@@ -28,11 +28,7 @@ def prepare(bucket, dataset):
 
 @pytest.fixture
 def bucket(tmp_path):
-    """Thirty bins, one of them broken, and one with more items than the classes."""
-    for number in range(30):
-        add_bin(tmp_path / "bucket", f"{number * 40:05d}", number % 6)
-    add_bin(tmp_path / "bucket", "90000", image=b"")
-    add_bin(tmp_path / "bucket", "90040", 17)
+    add_thirty_bins(tmp_path / "bucket")
     return tmp_path / "bucket"
 
 

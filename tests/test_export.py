@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from bins import add_bin, bring, jpeg
+from bins import add_bin, add_thirty_bins, bring, jpeg
 from torchvision.datasets import ImageFolder
 
 from bincount.data import export, manifest, sync
@@ -22,11 +22,7 @@ def prepare(bucket, dataset, classes="0..5", config=None):
 
 @pytest.fixture
 def source(tmp_path):
-    """Thirty bins, five of each class, one broken, and one with more items than the classes."""
-    for number in range(30):
-        add_bin(tmp_path / "source", f"{number * 40:05d}", number % 6)
-    add_bin(tmp_path / "source", "90000", image=b"")
-    add_bin(tmp_path / "source", "90040", 17)
+    add_thirty_bins(tmp_path / "source")
     return tmp_path / "source"
 
 
