@@ -31,10 +31,10 @@ def draw(path: Path, count: int, seed: int) -> None:
     image.save(path)
 
 
-def dataset(folder: Path, train: int = 96, val: int = 24) -> tuple[Snapshot, Pack]:
+def dataset(folder: Path, train: int = 96, val: int = 24, test: int = 0) -> tuple[Snapshot, Pack]:
     """A snapshot of pictures with 0, 1 and 2 squares in turn, and their pack."""
     rows = []
-    for number, split in enumerate(["train"] * train + ["val"] * val):
+    for number, split in enumerate(["train"] * train + ["val"] * val + ["test"] * test):
         count, path = number % 3, f"images/{number:05}.png"
         draw(folder / path, count, seed=number)
         content = (folder / path).read_bytes()

@@ -105,3 +105,37 @@ def test_the_table_has_a_row_a_class():
 def test_what_cannot_be_scored_is_refused(labels, probabilities):
     with pytest.raises(ValueError, match="labels"):
         metrics.score(labels, probabilities, COUNTS)
+
+
+def test_the_expectation_has_errors_of_its_own():
+    scored = metrics.score(np.array([0, 2]), np.array([[0.5, 0.5, 0], [0, 0.5, 0.5]]), COUNTS)
+
+    assert (scored.mae, scored.mae_of_expectation, scored.rmse_of_expectation) == (0.5, 0.5, 0.5)
+    assert scored.brier == pytest.approx(0.5)
+
+
+def test_two_classes_have_a_roc_curve_and_an_average_precision_of_the_second():
+    labels, certainty = np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.6, 0.9])
+    scores = np.stack([1 - certainty, certainty], axis=1)
+
+    scored = metrics.score(labels, scores, Classes.parse("good,defective"))
+
+    assert scored.roc_auc == 0.75  # of the four pairs one stands the wrong way round
+    assert scored.average_precision == pytest.approx((1 + 2 / 3) / 2)
+    one_class_only = metrics.score(labels[:1], scores[:1], Classes.parse("good,defective"))
+    assert (one_class_only.roc_auc, one_class_only.average_precision) == (None, None)
+    assert metrics.score(LABELS, sure(0, 2, 1, 1), COUNTS).roc_auc is None
+
+
+def test_confidence_is_compared_with_how_often_it_is_right():
+    scores = np.array([[0.65, 0.35, 0]] * 4 + [[0.0, 0.05, 0.95]] * 6 + [[0, 0, 1]])
+    labels = np.array([0, 0, 0, 1] + [2] * 3 + [0] * 3 + [2])
+
+    table = metrics.reliability(labels, scores)
+
+    assert table["images"].to_list() == [0, 0, 0, 0, 0, 0, 4, 0, 0, 7]
+    assert table.loc[6, ["low", "high", "confidence", "accuracy"]].to_list() == pytest.approx([0.6, 0.7, 0.65, 0.75])
+    assert table["accuracy"].isna().sum() == 8
+    gaps = 4 * 0.1 + 7 * abs((6 * 0.95 + 1) / 7 - 4 / 7)
+    assert metrics.calibration_error(table) == pytest.approx(gaps / 11)
+    assert metrics.score(labels, scores, COUNTS).calibration_error == pytest.approx(gaps / 11)

@@ -22,7 +22,7 @@ from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.errors import DatasetError, SettingsError, TrainingDiverged, TrainingFailed, WeightsUnavailable
 from bincount.settings import Classes
-from bincount.training import checkpoints, launch, losses, train
+from bincount.training import checkpoints, launch, losses, model, train
 from bincount.training.debug import Watch
 from bincount.training.distributed import World
 from bincount.training.files import Request, Trained, read_history
@@ -259,6 +259,7 @@ def test_a_batch_that_memory_has_no_room_for_is_learned_from_in_parts(data, tmp_
     for name, room in (("roomy", 16), ("cramped", 5)):
         network = copy.deepcopy(without_norm)
         monkeypatch.setattr(train, "build", lambda spec, network=network: network)
+        monkeypatch.setattr(model, "build", lambda spec, network=network: copy.deepcopy(network))  # to load it again
         monkeypatch.setattr(World, "spread", lambda self, model, device, room=room: Cramped(model, room))
         fit(*data, IMAGES, config, tmp_path / name)
         ends[name] = network.head.weight.detach()

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,7 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("dhash", pa.uint64()),
+        ("arrived", pa.timestamp("s")),  # UTC
         ("status", pa.string()),
         ("reason", pa.string()),
     ]
@@ -204,7 +206,7 @@ def read(dataset: Path, columns: list[str] | None = None) -> pd.DataFrame:
     """
     whole = dataset / "bins.parquet"
     files = ([whole] if whole.exists() else []) + sorted((dataset / "parts").glob("*.parquet"))
-    tables = [pq.read_table(file, columns=columns) for file in files]
+    tables = [pq.read_table(file, columns=columns, schema=SCHEMA) for file in files]  # older files lack columns
     fields = [SCHEMA.field(name) for name in columns] if columns else SCHEMA
     table = pa.concat_tables(tables) if tables else pa.schema(fields).empty_table()
     rows = table.to_pandas(types_mapper=_pandas_type)
@@ -415,6 +417,7 @@ def _keep_bin(dataset: Path, opened: Source, arrival: Arrival, max_pixels: int) 
         "width": picture.width,
         "height": picture.height,
         "dhash": picture.dhash,
+        "arrived": datetime.now(UTC).replace(tzinfo=None),
         "status": "ok",
         "reason": "",
     }

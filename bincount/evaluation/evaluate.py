@@ -7,26 +7,42 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bincount.data import sync
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.errors import DatasetError
+from bincount.evaluation import bootstrap, slices
+from bincount.evaluation.bootstrap import Interval
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
 from bincount.evaluation.predict import probabilities
+from bincount.settings import Classes
 from bincount.training.files import write_json, written_whole
 from bincount.training.model import load
 from bincount.training.train import choose_device
+
+SURE = 0.9  # probability from which an answer that is not the record's makes the record suspect
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Scores on the test images, and the folder that holds them.
 
-    predictions.parquet has a row an image: image_id, group, label and p_NAME for each class; metrics.json the scores.
+    predictions.parquet has a row an image: image_id, group, label and p_NAME for each class; slices.parquet a row a
+    slice, as slices.measure makes it; metrics.json the scores. intervals are of 95 %, over bins.
     """
 
     folder: Path
     metrics: Metrics
     baseline: Baseline
+    intervals: dict[str, Interval]
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        return pd.read_parquet(self.folder / "predictions.parquet")
+
+    @property
+    def slices(self) -> pd.DataFrame:
+        return pd.read_parquet(self.folder / "slices.parquet")
 
 
 def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: str = "auto") -> Evaluation:
@@ -35,7 +51,7 @@ def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, dev
     Raises DatasetError when there are no test images, or when model and snapshot do not count the same classes.
     """
     manifest = snapshot.labelled()
-    train, test = (manifest[manifest["split"] == split] for split in ("train", "test"))
+    train, test = (manifest[manifest["split"] == split].reset_index(drop=True) for split in ("train", "test"))
     if test.empty:
         raise DatasetError("the split test has no images; prepare more (a larger --limit), or classes the source has")
     model, spec = load(checkpoint, choose_device(device))
@@ -44,22 +60,54 @@ def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, dev
             f"the model in {checkpoint} tells {', '.join(spec.classes.names)} and the snapshot has "
             f"{', '.join(snapshot.classes.names)}; prepare with the same --classes"
         )
+    rows = pack.locate(test["sha256"])
     labels = test["label"].to_numpy(np.int64)
-    scores = probabilities(model, spec, pack.images, pack.locate(test["sha256"]))
+    scores = probabilities(model, spec, pack.images, rows)
 
     folder.mkdir(parents=True, exist_ok=True)
-    predictions = test[["image_id", "group", "label"]].reset_index(drop=True)
     columns = [f"p_{name}" for name in spec.classes.names]
-    predictions = pd.concat([predictions, pd.DataFrame(scores, columns=columns)], axis=1)
-    with written_whole(folder / "predictions.parquet") as temporary:
-        predictions.to_parquet(temporary, index=False)
+    predictions = test[["image_id", "group", "label"]].join(pd.DataFrame(scores, columns=columns))
+    bins = sync.read(snapshot.dataset, ["image_id", "items", "arrived"]).set_index("image_id")
+    kinds = slices.kinds(test, bins.reindex(test["image_id"]).reset_index(drop=True), slices.look(pack.images, rows))
+    by_slice = slices.measure(labels, scores, test["group"], spec.classes, kinds)
+    for name, table in (("predictions", predictions), ("slices", by_slice)):
+        with written_whole(folder / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
     evaluation = Evaluation(
         folder=folder,
         metrics=score(labels, scores, spec.classes),
         baseline=majority(train["label"].to_numpy(np.int64), labels, spec.classes),
+        intervals=bootstrap.intervals(labels, scores, test["group"], spec.classes),
     )
     write_json(
         folder / "metrics.json",
-        {"metrics": json.loads(evaluation.metrics.model_dump_json()), "baseline": evaluation.baseline.model_dump()},
+        {
+            "metrics": json.loads(evaluation.metrics.model_dump_json()),
+            "intervals": {name: interval.model_dump() for name, interval in evaluation.intervals.items()},
+            "baseline": evaluation.baseline.model_dump(),
+        },
     )
     return evaluation
+
+
+def mistakes(predictions: pd.DataFrame, classes: Classes) -> pd.DataFrame:
+    """The images that were answered otherwise than recorded, the one whose record was held least likely first.
+
+    predictions are as Evaluation has them. The columns are image_id, group, recorded, counted, confidence (the
+    probability of what was counted) and p_recorded.
+    """
+    scores = predictions[[f"p_{name}" for name in classes.names]].to_numpy()
+    names, labels = np.array(classes.names, object), predictions["label"].to_numpy(np.int64)
+    table = predictions[["image_id", "group"]].assign(
+        recorded=names[labels],
+        counted=names[scores.argmax(axis=1)],
+        confidence=scores.max(axis=1),
+        p_recorded=scores[np.arange(len(labels)), labels],
+    )
+    return table[scores.argmax(axis=1) != labels].sort_values(["p_recorded", "image_id"], ignore_index=True)
+
+
+def suspects(mistakes: pd.DataFrame) -> pd.DataFrame:
+    """Of the mistakes those in which the model is so sure that the record is to be doubted, the surest first."""
+    sure = mistakes[mistakes["confidence"] >= SURE]
+    return sure.sort_values(["confidence", "image_id"], ascending=[False, True], ignore_index=True)

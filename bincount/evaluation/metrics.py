@@ -8,9 +8,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from bincount.settings import Classes, Settings
+
+CONFIDENCE_BINS = 10  # of equal width, as the calibration error is mostly reported
 
 
 class ClassScore(Settings):
@@ -43,8 +52,9 @@ class Average(Settings):
 class Metrics(Settings):
     """Scores of one model on one set of images.
 
-    Errors are in items, by Classes.values; they are None where the classes have no order.
-    confusion has a row for each recorded and a column for each predicted class.
+    Errors are in items, by Classes.values; they are None where the classes have no order. brier is the sum over the
+    classes, 0 to 2. roc_auc and average_precision are of the second of two classes; None for other numbers of classes,
+    or where the images are all of one. confusion has a row for each recorded and a column for each predicted class.
     """
 
     num_images: int
@@ -52,8 +62,13 @@ class Metrics(Settings):
     rmse: float | None
     mae: float | None
     rmse_of_expectation: float | None
+    mae_of_expectation: float | None
     within_one: float | None
     log_loss: float
+    brier: float
+    calibration_error: float
+    roc_auc: float | None
+    average_precision: float | None
     macro: Average
     weighted: Average
     per_class: tuple[ClassScore, ...]
@@ -98,11 +113,38 @@ def score(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> Me
         accuracy=np.mean(predictions == labels),
         **_errors(labels, predictions, probabilities, classes),
         log_loss=log_loss(labels, probabilities, labels=range(len(classes))),
+        brier=brier_score_loss(labels, probabilities, labels=range(len(classes)), scale_by_half=False),
+        calibration_error=calibration_error(reliability(labels, probabilities)),
+        **_of_two_classes(labels, probabilities),
         macro=_average(labels, predictions, present, "macro"),
         weighted=_average(labels, predictions, present, "weighted"),
         per_class=_per_class(labels, predictions, classes),
         confusion=confusion_matrix(labels, predictions, labels=range(len(classes))).tolist(),
     )
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """How often answers of each confidence are right: a row a bin of confidence, low < confidence <= high.
+
+    The columns are low, high, images, confidence and accuracy, the last two the means over the bin's images and missing
+    where it has none. labels are (N,) integers in 0..C-1, probabilities (N, C).
+    """
+    edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
+    confidence = probabilities.max(axis=1)
+    answers = pd.DataFrame({"confidence": confidence, "accuracy": probabilities.argmax(axis=1) == labels})
+    place = np.clip(np.searchsorted(edges, confidence) - 1, 0, CONFIDENCE_BINS - 1)
+    means = answers.groupby(place).mean().reindex(range(CONFIDENCE_BINS))
+    images = np.bincount(place, minlength=CONFIDENCE_BINS)
+    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "images": images}).join(means)
+
+
+def calibration_error(reliability: pd.DataFrame) -> float:
+    """The expected calibration error: how far confidence and accuracy lie apart, as a mean over the images.
+
+    Guo et al., On Calibration of Modern Neural Networks (ICML 2017). reliability is the table of that name.
+    """
+    gaps = (reliability["accuracy"] - reliability["confidence"]).abs().fillna(0)
+    return float(np.average(gaps, weights=reliability["images"]))
 
 
 def majority(training_labels: np.ndarray, labels: np.ndarray, classes: Classes) -> Baseline:
@@ -142,15 +184,26 @@ def _check(labels: np.ndarray, num_classes: int) -> None:
         raise ValueError(f"labels must be in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
 
 
+def _of_two_classes(labels, probabilities) -> dict[str, float | None]:
+    if probabilities.shape[1] != 2 or len(np.unique(labels)) < 2:
+        return {"roc_auc": None, "average_precision": None}
+    return {
+        "roc_auc": roc_auc_score(labels, probabilities[:, 1]),
+        "average_precision": average_precision_score(labels, probabilities[:, 1]),
+    }
+
+
 def _errors(labels, predictions, probabilities, classes: Classes) -> dict[str, float | None]:
     if not classes.ordered:
-        return dict.fromkeys(("rmse", "mae", "rmse_of_expectation", "within_one"))
+        return dict.fromkeys(("rmse", "mae", "rmse_of_expectation", "mae_of_expectation", "within_one"))
     values = np.array(classes.values)
     errors = values[predictions] - values[labels]
+    errors_of_expectation = probabilities @ values - values[labels]
     return {
         "rmse": _rmse(errors),
         "mae": np.abs(errors).mean(),
-        "rmse_of_expectation": _rmse(probabilities @ values - values[labels]),
+        "rmse_of_expectation": _rmse(errors_of_expectation),
+        "mae_of_expectation": np.abs(errors_of_expectation).mean(),
         "within_one": np.mean(np.abs(errors) <= 1),
     }
 

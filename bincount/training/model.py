@@ -40,6 +40,7 @@ class ModelSpec(Settings):
     normalization: str
     center_crop: float
     flip_at_test: bool = False
+    temperature: float = 1.0  # the logits are divided by it, so that probabilities mean what they say
 
     @classmethod
     def make(
@@ -167,38 +168,51 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-@torch.inference_mode()
 def probabilities(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
     """What the network makes of images (N, S, S, 3) uint8: (N, C) float32, each row adds up to 1.
 
-    With rows, of those alone, read batch by batch, so that a memory-mapped pack is never loaded whole. The arithmetic
-    is float32 whatever the training's was, and the network is left in evaluation mode. Where the spec says so, each
-    answer is the mean over the picture and its mirror image.
+    With rows, of those alone. Where the spec says so, each answer is the mean over the picture and its mirror image.
+    """
+    return mean_softmax(logits(model, spec, images, rows), spec.temperature)
+
+
+def mean_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Logits (N, L, C) of L looks at each picture -> probabilities (N, C) float32."""
+    return (torch.from_numpy(logits) / temperature).softmax(dim=2).mean(dim=1).numpy()
+
+
+@torch.inference_mode()
+def logits(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """The classes' logits of each look at images (N, S, S, 3) uint8: (N, L, C) float32.
+
+    With rows, of those alone, read batch by batch, so that a memory-mapped pack is never loaded whole. L is 2 where a
+    picture's mirror image is looked at too, else 1. The arithmetic is float32 whatever the training's was, and the
+    network is left in evaluation mode.
     """
     model.eval()
     device = next(model.parameters()).device
     rows = np.arange(len(images)) if rows is None else rows
-    results = [np.empty((0, len(spec.classes)), np.float32)]
+    results = [np.empty((0, 1 + spec.flip_at_test, len(spec.classes)), np.float32)]
     start, batch_size = 0, INFERENCE_BATCH
     while start < len(rows):
         batch = np.take(images, rows[start : start + batch_size], axis=0)
         try:
-            scores = _answer(model, spec, torch.from_numpy(batch).to(device))
+            looks = _look(model, spec, torch.from_numpy(batch).to(device))
         except RuntimeError as error:
             if batch_size == 1 or not is_out_of_memory(error):
                 raise
             batch_size //= 2
             continue
-        results.append(scores.cpu().numpy())
+        results.append(looks.cpu().numpy())
         start += len(batch)
     return np.concatenate(results)
 
 
-def _answer(model: nn.Module, spec: ModelSpec, images: Tensor) -> Tensor:
+def _look(model: nn.Module, spec: ModelSpec, images: Tensor) -> Tensor:
     pixels = normalize(center_crop(images, spec.center_crop), spec.normalization)
     looks = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]
     # That it is one of the classes is given: what was learned beside does not take part.
-    return sum(model(look)[:, : len(spec.classes)].softmax(dim=1) for look in looks) / len(looks)
+    return torch.stack([model(look)[:, : len(spec.classes)] for look in looks], dim=1)
 
 
 def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
@@ -207,6 +221,11 @@ def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     with written_whole(folder / "model.safetensors") as temporary:
         safetensors.torch.save_file(tensors, temporary)
+    write_spec(folder, spec)
+
+
+def write_spec(folder: Path, spec: ModelSpec) -> None:
+    """Write how to use the weights in a folder."""
     with written_whole(folder / "model.json") as temporary:
         temporary.write_text(spec.model_dump_json(indent=2))
 

@@ -32,6 +32,7 @@ from bincount.progress import Progress
 from bincount.settings import Classes, ImageConfig, TrainConfig
 from bincount.training import checkpoints, distributed, losses
 from bincount.training.augment import draw_views, look
+from bincount.training.calibration import calibrate
 from bincount.training.debug import Watch
 from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, is_out_of_memory
 from bincount.training.distributed import World
@@ -176,6 +177,7 @@ def _fit(
         images_per_second=steps_per_epoch * batch_size * config.epochs / seconds,
     )
     if world.is_first:
+        calibrate(folder / "model", pack, val.rows, val.labels, device)
         trained.write()
         checkpoints.remove(folder)
     return trained

@@ -1,0 +1,98 @@
+"""Intervals by drawing bins: what they are of, how wide they are, and how often they are right."""
+
+import numpy as np
+import pytest
+
+from bincount.evaluation import bootstrap, metrics
+from bincount.settings import Classes
+
+COUNTS = Classes.parse("0..5")
+
+
+def guesses(num: int, seed: int = 0, num_classes: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    labels, scores = random.integers(0, num_classes, num), random.dirichlet(np.ones(num_classes), num)
+    scores[np.arange(num), labels] += 0.3
+    return labels, scores / scores.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("classes", [COUNTS, Classes.parse("1..3"), Classes.parse("good,bad,ugly")], ids=str)
+def test_the_sums_make_the_same_scores_as_scikit_learn(classes):
+    labels, scores = guesses(500, num_classes=len(classes))
+    labels[labels == 1] = 0  # a class that has no image
+
+    def total(table):
+        return table.sum().to_frame().T
+
+    ours = bootstrap.scores(total(bootstrap.sums(labels, scores, classes)), classes)
+    ours = (
+        ours.join(bootstrap.class_scores(total(bootstrap.class_sums(labels, scores, classes)), classes))
+        .iloc[0]
+        .dropna()
+    )
+
+    theirs = metrics.score(labels, scores, classes).scalars()
+    assert {
+        "accuracy",
+        "log_loss",
+        "brier",
+        "macro/f1",
+        "weighted/precision",
+        "class/" + classes.names[2] + "/f1",
+    } <= set(ours.index)
+    assert ours.to_dict() == pytest.approx({name: theirs[name] for name in ours.index})
+    not_made_of_sums = {name for name in theirs if name not in ours.index and not name.endswith("support")}
+    assert not_made_of_sums <= {"num_images", "calibration_error"}
+
+
+def test_an_interval_holds_the_truth_about_as_often_as_it_says():
+    held = []
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        hardness = np.repeat(random.random(150), 2)  # two images of each bin, alike
+        labels = np.zeros(300, int)
+        scores = np.eye(2)[(hardness + 0.2 * random.random(300) > 0.7).astype(int)]
+        found = bootstrap.intervals(labels, scores, np.repeat(np.arange(150), 2), Classes.parse("0..1"))["accuracy"]
+        held.append(found.low <= 0.6 <= found.high)  # the share of hardness + noise below 0.7
+    assert 0.9 <= np.mean(held) <= 0.99
+
+
+def test_images_of_one_bin_count_as_one():
+    labels, scores = guesses(200)
+    twice = np.tile(labels, 2), np.tile(scores, (2, 1))
+
+    alone = bootstrap.intervals(labels, scores, np.arange(200), COUNTS)["accuracy"]
+    as_bins = bootstrap.intervals(*twice, np.tile(np.arange(200), 2), COUNTS)["accuracy"]
+    as_images = bootstrap.intervals(*twice, np.arange(400), COUNTS)["accuracy"]
+
+    assert as_bins == alone
+    assert as_images.high - as_images.low < 0.8 * (alone.high - alone.low)
+
+
+def test_the_same_test_gets_the_same_interval_in_whatever_order_its_images_stand():
+    labels, scores = guesses(300)
+    groups = np.array([f"bin {number // 2}" for number in range(300)])
+    order = np.random.default_rng(1).permutation(300)
+
+    first = bootstrap.intervals(labels, scores, groups, COUNTS)
+    shuffled = bootstrap.intervals(labels[order], scores[order], groups[order], COUNTS)
+
+    for name, interval in first.items():
+        assert shuffled[name].low == pytest.approx(interval.low)
+        assert shuffled[name].high == pytest.approx(interval.high)
+
+
+def test_drawing_in_pieces_is_drawing_at_once(monkeypatch):
+    labels, scores = guesses(50)
+    added = bootstrap.sums(labels, scores, COUNTS)
+
+    drawn = bootstrap.resample(added, np.arange(50), num=100)
+
+    assert (drawn["images"] == 50).all()
+    assert drawn["right"].mean() == pytest.approx(added["right"].sum(), rel=0.05)
+    assert drawn["right"].nunique() > 5
+
+
+def test_without_images_there_is_no_interval():
+    with pytest.raises(ValueError, match="no image"):
+        bootstrap.intervals(np.empty(0, int), np.empty((0, 6)), np.empty(0, int), COUNTS)

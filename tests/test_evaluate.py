@@ -1,0 +1,84 @@
+"""A model on the test images: what is written, and which answers are held up for people to look at."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from drawn_training import IMAGES, QUICK, dataset
+
+from bincount.data import manifest
+from bincount.errors import DatasetError
+from bincount.evaluation import metrics
+from bincount.evaluation.evaluate import evaluate, mistakes, suspects
+from bincount.settings import Classes
+from bincount.training.train import fit
+
+COUNTS = Classes.parse("0..2")
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory):
+    """A drawn snapshot with test images, its pack, and a model that has learned from it."""
+    folder = tmp_path_factory.mktemp("tested")
+    snapshot, pack = dataset(folder, train=96, val=24, test=60)
+    return snapshot, pack, fit(snapshot, pack, IMAGES, QUICK, folder / "run").checkpoint
+
+
+def test_the_test_is_written_as_it_is_returned(tested, tmp_path):
+    snapshot, pack, checkpoint = tested
+
+    evaluation = evaluate(snapshot, pack, checkpoint, tmp_path / "evaluation", "cpu")
+
+    predictions = evaluation.predictions
+    assert list(predictions) == ["image_id", "group", "label", "p_0", "p_1", "p_2"]
+    assert set(predictions["image_id"]) == set(snapshot.labelled().query("split == 'test'")["image_id"])
+    again = metrics.score(predictions["label"].to_numpy(), predictions.filter(like="p_").to_numpy(), COUNTS)
+    assert again == evaluation.metrics
+    written = json.loads((evaluation.folder / "metrics.json").read_text())
+    assert written["metrics"]["accuracy"] == evaluation.metrics.accuracy
+    assert written["intervals"]["accuracy"]["low"] == evaluation.intervals["accuracy"].low
+    assert evaluation.intervals["accuracy"].low <= evaluation.metrics.accuracy <= evaluation.intervals["accuracy"].high
+    assert list(evaluation.slices)[:3] == ["slice", "value", "images"]
+    assert set(evaluation.slices["slice"]) <= {"sharpness", "brightness", "quantity"}
+
+
+def test_a_snapshot_without_test_images_is_refused_with_the_remedy(tested, tmp_path):
+    _, _, checkpoint = tested
+    snapshot, pack = dataset(tmp_path)
+
+    with pytest.raises(DatasetError, match=r"the split test has no images; prepare more \(a larger --limit\)"):
+        evaluate(snapshot, pack, checkpoint, tmp_path / "evaluation", "cpu")
+
+
+def test_a_model_of_other_classes_is_refused_with_the_remedy(tested, tmp_path):
+    snapshot, pack, checkpoint = tested
+    table = snapshot.read().assign(class_name="5", label=0)
+    other = manifest.freeze(table, Classes.parse("5,6"), "drawn", tmp_path)
+
+    with pytest.raises(DatasetError, match="tells 0, 1, 2 and the snapshot has 5, 6; prepare with the same --classes"):
+        evaluate(other, pack, checkpoint, tmp_path / "evaluation", "cpu")
+
+
+def predictions(*rows: tuple[str, int, list[float]]) -> pd.DataFrame:
+    table = pd.DataFrame({"image_id": [row[0] for row in rows], "group": "bin", "label": [row[1] for row in rows]})
+    return table.join(pd.DataFrame(np.array([row[2] for row in rows]), columns=["p_0", "p_1", "p_2"]))
+
+
+def test_mistakes_stand_in_order_of_how_unlikely_the_record_was_held():
+    table = mistakes(
+        predictions(("a", 0, [0.2, 0.5, 0.3]), ("b", 1, [0.9, 0.01, 0.09]), ("c", 2, [0.1, 0.1, 0.8])), COUNTS
+    )
+
+    assert table[["image_id", "recorded", "counted"]].to_numpy().tolist() == [["b", "1", "0"], ["a", "0", "1"]]
+    assert table["p_recorded"].to_list() == [0.01, 0.2]
+    assert table["confidence"].to_list() == [0.9, 0.5]
+
+
+def test_suspects_are_the_mistakes_of_which_the_model_is_sure():
+    table = mistakes(
+        predictions(("a", 0, [0.02, 0.95, 0.03]), ("b", 1, [0.0, 0.11, 0.89]), ("c", 2, [0.99, 0.005, 0.005])), COUNTS
+    )
+
+    assert suspects(table)["image_id"].to_list() == ["c", "a"]
+    assert suspects(table.head(0)).empty
