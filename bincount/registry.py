@@ -15,18 +15,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version as installed_version
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from matplotlib.figure import Figure
+from packaging.requirements import Requirement
 
 import bincount
 from bincount.data.manifest import Snapshot
-from bincount.errors import BincountError, ModelNotFound, SettingsError
-from bincount.evaluation.metrics import Baseline, Metrics, per_class_table
+from bincount.errors import BincountError, ModelNotFound, ServiceUnavailable, SettingsError
 from bincount.services import check_mlflow
-from bincount.settings import SPLITS, Classes, ImageConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.settings import RegistryConfig, Workspace
 from bincount.training.files import weights_digest
 
 # MLflow reads these when it is imported; without them one call to a dead server blocks for four minutes.
@@ -38,7 +40,18 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model, infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_VERSIONS
@@ -50,8 +63,16 @@ CHALLENGER = "challenger"
 RUN_TAG = "bincount.run"
 MODEL_TAG = "bincount.model"  # SHA-256 of model.safetensors
 MODEL_ID_TAG = "bincount.model_id"
+DECISION_TAG = "bincount.decision"  # of the last comparison with a champion
+PROMOTED_TAG = "bincount.promoted"
+ROLLED_BACK_TAG = "bincount.rolled_back"
+LEDGER = "promotions"  # the run that remembers who was made champion when, over whom, and why
+MOVE = "move/"
+DONE_TAG = "bincount.done"  # on the ledger: the number of the last move whose alias is set
 LONGEST_PARAM = 6000
 LONGEST_DESCRIPTION = 5000
+LONGEST_TAG = 5000
+LONGEST_REASON = 4000
 LONGEST_PAUSE = 30  # seconds between two tries while MLflow is away; the first is 1 s, and each twice the one before
 SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives a cancelled flow 10 s in all
 # What bincount.pyfunc imports, by way of the library
@@ -63,18 +84,45 @@ INFERENCE_PACKAGES = (
 
 @dataclass(frozen=True)
 class Version:
-    """One registered model. alias is champion, challenger or empty; model_id is MLflow's name of its files."""
+    """One registered model.
+
+    alias is champion, challenger or empty; model_id is MLflow's name of its files; registered is UTC.
+    """
 
     name: str
     version: int
     alias: str
     model_id: str
     run_id: str
+    registered: datetime
     tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def uri(self) -> str:
         return f"models:/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True)
+class Move:
+    """The champion's alias on its way from one version to another, as the registry remembers it for ever.
+
+    over is 0 where there was no champion; at is UTC; by says who or what moved it.
+    """
+
+    number: int
+    action: Literal["promoted", "rolled back"]
+    version: int
+    over: int
+    by: str
+    at: str
+    reason: str
+
+    def words(self) -> str:
+        if self.action == "rolled back":
+            beside = f" to version {self.version}"
+        else:
+            beside = f" over version {self.over}" if self.over else ""
+        return f"{self.action} at {self.at} UTC{beside} by {self.by}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -155,6 +203,10 @@ class Registry:
         else:
             self.client.log_table(run_id, table, name)  # it appends to what is there
 
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        """Keep a text with the run, as a file of this name."""
+        self.client.log_text(run_id, text, name)
+
     def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Keep a file with the run, under its own name."""
         self.client.log_artifact(run_id, str(path), folder)
@@ -177,10 +229,11 @@ class Registry:
     def register(
         self, run_id: str, checkpoint: Path, description: str, tags: Mapping[str, str], input_example: bytes
     ) -> Version:
-        """Make a version of the model in a checkpoint folder: champion when there is none, else challenger.
+        """Make a version of the model in a checkpoint folder, and the newest one challenger.
 
         description is Markdown, input_example a small JPEG file. The same weights from the same run are one version,
-        however often they are registered. The alias is set last.
+        however often they are registered. A version appears when all its files are there; what an attempt that was
+        killed has left is taken up, or removed where it is half a model.
         """
         digest = weights_digest(checkpoint)
         self._ensure_registered_model()
@@ -190,16 +243,85 @@ class Registry:
         if found:
             entry = found[0]
         else:
-            logged = self._log_model(run_id, checkpoint, input_example)
-            entry = self._create_version(logged, description, {**tags, MODEL_TAG: digest})
-        self.client.log_text(run_id, description, "model_card.md")
-        aliases = self._aliases()
-        version = _as_version(entry, aliases)
+            logged = self._find_logged(run_id, digest) or self._log_model(run_id, checkpoint, digest, input_example)
+            entry = self.client.create_model_version(
+                self.model_name,
+                logged.artifact_location,  # models:/<id> would be looked up in MLflow's global tracking URI
+                logged.source_run_id,
+                tags={**tags, MODEL_TAG: digest, MODEL_ID_TAG: logged.model_id},
+                description=_shorten(description),
+                model_id=logged.model_id,
+            )
+        link = json.dumps([{"name": entry.name, "version": str(entry.version)}])
+        self.client.set_logged_model_tags(entry.tags[MODEL_ID_TAG], {MLFLOW_MODEL_VERSIONS: link})
+        version = _as_version(entry, self._aliases())
+        self.describe(version, description)
         if not version.alias and version.version == self.versions()[0].version:  # an older one had its time
-            version = replace(version, alias=CHALLENGER if CHAMPION in aliases else CHAMPION)
+            version = replace(version, alias=CHALLENGER)
             self.client.set_registered_model_alias(version.name, version.alias, str(version.version))
         logger.info("%s version %d, %s", version.name, version.version, version.alias or "without alias")
         return version
+
+    def describe(self, version: Version, description: str) -> None:
+        """Give a version its card, in Markdown; what is too long for MLflow is whole in the run's model_card.md."""
+        self.client.update_model_version(version.name, str(version.version), _shorten(description))
+        self.client.log_text(version.run_id, description, "model_card.md")
+
+    def card(self, version: Version) -> str:
+        """The whole card of a version."""
+        if "model_card.md" not in {file.path for file in self.client.list_artifacts(version.run_id)}:
+            return self.client.get_model_version(version.name, str(version.version)).description or ""
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(self.client.download_artifacts(version.run_id, "model_card.md", folder)).read_text()
+
+    def note_decision(self, version: Version, decision: str) -> None:
+        """Keep with a version what was decided about it last, in words."""
+        self.client.set_model_version_tag(version.name, str(version.version), DECISION_TAG, decision[:LONGEST_TAG])
+
+    def promote(self, version: Version, over: Version | None, *, by: str, reason: str) -> bool:
+        """Make a version champion over the one it was compared with; False when that is no longer champion.
+
+        Of several who try at once one wins. What was begun is finished by whoever comes next.
+        """
+        return self._move("promoted", version, over, by=by, reason=reason)
+
+    def roll_back(self, *, by: str, reason: str) -> Version:
+        """Make the champion's predecessor champion again; the version that it is.
+
+        Raises ModelNotFound when the registry does not know of one.
+        """
+        self._finish_last_move()
+        champion = self.find("champion")
+        its_moves = [move for move in self.moves() if move.version == champion.version]
+        promotions = [move for move in its_moves if move.action == "promoted" and move.over]
+        if not promotions:
+            raise ModelNotFound(
+                f"{self.model_name} version {champion.version} has no predecessor on record; "
+                "`bincount promote VERSION --force` puts any version in its place"
+            )
+        previous = self.find(str(promotions[-1].over))
+        if not self._move("rolled back", previous, champion, by=by, reason=reason):
+            raise ServiceUnavailable("the champion changed meanwhile; look at `bincount models`, and try again")
+        return self.find(str(previous.version))
+
+    def moves(self) -> list[Move]:
+        """All moves of the champion's alias that were made with this library, the oldest first."""
+        run = self._find_ledger()
+        entries = [key for key in run.data.params if key.startswith(MOVE)] if run else []
+        return [Move(number=int(key.removeprefix(MOVE)), **json.loads(run.data.params[key])) for key in sorted(entries)]
+
+    def was_rolled_back(self, version: Version) -> Move | None:
+        """The move by which a version lost the alias to its predecessor, unless it was promoted again since."""
+        for move in reversed(self.moves()):
+            if move.action == "promoted" and move.version == version.version:
+                return None
+            if move.action == "rolled back" and move.over == version.version:
+                return move
+        return None
+
+    def params(self, version: Version) -> dict[str, str]:
+        """The settings that a version was trained with."""
+        return self.client.get_run(version.run_id).data.params
 
     def versions(self) -> list[Version]:
         """Every registered version, the newest first; none when nothing was registered yet."""
@@ -246,8 +368,19 @@ class Registry:
             about = "The champion is the version in use, the challenger the newest beside it."
             self.client.create_registered_model(self.model_name, description=about)
 
-    def _log_model(self, run_id: str, checkpoint: Path, input_example: bytes) -> LoggedModel:
-        logged = self.client.create_logged_model(self.experiment_id, self.model_name, run_id, model_type="image counts")
+    def _find_logged(self, run_id: str, digest: str) -> LoggedModel | None:
+        """The files of a model that an earlier attempt has uploaded as a whole; what it left half done is removed."""
+        ours = f"source_run_id = '{run_id}' AND tags.`{MODEL_TAG}` = '{digest}'"
+        for logged in self.client.search_logged_models([self.experiment_id], ours):
+            if logged.status == LoggedModelStatus.READY:
+                return logged
+            self.client.delete_logged_model(logged.model_id)
+        return None
+
+    def _log_model(self, run_id: str, checkpoint: Path, digest: str, input_example: bytes) -> LoggedModel:
+        logged = self.client.create_logged_model(
+            self.experiment_id, self.model_name, run_id, tags={MODEL_TAG: digest}, model_type="image counts"
+        )
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             about = Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id)
@@ -256,18 +389,67 @@ class Registry:
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         return self.client.finalize_logged_model(logged.model_id, "READY")
 
-    def _create_version(self, logged: LoggedModel, description: str, tags: Mapping[str, str]) -> ModelVersion:
-        entry = self.client.create_model_version(
-            self.model_name,
-            logged.artifact_location,  # models:/<id> would be looked up in MLflow's global tracking URI
-            logged.source_run_id,
-            tags={**tags, MODEL_ID_TAG: logged.model_id},
-            description=_shorten(description),
-            model_id=logged.model_id,
+    def _move(self, action: str, version: Version, over: Version | None, *, by: str, reason: str) -> bool:
+        self._finish_last_move()
+        champion, over_version = self.find_champion(), over.version if over else 0
+        if (champion.version if champion else 0) != over_version:
+            return False
+        at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        entry = {"action": action, "version": version.version, "over": over_version, "by": by, "at": at}
+        number = len(self.moves()) + 1
+        if not self._write_down(number, json.dumps(entry | {"reason": reason[:LONGEST_REASON]})):
+            return False
+        self._finish_last_move()
+        return True
+
+    def _write_down(self, number: int, entry: str) -> bool:
+        """Claim the next line of the ledger; False when another was quicker.
+
+        It is a run whose params are the lines. MLflow lets a param be written once, whoever else tries: that is what
+        decides between two who move the alias at once, since the alias itself can be set at any time by anyone.
+        """
+        ledger = self._find_ledger()
+        if ledger is None:
+            run = self.client.create_run(self.experiment_id, run_name=LEDGER, tags={RUN_TAG: self._ledger_name})
+            self.client.set_terminated(run.info.run_id)
+            ledger = self._find_ledger()  # of two that were made at once, the one that all find
+        try:
+            self.client.log_param(ledger.info.run_id, f"{MOVE}{number:05d}", entry)
+        except mlflow.MlflowException:
+            written = self.client.get_run(ledger.info.run_id).data.params.get(f"{MOVE}{number:05d}")
+            if written is None:  # it was not for another's line that this failed
+                raise
+            return written == entry
+        return True
+
+    def _finish_last_move(self) -> None:
+        """Set the alias as the last line of the ledger says, unless that was done already.
+
+        Afterwards someone may have moved it by hand, in MLflow's pages, and that stays.
+        """
+        ledger, moves = self._find_ledger(), self.moves()
+        if not moves or ledger.data.tags.get(DONE_TAG) == str(moves[-1].number):
+            return
+        move, name = moves[-1], self.model_name
+        tag = PROMOTED_TAG if move.action == "promoted" else ROLLED_BACK_TAG
+        about = move.version if move.action == "promoted" else move.over
+        self.client.set_model_version_tag(name, str(about), tag, move.words()[:LONGEST_TAG])
+        if self._aliases().get(CHALLENGER) == str(move.version):
+            self.client.delete_registered_model_alias(name, CHALLENGER)
+        self.client.set_registered_model_alias(name, CHAMPION, str(move.version))
+        self.client.set_tag(ledger.info.run_id, DONE_TAG, str(move.number))
+        logger.info("%s version %d is champion: %s", name, move.version, move.words())
+
+    @property
+    def _ledger_name(self) -> str:
+        return f"{LEDGER} {self.model_name}"
+
+    def _find_ledger(self) -> Run | None:
+        query = f"tags.`{RUN_TAG}` = '{self._ledger_name}'"
+        found = self.client.search_runs(
+            [self.experiment_id], query, order_by=["attributes.start_time ASC"], max_results=1
         )
-        link = json.dumps([{"name": entry.name, "version": str(entry.version)}])
-        self.client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
-        return entry
+        return found[0] if found else None
 
     def _aliases(self) -> dict[str, str]:
         found = self.client.search_registered_models(f"name = '{self.model_name}'")
@@ -363,6 +545,14 @@ def open_registry(tracking_uri: str, artifacts: Path, config: RegistryConfig) ->
     return Registry(client, experiment_id, config.model_name)
 
 
+def open_existing(workspace: Workspace, config: RegistryConfig) -> Registry:
+    """Open the registry that the settings name, to read it. Raises ModelNotFound where it was never written to."""
+    uri = workspace.tracking_uri(config)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise ModelNotFound(f"nothing was registered in {uri} yet; run `bincount run`, or correct --workspace")
+    return open_registry(uri, workspace.artifacts, config)
+
+
 @contextmanager
 def find_checkpoint(reference: str, workspace: Workspace, config: RegistryConfig) -> Iterator[Path]:
     """The folder with model.safetensors and model.json of an alias, of a version's number, or that reference itself is.
@@ -372,66 +562,9 @@ def find_checkpoint(reference: str, workspace: Workspace, config: RegistryConfig
     if (Path(reference) / "model.safetensors").exists():
         yield Path(reference)
         return
-    uri = workspace.tracking_uri(config)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise ModelNotFound(f"nothing was registered in {uri} yet; run `bincount run`, or correct --workspace")
-    opened = open_registry(uri, workspace.artifacts, config)
+    opened = open_existing(workspace, config)
     with tempfile.TemporaryDirectory() as folder:
         yield opened.checkpoint(opened.find(reference), Path(folder))
-
-
-def describe(
-    snapshot: Snapshot,
-    balance: pd.DataFrame,
-    *,
-    images: ImageConfig,
-    training: TrainConfig,
-    metrics: Metrics,
-    baseline: Baseline,
-    num_extra: int = 0,
-) -> str:
-    """The model card, in Markdown: what the model counts, what it learned from, how well it does and where it will not.
-
-    balance has a row a class with the columns class, train, val and test; metrics and baseline are of the test images;
-    num_extra images of other counts were learned from too.
-    """
-    classes = snapshot.classes
-    beside = f" Learned from beside them: {num_extra:,} images of bins with other counts." if num_extra else ""
-    totals = balance[list(SPLITS)].sum()
-    table = per_class_table(metrics).drop(columns="recall")  # which is the accuracy
-    return f"""\
-{_purpose(classes)}
-
-## Test: {metrics.num_images:,} images of bins never trained on
-
-{_scores(metrics, baseline)}
-
-{_markdown(table)}
-
-## Data
-
-{snapshot.source}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} images, \
-{", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. All images of one bin are in the same split.\
-{beside}
-
-{_markdown(balance[["class", *SPLITS]])}
-
-{_license(snapshot.source)}
-
-## Training
-
-{_listing(training)}
-
-Photos are {"squashed" if images.resize == "squash" else "cropped to their middle square and resized"} \
-to {images.image_size} x {images.image_size} pixels.
-
-## Limits
-
-- It answers with one of the classes above whatever the photo shows, and knows no others.
-- What is hidden behind other items or behind the bin's bands cannot be seen, and records may be wrong: neither the
-  model nor the record is proof.
-- It was tested on photos from the same source. Another camera, light or kind of bin needs a test of its own.
-"""
 
 
 def _save_pyfunc(folder: Path, checkpoint: Path, input_example: bytes, about: Model) -> None:
@@ -449,7 +582,7 @@ def _save_pyfunc(folder: Path, checkpoint: Path, input_example: bytes, about: Mo
             artifacts={"weights": str(checkpoint / "model.safetensors"), "spec": str(checkpoint / "model.json")},
             signature=infer_signature(example, counter.predict(None, example)),
             input_example=example,
-            pip_requirements=[f"{package}=={_public_version(package)}" for package in INFERENCE_PACKAGES],
+            pip_requirements=_pinned(INFERENCE_PACKAGES),
         )
 
 
@@ -460,48 +593,9 @@ def _as_version(entry: ModelVersion, aliases: Mapping[str, str]) -> Version:
         alias=next((alias for alias in (CHAMPION, CHALLENGER) if aliases.get(alias) == str(entry.version)), ""),
         model_id=entry.tags.get(MODEL_ID_TAG, ""),
         run_id=entry.run_id,
+        registered=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
         tags=entry.tags,
     )
-
-
-def _purpose(classes: Classes) -> str:
-    if all(map(str.isdecimal, classes.names)):
-        return f"Counts the items in a bin from a photo: {classes.names[0]} to {classes.names[-1]}."
-    return f"Tells from a photo which it is: {', '.join(classes.names)}."
-
-
-def _scores(metrics: Metrics, baseline: Baseline) -> str:
-    rows = [("accuracy", f"{metrics.accuracy:.1%}", f"{baseline.accuracy:.1%}")]
-    if metrics.rmse is not None:
-        rows += [
-            ("RMSE, items", f"{metrics.rmse:.3f}", f"{baseline.rmse:.3f}"),
-            ("RMSE of the expected count, items", f"{metrics.rmse_of_expectation:.3f}", ""),
-            ("mean absolute error, items", f"{metrics.mae:.3f}", ""),
-            ("at most one item off", f"{metrics.within_one:.1%}", ""),
-        ]
-    rows += [("macro F1", f"{metrics.macro.f1:.3f}", ""), ("log loss", f"{metrics.log_loss:.3f}", "")]
-    return _markdown(pd.DataFrame(rows, columns=["", "this model", f"always answering {baseline.class_name}"]))
-
-
-def _license(source: str) -> str:
-    if source.startswith("s3://aft-vbi-pds"):
-        return "The images are the Amazon Bin Image Dataset, licensed CC BY-NC-SA 3.0 US: not for commercial use."
-    return "The license of the images is their owner's."
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    def cell(value) -> str:
-        if isinstance(value, float):
-            return "" if pd.isna(value) else f"{value:.3f}"
-        return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
-
-    table = table.astype(object)
-    rows = [table.columns, ["---"] * table.shape[1], *table.itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in rows)
-
-
-def _listing(training: TrainConfig) -> str:
-    return ", ".join(f"{name} `{value}`" for name, value in training.model_dump().items())
 
 
 def _shorten(description: str) -> str:
@@ -521,8 +615,31 @@ def _flatten(params: Mapping, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _public_version(package: str) -> str:
-    return installed_version(package).partition("+")[0]  # 2.15.0+cpu is on no index
+def _pinned(packages: Sequence[str]) -> list[str]:
+    """Packages and all that they need, each at the version installed here, as pip takes them.
+
+    What is needed on some systems only keeps its condition.
+    """
+    pins, todo = {}, [(package, "") for package in packages]
+    while todo:
+        name, marker = todo.pop()
+        key = re.sub(r"[-_.]+", "-", name).lower()
+        if key in pins and (not pins[key] or marker):  # known, and where it is needed is no wider now
+            continue
+        try:
+            installed = distribution(name)
+        except PackageNotFoundError:  # not needed on this system
+            continue
+        pins[key] = marker
+        for text in installed.requires or ():
+            needed = Requirement(text)
+            if needed.marker and "extra" in str(needed.marker):
+                continue
+            if needed.marker is None or needed.marker.evaluate():
+                todo.append((needed.name, str(needed.marker or marker)))
+    # 2.15.0+cpu is on no index
+    versions = {key: distribution(key).version.partition("+")[0] for key in pins}
+    return [f"{key}=={versions[key]}{f' ; {marker}' if marker else ''}" for key, marker in sorted(pins.items())]
 
 
 def _as_metrics(entry: Mapping) -> list[Metric]:

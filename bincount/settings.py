@@ -238,6 +238,22 @@ class RegistryConfig(Settings):
     model_name: str = Field("bincount", min_length=1, description="name of the registered model")
 
 
+class PromotionConfig(Settings):
+    """When a new model takes the place of the one in use."""
+
+    metric: Literal["accuracy", "rmse", "rmse_of_expectation"] = Field(
+        "accuracy", description="what a new model must be better at; the others must not get worse beyond chance"
+    )
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="of the interval of the gain, which must lie above zero as a whole"
+    )
+    min_gain: float = Field(0.0, ge=0, description="smallest gain worth a change: points of accuracy, or items of RMSE")
+    max_class_loss: float = Field(
+        5.0, ge=0, description="points of accuracy that no class may lose by more, whatever the others gain"
+    )
+    force: bool = Field(False, description="promote whatever the comparison says; it is recorded all the same")
+
+
 class Workspace(Settings):
     """The folder that holds everything the pipeline makes."""
 
@@ -254,6 +270,14 @@ class Workspace(Settings):
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-40:].strip("-")
         subset = f" {data.only_listed.resolve()}" if data.only_listed else ""
         return self.root / "datasets" / f"{slug or 'source'}-{_digest(f'{data.endpoint} {address}{subset}', 8)}"
+
+    def snapshot(self, digest: str) -> Path | None:
+        """The folder of the snapshot with this digest, of whatever dataset; None where it is not here."""
+        return next(iter(sorted(self.root.glob(f"datasets/*/snapshots/{digest}"))), None)
+
+    def evaluation(self, snapshot_digest: str, weights_digest: str) -> Path:
+        """The folder of one model's test on one snapshot."""
+        return self.root / "evaluations" / f"{snapshot_digest[:12]}-{weights_digest[:12]}"
 
     def run(self, snapshot_digest: str, images: ImageConfig, training: TrainConfig) -> Path:
         """The folder of one training: named by its inputs, so that a retry lands in the same place and resumes."""

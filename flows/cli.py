@@ -16,6 +16,7 @@ from bincount.settings import (
     DataConfig,
     ImageConfig,
     LaunchConfig,
+    PromotionConfig,
     RegistryConfig,
     RunnerConfig,
     TrainConfig,
@@ -33,12 +34,14 @@ Images = Annotated[ImageConfig, Parameter(name="*", group=Group("Images", sort_k
 Training = Annotated[TrainConfig, Parameter(name="*", group=Group("Training", sort_key=3))]
 Launch = Annotated[LaunchConfig, Parameter(name="*", group=Group("Processes", sort_key=4))]
 Registry = Annotated[RegistryConfig, Parameter(name="*", group=Group("Registry", sort_key=5))]
+Promotion = Annotated[PromotionConfig, Parameter(name="*", group=Group("Promotion", sort_key=7))]
 Runner = Annotated[RunnerConfig, Parameter(name="*", group=Group("Runner", sort_key=6))]
 Root = Annotated[Path, Parameter(name="--workspace", help="folder that holds everything the pipeline makes")]
 Model = Annotated[
     str,
     Parameter(name="--model", help="champion, challenger, a version's number, or a folder with model.safetensors"),
 ]
+Device = Annotated[Literal["auto", "cpu", "cuda"], Parameter(help="where to compute")]
 BySplit = Annotated[bool, Parameter(negative="", help="put train, val and test above the classes")]
 
 
@@ -51,9 +54,10 @@ def run(
     registry: Registry = RegistryConfig(),
     runner: Runner = RunnerConfig(),
     launch: Launch = LaunchConfig(),
+    promotion: Promotion = PromotionConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
-    """Fetch, pack, split, balance, train, evaluate and register: the whole job.
+    """Fetch, pack, split, balance, train, evaluate, register and promote: the whole job.
 
     What an earlier run has done is not done again; an interrupted one goes on where it was.
     """
@@ -61,7 +65,7 @@ def run(
     from flows import run as flow
     from flows import summary
 
-    finished = flow.run(data, images, training, registry, workspace, runner, launch)
+    finished = flow.run(data, images, training, registry, workspace, runner, launch, promotion)
     summary.show(summary.of_run(finished.prepared, finished.model))
     summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
@@ -90,15 +94,16 @@ def train(
     training: Training = TrainConfig(),
     registry: Registry = RegistryConfig(),
     launch: Launch = LaunchConfig(),
+    promotion: Promotion = PromotionConfig(),
     snapshot: Annotated[str | None, Parameter(help="digest of the snapshot to train on [default: the last]")] = None,
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
-    """Train on a prepared snapshot, evaluate on its test split, and register the model."""
+    """Train on a prepared snapshot, evaluate on its test split, register the model, and promote it if it is better."""
     _check_services(registry, workspace)
     from flows import summary
     from flows import train as flow
 
-    model = flow.train(data, images, training, registry, workspace, snapshot, launch)
+    model = flow.train(data, images, training, registry, workspace, snapshot, launch, promotion)
     summary.show(summary.of_train(model))
     summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
@@ -109,7 +114,7 @@ def evaluate(
     *,
     data: Data = DataConfig(),
     registry: Registry = RegistryConfig(),
-    device: Annotated[Literal["auto", "cpu", "cuda"], Parameter(help="where to compute")] = "auto",
+    device: Device = "auto",
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """Score a model on the test images of the last prepared snapshot."""
@@ -147,6 +152,86 @@ def predict(
 
 
 @app.command(sort_key=6)
+def models(
+    *,
+    newest: Annotated[int, Parameter(help="how many versions to list", validator=Number(gte=1))] = 20,
+    registry: Registry = RegistryConfig(),
+    workspace: Root = DEFAULT_WORKSPACE,
+) -> None:
+    """List the registered versions: aliases, scores and data; and who made which the champion, when and why."""
+    from bincount.registry import open_existing
+    from flows import summary
+
+    opened = open_existing(Workspace(root=workspace), registry)
+    summary.show(summary.of_models(opened.versions()[:newest], opened.moves()[-newest:]))
+
+
+@app.command(sort_key=7)
+def compare(
+    first: Annotated[str, Parameter(help="champion, challenger, or a version's number")],
+    second: Annotated[str, Parameter(help="the same")],
+    *,
+    data: Data = DataConfig(),
+    promotion: Promotion = PromotionConfig(),
+    registry: Registry = RegistryConfig(),
+    device: Device = "auto",
+    workspace: Root = DEFAULT_WORKSPACE,
+) -> None:
+    """Show two registered versions side by side, and ask both about the same test images; nothing is promoted.
+
+    The decision is the one that would be taken if the first were champion and the second challenged it.
+    """
+    _check_services(registry, workspace)
+    from bincount.registry import open_existing
+    from flows import promote as flow
+    from flows import summary
+
+    opened = open_existing(Workspace(root=workspace), registry)
+    pair = [opened.find(first), opened.find(second)]
+    decision = flow.compare(first, second, data, promotion, registry, device, workspace)
+    names = [f"version {version.version}" for version in pair]
+    tables = summary.of_versions(*pair, [opened.params(version) for version in pair])
+    summary.show(tables | summary.of_comparison(decision, *names))
+    verdict = "would take" if decision.promote else "would not take"
+    print(f"{names[1].capitalize()} {verdict} the place of {names[0]} as champion: {decision.reason}")
+
+
+@app.command(sort_key=8)
+def promote(
+    model: Annotated[str, Parameter(help="challenger, or a version's number")] = "challenger",
+    *,
+    data: Data = DataConfig(),
+    promotion: Promotion = PromotionConfig(),
+    registry: Registry = RegistryConfig(),
+    device: Device = "auto",
+    workspace: Root = DEFAULT_WORKSPACE,
+) -> None:
+    """Make a registered version champion if it counts better than the one there is, or with --force anyway."""
+    _check_services(registry, workspace)
+    from flows import promote as flow
+    from flows import summary
+
+    summary.show(summary.of_decision(flow.promote(model, data, promotion, registry, device, workspace)))
+
+
+@app.command(sort_key=9)
+def rollback(
+    *,
+    reason: Annotated[str, Parameter(help="why, for those who look at the registry later")] = "asked for",
+    registry: Registry = RegistryConfig(),
+    workspace: Root = DEFAULT_WORKSPACE,
+) -> None:
+    """Put the champion before this one back; what is rolled back is not promoted again but by `promote --force`."""
+    from bincount.registry import open_existing
+    from flows import summary
+    from tasks.promotion import who
+
+    opened = open_existing(Workspace(root=workspace), registry)
+    opened.roll_back(by=who(), reason=reason)
+    summary.show(summary.of_models(opened.versions()[:5], opened.moves()[-5:]))
+
+
+@app.command(sort_key=10)
 def demo(
     *,
     bins: Annotated[int, Parameter(help="how many bins to draw", validator=Number(gte=300))] = 3000,
@@ -167,7 +252,7 @@ def demo(
     )
 
 
-@app.command(sort_key=7)
+@app.command(sort_key=11)
 def doctor(
     *,
     data: Data = DataConfig(),
@@ -196,7 +281,7 @@ def doctor(
         sys.exit(1)
 
 
-@app.command(sort_key=8)
+@app.command(sort_key=12)
 def export(
     *,
     folder: Annotated[Path, Parameter(help="where the class folders are to stand")],
@@ -220,7 +305,7 @@ def export(
     summary.show(summary.of_export(exported, str(folder)))
 
 
-@app.command(sort_key=9)
+@app.command(sort_key=13)
 def publish(
     *,
     to: Annotated[str, Parameter(help="bucket of your own, as s3://BUCKET[/PREFIX]")],

@@ -12,6 +12,7 @@ from bincount.settings import (
     DataConfig,
     ImageConfig,
     LaunchConfig,
+    PromotionConfig,
     RegistryConfig,
     RunnerConfig,
     TrainConfig,
@@ -42,6 +43,7 @@ def run(
     workspace: Path = DEFAULT_WORKSPACE,
     runner: RunnerConfig = RunnerConfig(),
     launch: LaunchConfig = LaunchConfig(),
+    promotion: PromotionConfig = PromotionConfig(),
 ) -> Finished:
     """Fetch, pack, split, balance, train, evaluate and register.
 
@@ -53,10 +55,11 @@ def run(
         workspace: folder that holds everything the pipeline makes
         runner: where batches of bins are fetched
         launch: on how many processes and hosts the training runs
+        promotion: when the new model takes the champion's place
     """
     registry_tasks.check_registry(registry, Workspace(root=workspace))
     prepared = prepare(data, images, workspace, runner)
-    model = train(data, images, training, registry, workspace, prepared.snapshot.digest, launch)
+    model = train(data, images, training, registry, workspace, prepared.snapshot.digest, launch, promotion)
     finished = Finished(prepared, model)
     logger.info(summary.headline(model))
     create_markdown_artifact(

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from rich.table import Table
 from bincount.data import sync
 from bincount.data.doctor import Diagnosis, Mended
 from bincount.data.export import Exported
+from bincount.evaluation import card
 from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.metrics import per_class_table
+from bincount.evaluation.promotion import NAMES, Decision
+from bincount.registry import Move, Version
 from bincount.settings import SPLITS
 from flows.prepare import Prepared
 from flows.timing import Timings
@@ -57,19 +60,26 @@ def of_prepare(prepared: Prepared) -> Tables:
 def of_train(model: TrainedModel) -> Tables:
     """The test result against the majority class, and what was registered."""
     trained, version = model.trained, model.version
-    return of_evaluation(model.evaluation) | {
-        "Model": pd.DataFrame(
-            [
-                ("registered", f"{version.name} version {version.version}, {version.alias or 'no alias'}"),
-                ("MLflow run", version.run_id),
-                ("best epoch", f"{trained.best_epoch} of {trained.epochs}, val accuracy {trained.val_accuracy:.1%}"),
-                ("training speed", f"{trained.images_per_second:,.0f} images/s"),
-                ("files", str(trained.folder)),
-            ],
-            columns=["", "value"],
-        ),
-        "Time": _times(model.timings),
-    }
+    return (
+        of_evaluation(model.evaluation)
+        | of_decision(model.decision)
+        | {
+            "Model": pd.DataFrame(
+                [
+                    ("registered", f"{version.name} version {version.version}, {version.alias or 'no alias'}"),
+                    ("MLflow run", version.run_id),
+                    (
+                        "best epoch",
+                        f"{trained.best_epoch} of {trained.epochs}, val accuracy {trained.val_accuracy:.1%}",
+                    ),
+                    ("training speed", f"{trained.images_per_second:,.0f} images/s"),
+                    ("files", str(trained.folder)),
+                ],
+                columns=["", "value"],
+            ),
+            "Time": _times(model.timings),
+        }
+    )
 
 
 def headline(model: TrainedModel) -> str:
@@ -82,21 +92,81 @@ def headline(model: TrainedModel) -> str:
 
 def of_evaluation(evaluation: Evaluation) -> Tables:
     """The test result against the majority class, and by class."""
-    metrics, baseline = evaluation.metrics, evaluation.baseline
-    rows = [("accuracy", f"{metrics.accuracy:.1%}", f"{baseline.accuracy:.1%}")]
-    if metrics.rmse is not None:
-        rows += [
-            ("RMSE, items", f"{metrics.rmse:.3f}", f"{baseline.rmse:.3f}"),
-            ("RMSE of the expected count, items", f"{metrics.rmse_of_expectation:.3f}", ""),
-            ("within one item", f"{metrics.within_one:.1%}", ""),
+    title = f"Test, {evaluation.metrics.num_images:,} images, with 95 % intervals"
+    return {title: card.scores(evaluation), "Test by class": card.by_class(evaluation)}
+
+
+def of_decision(decision: Decision) -> Tables:
+    """What was decided about the challenger, and the numbers of both models."""
+    verdict = pd.DataFrame({"": [decision.words().splitlines()[0]]})
+    return {"Decision": verdict} | of_comparison(decision, "champion", "challenger")
+
+
+def of_comparison(decision: Decision, first: str, second: str) -> Tables:
+    """The numbers of two models on the same images; no table where they could not be compared."""
+    if not decision.gains:
+        return {}
+    rows = []
+    for gain in decision.gains:
+        form, factor, sign = ("{:+.1f} points", 100, 1) if gain.metric == "accuracy" else ("{:+.3f} items", 1, -1)
+        ends = sorted(sign * factor * end for end in (gain.interval.low, gain.interval.high))
+        change = form.format(sign * factor * gain.gain)
+        scores = [
+            f"{score:.1%}" if gain.metric == "accuracy" else f"{score:.3f}"
+            for score in (gain.champion, gain.challenger)
         ]
-    by_class = per_class_table(metrics).drop(columns="accuracy")  # which is the recall
-    return {
-        f"Test, {metrics.num_images:,} images": pd.DataFrame(
-            rows, columns=["", "model", f"always {baseline.class_name}"]
-        ),
-        "Test by class": by_class.dropna(axis="columns", how="all"),
-    }
+        rows.append((NAMES[gain.metric], *scores, change, "{:+.3g} to {:+.3g}".format(*ends)))
+    title = f"On the same {decision.num_images:,} images of {decision.num_bins:,} bins, new to both"
+    interval = f"{decision.confidence:.0%} interval"
+    tables = {title: pd.DataFrame(rows, columns=["", first, second, "change", interval])}
+    by_class = [
+        (change.name, change.images, change.champion, change.challenger, f"{0 - change.loss:+.1f} points")
+        for change in decision.by_class
+    ]
+    tables["Accuracy by class"] = pd.DataFrame(by_class, columns=["class", "images", first, second, "change"])
+    return tables
+
+
+def of_models(versions: Sequence[Version], moves: Sequence[Move]) -> Tables:
+    """The registered versions, the newest first, and how the champion's alias moved, the last move first."""
+    rows = [
+        {
+            "version": version.version,
+            "alias": version.alias,
+            "registered, UTC": version.registered.strftime("%Y-%m-%d %H:%M"),
+            "accuracy": version.tags.get("test_accuracy", "").partition(" ")[0],
+            "RMSE": version.tags.get("test_rmse", "").partition(" ")[0],
+            "images": version.tags.get("num_images", ""),
+            "data": version.tags.get("snapshot", "")[:8],
+        }
+        for version in versions
+    ]
+    tables = {"Versions": pd.DataFrame(rows)}
+    if moves:
+        lines = [
+            (move.at, f"{move.action} {move.version}", move.over or "", move.by, move.reason)
+            for move in reversed(moves)
+        ]
+        tables["Champions"] = pd.DataFrame(lines, columns=["UTC", "what", "over", "by", "why"])
+    return tables
+
+
+def of_versions(first: Version, second: Version, params: Sequence[Mapping[str, str]]) -> Tables:
+    """Two versions beside each other: what the registry says of each, and the settings that differ."""
+    kept = ("source", "snapshot", "num_images", "classes", "image_size", "test_images", "test_accuracy", "test_rmse")
+    facts = [
+        {"registered": f"{version.registered:%Y-%m-%d %H:%M} UTC", "alias": version.alias}
+        | {name: version.tags.get(name, "") for name in (*kept, "test_rmse_of_expectation", "git_commit")}
+        for version in (first, second)
+    ]
+    rows = [(name.replace("_", " "), *(each[name] for each in facts)) for name in facts[0]]
+    settings = [(name, *(each.get(name, "") for each in params)) for name in sorted({*params[0], *params[1]})]
+    names = [f"version {version.version}" for version in (first, second)]
+    tables = {"Versions": pd.DataFrame(rows, columns=["", *names])}
+    different = [row for row in settings if row[1] != row[2] and row[0] not in facts[0]]
+    if different:
+        tables["Settings that differ"] = pd.DataFrame(different, columns=["", *names])
+    return tables
 
 
 def of_predictions(counted: pd.DataFrame) -> pd.DataFrame:

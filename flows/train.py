@@ -8,12 +8,14 @@ from prefect import flow
 from bincount.data import manifest
 from bincount.data.manifest import Snapshot
 from bincount.evaluation.evaluate import Evaluation
+from bincount.evaluation.promotion import Decision
 from bincount.registry import Version
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
     ImageConfig,
     LaunchConfig,
+    PromotionConfig,
     RegistryConfig,
     TrainConfig,
     Workspace,
@@ -22,6 +24,7 @@ from bincount.training.files import Trained
 from flows.timing import Timings
 from tasks import data as data_tasks
 from tasks import evaluation as evaluation_tasks
+from tasks import promotion as promotion_tasks
 from tasks import registry as registry_tasks
 from tasks import training as training_tasks
 
@@ -34,6 +37,7 @@ class TrainedModel:
     trained: Trained
     evaluation: Evaluation
     version: Version
+    decision: Decision
     timings: Timings
 
 
@@ -46,6 +50,7 @@ def train(
     workspace: Path = DEFAULT_WORKSPACE,
     snapshot: str | None = None,
     launch: LaunchConfig = LaunchConfig(),
+    promotion: PromotionConfig = PromotionConfig(),
 ) -> TrainedModel:
     """Train on a prepared snapshot, evaluate on its test split, and register the model.
 
@@ -57,6 +62,7 @@ def train(
         workspace: folder that holds everything the pipeline makes
         snapshot: digest of the snapshot to train on; the last one that was prepared when left out
         launch: on how many processes and hosts the training runs
+        promotion: when the new model takes the champion's place
     """
     places = Workspace(root=workspace)
     dataset = places.dataset(data)
@@ -73,4 +79,8 @@ def train(
         )
     with timings.step("register"):
         version = registry_tasks.register_model(chosen, pack, images, training, trained, evaluation, registry, places)
-    return TrainedModel(chosen, trained, evaluation, version, timings)
+    with timings.step("promote"):
+        version, decision = promotion_tasks.promote_model(
+            version, chosen, evaluation, promotion, registry, places, training.device
+        )
+    return TrainedModel(chosen, trained, evaluation, version, decision, timings)

@@ -2,28 +2,40 @@
 
 from pathlib import Path
 
+import pandas as pd
 from prefect import task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.evaluation.evaluate import Evaluation, evaluate
-from bincount.evaluation.metrics import per_class_table
+from bincount.evaluation import card
+from bincount.evaluation.evaluate import Evaluation, evaluate, mistakes, suspects
 
 
 @task(name="evaluate model", task_run_name="evaluate on test", cache_policy=NO_CACHE)
 def evaluate_model(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: str) -> Evaluation:
-    """Score on the test images, with the table by class on the run's page."""
+    """Score on the test images, with what was found on the run's page."""
     evaluation = evaluate(snapshot, pack, checkpoint, folder, device)
-    create_table_artifact(
-        key="test-metrics",
-        table=per_class_table(evaluation.metrics)
-        .round(3)
-        .astype(object)
-        .where(lambda table: table.notna(), None)
-        .to_dict("records"),
-        description=f"Accuracy {evaluation.metrics.accuracy:.1%} on {evaluation.metrics.num_images:,} test images; "
-        f"always answering {evaluation.baseline.class_name}: {evaluation.baseline.accuracy:.1%}",
+    metrics, baseline = evaluation.metrics, evaluation.baseline
+    create_markdown_artifact(
+        key="test-scores",
+        markdown=card.markdown(card.scores(evaluation)),
+        description=f"Accuracy {metrics.accuracy:.1%} on {metrics.num_images:,} test images; "
+        f"always answering {baseline.class_name}: {baseline.accuracy:.1%}",
     )
+    _show(card.by_class(evaluation), "test-metrics", "Scores by class")
+    names = list(snapshot.classes.names)
+    confusion = pd.DataFrame(metrics.confusion, columns=[f"counted {name}" for name in names])
+    confusion.insert(0, "recorded", names)
+    _show(confusion, "confusion", "Test images by what was recorded and what was counted")
+    _show(evaluation.slices, "slices", "Accuracy by kind of image, with 95 % intervals")
+    wrong = suspects(mistakes(evaluation.predictions, snapshot.classes))
+    _show(wrong.head(100), "suspects", f"The surest of {len(wrong):,} test images whose record is to be doubted")
     return evaluation
+
+
+def _show(table: pd.DataFrame, key: str, description: str) -> None:
+    rounded = table.round(3).astype(object)
+    rows = rounded.where(rounded.notna(), None).to_dict("records")
+    create_table_artifact(key=key, table=rows, description=description)

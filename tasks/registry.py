@@ -1,9 +1,14 @@
 """Registration in MLflow as tasks."""
 
 import io
+import subprocess
+from contextlib import suppress
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from matplotlib.figure import Figure
 from PIL import Image
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
@@ -16,13 +21,16 @@ from bincount import registry
 from bincount.data import balance
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.evaluation import plots
-from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.metrics import per_class_table
+from bincount.evaluation import card, plots, report
+from bincount.evaluation.evaluate import Evaluation, mistakes, suspects
+from bincount.evaluation.metrics import reliability
 from bincount.registry import Registry, Version
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig, Workspace
 from bincount.training.files import Trained, read_history
+from bincount.training.model import read_spec
 from tasks.retry import transient
+
+NUM_WORST = 30  # mistakes on the sheet
 
 
 def server_may_return(task: Any, task_run: TaskRun, state: State) -> bool:
@@ -78,35 +86,83 @@ def register_model(
         by_class = measured.by_class()
         history = read_history(trained.folder)
         opened.log_history(run_id, history)
-        opened.log_metrics(run_id, {f"test/{name}": value for name, value in evaluation.metrics.scalars().items()})
-        opened.log_metrics(
-            run_id, {"test/majority_accuracy": evaluation.baseline.accuracy, "train/seconds": trained.seconds}
-        )
+        opened.log_metrics(run_id, {"train/seconds": trained.seconds})
         opened.log_table(run_id, measured.table(), "class_balance.json")
-        opened.log_table(run_id, per_class_table(evaluation.metrics), "test_metrics.json")
         opened.log_figure(run_id, plots.class_balance(by_class), "class_balance.png")
         opened.log_figure(run_id, plots.training_curves(history, trained.best_epoch), "training_curves.png")
-        opened.log_figure(run_id, plots.confusion(evaluation.metrics), "confusion_matrix.png")
-        opened.log_file(run_id, evaluation.folder / "predictions.parquet")
+        _log_evaluation(opened, run_id, evaluation, snapshot, pack)
         for path in sorted((trained.folder / "debug").glob("*")):
             opened.log_file(run_id, path, "debug")
 
-        card = registry.describe(
+        text = card.describe(
             snapshot,
             by_class,
+            spec=read_spec(trained.checkpoint),
             images=images,
             training=training,
-            metrics=evaluation.metrics,
-            baseline=evaluation.baseline,
+            evaluation=evaluation,
             num_extra=len(snapshot.extra()),
         )
-        tags = _tags(snapshot, images)
-        version = opened.register(run_id, trained.checkpoint, card, tags, _example(snapshot, pack))
-    create_markdown_artifact(key="model-card", markdown=card, description=f"{version.name} version {version.version}")
+        tags = {**_tags(snapshot, images), **_headline(evaluation)}
+        version = opened.register(run_id, trained.checkpoint, text, tags, _example(snapshot, pack))
+    create_markdown_artifact(key="model-card", markdown=text, description=f"{version.name} version {version.version}")
     if workspace.tracking_uri(config).startswith("http"):
         link = f"{workspace.tracking_uri(config).rstrip('/')}/#/models/{version.name}/versions/{version.version}"
         create_link_artifact(key="model-version", link=link, link_text=f"{version.name} version {version.version}")
     return version
+
+
+def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snapshot: Snapshot, pack: Pack) -> None:
+    """All that the test has shown: numbers, tables, pictures, and a page that opens without a server."""
+    metrics, predictions, by_slice = evaluation.metrics, evaluation.predictions, evaluation.slices
+    scores = predictions[[f"p_{name}" for name in snapshot.classes.names]].to_numpy()
+    confidence = reliability(predictions["label"].to_numpy(), scores)
+    wrong = mistakes(predictions, snapshot.classes)
+
+    opened.log_metrics(run_id, {f"test/{name}": value for name, value in metrics.scalars().items()})
+    opened.log_metrics(run_id, {"test/majority_accuracy": evaluation.baseline.accuracy})
+    tables = {
+        "test_scores": card.scores(evaluation),
+        "test_metrics": card.by_class(evaluation),
+        "slices": by_slice,
+        "mistakes": wrong,
+        "suspects": suspects(wrong),
+    }
+    for name, table in tables.items():
+        opened.log_table(run_id, table, f"{name}.json")
+    figures = {
+        "confusion_matrix": plots.confusion(metrics),
+        "reliability": plots.reliability(confidence, metrics.calibration_error),
+        "worst_mistakes": _sheet(wrong.head(NUM_WORST), snapshot, pack),
+    }
+    if len(by_slice):
+        figures["slices"] = plots.by_slice(by_slice, metrics.accuracy)
+    for name, figure in figures.items():
+        opened.log_figure(run_id, figure, f"{name}.png")
+    intervals = {name: (interval.low, interval.high) for name, interval in evaluation.intervals.items()}
+    title = f"Test on {metrics.num_images:,} images of {snapshot.source}"
+    opened.log_text(run_id, report.page(metrics, confidence, by_slice, title, intervals), "test.html")
+    opened.log_file(run_id, evaluation.folder / "predictions.parquet")
+
+
+def _sheet(wrong: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> Figure:
+    digests = snapshot.labelled().set_index("image_id")["sha256"]
+    pictures = [pack.images[row] for row in pack.locate(digests[wrong["image_id"]])]
+    captions = [
+        f"{row.image_id}\nrecorded {row.recorded}, counted {row.counted} ({row.confidence:.0%})"
+        for row in wrong.itertuples()
+    ]
+    return plots.sheet(pictures, captions, f"The {len(wrong)} test images whose record was held least likely")
+
+
+def _headline(evaluation: Evaluation) -> dict[str, str]:
+    """The scores that tell versions apart at a glance."""
+    found, intervals = evaluation.metrics.scalars(), evaluation.intervals
+    names = [name for name in ("accuracy", "rmse", "rmse_of_expectation") if name in found]
+    scores = {name: f"{found[name]:.4f} ({intervals[name].low:.4f} to {intervals[name].high:.4f})" for name in names}
+    return {f"test_{name}": value for name, value in scores.items()} | {
+        "test_images": str(evaluation.metrics.num_images)
+    }
 
 
 def _tags(snapshot: Snapshot, images: ImageConfig) -> dict[str, str]:
@@ -115,8 +171,19 @@ def _tags(snapshot: Snapshot, images: ImageConfig) -> dict[str, str]:
         "source": snapshot.source,
         "classes": ",".join(snapshot.classes.names),
         "image_size": str(images.image_size),
+        "num_images": str(snapshot.num_images),
+        **_code(),
         "flow_run": flow_run.ui_url if PREFECT_UI_URL.value() else str(flow_run.id or ""),
     }
+
+
+def _code() -> dict[str, str]:
+    """Which code trained the model: the release, and the commit where it runs from a git checkout."""
+    tags = {"bincount_version": installed_version("bincount-pipeline")}
+    asked = ["git", "-C", str(Path(registry.__file__).parent), "rev-parse", "HEAD"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        tags["git_commit"] = subprocess.run(asked, capture_output=True, check=True, text=True).stdout.strip()
+    return tags
 
 
 def _example(snapshot: Snapshot, pack: Pack) -> bytes:

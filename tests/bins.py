@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bincount.data import source, sync
-from bincount.settings import DataConfig
+from bincount.data import manifest, source, sync
+from bincount.data.manifest import Snapshot
+from bincount.settings import Classes, DataConfig
 
 
 def jpeg(seed: int = 0, size: tuple[int, int] = (64, 48)) -> bytes:
@@ -71,3 +72,12 @@ def bring(folder: Path, dataset: Path, config: DataConfig | None = None) -> sync
     batches = [sync.fetch(dataset, opened, plan.batch(number), config) for number in range(plan.num_batches)]
     sync.merge(dataset)
     return sum(batches, sync.SyncReport())
+
+
+def described_snapshot(folder: Path, classes: Classes, source: str = "s3://aft-vbi-pds") -> Snapshot:
+    """What a snapshot says of itself, without a manifest."""
+    path = folder / "bins" / "snapshots" / "0123456789abcdef0123456789abcdef"
+    path.mkdir(parents=True)
+    about = {"digest": path.name, "num_images": 1616, "classes": classes.model_dump(), "source": source}
+    (path / "snapshot.json").write_text(json.dumps(about))
+    return manifest.open_snapshot(path)

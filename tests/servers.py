@@ -1,15 +1,20 @@
 """Servers that tests need: started on free loopback ports, waited for, and stopped by pid."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import glob
 from pathlib import Path
+
+import pytest
 
 
 def free_port() -> int:
@@ -43,22 +48,83 @@ def prefect_server(home: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/api"
 
 
+@contextmanager
+def mlflow_server(folder: Path, database: str | None = None, port: int | None = None) -> Iterator[str]:
+    """An MLflow server on SQLite in the folder, named as in a workspace, or on another database; gives its URL."""
+    port = port or free_port()
+    command = [program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", database or f"sqlite:///{folder.resolve()}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "mlflow-artifacts")]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    url = f"http://127.0.0.1:{port}"
+    with running(command, environment, folder / "mlflow-server.log", f"{url}/health"):
+        yield url
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """A PostgreSQL of its own, logging into the folder; gives the URL of an empty database, as MLflow takes it."""
+    programs = Path(installed("postgres", "postgresql")).resolve().parent
+    port = str(free_port())
+    with tempfile.TemporaryDirectory(prefix="postgres-") as cluster:
+        options = {"cwd": cluster}
+        if os.geteuid() == 0:  # it refuses to run as root; and the user it runs as may not enter pytest's folders
+            options |= {"user": "postgres", "group": "postgres", "extra_groups": []}
+            shutil.chown(cluster, "postgres", "postgres")
+        initdb = [programs / "initdb", "--pgdata", cluster, "--username", "postgres", "--auth", "trust", "--no-sync"]
+        made = subprocess.run([*initdb, "--encoding", "UTF8"], capture_output=True, text=True, check=False, **options)
+        assert made.returncode == 0, made.stderr
+        command = [str(programs / "postgres"), "-D", cluster, "-p", port, "-h", "127.0.0.1", "-k", "", "-F"]
+        is_ready = [programs / "pg_isready", "--quiet", "--host", "127.0.0.1", "--port", port]
+
+        def ready() -> bool:
+            return subprocess.run(is_ready, check=False).returncode == 0
+
+        # At SIGTERM it would wait for its clients to go.
+        with running(command, dict(os.environ), folder / "postgres.log", ready, stop=signal.SIGINT, **options):
+            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+
+
+def installed(name: str, package: str) -> str:
+    """The path of a program from a Debian package; without it the test is skipped, but in CI, where it fails."""
+    # Debian keeps PostgreSQL's programs, one folder a version, where PATH does not lead.
+    folders = [os.environ["PATH"], *sorted(glob("/usr/lib/postgresql/*/bin"), reverse=True)]
+    path = shutil.which(name, path=os.pathsep.join(folders))
+    if path is None:
+        give_up = pytest.fail if "CI" in os.environ else pytest.skip
+        give_up(f"needs {name}; `apt-get install {package}` brings it")
+    return path
+
+
 def program(name: str) -> str:
     """A program of the environment that runs the tests."""
     return str(Path(sys.executable).with_name(name))
 
 
 @contextmanager
-def running(command: list[str], environment: dict[str, str], log: Path, health: str) -> Iterator[None]:
+def running(
+    command: list[str],
+    environment: dict[str, str],
+    log: Path,
+    health: str | Callable[[], bool],
+    seconds: float = 90,
+    stop: signal.Signals = signal.SIGTERM,
+    **options,
+) -> Iterator[None]:
+    """A server, from when its health, a URL or a function, answers; options are those of subprocess.Popen."""
+    is_up = health if callable(health) else lambda: _answers(health)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True, **options
+        )
     try:
-        wait_for(lambda: process.poll() is not None or _answers(health))
+        wait_for(lambda: process.poll() is not None or is_up(), seconds)
         assert process.poll() is None, log.read_text()
         yield
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it ended by itself, and its log says why
+            os.killpg(process.pid, stop)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:

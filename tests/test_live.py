@@ -1,17 +1,16 @@
 """A training's curves are in MLflow while it runs, whatever becomes of MLflow or of the training."""
 
-import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import ContextVar
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import servers
-from servers import program, wait_for
+from servers import wait_for
 
 from bincount import registry
 from bincount.data import manifest, packs
@@ -170,18 +169,6 @@ def test_what_is_logged_beside_a_training_belongs_to_its_flow_run():
     assert set(seen) == {"mine"}
 
 
-@contextmanager
-def mlflow_server(workspace: Workspace, port: int) -> Iterator[None]:
-    """An MLflow server on the workspace's own database."""
-    database = workspace.tracking_uri(RegistryConfig())
-    command = [program("mlflow"), "server", "--backend-store-uri", database, "--workers", "1"]
-    command += ["--artifacts-destination", str(workspace.artifacts), "--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    log = workspace.root / "server.log"
-    with servers.running(command, environment, log, f"http://127.0.0.1:{port}/health"):
-        yield
-
-
 @pytest.mark.services
 def test_an_mlflow_server_that_goes_away_misses_no_epoch(kept, trained, workspace, snapshot, monkeypatch, caplog):
     monkeypatch.setattr(registry, "LONGEST_PAUSE", 0.5)
@@ -197,7 +184,7 @@ def test_an_mlflow_server_that_goes_away_misses_no_epoch(kept, trained, workspac
         log(HISTORY[:2])
         wait_for(lambda: caplog.text.count("MLflow is away") == 1)
         log(HISTORY[:3])
-        server.enter_context(mlflow_server(workspace, port))
+        server.enter_context(servers.mlflow_server(workspace.root, port=port))
         wait_for(lambda: epochs(kept, "away") == [1, 2, 3])
         wait_for(lambda: caplog.text.count("MLflow is back") == 1)
         server.close()
@@ -206,7 +193,7 @@ def test_an_mlflow_server_that_goes_away_misses_no_epoch(kept, trained, workspac
         return TRAINED
 
     with server:
-        server.enter_context(mlflow_server(workspace, port))
+        server.enter_context(servers.mlflow_server(workspace.root, port=port))
         assert trained("away", play, config) == TRAINED
 
     assert find(kept, "away").info.status == "RUNNING"

@@ -9,6 +9,26 @@ from bincount.evaluation import metrics, plots
 from bincount.settings import Classes
 
 BALANCE = pd.DataFrame({"class": ["0", "1"], "train": [80, 1600], "val": [10, 200], "test": [10, 200]})
+CONFIDENCE = pd.DataFrame(
+    {
+        "low": [0, 0.25, 0.5, 0.75],
+        "high": [0.25, 0.5, 0.75, 1],
+        "images": [0, 10, 0, 90],
+        "confidence": [np.nan, 0.4, np.nan, 0.9],
+        "accuracy": [np.nan, 0.3, np.nan, 0.8],
+    }
+)
+SLICES = pd.DataFrame(
+    {
+        "slice": ["sharpness", "sharpness", "brightness"],
+        "value": ["blurred", "sharp", "dark"],
+        "images": [40, 1960, 300],
+        "accuracy": [0.5, 0.7, 0.6],
+        "accuracy_low": [0.4, 0.68, 0.5],
+        "accuracy_high": [0.6, 0.72, 0.7],
+        "rmse": [1.5, 0.8, np.nan],
+    }
+)
 LONG_NAMES = "intact box,box with a torn lid or without any lid at all,crushed corner"
 
 
@@ -62,6 +82,104 @@ def test_pictures_are_written_and_grow_with_the_number_of_classes(tmp_path, clas
         assert image.format == "PNG"
         assert min(image.size) > 150 * 0.7 * len(classes)
         assert len(set(image.convert("RGB").resize((64, 64)).get_flattened_data())) > 10
+
+
+def test_reliability_shows_accuracy_where_there_are_answers_and_images_where_they_are():
+    curve, strip = plots.reliability(CONFIDENCE, ece=0.042).axes
+
+    assert curve.get_title(loc="left") == "Expected calibration error 4.2%"
+    (points,) = curve.collections
+    np.testing.assert_equal(points.get_offsets().filled(np.nan), CONFIDENCE[["confidence", "accuracy"]].to_numpy())
+    assert [bar.get_height() for bar in strip.patches] == [0, 10, 0, 90]
+    assert [bar.get_x() for bar in strip.patches] == [0, 0.25, 0.5, 0.75]
+
+
+def test_slices_stand_below_the_name_of_their_kind_with_their_images_and_errors():
+    (axes,) = plots.by_slice(SLICES, accuracy=0.65).axes
+
+    rows = {label.get_text(): row for row, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
+    assert sorted(rows, key=rows.get) == ["sharpness", "blurred", "sharp", "brightness", "dark"]
+    assert {label.get_text() for label in axes.get_yticklabels() if label.get_fontweight() == "bold"} == set(
+        SLICES["slice"]
+    )
+    notes = {(text.xy[1], text.get_text()) for text in axes.texts}
+    assert notes == {(0, "images"), (1, "40"), (2, "1,960"), (4, "300"), (0, "RMSE"), (1, "1.50"), (2, "0.80")}
+
+
+def test_slices_show_their_intervals_beside_the_accuracy_over_all_images():
+    (axes,) = plots.by_slice(SLICES, accuracy=0.65).axes
+
+    overall, dots = axes.lines
+    assert overall.get_xdata() == [0.65, 0.65]
+    assert dots.get_xydata().tolist() == [[0.5, 1], [0.7, 2], [0.6, 4]]
+    (intervals,) = axes.collections
+    assert [segment[:, 0].tolist() for segment in intervals.get_segments()] == [[0.4, 0.6], [0.68, 0.72], [0.5, 0.7]]
+
+
+def test_slices_without_errors_have_no_column_for_them():
+    notes = texts(plots.by_slice(SLICES.assign(rmse=np.nan), accuracy=0.65))
+
+    assert notes == ["images", "40", "1,960", "300"]
+
+
+def test_a_test_without_slices_is_drawn_too(tmp_path):
+    plots.save(plots.by_slice(pd.DataFrame(columns=SLICES.columns), accuracy=0.65), tmp_path / "slices.png")
+
+    with Image.open(tmp_path / "slices.png") as image:
+        assert image.format == "PNG"
+
+
+@pytest.mark.parametrize("num_pictures", [1, 6, 30])
+def test_a_sheet_has_each_picture_above_its_caption(num_pictures):
+    pictures = [np.full((32, 32, 3), shade, np.uint8) for shade in range(num_pictures)]
+    captions = [f"recorded {number}\npredicted 0" for number in range(num_pictures)]
+
+    figure = plots.sheet(pictures, captions, "Wrong")
+
+    assert [axes.images[0].get_array()[0, 0, 0] for axes in figure.axes] == list(range(num_pictures))
+    assert texts(figure) == captions
+
+
+def test_the_pictures_of_a_sheet_and_their_captions_keep_clear_of_each_other():
+    captions = ["bin-images/2024/north/00034512.jpg\nrecorded 12, counted 10 (100%)"] * 13
+    figure = plots.sheet([np.zeros((224, 224, 3), np.uint8)] * 13, captions, "Wrong")
+
+    figure.draw_without_rendering()
+    boxes = [artist.get_window_extent() for axes in figure.axes for artist in (axes, *axes.texts)]
+    boxes += [text.get_window_extent() for text in figure.texts]
+    assert len(boxes) == 27
+    assert [box.count_overlaps(boxes) for box in boxes] == [1] * len(boxes)  # each with itself
+    assert all(figure.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
+
+
+def test_a_sheet_without_pictures_says_so():
+    figure = plots.sheet([], [], "Wrong")
+
+    assert [text.get_text() for text in figure.texts] == ["Wrong", "There are no pictures."]
+
+
+def test_a_caption_is_cut_to_two_short_lines():
+    (caption,) = texts(plots.sheet([np.zeros((8, 8, 3), np.uint8)], [f"{'long ' * 20}\nsure\nmore"], "Wrong"))
+
+    first, second = caption.split("\n")
+    assert first.startswith("long long")
+    assert first.endswith("…")
+    assert len(first) <= 30
+    assert second == "sure"
+
+
+def test_a_sheet_of_thirty_pictures_is_small_even_where_they_do_not_compress(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (30, 224, 224, 3), np.uint8)
+
+    plots.save(plots.sheet(list(pictures), ["caption"] * 30, "Noise"), tmp_path / "sheet.png")
+
+    assert (tmp_path / "sheet.png").stat().st_size < 2.5e6  # photos take half of it
+
+
+def test_a_dollar_in_a_name_is_drawn_as_a_dollar(tmp_path):
+    names = Classes(names=(r"$\oops$", "$5 and $6"), ordered=False)
+
+    plots.save(plots.confusion(scored(names)), tmp_path / "confusion.png")  # as a formula, the first cannot be read
 
 
 def test_drawing_leaves_matplotlib_as_it_was():

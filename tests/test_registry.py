@@ -1,13 +1,19 @@
 """What is kept in MLflow: runs that are taken up again, versions with aliases, models that load anywhere."""
 
 import base64
+import functools
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.metadata import distribution
 from pathlib import Path
 
 import mlflow
@@ -15,17 +21,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bins import described_snapshot
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from packaging.requirements import Requirement
 from PIL import Image
 
 from bincount import registry
-from bincount.data import manifest
-from bincount.data.manifest import Snapshot
-from bincount.errors import ServiceUnavailable, SettingsError
+from bincount.errors import ModelNotFound, ServiceUnavailable, SettingsError
 from bincount.evaluation import metrics
-from bincount.registry import Registry
+from bincount.registry import Registry, Version
 from bincount.settings import Classes, ImageConfig, RegistryConfig, TrainConfig
 from bincount.training import model as models
 
@@ -37,7 +43,17 @@ HISTORY = [
 ]
 
 
+@functools.cache
+def empty_database() -> bytes:
+    """What MLflow makes of a new SQLite file in dozens of migrations, which take seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return Path(folder, "mlflow.db").read_bytes()
+
+
 def open_in(folder: Path) -> Registry:
+    if not (folder / "mlflow.db").exists():
+        (folder / "mlflow.db").write_bytes(empty_database())
     return registry.open_registry(f"sqlite:///{folder}/mlflow.db", folder / "artifacts", RegistryConfig())
 
 
@@ -56,21 +72,14 @@ def picture() -> bytes:
     return file.getvalue()
 
 
-def snapshot(folder: Path, source: str = "s3://aft-vbi-pds", classes: Classes = CLASSES) -> Snapshot:
-    path = folder / "bins" / "snapshots" / "0123456789abcdef0123456789abcdef"
-    path.mkdir(parents=True)
-    about = {"digest": path.name, "num_images": 1616, "classes": classes.model_dump(), "source": source}
-    (path / "snapshot.json").write_text(json.dumps(about))
-    return manifest.open_snapshot(path)
-
-
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory) -> Registry:
     """A registry with one run and its registered model."""
     folder = tmp_path_factory.mktemp("kept")
     opened = open_in(folder)
     run_id = opened.start_run("first", {}, {})
-    opened.register(run_id, checkpoint(folder / "model"), "a model", {"num_images": "1616"}, picture())
+    version = opened.register(run_id, checkpoint(folder / "model"), "a model", {"num_images": "1616"}, picture())
+    opened.promote(version, None, by="a test", reason="the first")
     return opened
 
 
@@ -178,7 +187,7 @@ def test_a_class_may_have_any_name(kept):
 def test_the_run_says_which_dataset_it_learned_from(kept, tmp_path):
     run_id = kept.start_run("dataset", {}, {})
 
-    learned = snapshot(tmp_path)
+    learned = described_snapshot(tmp_path, CLASSES)
     for _ in range(2):
         kept.log_dataset(run_id, learned, BALANCE)
 
@@ -188,35 +197,197 @@ def test_the_run_says_which_dataset_it_learned_from(kept, tmp_path):
     assert json.loads(logged.dataset.profile)["images"][1] == {"class": "1", "train": 1600, "val": 2, "test": 2}
 
 
-def test_the_first_model_is_champion_the_next_challenger_and_none_is_registered_twice(tmp_path):
+@pytest.fixture
+def three(tmp_path) -> tuple[Registry, list[Version]]:
+    """A registry with three versions, none of them champion."""
+    opened = open_in(tmp_path)
+    return opened, [register(opened, tmp_path, seed) for seed in range(3)]
+
+
+def register(opened: Registry, folder: Path, seed: int) -> Version:
+    run_id = opened.start_run(f"run {seed}", {}, {})
+    model = checkpoint(folder / f"model{seed}", seed)
+    return opened.register(run_id, model, f"card {seed}", {"num_images": "9"}, picture())
+
+
+def promote(opened: Registry, version: Version, over: Version | None, reason: str = "better") -> bool:
+    return opened.promote(version, over, by="a test", reason=reason)
+
+
+def test_the_newest_version_is_challenger_and_none_is_registered_twice(tmp_path):
     opened = open_in(tmp_path)
     assert opened.find_champion() is None
     assert opened.versions() == []
-    models_by_name = {name: checkpoint(tmp_path / name, seed) for seed, name in enumerate(["first", "second"])}
 
-    def register(name: str) -> registry.Version:
-        run_id = opened.start_run(name, {}, {})
-        return opened.register(run_id, models_by_name[name], "a model", {"num_images": "9"}, picture())
+    first, second = register(opened, tmp_path, 0), register(opened, tmp_path, 1)
 
-    first, second = register("first"), register("second")
-
-    assert (first.version, first.alias) == (1, "champion")
-    assert (second.version, second.alias) == (2, "challenger")
-    assert (register("first"), register("second")) == (first, second)
-    assert opened.versions() == [second, first]
-    assert opened.find_champion() == first
+    assert (first.version, second.version) == (1, 2)
+    again = register(opened, tmp_path, 0), register(opened, tmp_path, 1)
+    assert [(version.version, version.alias) for version in again] == [(1, ""), (2, "challenger")]
+    assert opened.versions() == [again[1], again[0]]
     assert first.tags["num_images"] == "9"
     assert opened.client.get_logged_model(first.model_id).status == "READY"
+    assert opened.card(first) == "card 0"
 
 
-def test_an_alias_that_an_interrupted_registration_did_not_set_is_set_by_the_next(tmp_path):
-    opened = open_in(tmp_path)
-    run_id = opened.start_run("run", {}, {})
-    arguments = (run_id, checkpoint(tmp_path / "model"), "a model", {}, picture())
-    opened.register(*arguments)
-    opened.client.delete_registered_model_alias("bincount", "champion")
+class Killed(BaseException):
+    """Stands for the end of the process."""
 
-    assert opened.register(*arguments).alias == "champion"
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "create_logged_model",
+        "log_model_artifacts",
+        "log_outputs",
+        "finalize_logged_model",
+        "create_model_version",
+        "set_logged_model_tags",
+        "update_model_version",
+        "set_registered_model_alias",
+    ],
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_registration_that_was_killed_leaves_nothing_that_looks_finished_and_the_next_ends_it(
+    tmp_path, monkeypatch, moment, when
+):
+    opened, call = open_in(tmp_path), getattr(MlflowClient, moment)
+
+    def dies(*arguments, **options):
+        if when == "after":
+            call(*arguments, **options)
+        raise Killed
+
+    monkeypatch.setattr(MlflowClient, moment, dies)
+    with pytest.raises(Killed):
+        register(opened, tmp_path, 0)
+    monkeypatch.undo()
+    assert all(model_is_whole(opened, version) for version in opened.versions())
+    assert opened.find_champion() is None
+
+    version = register(opened, tmp_path, 0)
+
+    assert [(each.version, each.alias) for each in opened.versions()] == [(1, "challenger")]
+    assert model_is_whole(opened, version)
+    assert opened.card(version) == "card 0"
+    logged = opened.client.search_logged_models([opened.experiment_id])
+    assert [(model.model_id, model.status) for model in logged] == [(version.model_id, "READY")]
+    assert json.loads(logged[0].tags["mlflow.modelVersions"]) == [{"name": "bincount", "version": "1"}]
+
+
+def model_is_whole(opened: Registry, version: Version) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        return models.load(opened.checkpoint(version, Path(folder))) is not None
+
+
+def test_the_first_promotion_makes_a_champion_and_the_next_replaces_it(three):
+    opened, (first, _, third) = three
+
+    assert promote(opened, first, None, "the first")
+    assert promote(opened, third, opened.find_champion(), "fewer errors")
+
+    assert [(version.version, version.alias) for version in opened.versions()] == [(3, "champion"), (2, ""), (1, "")]
+    assert [(move.action, move.version, move.over, move.by, move.reason) for move in opened.moves()] == [
+        ("promoted", 1, 0, "a test", "the first"),
+        ("promoted", 3, 1, "a test", "fewer errors"),
+    ]
+    assert "over version 1 by a test: fewer errors" in opened.find("3").tags["bincount.promoted"]
+    assert "bincount.promoted" not in opened.find("2").tags
+
+
+def test_a_promotion_over_a_version_that_is_no_longer_champion_is_refused(three):
+    opened, (first, second, third) = three
+    promote(opened, first, None)
+    compared_with = opened.find_champion()
+    promote(opened, second, compared_with)
+
+    assert not promote(opened, third, compared_with)
+
+    assert opened.find_champion().version == 2
+    assert len(opened.moves()) == 2
+    assert promote(opened, third, opened.find_champion())
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_sees_it(three, monkeypatch):
+    opened, (first, second, third) = three
+    promote(opened, first, None)
+    champion, log_param = opened.find_champion(), MlflowClient.log_param
+    both_have_looked = threading.Barrier(2, timeout=60)
+
+    def log_param_when_both_have_looked(*arguments):
+        both_have_looked.wait()
+        return log_param(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_param", log_param_when_both_have_looked)
+    with ThreadPoolExecutor(2) as threads:
+        won = dict(
+            zip((2, 3), threads.map(lambda version: promote(opened, version, champion), (second, third)), strict=True)
+        )
+
+    assert sorted(won.values()) == [False, True]
+    winner = next(version for version, has_won in won.items() if has_won)
+    assert opened.find_champion().version == winner
+    assert [move.version for move in opened.moves()] == [1, winner]
+
+
+@pytest.mark.parametrize("moment", ["set_model_version_tag", "set_registered_model_alias", "set_tag"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_promotion_that_was_killed_is_ended_by_whoever_comes_next(three, monkeypatch, moment, when):
+    opened, (first, second, third) = three
+    promote(opened, first, None)
+    champion, call = opened.find_champion(), getattr(MlflowClient, moment)
+
+    def dies(*arguments, **options):
+        if when == "after":
+            call(*arguments, **options)
+        raise Killed
+
+    monkeypatch.setattr(MlflowClient, moment, dies)
+    with pytest.raises(Killed):
+        promote(opened, second, champion)
+    monkeypatch.undo()
+
+    assert not promote(opened, third, champion)  # it was compared with the version that was on its way out
+    assert opened.find_champion().version == 2
+    assert "over version 1" in opened.find("2").tags["bincount.promoted"]
+    assert len(opened.moves()) == 2
+
+
+def test_an_alias_that_someone_moved_by_hand_stays_and_counts(three):
+    opened, (first, _, third) = three
+    promote(opened, first, None)
+    opened.client.set_registered_model_alias("bincount", "champion", "2")
+
+    assert not promote(opened, third, first)
+    assert opened.find_champion().version == 2
+    assert promote(opened, third, opened.find_champion())
+    assert opened.moves()[-1].over == 2
+
+
+def test_a_rollback_puts_the_champion_before_back_and_remembers_why(three):
+    opened, (first, second, third) = three
+    for version in (first, second, third):
+        promote(opened, version, opened.find_champion())
+
+    assert opened.roll_back(by="Ann", reason="counts tape as items").version == 2
+    assert opened.was_rolled_back(third).reason == "counts tape as items"
+    assert "to version 2 by Ann: counts tape as items" in opened.find("3").tags["bincount.rolled_back"]
+    assert opened.was_rolled_back(second) is None
+
+    assert opened.roll_back(by="Ann", reason="this too").version == 1
+    assert opened.find_champion().version == 1
+    with pytest.raises(ModelNotFound, match="version 1 has no predecessor on record; `bincount promote VERSION"):
+        opened.roll_back(by="Ann", reason="and this")
+
+    promote(opened, third, opened.find_champion(), "forced")
+    assert opened.was_rolled_back(third) is None
+
+
+def test_a_rollback_without_a_champion_names_the_versions_there_are(three):
+    opened, _ = three
+
+    with pytest.raises(ModelNotFound, match="no version champion; there are: 3 challenger, 2, 1"):
+        opened.roll_back(by="Ann", reason="none")
 
 
 def test_a_registered_model_counts_from_bytes_from_base64_and_from_a_path(kept, tmp_path):
@@ -261,6 +432,32 @@ def test_classes_with_names_are_answered_by_name(tmp_path):
 
     assert list(counted) == ["count", "p_good", "p_defective"]
     assert counted["count"][0] in classes.names
+
+
+def test_a_version_names_every_package_it_needs_at_the_version_it_was_made_with(kept, tmp_path):
+    source = kept.client.get_model_version_download_uri("bincount", "1")
+    path = mlflow.artifacts.download_artifacts(f"{source}/requirements.txt", dst_path=str(tmp_path))
+    lines = [Requirement(line) for line in Path(path).read_text().splitlines()]
+
+    pinned = {line.name: str(line.specifier) for line in lines if line.marker is None or line.marker.evaluate()}
+    assert pinned["torch"] == f"=={torch.__version__.partition('+')[0]}"
+    assert all(version.startswith("==") for version in pinned.values())
+    for name in pinned:
+        for needed in map(Requirement, distribution(name).requires or ()):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert re.sub(r"[-_.]+", "-", needed.name).lower() in pinned, (name, needed)
+    assert not {"prefect", "boto3", "obstore", "plotly"} & set(pinned)
+
+
+def test_nothing_of_a_version_is_a_pickle(kept, tmp_path):
+    source = kept.client.get_model_version_download_uri("bincount", "1")
+    folder = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(tmp_path)))
+
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files if "code" not in path.parts} <= {
+        *("", ".yaml", ".txt", ".json", ".safetensors", ".py")
+    }
+    assert not [path for path in files if path.read_bytes()[:2] in (b"\x80\x04", b"\x80\x05", b"PK")]
 
 
 READER = """
@@ -315,36 +512,6 @@ def test_a_deleted_experiment_is_reported_with_the_remedy(tmp_path):
 
     with pytest.raises(SettingsError, match="mlflow experiments restore"):
         open_in(tmp_path)
-
-
-def describe(snapshot: Snapshot, **options) -> str:
-    scored = metrics.score(np.array([0, 1, 1]), np.eye(3)[[0, 1, 2]], CLASSES)
-    baseline = metrics.majority(np.array([1]), np.array([0, 1, 1]), CLASSES)
-    configs = {"images": ImageConfig(), "training": TrainConfig()}
-    return registry.describe(snapshot, BALANCE, **configs, metrics=scored, baseline=baseline, **options)
-
-
-def test_the_model_card_says_data_scores_and_license(tmp_path):
-    card = describe(snapshot(tmp_path))
-
-    assert "0 to 2" in card
-    assert "`0123456789abcdef0123456789abcdef`: 1,616 images, 1,610 train, 3 val, 3 test" in card
-    assert "| accuracy | 66.7% | 66.7% |" in card
-    assert "| 1 | 1,600 | 2 | 2 |" in card
-    assert "CC BY-NC-SA 3.0 US" in card
-
-
-def test_the_model_card_says_what_was_learned_from_beside_the_classes(tmp_path):
-    kept = snapshot(tmp_path)
-    assert "beside" not in describe(kept)
-    assert "beside them: 2,624 images of bins with other counts." in describe(kept, num_extra=2624)
-
-
-def test_the_model_card_leaves_the_license_of_other_images_to_their_owner(tmp_path):
-    card = describe(snapshot(tmp_path, source="/photos"))
-
-    assert "CC BY-NC-SA" not in card
-    assert "owner" in card
 
 
 def test_a_card_too_long_for_mlflow_ends_at_a_line_and_is_whole_in_the_run(tmp_path):

@@ -4,6 +4,7 @@ Figures are made without pyplot, which would keep them all in memory. The colour
 colour-blind readers tell apart.
 """
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +21,15 @@ from bincount.settings import SPLITS
 
 INK = "#333333"
 GREY = "#8c8c8c"
-SPLIT_COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+SPLIT_COLORS = {"train": BLUE, "val": ORANGE, "test": GREEN}
 STYLE = {
     "figure.dpi": 150,
     "font.size": 10,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar in a class name is a dollar
     "axes.labelcolor": INK,
     "axes.edgecolor": "#bbbbbb",
     "axes.titlesize": 11,
@@ -46,7 +51,7 @@ def class_balance(balance: pd.DataFrame) -> Figure:
 
     balance has a row a class with the columns class, train, val and test.
     """
-    names = [_wrap(name) for name in balance["class"]]
+    names = [wrap(name) for name in balance["class"]]
     totals = balance[list(SPLITS)].sum(axis=1).to_numpy()
     with rc_context(STYLE):
         figure = Figure(figsize=(8, 1.6 + 0.45 * len(names)), layout="constrained")
@@ -87,7 +92,7 @@ def confusion(metrics: Metrics) -> Figure:
     """Recorded against predicted classes: numbers of images, and their share of the recorded class, also as shade."""
     counts = np.array(metrics.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [_wrap(score.name) for score in metrics.per_class]
+    names = [wrap(score.name) for score in metrics.per_class]
     side = 2.2 + 0.72 * len(names)
     with rc_context(STYLE):
         figure = Figure(figsize=(side + 0.8, side), layout="constrained")
@@ -112,10 +117,107 @@ def confusion(metrics: Metrics) -> Figure:
     return figure
 
 
+def reliability(table: pd.DataFrame, ece: float) -> Figure:
+    """Accuracy against confidence, with the number of images below: points under the diagonal are answers too sure.
+
+    table has a row a bin of confidence: its edges low and high, images, and their mean confidence and accuracy, which
+    are NaN where there are no images. ece is the expected calibration error, a share like accuracy.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 6.4), layout="constrained")
+        curve, strip = figure.subplots(2, sharex=True, height_ratios=(4, 1))
+        curve.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1, label="accuracy = confidence")
+        curve.plot(table["confidence"], table["accuracy"], color=BLUE, linewidth=1)
+        areas = 15 + 135 * table["images"] / max(table["images"].max(), 1)
+        curve.scatter(
+            table["confidence"], table["accuracy"], areas, color=BLUE, zorder=3, label="answers, larger for more images"
+        )
+        curve.yaxis.set_major_formatter(PercentFormatter(1))
+        curve.set(ylim=(-0.03, 1.03), ylabel="accuracy", title=f"Expected calibration error {ece:.1%}")
+        curve.grid()
+        curve.legend(loc="upper left", markerscale=0.6)
+        strip.bar(table["low"], table["images"], table["high"] - table["low"], align="edge", color=BLUE, edgecolor="w")
+        strip.xaxis.set_major_formatter(PercentFormatter(1))
+        strip.yaxis.set_major_formatter("{x:,.0f}")
+        strip.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        strip.set(xlim=(-0.03, 1.03), xlabel="confidence", ylabel="images")
+        strip.grid(axis="y")
+        figure.align_ylabels()
+    return figure
+
+
+def by_slice(slices: pd.DataFrame, accuracy: float) -> Figure:
+    """Accuracy in each slice of the images with its 95% interval, beside the accuracy over all of them, dashed.
+
+    slices has a row a slice, those of one kind together: slice (the kind), value, images, accuracy, accuracy_low,
+    accuracy_high and rmse, which is NaN where it means nothing.
+    """
+    rows, headings = slice_rows(slices)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8, 1.5 + 0.36 * (len(rows) + len(headings))), layout="constrained")
+        axes = figure.subplots()
+        overall = axes.axvline(accuracy, color=GREY, linestyle="--", linewidth=1, zorder=0)
+        bars = axes.hlines(rows, slices["accuracy_low"], slices["accuracy_high"], color=BLUE, linewidth=3, alpha=0.4)
+        (dots,) = axes.plot(slices["accuracy"], rows, "o", color=BLUE)
+        columns = {"images": "{:,.0f}"} | ({"RMSE": "{:.2f}"} if slices["rmse"].notna().any() else {})
+        for position, (column, form) in enumerate(columns.items()):
+            _column(axes, position, dict.fromkeys(headings.index[:1], column), color=GREY)
+            numbers = slices[column.lower()].set_axis(rows).dropna()
+            _column(axes, position, numbers.map(form.format))
+        axes.set_yticks([*rows, *headings.index], [wrap(name) for name in (*slices["value"], *headings)])
+        for label in axes.get_yticklabels()[len(rows) :]:
+            label.set_fontweight("bold")
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(rows) + len(headings) - 0.4, -0.6)
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.set(xlabel="accuracy")
+        axes.set_title("Accuracy by slice", pad=28)
+        axes.grid(axis="x")
+        labels = (f"all images: {accuracy:.1%}", "slice, with its 95% interval")
+        axes.legend(
+            (overall, (bars, dots)), labels, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3
+        )
+    return figure
+
+
+def slice_rows(slices: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Where slices stand in a chart, rows counted from 0 at the top: their rows, and the kinds, indexed by row."""
+    starts = slices["slice"] != slices["slice"].shift()
+    rows = pd.Series(np.arange(len(slices)), slices.index) + starts.cumsum()
+    return rows, slices.loc[starts, "slice"].set_axis(rows[starts] - 1)
+
+
+def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 6) -> Figure:
+    """Pictures side by side, each above its caption of at most two short lines; what is longer is cut.
+
+    pictures are (S, S, 3) uint8. They are drawn 1 inch, 150 pixels, wide: as PNG, thirty photos take about 1 MB.
+    """
+    num_rows = max(math.ceil(len(pictures) / columns), 1)
+    width, height = 0.1 + 1.5 * columns, 0.4 + 1.4 * num_rows  # inches; a picture is 1 x 1
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        figure.text(0.1 / width, 1 - 0.1 / height, title, va="top", fontsize=11, fontweight="bold")
+        if len(pictures) == 0:
+            figure.text(0.1 / width, 1 - 0.5 / height, "There are no pictures.", va="top")
+        for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+            row, column = divmod(place, columns)
+            left, bottom = 0.1 + 1.5 * column, height - 0.4 - 1 - 1.4 * row
+            axes = figure.add_axes((left / width, bottom / height, 1 / width, 1 / height))
+            axes.imshow(picture)
+            axes.set_axis_off()
+            axes.text(0, -0.04, _cut(caption), transform=axes.transAxes, va="top", fontsize=6, linespacing=1.3)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
+
+
+def wrap(name: str) -> str:
+    """Break a name into at most two lines, as short as labels must be."""
+    return textwrap.fill(str(name), 18, max_lines=2, placeholder="…")
 
 
 def _curve(axes: Axes, curves: pd.DataFrame, quantity: str, best_epoch: int) -> None:
@@ -136,5 +238,16 @@ def _curve(axes: Axes, curves: pd.DataFrame, quantity: str, best_epoch: int) -> 
     axes.legend()
 
 
-def _wrap(name: str) -> str:
-    return textwrap.fill(str(name), 18, max_lines=2, placeholder="…")
+def _column(axes: Axes, position: int, texts: Mapping[float, str], **style) -> None:
+    """Write texts by row to the right of the axes, in the column of that position."""
+    for row, text in texts.items():
+        offset = (55 + 45 * position, 0)
+        side = axes.get_yaxis_transform()
+        axes.annotate(
+            text, (1, row), offset, side, textcoords="offset points", ha="right", va="center_baseline", **style
+        )
+
+
+def _cut(caption: str, width: int = 30) -> str:
+    lines = caption.split("\n")[:2]
+    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines)

@@ -1,0 +1,166 @@
+"""The model card: what people read in the registry about a version, in Markdown."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from bincount.data.manifest import Snapshot
+from bincount.evaluation.bootstrap import Interval
+from bincount.evaluation.evaluate import Evaluation
+from bincount.evaluation.metrics import per_class_table
+from bincount.evaluation.promotion import Decision
+from bincount.settings import SPLITS, Classes, ImageConfig, TrainConfig
+from bincount.training.model import ModelSpec
+
+PERCENTAGES = ("accuracy", "within_one", "calibration_error")
+COMPARISON, AFTER_COMPARISON = "## Against the champion", "## Data"
+NAMES = {
+    "accuracy": "accuracy",
+    "rmse": "RMSE, items",
+    "rmse_of_expectation": "RMSE of the expected count, items",
+    "mae": "mean absolute error, items",
+    "mae_of_expectation": "mean absolute error of the expected count, items",
+    "within_one": "at most one item off",
+    "macro/f1": "macro F1",
+    "weighted/f1": "weighted F1",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "calibration_error": "expected calibration error",
+    "roc_auc": "ROC AUC",
+    "average_precision": "average precision",
+}
+
+
+def describe(
+    snapshot: Snapshot,
+    balance: pd.DataFrame,
+    *,
+    spec: ModelSpec,
+    images: ImageConfig,
+    training: TrainConfig,
+    evaluation: Evaluation,
+    num_extra: int = 0,
+) -> str:
+    """What the model counts, how well, what it learned from, and where it will not do.
+
+    balance has a row a class with the columns class, train, val and test; num_extra images of other counts were learned
+    from too.
+    """
+    classes, metrics = snapshot.classes, evaluation.metrics
+    beside = f" Learned from beside them: {num_extra:,} images of bins with other counts." if num_extra else ""
+    totals = balance[list(SPLITS)].sum()
+    return f"""\
+{_purpose(classes)}
+
+## Test: {metrics.num_images:,} images of bins never trained on
+
+{markdown(scores(evaluation))}
+
+In brackets the interval that holds the score with 95 % confidence, had other bins been drawn for the test.
+
+{markdown(by_class(evaluation))}
+
+{AFTER_COMPARISON}
+
+{snapshot.source}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} images, \
+{", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. All images of one bin are in the same split.\
+{beside}
+
+{markdown(balance[["class", *SPLITS]])}
+
+{_license(snapshot.source)}
+
+## Training
+
+{_listing(training)}
+
+Photos are {"squashed" if images.resize == "squash" else "cropped to their middle square and resized"} \
+to {images.image_size} x {images.image_size} pixels. Logits are divided by a temperature fitted on val, \
+{spec.temperature:.3f}.
+
+## Limits
+
+- It answers with one of the classes above whatever the photo shows, and knows no others.
+- What is hidden behind other items or behind the bin's bands cannot be seen, and records may be wrong: neither the
+  model nor the record is proof.
+- It was tested on photos from the same source. Another camera, light or kind of bin needs a test of its own.
+"""
+
+
+def with_comparison(card: str, decision: Decision) -> str:
+    """A card with what the comparison with the champion came to, in place of what an earlier one did."""
+    above, found, below = card.partition(AFTER_COMPARISON)
+    above = above.partition(COMPARISON)[0]
+    lines = [COMPARISON, "", f"{decision.words()}.", ""]
+    if decision.by_class:
+        table = pd.DataFrame(
+            [(change.name, change.images, change.champion, change.challenger) for change in decision.by_class],
+            columns=["class", "images", "champion's accuracy", "this model's accuracy"],
+        )
+        lines += [markdown(table), ""]
+    return above + "\n".join(lines) + "\n" + found + below
+
+
+def scores(evaluation: Evaluation) -> pd.DataFrame:
+    """The scores of the whole test, a row each, with their intervals and what the majority class achieves."""
+    found, baseline = evaluation.metrics.scalars(), evaluation.baseline
+    always = {
+        "accuracy": f"{baseline.accuracy:.1%}",
+        "rmse": "" if baseline.rmse is None else f"{baseline.rmse:.3f}",
+    }
+    rows = [
+        (label, _with_interval(name, found[name], evaluation.intervals), always.get(name, ""))
+        for name, label in NAMES.items()
+        if name in found
+    ]
+    return pd.DataFrame(rows, columns=["", "this model", f"always answering {baseline.class_name}"])
+
+
+def by_class(evaluation: Evaluation) -> pd.DataFrame:
+    """The scores of each class, a row each; the interval is that of its accuracy, which is its recall."""
+    table = per_class_table(evaluation.metrics).drop(columns="recall").dropna(axis="columns", how="all")
+    low_to_high = [evaluation.intervals.get(f"class/{name}/recall") for name in table["class"]]
+    table.insert(
+        table.columns.get_loc("accuracy") + 1,
+        "95 % interval",
+        [f"{interval.low:.3f} to {interval.high:.3f}" if interval else "" for interval in low_to_high],
+    )
+    return table
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table as Markdown: floats with three digits, missing ones empty, whole numbers in thousands."""
+
+    def cell(value) -> str:
+        if value is None or pd.isna(value):
+            return ""
+        if isinstance(value, float):
+            return f"{value:.3f}"
+        return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+
+    table = table.astype(object)
+    rows = [table.columns, ["---"] * table.shape[1], *table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in rows)
+
+
+def _with_interval(name: str, value: float, intervals: Mapping[str, Interval]) -> str:
+    form = "{:.1%}" if name in PERCENTAGES else "{:.3f}"
+    interval = intervals.get(name)
+    between = f" ({form.format(interval.low)} to {form.format(interval.high)})" if interval else ""
+    return form.format(value) + between
+
+
+def _purpose(classes: Classes) -> str:
+    if all(map(str.isdecimal, classes.names)):
+        return f"Counts the items in a bin from a photo: {classes.names[0]} to {classes.names[-1]}."
+    return f"Tells from a photo which it is: {', '.join(classes.names)}."
+
+
+def _license(source: str) -> str:
+    if source.startswith("s3://aft-vbi-pds"):
+        return "The images are the Amazon Bin Image Dataset, licensed CC BY-NC-SA 3.0 US: not for commercial use."
+    return "The license of the images is their owner's."
+
+
+def _listing(training: TrainConfig) -> str:
+    return ", ".join(f"{name} `{value}`" for name, value in training.model_dump().items())

@@ -1,0 +1,106 @@
+"""The model card, as people read it in the registry."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from bins import described_snapshot
+
+from bincount.evaluation import bootstrap, card, metrics
+from bincount.evaluation.bootstrap import Interval
+from bincount.evaluation.evaluate import Evaluation
+from bincount.evaluation.promotion import ClassChange, Decision, Gain
+from bincount.settings import Classes, ImageConfig, TrainConfig
+from bincount.training.model import ModelSpec
+
+COUNTS = Classes.parse("0..2")
+BALANCE = pd.DataFrame({"class": ["0", "1", "2"], "train": [8, 1600, 2], "val": [1, 2, 0], "test": [1, 2, 0]})
+BETTER = Decision(
+    promote=True,
+    reason="accuracy is better beyond chance",
+    num_images=1161,
+    num_bins=830,
+    gains=(
+        Gain(metric="accuracy", champion=0.402, challenger=0.431, gain=0.029, interval=Interval(low=0.004, high=0.054)),
+        Gain(metric="rmse", champion=1.2, challenger=1.1, gain=0.1, interval=Interval(low=-0.01, high=0.2)),
+    ),
+    by_class=(ClassChange(name="2", images=190, champion=0.5, challenger=0.47),),
+)
+
+
+def evaluation(classes: Classes = COUNTS) -> Evaluation:
+    labels, scores = np.array([0, 1, 1]), np.eye(len(classes))[[0, 1, -1]]
+    return Evaluation(
+        folder=Path("evaluation"),
+        metrics=metrics.score(labels, scores, classes),
+        baseline=metrics.majority(np.array([1]), labels, classes),
+        intervals=bootstrap.intervals(labels, scores, np.arange(3), classes),
+    )
+
+
+def describe(folder: Path, classes: Classes = COUNTS, source: str = "s3://aft-vbi-pds", **options) -> str:
+    images, training = ImageConfig(), TrainConfig()
+    return card.describe(
+        described_snapshot(folder, classes, source),
+        BALANCE,
+        spec=ModelSpec.make(images, training, classes).model_copy(update={"temperature": 1.25}),
+        images=images,
+        training=training,
+        evaluation=evaluation(classes),
+        **options,
+    )
+
+
+def test_the_card_says_data_scores_with_intervals_and_license(tmp_path):
+    text = describe(tmp_path)
+
+    assert "0 to 2" in text
+    assert "`0123456789abcdef0123456789abcdef`: 1,616 images, 1,610 train, 3 val, 3 test" in text
+    assert "| accuracy | 66.7% (0.0% to 100.0%) | 66.7% |" in text
+    assert "| 0 | 1 | 1.000 | 1.000 to 1.000 | 0.000 | 1.000 | 1.000 |" in text
+    assert "| 1 | 1,600 | 2 | 2 |" in text
+    assert "fitted on val, 1.250" in text
+    assert "CC BY-NC-SA 3.0 US" in text
+
+
+def test_the_card_says_what_was_learned_from_beside_the_classes(tmp_path):
+    assert "beside" not in describe(tmp_path / "without")
+    assert "beside them: 2,624 images of bins with other counts." in describe(tmp_path / "with", num_extra=2624)
+
+
+def test_the_card_leaves_the_license_of_other_images_to_their_owner(tmp_path):
+    text = describe(tmp_path, source="/photos")
+
+    assert "CC BY-NC-SA" not in text
+    assert "owner" in text
+
+
+def test_the_card_of_classes_without_order_has_no_errors_in_items(tmp_path):
+    text = describe(tmp_path, classes=Classes.parse("good,defective"))
+
+    assert "which it is: good, defective" in text
+    assert "RMSE" not in text
+    assert "ROC AUC" in text
+
+
+def test_the_comparison_with_the_champion_stands_between_test_and_data_and_the_last_one_counts(tmp_path):
+    text = describe(tmp_path)
+
+    compared = card.with_comparison(card.with_comparison(text, Decision(promote=False, reason="chance")), BETTER)
+
+    assert "chance" not in compared.replace("beyond chance", "")
+    assert compared.index("## Test") < compared.index("## Against the champion") < compared.index("## Data")
+    assert "Promoted: accuracy is better beyond chance" in compared
+    assert "accuracy 43.1% against 40.2%: +2.9 points (+0.4 to +5.4)" in compared
+    assert "RMSE 1.100 against 1.200: -0.100 (-0.200 to +0.010)" in compared
+    assert "on 1,161 images of 830 bins that neither was trained on, 95% intervals" in compared
+    assert "| 2 | 190 | 0.500 | 0.470 |" in compared
+    assert compared.replace(compared[compared.index("## Against") : compared.index("## Data")], "") == text
+
+
+@pytest.mark.parametrize(("value", "cell"), [(None, ""), (1234, "1,234"), (0.12345, "0.123"), ("a|b", "a\\|b")])
+def test_cells_of_tables_are_written_for_people(value, cell):
+    table = pd.DataFrame({"": [value]}, dtype=object)
+
+    assert card.markdown(table).splitlines()[2] == f"| {cell} |"

@@ -1,0 +1,136 @@
+"""Challenger against champion through whole flows and commands, against a real Prefect server and MLflow's SQLite."""
+
+import shutil
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from bincount import registry
+from bincount.data import drawn
+from bincount.evaluation import promotion
+from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, TrainConfig, Workspace
+from flows.cli import app
+from flows.promote import compare, promote
+from flows.run import run
+
+pytestmark = pytest.mark.services
+
+IMAGES = ImageConfig(image_size=32)
+WEAK = TrainConfig(model="small", weights="none", epochs=1, learning_rate=1e-4)
+ANY_CLASS_MAY_LOSE = PromotionConfig(max_class_loss=100)  # in a test of ten images a class
+STRONG = TrainConfig(model="small", weights="none", epochs=12, learning_rate=3e-3, min_crop=0.8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_bins_are_enough():
+    """The tests' drawn source has less test bins than a decision should rest on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(promotion, "FEWEST_BINS", 10)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bins")
+    drawn.draw(folder, 600, size=(64, 64))
+    return DataConfig(source=str(folder))
+
+
+@pytest.fixture(scope="module")
+def nights(api, data, tmp_path_factory):
+    """A weak model that became champion for want of another, then a strong one; and the workspace of both."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    return (
+        run(data, IMAGES, WEAK, workspace=workspace),
+        run(data, IMAGES, STRONG, workspace=workspace, promotion=ANY_CLASS_MAY_LOSE),
+        workspace,
+    )
+
+
+def opened(workspace):
+    return registry.open_existing(Workspace(root=workspace), RegistryConfig())
+
+
+def command(*words):
+    app([str(word) for word in words], result_action="return_value")
+
+
+def test_the_first_model_becomes_champion_and_a_better_one_takes_its_place(nights):
+    first, second, workspace = nights
+    assert (first.model.version.alias, first.model.decision.reason) == ("champion", "there was no champion")
+    assert second.model.decision.promote
+    assert second.model.decision.gains[0].interval.low > 0
+    assert (second.model.version.version, second.model.version.alias) == (2, "champion")
+    moves = opened(workspace).moves()
+    assert [(move.version, move.over) for move in moves] == [(1, 0), (2, 1)]
+    assert "flow run train small" in moves[1].by
+
+
+def test_the_card_and_the_pages_say_how_it_compares(nights):
+    _, second, workspace = nights
+    reg = opened(workspace)
+    card = reg.card(second.model.version)
+    assert "## Against the champion\n\nPromoted: accuracy is better beyond chance" in card
+    description = reg.client.get_model_version("bincount", "2").description
+    assert description.split("\n\n… the rest")[0] in card
+    assert "Against the champion" in description
+    assert reg.find("2").tags["bincount.decision"].startswith("Promoted: ")
+    assert {"git_commit", "bincount_version", "snapshot", "flow_run", "test_accuracy"} <= set(reg.find("2").tags)
+    with get_client(sync_client=True) as client:
+        keys = {artifact.key for artifact in client.read_artifacts()}
+    assert {"test-scores", "test-metrics", "confusion", "slices", "suspects", "promotion"} <= keys
+    files = {file.path for file in reg.client.list_artifacts(second.model.version.run_id)}
+    assert {
+        "reliability.png",
+        "worst_mistakes.png",
+        "slices.json",
+        "test.html",
+        "mistakes.json",
+        "suspects.json",
+    } <= files
+
+
+def test_a_comparison_the_other_way_round_promotes_nothing(nights, data, capsys):
+    _, _, workspace = nights
+    decision = compare("2", "1", data, workspace=workspace)
+    assert not decision.promote
+    assert "worse beyond chance" in decision.reason
+    command("compare", "1", "2", "--source", data.source, "--workspace", workspace, "--max-class-loss", 100)
+    printed = capsys.readouterr().out
+    assert "Version 2 would take the place of version 1 as champion: accuracy is better" in printed
+    assert "learning_rate" in printed
+    assert opened(workspace).find_champion().version == 2
+
+
+def test_a_rollback_holds_until_someone_forces_the_model_back(nights, data, capsys):
+    _, _, workspace = nights
+    command("rollback", "--reason", "counts tape", "--workspace", workspace)
+    assert "counts tape" in capsys.readouterr().out
+    assert opened(workspace).find_champion().version == 1
+
+    again = run(data, IMAGES, STRONG, workspace=workspace)  # as the next night does it
+    assert again.model.version.version == 2
+    assert again.model.decision.reason.startswith("it was rolled back")
+    assert opened(workspace).find_champion().version == 1
+
+    forced = promote("2", data, PromotionConfig(force=True), workspace=workspace)
+    assert forced.reason.startswith("forced, though it was rolled back")
+    command("models", "--workspace", workspace)
+    printed = capsys.readouterr().out
+    assert "rolled back 1" in printed
+    assert opened(workspace).find_champion().version == 2
+
+
+def test_models_that_cannot_be_compared_fairly_are_not_promoted(nights, data, tmp_path):
+    _, second, workspace = nights
+    other = DataConfig(source=data.source, classes="1..4")
+    fewer_classes = run(other, IMAGES, WEAK, workspace=workspace)
+    assert fewer_classes.model.decision.reason == "version 2 tells other classes than the snapshot has"
+    assert fewer_classes.model.version.alias == "challenger"
+
+    elsewhere = tmp_path / "elsewhere"  # where the snapshot that the champion has learned from is not
+    shutil.copytree(workspace, elsewhere)
+    shutil.rmtree(next(elsewhere.glob(f"datasets/*/snapshots/{second.prepared.snapshot.digest}")))
+    config = RegistryConfig(tracking_uri=f"sqlite:///{workspace}/mlflow.db")
+    decision = promote("3", other, registry=config, workspace=elsewhere)
+    assert decision.reason.startswith("what version 2 has learned from is not in the workspace")

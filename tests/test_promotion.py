@@ -1,0 +1,191 @@
+"""Whether a challenger is promoted: on tables of probabilities whose truth is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bincount.data import manifest
+from bincount.errors import DatasetError
+from bincount.evaluation import promotion
+from bincount.settings import Classes, PromotionConfig
+
+CLASSES = Classes.parse("0..5")
+
+
+def labels_and_bins(num_bins: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Bins of one or two images, as real ones mostly are; images of one bin may hold different counts."""
+    groups = np.repeat(np.arange(num_bins), random.integers(1, 3, num_bins))
+    return random.integers(0, len(CLASSES), len(groups)), groups
+
+
+def answers(labels: np.ndarray, hardness: np.ndarray, accuracy: float, random: np.random.Generator) -> np.ndarray:
+    """Probabilities that are right with the accuracy given, more often on the same images as another model's.
+
+    hardness (N,) is uniform, and the same for all images of a bin.
+    """
+    own = random.random(len(labels))
+    mixed = np.where(random.random(len(labels)) < 0.6, hardness, own)  # mostly the bin decides, else luck
+    off = random.choice([-2, -1, 1, 2], len(labels))
+    wrong = np.clip(labels + off, 0, len(CLASSES) - 1)
+    wrong = np.where(wrong == labels, np.clip(labels - off, 0, len(CLASSES) - 1), wrong)
+    counted = np.where(mixed < accuracy, labels, wrong)
+    return np.eye(len(CLASSES))[counted] * 0.6 + 0.4 / len(CLASSES)
+
+
+def decide(num_bins: int, challenger: float, champion: float, seed: int, **config) -> promotion.Decision:
+    random = np.random.default_rng(seed)
+    labels, groups = labels_and_bins(num_bins, random)
+    hardness = random.random(num_bins)[groups]
+    tables = [answers(labels, hardness, accuracy, random) for accuracy in (challenger, champion)]
+    return promotion.decide(labels, groups, *tables, CLASSES, PromotionConfig(**config))
+
+
+def test_chance_promotes_seldom_and_a_true_gain_of_three_points_mostly():
+    equal = [decide(600, 0.55, 0.55, seed, max_class_loss=100).promote for seed in range(1000)]
+    better = [decide(5000, 0.58, 0.55, seed).promote for seed in range(100)]
+    by_chance, by_gain = np.mean(equal), np.mean(better)
+    print(f"\npromoted: {by_chance:.1%} of 1,000 no better than the champion, {by_gain:.0%} of 100 better by 3 points")
+    assert by_chance <= 0.05
+    assert by_gain >= 0.9
+
+
+def test_a_better_model_is_promoted_and_the_reason_is_in_words():
+    decision = decide(1000, 0.7, 0.5, seed=0)
+
+    assert decision.promote
+    accuracy, *others = decision.gains
+    assert accuracy.metric == "accuracy"
+    assert accuracy.gain == pytest.approx(accuracy.challenger - accuracy.champion)
+    assert 0.1 < accuracy.interval.low < accuracy.gain < accuracy.interval.high < 0.3
+    assert {gain.metric for gain in others} == {"rmse", "rmse_of_expectation"}
+    assert all(gain.gain > 0 and gain.champion > gain.challenger for gain in others)
+    assert decision.num_bins == 1000 < decision.num_images
+    assert decision.words().startswith("Promoted: accuracy is better beyond chance")
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "rmse", "rmse_of_expectation"])
+def test_a_worse_model_is_not_promoted_by_any_metric(metric):
+    decision = decide(1000, 0.5, 0.7, seed=0, metric=metric)
+
+    assert not decision.promote
+    assert "worse beyond chance" in decision.reason
+    assert decision.gains[0].metric == metric
+    assert decision.gains[0].is_worse
+
+
+def test_a_gain_that_may_be_chance_is_no_gain():
+    decision = decide(60, 0.58, 0.55, seed=1)
+
+    assert not decision.promote
+    assert "may be chance" in decision.reason
+    assert decision.gains[0].interval.low <= 0
+
+
+def test_a_gain_smaller_than_was_asked_for_is_not_enough():
+    decision = decide(5000, 0.60, 0.55, seed=0, min_gain=10)
+
+    assert not decision.promote
+    assert "less than the 10 that were asked for" in decision.reason
+    assert decide(5000, 0.60, 0.55, seed=0, min_gain=3).promote
+
+
+def with_one_class_worse(loss: float) -> tuple[np.ndarray, ...]:
+    """Labels, bins, challenger and champion: better in every class, but for class 0, where it is worse by so much."""
+    labels, groups = np.tile(np.arange(6), 500), np.arange(3000)
+    rank = np.repeat(np.arange(500), 6) / 500
+    right = {"challenger": np.where(labels == 0, rank < 0.6 - loss, rank < 0.8), "champion": rank < 0.6}
+    tables = [np.eye(6)[np.where(right[name], labels, (labels + 1) % 6)] for name in ("challenger", "champion")]
+    return labels, groups, *tables
+
+
+def test_no_class_may_lose_more_than_was_set_whatever_the_others_gain():
+    config = PromotionConfig(max_class_loss=5)
+    kept = promotion.decide(*with_one_class_worse(0.06), CLASSES, config)
+
+    assert not kept.promote
+    assert kept.reason == "class 0 loses 6.0 points of accuracy on 500 images, more than the 5 that a class may lose"
+    assert promotion.decide(*with_one_class_worse(0.04), CLASSES, config).promote
+
+
+def test_more_right_answers_do_not_pay_for_larger_errors():
+    labels, groups = np.repeat([0, 5], 500), np.arange(1000)
+    rank = np.tile(np.arange(500), 2) / 500
+    champion = np.eye(6)[np.where(rank < 0.5, labels, np.where(labels == 0, 1, 4))]  # wrong by one
+    challenger = np.eye(6)[np.where(rank < 0.6, labels, 5 - labels)]  # wrong by five
+
+    decision = promotion.decide(labels, groups, challenger, champion, CLASSES, PromotionConfig())
+
+    assert not decision.promote
+    assert decision.reason == "accuracy is better, but RMSE and RMSE of the expected count worse beyond chance"
+
+
+def test_force_promotes_and_says_what_it_overruled():
+    forced = decide(1000, 0.5, 0.7, seed=0, force=True)
+
+    assert forced.promote
+    assert forced.reason == "forced, though accuracy is worse beyond chance"
+    assert forced.gains[0].is_worse
+    assert promotion.refuse("other classes", PromotionConfig(force=True)).promote
+    assert not promotion.refuse("other classes", PromotionConfig()).promote
+    assert decide(1000, 0.7, 0.5, seed=0, force=True).reason.startswith("accuracy is better")
+
+
+def test_a_few_bins_decide_nothing():
+    decision = decide(29, 1.0, 0.0, seed=0)
+
+    assert not decision.promote
+    assert decision.reason.startswith("29 bins that neither was trained on are too few")
+
+
+def test_classes_without_order_are_compared_by_accuracy_alone():
+    classes = Classes.parse("good,defective")
+    labels, groups = np.tile([0, 1], 500), np.arange(1000)
+    better, worse = (np.eye(2)[np.where(np.arange(1000) % 10 < share, labels, 1 - labels)] for share in (9, 6))
+
+    decision = promotion.decide(labels, groups, better, worse, classes, PromotionConfig())
+
+    assert decision.promote
+    assert [gain.metric for gain in decision.gains] == ["accuracy"]
+    with pytest.raises(DatasetError, match="rmse needs classes with an order; choose the metric accuracy"):
+        promotion.decide(labels, groups, better, worse, classes, PromotionConfig(metric="rmse"))
+
+
+def frozen(folder, rows: list[tuple[str, str, str | None]], source: str = "bucket"):
+    """A snapshot of images with an id, a bin and a split; the content of an image is its id's last character."""
+    table = pd.DataFrame(rows, columns=["image_id", "group", "split"]).assign(
+        class_name="1", quantity=1, label=pd.array([1] * len(rows), "Int8"), path="", bytes=1, width=1, height=1
+    )
+    table["sha256"] = table["image_id"].str[-1]
+    table["label"] = table["label"].where(table["split"].notna() & (table["split"] != "extra"))
+    table = table.assign(status="ok", reason="")
+    return manifest.freeze(table, CLASSES, source, folder)
+
+
+def test_bins_that_one_of_the_models_has_learned_from_are_not_compared_on(tmp_path):
+    (tmp_path / "snapshots").mkdir()
+    now = frozen(
+        tmp_path,
+        [
+            *[("a1", "a", "train"), ("b2", "b", "test"), ("c3", "c", "test"), ("c4", "c", "test"), ("d5", "d", "test")],
+            *[("e6", "e", "test"), ("f7", "f", "test"), ("g8", "g", "val")],
+        ],
+    )
+    before = frozen(
+        tmp_path,
+        [("a1", "a", "train"), ("b2", "b", "test"), ("c3", "c", "train"), ("e6", "e", "val"), ("x7", "x", "extra")],
+    )
+
+    unseen = promotion.unseen(now, [now, before])
+
+    # c and e were another split's for it, and f shows the content of x7; b was its test already
+    assert unseen.to_dict() == {"b2": True, "c3": False, "c4": False, "d5": True, "e6": False, "f7": False}
+    assert promotion.unseen(now, [now, now]).all()
+
+
+def test_ids_of_another_source_are_other_bins(tmp_path):
+    for name in ("here", "there"):
+        (tmp_path / name / "snapshots").mkdir(parents=True)
+    now = frozen(tmp_path / "here", [("1a", "1a", "test"), ("2b", "2b", "test"), ("3c", "3c", "train")])
+    other = frozen(tmp_path / "there", [("1a", "1a", "test"), ("2x", "2x", "train"), ("9b", "9b", "train")], "another")
+
+    assert promotion.unseen(now, [now, other]).to_dict() == {"1a": True, "2b": False}
