@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -49,12 +48,13 @@ from mlflow.entities import (
     LoggedModelStatus,
     Metric,
     Param,
-    Run,
     RunTag,
 )
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model, infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_VERSIONS
+
+from bincount.ledger import Action, Ledger, Move, unless_gone
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +66,9 @@ MODEL_ID_TAG = "bincount.model_id"
 DECISION_TAG = "bincount.decision"  # of the last comparison with a champion
 PROMOTED_TAG = "bincount.promoted"
 ROLLED_BACK_TAG = "bincount.rolled_back"
-LEDGER = "promotions"  # the run that remembers who was made champion when, over whom, and why
-MOVE = "move/"
-DONE_TAG = "bincount.done"  # on the ledger: the number of the last move whose alias is set
 LONGEST_PARAM = 6000
 LONGEST_DESCRIPTION = 5000
 LONGEST_TAG = 5000
-LONGEST_REASON = 4000
 LONGEST_PAUSE = 30  # seconds between two tries while MLflow is away; the first is 1 s, and each twice the one before
 SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives a cancelled flow 10 s in all
 # What bincount.pyfunc imports, by way of the library
@@ -103,35 +99,16 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Move:
-    """The champion's alias on its way from one version to another, as the registry remembers it for ever.
-
-    over is 0 where there was no champion; at is UTC; by says who or what moved it.
-    """
-
-    number: int
-    action: Literal["promoted", "rolled back"]
-    version: int
-    over: int
-    by: str
-    at: str
-    reason: str
-
-    def words(self) -> str:
-        if self.action == "rolled back":
-            beside = f" to version {self.version}"
-        else:
-            beside = f" over version {self.over}" if self.over else ""
-        return f"{self.action} at {self.at} UTC{beside} by {self.by}: {self.reason}"
-
-
-@dataclass(frozen=True)
 class Registry:
     """An MLflow experiment and a registered model, open for writing. Made by open_registry."""
 
     client: MlflowClient
     experiment_id: str
     model_name: str
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.client, self.experiment_id, self.model_name)
 
     def start_run(self, name: str, params: Mapping, tags: Mapping[str, str]) -> str:
         """Start the run of this name, or take up the one there is, so that a retry makes no second; its id.
@@ -236,7 +213,7 @@ class Registry:
         killed has left is taken up, or removed where it is half a model.
         """
         digest = weights_digest(checkpoint)
-        self._ensure_registered_model()
+        self.ledger.ensure_model("The champion is the version in use, the challenger the newest beside it.")
         found = self.client.search_model_versions(
             f"name = '{self.model_name}' and run_id = '{run_id}' and tags.`{MODEL_TAG}` = '{digest}'"
         )
@@ -253,9 +230,11 @@ class Registry:
                 model_id=logged.model_id,
             )
         link = json.dumps([{"name": entry.name, "version": str(entry.version)}])
-        self.client.set_logged_model_tags(entry.tags[MODEL_ID_TAG], {MLFLOW_MODEL_VERSIONS: link})
+        with unless_gone():  # the files may have been deleted in MLflow's pages, and the version left
+            self.client.set_logged_model_tags(entry.tags[MODEL_ID_TAG], {MLFLOW_MODEL_VERSIONS: link})
         version = _as_version(entry, self._aliases())
-        self.describe(version, description)
+        if not self._has_card(version):  # later it also says how the version compares
+            self.describe(version, description)
         if not version.alias and version.version == self.versions()[0].version:  # an older one had its time
             version = replace(version, alias=CHALLENGER)
             self.client.set_registered_model_alias(version.name, version.alias, str(version.version))
@@ -269,10 +248,13 @@ class Registry:
 
     def card(self, version: Version) -> str:
         """The whole card of a version."""
-        if "model_card.md" not in {file.path for file in self.client.list_artifacts(version.run_id)}:
+        if not self._has_card(version):
             return self.client.get_model_version(version.name, str(version.version)).description or ""
         with tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(version.run_id, "model_card.md", folder)).read_text()
+
+    def _has_card(self, version: Version) -> bool:
+        return "model_card.md" in {file.path for file in self.client.list_artifacts(version.run_id)}
 
     def note_decision(self, version: Version, decision: str) -> None:
         """Keep with a version what was decided about it last, in words."""
@@ -288,10 +270,13 @@ class Registry:
     def roll_back(self, *, by: str, reason: str) -> Version:
         """Make the champion's predecessor champion again; the version that it is.
 
-        Raises ModelNotFound when the registry does not know of one.
+        A rollback that was interrupted is ended, and no second one begun. Raises ModelNotFound when the registry does
+        not know of a predecessor, and ServiceUnavailable when another moves the alias at the same time.
         """
-        self._finish_last_move()
-        champion = self.find("champion")
+        ended = self.end_last_move()
+        if ended and ended.action == "rolled back":
+            return self.find(str(ended.version))
+        champion = self.find(CHAMPION)
         its_moves = [move for move in self.moves() if move.version == champion.version]
         promotions = [move for move in its_moves if move.action == "promoted" and move.over]
         if not promotions:
@@ -304,11 +289,9 @@ class Registry:
             raise ServiceUnavailable("the champion changed meanwhile; look at `bincount models`, and try again")
         return self.find(str(previous.version))
 
-    def moves(self) -> list[Move]:
+    def moves(self) -> tuple[Move, ...]:
         """All moves of the champion's alias that were made with this library, the oldest first."""
-        run = self._find_ledger()
-        entries = [key for key in run.data.params if key.startswith(MOVE)] if run else []
-        return [Move(number=int(key.removeprefix(MOVE)), **json.loads(run.data.params[key])) for key in sorted(entries)]
+        return self.ledger.read().moves
 
     def was_rolled_back(self, version: Version) -> Move | None:
         """The move by which a version lost the alias to its predecessor, unless it was promoted again since."""
@@ -318,6 +301,24 @@ class Registry:
             if move.action == "rolled back" and move.over == version.version:
                 return move
         return None
+
+    def end_last_move(self) -> Move | None:
+        """Set the alias as the ledger's last line says, where that was begun and not ended; the move, if it was so.
+
+        An alias that was moved by hand since, in MLflow's pages, stays.
+        """
+        ended = None
+        while True:
+            move = self.ledger.read().pending
+            if move is None and ended is not None:
+                # Meanwhile another may have written and ended a later line: what was set here must not outlive that.
+                last = self.moves()[-1]
+                if last.number != ended.number and self._aliases().get(CHAMPION) == str(ended.version):
+                    self.client.set_registered_model_alias(self.model_name, CHAMPION, str(last.version))
+            if move is None:
+                return ended
+            self._end(move)
+            ended = move
 
     def params(self, version: Version) -> dict[str, str]:
         """The settings that a version was trained with."""
@@ -340,8 +341,9 @@ class Registry:
 
     def find(self, reference: str) -> Version:
         """The version with an alias or a number. Raises ModelNotFound naming those there are."""
+        number = self._aliases().get(reference, reference)
         for version in self.versions():
-            if reference in (version.alias, str(version.version)):
+            if number == str(version.version):
                 return version
         there = ", ".join(f"{version.version} {version.alias}".strip() for version in self.versions())
         known = f"there are: {there}" if there else "nothing was registered yet; run `bincount run`"
@@ -362,11 +364,6 @@ class Registry:
                 f"the files of {version.uri} cannot be fetched ({error}); if they are gone, train a new one"
             ) from error
         return Path(fetched)
-
-    def _ensure_registered_model(self) -> None:
-        if not self.client.search_registered_models(f"name = '{self.model_name}'"):
-            about = "The champion is the version in use, the challenger the newest beside it."
-            self.client.create_registered_model(self.model_name, description=about)
 
     def _find_logged(self, run_id: str, digest: str) -> LoggedModel | None:
         """The files of a model that an earlier attempt has uploaded as a whole; what it left half done is removed."""
@@ -389,67 +386,30 @@ class Registry:
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         return self.client.finalize_logged_model(logged.model_id, "READY")
 
-    def _move(self, action: str, version: Version, over: Version | None, *, by: str, reason: str) -> bool:
-        self._finish_last_move()
+    def _move(self, action: Action, version: Version, over: Version | None, *, by: str, reason: str) -> bool:
+        self.end_last_move()
+        book = self.ledger.read()  # before the look at the champion: who moves it after this has the next line
         champion, over_version = self.find_champion(), over.version if over else 0
-        if (champion.version if champion else 0) != over_version:
+        if book.pending or (champion.version if champion else 0) != over_version:
             return False
-        at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-        entry = {"action": action, "version": version.version, "over": over_version, "by": by, "at": at}
-        number = len(self.moves()) + 1
-        if not self._write_down(number, json.dumps(entry | {"reason": reason[:LONGEST_REASON]})):
+        if not self.ledger.write(book, action, version.version, over_version, by=by, reason=reason):
             return False
-        self._finish_last_move()
+        self.end_last_move()
         return True
 
-    def _write_down(self, number: int, entry: str) -> bool:
-        """Claim the next line of the ledger; False when another was quicker.
-
-        It is a run whose params are the lines. MLflow lets a param be written once, whoever else tries: that is what
-        decides between two who move the alias at once, since the alias itself can be set at any time by anyone.
-        """
-        ledger = self._find_ledger()
-        if ledger is None:
-            run = self.client.create_run(self.experiment_id, run_name=LEDGER, tags={RUN_TAG: self._ledger_name})
-            self.client.set_terminated(run.info.run_id)
-            ledger = self._find_ledger()  # of two that were made at once, the one that all find
-        try:
-            self.client.log_param(ledger.info.run_id, f"{MOVE}{number:05d}", entry)
-        except mlflow.MlflowException:
-            written = self.client.get_run(ledger.info.run_id).data.params.get(f"{MOVE}{number:05d}")
-            if written is None:  # it was not for another's line that this failed
-                raise
-            return written == entry
-        return True
-
-    def _finish_last_move(self) -> None:
-        """Set the alias as the last line of the ledger says, unless that was done already.
-
-        Afterwards someone may have moved it by hand, in MLflow's pages, and that stays.
-        """
-        ledger, moves = self._find_ledger(), self.moves()
-        if not moves or ledger.data.tags.get(DONE_TAG) == str(moves[-1].number):
-            return
-        move, name = moves[-1], self.model_name
-        tag = PROMOTED_TAG if move.action == "promoted" else ROLLED_BACK_TAG
-        about = move.version if move.action == "promoted" else move.over
-        self.client.set_model_version_tag(name, str(about), tag, move.words()[:LONGEST_TAG])
-        if self._aliases().get(CHALLENGER) == str(move.version):
+    def _end(self, move: Move) -> None:
+        name, aliases = self.model_name, self._aliases()
+        is_promotion = move.action == "promoted"
+        tag, about = (PROMOTED_TAG, move.version) if is_promotion else (ROLLED_BACK_TAG, move.over)
+        with unless_gone():  # versions can be deleted in MLflow's pages
+            self.client.set_model_version_tag(name, str(about), tag, move.words()[:LONGEST_TAG])
+        if aliases.get(CHALLENGER) == str(move.version):
             self.client.delete_registered_model_alias(name, CHALLENGER)
-        self.client.set_registered_model_alias(name, CHAMPION, str(move.version))
-        self.client.set_tag(ledger.info.run_id, DONE_TAG, str(move.number))
+        if aliases.get(CHAMPION) in (None, str(move.over)):  # else it is set already, or by hand
+            with unless_gone():
+                self.client.set_registered_model_alias(name, CHAMPION, str(move.version))
+        self.ledger.mark_done(move)
         logger.info("%s version %d is champion: %s", name, move.version, move.words())
-
-    @property
-    def _ledger_name(self) -> str:
-        return f"{LEDGER} {self.model_name}"
-
-    def _find_ledger(self) -> Run | None:
-        query = f"tags.`{RUN_TAG}` = '{self._ledger_name}'"
-        found = self.client.search_runs(
-            [self.experiment_id], query, order_by=["attributes.start_time ASC"], max_results=1
-        )
-        return found[0] if found else None
 
     def _aliases(self) -> dict[str, str]:
         found = self.client.search_registered_models(f"name = '{self.model_name}'")
@@ -519,11 +479,12 @@ class LiveRun:
                 self._news.wait()
 
 
-def open_registry(tracking_uri: str, artifacts: Path, config: RegistryConfig) -> Registry:
+def open_registry(tracking_uri: str, artifacts: Path, config: RegistryConfig, *, create: bool = True) -> Registry:
     """Open an MLflow server (http, https) or database (sqlite:///..., postgresql+psycopg://...), and its experiment.
 
     artifacts is where files go when there is no server to keep them. Raises ServiceUnavailable within seconds when a
-    server does not answer, and SettingsError when the experiment was deleted.
+    server does not answer, SettingsError when the experiment was deleted, and ModelNotFound when there is none and it
+    is not to be created.
     """
     is_server = tracking_uri.startswith(("http://", "https://"))
     if is_server:
@@ -532,6 +493,8 @@ def open_registry(tracking_uri: str, artifacts: Path, config: RegistryConfig) ->
         Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
     experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is None and not create:
+        raise ModelNotFound(f"{tracking_uri} has no experiment {config.experiment}; correct --experiment")
     if experiment is None:
         location = None if is_server else artifacts.resolve().as_uri()
         experiment_id = client.create_experiment(config.experiment, artifact_location=location)
@@ -550,7 +513,7 @@ def open_existing(workspace: Workspace, config: RegistryConfig) -> Registry:
     uri = workspace.tracking_uri(config)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ModelNotFound(f"nothing was registered in {uri} yet; run `bincount run`, or correct --workspace")
-    return open_registry(uri, workspace.artifacts, config)
+    return open_registry(uri, workspace.artifacts, config, create=False)
 
 
 @contextmanager

@@ -235,7 +235,9 @@ class RegistryConfig(Settings):
         None, description="MLflow server or database URI [default: SQLite in the workspace]"
     )
     experiment: str = Field("bincount", min_length=1, description="MLflow experiment of the runs")
-    model_name: str = Field("bincount", min_length=1, description="name of the registered model")
+    model_name: str = Field(
+        "bincount", pattern=r"^[^/:%'\"`]+$", max_length=100, description="name of the registered model"
+    )
 
 
 class PromotionConfig(Settings):
@@ -273,11 +275,12 @@ class Workspace(Settings):
 
     def snapshot(self, digest: str) -> Path | None:
         """The folder of the snapshot with this digest, of whatever dataset; None where it is not here."""
-        return next(iter(sorted(self.root.glob(f"datasets/*/snapshots/{digest}"))), None)
+        found = self.root.glob(f"datasets/*/snapshots/{digest}/snapshot.json")
+        return next((path.parent for path in sorted(found)), None)
 
-    def evaluation(self, snapshot_digest: str, weights_digest: str) -> Path:
+    def evaluation(self, snapshot_digest: str, model_digest: str) -> Path:
         """The folder of one model's test on one snapshot."""
-        return self.root / "evaluations" / f"{snapshot_digest[:12]}-{weights_digest[:12]}"
+        return self.root / "evaluations" / f"{snapshot_digest[:12]}-{model_digest[:12]}"
 
     def run(self, snapshot_digest: str, images: ImageConfig, training: TrainConfig) -> Path:
         """The folder of one training: named by its inputs, so that a retry lands in the same place and resumes."""

@@ -188,6 +188,7 @@ def compare(
 
     opened = open_existing(Workspace(root=workspace), registry)
     pair = [opened.find(first), opened.find(second)]
+    first, second = (str(version.version) for version in pair)  # whatever an alias does meanwhile
     decision = flow.compare(first, second, data, promotion, registry, device, workspace)
     names = [f"version {version.version}" for version in pair]
     tables = summary.of_versions(*pair, [opened.params(version) for version in pair])

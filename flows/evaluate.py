@@ -8,7 +8,7 @@ from bincount.data import manifest
 from bincount.evaluation.evaluate import Evaluation
 from bincount.registry import find_checkpoint
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, RegistryConfig, Workspace
-from bincount.training.files import weights_digest
+from bincount.training.files import model_digest
 from bincount.training.model import read_spec
 from tasks import data as data_tasks
 from tasks import evaluation as evaluation_tasks
@@ -35,5 +35,5 @@ def evaluate(
     snapshot = manifest.latest(places.dataset(data))
     with find_checkpoint(model, places, registry) as checkpoint:
         pack = data_tasks.pack_snapshot(snapshot, read_spec(checkpoint).images)
-        folder = places.root / "evaluations" / f"{snapshot.digest[:12]}-{weights_digest(checkpoint)[:12]}"
+        folder = places.evaluation(snapshot.digest, model_digest(checkpoint))
         return evaluation_tasks.evaluate_model(snapshot, pack, checkpoint, folder, device)

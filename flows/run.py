@@ -45,7 +45,7 @@ def run(
     launch: LaunchConfig = LaunchConfig(),
     promotion: PromotionConfig = PromotionConfig(),
 ) -> Finished:
-    """Fetch, pack, split, balance, train, evaluate and register.
+    """Fetch, pack, split, balance, train, evaluate, register, and promote what is better.
 
     Args:
         data: where the images come from and what is read from them

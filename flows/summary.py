@@ -253,12 +253,7 @@ def show(tables: Tables, console: Console | None = None) -> None:
 
 def markdown(tables: Tables) -> str:
     """The tables as Markdown."""
-    return "\n\n".join(f"## {title}\n\n{_markdown_table(frame)}" for title, frame in tables.items())
-
-
-def _markdown_table(frame: pd.DataFrame) -> str:
-    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + " --- |" * len(frame.columns)]
-    return "\n".join(lines + ["| " + " | ".join(map(_cell, row)) + " |" for row in frame.itertuples(index=False)])
+    return "\n\n".join(f"## {title}\n\n{card.markdown(frame)}" for title, frame in tables.items())
 
 
 def _balance(table: pd.DataFrame) -> pd.DataFrame:

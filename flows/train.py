@@ -7,6 +7,7 @@ from prefect import flow
 
 from bincount.data import manifest
 from bincount.data.manifest import Snapshot
+from bincount.evaluation import promotion as promotion_rules
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision
 from bincount.registry import Version
@@ -52,7 +53,7 @@ def train(
     launch: LaunchConfig = LaunchConfig(),
     promotion: PromotionConfig = PromotionConfig(),
 ) -> TrainedModel:
-    """Train on a prepared snapshot, evaluate on its test split, and register the model.
+    """Train on a prepared snapshot, evaluate on its test split, register the model, and promote it if it is better.
 
     Args:
         data: the source that was prepared
@@ -68,6 +69,7 @@ def train(
     dataset = places.dataset(data)
     timings = Timings()
     chosen = manifest.open_snapshot(dataset / "snapshots" / snapshot) if snapshot else manifest.latest(dataset)
+    promotion_rules.check(promotion, chosen.classes)
     folder = places.run(chosen.digest, images, training)
     registry_tasks.check_registry(registry, places)
     pack = data_tasks.pack_snapshot(chosen, images)
@@ -80,7 +82,9 @@ def train(
     with timings.step("register"):
         version = registry_tasks.register_model(chosen, pack, images, training, trained, evaluation, registry, places)
     with timings.step("promote"):
+        current = manifest.latest(dataset)  # an older snapshot may have been asked for
+        known = evaluation if current.digest == chosen.digest else None
         version, decision = promotion_tasks.promote_model(
-            version, chosen, evaluation, promotion, registry, places, training.device
+            version, current, known, promotion, registry, places, training.device
         )
     return TrainedModel(chosen, trained, evaluation, version, decision, timings)

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -16,12 +17,13 @@ from prefect.runtime import flow_run
 from bincount import registry
 from bincount.data import manifest, packs
 from bincount.data.manifest import Snapshot
+from bincount.errors import ModelNotFound
 from bincount.evaluation import card, promotion
-from bincount.evaluation.evaluate import Evaluation, evaluate
+from bincount.evaluation.evaluate import Evaluation, columns, predict_test
 from bincount.evaluation.promotion import Decision
 from bincount.registry import MODEL_TAG, Registry, Version
 from bincount.settings import PromotionConfig, RegistryConfig, Workspace
-from bincount.training.files import weights_digest
+from bincount.training.files import model_digest
 from bincount.training.model import read_spec
 from tasks.registry import server_may_return
 
@@ -51,17 +53,14 @@ def promote_model(
     is then.
     """
     opened = registry.open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
+    opened.end_last_move()
     while True:
         champion = opened.find_champion()
         if champion and champion.version == version.version:
-            return champion, Decision(promote=False, reason="it is the champion")
-        undone = opened.was_rolled_back(version)
-        if champion and undone:  # people know more than the test bins do
-            decision = promotion.refuse(f"it was {undone.words()}", rules)
-        else:
-            decision = compare(opened, version, champion, snapshot, evaluation, rules, workspace, device)
-        opened.note_decision(version, decision.words())
+            return champion, _standing(opened, champion)
+        decision = _decide(opened, version, champion, rules, snapshot, evaluation, workspace, device)
         opened.describe(version, card.with_comparison(opened.card(version), decision))
+        opened.note_decision(version, decision.words())
         if not decision.promote or opened.promote(version, champion, by=who(), reason=decision.reason):
             break
         logger.info("another model became champion meanwhile: comparing again")
@@ -74,7 +73,30 @@ def promote_model(
     return opened.find(str(version.version)), decision
 
 
-@task(name="compare models", task_run_name="compare {first} with {second}", cache_policy=NO_CACHE)
+def _standing(opened: Registry, champion: Version) -> Decision:
+    moves = opened.moves()
+    since = moves[-1].words() if moves and moves[-1].version == champion.version else "moved there by hand"
+    return Decision(promote=False, is_champion=True, reason=since)
+
+
+def _decide(opened: Registry, version: Version, champion: Version | None, rules: PromotionConfig, *what) -> Decision:
+    """What compare says, but for what people have decided, who know more than the test bins do."""
+    if undone := opened.was_rolled_back(version):
+        return promotion.refuse(f"it was {undone.words()}", rules)
+    if champion is None and opened.moves():
+        reason = f"the champion was removed in MLflow; `bincount promote {version.version} --force` makes it this one"
+        return promotion.refuse(reason, rules)
+    return compare(opened, version, champion, rules, *what)
+
+
+@task(
+    name="compare models",
+    task_run_name="compare {first} with {second}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=server_may_return,
+)
 def compare_models(
     first: str,
     second: str,
@@ -85,66 +107,71 @@ def compare_models(
     device: str,
 ) -> Decision:
     """What promote_model would decide about the second version if the first were champion; nothing is changed."""
-    opened = registry.open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
+    opened = registry.open_existing(workspace, config)
     defender, challenger = opened.find(first), opened.find(second)
-    return compare(opened, challenger, defender, snapshot, None, rules, workspace, device)
+    return compare(opened, challenger, defender, rules, snapshot, None, workspace, device)
 
 
 def compare(
     opened: Registry,
     version: Version,
     champion: Version | None,
+    rules: PromotionConfig,
     snapshot: Snapshot,
     evaluation: Evaluation | None,
-    rules: PromotionConfig,
     workspace: Workspace,
     device: str,
 ) -> Decision:
     """Decide on the test images of the snapshot whose bins neither version has learned from."""
     if champion is None:
         return promotion.first()
-    if champion.tags.get(MODEL_TAG) == version.tags.get(MODEL_TAG):
-        return Decision(promote=False, reason="it is the champion's own weights")
+    if MODEL_TAG in version.tags and champion.tags.get(MODEL_TAG) == version.tags[MODEL_TAG]:
+        return promotion.refuse(f"it has the same weights as version {champion.version}", rules)
     learned_from = []
     for model in (version, champion):
-        folder = workspace.snapshot(model.tags.get("snapshot", ""))
+        folder = workspace.snapshot(model.tags.get("snapshot", "unknown"))
         if folder is None:
             reason = f"what version {model.version} has learned from is not in the workspace {workspace.root}"
             return promotion.refuse(f"{reason}, so that no bin is sure to be new to it", rules)
         learned_from.append(manifest.open_snapshot(folder))
-    evaluations = []
+    tables = []
     for model, known in ((version, evaluation), (champion, None)):
-        tested = known or test(opened, model, snapshot, workspace, device)
-        if tested is None:
+        try:
+            table = known.predictions if known else predictions(opened, model, snapshot, workspace, device)
+        except ModelNotFound as error:
+            return promotion.refuse(str(error), rules)
+        if table is None:
             return promotion.refuse(f"version {model.version} tells other classes than the snapshot has", rules)
-        evaluations.append(tested.predictions)
+        tables.append(table)
     unseen = promotion.unseen(snapshot, learned_from)
-    challenger, defender = (table[table["image_id"].map(unseen)] for table in evaluations)
-    columns = [f"p_{name}" for name in snapshot.classes.names]
+    challenger, defender = (table[table["image_id"].map(unseen)] for table in tables)
     return promotion.decide(
         challenger["label"].to_numpy(np.int64),
         challenger["group"],
-        challenger[columns].to_numpy(),
-        defender[columns].to_numpy(),
+        challenger[columns(snapshot.classes)].to_numpy(),
+        defender[columns(snapshot.classes)].to_numpy(),
         snapshot.classes,
         rules,
     )
 
 
-def test(
+def predictions(
     opened: Registry, version: Version, snapshot: Snapshot, workspace: Workspace, device: str
-) -> Evaluation | None:
-    """A version on the snapshot's test images; None where it tells other classes."""
+) -> pd.DataFrame | None:
+    """What a version makes of the snapshot's test images, asked once; None where it tells other classes."""
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = opened.checkpoint(version, Path(temporary))
         spec = read_spec(checkpoint)
         if spec.classes != snapshot.classes:
             return None
+        folder = workspace.evaluation(snapshot.digest, model_digest(checkpoint))
+        kept = folder / "predictions.parquet"
+        if kept.exists():
+            return pd.read_parquet(kept)
         images = snapshot.labelled()
         images = images[images["split"] == "test"]  # the others need not be packed at this model's size
         pack = packs.update(snapshot.dataset, spec.images, images["path"], images["sha256"])
-        folder = workspace.evaluation(snapshot.digest, weights_digest(checkpoint))
-        return evaluate(snapshot, pack, checkpoint, folder, device)
+        return predict_test(snapshot, pack, checkpoint, folder, device)
 
 
 def who() -> str:

@@ -1,5 +1,6 @@
 """Registration in MLflow as tasks."""
 
+import functools
 import io
 import subprocess
 from contextlib import suppress
@@ -22,7 +23,7 @@ from bincount.data import balance
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.evaluation import card, plots, report
-from bincount.evaluation.evaluate import Evaluation, mistakes, suspects
+from bincount.evaluation.evaluate import Evaluation, columns, mistakes, suspects
 from bincount.evaluation.metrics import reliability
 from bincount.registry import Registry, Version
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig, Workspace
@@ -30,13 +31,16 @@ from bincount.training.files import Trained, read_history
 from bincount.training.model import read_spec
 from tasks.retry import transient
 
+REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
 NUM_WORST = 30  # mistakes on the sheet
 
 
 def server_may_return(task: Any, task_run: TaskRun, state: State) -> bool:
     """Whether another try may help: also where MLflow's client failed, since a retry finds again what was written."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, registry.mlflow.MlflowException) or transient(task, task_run, state)
+    if isinstance(error, registry.mlflow.MlflowException):
+        return error.error_code not in REFUSALS
+    return transient(task, task_run, state)
 
 
 @task(name="check registry", task_run_name="check registry", cache_policy=NO_CACHE)
@@ -115,7 +119,7 @@ def register_model(
 def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snapshot: Snapshot, pack: Pack) -> None:
     """All that the test has shown: numbers, tables, pictures, and a page that opens without a server."""
     metrics, predictions, by_slice = evaluation.metrics, evaluation.predictions, evaluation.slices
-    scores = predictions[[f"p_{name}" for name in snapshot.classes.names]].to_numpy()
+    scores = predictions[columns(snapshot.classes)].to_numpy()
     confidence = reliability(predictions["label"].to_numpy(), scores)
     wrong = mistakes(predictions, snapshot.classes)
 
@@ -142,7 +146,8 @@ def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snaps
     intervals = {name: (interval.low, interval.high) for name, interval in evaluation.intervals.items()}
     title = f"Test on {metrics.num_images:,} images of {snapshot.source}"
     opened.log_text(run_id, report.page(metrics, confidence, by_slice, title, intervals), "test.html")
-    opened.log_file(run_id, evaluation.folder / "predictions.parquet")
+    for name in ("predictions.parquet", "metrics.json"):
+        opened.log_file(run_id, evaluation.folder / name)
 
 
 def _sheet(wrong: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> Figure:
@@ -177,6 +182,7 @@ def _tags(snapshot: Snapshot, images: ImageConfig) -> dict[str, str]:
     }
 
 
+@functools.cache
 def _code() -> dict[str, str]:
     """Which code trained the model: the release, and the commit where it runs from a git checkout."""
     tags = {"bincount_version": installed_version("bincount-pipeline")}

@@ -82,15 +82,40 @@ def test_the_same_test_gets_the_same_interval_in_whatever_order_its_images_stand
         assert shuffled[name].high == pytest.approx(interval.high)
 
 
-def test_drawing_in_pieces_is_drawing_at_once(monkeypatch):
+def test_a_test_is_drawn_in_pieces_where_it_is_large(monkeypatch):
     labels, scores = guesses(50)
     added = bootstrap.sums(labels, scores, COUNTS)
+    monkeypatch.setattr(bootstrap, "WEIGHTS_AT_ONCE", 7 * 50)
 
     drawn = bootstrap.resample(added, np.arange(50), num=100)
 
+    assert len(drawn) == 100
     assert (drawn["images"] == 50).all()
     assert drawn["right"].mean() == pytest.approx(added["right"].sum(), rel=0.05)
-    assert drawn["right"].nunique() > 5
+    assert drawn["log_loss"].nunique() == 100  # no piece is another's
+
+
+def test_a_rate_of_one_is_not_certain_for_that():
+    labels = np.repeat([0, 1, 2], [40, 40, 20])
+    found = bootstrap.intervals(labels, np.eye(3)[labels], np.arange(100), Classes.parse("0..2"))
+
+    assert found["accuracy"].high == 1
+    assert found["accuracy"].low == pytest.approx(100 / (100 + 1.96**2), abs=1e-4)  # Wilson's
+    assert found["class/0/recall"].low == pytest.approx(40 / (40 + 1.96**2), abs=1e-4)
+    assert found["rmse"] == bootstrap.Interval(low=0, high=0)
+    wrong = bootstrap.intervals(labels, np.eye(3)[2 - labels], np.arange(100), Classes.parse("0..2"))
+    assert wrong["class/0/recall"].low == 0
+    assert 0.05 < wrong["class/0/recall"].high < 0.15
+
+
+def test_a_class_in_a_few_bins_has_no_interval():
+    labels, scores = np.repeat([0, 1], [60, 58]), np.eye(2)[np.tile([0, 1], 59)]
+    groups = np.concatenate([np.arange(60), 100 + np.arange(58) // 2])
+
+    found = bootstrap.intervals(labels, scores, groups, Classes.parse("0..1"))
+
+    assert "class/0/recall" in found
+    assert not [name for name in found if name.startswith("class/1/")]
 
 
 def test_without_images_there_is_no_interval():

@@ -30,12 +30,12 @@ BETTER = Decision(
 
 
 def evaluation(classes: Classes = COUNTS) -> Evaluation:
-    labels, scores = np.array([0, 1, 1]), np.eye(len(classes))[[0, 1, -1]]
+    labels, scores = np.repeat([0, 1, 1], 40), np.eye(len(classes))[np.repeat([0, 1, -1], 40)]
     return Evaluation(
         folder=Path("evaluation"),
         metrics=metrics.score(labels, scores, classes),
         baseline=metrics.majority(np.array([1]), labels, classes),
-        intervals=bootstrap.intervals(labels, scores, np.arange(3), classes),
+        intervals=bootstrap.intervals(labels, scores, np.arange(120), classes),
     )
 
 
@@ -57,8 +57,8 @@ def test_the_card_says_data_scores_with_intervals_and_license(tmp_path):
 
     assert "0 to 2" in text
     assert "`0123456789abcdef0123456789abcdef`: 1,616 images, 1,610 train, 3 val, 3 test" in text
-    assert "| accuracy | 66.7% (0.0% to 100.0%) | 66.7% |" in text
-    assert "| 0 | 1 | 1.000 | 1.000 to 1.000 | 0.000 | 1.000 | 1.000 |" in text
+    assert "| accuracy | 66.7% (58.3% to 75.0%) | 66.7% |" in text
+    assert "| 0 | 40 | 1.000 | 0.912 to 1.000 | 0.000 | 1.000 | 1.000 |" in text
     assert "| 1 | 1,600 | 2 | 2 |" in text
     assert "fitted on val, 1.250" in text
     assert "CC BY-NC-SA 3.0 US" in text
@@ -91,7 +91,7 @@ def test_the_comparison_with_the_champion_stands_between_test_and_data_and_the_l
 
     assert "chance" not in compared.replace("beyond chance", "")
     assert compared.index("## Test") < compared.index("## Against the champion") < compared.index("## Data")
-    assert "Promoted: accuracy is better beyond chance" in compared
+    assert "Promote: accuracy is better beyond chance" in compared
     assert "accuracy 43.1% against 40.2%: +2.9 points (+0.4 to +5.4)" in compared
     assert "RMSE 1.100 against 1.200: -0.100 (-0.200 to +0.010)" in compared
     assert "on 1,161 images of 830 bins that neither was trained on, 95% intervals" in compared

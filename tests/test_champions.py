@@ -7,11 +7,13 @@ from prefect.client.orchestration import get_client
 
 from bincount import registry
 from bincount.data import drawn
+from bincount.errors import SettingsError
 from bincount.evaluation import promotion
 from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, TrainConfig, Workspace
 from flows.cli import app
 from flows.promote import compare, promote
 from flows.run import run
+from tasks import promotion as promotion_tasks
 
 pytestmark = pytest.mark.services
 
@@ -70,11 +72,11 @@ def test_the_card_and_the_pages_say_how_it_compares(nights):
     _, second, workspace = nights
     reg = opened(workspace)
     card = reg.card(second.model.version)
-    assert "## Against the champion\n\nPromoted: accuracy is better beyond chance" in card
+    assert "## Against the champion\n\nPromote: accuracy is better beyond chance" in card
     description = reg.client.get_model_version("bincount", "2").description
     assert description.split("\n\n… the rest")[0] in card
     assert "Against the champion" in description
-    assert reg.find("2").tags["bincount.decision"].startswith("Promoted: ")
+    assert reg.find("2").tags["bincount.decision"].startswith("Promote: ")
     assert {"git_commit", "bincount_version", "snapshot", "flow_run", "test_accuracy"} <= set(reg.find("2").tags)
     with get_client(sync_client=True) as client:
         keys = {artifact.key for artifact in client.read_artifacts()}
@@ -127,6 +129,8 @@ def test_models_that_cannot_be_compared_fairly_are_not_promoted(nights, data, tm
     fewer_classes = run(other, IMAGES, WEAK, workspace=workspace)
     assert fewer_classes.model.decision.reason == "version 2 tells other classes than the snapshot has"
     assert fewer_classes.model.version.alias == "challenger"
+    same_night_again = run(other, IMAGES, WEAK, workspace=workspace)
+    assert same_night_again.model.decision == fewer_classes.model.decision
 
     elsewhere = tmp_path / "elsewhere"  # where the snapshot that the champion has learned from is not
     shutil.copytree(workspace, elsewhere)
@@ -134,3 +138,60 @@ def test_models_that_cannot_be_compared_fairly_are_not_promoted(nights, data, tm
     config = RegistryConfig(tracking_uri=f"sqlite:///{workspace}/mlflow.db")
     decision = promote("3", other, registry=config, workspace=elsewhere)
     assert decision.reason.startswith("what version 2 has learned from is not in the workspace")
+
+
+def test_a_promotion_that_is_overtaken_compares_again_with_the_new_champion(nights, data, monkeypatch):
+    _, _, workspace = nights
+    reg = opened(workspace)
+    command("rollback", "--workspace", workspace)
+    assert reg.find_champion().version == 1
+    compared, compare_two = [], promotion_tasks.compare
+
+    def compare_while_another_is_promoted(opened, version, champion, *rest):
+        compared.append(champion.version)
+        if len(compared) == 1:
+            opened.promote(opened.find("3"), champion, by="another", reason="quicker")
+        return compare_two(opened, version, champion, *rest)
+
+    monkeypatch.setattr(promotion_tasks, "compare", compare_while_another_is_promoted)
+    monkeypatch.setattr(registry.Registry, "was_rolled_back", lambda self, version: None)
+    promote("2", data, PromotionConfig(force=True), workspace=workspace)
+
+    assert compared == [1, 3]
+    assert [(move.version, move.over) for move in reg.moves()[-2:]] == [(3, 1), (2, 3)]
+    assert reg.find("2").tags["bincount.decision"].startswith("Promote: forced, though version 2 tells other classes")
+
+
+def test_where_the_champion_was_removed_nothing_takes_its_place_unless_forced(nights, data):
+    _, _, workspace = nights
+    reg = opened(workspace)
+    reg.client.delete_registered_model_alias("bincount", "champion")
+
+    assert promote("3", data, workspace=workspace).reason.startswith("the champion was removed in MLflow")
+    assert reg.find_champion() is None
+    assert promote("2", data, PromotionConfig(force=True), workspace=workspace).promote
+    assert reg.find_champion().version == 2
+
+
+def test_a_champion_that_is_trained_again_stays_and_its_card_too(nights, data):
+    _, second, workspace = nights
+    reg = opened(workspace)
+    before = reg.card(second.model.version)
+
+    again = run(data, IMAGES, STRONG, workspace=workspace)
+
+    assert again.model.decision.words().startswith("Champion already: promoted at")
+    assert reg.card(second.model.version) == before
+    assert reg.find_champion().version == 2
+
+
+def test_a_metric_that_means_nothing_is_refused_before_the_training(nights, data, tmp_path):
+    with pytest.raises(SettingsError, match="--metric rmse needs classes with an order"):
+        run(
+            data.model_copy(update={"ordered": False}),
+            IMAGES,
+            WEAK,
+            workspace=tmp_path,
+            promotion=PromotionConfig(metric="rmse"),
+        )
+    assert not list(tmp_path.glob("runs/*/trained.json"))

@@ -155,9 +155,10 @@ def test_a_killed_trainer_is_retried_and_resumes(api, bucket, workspace, monkeyp
     started = []
 
     class Recorded(subprocess.Popen):
-        def __init__(self, *arguments, **settings):
-            super().__init__(*arguments, **settings)
-            started.append(self.pid)
+        def __init__(self, command, *arguments, **settings):
+            super().__init__(command, *arguments, **settings)
+            if "bincount.training.train" in command:
+                started.append(self.pid)
 
     def kill_after_first_epoch():
         wait_for((folder / "history.json").exists)

@@ -74,9 +74,9 @@ def test_the_confusion_matrix_says_images_and_shares_of_the_recorded_class():
 @pytest.mark.parametrize("classes", ["0..1", "0..5", "0..11", LONG_NAMES])
 def test_pictures_are_written_and_grow_with_the_number_of_classes(tmp_path, classes):
     classes = Classes.parse(classes)
-    path = tmp_path / "new" / "confusion.png"
+    path = tmp_path / "confusion.png"
 
-    plots.save(plots.confusion(scored(classes)), path)
+    plots.confusion(scored(classes)).savefig(path)
 
     with Image.open(path) as image:
         assert image.format == "PNG"
@@ -123,7 +123,7 @@ def test_slices_without_errors_have_no_column_for_them():
 
 
 def test_a_test_without_slices_is_drawn_too(tmp_path):
-    plots.save(plots.by_slice(pd.DataFrame(columns=SLICES.columns), accuracy=0.65), tmp_path / "slices.png")
+    plots.by_slice(pd.DataFrame(columns=SLICES.columns), accuracy=0.65).savefig(tmp_path / "slices.png")
 
     with Image.open(tmp_path / "slices.png") as image:
         assert image.format == "PNG"
@@ -171,7 +171,7 @@ def test_a_caption_is_cut_to_two_short_lines():
 def test_a_sheet_of_thirty_pictures_is_small_even_where_they_do_not_compress(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (30, 224, 224, 3), np.uint8)
 
-    plots.save(plots.sheet(list(pictures), ["caption"] * 30, "Noise"), tmp_path / "sheet.png")
+    plots.sheet(list(pictures), ["caption"] * 30, "Noise").savefig(tmp_path / "sheet.png")
 
     assert (tmp_path / "sheet.png").stat().st_size < 2.5e6  # photos take half of it
 
@@ -179,7 +179,7 @@ def test_a_sheet_of_thirty_pictures_is_small_even_where_they_do_not_compress(tmp
 def test_a_dollar_in_a_name_is_drawn_as_a_dollar(tmp_path):
     names = Classes(names=(r"$\oops$", "$5 and $6"), ordered=False)
 
-    plots.save(plots.confusion(scored(names)), tmp_path / "confusion.png")  # as a formula, the first cannot be read
+    plots.confusion(scored(names)).savefig(tmp_path / "confusion.png")  # as a formula, the first cannot be read
 
 
 def test_drawing_leaves_matplotlib_as_it_was():

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from bincount.data import manifest
-from bincount.errors import DatasetError
+from bincount.errors import SettingsError
 from bincount.evaluation import promotion
 from bincount.settings import Classes, PromotionConfig
 
@@ -60,7 +60,7 @@ def test_a_better_model_is_promoted_and_the_reason_is_in_words():
     assert {gain.metric for gain in others} == {"rmse", "rmse_of_expectation"}
     assert all(gain.gain > 0 and gain.champion > gain.challenger for gain in others)
     assert decision.num_bins == 1000 < decision.num_images
-    assert decision.words().startswith("Promoted: accuracy is better beyond chance")
+    assert decision.words().startswith("Promote: accuracy is better beyond chance")
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "rmse", "rmse_of_expectation"])
@@ -146,7 +146,7 @@ def test_classes_without_order_are_compared_by_accuracy_alone():
 
     assert decision.promote
     assert [gain.metric for gain in decision.gains] == ["accuracy"]
-    with pytest.raises(DatasetError, match="rmse needs classes with an order; choose the metric accuracy"):
+    with pytest.raises(SettingsError, match="--metric rmse needs classes with an order; choose accuracy, or add"):
         promotion.decide(labels, groups, better, worse, classes, PromotionConfig(metric="rmse"))
 
 

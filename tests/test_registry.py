@@ -31,6 +31,7 @@ from PIL import Image
 from bincount import registry
 from bincount.errors import ModelNotFound, ServiceUnavailable, SettingsError
 from bincount.evaluation import metrics
+from bincount.ledger import Ledger
 from bincount.registry import Registry, Version
 from bincount.settings import Classes, ImageConfig, RegistryConfig, TrainConfig
 from bincount.training import model as models
@@ -234,9 +235,30 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.fixture
+def killed_at(monkeypatch):
+    """Makes a call of MLflow's client the last, before or after it has done its work, and runs something into it."""
+
+    def run_into(moment: str, when: str, act) -> None:
+        call = getattr(MlflowClient, moment)
+
+        def dies(*arguments, **options):
+            if when == "after":
+                call(*arguments, **options)
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, moment, dies)
+            with pytest.raises(Killed):
+                act()
+
+    return run_into
+
+
 @pytest.mark.parametrize(
     "moment",
     [
+        "create_registered_model",
         "create_logged_model",
         "log_model_artifacts",
         "log_outputs",
@@ -249,19 +271,10 @@ class Killed(BaseException):
 )
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_registration_that_was_killed_leaves_nothing_that_looks_finished_and_the_next_ends_it(
-    tmp_path, monkeypatch, moment, when
+    tmp_path, killed_at, moment, when
 ):
-    opened, call = open_in(tmp_path), getattr(MlflowClient, moment)
-
-    def dies(*arguments, **options):
-        if when == "after":
-            call(*arguments, **options)
-        raise Killed
-
-    monkeypatch.setattr(MlflowClient, moment, dies)
-    with pytest.raises(Killed):
-        register(opened, tmp_path, 0)
-    monkeypatch.undo()
+    opened = open_in(tmp_path)
+    killed_at(moment, when, lambda: register(opened, tmp_path, 0))
     assert all(model_is_whole(opened, version) for version in opened.versions())
     assert opened.find_champion() is None
 
@@ -330,27 +343,164 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_sees_it(three, monkeyp
     assert [move.version for move in opened.moves()] == [1, winner]
 
 
-@pytest.mark.parametrize("moment", ["set_model_version_tag", "set_registered_model_alias", "set_tag"])
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_promotion_that_was_killed_is_ended_by_whoever_comes_next(three, monkeypatch, moment, when):
+def test_a_whole_promotion_between_another_ones_look_and_its_line_is_seen(three, monkeypatch):
     opened, (first, second, third) = three
     promote(opened, first, None)
-    champion, call = opened.find_champion(), getattr(MlflowClient, moment)
+    champion, write = opened.find_champion(), Ledger.write
 
-    def dies(*arguments, **options):
-        if when == "after":
-            call(*arguments, **options)
-        raise Killed
+    def write_after_another(self, *arguments, **words):
+        monkeypatch.undo()
+        assert promote(opened, second, champion, "quicker")
+        return write(self, *arguments, **words)
 
-    monkeypatch.setattr(MlflowClient, moment, dies)
-    with pytest.raises(Killed):
-        promote(opened, second, champion)
-    monkeypatch.undo()
+    monkeypatch.setattr(Ledger, "write", write_after_another)
+
+    assert not promote(opened, third, champion)
+    assert opened.find_champion().version == 2
+    assert [move.version for move in opened.moves()] == [1, 2]
+
+
+def test_one_who_sets_the_alias_late_does_not_undo_what_came_after(three, monkeypatch):
+    opened, (first, second, third) = three
+    promote(opened, first, None)
+    champion, set_alias = opened.find_champion(), MlflowClient.set_registered_model_alias
+
+    def set_alias_after_others(self, *arguments):
+        monkeypatch.undo()
+        assert opened.end_last_move().version == 2
+        assert promote(opened, third, opened.find_champion())
+        set_alias(self, *arguments)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", set_alias_after_others)
+    promote(opened, second, champion)
+
+    assert [move.version for move in opened.moves()] == [1, 2, 3]
+    assert opened.find_champion().version == 3
+
+
+MOMENTS_OF_A_MOVE = pytest.mark.parametrize(
+    "moment", ["set_model_version_tag", "set_registered_model_alias", "set_tag"]
+)
+BEFORE_AND_AFTER = pytest.mark.parametrize("when", ["before", "after"])
+
+
+@MOMENTS_OF_A_MOVE
+@BEFORE_AND_AFTER
+def test_a_promotion_that_was_killed_is_ended_by_whoever_comes_next(three, killed_at, moment, when):
+    opened, (first, second, third) = three
+    promote(opened, first, None)
+    champion = opened.find_champion()
+    killed_at(moment, when, lambda: promote(opened, second, champion))
 
     assert not promote(opened, third, champion)  # it was compared with the version that was on its way out
+
     assert opened.find_champion().version == 2
     assert "over version 1" in opened.find("2").tags["bincount.promoted"]
     assert len(opened.moves()) == 2
+
+
+@MOMENTS_OF_A_MOVE
+def test_a_rollback_that_was_killed_is_ended_and_not_done_twice(three, killed_at, moment):
+    opened, versions = three
+    for version in versions:
+        promote(opened, version, opened.find_champion())
+    killed_at(moment, "before", lambda: opened.roll_back(by="Ann", reason="counts tape"))
+
+    assert opened.roll_back(by="Ann", reason="again").version == 2
+    assert opened.find_champion().version == 2
+    assert len(opened.moves()) == 4
+
+
+def test_a_promotion_that_was_killed_does_not_undo_a_move_by_hand(three, killed_at):
+    opened, (first, second, third) = three
+    promote(opened, first, None)
+    killed_at("set_registered_model_alias", "before", lambda: promote(opened, second, opened.find_champion()))
+    opened.client.set_registered_model_alias("bincount", "champion", str(third.version))
+
+    opened.end_last_move()
+
+    assert opened.find_champion().version == 3
+
+
+def test_a_move_to_or_from_a_version_that_was_deleted_blocks_nothing(three, killed_at):
+    opened, (first, second, third) = three
+    promote(opened, first, None)
+    killed_at("set_model_version_tag", "before", lambda: promote(opened, second, opened.find_champion()))
+    opened.client.delete_model_version("bincount", "2")
+
+    assert promote(opened, third, opened.find_champion())
+    killed_at("set_model_version_tag", "before", lambda: opened.roll_back(by="Ann", reason="bad"))
+    opened.client.delete_model_version("bincount", "3")
+
+    assert opened.roll_back(by="Ann", reason="bad").version == 1
+    assert opened.find_champion().version == 1
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", '"', "\n", "箱"])
+def test_a_reason_of_any_length_and_letters_is_kept_as_far_as_there_is_room(three, letter):
+    opened, (first, *_) = three
+
+    opened.promote(first, None, by="ä" * 1000, reason=letter * 10_000)
+
+    (move,) = opened.moves()
+    assert len(move.by) == 300
+    assert len(move.reason.strip()) > 2000 or letter == "\n"
+    assert set(move.reason) <= {letter}
+
+
+def test_the_history_of_a_model_is_the_same_from_every_experiment_and_survives_a_deleted_run(three, tmp_path):
+    opened, (first, second, _) = three
+    promote(opened, first, None)
+    promote(opened, second, opened.find_champion())
+    config = RegistryConfig(experiment="another")
+    elsewhere = registry.open_registry(opened.client.tracking_uri, tmp_path / "artifacts", config)
+    assert elsewhere.moves() == opened.moves()
+
+    run = next(run for run in opened.client.search_runs([opened.experiment_id]) if "promotions" in run.info.run_name)
+    opened.client.delete_run(run.info.run_id)
+
+    assert elsewhere.roll_back(by="Ann", reason="bad").version == 1
+    assert [move.action for move in opened.moves()] == ["promoted", "promoted", "rolled back"]
+
+
+def test_a_model_that_was_deleted_and_made_anew_has_no_history(three, tmp_path):
+    opened, (first, *_) = three
+    promote(opened, first, None)
+    opened.client.delete_registered_model("bincount")
+
+    version = register(opened, tmp_path, 7)
+
+    assert opened.moves() == ()
+    assert promote(opened, version, None)
+
+
+def test_a_model_that_was_made_by_other_means_gets_a_ledger(tmp_path):
+    opened = open_in(tmp_path)
+    opened.client.create_registered_model("bincount")
+    version = register(opened, tmp_path, 0)
+
+    assert promote(opened, version, None)
+    assert [move.version for move in opened.moves()] == [1]
+
+
+def test_a_card_keeps_what_was_added_to_it_when_the_same_model_is_registered_again(tmp_path):
+    opened = open_in(tmp_path)
+    version = register(opened, tmp_path, 0)
+    opened.describe(version, "card 0, better than the champion")
+
+    register(opened, tmp_path, 0)
+
+    assert opened.card(version) == "card 0, better than the champion"
+
+
+def test_a_version_is_found_by_any_alias_and_not_by_nothing(three):
+    opened, _ = three
+    opened.client.set_registered_model_alias("bincount", "canary", "2")
+
+    assert opened.find("canary").version == 2
+    for nothing in ("", "none", "4"):
+        with pytest.raises(ModelNotFound, match="there are: 3 challenger, 2, 1"):
+            opened.find(nothing)
 
 
 def test_an_alias_that_someone_moved_by_hand_stays_and_counts(three):

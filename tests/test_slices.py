@@ -27,7 +27,8 @@ def test_each_slice_has_its_own_scores_and_interval():
         ["sharpness", "sharp", 40],
     ]
     blurred, sharp = table.itertuples()
-    assert (sharp.accuracy, sharp.accuracy_low, sharp.rmse) == (1, 1, 0)
+    assert (sharp.accuracy, sharp.accuracy_high, sharp.rmse) == (1, 1, 0)
+    assert 0.9 < sharp.accuracy_low < 0.95
     assert blurred.accuracy == 0.5
     assert 0.35 < blurred.accuracy_low < 0.4
     assert 0.6 < blurred.accuracy_high < 0.65
@@ -40,6 +41,9 @@ def test_what_few_images_have_and_what_all_have_is_left_out():
     unknown = pd.Series([1.0] * 50 + [np.nan] * 50)
 
     assert measure(right, arrived=few, quantity=unknown).empty
+    labels, one_bin = np.zeros(100, int), np.repeat(["bin", "other"], 50)
+    half = {"quantity": pd.Series([1, 2] * 50)}
+    assert slices.measure(labels, np.eye(3)[labels], one_bin, COUNTS, half).empty
     assert list(measure(right)) == ["slice", "value", "images", "accuracy", "accuracy_low", "accuracy_high", "rmse"]
 
 

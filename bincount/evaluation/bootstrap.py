@@ -6,7 +6,7 @@ of sums over images, so that a drawn test costs one row of a matrix product.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ import pandas as pd
 from bincount.settings import Classes, Settings
 
 RESAMPLES = 2000
+FEWEST_BINS = 30  # that an interval can be drawn from
+RATES = ("accuracy", "within_one", "recall")
 WEIGHTS_AT_ONCE = 1_000_000  # 8 MB
 
 
@@ -33,12 +35,29 @@ def intervals(
 ) -> dict[str, Interval]:
     """The interval of each score of Metrics.scalars that is made of sums: `accuracy`, `macro/f1`, `class/3/recall`.
 
-    labels are (N,) integers in 0..C-1, probabilities (N, C); groups (N,) name the bin of each image. Where some draws
-    have no image of a class, the class's intervals are over the others. Raises ValueError when N is 0.
+    labels are (N,) integers in 0..C-1, probabilities (N, C); groups (N,) name the bin of each image. A class in fewer
+    than 30 bins has no interval. Raises ValueError when N is 0.
     """
+    groups = np.asarray(groups)
     drawn = resample(sums(labels, probabilities, classes).join(class_sums(labels, probabilities, classes)), groups)
-    low, high = quantiles(scores(drawn, classes).join(class_scores(drawn, classes)), confidence)
-    return {name: Interval(low=low[name], high=high[name]) for name in low.index if pd.notna(low[name])}
+    ends = pd.DataFrame(quantiles(scores(drawn, classes).join(class_scores(drawn, classes)), confidence)).T
+    num_bins = pd.Series(len(np.unique(groups)), index=ends.index)
+    for label, name in enumerate(classes.names):
+        num_bins[ends.index.str.startswith(f"class/{name}/")] = len(np.unique(groups[labels == label]))
+    known = ends[(num_bins >= FEWEST_BINS) | ~ends.index.str.startswith("class/")]
+    return {
+        name: _widened(name, Interval(low=low, high=high), num_bins[name], confidence)
+        for name, low, high in known.itertuples()
+    }
+
+
+def _widened(name: str, interval: Interval, num_bins: int, confidence: float) -> Interval:
+    """A rate that is 0 or 1 in every draw is not certain for that: Wilson's interval, a bin counting as one image."""
+    if name.rsplit("/", maxsplit=1)[-1] not in RATES or interval.low != interval.high or interval.low not in (0, 1):
+        return interval
+    squared = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    margin = squared / (num_bins + squared)
+    return Interval(low=1 - margin, high=1) if interval.low else Interval(low=0, high=margin)
 
 
 def sums(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> pd.DataFrame:
@@ -145,11 +164,7 @@ def _draws(num_groups: int, num: int, seed: int) -> Iterator[np.ndarray]:
     """How often each bin is drawn, (n, G) in pieces that add up to num rows."""
     step = max(1, WEIGHTS_AT_ONCE // num_groups)
     for first in range(0, num, step):
-        yield _weights(num_groups, min(step, num - first), (seed, first))
-
-
-@lru_cache(maxsize=16)  # a model's own intervals, then those of its gain, are over the same draws
-def _weights(num_groups: int, num: int, seed: tuple[int, int]) -> np.ndarray:
-    places = np.random.default_rng(seed).integers(0, num_groups, (num, num_groups))
-    places += np.arange(num)[:, None] * num_groups
-    return np.bincount(places.ravel(), minlength=num * num_groups).reshape(num, num_groups).astype(float)
+        rows = min(step, num - first)
+        places = np.random.default_rng((seed, first)).integers(0, num_groups, (rows, num_groups))
+        places += np.arange(rows)[:, None] * num_groups
+        yield np.bincount(places.ravel(), minlength=rows * num_groups).reshape(rows, num_groups).astype(float)

@@ -48,36 +48,22 @@ class Evaluation:
 def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: str = "auto") -> Evaluation:
     """Score the model in a checkpoint folder on the snapshot's test images, beside the majority class of train.
 
-    Raises DatasetError when there are no test images, or when model and snapshot do not count the same classes.
+    Raises DatasetError as predict_test does.
     """
-    manifest = snapshot.labelled()
+    predictions = predict_test(snapshot, pack, checkpoint, folder, device)
+    classes, manifest = snapshot.classes, snapshot.labelled()
     train, test = (manifest[manifest["split"] == split].reset_index(drop=True) for split in ("train", "test"))
-    if test.empty:
-        raise DatasetError("the split test has no images; prepare more (a larger --limit), or classes the source has")
-    model, spec = load(checkpoint, choose_device(device))
-    if spec.classes != snapshot.classes:
-        raise DatasetError(
-            f"the model in {checkpoint} tells {', '.join(spec.classes.names)} and the snapshot has "
-            f"{', '.join(snapshot.classes.names)}; prepare with the same --classes"
-        )
-    rows = pack.locate(test["sha256"])
-    labels = test["label"].to_numpy(np.int64)
-    scores = probabilities(model, spec, pack.images, rows)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    columns = [f"p_{name}" for name in spec.classes.names]
-    predictions = test[["image_id", "group", "label"]].join(pd.DataFrame(scores, columns=columns))
+    labels, scores = test["label"].to_numpy(np.int64), predictions[columns(classes)].to_numpy()
     bins = sync.read(snapshot.dataset, ["image_id", "items", "arrived"]).set_index("image_id")
-    kinds = slices.kinds(test, bins.reindex(test["image_id"]).reset_index(drop=True), slices.look(pack.images, rows))
-    by_slice = slices.measure(labels, scores, test["group"], spec.classes, kinds)
-    for name, table in (("predictions", predictions), ("slices", by_slice)):
-        with written_whole(folder / f"{name}.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
+    looks = slices.look(pack.images, pack.locate(test["sha256"]))
+    kinds = slices.kinds(test, bins.reindex(test["image_id"]).reset_index(drop=True), looks)
+    with written_whole(folder / "slices.parquet") as temporary:
+        slices.measure(labels, scores, test["group"], classes, kinds).to_parquet(temporary, index=False)
     evaluation = Evaluation(
         folder=folder,
-        metrics=score(labels, scores, spec.classes),
-        baseline=majority(train["label"].to_numpy(np.int64), labels, spec.classes),
-        intervals=bootstrap.intervals(labels, scores, test["group"], spec.classes),
+        metrics=score(labels, scores, classes),
+        baseline=majority(train["label"].to_numpy(np.int64), labels, classes),
+        intervals=bootstrap.intervals(labels, scores, test["group"], classes),
     )
     write_json(
         folder / "metrics.json",
@@ -90,13 +76,42 @@ def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, dev
     return evaluation
 
 
+def predict_test(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: str = "auto") -> pd.DataFrame:
+    """What the model in a checkpoint folder makes of the snapshot's test images, as Evaluation.predictions has it.
+
+    It is kept in folder. Raises DatasetError when there are no test images, or when model and snapshot do not count the
+    same classes.
+    """
+    manifest = snapshot.labelled()
+    test = manifest[manifest["split"] == "test"].reset_index(drop=True)
+    if test.empty:
+        raise DatasetError("the split test has no images; prepare more (a larger --limit), or classes the source has")
+    model, spec = load(checkpoint, choose_device(device))
+    if spec.classes != snapshot.classes:
+        raise DatasetError(
+            f"the model in {checkpoint} tells {', '.join(spec.classes.names)} and the snapshot has "
+            f"{', '.join(snapshot.classes.names)}; prepare with the same --classes"
+        )
+    scores = probabilities(model, spec, pack.images, pack.locate(test["sha256"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions = test[["image_id", "group", "label"]].join(pd.DataFrame(scores, columns=columns(spec.classes)))
+    with written_whole(folder / "predictions.parquet") as temporary:
+        predictions.to_parquet(temporary, index=False)
+    return predictions
+
+
+def columns(classes: Classes) -> list[str]:
+    """The columns of predictions that hold the probabilities, in order of the labels."""
+    return [f"p_{name}" for name in classes.names]
+
+
 def mistakes(predictions: pd.DataFrame, classes: Classes) -> pd.DataFrame:
     """The images that were answered otherwise than recorded, the one whose record was held least likely first.
 
     predictions are as Evaluation has them. The columns are image_id, group, recorded, counted, confidence (the
     probability of what was counted) and p_recorded.
     """
-    scores = predictions[[f"p_{name}" for name in classes.names]].to_numpy()
+    scores = predictions[columns(classes)].to_numpy()
     names, labels = np.array(classes.names, object), predictions["label"].to_numpy(np.int64)
     table = predictions[["image_id", "group"]].assign(
         recorded=names[labels],

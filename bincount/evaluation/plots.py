@@ -7,7 +7,6 @@ colour-blind readers tell apart.
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -207,12 +206,6 @@ def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, c
             axes.set_axis_off()
             axes.text(0, -0.04, _cut(caption), transform=axes.transAxes, va="top", fontsize=6, linespacing=1.3)
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
 
 
 def wrap(name: str) -> str:

@@ -9,9 +9,9 @@ import pandas as pd
 from PIL import Image
 
 from bincount.evaluation import bootstrap
+from bincount.evaluation.bootstrap import FEWEST_BINS
 from bincount.settings import Classes
 
-FEWEST = 30  # images of a slice; fewer say nothing
 MOST_ITEMS = 4  # different items; more are one slice
 
 
@@ -26,29 +26,28 @@ def measure(
 
     labels are (N,) integers, probabilities (N, C), groups (N,) the bins. kinds has by the name of a kind of slice the
     value of each image, (N,), categorical where its order means something, missing where it is not known. The interval
-    is of 95 %; rmse is missing where the classes have no order. A value that fewer than 30 images have is left out, and
+    is of 95 %; rmse is missing where the classes have no order. A value that fewer than 30 bins have is left out, and
     so is a kind with less than two values.
     """
     added = bootstrap.sums(labels, probabilities, classes)
     groups = np.asarray(groups)
     rows = []
     for kind, values in kinds.items():
-        enough = [(value, where) for value, where in _places(values) if len(where) >= FEWEST]
+        enough = [(value, where) for value, where in _places(values) if len(np.unique(groups[where])) >= FEWEST_BINS]
         if len(enough) < 2:
             continue
         for value, where in enough:
             here = added.iloc[where]
             score = bootstrap.scores(here.sum().to_frame().T, classes).iloc[0]
-            drawn = bootstrap.scores(bootstrap.resample(here, groups[where]), classes)
-            low, high = bootstrap.quantiles(drawn, 0.95)
+            interval = bootstrap.intervals(labels[where], probabilities[where], groups[where], classes)["accuracy"]
             rows.append(
                 {
                     "slice": kind,
                     "value": str(value),
                     "images": len(where),
                     "accuracy": score["accuracy"],
-                    "accuracy_low": low["accuracy"],
-                    "accuracy_high": high["accuracy"],
+                    "accuracy_low": interval.low,
+                    "accuracy_high": interval.high,
                     "rmse": score.get("rmse", np.nan),
                 }
             )
@@ -101,7 +100,7 @@ def _places(values: pd.Series):
 
 def _thirds(values: pd.Series, names: list[str]) -> pd.Series:
     """Which third of the test each image is in; all of a size are in one, so that thirds need not be equal."""
-    ranks = values.rank(pct=True, method="max")
+    ranks = values.rank(pct=True)
     return pd.cut(ranks, [0, 1 / 3, 2 / 3, 1], labels=names)
 
 

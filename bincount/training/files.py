@@ -93,10 +93,16 @@ def weights_digest(checkpoint: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def model_digest(checkpoint: Path) -> str:
+    """What tells one way of answering from another: the SHA-256 of the weights and of how they are used."""
+    spec = (checkpoint / "model.json").read_bytes()
+    return hashlib.sha256(weights_digest(checkpoint).encode() + spec).hexdigest()
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; it becomes path when all went well, so that path is never half a file."""
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     yield temporary
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
