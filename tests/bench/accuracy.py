@@ -1,7 +1,8 @@
 """How well the recipe counts on real bins: the table of results in the README, by `make bench-accuracy`.
 
 For each range of classes, way to split and seed: a split of its own, a training, and the accuracy and the RMSE of the
-expected count over val and test together, with the weights of the last epoch, so that nothing was chosen on them.
+expected count over val and test together, with the weights of the last epoch, so that nothing was chosen on them but
+the temperature, which is fitted on val.
 
 - random: every image for itself, as published results are split; the same bin, an item before or after, is often
   in train too
