@@ -15,6 +15,7 @@ from bincount.errors import SettingsError
 
 SPLITS = ("train", "val", "test")
 EXTRA = "extra"  # stands for the split of bins of no class that training learns from all the same
+LONGEST_CLASS_NAME = 100
 DEFAULT_WORKSPACE = Path("bincount-data")
 MODELS = (
     "small",
@@ -47,6 +48,9 @@ class Classes(Settings):
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
             raise ValueError(f"class names must be distinct, got {', '.join(names)}")
+        longest = max(names, key=len)
+        if len(longest) > LONGEST_CLASS_NAME:  # they are part of the names of metrics
+            raise ValueError(f"class names have at most {LONGEST_CLASS_NAME} characters, got {longest}")
         return names
 
     @classmethod

@@ -5,7 +5,17 @@ import pytest
 from pydantic import ValidationError
 
 from bincount.errors import SettingsError
-from bincount.settings import Classes, DataConfig, ImageConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.settings import (
+    Classes,
+    DataConfig,
+    ImageConfig,
+    LaunchConfig,
+    PromotionConfig,
+    RegistryConfig,
+    RunnerConfig,
+    TrainConfig,
+    Workspace,
+)
 
 
 def test_a_range_of_counts_is_ordered_and_counts_items():
@@ -31,8 +41,20 @@ def test_a_misspelt_setting_is_refused():
         TrainConfig(learning_rat=0.1)
 
 
+@pytest.mark.parametrize("name", ["a/b", "a:b", "Anna's bins", 'the "best"', "", "x" * 101])
+def test_a_model_name_that_mlflow_would_refuse_after_the_training_is_refused_at_once(name):
+    with pytest.raises(ValidationError, match="model_name"):
+        RegistryConfig(model_name=name)
+
+
+def test_a_class_name_too_long_for_a_metric_is_refused_at_once():
+    with pytest.raises(ValueError, match="at most 100 characters"):
+        DataConfig(classes=f"good,{'bad' * 40}")
+
+
 def test_every_setting_says_what_it_is():
-    for model in (DataConfig, ImageConfig, TrainConfig, RegistryConfig):
+    groups = (DataConfig, ImageConfig, RunnerConfig, TrainConfig, LaunchConfig, PromotionConfig, RegistryConfig)
+    for model in groups:
         assert [name for name, field in model.model_fields.items() if not field.description] == []
 
 
