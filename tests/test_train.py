@@ -267,6 +267,17 @@ def test_a_batch_that_memory_has_no_room_for_is_learned_from_in_parts(data, tmp_
     assert "each step learns from 16 images in 4 parts from here on" in caplog.text
 
 
+def test_what_killed_trainers_left_half_written_is_removed(data, tmp_path):
+    left = [tmp_path / ".checkpoint-000000006-0-0.pt.77.new", tmp_path / "model" / ".model.safetensors.77.new"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half of it")
+
+    fit(*data, IMAGES, QUICK.model_copy(update={"epochs": 1}), tmp_path)
+
+    assert not [path for path in left if path.exists()]
+
+
 def test_memory_for_not_even_one_picture_is_an_error_that_says_what_to_lower(data, tmp_path, monkeypatch):
     monkeypatch.setattr(World, "spread", lambda self, model, device: Cramped(model, 0))
     with pytest.raises(TrainingFailed, match="out of memory at 1 images at once; lower --batch-size"):

@@ -17,7 +17,6 @@ from bincount.training.files import written_whole
 logger = logging.getLogger(__name__)
 
 KEPT = 2
-WRITTEN = "checkpoint.new"
 DIGEST_LENGTH = 16
 
 
@@ -25,10 +24,9 @@ def write(folder: Path, step: int, num_halvings: int, content: dict) -> None:
     """Write a checkpoint, whole or not at all, and remove all but the newest two."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    written = folder / WRITTEN  # always the same name, so that killed runs do not leave one file each
-    with written_whole(written) as temporary:
+    name = f"checkpoint-{step:09d}-{num_halvings}-{_digest(buffer.getbuffer())}.pt"
+    with written_whole(folder / name) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-    written.replace(folder / f"checkpoint-{step:09d}-{num_halvings}-{_digest(buffer.getbuffer())}.pt")
     for path in _newest_first(folder)[KEPT:]:
         path.unlink()
 
@@ -46,7 +44,7 @@ def read(folder: Path) -> dict | None:
 
 def remove(folder: Path) -> None:
     """Remove them all: they are three times the size of the model, and a finished training needs none."""
-    for path in [*_newest_first(folder), *folder.glob(f"*{WRITTEN}*")]:
+    for path in _newest_first(folder):
         path.unlink()
 
 

@@ -87,6 +87,12 @@ def remove_errors(folder: Path) -> None:
         path.unlink()
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed trainers left half written; only for who holds the folder's lock."""
+    for path in folder.rglob(".*.new"):
+        path.unlink(missing_ok=True)
+
+
 def weights_digest(checkpoint: Path) -> str:
     """What tells one trained model from another: the SHA-256 of its weights file."""
     with open(checkpoint / "model.safetensors", "rb") as file:

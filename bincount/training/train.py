@@ -36,7 +36,7 @@ from bincount.training.calibration import calibrate
 from bincount.training.debug import Watch
 from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, is_out_of_memory
 from bincount.training.distributed import World
-from bincount.training.files import Request, Trained, read_error, write_error, write_json
+from bincount.training.files import Request, Trained, read_error, remove_leftovers, write_error, write_json
 from bincount.training.model import ModelSpec, build, load_backbone, probabilities, save
 from bincount.training.reader import Reader
 
@@ -573,6 +573,7 @@ def _only_trainer(folder: Path, stop: threading.Event) -> Iterator[None]:
         except Timeout:
             raise Stopped from None
     try:
+        remove_leftovers(folder)
         yield
     finally:
         lock.release()
