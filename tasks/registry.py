@@ -43,6 +43,15 @@ def server_may_return(task: Any, task_run: TaskRun, state: State) -> bool:
     return transient(task, task_run, state)
 
 
+# of a task that reads or writes MLflow, and finds again what an earlier try has written
+PATIENT = {
+    "cache_policy": NO_CACHE,
+    "retries": 4,
+    "retry_delay_seconds": [5, 30, 120, 600],
+    "retry_condition_fn": server_may_return,
+}
+
+
 @task(name="check registry", task_run_name="check registry", cache_policy=NO_CACHE)
 def check_registry(config: RegistryConfig, workspace: Workspace) -> None:
     """Find out that MLflow is away before the training, and not after it."""
@@ -65,14 +74,7 @@ def start_run(
     return opened, run_id
 
 
-@task(
-    name="register model",
-    task_run_name="register {config.model_name}",
-    cache_policy=NO_CACHE,
-    retries=4,
-    retry_delay_seconds=[5, 30, 120, 600],
-    retry_condition_fn=server_may_return,
-)
+@task(name="register model", task_run_name="register {config.model_name}", **PATIENT)
 def register_model(
     snapshot: Snapshot,
     pack: Pack,
@@ -177,18 +179,20 @@ def _tags(snapshot: Snapshot, images: ImageConfig) -> dict[str, str]:
         "classes": ",".join(snapshot.classes.names),
         "image_size": str(images.image_size),
         "num_images": str(snapshot.num_images),
-        **_code(),
+        **code_tags(),
         "flow_run": flow_run.ui_url if PREFECT_UI_URL.value() else str(flow_run.id or ""),
     }
 
 
 @functools.cache
-def _code() -> dict[str, str]:
+def code_tags() -> dict[str, str]:
     """Which code trained the model: the release, and the commit where it runs from a git checkout."""
     tags = {"bincount_version": installed_version("bincount-pipeline")}
-    asked = ["git", "-C", str(Path(registry.__file__).parent), "rev-parse", "HEAD"]
-    with suppress(OSError, subprocess.CalledProcessError):
-        tags["git_commit"] = subprocess.run(asked, capture_output=True, check=True, text=True).stdout.strip()
+    checkout = Path(registry.__file__).parents[1]
+    if (checkout / ".git").exists():  # else git would find the repository that the environment happens to lie in
+        asked = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+        with suppress(OSError, subprocess.CalledProcessError):
+            tags["git_commit"] = subprocess.run(asked, capture_output=True, check=True, text=True).stdout.strip()
     return tags
 
 

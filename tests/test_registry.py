@@ -35,6 +35,7 @@ from bincount.ledger import Ledger
 from bincount.registry import Registry, Version
 from bincount.settings import Classes, ImageConfig, RegistryConfig, TrainConfig
 from bincount.training import model as models
+from tasks.registry import code_tags
 
 CLASSES = Classes.parse("0..2")
 BALANCE = pd.DataFrame({"class": ["0", "1", "2"], "train": [8, 1600, 2], "val": [1, 2, 0], "test": [1, 2, 0]})
@@ -101,6 +102,14 @@ def test_a_run_of_the_same_name_is_taken_up_again(tmp_path):
     assert run.info.status == "RUNNING"
     assert run.data.params == {"training/epochs": "3", "training/seed": "0"}
     assert run.data.tags["source"] == "s3://bins"
+
+
+def test_the_commit_is_that_of_this_code_and_not_of_a_repository_around_an_installation(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    package = tmp_path / "venv" / "site-packages" / "bincount"
+    monkeypatch.setattr(registry, "__file__", str(package / "registry.py"))
+
+    assert set(code_tags.__wrapped__()) == {"bincount_version"}
 
 
 def test_epochs_are_logged_once_however_often_the_history_is(kept):
