@@ -50,7 +50,7 @@ format: $(READY)  ## let the formatter and the linter mend what they can
 
 lock: $(READY)  ## renew requirements.lock: newest versions, with hashes, without addresses
 	$(BIN)/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 --upgrade \
-		--generate-hashes --no-emit-index-url --quiet --output-file requirements.lock
+		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" --quiet --output-file requirements.lock
 
 clean:  ## remove the demo's results and caches; the installation and bincount-data/ stay
 	rm -rf demo .pytest_cache .ruff_cache .import_linter_cache

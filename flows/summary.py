@@ -18,7 +18,7 @@ from bincount.data.doctor import Diagnosis, Mended
 from bincount.data.export import Exported
 from bincount.evaluation import card
 from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.promotion import NAMES, Decision
+from bincount.evaluation.promotion import Decision
 from bincount.registry import Move, Version
 from bincount.settings import SPLITS
 from flows.prepare import Prepared
@@ -60,26 +60,15 @@ def of_prepare(prepared: Prepared) -> Tables:
 def of_train(model: TrainedModel) -> Tables:
     """The test result against the majority class, and what was registered."""
     trained, version = model.trained, model.version
-    return (
-        of_evaluation(model.evaluation)
-        | of_decision(model.decision)
-        | {
-            "Model": pd.DataFrame(
-                [
-                    ("registered", f"{version.name} version {version.version}, {version.alias or 'no alias'}"),
-                    ("MLflow run", version.run_id),
-                    (
-                        "best epoch",
-                        f"{trained.best_epoch} of {trained.epochs}, val accuracy {trained.val_accuracy:.1%}",
-                    ),
-                    ("training speed", f"{trained.images_per_second:,.0f} images/s"),
-                    ("files", str(trained.folder)),
-                ],
-                columns=["", "value"],
-            ),
-            "Time": _times(model.timings),
-        }
-    )
+    facts = [
+        ("registered", f"{version.name} version {version.version}, {version.alias or 'no alias'}"),
+        ("MLflow run", version.run_id),
+        ("best epoch", f"{trained.best_epoch} of {trained.epochs}, val accuracy {trained.val_accuracy:.1%}"),
+        ("training speed", f"{trained.images_per_second:,.0f} images/s"),
+        ("files", str(trained.folder)),
+    ]
+    tables = of_evaluation(model.evaluation) | of_decision(model.decision)
+    return tables | {"Model": pd.DataFrame(facts, columns=["", "value"]), "Time": _times(model.timings)}
 
 
 def headline(model: TrainedModel) -> str:
@@ -106,25 +95,11 @@ def of_comparison(decision: Decision, first: str, second: str) -> Tables:
     """The numbers of two models on the same images; no table where they could not be compared."""
     if not decision.gains:
         return {}
-    rows = []
-    for gain in decision.gains:
-        form, factor, sign = ("{:+.1f} points", 100, 1) if gain.metric == "accuracy" else ("{:+.3f} items", 1, -1)
-        ends = sorted(sign * factor * end for end in (gain.interval.low, gain.interval.high))
-        change = form.format(sign * factor * gain.gain)
-        scores = [
-            f"{score:.1%}" if gain.metric == "accuracy" else f"{score:.3f}"
-            for score in (gain.champion, gain.challenger)
-        ]
-        rows.append((NAMES[gain.metric], *scores, change, "{:+.3g} to {:+.3g}".format(*ends)))
     title = f"On the same {decision.num_images:,} images of {decision.num_bins:,} bins, new to both"
-    interval = f"{decision.confidence:.0%} interval"
-    tables = {title: pd.DataFrame(rows, columns=["", first, second, "change", interval])}
-    by_class = [
-        (change.name, change.images, change.champion, change.challenger, f"{0 - change.loss:+.1f} points")
-        for change in decision.by_class
-    ]
-    tables["Accuracy by class"] = pd.DataFrame(by_class, columns=["class", "images", first, second, "change"])
-    return tables
+    return {
+        title: card.gains(decision, first, second),
+        "Accuracy by class": card.class_changes(decision, first, second),
+    }
 
 
 def of_models(versions: Sequence[Version], moves: Sequence[Move]) -> Tables:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from bincount import registry
@@ -25,19 +24,12 @@ from bincount.registry import MODEL_TAG, Registry, Version
 from bincount.settings import PromotionConfig, RegistryConfig, Workspace
 from bincount.training.files import model_digest
 from bincount.training.model import read_spec
-from tasks.registry import server_may_return
+from tasks.registry import PATIENT
 
 logger = logging.getLogger("bincount.promotion")
 
 
-@task(
-    name="promote model",
-    task_run_name="compare version {version.version} with the champion",
-    cache_policy=NO_CACHE,
-    retries=4,
-    retry_delay_seconds=[5, 30, 120, 600],
-    retry_condition_fn=server_may_return,
-)
+@task(name="promote model", task_run_name="compare version {version.version} with the champion", **PATIENT)
 def promote_model(
     version: Version,
     snapshot: Snapshot,
@@ -58,7 +50,9 @@ def promote_model(
         champion = opened.find_champion()
         if champion and champion.version == version.version:
             return champion, _standing(opened, champion)
-        decision = _decide(opened, version, champion, rules, snapshot, evaluation, workspace, device)
+        decision = _decided_by_people(opened, version, champion, rules) or compare(
+            opened, version, champion, rules, snapshot, evaluation, workspace, device
+        )
         opened.describe(version, card.with_comparison(opened.card(version), decision))
         opened.note_decision(version, decision.words())
         if not decision.promote or opened.promote(version, champion, by=who(), reason=decision.reason):
@@ -79,24 +73,19 @@ def _standing(opened: Registry, champion: Version) -> Decision:
     return Decision(promote=False, is_champion=True, reason=since)
 
 
-def _decide(opened: Registry, version: Version, champion: Version | None, rules: PromotionConfig, *what) -> Decision:
-    """What compare says, but for what people have decided, who know more than the test bins do."""
+def _decided_by_people(
+    opened: Registry, version: Version, champion: Version | None, rules: PromotionConfig
+) -> Decision | None:
+    """What follows from what people did to the versions, who know more than the test bins do."""
     if undone := opened.was_rolled_back(version):
         return promotion.refuse(f"it was {undone.words()}", rules)
     if champion is None and opened.moves():
         reason = f"the champion was removed in MLflow; `bincount promote {version.version} --force` makes it this one"
         return promotion.refuse(reason, rules)
-    return compare(opened, version, champion, rules, *what)
+    return None
 
 
-@task(
-    name="compare models",
-    task_run_name="compare {first} with {second}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=server_may_return,
-)
+@task(name="compare models", task_run_name="compare {first} with {second}", **PATIENT)
 def compare_models(
     first: str,
     second: str,

@@ -93,9 +93,9 @@ def test_the_comparison_with_the_champion_stands_between_test_and_data_and_the_l
     assert compared.index("## Test") < compared.index("## Against the champion") < compared.index("## Data")
     assert "Promote: accuracy is better beyond chance" in compared
     assert "accuracy 43.1% against 40.2%: +2.9 points (+0.4 to +5.4)" in compared
-    assert "RMSE 1.100 against 1.200: -0.100 (-0.200 to +0.010)" in compared
+    assert "RMSE 1.100 against 1.200: -0.100 items (-0.200 to +0.010)" in compared
     assert "on 1,161 images of 830 bins that neither was trained on, 95% intervals" in compared
-    assert "| 2 | 190 | 0.500 | 0.470 |" in compared
+    assert "| 2 | 190 | 0.500 | 0.470 | -3.0 points |" in compared
     assert compared.replace(compared[compared.index("## Against") : compared.index("## Data")], "") == text
 
 

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from test_plots import SLICES
 
 from bincount.evaluation import metrics, report
 from bincount.evaluation.metrics import Metrics
@@ -18,17 +19,6 @@ CONFIDENCE = pd.DataFrame(
         "images": [0, 1200],
         "confidence": [np.nan, 0.9],
         "accuracy": [np.nan, 0.8],
-    }
-)
-SLICES = pd.DataFrame(
-    {
-        "slice": ["sharpness", "sharpness", "brightness"],
-        "value": ["blurred", "sharp", "dark"],
-        "images": [40, 1960, 300],
-        "accuracy": [0.5, 0.7, 0.6],
-        "accuracy_low": [0.4, 0.68, 0.5],
-        "accuracy_high": [0.6, 0.72, 0.7],
-        "rmse": [1.5, 0.8, np.nan],
     }
 )
 NO_SLICES = pd.DataFrame(columns=SLICES.columns)

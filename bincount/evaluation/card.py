@@ -8,6 +8,7 @@ from bincount.data.manifest import Snapshot
 from bincount.evaluation.bootstrap import Interval
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.metrics import per_class_table
+from bincount.evaluation.promotion import NAMES as METRICS
 from bincount.evaluation.promotion import Decision
 from bincount.settings import SPLITS, Classes, ImageConfig, TrainConfig
 from bincount.training.model import ModelSpec
@@ -93,12 +94,23 @@ def with_comparison(card: str, decision: Decision) -> str:
     above = above.partition(COMPARISON)[0]
     lines = [COMPARISON, "", f"{decision.words()}.", ""]
     if decision.by_class:
-        table = pd.DataFrame(
-            [(change.name, change.images, change.champion, change.challenger) for change in decision.by_class],
-            columns=["class", "images", "champion's accuracy", "this model's accuracy"],
-        )
-        lines += [markdown(table), ""]
+        lines += [markdown(class_changes(decision, "champion's accuracy", "this model's accuracy")), ""]
     return above + "\n".join(lines) + "\n" + found + below
+
+
+def gains(decision: Decision, first: str, second: str) -> pd.DataFrame:
+    """The scores of the two models that were compared, a row a metric; first and second head their columns."""
+    rows = [(METRICS[gain.metric], *gain.scores(), *gain.change()) for gain in decision.gains]
+    return pd.DataFrame(rows, columns=["", first, second, "change", f"{decision.confidence:.0%} interval"])
+
+
+def class_changes(decision: Decision, first: str, second: str) -> pd.DataFrame:
+    """The accuracies of the two models that were compared, a row a class."""
+    rows = [
+        (change.name, change.images, change.champion, change.challenger, f"{0 - change.loss:+.1f} points")
+        for change in decision.by_class
+    ]
+    return pd.DataFrame(rows, columns=["class", "images", first, second, "change"])
 
 
 def scores(evaluation: Evaluation) -> pd.DataFrame:

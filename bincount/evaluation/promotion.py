@@ -37,14 +37,23 @@ class Gain(Settings):
         """Whether the challenger is worse beyond chance."""
         return self.interval.high < 0
 
-    def words(self) -> str:
-        """`accuracy 43.1 % against 40.2 %: +2.9 points (+0.4 to +5.4)`."""
-        low, high = self.interval.low, self.interval.high
+    def scores(self) -> tuple[str, str]:
+        """The champion's score and the challenger's, as text."""
+        form = "{:.1%}" if self.metric == "accuracy" else "{:.3f}"
+        return form.format(self.champion), form.format(self.challenger)
+
+    def change(self) -> tuple[str, str]:
+        """What changes with the challenger, and the interval: `+2.9 points`, `+0.4 to +5.4`; less error is a minus."""
+        ends = (self.interval.low, self.interval.high)
         if self.metric == "accuracy":
-            scores = f"accuracy {self.challenger:.1%} against {self.champion:.1%}"
-            return f"{scores}: {100 * self.gain:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-        scores = f"{NAMES[self.metric]} {self.challenger:.3f} against {self.champion:.3f}"
-        return f"{scores}: {-self.gain:+.3f} ({-high:+.3f} to {-low:+.3f})"
+            return f"{100 * self.gain:+.1f} points", "{:+.1f} to {:+.1f}".format(*(100 * end for end in ends))
+        return f"{0 - self.gain:+.3f} items", "{:+.3f} to {:+.3f}".format(*(0 - end for end in reversed(ends)))
+
+    def words(self) -> str:
+        """`accuracy 43.1% against 40.2%: +2.9 points (+0.4 to +5.4)`."""
+        champion, challenger = self.scores()
+        change, interval = self.change()
+        return f"{NAMES[self.metric]} {challenger} against {champion}: {change} ({interval})"
 
 
 class ClassChange(Settings):
