@@ -217,9 +217,19 @@ class TrainConfig(Settings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
     seed: int = Field(0, ge=0, description="decides initial weights, order and augmentation")
+    members: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="networks trained one after another, of seeds from the given one on; the model averages",
+    )
     debug: bool = Field(
         False, description="keep gradient norms, dead channels and a profile of some steps with the run; slower"
     )
+
+    def each_member(self) -> list["TrainConfig"]:
+        """The trainings of one network each that the model is made of."""
+        return [self.model_copy(update={"members": 1, "seed": self.seed + number}) for number in range(self.members)]
 
 
 class LaunchConfig(Settings):

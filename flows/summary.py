@@ -67,6 +67,9 @@ def of_train(model: TrainedModel) -> Tables:
         ("training speed", f"{trained.images_per_second:,.0f} images/s"),
         ("files", str(trained.folder)),
     ]
+    if trained.members:
+        alone = ", ".join(f"{accuracy:.1%}" for accuracy in trained.members)
+        facts.insert(3, (f"{len(trained.members)} members", f"val accuracy alone {alone}"))
     tables = of_evaluation(model.evaluation) | of_decision(model.decision)
     return tables | {"Model": pd.DataFrame(facts, columns=["", "value"]), "Time": _times(model.timings)}
 

@@ -74,7 +74,14 @@ def train(
     registry_tasks.check_registry(registry, places)
     pack = data_tasks.pack_snapshot(chosen, images)
     with timings.step("train"):
-        trained = training_tasks.train_model(chosen, pack, images, training, folder, registry, places, launch)
+        members = [
+            training_tasks.train_model(
+                chosen, pack, images, member, places.run(chosen.digest, images, member), registry, places, launch
+            )
+            for member in training.each_member()
+        ]
+        several = training.members > 1
+        trained = training_tasks.average_models(members, chosen, pack, training, folder) if several else members[0]
     with timings.step("evaluate"):
         evaluation = evaluation_tasks.evaluate_model(
             chosen, pack, trained.checkpoint, folder / "evaluation", training.device

@@ -1,5 +1,6 @@
 """Training as a task."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import task
@@ -9,6 +10,7 @@ from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.registry import LiveRun
 from bincount.settings import ImageConfig, LaunchConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.training import ensemble
 from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
 from tasks.registry import start_run
@@ -17,7 +19,7 @@ from tasks.retry import transient
 
 @task(
     name="train model",
-    task_run_name="train {training.model}",
+    task_run_name="train {training.model}, seed {training.seed}",
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=[5, 60],
@@ -36,3 +38,11 @@ def train_model(
     """Train in processes of its own, with the curves live in MLflow; a retry resumes from the last checkpoint."""
     with LiveRun(lambda: start_run(snapshot, images, training, folder, config, workspace)) as run:
         return train_in_subprocess(snapshot, pack, images, training, folder, on_epoch=run.log, launch=launch)
+
+
+@task(name="average models", task_run_name="average {training.members} models", cache_policy=NO_CACHE)
+def average_models(
+    members: Sequence[Trained], snapshot: Snapshot, pack: Pack, training: TrainConfig, folder: Path
+) -> Trained:
+    """Make one model of several, which answers with the mean of theirs."""
+    return ensemble.combine(members, snapshot, pack, folder, training.device)

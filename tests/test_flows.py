@@ -88,7 +88,7 @@ def test_runs_tasks_logs_and_artifacts_have_names_that_a_person_understands(fini
         "deal splits",
         "measure balance",
         "pack images",
-        "train small",
+        "train small, seed 0",
         "evaluate on test",
         "register bincount",
     } <= tasks
@@ -174,7 +174,24 @@ def test_a_killed_trainer_is_retried_and_resumes(api, bucket, workspace, monkeyp
     assert model.trained.epochs == 6
     with get_client(sync_client=True) as client:
         retried = [task_run for task_run in client.read_task_runs() if task_run.run_count == 2]
-    assert [task_run.name for task_run in retried] == ["train small"]
+    assert [task_run.name for task_run in retried] == ["train small, seed 7"]
+
+
+def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finished, bucket, workspace):
+    data, first = DataConfig(source=str(bucket)), finished.model.trained.folder / "trained.json"
+    before = first.stat().st_mtime_ns
+    two = QUICK.model_copy(update={"members": 2})
+
+    model = train(data, IMAGES, two, RegistryConfig(model_name="pair"), workspace)
+
+    assert first.stat().st_mtime_ns == before  # the model of one is a member
+    assert len(model.trained.members) == 2
+    tables = summary.of_train(model)
+    assert "2 members" in set(tables["Model"][""])
+    assert (model.version.version, model.version.alias) == (1, "champion")
+    client = opened(workspace).client
+    assert [point.step for point in client.get_metric_history(model.version.run_id, "val_accuracy")] == [1, 2, 3]
+    assert "the mean over 2 networks" in client.get_model_version("pair", "1").description
 
 
 def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path):

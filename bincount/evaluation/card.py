@@ -77,7 +77,7 @@ In brackets the interval that holds the score with 95 % confidence, had other bi
 
 Photos are {"squashed" if images.resize == "squash" else "cropped to their middle square and resized"} \
 to {images.image_size} x {images.image_size} pixels. Logits are divided by a temperature fitted on val, \
-{spec.temperature:.3f}.
+{spec.temperature:.3f}.{_average(spec)}
 
 ## Limits
 
@@ -172,6 +172,10 @@ def _license(source: str) -> str:
     if source.startswith("s3://aft-vbi-pds"):
         return "The images are the Amazon Bin Image Dataset, licensed CC BY-NC-SA 3.0 US: not for commercial use."
     return "The license of the images is their owner's."
+
+
+def _average(spec: ModelSpec) -> str:
+    return f" Probabilities are the mean over {spec.members} networks." if spec.members > 1 else ""
 
 
 def _listing(training: TrainConfig) -> str:

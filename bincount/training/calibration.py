@@ -15,15 +15,18 @@ logger = logging.getLogger(__name__)
 LARGEST = 10.0  # and the smallest is its inverse: a few images that are all right, or all wrong, know no bounds
 
 
-def calibrate(checkpoint: Path, pack: Pack, rows: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
+def calibrate(checkpoint: Path, pack: Pack, rows: np.ndarray, labels: np.ndarray, device: torch.device) -> np.ndarray:
     """Fit the temperature of the model in a checkpoint folder on val, and keep it with the model.
 
-    rows (N,) are the images' places in the pack, labels (N,) their classes.
+    rows (N,) are the images' places in the pack, labels (N,) their classes. Returns the probabilities (N, C) that the
+    model gives them then.
     """
     model, spec = load(checkpoint, device)
-    temperature = fit_temperature(logits(model, spec, pack.images, rows), labels)
+    answers = logits(model, spec, pack.images, rows)
+    temperature = fit_temperature(answers, labels)
     write_spec(checkpoint, spec.model_copy(update={"temperature": temperature}))
     logger.info("temperature %.3f, fitted on %d images of val", temperature, len(labels))
+    return mean_softmax(answers, temperature)
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

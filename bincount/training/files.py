@@ -38,7 +38,8 @@ class Trained:
     """A finished training.
 
     Epochs count from 1. val_accuracy and val_loss are those of the best epoch, whose weights were kept; seconds and
-    images_per_second are of training alone, without evaluation.
+    images_per_second are of training alone, without evaluation. Of several members best_epoch is the middle one, and
+    members has the val accuracy of each alone.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Trained:
     val_loss: float
     seconds: float
     images_per_second: float
+    members: tuple[float, ...] = ()
 
     @property
     def checkpoint(self) -> Path:
@@ -58,7 +60,10 @@ class Trained:
     def read(cls, folder: Path) -> "Trained | None":
         """The result in a folder, or None when the training there has not finished."""
         path = folder / "trained.json"
-        return cls(folder=folder, **json.loads(path.read_text())) if path.exists() else None
+        if not path.exists():
+            return None
+        result = json.loads(path.read_text())
+        return cls(folder=folder, **result | {"members": tuple(result.get("members", ()))})
 
     def write(self) -> None:
         result = asdict(self)

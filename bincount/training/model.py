@@ -41,6 +41,7 @@ class ModelSpec(Settings):
     center_crop: float
     flip_at_test: bool = False
     temperature: float = 1.0  # the logits are divided by it, so that probabilities mean what they say
+    members: int = 1  # networks alike whose answers are averaged
 
     @classmethod
     def make(
@@ -73,8 +74,10 @@ class ModelSpec(Settings):
 def build(spec: ModelSpec) -> nn.Module:
     """The network with random weights: (N, 3, S, S) normalised pictures -> (N, C + E) logits.
 
-    The first C are of the classes, the others of what is learned beside.
+    The first C are of the classes, the others of what is learned beside. Of several members a ModuleList.
     """
+    if spec.members > 1:
+        return nn.ModuleList(build(spec.model_copy(update={"members": 1})) for _ in range(spec.members))
     if spec.model == "small":
         backbone, num_features = _small_backbone()
     else:
@@ -171,7 +174,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def probabilities(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
     """What the network makes of images (N, S, S, 3) uint8: (N, C) float32, each row adds up to 1.
 
-    With rows, of those alone. Where the spec says so, each answer is the mean over the picture and its mirror image.
+    With rows, of those alone. Where the spec says so, each answer is the mean over the picture and its mirror image,
+    and over the members.
     """
     return mean_softmax(logits(model, spec, images, rows), spec.temperature)
 
@@ -185,14 +189,14 @@ def mean_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
 def logits(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
     """The classes' logits of each look at images (N, S, S, 3) uint8: (N, L, C) float32.
 
-    With rows, of those alone, read batch by batch, so that a memory-mapped pack is never loaded whole. L is 2 where a
-    picture's mirror image is looked at too, else 1. The arithmetic is float32 whatever the training's was, and the
-    network is left in evaluation mode.
+    With rows, of those alone, read batch by batch, so that a memory-mapped pack is never loaded whole. L is the number
+    of members, twice that where a picture's mirror image is looked at too. The arithmetic is float32 whatever the
+    training's was, and the network is left in evaluation mode.
     """
     model.eval()
     device = next(model.parameters()).device
     rows = np.arange(len(images)) if rows is None else rows
-    results = [np.empty((0, 1 + spec.flip_at_test, len(spec.classes)), np.float32)]
+    results = [np.empty((0, spec.members * (1 + spec.flip_at_test), len(spec.classes)), np.float32)]
     start, batch_size = 0, INFERENCE_BATCH
     while start < len(rows):
         batch = np.take(images, rows[start : start + batch_size], axis=0)
@@ -211,8 +215,9 @@ def logits(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarr
 def _look(model: nn.Module, spec: ModelSpec, images: Tensor) -> Tensor:
     pixels = normalize(center_crop(images, spec.center_crop), spec.normalization)
     looks = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]
+    members = model if spec.members > 1 else [model]
     # That it is one of the classes is given: what was learned beside does not take part.
-    return torch.stack([model(look)[:, : len(spec.classes)] for look in looks], dim=1)
+    return torch.stack([member(look)[:, : len(spec.classes)] for member in members for look in looks], dim=1)
 
 
 def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:

@@ -26,6 +26,8 @@ from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.evaluation.metrics import score
 from bincount.settings import DataConfig, ImageConfig, TrainConfig, Workspace
+from bincount.training.ensemble import combine
+from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
 from bincount.training.model import load, probabilities
 
@@ -63,7 +65,7 @@ def main() -> None:
         keep="last",
         **dict(setting.split("=", 1) for setting in options.set),
     )
-    images = ImageConfig(image_size=options.image_size)
+    images, workspace = ImageConfig(image_size=options.image_size), Workspace(root=options.workspace)
     print(f"{options.model}, {options.image_size} pixels, {options.epochs} epochs, {' '.join(options.set)}")
     print(f"{'classes':10}{'split':10}{'images':>8}{'accuracy, %':>28}{'RMSE, items':>30}{'log loss':>12}", flush=True)
     for classes in options.classes:
@@ -71,10 +73,10 @@ def main() -> None:
         for way in options.splits:
             results = []
             for seed in options.seeds:
-                snapshot, pack = prepare(Workspace(root=options.workspace), data, images, way, seed)
+                snapshot, pack = prepare(workspace, data, images, way, seed)
                 config = training.model_copy(update={"seed": seed})
-                folder = Workspace(root=options.workspace).run(snapshot.digest, images, config)
-                results.append(measure(train_in_subprocess(snapshot, pack, images, config, folder), snapshot, pack))
+                trained = train(snapshot, pack, images, config, workspace)
+                results.append(measure(trained, snapshot, pack))
             row = [spread([100 * each.accuracy for each in results], 1)]
             row += [spread([each.rmse_of_expectation for each in results], 3)]
             loss = statistics.mean(each.log_loss for each in results)
@@ -102,7 +104,17 @@ def prepare(workspace: Workspace, data: DataConfig, images: ImageConfig, way: st
     return snapshot, packs.update(dataset, images, wanted["path"], wanted["sha256"])
 
 
-def measure(trained, snapshot: Snapshot, pack: Pack) -> Result:
+def train(snapshot: Snapshot, pack: Pack, images: ImageConfig, config: TrainConfig, workspace: Workspace) -> Trained:
+    members = [
+        train_in_subprocess(snapshot, pack, images, member, workspace.run(snapshot.digest, images, member))
+        for member in config.each_member()
+    ]
+    if len(members) == 1:
+        return members[0]
+    return combine(members, snapshot, pack, workspace.run(snapshot.digest, images, config))
+
+
+def measure(trained: Trained, snapshot: Snapshot, pack: Pack) -> Result:
     model, spec = load(trained.checkpoint)
     rows = snapshot.labelled()
     rows = rows[rows["split"] != "train"]

@@ -1,0 +1,61 @@
+"""Several trained networks as one model, which answers with the mean of their probabilities.
+
+Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles (NeurIPS 2017):
+networks that differ in their seed alone.
+"""
+
+import logging
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from bincount.data.manifest import Snapshot
+from bincount.data.packs import Pack
+from bincount.training.calibration import calibrate
+from bincount.training.device import choose_device
+from bincount.training.files import Trained, read_history, write_json
+from bincount.training.model import load, save
+from bincount.training.train import measure
+
+logger = logging.getLogger(__name__)
+
+
+def combine(members: Sequence[Trained], snapshot: Snapshot, pack: Pack, folder: Path, device: str = "auto") -> Trained:
+    """Leave a model of two or more trainings in folder as a training leaves its own; what is there is not done again.
+
+    They learned from the same snapshot with settings that differ in the seed alone. The temperature is fitted for the
+    mean, on val. history.json has, for each epoch, the mean over the members.
+    """
+    trained = Trained.read(folder)
+    if trained is not None:
+        return trained
+    networks, specs = zip(*(load(member.checkpoint) for member in members), strict=True)
+    save(
+        folder / "model",
+        nn.ModuleList(networks),
+        specs[0].model_copy(update={"members": len(members), "temperature": 1.0}),
+    )
+    val = snapshot.labelled().query("split == 'val'")
+    labels = val["label"].to_numpy(np.int64)
+    answers = calibrate(folder / "model", pack, pack.locate(val["sha256"]), labels, choose_device(device))
+    scores = measure(answers, labels, snapshot.classes)
+    epochs = pd.concat([pd.DataFrame(read_history(member.folder)) for member in members]).groupby("epoch")
+    write_json(folder / "history.json", epochs.mean().reset_index().to_dict("records"))
+    seconds = sum(member.seconds for member in members)
+    trained = Trained(
+        folder=folder,
+        best_epoch=statistics.median_low(member.best_epoch for member in members),
+        epochs=members[0].epochs,
+        val_accuracy=scores["val_accuracy"],
+        val_loss=scores["val_loss"],
+        seconds=seconds,
+        images_per_second=sum(member.images_per_second * member.seconds for member in members) / seconds,
+        members=tuple(member.val_accuracy for member in members),
+    )
+    trained.write()
+    logger.info("the mean of %d models: val accuracy %.3f", len(members), trained.val_accuracy)
+    return trained
