@@ -270,6 +270,46 @@ class PromotionConfig(Settings):
     force: bool = Field(False, description="promote whatever the comparison says; it is recorded all the same")
 
 
+class RetrainConfig(Settings):
+    """What a night adds, when it trains, and what from."""
+
+    grow_by: int | None = Field(
+        None,
+        ge=1,
+        description="take so many more bins of the source each night, where it does not grow by itself [default: all]",
+    )
+    min_new_images: int = Field(
+        500, ge=1, description="train only when so many images are new or changed since the champion's training"
+    )
+    warm_start: bool = Field(
+        False, description="start from the champion's weights where it is a model of the same kind, not from `weights`"
+    )
+    price_per_hour: float = Field(
+        0.0, ge=0, description="what an hour of the machine costs, for the night's page; 0: not known"
+    )
+    currency: str = Field("USD", min_length=1, max_length=10, description="of the price")
+
+
+class DriftConfig(Settings):
+    """When new images are too unlike those that the champion learned from, so that somebody should look."""
+
+    max_psi: float = Field(
+        0.25,
+        gt=0,
+        description="largest population stability index; from 0.1 a shift is said to be small, from 0.25 large",
+    )
+    max_accuracy_loss: float = Field(
+        5.0, ge=0, description="points by which the champion may count new bins worse than its test, beyond chance"
+    )
+    min_images: int = Field(100, ge=30, description="fewer new images than this are not compared")
+
+
+class RetentionConfig(Settings):
+    """How long the workspace keeps what no registered version needs."""
+
+    keep_days: int = Field(30, ge=1, description="snapshots, checkpoints and evaluations younger than this stay, days")
+
+
 class Workspace(Settings):
     """The folder that holds everything the pipeline makes."""
 
