@@ -22,6 +22,12 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## draw bins and run the whole job on them; the result is in demo/
 	$(BIN)/bincount demo
 
+up: $(READY)  ## start Prefect, MLflow and a worker; SOURCE=, WORKSPACE=, DATABASE=, PREFECT_PORT=, MLFLOW_PORT=
+	@$(BIN)/python deployments/stack.py up
+
+down:  ## stop them, unless a run is going; FORCE=1 cancels it
+	@$(BIN)/python deployments/stack.py down
+
 test: $(READY)  ## the tests, but for those that start servers
 	$(BIN)/python -m pytest -m "not services"
 
@@ -55,4 +61,4 @@ lock: $(READY)  ## renew requirements.lock: newest versions, with hashes, withou
 clean:  ## remove the demo's results and caches; the installation and bincount-data/ stay
 	rm -rf demo .pytest_cache .ruff_cache .import_linter_cache
 
-.PHONY: help setup demo test test-services bench-sync bench-train bench-accuracy lint format lock clean
+.PHONY: help setup demo up down test test-services bench-sync bench-train bench-accuracy lint format lock clean

@@ -136,6 +136,21 @@ class Registry:
         """End a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
+    def stale_runs(self, patience: Callable[[str], float]) -> dict[str, str]:
+        """The trainings that are RUNNING and have written nothing for too long: names by id.
+
+        patience gives for how many seconds the run of a name may be silent. Runs of other kinds are left alone.
+        """
+        found, now = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'"), _milliseconds()
+        stale = {}
+        for run in found:
+            if name := run.data.tags.get(RUN_TAG):
+                points = self.client.get_metric_history(run.info.run_id, "train_loss")
+                last = max([run.info.start_time, *(point.timestamp for point in points)])
+                if now - last > 1000 * patience(name):
+                    stale[run.info.run_id] = name
+        return stale
+
     @contextmanager
     def ending(self, run_id: str) -> Iterator[None]:
         """End the run with the block: FINISHED, FAILED by an exception or KILLED by a cancellation."""

@@ -167,7 +167,8 @@ class TrainConfig(Settings):
     )
     weights: str = Field(
         "imagenet",
-        description="imagenet: torchvision's, fetched once; none: random; or a backbone's .pth or .safetensors file",
+        description="imagenet: torchvision's, fetched once; none: random; or a .pth or .safetensors file: "
+        "a backbone's, or a model.safetensors that was trained here, head included",
     )
     normalization: Literal["imagenet", "symmetric"] = Field(
         "imagenet",
@@ -335,6 +336,10 @@ class Workspace(Settings):
     def evaluation(self, snapshot_digest: str, model_digest: str) -> Path:
         """The folder of one model's test on one snapshot."""
         return self.root / "evaluations" / f"{snapshot_digest[:12]}-{model_digest[:12]}"
+
+    def weights(self, digest: str) -> Path:
+        """A file of weights that trainings start from, named by its content."""
+        return self.root / "weights" / f"{digest[:16]}.safetensors"
 
     def run(self, snapshot_digest: str, images: ImageConfig, training: TrainConfig) -> Path:
         """The folder of one training: named by its inputs, so that a retry lands in the same place and resumes."""

@@ -9,15 +9,18 @@ from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
 from bincount import services
-from bincount.errors import BincountError
+from bincount.errors import BincountError, SettingsError
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     Classes,
     DataConfig,
+    DriftConfig,
     ImageConfig,
     LaunchConfig,
     PromotionConfig,
     RegistryConfig,
+    RetentionConfig,
+    RetrainConfig,
     RunnerConfig,
     TrainConfig,
     Workspace,
@@ -35,6 +38,9 @@ Training = Annotated[TrainConfig, Parameter(name="*", group=Group("Training", so
 Launch = Annotated[LaunchConfig, Parameter(name="*", group=Group("Processes", sort_key=4))]
 Registry = Annotated[RegistryConfig, Parameter(name="*", group=Group("Registry", sort_key=5))]
 Promotion = Annotated[PromotionConfig, Parameter(name="*", group=Group("Promotion", sort_key=7))]
+Retraining = Annotated[RetrainConfig, Parameter(name="*", group=Group("Night", sort_key=8))]
+Drift = Annotated[DriftConfig, Parameter(name="*", group=Group("Drift", sort_key=9))]
+Retention = Annotated[RetentionConfig, Parameter(name="*", group=Group("Retention", sort_key=10))]
 Runner = Annotated[RunnerConfig, Parameter(name="*", group=Group("Runner", sort_key=6))]
 Root = Annotated[Path, Parameter(name="--workspace", help="folder that holds everything the pipeline makes")]
 Model = Annotated[
@@ -67,6 +73,33 @@ def run(
 
     finished = flow.run(data, images, training, registry, workspace, runner, launch, promotion)
     summary.show(summary.of_run(finished.prepared, finished.model))
+    summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
+
+
+@app.command(sort_key=1.5)
+def retrain(
+    *,
+    data: Data = DataConfig(),
+    images: Images = ImageConfig(),
+    training: Training = TrainConfig(),
+    registry: Registry = RegistryConfig(),
+    retraining: Retraining = RetrainConfig(),
+    drift: Drift = DriftConfig(),
+    promotion: Promotion = PromotionConfig(),
+    retention: Retention = RetentionConfig(),
+    runner: Runner = RunnerConfig(),
+    launch: Launch = LaunchConfig(),
+    workspace: Root = DEFAULT_WORKSPACE,
+) -> None:
+    """What the nightly deployment does: fetch what is new, and train where enough of it is."""
+    _check_services(registry, workspace)
+    from flows import retrain as flow
+    from flows import summary
+
+    night = flow.retrain(
+        data, images, training, registry, workspace, retraining, drift, promotion, retention, runner, launch
+    )
+    summary.show(summary.of_night(night, retraining))
     summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
@@ -258,15 +291,23 @@ def doctor(
     *,
     data: Data = DataConfig(),
     quick: Annotated[bool, Parameter(negative="", help="compare sizes only, and read no image")] = False,
+    services: Annotated[
+        bool, Parameter(negative="", help="check servers, schedule, workers and runs instead of the dataset")
+    ] = False,
     fix: Annotated[
         bool, Parameter(negative="", help="remove damaged bins, stray files and leftovers; not beside a prepare")
     ] = False,
+    registry: Registry = RegistryConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """List what is set aside, and check the prepared dataset against itself; ends with 1 when there are problems.
 
-    What --fix removes is fetched again by the next prepare. It never touches snapshots and splits.
+    What --fix removes is fetched again by the next prepare. It never touches snapshots and splits. With --services it
+    sets up again what `bincount bootstrap` does, ends runs whose process is gone, and frees their slots.
     """
+    if services:
+        _examine_services(registry, workspace, fix)
+        return
     from bincount.data.doctor import diagnose, mend
     from flows import summary
 
@@ -332,6 +373,94 @@ def publish(
     summary.show(summary.of_export(exported, to))
 
 
+@app.command(sort_key=14)
+def gc(
+    *,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="list what would go and what stays, and remove nothing")
+    ] = False,
+    retention: Retention = RetentionConfig(),
+    registry: Registry = RegistryConfig(),
+    workspace: Root = DEFAULT_WORKSPACE,
+) -> None:
+    """Remove old trainings, tests and snapshots that no registered version needs, of whatever model.
+
+    The latest snapshot of a dataset and trainings under way stay too. It asks the registry that the settings name.
+    """
+    from datetime import UTC, datetime
+
+    from bincount.registry import open_existing
+    from bincount.retention import plan, remove
+    from flows import summary
+
+    places = Workspace(root=workspace)
+    opened = open_existing(places, registry)
+    planned = plan(places, opened, retention, datetime.now(UTC))
+    if dry_run:
+        summary.show(summary.of_retention(planned))
+    else:
+        summary.show(summary.of_gc(remove(planned, opened), workspace))
+
+
+@app.command(sort_key=15)
+def bootstrap(
+    *,
+    prefect_file: Annotated[Path, Parameter(help="the deployments")] = Path("deployments/prefect.yaml"),
+    gpu_template: Annotated[
+        Path | None, Parameter(help="job template of a Kubernetes cluster for the pool gpu [default: processes]")
+    ] = None,
+    zombie_seconds: Annotated[
+        float, Parameter(help="a run without a heartbeat for so long has crashed; a restart of the server may take it")
+    ] = 300,
+) -> None:
+    """Set up the Prefect server that PREFECT_API_URL names: work pools, automations and deployments.
+
+    Run again, it puts right what differs. What has other names is left alone.
+    """
+    from flows import bootstrap as setup
+    from flows import summary
+
+    changes = setup.bootstrap(prefect_file, gpu_template, zombie_seconds)
+    summary.show({"On the Prefect server": setup.table(changes)})
+
+
+@app.command(sort_key=16)
+def notify(
+    *,
+    slack: Annotated[str | None, Parameter(help="incoming webhook of a Slack channel")] = None,
+    email: Annotated[str | None, Parameter(help="whom to write to")] = None,
+    smtp: Annotated[
+        str | None, Parameter(env_var="BINCOUNT_SMTP", help="for --email: smtp://USER:PASSWORD@HOST:PORT, or smtps://")
+    ] = None,
+    sender: Annotated[str | None, Parameter(help="for --email: who writes [default: whom it is written to]")] = None,
+    webhook: Annotated[str | None, Parameter(help="URL that gets JSON: kind, subject, text")] = None,
+    only: Annotated[
+        str, Parameter(help="of failed, crashed, late, skipped, promoted, drift, with commas between [default: all]")
+    ] = "",
+    off: Annotated[bool, Parameter(negative="", help="tell nobody any more")] = False,
+) -> None:
+    """Tell people of nights that failed, crashed, are late or were skipped, of new champions and of drift.
+
+    The Prefect server sends it, and keeps the addresses encrypted. Without options it lists who is told what.
+    """
+    from flows import notify as news
+    from flows import summary
+
+    addresses = {"slack": slack, "email": email and news.email_url(email, smtp or "", sender), "webhook": webhook}
+    addresses = {channel: address for channel, address in addresses.items() if address}
+    if off:
+        news.silence()
+    elif addresses:
+        news.tell(addresses, [kind.strip() for kind in only.split(",") if kind.strip()])
+    elif only:
+        raise SettingsError("--only needs --slack, --email or --webhook beside it")
+    told = news.told()
+    if told:
+        summary.show({"Who is told": news.table(told)})
+    else:
+        print("Nobody is told anything; `bincount notify --help` says how.")
+
+
 def main() -> None:
     """Run the command line; an error that names its remedy is shown without a traceback."""
     try:
@@ -354,6 +483,16 @@ def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:
     services.check_all(
         get_current_settings().api.url, Workspace(root=workspace).tracking_uri(registry) if registry else ""
     )
+
+
+def _examine_services(registry: RegistryConfig, workspace: Path, fix: bool) -> None:
+    from flows import health, summary
+
+    findings = (health.mend if fix else health.examine)(Workspace(root=workspace), registry)
+    summary.show({"Services": health.table(findings)})
+    if problems := health.remedies(findings):
+        print("What to do", *problems, sep="\n- ")
+        sys.exit(1)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich import box
@@ -20,10 +21,14 @@ from bincount.evaluation import card
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision
 from bincount.registry import Move, Version
-from bincount.settings import SPLITS
+from bincount.retention import Place, Plan, Removed
+from bincount.settings import SPLITS, RetrainConfig
 from flows.prepare import Prepared
 from flows.timing import Timings
 from flows.train import TrainedModel
+
+if TYPE_CHECKING:
+    from flows.retrain import Night  # which needs this module for its page
 
 Tables = dict[str, pd.DataFrame]
 NUM_SHOWN = 5  # places of one kind of problem
@@ -55,6 +60,33 @@ def of_prepare(prepared: Prepared) -> Tables:
         "Class balance": _balance(prepared.balance.table()),
         "Time": _times(prepared.timings),
     }
+
+
+def of_night(night: "Night", retraining: RetrainConfig) -> Tables:
+    """All that a night did, and what it cost."""
+    champion = night.news.champion
+    since = f"new since version {champion.version}, the champion" if champion else "new, since there was no champion"
+    about = [("images", f"{night.news.num_new:,} {since}"), ("result", night_headline(night))]
+    about.append(("drift", night.drift.words()))
+    if night.removed.gone:
+        about.append(("removed, which no version needs", _megabytes(night.removed.gone)))
+    if night.page:
+        about.append(("in MLflow", f"[version {night.model.version.version}]({night.page})"))
+    images = of_prepare(night.prepared)
+    del images["Time"]
+    tables = {"Night": pd.DataFrame(about, columns=["", "value"])} | images
+    if len(found := night.drift.table()):
+        tables |= {"New images against those that the champion learned from": found}
+    if night.model:
+        tables |= of_decision(night.model.decision) | of_evaluation(night.model.evaluation)
+    return tables | {"Time and cost": _costs(night.timings, retraining)}
+
+
+def night_headline(night: "Night") -> str:
+    """What came of a night, in a sentence."""
+    if night.model is None:
+        return night.news.skip
+    return f"{headline(night.model)}. {night.model.decision.words().splitlines()[0]}"
 
 
 def of_train(model: TrainedModel) -> Tables:
@@ -198,6 +230,21 @@ def of_export(exported: Exported, where: str) -> Tables:
     return {title: pd.DataFrame(rows, columns=["", "files"])}
 
 
+def of_retention(plan: Plan) -> Tables:
+    """What would go and what stays."""
+    root = plan.workspace.root
+    return {
+        f"Would go, {_megabytes(plan.going)}": _places(plan.going, root),
+        f"Stay, {_megabytes(plan.staying)}": _places(plan.staying, root),
+    }
+
+
+def of_gc(removed: Removed, root: Path) -> Tables:
+    """What was removed, how much room that gave back, and what stayed against the plan."""
+    tables = {f"Removed, {removed.num_bytes / 1e6:,.1f} MB given back": _places(removed.gone, root)}
+    return tables | ({"Stay after all": _places(removed.left, root)} if removed.left else {})
+
+
 def show_pages(tracking_uri: str) -> None:
     """Print how to open the pages of Prefect and of MLflow."""
     from prefect.settings import get_current_settings
@@ -246,6 +293,32 @@ def _balance(table: pd.DataFrame) -> pd.DataFrame:
 def _times(timings: Timings) -> pd.DataFrame:
     rows = [(step, f"{seconds:.1f} s") for step, seconds in timings.items()]
     return pd.DataFrame([*rows, ("together", f"{sum(timings.values()):.1f} s")], columns=["step", "time"])
+
+
+def _costs(timings: Timings, retraining: RetrainConfig) -> pd.DataFrame:
+    table = _times(timings)
+    if retraining.price_per_hour:
+        seconds = [*timings.values(), sum(timings.values())]
+        table[retraining.currency] = [f"{each / 3600 * retraining.price_per_hour:.4f}" for each in seconds]
+    return table
+
+
+def _places(places: Sequence[Place], root: Path) -> pd.DataFrame:
+    rows = [
+        (
+            str(place.path.relative_to(root)),
+            place.kind,
+            _megabytes([place]),
+            f"{max(place.days, 0):.0f} days",
+            place.why,
+        )
+        for place in places
+    ]
+    return pd.DataFrame(rows, columns=["in the workspace", "what", "size", "age", "why"])
+
+
+def _megabytes(places: Sequence[Place]) -> str:
+    return f"{sum(place.num_bytes for place in places) / 1e6:,.1f} MB"
 
 
 def _cell(value: object) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import task_run
+from prefect.runtime import flow_run, task_run
 
 from bincount.data import balance, manifest, packs, source, sync
 from bincount.data.balance import ClassBalance
@@ -35,6 +35,13 @@ OUTAGE = 10  # so many bins, and not one arrives: the source is away, rather tha
 def plan_sync(data: DataConfig, dataset: Path) -> Plan:
     """List the source and find what is new."""
     return sync.plan(dataset, source.open_source(data), data)
+
+
+@task(name="grow dataset", task_run_name="grow by {by} bins", cache_policy=NO_CACHE)
+def grow(data: DataConfig, dataset: Path, by: int) -> DataConfig:
+    """The settings with tonight's limit; what a limit of their own allows is never passed."""
+    limit = sync.grow(dataset, by, night=str(flow_run.root_flow_run_id or flow_run.id))
+    return data.model_copy(update={"limit": min(limit, data.limit or limit)})
 
 
 @task(

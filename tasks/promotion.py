@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from bincount import registry
@@ -59,6 +60,12 @@ def promote_model(
             break
         logger.info("another model became champion meanwhile: comparing again")
     logger.info("%s version %d: %s", version.name, version.version, decision.words())
+    if decision.promote:
+        emit_event(
+            "bincount.champion.promoted",
+            {"prefect.resource.id": f"bincount.model.{version.name}", "prefect.resource.name": version.name},
+            payload={"version": version.version, "words": decision.words()},
+        )
     create_markdown_artifact(
         key="promotion",
         markdown=card.with_comparison("", decision),

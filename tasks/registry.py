@@ -112,10 +112,16 @@ def register_model(
         tags = {**_tags(snapshot, images), **_headline(evaluation)}
         version = opened.register(run_id, trained.checkpoint, text, tags, _example(snapshot, pack))
     create_markdown_artifact(key="model-card", markdown=text, description=f"{version.name} version {version.version}")
-    if workspace.tracking_uri(config).startswith("http"):
-        link = f"{workspace.tracking_uri(config).rstrip('/')}/#/models/{version.name}/versions/{version.version}"
+    if link := version_page(version, workspace.tracking_uri(config)):
         create_link_artifact(key="model-version", link=link, link_text=f"{version.name} version {version.version}")
     return version
+
+
+def version_page(version: Version, tracking_uri: str) -> str:
+    """Where MLflow shows a version; empty without a server."""
+    if not tracking_uri.startswith("http"):
+        return ""
+    return f"{tracking_uri.rstrip('/')}/#/models/{version.name}/versions/{version.version}"
 
 
 def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snapshot: Snapshot, pack: Pack) -> None:

@@ -34,13 +34,14 @@ def wait_for(condition: Callable[[], object], seconds: float = 90) -> object:
 
 
 @contextmanager
-def prefect_server(home: Path) -> Iterator[str]:
-    """A Prefect server with a database of its own; gives the URL of its API."""
-    port = free_port()
+def prefect_server(home: Path, port: int | None = None, **settings: str) -> Iterator[str]:
+    """A Prefect server with its database in home, and with these variables set; gives the URL of its API."""
+    port = port or free_port()
     environment = os.environ | {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "true",
+        **settings,
     }
     environment.pop("PREFECT_API_URL", None)
     command = [program("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]

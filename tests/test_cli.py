@@ -8,7 +8,20 @@ from bins import jpeg
 from bincount.settings import DataConfig, ImageConfig, RegistryConfig, TrainConfig
 from flows.cli import app, main
 
-COMMANDS = ("run", "prepare", "train", "evaluate", "predict", "demo", "doctor", "export", "publish")
+COMMANDS = (
+    "run",
+    "prepare",
+    "train",
+    "evaluate",
+    "predict",
+    "demo",
+    "doctor",
+    "export",
+    "publish",
+    "gc",
+    "bootstrap",
+    "notify",
+)
 
 
 def help_of(command, capsys):

@@ -5,11 +5,10 @@ import signal
 import subprocess
 import threading
 
-import pandas as pd
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId
-from servers import program, wait_for
+from servers import wait_for
 
 from bincount import registry
 from bincount.data import drawn
@@ -217,30 +216,3 @@ def test_weights_that_do_not_fit_fail_at_once_with_the_option(api, bucket, works
     training = TrainConfig(model="resnet18", weights=str(tmp_path / "missing.pth"), epochs=1)
     with pytest.raises(Exception, match="--weights"):
         train(DataConfig(source=str(bucket)), IMAGES, training, workspace=workspace)
-
-
-def test_a_deployment_with_a_cron_gets_scheduled_runs(api):
-    environment = os.environ | {"PREFECT_API_URL": api}
-
-    def prefect(*arguments):
-        command = [program("prefect"), "--no-prompt", *arguments]
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-
-    prefect("work-pool", "create", "bincount", "--type", "process")
-    prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-
-    def scheduled():
-        with get_client(sync_client=True) as client:
-            return [
-                flow_run
-                for flow_run in client.read_flow_runs(limit=200)
-                if flow_run.state.is_scheduled() and flow_run.deployment_id
-            ]
-
-    runs = wait_for(scheduled, 120)
-    times = sorted(pd.Timestamp(flow_run.expected_start_time) for flow_run in runs)
-    assert {(time.hour, time.minute) for time in times} == {(2, 17)}
-    with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name("run/nightly")
-    form = deployment.parameter_openapi_schema["definitions"]["DataConfig"]["properties"]
-    assert form["limit"]["description"].startswith("take so many bins")

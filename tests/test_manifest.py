@@ -132,3 +132,17 @@ def test_the_balance_counts_images_by_class_and_split():
 def test_a_class_without_images_has_no_weight():
     rows = pd.DataFrame({"label": [0, 1], "split": ["train", "train"]})
     assert balance.weights(balance.measure(rows, Classes.parse("0..2")).counts[:, 0]).tolist() == [1, 1, 0]
+
+
+def test_what_is_new_or_changed_since_an_earlier_snapshot(dataset, tmp_path):
+    earlier = build(dataset)
+    add_bin(tmp_path / "bucket", "00001", 1, image=jpeg(777))  # another picture
+    add_bin(tmp_path / "bucket", "00002", 3)  # another count
+    add_bin(tmp_path / "bucket", "00900", 4)
+    add_bin(tmp_path / "bucket", "00901", 9)  # of no class
+    bring(tmp_path / "bucket", dataset)
+
+    later = build(dataset)
+
+    assert later.since(earlier)["image_id"].to_list() == ["00001", "00002", "00900"]
+    assert later.since(later).empty

@@ -12,7 +12,7 @@ from PIL import Image
 from bincount.errors import ModelNotFound, SettingsError, SourceError, WeightsUnavailable
 from bincount.evaluation.predict import predict_files, predict_images
 from bincount.settings import MODELS, Classes, ImageConfig, TrainConfig
-from bincount.training.model import ModelSpec, build, load, load_backbone, normalize, probabilities, save
+from bincount.training.model import ModelSpec, build, load, load_weights, normalize, probabilities, save
 
 COUNTS = Classes.parse("0..5")
 
@@ -78,7 +78,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
     tensors["0.weight"][0] = float("nan")
     safetensors.torch.save_file(tensors, tmp_path / "broken.safetensors")
     with pytest.raises(WeightsUnavailable, match=r"broken\.safetensors holds numbers that are not finite"):
-        load_backbone(network, "small", str(tmp_path / "broken.safetensors"))
+        load_weights(network, "small", str(tmp_path / "broken.safetensors"))
 
 
 def test_with_a_flip_a_picture_and_its_mirror_image_get_the_same_answer():
@@ -121,7 +121,7 @@ def test_a_file_fills_the_backbone_and_its_own_head_is_left_out(tmp_path, suffix
     torch.save(tensors, path) if suffix == ".pth" else safetensors.torch.save_file(tensors, path)
     network = build(spec(model="resnet18"))
     head = network.head[1].weight.clone()
-    load_backbone(network, "resnet18", str(path))
+    load_weights(network, "resnet18", str(path))
     assert torch.equal(network.backbone.conv1.weight, tensors["conv1.weight"])
     assert torch.equal(network.backbone.layer4[1].bn2.bias, tensors["layer4.1.bn2.bias"])
     assert torch.equal(network.head[1].weight, head)
@@ -132,36 +132,36 @@ def test_a_file_that_lacks_tensors_is_refused_with_their_names(tmp_path):
     del tensors["layer1.0.conv1.weight"]
     torch.save(tensors, tmp_path / "weights.pth")
     with pytest.raises(WeightsUnavailable, match=r"layer1\.0\.conv1\.weight"):
-        load_backbone(build(spec(model="resnet18")), "resnet18", str(tmp_path / "weights.pth"))
+        load_weights(build(spec(model="resnet18")), "resnet18", str(tmp_path / "weights.pth"))
 
 
 def test_a_file_of_another_architecture_is_refused(tmp_path):
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(WeightsUnavailable, match="does not fit resnet34"):
-        load_backbone(build(spec(model="resnet34")), "resnet34", str(tmp_path / "weights.pth"))
+        load_weights(build(spec(model="resnet34")), "resnet34", str(tmp_path / "weights.pth"))
 
 
 @pytest.mark.real("BINCOUNT_WEIGHTS")
 def test_the_recovered_imagenet_backbone_fits_mobilenet():
     model = build(spec(model="mobilenet_v2"))
     before = model.backbone.features[0][0].weight.clone()
-    load_backbone(model, "mobilenet_v2", os.environ["BINCOUNT_WEIGHTS"])
+    load_weights(model, "mobilenet_v2", os.environ["BINCOUNT_WEIGHTS"])
     assert not torch.equal(model.backbone.features[0][0].weight, before)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 def test_a_file_that_is_missing_or_no_weights_says_what_to_give(tmp_path, name):
     with pytest.raises(WeightsUnavailable, match="no weights file"):
-        load_backbone(build(spec()), "small", str(tmp_path / name))
+        load_weights(build(spec()), "small", str(tmp_path / name))
     (tmp_path / name).write_text("not weights")
     with pytest.raises(WeightsUnavailable, match="not a file of weights"):
-        load_backbone(build(spec()), "small", str(tmp_path / name))
+        load_weights(build(spec()), "small", str(tmp_path / name))
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     torch.save({"conv1.weight": Path("x")}, tmp_path / "weights.pth")
     with pytest.raises(WeightsUnavailable, match="not a file of weights"):
-        load_backbone(build(spec()), "small", str(tmp_path / "weights.pth"))
+        load_weights(build(spec()), "small", str(tmp_path / "weights.pth"))
 
 
 def test_imagenet_weights_that_cannot_be_fetched_name_the_ways_out(monkeypatch):
@@ -170,12 +170,12 @@ def test_imagenet_weights_that_cannot_be_fetched_name_the_ways_out(monkeypatch):
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", fail)
     with pytest.raises(WeightsUnavailable, match=r"--weights FILE.*--weights none"):
-        load_backbone(build(spec(model="resnet18")), "resnet18", "imagenet")
+        load_weights(build(spec(model="resnet18")), "resnet18", "imagenet")
 
 
 def test_the_small_model_has_no_imagenet_weights():
     with pytest.raises(SettingsError, match="--weights none"):
-        load_backbone(build(spec()), "small", "imagenet")
+        load_weights(build(spec()), "small", "imagenet")
 
 
 # --- predictions ---------------------------------------------------------------------------------------------------
@@ -218,3 +218,47 @@ def test_a_file_that_is_no_image_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(SourceError, match=r"broken\.jpg"):
         predict_files(tmp_path / "model", [path])
+
+
+# --- weights of a model that was trained here ------------------------------------------------------------------------
+
+
+def saved(folder: Path, *seeds: int, classes: Classes = COUNTS) -> list[torch.nn.Module]:
+    """Networks, saved as one model: of a member each where there are several."""
+    made = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        made.append(build(spec(classes)))
+    if len(made) == 1:
+        save(folder, made[0], spec(classes))
+    else:
+        save(folder, torch.nn.ModuleList(made), spec(classes).model_copy(update={"members": len(made)}))
+    return made
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def test_a_trained_model_gives_its_head_too(tmp_path):
+    [trained] = saved(tmp_path, 1)
+    network = build(spec())
+    load_weights(network, "small", str(tmp_path / "model.safetensors"))
+    assert same(network, trained)
+
+
+def test_a_head_with_other_outputs_is_left_as_it_was(tmp_path):
+    [trained] = saved(tmp_path, 1, classes=Classes.parse("0..9"))
+    network = build(spec())
+    before = {name: tensor.clone() for name, tensor in network.head.state_dict().items()}
+    load_weights(network, "small", str(tmp_path / "model.safetensors"))
+    assert same(network.backbone, trained.backbone)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.head.state_dict().items())
+
+
+def test_of_several_members_each_seed_starts_from_one(tmp_path):
+    trained = saved(tmp_path, 1, 2, 3)
+    for seed in range(6):
+        network = build(spec())
+        load_weights(network, "small", str(tmp_path / "model.safetensors"), seed)
+        assert same(network, trained[seed % 3])

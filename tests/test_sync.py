@@ -416,3 +416,15 @@ def test_every_class_of_the_real_sample_is_within_a_point_and_a_half_of_80_10_10
     dealt = snapshot.labelled()
     shares = dealt.groupby("label")["split"].value_counts(normalize=True).unstack()
     assert (shares[["train", "val", "test"]] - [0.8, 0.1, 0.1]).abs().to_numpy().max() < 0.015
+
+
+def test_the_same_night_asked_twice_grows_once(tmp_path):
+    for number in range(6):
+        add_bin(tmp_path / "source", f"{number:05d}")
+    dataset, config = tmp_path / "dataset", DataConfig(source=str(tmp_path / "source"), limit=2)
+    bring(tmp_path / "source", dataset, config)
+
+    assert sync.grow(dataset, 3, night="monday") == 5
+    bring(tmp_path / "source", dataset, config.model_copy(update={"limit": 5}))
+    assert sync.grow(dataset, 3, night="monday") == 5  # it was interrupted
+    assert sync.grow(dataset, 3, night="tuesday") == 8

@@ -83,6 +83,13 @@ class Snapshot:
         manifest = self.read()
         return manifest[manifest["split"].isin(SPLITS)].reset_index(drop=True)
 
+    def since(self, earlier: "Snapshot") -> pd.DataFrame:
+        """Of the labelled rows those that an earlier snapshot does not have, or has with another picture or label."""
+        known = earlier.labelled()[["image_id", "sha256", "class_name"]].assign(known=True)
+        rows = self.labelled()
+        known = rows[["image_id", "sha256", "class_name"]].merge(known, how="left")["known"]
+        return rows[known.isna()].reset_index(drop=True)
+
     def extra(self) -> pd.DataFrame:
         """The rows of no class that models learn from too, so that they see more bins; nothing is judged on them."""
         manifest = self.read()

@@ -6,6 +6,7 @@ The dataset's folder:
     bins.parquet     one row a bin: what was found in them
     parts/           rows of batches that bins.parquet does not hold yet
     plan.parquet     what the sync under way is to fetch
+    growth.json      how many bins the last night was to have, where each takes some more
 
 A row is written after the files that it describes. So a killed run leaves files without rows at most: whole ones, which
 the next run finds and does not fetch again where S3's etag tells their content, and temporary ones, which a later run
@@ -16,6 +17,7 @@ than the network: a row whose file is gone or has another size is fetched again.
 import errno
 import hashlib
 import io
+import json
 import logging
 import os
 import re
@@ -158,6 +160,19 @@ def plan(dataset: Path, opened: Source, config: DataConfig) -> Plan:
     path = dataset / "plan.parquet"
     _write_rows(pa.Table.from_pandas(new, preserve_index=False), path, row_group_size=BATCH)
     return Plan(path=path, num_listed=len(listing), num_wanted=len(wanted), num_new=len(new))
+
+
+def grow(dataset: Path, by: int, night: str) -> int:
+    """How many bins the dataset is to have after a night that takes so many more.
+
+    night names it. The same night asked again gets the same answer, so that one that was interrupted takes no more.
+    """
+    path = dataset / "growth.json"
+    last = json.loads(path.read_text()) if path.exists() else {}
+    if last.get("night") != night:
+        last = {"night": night, "limit": len(read(dataset, ["image_id"])) + by}
+        _write_file(path, json.dumps(last).encode())
+    return last["limit"]
 
 
 def fetch(dataset: Path, opened: Source, batch: pd.DataFrame, config: DataConfig) -> SyncReport:

@@ -55,6 +55,7 @@ def combine(members: Sequence[Trained], snapshot: Snapshot, pack: Pack, folder: 
         seconds=seconds,
         images_per_second=sum(member.images_per_second * member.seconds for member in members) / seconds,
         members=tuple(member.val_accuracy for member in members),
+        member_folders=tuple(member.folder.name for member in members),
     )
     trained.write()
     logger.info("the mean of %d models: val accuracy %.3f", len(members), trained.val_accuracy)

@@ -38,8 +38,8 @@ class Trained:
     """A finished training.
 
     Epochs count from 1. val_accuracy and val_loss are those of the best epoch, whose weights were kept; seconds and
-    images_per_second are of training alone, without evaluation. Of several members best_epoch is the middle one, and
-    members has the val accuracy of each alone.
+    images_per_second are of training alone, without evaluation. Of several members best_epoch is the middle one,
+    members has the val accuracy of each alone, and member_folders the names of theirs, beside this one.
     """
 
     folder: Path
@@ -50,6 +50,7 @@ class Trained:
     seconds: float
     images_per_second: float
     members: tuple[float, ...] = ()
+    member_folders: tuple[str, ...] = ()
 
     @property
     def checkpoint(self) -> Path:
@@ -63,7 +64,8 @@ class Trained:
         if not path.exists():
             return None
         result = json.loads(path.read_text())
-        return cls(folder=folder, **result | {"members": tuple(result.get("members", ()))})
+        lists = {name: tuple(result.get(name, ())) for name in ("members", "member_folders")}
+        return cls(folder=folder, **result | lists)
 
     def write(self) -> None:
         result = asdict(self)

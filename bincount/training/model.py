@@ -118,15 +118,19 @@ def _head(kind: str, dropout: float, num_features: int, num_classes: int) -> nn.
     )
 
 
-def load_backbone(model: nn.Module, name: str, weights: str) -> None:
-    """Put pretrained weights into the backbone of a network that build made.
+def load_weights(model: nn.Module, name: str, weights: str, seed: int = 0) -> None:
+    """Put pretrained weights into the backbone of a network that build made, and into its head where they fit.
 
-    name is the model's, weights as in TrainConfig. Whatever else a file holds, such as its own head, is left out.
-    Raises WeightsUnavailable when the weights cannot be read or lack a tensor of the backbone.
+    name is the model's, weights as in TrainConfig. Of a file that save wrote the head is taken too when it has the same
+    outputs, and of several members the one that the seed falls on. Whatever else a file holds, such as a head of its
+    own, is left out. Raises WeightsUnavailable when the weights cannot be read or lack a tensor of the backbone.
     """
     if weights == "none":
         return
     tensors = _fetch_imagenet(name) if weights == "imagenet" else _read_tensors(Path(weights))
+    head = {}
+    if any("backbone." in key for key in tensors):
+        tensors, head = _backbone_and_head(tensors, seed)
     expected = model.backbone.state_dict()
     unfit = [
         key
@@ -141,6 +145,19 @@ def load_backbone(model: nn.Module, name: str, weights: str) -> None:
     if not all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point()):
         raise WeightsUnavailable(f"{weights} holds numbers that are not finite; give another file")
     model.backbone.load_state_dict({key: tensors.get(key, tensor) for key, tensor in expected.items()})
+    own = model.head.state_dict()
+    if {key: tensor.shape for key, tensor in head.items()} == {key: tensor.shape for key, tensor in own.items()}:
+        model.head.load_state_dict(head)
+
+
+def _backbone_and_head(tensors: dict[str, Tensor], seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The two parts of a model that save wrote; of several members those of one."""
+    members = {key.partition(".")[0] for key in tensors if key[0].isdecimal()}
+    prefix = f"{seed % len(members)}." if members else ""
+    return tuple(
+        {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+        for start in (f"{prefix}backbone.", f"{prefix}head.")
+    )
 
 
 def _fetch_imagenet(name: str) -> dict[str, Tensor]:

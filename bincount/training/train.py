@@ -37,7 +37,7 @@ from bincount.training.debug import Watch
 from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, is_out_of_memory
 from bincount.training.distributed import World
 from bincount.training.files import Request, Trained, read_error, remove_leftovers, write_error, write_json
-from bincount.training.model import ModelSpec, build, load_backbone, probabilities, save
+from bincount.training.model import ModelSpec, build, load_weights, probabilities, save
 from bincount.training.reader import Reader
 
 logger = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ def _start(
     model = build(spec)
     checkpoint = world.from_first(checkpoints.read(folder) if world.is_first else None)
     if checkpoint is None:
-        load_backbone(model, config.model, config.weights)
+        load_weights(model, config.model, config.weights, config.seed)
         arithmetic = _choose_arithmetic(model, spec, config, device, num_steps, world, batch_size)
     else:
         arithmetic = Arithmetic(**checkpoint["arithmetic"])

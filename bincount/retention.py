@@ -1,0 +1,355 @@
+"""What the workspace keeps that no registered version needs, and its removal after some days.
+
+A version needs the training that it came from, those of the members that it averages, and the snapshot that all of them
+learned from, which the next challenger is compared on. Those stay, whatever registered model the version is of and
+whatever its alias or stage. So do the latest snapshot of each dataset, trainings under way, and all that is young.
+
+Nothing is removed but folders and files whose names the pipeline makes:
+
+    runs/SNAPSHOT-SETTINGS               trainings
+    evaluations/SNAPSHOT-MODEL           tests, which are made again when they are asked for
+    weights/DIGEST.safetensors           what trainings started from, put there again by the next that does
+    datasets/NAME/snapshots/DIGEST       snapshots
+    .NAME.gone and .DIGEST.PID beside    what a killed removal or a killed prepare has left
+"""
+
+import functools
+import logging
+import os
+import re
+import shutil
+import stat
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bincount import registry as mlflow_registry
+from bincount.errors import ModelNotFound, ServiceUnavailable
+from bincount.ledger import unless_gone
+from bincount.registry import MODEL_TAG, RUN_TAG, Registry
+from bincount.settings import RetentionConfig, Workspace
+from bincount.training.files import Trained, weights_digest
+
+logger = logging.getLogger(__name__)
+
+LEFTOVER, TRAINING, TEST, WEIGHTS, SNAPSHOT = "leftover", "training", "test", "weights", "snapshot"
+SHORT = 12  # digits of a snapshot's digest in the names of trainings and tests
+GONE = ".gone"
+TRAINING_NAME, SNAPSHOT_NAME = r"[0-9a-f]{12}-[0-9a-f]{12}", r"[0-9a-f]{32}"  # a test is named as a training is
+WEIGHTS_NAME = r"[0-9a-f]{16}\.safetensors"
+# In the order of removal: a snapshot goes when the last training on it has gone.
+NAMES = (
+    (LEFTOVER, "runs", rf"\.{TRAINING_NAME}{GONE}"),
+    (LEFTOVER, "evaluations", rf"\.{TRAINING_NAME}{GONE}"),
+    (LEFTOVER, "weights", rf"\.{WEIGHTS_NAME}{GONE}"),
+    (LEFTOVER, "datasets/*/snapshots", rf"\.{SNAPSHOT_NAME}({GONE}|\.\d+)"),
+    (TRAINING, "runs", TRAINING_NAME),
+    (TEST, "evaluations", TRAINING_NAME),
+    (WEIGHTS, "weights", WEIGHTS_NAME),
+    (SNAPSHOT, "datasets/*/snapshots", SNAPSHOT_NAME),
+)
+VERSIONS_AT_ONCE = 200_000  # the most that MLflow gives; what is deleted between two pages would hide one from both
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder or a file that may go: its size, days since something in it changed, and why it goes or stays."""
+
+    path: Path
+    kind: str
+    num_bytes: int
+    days: float
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would go from a workspace, in the order of removal, and what stays."""
+
+    workspace: Workspace
+    config: RetentionConfig
+    now: datetime
+    going: tuple[Place, ...]
+    staying: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What went, and what a plan had named and stays after all, and why."""
+
+    gone: tuple[Place, ...]
+    left: tuple[Place, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(place.num_bytes for place in self.gone)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Which version needs what: by the digest of a snapshot, the folder of a training, and the SHA-256 of weights."""
+
+    snapshots: Mapping[str, str]
+    trainings: Mapping[str, str]
+    weights: Mapping[str, str]
+
+
+def plan(workspace: Workspace, registry: Registry, config: RetentionConfig, now: datetime) -> Plan:
+    """Find what may go; nothing is changed.
+
+    Raises ServiceUnavailable when the registry cannot be read, and ModelNotFound when it has no version of anything in
+    this workspace, so that it is likely to be another one.
+    """
+    needs = _Versions(registry).read()
+    places = _find(workspace, now)
+    reasons = _reasons_to_stay(places, needs, config)
+    going = tuple(replace(place, why=_why_it_goes(place)) for place in places if place.path not in reasons)
+    staying = tuple(replace(place, why=reasons[place.path]) for place in places if place.path in reasons)
+    known = needs.snapshots.keys() | needs.trainings.keys()
+    if not known & {place.path.name for place in places} and any(place.kind != LEFTOVER for place in going):
+        raise ModelNotFound(
+            f"{registry.client.tracking_uri} has no version of anything in {workspace.root}, so that it may not be "
+            "where its models are registered, and nothing is removed; correct --tracking-uri or --workspace"
+        )
+    return Plan(workspace, config, now, going, staying)
+
+
+def remove(plan: Plan, registry: Registry) -> Removed:
+    """Remove what a plan says goes; just before each, the registry and the workspace are looked at again.
+
+    Each is renamed before it is deleted: what is there under its own name is whole, and the next removal ends what this
+    one did not. Raises ServiceUnavailable when the registry cannot be read any more; what went before that is gone.
+    """
+    versions = _Versions(registry)
+    gone, left = [], []
+    for place in plan.going:
+        try:
+            with _held(place):
+                why = _why_it_stays_now(plan, place, versions)
+                if not why:
+                    _delete(place.path)
+        except Timeout:
+            why = "somebody is at work there"
+        except FileNotFoundError:
+            why = "it is gone already"
+        except OSError as error:
+            why = f"it cannot be removed: {error}"
+        if why:
+            left.append(replace(place, why=why))
+            logger.info("%s was not removed: %s", place.path, why)
+        else:
+            gone.append(place)
+            logger.info("removed %s, %.1f MB: %s", place.path, place.num_bytes / 1e6, place.why)
+    return Removed(tuple(gone), tuple(left))
+
+
+class _Versions:
+    """The versions of all registered models, as often as they are asked for; each run is read once."""
+
+    def __init__(self, registry: Registry):
+        self._client = registry.client
+        self._runs: dict[str, Mapping[str, str]] = {}
+
+    def read(self) -> Needs:
+        """What they need now. Raises ServiceUnavailable."""
+        try:
+            return self._read()
+        except mlflow_registry.mlflow.MlflowException as error:
+            raise ServiceUnavailable(
+                f"the versions in {self._client.tracking_uri} could not be read ({error}), and nothing is removed "
+                "without; run `bincount gc` again when it answers"
+            ) from error
+
+    def _read(self) -> Needs:
+        snapshots, trainings, weights = {}, {}, {}
+        for version in self._all():
+            name, run = f"{version.name} version {version.version}", self._run(version.run_id)
+            # Twice each, since people can take away a version's tags and rename a run in MLflow's pages.
+            snapshots |= dict.fromkeys([version.tags.get("snapshot"), run.get("snapshot")], name)
+            trainings |= dict.fromkeys([run.get(RUN_TAG), run.get("mlflow.runName")], name)
+            weights[version.tags.get(MODEL_TAG)] = name
+        for needed in (snapshots, trainings, weights):
+            needed.pop(None, None)
+        return Needs(snapshots, trainings, weights)
+
+    def _all(self) -> Iterator:
+        """Those of every stage; the ones that were deleted are not among them."""
+        page = self._client.search_model_versions(max_results=VERSIONS_AT_ONCE)
+        yield from page
+        while page.token:
+            page = self._client.search_model_versions(max_results=VERSIONS_AT_ONCE, page_token=page.token)
+            yield from page
+
+    def _run(self, run_id: str | None) -> Mapping[str, str]:
+        """The tags of a run; none where it was removed for good."""
+        if run_id not in self._runs:
+            self._runs[run_id] = {}
+            with unless_gone():
+                self._runs[run_id] = self._client.get_run(run_id).data.tags if run_id else {}
+        return self._runs[run_id]
+
+
+def _find(workspace: Workspace, now: datetime) -> list[Place]:
+    return [
+        _measure(path, kind, now)
+        for kind, folder, name in NAMES
+        for path in sorted(workspace.root.glob(f"{folder}/*"))
+        if re.fullmatch(name, path.name) and not path.is_symlink()
+    ]
+
+
+def _measure(path: Path, kind: str, now: datetime) -> Place:
+    inside = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
+    # The lock's time changes when somebody asks whether it is held.
+    files = [file for file in inside if file.name != ".lock"] or [path]
+    num_bytes, changed = 0, 0.0
+    for file in files:
+        with suppress(FileNotFoundError):  # a trainer at work has just replaced it
+            found = file.lstat()
+            num_bytes += found.st_size if stat.S_ISREG(found.st_mode) else 0
+            changed = max(changed, found.st_mtime)
+    return Place(path, kind, num_bytes, (now.timestamp() - changed) / 86400)
+
+
+def _reasons_to_stay(
+    places: Sequence[Place], needs: Needs, config: RetentionConfig, *, removing: bool = False
+) -> dict[Path, str]:
+    """Why each place stays that does.
+
+    removing: who asks holds the lock of the place in question, and a snapshot stays for every training that is there.
+    """
+    trainings = [place for place in places if place.kind == TRAINING]
+    reasons = _needed_trainings(trainings, needs, config)
+    # Members of one model are trained one after the other, and no version needs them before the last has ended.
+    beside = {short: min(place.days for place in of) for short, of in _by_snapshot(trainings).items()}
+    for place in trainings:
+        if place.path in reasons:
+            continue
+        if place.days < config.keep_days:
+            reasons[place.path] = _young(place)
+        elif beside[_short(place)] < config.keep_days:
+            reasons[place.path] = "another training on its snapshot is young"
+        elif not removing and _is_locked(place.path):
+            reasons[place.path] = "a trainer is at work there"
+    used = {_short(place) for place in trainings if removing or place.path in reasons}
+    latest = {place.path.parent: _latest(place.path.parent) for place in places if place.kind == SNAPSHOT}
+    for place in places:
+        if place.kind == SNAPSHOT and (why := _why_a_snapshot_stays(place, latest[place.path.parent], needs, used)):
+            reasons[place.path] = why
+        elif place.kind == TEST and _short(place) in {digest[:SHORT] for digest in latest.values()}:
+            reasons[place.path] = "it is on a latest snapshot"
+        elif place.days < config.keep_days and not place.path.name.endswith(GONE):
+            reasons.setdefault(place.path, _young(place))
+    return reasons
+
+
+def _needed_trainings(trainings: Sequence[Place], needs: Needs, config: RetentionConfig) -> dict[Path, str]:
+    """Those that versions came from, by name or by their weights, and those of their members."""
+    reasons, members = {}, {}
+    for place in trainings:
+        version = needs.trainings.get(place.path.name)
+        if version is None and place.days >= config.keep_days:  # its run may have another name by now, or be gone
+            version = needs.weights.get(_weights(place.path, place.days))
+        if version is None:
+            continue
+        reasons[place.path] = f"{version} came from it"
+        trained = Trained.read(place.path)
+        if trained and trained.members:
+            # Where it was made before they were recorded, any training on the snapshot may be one.
+            beside = [each.path.name for each in _by_snapshot(trainings)[_short(place)]]
+            members |= dict.fromkeys(trained.member_folders or beside, f"{version} averages it")
+    return {place.path: members[place.path.name] for place in trainings if place.path.name in members} | reasons
+
+
+def _why_a_snapshot_stays(place: Place, latest: str, needs: Needs, used: Container[str]) -> str:
+    if not latest:
+        return "which snapshot of its dataset is the latest cannot be read"
+    if place.path.name == latest:
+        return "it is the latest of its dataset"
+    if place.path.name in needs.snapshots:
+        return f"{needs.snapshots[place.path.name]} has learned from it"
+    return "a training that stays has learned from it" if _short(place) in used else ""
+
+
+def _why_it_stays_now(plan: Plan, place: Place, versions: _Versions) -> str:
+    """Empty where it still goes."""
+    places = _find(plan.workspace, plan.now)
+    return _reasons_to_stay(places, versions.read(), plan.config, removing=True).get(place.path, "")
+
+
+def _why_it_goes(place: Place) -> str:
+    if place.kind == LEFTOVER:
+        return "a killed run left it half written or half removed"
+    if place.kind == TEST:
+        return "it is not on a latest snapshot, and is made again when asked for"
+    return "no registered version needs it"
+
+
+def _young(place: Place) -> str:
+    return f"it changed {max(place.days, 0):.1f} days ago"
+
+
+def _short(place: Place) -> str:
+    """What the names of snapshot, trainings and tests begin with that belong together."""
+    return place.path.name[:SHORT]
+
+
+def _by_snapshot(places: Sequence[Place]) -> dict[str, list[Place]]:
+    found = {}
+    for place in places:
+        found.setdefault(_short(place), []).append(place)
+    return found
+
+
+def _latest(snapshots: Path) -> str:
+    try:
+        return (snapshots / "latest").read_text().strip()
+    except OSError:
+        return ""
+
+
+@functools.cache
+def _weights(folder: Path, _days: float) -> str:
+    """The SHA-256 of a training's weights, read once while the folder's age is the same; empty where there are none."""
+    try:
+        return weights_digest(folder / "model")
+    except OSError:
+        return ""
+
+
+def _is_locked(training: Path) -> bool:
+    if not (training / ".lock").exists():  # asking would make one
+        return False
+    try:
+        with FileLock(training / ".lock").acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+@contextmanager
+def _held(place: Place) -> Iterator[None]:
+    """The lock of a training's trainer, or that of the prepare that may make a snapshot the latest again.
+
+    Raises Timeout when somebody has it.
+    """
+    place.path.lstat()  # else the lock would make the folder again
+    folder = {TRAINING: place.path, SNAPSHOT: place.path.parents[1]}.get(place.kind)
+    with FileLock(folder / ".lock").acquire(timeout=0) if folder else nullcontext():
+        yield
+
+
+def _delete(path: Path) -> None:
+    if path.name.startswith("."):
+        gone = path
+    else:
+        gone = path.with_name(f".{path.name}{GONE}")
+        path.rename(gone)
+    if gone.is_dir():
+        shutil.rmtree(gone)
+    else:
+        gone.unlink()

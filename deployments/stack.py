@@ -1,0 +1,386 @@
+"""Start and stop the local stack, as `make up` and `make down`: Prefect server, MLflow server, worker.
+
+The Procfile beside this file says what runs, stack.env how. The settings come from the environment, where make puts
+them: `make up PREFECT_PORT=4300`.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO
+
+import httpx
+from pydantic import Field, ValidationError, field_validator
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from bincount import services
+from bincount.errors import BincountError, ServiceUnavailable, SettingsError
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Settings, Workspace
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = Path(sys.executable).parent
+POOL = "cpu"
+START_SECONDS = 180
+STOP_SECONDS = 120  # a run has 20 to write a checkpoint, and hears of it with some delay
+
+
+class StackConfig(Settings):
+    """Where the stack listens, and where it keeps what."""
+
+    prefect_port: int = Field(4200, ge=1, le=65535, description="loopback port of the Prefect server")
+    mlflow_port: int = Field(5000, ge=1, le=65535, description="loopback port of the MLflow server")
+    workspace: Path = Field(DEFAULT_WORKSPACE, description="folder that holds everything")
+    source: str = Field(DataConfig().source, description="where nights look for images: s3://NAME, or a folder")
+    database: str = Field(
+        "", description="postgresql://USER:PASSWORD@HOST:PORT/NAME for NAME_prefect and NAME_mlflow [default: SQLite]"
+    )
+
+    @field_validator("workspace")
+    @classmethod
+    def _absolute(cls, workspace: Path) -> Path:
+        return workspace.expanduser().resolve()
+
+    @field_validator("source")
+    @classmethod
+    def _address(cls, source: str) -> str:
+        return source if "://" in source else str(Path(source).expanduser().resolve())
+
+    @field_validator("database")
+    @classmethod
+    def _postgresql(cls, database: str) -> str:
+        try:
+            url = make_url(database or "postgresql://host/name")
+        except ArgumentError:
+            url = None
+        if not url or url.drivername != "postgresql" or not url.database:
+            raise ValueError("write postgresql://USER:PASSWORD@HOST:PORT/NAME")
+        return database
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> "StackConfig":
+        """The settings that an environment has, named in capitals; what is missing or empty has its default."""
+        given = {name: environment[name.upper()] for name in cls.model_fields if environment.get(name.upper())}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            problems = [f"{problem['loc'][0]}: {problem['msg']}".upper() for problem in error.errors()]
+            raise SettingsError("; ".join(problems)) from None
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace / "stack"
+
+    @property
+    def prefect(self) -> str:
+        return f"http://127.0.0.1:{self.prefect_port}"
+
+    @property
+    def mlflow(self) -> str:
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    def databases(self) -> dict[str, URL]:
+        """The database of each server; they cannot share one, since both have a table alembic_version."""
+        url = make_url(self.database)
+        return {server: url.set(database=f"{url.database}_{server}") for server in ("prefect", "mlflow")}
+
+    def without_password(self) -> dict:
+        """What may lie on disk, and tells one stack from another."""
+        shown = make_url(self.database).render_as_string(hide_password=True) if self.database else ""
+        return self.model_dump(mode="json") | {"database": shown}
+
+    def environment(self) -> dict[str, str]:
+        """What the processes are told beyond stack.env, and `bincount bootstrap` writes into the deployments."""
+        places = Workspace(root=self.workspace)
+        told = {
+            "PATH": f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            # Database and leases, apart from those of a run without server.
+            "PREFECT_HOME": str(self.workspace / "prefect"),
+            "PREFECT_API_URL": f"{self.prefect}/api",
+            "PREFECT_SERVER_API_PORT": str(self.prefect_port),
+            "MLFLOW_PORT": str(self.mlflow_port),
+            "MLFLOW_TRACKING_URI": self.mlflow,
+            # As a run without server has it, so that the server shows those runs too.
+            "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self.workspace / 'mlflow.db'}",
+            "MLFLOW_ARTIFACTS_DESTINATION": str(places.artifacts),
+            "BINCOUNT_SOURCE": self.source,
+            "BINCOUNT_WORKSPACE": str(self.workspace),
+        }
+        if self.database:
+            urls = self.databases()
+            told["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = _for_asyncpg(urls["prefect"])
+            told["MLFLOW_BACKEND_STORE_URI"] = _text(urls["mlflow"].set(drivername="postgresql+psycopg"))
+        return told
+
+
+def up(config: StackConfig) -> None:
+    """Start what is not running, wait until both servers answer, and set up pools, automations and deployments.
+
+    Raises SettingsError when a port is taken or the stack is up with other settings, and ServiceUnavailable when a
+    server does not start.
+    """
+    config.folder.mkdir(parents=True, exist_ok=True)
+    with open(config.folder / "running.json", "a+") as state:
+        if starting := _lock(state):
+            state.truncate(0)
+            _check_ports(config)
+            if config.database:
+                _create_databases(config)
+            _start(config, state)
+        elif _read(state)["config"] != config.without_password():
+            raise SettingsError("the stack is up with other settings; give the same ones, or `make down` first")
+    print("Waiting for the servers ...", flush=True)
+    _wait(lambda: _answer(config) or not _is_up(config), START_SECONDS)
+    if not (_is_up(config) and _answer(config)):
+        if starting:
+            _stop(config)
+        raise ServiceUnavailable(
+            f"the servers did not start; the end of {config.folder / 'log'}:\n{_end_of_log(config)}"
+        )
+    done = subprocess.run(_honcho("run", PROGRAMS / "bincount", "bootstrap"), env=_environment(config), check=False)
+    if done.returncode:
+        raise ServiceUnavailable("the servers are up, but not set up; see above, mend it, and `make up` again")
+    print(
+        f"\nThe stack is up; `make down` stops it, {config.folder / 'log'} has its log.\n\n"
+        f"  Prefect  {config.prefect}\n  MLflow   {config.mlflow}/#/models\n\n"
+        f"Commands reach it with PREFECT_API_URL={config.prefect}/api and --tracking-uri {config.mlflow}"
+    )
+
+
+def down(config: StackConfig, force: bool) -> None:
+    """Stop the stack of this workspace, unless a run is going; with force, such runs are cancelled first.
+
+    Stopped with its worker, a run would stay Running on its page for ever.
+    """
+    if not _is_up(config):
+        print(f"No stack is up in {config.workspace}.")
+        return
+    with open(config.folder / "running.json") as state:
+        port = _read(state)["config"]["prefect_port"]
+    handle_runs = _cancel_runs if force else _refuse_while_going
+    handle_runs(f"http://127.0.0.1:{port}/api")
+    _stop(config)
+    print("The stack is stopped; its data stays.")
+
+
+def _start(config: StackConfig, state: IO[str]) -> None:
+    """Start honcho, which inherits the lock: it is held as long as honcho runs, and no longer, whatever happens."""
+    with open(config.folder / "log", "wb") as log:
+        process = subprocess.Popen(
+            _honcho("-f", "Procfile", "--no-colour", "start"),
+            cwd=ROOT,
+            env=_environment(config),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=[state.fileno()],
+        )
+    json.dump({"pid": process.pid, "config": config.without_password()}, state)
+
+
+def _stop(config: StackConfig) -> None:
+    with open(config.folder / "running.json") as state:
+        pid = _read(state)["pid"]
+    with suppress(ProcessLookupError):  # it ended by itself
+        os.kill(pid, signal.SIGTERM)
+    if not _wait(lambda: not _is_up(config), STOP_SECONDS):
+        raise ServiceUnavailable(f"the stack does not stop; {config.folder / 'log'} says what it waits for")
+
+
+def _honcho(*arguments: str | Path) -> list[str]:
+    here = ROOT / "deployments"
+    return [sys.executable, "-m", "honcho", "-d", str(here), "-e", "stack.env", *map(str, arguments)]
+
+
+def _environment(config: StackConfig) -> dict[str, str]:
+    return os.environ | config.environment()
+
+
+def _lock(state: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+    """Whether nobody else has the lock; then it is ours as long as the file, or a copy of it, is open."""
+    try:
+        fcntl.flock(state, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_up(config: StackConfig) -> bool:
+    try:
+        with open(config.folder / "running.json") as state:
+            return not _lock(state, fcntl.LOCK_SH)  # shared: two who look do not take each other for the stack
+    except FileNotFoundError:
+        return False
+
+
+def _read(state: IO[str]) -> dict:
+    state.seek(0)
+    if not (text := state.read()):
+        raise SettingsError("another `make up` is about to start the stack; try again in a moment")
+    return json.loads(text)
+
+
+def _check_ports(config: StackConfig) -> None:
+    if config.prefect_port == config.mlflow_port:
+        raise SettingsError("PREFECT_PORT and MLFLOW_PORT must differ")
+    for name, port in (("PREFECT_PORT", config.prefect_port), ("MLFLOW_PORT", config.mlflow_port)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: what has ended does not count
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise SettingsError(
+                    f"port {port} cannot be used ({error.strerror}); stop what listens there, "
+                    f"or take another one: `make up {name}={port + 1}`"
+                ) from None
+
+
+def _create_databases(config: StackConfig) -> None:
+    """Create the databases that are missing. Raises ServiceUnavailable or SettingsError with the remedy."""
+    import psycopg
+
+    wanted = {url.database for url in config.databases().values()}
+    server = make_url(config.database).set(database="postgres")
+    where = server.set(password=None)
+    try:
+        with psycopg.connect(_text(server), autocommit=True, connect_timeout=services.TIMEOUT_SECONDS) as connection:
+            known = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+            for name in sorted(wanted - known):
+                connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SettingsError(
+            f"{where} does not let this user create databases ({error}); have {' and '.join(sorted(wanted))} made "
+            "for it, owned by it"
+        ) from None
+    except psycopg.OperationalError as error:
+        raise ServiceUnavailable(f"no connection to {where} ({error}); start PostgreSQL, or correct DATABASE") from None
+
+
+def _text(url: URL) -> str:
+    return url.render_as_string(hide_password=False)
+
+
+def _for_asyncpg(url: URL) -> str:
+    """The same with the driver that Prefect takes, which has another name for sslmode."""
+    query = {"ssl" if name == "sslmode" else name: value for name, value in url.query.items()}
+    return _text(url.set(drivername="postgresql+asyncpg", query=query))
+
+
+def _answer(config: StackConfig) -> bool:
+    try:
+        services.check_all(f"{config.prefect}/api", config.mlflow)
+    except ServiceUnavailable:
+        return False
+    return True
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _end_of_log(config: StackConfig) -> str:
+    return "\n".join((config.folder / "log").read_text(errors="replace").splitlines()[-20:])
+
+
+@contextmanager
+def _client(api: str) -> Iterator:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        yield client
+
+
+def _under_way(client) -> list:
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+
+    types = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+    return client.read_flow_runs(
+        flow_run_filter=filters.FlowRunFilter(
+            state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=types)),
+            parent_task_run_id=filters.FlowRunFilterParentTaskRunId(is_null_=True),
+        )
+    )
+
+
+def _about_to_start(client) -> list:
+    """The runs that the worker takes within the next half minute: they would be lost on the way."""
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+
+    soon = datetime.now(UTC) + timedelta(seconds=30)
+    return client.read_flow_runs(
+        flow_run_filter=filters.FlowRunFilter(
+            state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+            next_scheduled_start_time=filters.FlowRunFilterNextScheduledStartTime(before_=soon),
+        ),
+        work_pool_filter=filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[POOL])),
+    )
+
+
+def _refuse_while_going(api: str) -> None:
+    try:
+        with _client(api) as client:
+            going = _under_way(client) + _about_to_start(client)
+    except httpx.HTTPError as error:
+        raise ServiceUnavailable(
+            f"the Prefect server does not say whether a run is going ({error}); `make down FORCE=1` stops it anyway"
+        ) from error
+    if going:
+        names = ", ".join(f"{run.name} ({run.state.name})" for run in going)
+        raise SettingsError(
+            f"not while a run is going or about to start: {names}; let it end, or `make down FORCE=1`, which cancels "
+            "it: the next run goes on where it was"
+        )
+
+
+def _cancel_runs(api: str) -> None:
+    """Cancel what the worker has started, and wait for it; what was started elsewhere is left alone."""
+    from prefect.states import Cancelling
+
+    def ours() -> list:
+        return [run for run in _under_way(client) if run.work_pool_name == POOL]
+
+    try:
+        with _client(api) as client:
+            for run in ours():
+                print(f"Cancelling {run.name} ...", flush=True)
+                client.set_flow_run_state(run.id, Cancelling())
+            if not _wait(lambda: not ours(), STOP_SECONDS):
+                print(
+                    "Not every run ended; `bincount doctor --services --fix` mends its state after the next `make up`"
+                )
+    except httpx.HTTPError as error:
+        print(f"The Prefect server does not answer ({error}); no run is cancelled.")
+
+
+def main() -> None:
+    config = StackConfig.read(os.environ)
+    if sys.argv[1] == "up":
+        up(config)
+    else:
+        down(config, force=bool(os.environ.get("FORCE")))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BincountError as error:
+        print(f"make {sys.argv[1]}: {error}", file=sys.stderr)
+        sys.exit(1)

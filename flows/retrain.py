@@ -1,0 +1,115 @@
+"""The night: what is new is fetched, looked at, and trained on where that is worth it; a page says what was done."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import Flow, flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed, State
+
+from bincount.evaluation.drift import Drift
+from bincount.retention import Removed
+from bincount.settings import (
+    DEFAULT_WORKSPACE,
+    DataConfig,
+    DriftConfig,
+    ImageConfig,
+    LaunchConfig,
+    PromotionConfig,
+    RegistryConfig,
+    RetentionConfig,
+    RetrainConfig,
+    RunnerConfig,
+    TrainConfig,
+    Workspace,
+)
+from flows import summary
+from flows.prepare import Prepared, prepare
+from flows.timing import Timings
+from flows.train import TrainedModel, train
+from tasks import data as data_tasks
+from tasks import night as night_tasks
+from tasks import registry as registry_tasks
+from tasks.night import News
+
+
+@dataclass(frozen=True)
+class Night:
+    """What a night did; model is missing where it was not worth a training, and news says why."""
+
+    prepared: Prepared
+    news: News
+    drift: Drift
+    model: TrainedModel | None
+    page: str
+    removed: Removed
+    timings: Timings
+
+
+def tell_of_failure(flow: Flow, flow_run: FlowRun, state: State) -> None:
+    """Leave a page of a night that failed, which says why and that what was done is kept."""
+    told = f"## Night\n\n{state.message}\n\nWhat was done is kept: the next night, or a retry, goes on from there."
+    with get_client(sync_client=True) as client:
+        client.create_artifact(
+            ArtifactCreate(key="night", type="markdown", description="Failed", data=told, flow_run_id=flow_run.id)
+        )
+
+
+@flow(name="retrain", flow_run_name="retrain on {data.source}", persist_result=False, on_failure=[tell_of_failure])
+def retrain(
+    data: DataConfig = DataConfig(),
+    images: ImageConfig = ImageConfig(),
+    training: TrainConfig = TrainConfig(),
+    registry: RegistryConfig = RegistryConfig(),
+    workspace: Path = DEFAULT_WORKSPACE,
+    retraining: RetrainConfig = RetrainConfig(),
+    drift: DriftConfig = DriftConfig(),
+    promotion: PromotionConfig = PromotionConfig(),
+    retention: RetentionConfig = RetentionConfig(),
+    runner: RunnerConfig = RunnerConfig(),
+    launch: LaunchConfig = LaunchConfig(),
+) -> Night | State[Night]:
+    """Fetch what is new, look at it, and train, evaluate, register and promote where enough of it is new.
+
+    A night that trains nothing ends as Skipped and says why. One that was killed goes on where it was.
+
+    Args:
+        data: where the images come from and what is read from them
+        images: how a picture becomes the square that models see
+        training: how the model is trained
+        registry: where runs and models are kept
+        workspace: folder that holds everything the pipeline makes
+        retraining: how much the dataset grows, when a night trains, and from which weights
+        drift: when new images are too unlike the old ones
+        promotion: when the new model takes the champion's place
+        retention: how long is kept what no registered version needs
+        runner: where batches of bins are fetched
+        launch: on how many processes and hosts the training runs
+    """
+    places = Workspace(root=workspace)
+    timings = Timings()
+    registry_tasks.check_registry.with_options(**registry_tasks.PATIENT)(registry, places)
+    if retraining.grow_by:
+        data = data_tasks.grow(data, places.dataset(data), retraining.grow_by)
+    prepared = prepare(data, images, workspace, runner)
+    timings |= prepared.timings
+    with timings.step("drift"):
+        news = night_tasks.look(prepared.snapshot, retraining, registry, places)
+        drifted = night_tasks.measure_drift(
+            news, prepared.snapshot, prepared.pack, drift, registry, places, training.device
+        )
+    model = None
+    if not news.skip:
+        if retraining.warm_start and news.champion:
+            training = night_tasks.start_from(news.champion, training, registry, places)
+        model = train(data, images, training, registry, workspace, prepared.snapshot.digest, launch, promotion)
+        timings |= model.timings
+    page = registry_tasks.version_page(model.version, places.tracking_uri(registry)) if model else ""
+    removed = night_tasks.clean_up(retention, registry, places)
+    night = Night(prepared, news, drifted, model, page, removed, timings)
+    told = summary.markdown(summary.of_night(night, retraining))
+    create_markdown_artifact(key="night", markdown=told, description=summary.night_headline(night))
+    return night if model else Completed(name="Skipped", message=news.skip, data=night)

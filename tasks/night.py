@@ -1,0 +1,156 @@
+"""What a night asks before it trains: what is new, whether that is like what is known, and where to start from."""
+
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
+
+from bincount import registry, retention
+from bincount.data import manifest
+from bincount.data.manifest import Snapshot
+from bincount.data.packs import Pack
+from bincount.errors import ModelNotFound
+from bincount.evaluation import card, drift
+from bincount.evaluation.bootstrap import Interval
+from bincount.evaluation.drift import Drift
+from bincount.registry import DECISION_TAG, Version
+from bincount.retention import Removed
+from bincount.settings import (
+    DriftConfig,
+    RegistryConfig,
+    RetentionConfig,
+    RetrainConfig,
+    TrainConfig,
+    Workspace,
+)
+from bincount.training.files import weights_digest, written_whole
+from bincount.training.model import read_spec
+from tasks.registry import PATIENT
+
+logger = logging.getLogger("bincount.night")
+
+
+@dataclass(frozen=True)
+class News:
+    """What is new since the champion learned; skip says why nothing is to be trained, and is empty where it is."""
+
+    champion: Version | None
+    num_new: int
+    skip: str = ""
+
+
+@task(name="look at what is new", task_run_name="look at what is new", **PATIENT)
+def look(snapshot: Snapshot, rules: RetrainConfig, config: RegistryConfig, workspace: Workspace) -> News:
+    """Count the images since the champion, and find out whether they are worth a training."""
+    opened = registry.open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
+    opened.end_last_move()  # which a night that was killed may have begun
+    champion = opened.find_champion()
+    if champion is None:
+        return News(None, snapshot.num_images)
+    folder = workspace.snapshot(champion.tags.get("snapshot", "unknown"))
+    if folder:
+        num_new = len(snapshot.since(manifest.open_snapshot(folder)))
+    else:  # it was trained elsewhere
+        num_new = max(0, snapshot.num_images - int(champion.tags.get("num_images", 0)))
+    news = News(champion, num_new, _why_not(snapshot, num_new, champion, opened.versions(), rules))
+    logger.info("%d images are new since version %d, the champion. %s", num_new, champion.version, news.skip)
+    return news
+
+
+def _why_not(snapshot: Snapshot, num_new: int, champion: Version, versions: list[Version], rules: RetrainConfig) -> str:
+    if num_new < rules.min_new_images:
+        return (
+            f"Nothing was trained: {num_new:,} images are new since version {champion.version}, the champion, "
+            f"and a training needs {rules.min_new_images:,} (min_new_images)"
+        )
+    for version in versions:
+        if version.tags.get("snapshot") == snapshot.digest and DECISION_TAG in version.tags:
+            return (
+                f"Nothing was trained: version {version.version} has learned from these images already. "
+                f"{version.tags[DECISION_TAG].splitlines()[0]}"
+            )
+    return ""
+
+
+@task(name="measure drift", task_run_name="measure drift", **PATIENT)
+def measure_drift(
+    news: News,
+    snapshot: Snapshot,
+    pack: Pack,
+    rules: DriftConfig,
+    config: RegistryConfig,
+    workspace: Workspace,
+    device: str,
+) -> Drift:
+    """How unlike the new images are to those of the champion; a warning and an event where somebody should look."""
+    champion = news.champion
+    folder = champion and workspace.snapshot(champion.tags.get("snapshot", "unknown"))
+    if folder is None:
+        reason = f"what version {champion.version} learned from is not here" if champion else "there is no champion"
+        return Drift(num_new=news.num_new, note=f"nothing to compare with: {reason}")
+    learned_from, accuracy = manifest.open_snapshot(folder), None
+    if news.num_new >= rules.min_images and (in_its_test := champion.tags.get("test_accuracy")):
+        with registry.find_checkpoint(str(champion.version), workspace, config) as checkpoint:
+            accuracy = drift.count_new(
+                snapshot, learned_from, checkpoint, device, *_score_of_tag(in_its_test), config=rules
+            )
+    found = drift.compare(snapshot, learned_from, pack, rules, accuracy)
+    create_markdown_artifact(key="drift", markdown=_drift_page(found), description=found.words())
+    for warning in found.warnings:
+        logger.warning(warning)
+    if found.warnings:
+        emit_event(
+            "bincount.drift.found",
+            {"prefect.resource.id": f"bincount.model.{champion.name}", "prefect.resource.name": champion.name},
+            payload={"version": champion.version, "words": found.words()},
+        )
+    return found
+
+
+def _score_of_tag(text: str) -> tuple[float, Interval]:
+    """0.4031 (0.3712 to 0.4350)"""
+    value, low, high = map(float, re.findall(r"\d+\.\d+", text))
+    return value, Interval(low=low, high=high)
+
+
+def _drift_page(found: Drift) -> str:
+    tables = [card.markdown(table) for table in (found.table(), found.balance()) if len(table)]
+    return "\n\n".join([found.words(), *([found.note] if found.indices and found.note else []), *tables])
+
+
+@task(name="remove what is not needed", task_run_name="remove what is not needed", **PATIENT)
+def clean_up(rules: RetentionConfig, config: RegistryConfig, workspace: Workspace) -> Removed:
+    """Remove old trainings, tests and snapshots that no version needs."""
+    opened = registry.open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
+    try:
+        planned = retention.plan(workspace, opened, rules, datetime.now(UTC))
+    except ModelNotFound as error:  # no version is of this workspace
+        logger.warning("nothing is removed: %s", error)
+        return Removed((), ())
+    return retention.remove(planned, opened)
+
+
+@task(name="start from champion", task_run_name="start from version {champion.version}", **PATIENT)
+def start_from(champion: Version, training: TrainConfig, config: RegistryConfig, workspace: Workspace) -> TrainConfig:
+    """The settings with the champion's weights to start from; as they were, where it is another kind of model."""
+    with registry.find_checkpoint(str(champion.version), workspace, config) as checkpoint:
+        spec = read_spec(checkpoint)
+        if (spec.model, spec.head) != (training.model, training.head):
+            logger.warning(
+                "version %d is a %s and the settings ask for a %s: not started from its weights",
+                champion.version,
+                spec.model,
+                training.model,
+            )
+            return training
+        # named by its content, so that a retry finds the same settings and resumes
+        kept = workspace.weights(weights_digest(checkpoint))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(kept) as temporary:
+            shutil.copyfile(checkpoint / "model.safetensors", temporary)
+    return training.model_copy(update={"weights": str(kept)})

@@ -1,0 +1,353 @@
+"""New images against those that the champion learned from: what is called a shift, and what is chance."""
+
+import hashlib
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from drawn_training import IMAGES, draw
+from PIL import Image
+
+from bincount.data import manifest, packs
+from bincount.evaluation import drift
+from bincount.evaluation.bootstrap import Interval
+from bincount.evaluation.drift import Accuracy, Drift, Index, compare, count_new, measure, on_new_images, psi
+from bincount.evaluation.predict import predict_files
+from bincount.settings import Classes, DriftConfig, ImageConfig, TrainConfig
+from bincount.training.model import ModelSpec, build, save
+
+COUNTS = Classes.parse("0..2")
+RULES = DriftConfig(min_images=30)
+TEST = (0.9, Interval(low=0.88, high=0.92))  # what a champion's own test came to
+
+
+def bins(folder, start, num, *, light=1.0, side=32, counts=(0, 1, 2), per_bin=1, split="train"):
+    """Rows of new pictures from an id on, with the counts in turn."""
+    rows = []
+    for number in range(start, start + num):
+        count, path = counts[number % len(counts)], f"images/{number:05}.png"
+        draw(folder / path, count, seed=number)
+        with Image.open(folder / path) as picture:
+            picture.point(lambda value: round(value * light)).resize((side, side)).save(folder / path)
+        content = (folder / path).read_bytes()
+        rows.append(
+            {
+                "image_id": f"{number:05}",
+                "class_name": str(count),
+                "quantity": count,
+                "label": count,
+                "group": f"{number // per_bin * per_bin:05}",
+                "split": split,
+                "path": path,
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "width": side,
+                "height": side,
+                "status": "ok",
+                "reason": "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def night(folder, learned, new, classes=COUNTS):
+    """The newest snapshot, that which the champion learned from, and the pack of the newest."""
+    before = manifest.freeze(learned, classes, "drawn", folder)
+    now = pd.concat([learned, new], ignore_index=True)
+    return (
+        manifest.freeze(now, classes, "drawn", folder),
+        before,
+        packs.update(folder, IMAGES, now["path"], now["sha256"]),
+    )
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """A folder with 300 pictures, and their rows."""
+    folder = tmp_path_factory.mktemp("known")
+    return folder, bins(folder, 0, 300)
+
+
+@pytest.fixture
+def learned(known, tmp_path):
+    """A copy of them, to which a night can be added."""
+    folder, rows = known
+    shutil.copytree(folder, tmp_path / "bins")
+    return tmp_path / "bins", rows
+
+
+def test_the_index_is_the_sum_over_the_cells():
+    assert psi(np.array([0.5, 0.5]), np.array([0.8, 0.2])) == pytest.approx(0.3 * np.log(1.6) - 0.3 * np.log(0.4))
+    assert psi(np.array([0.2, 0.8]), np.array([0.2, 0.8])) == 0
+    assert np.isfinite(psi(np.array([1.0, 0.0]), np.array([0.5, 0.5])))
+
+
+def drawn_looks(num: int, random: np.random.Generator, *, per_bin: int = 1, light: float = 1.0) -> pd.DataFrame:
+    """What measure takes, of images that are all alike within a bin; they have nothing but their looks."""
+    group = np.arange(num) // per_bin
+    bright, sharp = random.normal(100, 20, num)[group], random.lognormal(5, 1, num)[group]
+    names = group.astype(str)
+    return pd.DataFrame({"group": names, "brightness": bright * light, "sharpness": sharp}).assign(
+        label=pd.NA, width=pd.array([None] * num, "Int32"), height=32
+    )
+
+
+@pytest.mark.parametrize(("num", "per_bin"), [(100, 1), (100, 2), (1000, 1), (1000, 4)])
+def test_without_drift_hardly_a_night_warns(num, per_bin):
+    random = np.random.default_rng(num)
+    before = drawn_looks(5000, random, per_bin=per_bin)
+    nights = [measure(drawn_looks(num, random, per_bin=per_bin), before, COUNTS, DriftConfig()) for _ in range(150)]
+    warned = sum(index.is_shift for found in nights for index in found.values())
+    print(f"{warned} of {len(nights)} nights without drift warned, of {num} images, {per_bin} a bin")
+    assert {len(found) for found in nights} == {2}
+    assert warned <= 2
+
+
+@pytest.mark.parametrize("num", [100, 1000])
+def test_a_clear_shift_warns_nearly_always(num):
+    random = np.random.default_rng(num)
+    before = drawn_looks(5000, random)
+    nights = [measure(drawn_looks(num, random, light=1.25), before, COUNTS, DriftConfig()) for _ in range(50)]
+    assert sum(found["brightness"].is_shift for found in nights) >= 49
+    assert sum(found["sharpness"].is_shift for found in nights) <= 1
+
+
+def test_images_of_one_bin_are_alike_and_are_no_evidence_beyond_one():
+    random = np.random.default_rng(0)
+    before = drawn_looks(5000, random)
+    new = drawn_looks(200, random, light=1.15)
+    alone = measure(new, before, COUNTS, DriftConfig())["brightness"]
+    of_few_bins = measure(new.assign(group=new["group"].str[-1]), before, COUNTS, DriftConfig())["brightness"]
+    assert (alone.verdict, of_few_bins.verdict) == ("shifted", "may be chance")
+    assert of_few_bins.chance > 5 * alone.chance
+
+
+def test_a_night_like_the_others_has_no_warning(learned):
+    folder, rows = learned
+    snapshot, before, pack = night(folder, rows, bins(folder, 300, 120))
+    found = compare(snapshot, before, pack, RULES)
+    assert list(found.indices) == ["class balance", "brightness", "sharpness", "image size"]
+    assert (found.num_new, found.num_compared, found.warnings, found.note) == (120, 120, (), "")
+    assert found.words() == "120 new images: no shift"
+    assert list(found.table()["verdict"]) == ["as before"] * 4
+    assert found.balance().to_numpy().tolist() == [[name, "33.3 %", "33.3 %"] for name in "012"]
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("class balance", {"counts": (0, 1, 1, 1, 1, 1)}),
+        ("brightness", {"light": 0.5}),
+        ("image size", {"side": 40}),
+        ("image size", {"side": 24}),
+    ],
+)
+def test_a_shift_is_named_by_what_shifted(learned, what, change):
+    folder, rows = learned
+    snapshot, before, pack = night(folder, rows, bins(folder, 300, 120, **change))
+    found = compare(snapshot, before, pack, RULES)
+    assert found.indices[what].is_shift
+    assert any(warning.startswith(f"the {what} shifted: PSI ") for warning in found.warnings)
+    assert found.warnings[0].endswith(" against 0.25 allowed")
+    if what == "class balance":  # and with it the looks of what is drawn
+        assert found.balance()["of the new images"].to_list() == ["16.7 %", "83.3 %", "0.0 %"]
+
+
+def test_blurred_pictures_are_a_shift_of_sharpness(learned):
+    folder, rows = learned
+    new = bins(folder, 300, 120)
+    for place, path in enumerate(new["path"]):
+        with Image.open(folder / path) as picture:
+            picture.resize((8, 8)).resize((32, 32), Image.Resampling.BICUBIC).save(folder / path)
+        new.loc[place, "sha256"] = hashlib.sha256((folder / path).read_bytes()).hexdigest()
+    snapshot, before, pack = night(folder, rows, new)
+    assert compare(snapshot, before, pack, RULES).indices["sharpness"].is_shift
+
+
+def test_new_is_what_is_added_and_what_has_another_picture_or_label(learned):
+    folder, rows = learned
+    before = manifest.freeze(rows, COUNTS, "drawn", folder)
+    now = pd.concat([rows, bins(folder, 300, 40)], ignore_index=True)
+    now.loc[0, ["label", "class_name", "quantity"]] = [2, "2", 2]
+    now.loc[1, "sha256"] = now.loc[2, "sha256"]
+    snapshot = manifest.freeze(now, COUNTS, "drawn", folder)
+    pack = packs.update(folder, IMAGES, now["path"], now["sha256"])
+    assert compare(snapshot, before, pack, RULES).num_new == 42
+
+
+def test_few_new_images_are_not_compared_and_it_says_so(learned):
+    folder, rows = learned
+    snapshot, before, pack = night(folder, rows, bins(folder, 300, 29, light=0.3))
+    found = compare(snapshot, before, pack, RULES)
+    assert (found.num_new, found.num_compared, found.indices, found.warnings) == (29, 0, {}, ())
+    assert found.words() == "29 new images are too few to compare, 30 are needed"
+    assert found.table().empty
+
+
+def test_images_that_are_no_longer_here_are_not_looked_at(learned, tmp_path):
+    folder, rows = learned
+    (tmp_path / "elsewhere").mkdir()
+    before = manifest.freeze(rows, COUNTS, "elsewhere", tmp_path / "elsewhere")
+    new = bins(folder, 300, 60)
+    snapshot = manifest.freeze(pd.concat([rows[:20], new], ignore_index=True), COUNTS, "drawn", folder)
+    pack = packs.update(folder, IMAGES, [*rows["path"][:20], *new["path"]], [*rows["sha256"][:20], *new["sha256"]])
+    found = compare(snapshot, before, pack, RULES)
+    assert list(found.indices) == ["class balance", "image size"]
+    assert found.note.startswith("brightness and sharpness were not compared: ")
+    assert "20 are still here" in found.note
+
+
+def test_of_other_classes_the_balance_is_not_compared(learned):
+    folder, rows = learned
+    before = manifest.freeze(rows, Classes.parse("0..3"), "drawn", folder)
+    now = pd.concat([rows, bins(folder, 300, 60)], ignore_index=True)
+    snapshot = manifest.freeze(now, COUNTS, "drawn", folder)
+    pack = packs.update(folder, IMAGES, now["path"], now["sha256"])
+    found = compare(snapshot, before, pack, RULES)
+    assert list(found.indices) == ["brightness", "sharpness", "image size"]
+    assert (found.num_new, found.note) == (60, "the class balance was not compared: the champion tells other classes")
+    assert found.balance().empty
+
+
+def test_of_many_images_the_same_are_looked_at_whatever_is_beside_them(learned, monkeypatch):
+    folder, rows = learned
+    monkeypatch.setattr(drift, "MOST_IMAGES", 50)
+    seen, look = [], drift.slices.look
+    monkeypatch.setattr(drift.slices, "look", lambda images, places: seen.append(set(places)) or look(images, places))
+    snapshot, before, pack = night(folder, rows, bins(folder, 300, 60))
+    assert compare(snapshot, before, pack, RULES).num_compared == 50
+    later, _, pack = night(folder, rows, bins(folder, 300, 90))
+    compare(later, before, pack, RULES)
+    assert [len(places) for places in seen] == [50] * 4
+    assert seen[0] == seen[2]  # of the images that were learned from
+    assert len(seen[1] & seen[3]) > 25
+
+
+def test_a_size_that_most_images_have_is_a_cell_of_its_own():
+    edges = drift._edges(np.array([100.0] * 80 + list(range(200, 220))))
+    cells = np.searchsorted(edges, [99.0, 100.0, 101.0, 250.0], side="right")
+    assert len(set(cells[:3])) == 3
+    assert np.bincount(np.searchsorted(drift._edges(np.arange(1000.0)), np.arange(1000.0), side="right")).tolist() == (
+        [100] * 10
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """An untrained model that wants pictures of 64 pixels."""
+    spec = ModelSpec.make(ImageConfig(image_size=64), TrainConfig(model="small"), COUNTS)
+    folder = tmp_path_factory.mktemp("model")
+    save(folder, build(spec), spec)
+    return folder
+
+
+def share_right(checkpoint, folder, rows):
+    counted = predict_files(checkpoint, [folder / path for path in rows["path"]])["count"]
+    return (counted.to_numpy() == rows["class_name"].to_numpy()).mean()
+
+
+def test_the_champion_is_asked_about_new_images_of_bins_that_it_has_not_learned_from(learned, checkpoint):
+    folder, rows = learned
+    rows = rows.assign(split=["train"] * 200 + ["val"] * 50 + ["test"] * 50)
+    new = bins(folder, 300, 120).assign(split="train")
+    new.loc[:9, ["group", "split"]] = [["00000", "train"]] * 10  # a bin of train
+    new.loc[10:14, ["group", "split"]] = [["00200", "val"]] * 5  # one of val
+    new.loc[15:19, ["group", "split"]] = [["00299", "test"]] * 5  # one of test, which is new to it
+    snapshot, before, _ = night(folder, rows, new)
+
+    accuracy = count_new(snapshot, before, checkpoint, "cpu", *TEST, RULES)
+
+    assert (accuracy.num_images, accuracy.num_bins, accuracy.test) == (105, 101, 0.9)
+    assert accuracy.value == pytest.approx(share_right(checkpoint, folder, new[15:]))
+    assert accuracy.interval.low < accuracy.value < accuracy.interval.high
+
+
+def test_a_bin_that_has_another_name_by_now_is_left_out_too(learned, checkpoint):
+    folder, rows = learned
+    new = bins(folder, 300, 60)
+    now = pd.concat([rows, new], ignore_index=True)
+    before = manifest.freeze(rows, COUNTS, "drawn", folder)
+    now.loc[[5, 300, 301], "group"] = "joined"
+    snapshot = manifest.freeze(now, COUNTS, "drawn", folder)
+    assert count_new(snapshot, before, checkpoint, "cpu", *TEST, RULES).num_images == 58
+
+
+def test_another_source_may_have_the_same_ids_and_is_known_by_its_pictures(learned, checkpoint, tmp_path):
+    folder, rows = learned
+    (tmp_path / "elsewhere").mkdir()
+    strange = rows.assign(sha256=[hashlib.sha256(str(place).encode()).hexdigest() for place in range(len(rows))])
+    strange.loc[0, "sha256"] = rows.loc[0, "sha256"]
+    before = manifest.freeze(strange, COUNTS, "elsewhere", tmp_path / "elsewhere")
+    snapshot = manifest.freeze(rows, COUNTS, "drawn", folder)
+    assert count_new(snapshot, before, checkpoint, "cpu", *TEST, RULES).num_images == 299
+
+
+def test_a_model_of_other_classes_and_few_new_images_have_no_accuracy(learned, checkpoint):
+    folder, rows = learned
+    snapshot, before, _ = night(folder, rows, bins(folder, 300, 29))
+    assert count_new(snapshot, before, checkpoint, "cpu", *TEST, RULES) is None
+    snapshot, before, _ = night(folder, rows, bins(folder, 300, 60), classes=Classes.parse("0..3"))
+    assert count_new(snapshot, before, checkpoint, "cpu", *TEST, RULES) is None
+    labels, groups = np.zeros(100, int), pd.Series(["one bin"] * 100)
+    assert on_new_images(labels, np.eye(3)[labels], groups, COUNTS, *TEST, RULES) is None
+
+
+def answered(num_right: int, num: int, per_bin: int = 1, test_low: float = 0.38) -> Accuracy:
+    labels = np.zeros(num, int)
+    answers = np.eye(3)[np.where(np.arange(num) < num_right, 0, 1)]
+    groups = pd.Series(np.arange(num) // per_bin).astype(str)
+    test = Interval(low=test_low, high=0.802 - test_low)
+    return on_new_images(labels, answers, groups, COUNTS, 0.401, test, DriftConfig(max_accuracy_loss=5))
+
+
+def test_the_champion_is_worse_when_it_loses_more_than_it_may_and_beyond_chance():
+    assert answered(660, 2000).is_worse  # 7.1 points
+    assert not answered(720, 2000).is_worse  # 4.1 points, beyond chance
+    assert answered(720, 2000).interval.high < 0.38
+    assert not answered(1000, 2000).is_worse
+
+
+def test_what_may_be_chance_in_the_new_images_or_in_the_test_is_not_worse():
+    assert not answered(33, 100).is_worse  # 7.1 points too
+    assert not answered(660, 2000, per_bin=20).is_worse
+    assert not answered(660, 2000, test_low=0.32).is_worse
+
+
+def test_warnings_and_table_say_it_in_numbers():
+    found = Drift(
+        num_new=3000,
+        num_compared=3000,
+        indices={
+            "class balance": Index(value=0.312, chance=0.02, allowed=0.25),
+            "brightness": Index(value=0.3, chance=0.4, allowed=0.25),
+            "sharpness": Index(value=0.1, chance=0.05, allowed=0.25),
+        },
+        accuracy=Accuracy(
+            value=0.31,
+            interval=Interval(low=0.272, high=0.351),
+            test=0.401,
+            test_interval=Interval(low=0.37, high=0.43),
+            max_loss=5,
+            num_images=2000,
+            num_bins=900,
+        ),
+    )
+    assert found.warnings == (
+        "the class balance shifted: PSI 0.31 against 0.25 allowed",
+        "the champion counts new bins worse: 31.0 % (27.2 to 35.1) against 40.1 % in its test",
+    )
+    assert found.words() == f"3,000 new images: {'; '.join(found.warnings)}"
+    assert found.table().to_numpy().tolist() == [
+        ["class balance", "0.312", "up to 0.020", "0.25", "shifted"],
+        ["brightness", "0.300", "up to 0.400", "0.25", "may be chance"],
+        ["sharpness", "0.100", "up to 0.050", "0.25", "as before"],
+        [
+            "accuracy on 2,000 images of 900 bins",
+            "31.0 % (27.2 to 35.1)",
+            "the interval",
+            "5 points below 40.1 %",
+            "worse",
+        ],
+    ]
+    assert Drift.model_validate_json(found.model_dump_json()) == found

@@ -1,0 +1,169 @@
+"""Nights against a real Prefect server and a bucket that grows: what each does, and what it leaves."""
+
+import pandas as pd
+import pytest
+from bins import GrowingBucket
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.objects import StateType
+from prefect.states import State
+
+from bincount import registry
+from bincount.data import drawn
+from bincount.errors import SourceError
+from bincount.settings import (
+    DataConfig,
+    ImageConfig,
+    PromotionConfig,
+    RegistryConfig,
+    RetrainConfig,
+    TrainConfig,
+    Workspace,
+)
+from bincount.training.files import weights_digest
+from flows.retrain import Night, retrain
+
+pytestmark = pytest.mark.services
+
+BINS = (400, 1200, 1212, 1212, 1600)  # in the bucket on each of five nights
+IMAGES = ImageConfig(image_size=32)
+TRAINING = TrainConfig(
+    model="small", weights="none", epochs=6, learning_rate=3e-3, min_crop=0.8, dropout=0.1, keep="last"
+)
+SETTINGS = {
+    "retraining": RetrainConfig(min_new_images=10, price_per_hour=3.6),
+    "promotion": PromotionConfig(max_class_loss=100),  # some classes have five images
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_endpoint, tmp_path_factory):
+    return GrowingBucket(s3_endpoint, "nights", tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="module")
+def states(api, bucket, workspace) -> list[State[Night]]:
+    """Five nights of a bucket that grows, but for the fourth; the last starts from the champion's weights."""
+    ended = []
+    for num_bins in BINS:
+        bucket.grow_to(num_bins)
+        warm = {"warm_start": num_bins == BINS[-1]}
+        settings = SETTINGS | {"retraining": SETTINGS["retraining"].model_copy(update=warm)}
+        ended.append(retrain(bucket.data, IMAGES, TRAINING, workspace=workspace, **settings, return_state=True))
+    return ended
+
+
+@pytest.fixture(scope="module")
+def nights(states) -> list[Night]:
+    return [state.result() for state in states]
+
+
+def opened(workspace, config=RegistryConfig()):
+    places = Workspace(root=workspace)
+    return registry.open_registry(places.tracking_uri(config), places.artifacts, config)
+
+
+def pages() -> list[str]:
+    """The pages that the nights have left, the first first."""
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["night"])))
+    return [artifact.data for artifact in sorted(found, key=lambda artifact: artifact.created)]
+
+
+def test_the_champion_moves_when_and_only_when_the_gate_says_so(nights, workspace):
+    champion = None
+    for night in nights:
+        if night.model and night.model.decision.promote:
+            champion = night.model.version.version
+        if night.model:
+            assert night.model.version.alias == ("champion" if night.model.decision.promote else "challenger")
+    decided = [night.model.decision.promote for night in nights if night.model]
+    assert decided[:2] == [True, True]  # the first, and one with three times the images
+    assert decided[2] is False  # twelve bins more change nothing
+    assert opened(workspace).find_champion().version == champion
+    assert len(opened(workspace).versions()) == len(decided) == 4
+
+
+def test_the_model_improves(nights):
+    accuracy = [night.model.evaluation.metrics.accuracy for night in nights if night.model]
+    assert accuracy[1] > accuracy[0] + 0.1
+
+
+def test_no_image_ever_changes_its_split(nights):
+    before = pd.Series(dtype="str")
+    for night in nights:
+        rows = night.prepared.snapshot.labelled().set_index("image_id")
+        assert rows["split"].reindex(before.index).dropna().equals(before.reindex(rows.index).dropna())
+        assert len(rows) >= len(before)
+        assert rows.groupby("group")["split"].nunique().max() == 1
+        before = rows["split"]
+
+
+def test_a_night_fetches_decodes_and_counts_what_is_new_and_nothing_else(nights):
+    fetched = [night.prepared.report.num_fetched for night in nights]
+    listed = [night.prepared.plan.num_listed for night in nights]
+    assert 0 < fetched[2] <= 12
+    assert fetched[3] == 0
+    assert [night.news.num_new for night in nights][2] <= 12
+    assert listed[2] - listed[1] == 12
+    assert len(nights[2].prepared.pack.images) - len(nights[1].prepared.pack.images) <= 12
+
+
+def test_a_night_with_nothing_new_is_skipped_and_its_page_says_why(states, nights):
+    assert [(state.type, state.name) for state in states[3:]] == [
+        (StateType.COMPLETED, "Skipped"),
+        (StateType.COMPLETED, "Completed"),
+    ]
+    assert nights[3].model is None
+    assert "version 3 has learned from these images already" in states[3].message
+    assert states[3].message in pages()[3]
+
+
+def test_the_page_of_a_night_says_what_was_new_decided_and_spent(nights):
+    page = pages()[1]
+    assert f"{nights[1].news.num_new:,} new since version 1, the champion" in page
+    assert nights[1].model.decision.words().splitlines()[0] in page
+    assert "| train |" in page
+    assert "USD" in page
+    for title in ("Images", "Class balance", "Decision", "Time and cost"):
+        assert f"## {title}" in page
+
+
+def test_too_few_new_images_are_waited_for(nights, bucket, workspace):
+    asked = RetrainConfig(min_new_images=5000)
+    state = retrain(bucket.data, IMAGES, TRAINING, workspace=workspace, retraining=asked, return_state=True)
+    assert state.name == "Skipped"
+    assert "a training needs 5,000 (min_new_images)" in state.message
+
+
+def test_a_night_can_start_from_the_champion(nights, workspace):
+    champion = nights[4].news.champion
+    assert champion.version == 2
+    weights = Workspace(root=workspace).weights(weights_digest(nights[1].model.trained.checkpoint))
+    params = [opened(workspace).params(nights[number].model.version) for number in (2, 4)]
+    assert [each["weights"] for each in params] == ["none", str(weights)]
+
+
+def test_a_source_that_does_not_grow_is_taken_some_bins_a_night(api, tmp_path):
+    drawn.draw(tmp_path / "bins", 500, size=(64, 64))
+    data = DataConfig(source=str(tmp_path / "bins"))
+    asked = RetrainConfig(grow_by=200, min_new_images=5000)
+    model = TRAINING.model_copy(update={"epochs": 1})
+    wanted = []
+    for _ in range(3):
+        night = retrain(data, IMAGES, model, workspace=tmp_path / "workspace", retraining=asked)
+        wanted.append(night.prepared.plan.num_wanted)
+    assert wanted == [pytest.approx(200, abs=4), pytest.approx(400, abs=8), pytest.approx(500, abs=8)]
+
+
+def test_a_night_that_fails_leaves_a_page_too(api, tmp_path):
+    data = DataConfig(source=str(tmp_path / "nowhere"))
+    with pytest.raises(SourceError):
+        retrain(data, IMAGES, TRAINING, workspace=tmp_path / "workspace")
+    assert "nowhere" in pages()[-1]
+    assert "What was done is kept" in pages()[-1]

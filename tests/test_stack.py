@@ -1,0 +1,625 @@
+"""What stands in deployments/: run for real as far as that goes without a container engine and a cluster."""
+
+import asyncio
+import http.client
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
+
+import mlflow.environment_variables
+import psycopg
+import pytest
+import servers
+import yaml
+from kubernetes_asyncio import client as kubernetes
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
+from prefect.settings.legacy import _get_settings_fields
+from prefect.utilities.templating import find_placeholders
+from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+from servers import program, wait_for
+
+from bincount.data import drawn
+from bincount.errors import ServiceUnavailable, SettingsError
+from bincount.settings import RegistryConfig, Workspace
+from bincount.training.launch import SECONDS_TO_STOP
+from flows.bootstrap import FLOW_ENVIRONMENT
+
+ROOT = Path(__file__).parent.parent
+DEPLOYMENTS = ROOT / "deployments"
+COMPOSE = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())
+TEMPLATE = json.loads((DEPLOYMENTS / "kubernetes" / "job-template.json").read_text())
+DOCKERFILE = (DEPLOYMENTS / "Dockerfile").read_text().replace("\\\n", " ")
+STACK_ENV = dict(
+    line.split("=", 1)
+    for line in (DEPLOYMENTS / "stack.env").read_text().splitlines()
+    if line and not line.startswith("#")
+)
+
+
+@pytest.fixture(scope="module")
+def stack():
+    """deployments/stack.py, which no package has."""
+    spec = importlib.util.spec_from_file_location("stack", DEPLOYMENTS / "stack.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# The settings of the stack
+
+
+def test_the_stack_has_its_data_where_a_run_without_servers_has_it(stack, tmp_path):
+    told = stack.StackConfig.read({"WORKSPACE": str(tmp_path)}).environment()
+    places = Workspace(root=tmp_path)
+    assert told["MLFLOW_BACKEND_STORE_URI"] == places.tracking_uri(RegistryConfig())
+    assert told["MLFLOW_ARTIFACTS_DESTINATION"] == str(places.artifacts)
+    assert told["BINCOUNT_WORKSPACE"] == str(tmp_path)
+
+
+def test_both_servers_get_a_database_of_their_own_from_one_setting(stack):
+    config = stack.StackConfig.read({"DATABASE": "postgresql://me:a%40b@db:5433/bins?sslmode=require"})
+    told = config.environment()
+    mlflow_url, prefect_url = told["MLFLOW_BACKEND_STORE_URI"], told["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+    assert mlflow_url == "postgresql+psycopg://me:a%40b@db:5433/bins_mlflow?sslmode=require"
+    assert prefect_url == "postgresql+asyncpg://me:a%40b@db:5433/bins_prefect?ssl=require"
+    assert "a%40b" not in str(config.without_password())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"PREFECT_PORT": "four"}, "PREFECT_PORT: "),
+        ({"MLFLOW_PORT": "70000"}, "MLFLOW_PORT: "),
+        ({"DATABASE": "mysql://db/bins"}, "DATABASE: .*POSTGRESQL://"),
+        ({"DATABASE": "postgresql://db"}, "DATABASE: .*NAME"),
+        ({"DATABASE": "bins"}, "DATABASE: .*POSTGRESQL://"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(stack, settings, message):
+    with pytest.raises(SettingsError, match=message):
+        stack.StackConfig.read(settings)
+
+
+def test_a_port_that_is_taken_is_named_with_the_setting(stack, tmp_path, free_port):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = stack.StackConfig(workspace=tmp_path, prefect_port=free_port, mlflow_port=port)
+        with pytest.raises(SettingsError, match=f"port {port} cannot be used.*MLFLOW_PORT={port + 1}"):
+            stack.up(config)
+    assert not stack._is_up(config)
+
+
+def test_one_port_for_both_servers_is_refused(stack, tmp_path, free_port):
+    with pytest.raises(SettingsError, match="must differ"):
+        stack.up(stack.StackConfig(workspace=tmp_path, prefect_port=free_port, mlflow_port=free_port))
+
+
+def test_a_database_server_that_is_away_is_named_without_its_password(stack, tmp_path, free_port):
+    config = stack.StackConfig(
+        workspace=tmp_path,
+        prefect_port=servers.free_port(),
+        mlflow_port=servers.free_port(),
+        database=f"postgresql://me:secret@127.0.0.1:{free_port}/bins",
+    )
+    with pytest.raises(ServiceUnavailable, match="start PostgreSQL") as raised:
+        stack.up(config)
+    assert f"127.0.0.1:{free_port}" in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_nothing_is_stopped_where_nothing_is_up(stack, tmp_path, capsys):
+    stack.down(stack.StackConfig(workspace=tmp_path), force=False)
+    assert "No stack is up" in capsys.readouterr().out
+
+
+# Procfile and environment
+
+
+def test_the_procfile_is_one_for_honcho():
+    command = [program("honcho"), "-d", str(DEPLOYMENTS), "-e", "stack.env", "check"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "(prefect, mlflow, worker)" in checked.stderr
+
+
+def test_honcho_reads_the_environment_as_it_stands_there():
+    shown = subprocess.run(
+        [program("honcho"), "-d", str(DEPLOYMENTS), "-e", "stack.env", "run", "env", "-0"],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert STACK_ENV.items() <= dict(entry.split("=", 1) for entry in shown.split("\0") if entry).items()
+
+
+def known_to_prefect_or_mlflow(name: str) -> bool:
+    # mlflow server has options whose variables stand nowhere else.
+    options = (Path(mlflow.__file__).parent / "utils" / "cli_args.py", Path(mlflow.__file__).parent / "cli/__init__.py")
+    return (
+        name in _get_settings_fields(Settings)
+        or hasattr(mlflow.environment_variables, name)
+        or any(f'envvar="{name}"' in path.read_text() for path in options)
+        or name == "DO_NOT_TRACK"
+    )
+
+
+def test_prefect_and_mlflow_know_every_variable_that_is_set(stack, tmp_path):
+    told = stack.StackConfig(workspace=tmp_path, database="postgresql://db/bins").environment()
+    in_compose = {name for service in COMPOSE["services"].values() for name in service.get("environment", {})}
+    names = {*STACK_ENV, *told, *in_compose, *TEMPLATE["variables"]["properties"]["env"]["default"]}
+    ours = {"PATH", "BINCOUNT_SOURCE", "BINCOUNT_WORKSPACE"} | {name for name in names if name.startswith("POSTGRES_")}
+    assert {name for name in names - ours if not known_to_prefect_or_mlflow(name)} == set()
+    assert not known_to_prefect_or_mlflow("PREFECT_FLOW_HEARTBEAT_FREQUENCY")
+
+
+def test_prefect_takes_the_values_of_its_variables(monkeypatch):
+    for name, value in STACK_ENV.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert settings.flows.heartbeat_frequency == 30
+    assert settings.server.concurrency.lease_storage == STACK_ENV["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
+    assert not settings.server.analytics_enabled
+    assert importlib.util.find_spec(settings.server.concurrency.lease_storage)
+
+
+# Dockerfile and compose
+
+
+def instructions(name: str) -> list[str]:
+    return [line.removeprefix(name).strip() for line in DOCKERFILE.splitlines() if line.startswith(f"{name} ")]
+
+
+def test_the_image_is_installed_from_the_lock_by_its_hashes():
+    """The command of the Dockerfile, as far as it goes without network: everything locked is what is installed here."""
+    [command] = [line for line in instructions("RUN") if "requirements.lock" in line]
+    words = shlex.split(command)
+    assert "--require-hashes" in words
+    words[words.index("--system")] = "--dry-run"
+    planned = subprocess.run(
+        [program("uv"), *words[1:], "--offline"],
+        cwd=ROOT,
+        env=os.environ | {"VIRTUAL_ENV": sys.prefix},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert planned.returncode == 0, planned.stderr
+    assert "Would install" not in planned.stderr
+
+
+def test_what_the_image_gets_is_enough_to_run_it(tmp_path):
+    """The build context after .dockerignore, as Docker reads it: nothing but the lines that begin with !."""
+    ignored, *lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert ignored == "*"
+    for name in (line.removeprefix("!") for line in lines if line.startswith("!")):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    project = (tmp_path / "pyproject.toml").read_text()
+    named = ["README.md", "LICENSE", *re.search(r"packages = \[(.*)\]", project)[1].replace('"', "").split(", ")]
+    assert [name for name in named if not (tmp_path / name).exists()] == []
+    find = "import flows.cli, tasks, bincount; print(flows.cli.__file__); flows.cli.main()"
+    shown = subprocess.run(
+        [sys.executable, "-c", find, "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert str(tmp_path) in shown
+    assert "retrain" in {path.stem for path in (tmp_path / "flows").iterdir()}
+
+
+def test_the_image_is_not_run_by_root_and_may_write_its_workspace():
+    [user] = instructions("USER")
+    assert f"--uid {user} " in DOCKERFILE
+    assert re.search(r"install --directory --owner bincount .*/data\b", DOCKERFILE)
+    assert f"BINCOUNT_WORKSPACE={COMPOSE['x-client']['BINCOUNT_WORKSPACE']}" in DOCKERFILE
+
+
+def test_the_compose_file_is_one():
+    command = [program("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", "deployments/compose.yaml"]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_compose_file_names_what_is_there():
+    """What the schema cannot say: services, volumes and files that others name exist."""
+    services = COMPOSE["services"]
+    for service in services.values():
+        assert set(service.get("depends_on", {})) <= set(services)
+        assert {volume.split(":")[0] for volume in service.get("volumes", [])} <= set(COMPOSE["volumes"])
+        assert {config["source"] for config in service.get("configs", [])} <= set(COMPOSE["configs"])
+        assert (DEPLOYMENTS / service.get("env_file", "stack.env")).is_file()
+        if "build" in service:
+            context = DEPLOYMENTS / service["build"]["context"]
+            assert (context / service["build"]["dockerfile"]).samefile(DEPLOYMENTS / "Dockerfile")
+    waited_for = {name for service in services.values() for name in service.get("depends_on", {})}
+    assert {name for name in waited_for if name != "bootstrap" and "healthcheck" not in services[name]} == set()
+
+
+@contextmanager
+def composed(name: str, folder: Path, replacements: dict[str, str], port: int, health: str) -> Iterator[None]:
+    """A service of the compose file without its container: the same command and environment, at another place."""
+    service = COMPOSE["services"][name]
+
+    def here(text: str) -> str:
+        for old, new in replacements.items():
+            text = text.replace(old, new)
+        return text
+
+    environment = os.environ | STACK_ENV | {key: here(value) for key, value in service["environment"].items()}
+    command = [program(service["command"][0]), *service["command"][1:], "--port", str(port)]
+    check = [sys.executable, *map(here, service["healthcheck"]["test"][2:])]
+
+    def is_healthy() -> bool:
+        return subprocess.run(check, check=False, capture_output=True).returncode == 0
+
+    with servers.running(command, environment, folder / f"{name}.log", is_healthy, seconds=200):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{health}", timeout=10):
+            pass
+        yield
+
+
+@pytest.mark.services
+@pytest.mark.timeout(600)
+def test_the_servers_of_the_compose_file_come_up_healthy_on_postgresql(tmp_path):
+    with servers.postgres(tmp_path) as database:
+        admin = database.replace("+psycopg", "")
+        with psycopg.connect(admin, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {COMPOSE['services']['postgres']['environment']['POSTGRES_DB']}")
+            connection.execute(COMPOSE["configs"]["second-database"]["content"])
+        at = database.rpartition("@")[2].removesuffix("/postgres")
+        prefect, mlflow = servers.free_port(), servers.free_port()
+        replacements = {
+            "bincount:${POSTGRES_PASSWORD}@postgres": f"postgres@{at}",
+            "/data": str(tmp_path),
+            ":4200": f":{prefect}",
+            ":5000": f":{mlflow}",
+        }
+        with (
+            composed("prefect", tmp_path, replacements, prefect, "/api/ready"),
+            composed("mlflow", tmp_path, replacements, mlflow, "/version"),
+        ):
+            # What others call it by is let in, as another name is not.
+            assert status(mlflow, "mlflow:5000") == 200
+            assert status(mlflow, "localhost:5000") == 200
+            assert status(mlflow, "elsewhere.example.org:5000") == 403
+            with urllib.request.urlopen(f"http://127.0.0.1:{prefect}/api/admin/settings") as reply:
+                kept = json.load(reply)
+            assert kept["server"]["concurrency"]["lease_storage"].endswith(".filesystem")
+            assert kept["home"] == str(tmp_path / "prefect")
+
+
+def status(port: int, host: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with closing(connection):
+        connection.request("GET", "/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": host})
+        return connection.getresponse().status
+
+
+# The Kubernetes job
+
+
+def prepared_job(values: dict) -> dict:
+    """The manifest that a Kubernetes worker would hand to the cluster."""
+    no_client = SimpleNamespace()  # only blocks and variables in a template would ask a server
+    config = asyncio.run(KubernetesWorkerJobConfiguration.from_template_and_values(TEMPLATE, values, client=no_client))
+    config.prepare_for_flow_run(FlowRun(id=uuid4(), flow_id=uuid4(), name="retrain on bins"))
+    assert config.stream_output is False
+    return config.job_manifest
+
+
+def unknown_fields(value, kind: str, where: str = "") -> list[str]:
+    """The fields of a manifest that Kubernetes' model of it has not."""
+    if listed := re.fullmatch(r"list\[(.*)\]", kind):
+        return [name for item in value for name in unknown_fields(item, listed[1], where)]
+    if not hasattr(kubernetes, kind):
+        plain = {"str": str, "int": int, "bool": bool}
+        if kind in plain:
+            assert isinstance(value, plain[kind]), f"{where} is {value!r}, not a {kind}"
+        return []
+    model = getattr(kubernetes, kind)
+    types = {json_name: model.openapi_types[name] for name, json_name in model.attribute_map.items()}
+    return [
+        name
+        for key, inner in value.items()
+        for name in (unknown_fields(inner, types[key], f"{where}.{key}") if key in types else [f"{where}.{key}"])
+    ]
+
+
+def test_the_job_has_the_fields_of_a_kubernetes_job_and_no_others():
+    job = prepared_job({"annotations": {"team": "warehouse"}, "service_account_name": "trainer"})
+    # Prefect's worker insists on these two where Kubernetes has them not, in its own template too.
+    assert unknown_fields(job, "V1Job") == [".spec.template.spec.parallelism", ".spec.template.spec.completions"]
+    job["spec"]["template"]["spec"]["graceSeconds"] = 1
+    assert ".spec.template.spec.graceSeconds" in unknown_fields(job, "V1Job")
+    client = kubernetes.ApiClient.__new__(kubernetes.ApiClient)  # its __init__ wants an event loop
+    read = client.deserialize(SimpleNamespace(data=json.dumps(job)), "V1Job")
+    assert read.spec.template.spec.containers[0].name == "prefect-job"
+
+
+def test_the_job_gets_gpus_shared_memory_the_workspace_and_time_for_a_checkpoint():
+    job = prepared_job({"gpus": 4, "shared_memory": "16Gi", "pvc": "bins", "image": "registry/bincount:7", "cpu": "24"})
+    pod = job["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["image"] == "registry/bincount:7"
+    assert container["resources"]["limits"] == {"cpu": "24", "memory": "32Gi", "nvidia.com/gpu": 4}
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
+    assert volumes[mounted["/dev/shm"]] == {"emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}}
+    assert volumes[mounted[COMPOSE["x-client"]["BINCOUNT_WORKSPACE"]]] == {
+        "persistentVolumeClaim": {"claimName": "bins"}
+    }
+    assert pod["securityContext"]["runAsUser"] == int(instructions("USER")[0])
+    assert pod["terminationGracePeriodSeconds"] >= SECONDS_TO_STOP + 30
+    # Prefect starts an evicted run again itself; with Kubernetes' own retries there would be two.
+    assert job["spec"]["backoffLimit"] == 0
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
+
+
+def test_a_job_behaves_as_every_other_flow_run():
+    [container] = prepared_job({})["spec"]["template"]["spec"]["containers"]
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    for_flows = {name: value for name, value in STACK_ENV.items() if "_SERVER_" not in name}
+    assert for_flows.items() <= environment.items()
+    assert for_flows.items() <= FLOW_ENVIRONMENT.items()  # which bootstrap gives to pools of processes
+
+
+def test_every_variable_of_the_job_is_explained_and_used():
+    variables = TEMPLATE["variables"]["properties"]
+    assert {name for name, entry in variables.items() if not entry.get("description")} == set()
+    assert {placeholder.name for placeholder in find_placeholders(TEMPLATE["job_configuration"])} == set(variables)
+
+
+@pytest.mark.services
+def test_a_work_pool_takes_the_job_template_and_checks_what_deployments_ask_for(api):
+    create = ["work-pool", "create", "gpu-jobs", "--type", "kubernetes"]
+    template = DEPLOYMENTS / "kubernetes" / "job-template.json"
+    prefect(api, *create, "--base-job-template", str(template))
+    with get_client(sync_client=True) as client:
+        assert client.read_work_pool("gpu-jobs").base_job_template == TEMPLATE
+
+
+# The deployments
+
+
+def prefect(api: str, *arguments: str, **environment: str) -> None:
+    done = subprocess.run(
+        [program("prefect"), "--no-prompt", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PREFECT_API_URL": api} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="module")
+def deployed(api):
+    """The deployments of prefect.yaml on a real server."""
+    for pool in ("cpu", "gpu"):
+        prefect(api, "work-pool", "create", pool, "--type", "process")
+    prefect(
+        api,
+        *("deploy", "--all", "--prefect-file", "deployments/prefect.yaml"),
+        BINCOUNT_SOURCE="s3://bins",
+        BINCOUNT_WORKSPACE="/data",
+        MLFLOW_TRACKING_URI="http://mlflow:5000",
+    )
+    with get_client(sync_client=True) as client:
+        names = ("retrain/nightly", "run/train", "run/train-gpu")
+        return {name: client.read_deployment_by_name(name) for name in names}
+
+
+@pytest.mark.services
+def test_nights_have_scheduled_runs_and_never_overlap(deployed):
+    night = deployed["retrain/nightly"]
+
+    def scheduled():
+        with get_client(sync_client=True) as client:
+            runs = client.read_flow_runs(limit=200)
+        return [run for run in runs if run.deployment_id == night.id and run.state.is_scheduled()]
+
+    times = [run.expected_start_time for run in wait_for(scheduled, 120)]
+    assert {(time.hour, time.minute) for time in times} == {(2, 17)}
+    assert min(times) > datetime.now(UTC)
+    assert [schedule.schedule.timezone for schedule in night.schedules] == ["UTC"]
+    assert (night.global_concurrency_limit.limit, night.concurrency_options.collision_strategy) == (1, "CANCEL_NEW")
+
+
+@pytest.mark.services
+def test_a_training_on_demand_waits_for_the_one_before(deployed):
+    for name, pool in (("run/train", "cpu"), ("run/train-gpu", "gpu")):
+        deployment = deployed[name]
+        assert deployment.schedules == []
+        assert deployment.work_pool_name == pool
+        assert deployment.global_concurrency_limit.limit == 1
+        assert deployment.concurrency_options.collision_strategy == "ENQUEUE"
+
+
+@pytest.mark.services
+def test_deployments_know_this_installation(deployed):
+    for deployment in deployed.values():
+        assert deployment.parameters["data"]["source"] == "s3://bins"
+        assert deployment.parameters["registry"] == {"tracking_uri": "http://mlflow:5000"}
+        assert deployment.parameters["workspace"] == "/data"
+        assert deployment.job_variables == {"stream_output": False}
+        assert "{{" not in json.dumps(deployment.parameters)
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("name", ["retrain/nightly", "run/train", "run/train-gpu"])
+def test_the_form_explains_every_parameter_and_every_field(deployed, name):
+    form = deployed[name].parameter_openapi_schema
+    assert {key for key, entry in form["properties"].items() if not entry.get("description")} == set()
+    unexplained = {
+        f"{model}.{key}"
+        for model, schema in form["definitions"].items()
+        for key, entry in schema["properties"].items()
+        if not entry.get("description")
+    }
+    assert unexplained == set()
+    assert {"DataConfig", "TrainConfig", "PromotionConfig"} <= set(form["definitions"])
+    assert set(deployed[name].parameters) <= set(form["properties"])
+
+
+# The whole stack
+
+
+def make(target: str, **settings: object) -> subprocess.CompletedProcess:
+    """make in this environment, without installing anything."""
+    words = ["make", "-o", f"{sys.prefix}/.ready", target, f"VENV={sys.prefix}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    return subprocess.run(
+        [*words, *(f"{name}={value}" for name, value in settings.items())],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def processes_of(workspace: Path) -> dict[int, str]:
+    """Pid and command of every process that was started for a workspace's stack."""
+    mark = f"PREFECT_HOME={workspace / 'prefect'}".encode()
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # it has ended, or is not ours
+    return found
+
+
+@contextmanager
+def stack_up(workspace: Path, **settings: object) -> Iterator[dict[str, object]]:
+    """A stack on free ports; gives all its settings, and leaves nothing running."""
+    settings |= {"WORKSPACE": workspace, "PREFECT_PORT": servers.free_port(), "MLFLOW_PORT": servers.free_port()}
+    try:
+        started = make("up", **settings)
+        assert started.returncode == 0, started.stdout + (workspace / "stack" / "log").read_text()
+        assert f"http://127.0.0.1:{settings['PREFECT_PORT']}" in started.stdout
+        assert "`make down`" in started.stdout
+        yield settings
+    finally:
+        for pid in processes_of(workspace):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def at_work(client) -> bool:
+    """Whether the worker is online, and the next night stands there."""
+    workers = client._client.post("/work_pools/cpu/workers/filter", json={}).json()
+    night = client.read_deployment_by_name("retrain/nightly")
+    runs = [run for run in client.read_flow_runs(limit=200) if run.deployment_id == night.id]
+    return bool([worker for worker in workers if worker["status"] == "ONLINE"]) and bool(runs)
+
+
+@pytest.mark.services
+@pytest.mark.timeout(900)
+def test_make_up_starts_everything_and_make_down_leaves_nothing(tmp_path):
+    bins = tmp_path / "bins"
+    drawn.draw(bins, 300, size=(64, 64))
+    workspace = tmp_path / "workspace"
+    with stack_up(workspace, SOURCE=bins) as settings:
+        api, mlflow_url = (f"http://127.0.0.1:{settings[name]}" for name in ("PREFECT_PORT", "MLFLOW_PORT"))
+        with temporary_settings({PREFECT_API_URL: f"{api}/api"}), get_client(sync_client=True) as client:
+            wait_for(lambda: at_work(client), 200)
+            before = processes_of(workspace)
+
+            again = make("up", **settings)
+            assert again.returncode == 0, again.stdout
+            assert supervisors(processes_of(workspace)) == supervisors(before)
+            other = make("up", **settings | {"PREFECT_PORT": servers.free_port()})
+            assert other.returncode != 0
+            assert "`make down` first" in other.stdout
+
+            # What dies is started again.
+            for pid, command in processes_of(workspace).items():
+                if "mlflow" in command and "while" not in command and "honcho" not in command:
+                    os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: servers._answers(f"{mlflow_url}/health"), 200)
+
+            train = client.read_deployment_by_name("run/train")
+            parameters = train.parameters | {
+                "images": {"image_size": 32},
+                "training": {"model": "small", "weights": "none", "epochs": 5000},
+            }
+            run = client.create_flow_run_from_deployment(train.id, parameters=parameters)
+            wait_for(lambda: list((workspace / "runs").glob("*/history.json")), 200)
+            refused = make("down", WORKSPACE=workspace)
+            assert refused.returncode != 0
+            assert f"run {bins}" in refused.stdout
+            assert client.read_flow_run(run.id).state.is_running()
+            stopped = make("down", WORKSPACE=workspace, FORCE=1)
+        assert stopped.returncode == 0, stopped.stdout
+        assert processes_of(workspace) == {}
+        with closing(sqlite3.connect(workspace / "prefect" / "prefect.db")) as database:
+            [state] = database.execute("SELECT state_type FROM flow_run WHERE id = ?", [str(run.id)]).fetchone()
+        assert state == "CANCELLED"
+        assert make("down", WORKSPACE=workspace).returncode == 0
+
+
+def supervisors(processes: dict[int, str]) -> set[int]:
+    return {pid for pid, command in processes.items() if "honcho" in command}
+
+
+@pytest.mark.services
+@pytest.mark.timeout(900)
+def test_one_setting_puts_both_servers_on_postgresql(tmp_path):
+    workspace = tmp_path / "workspace"
+    with servers.postgres(tmp_path) as database:
+        admin = database.replace("+psycopg", "")
+        with psycopg.connect(admin, autocommit=True) as connection:
+            connection.execute("CREATE ROLE maker LOGIN CREATEDB")
+            connection.execute("CREATE ROLE guest LOGIN")
+        at = admin.rpartition("@")[2].removesuffix("/postgres")
+
+        ports = {"PREFECT_PORT": servers.free_port(), "MLFLOW_PORT": servers.free_port()}
+        refused = make("up", WORKSPACE=workspace, DATABASE=f"postgresql://guest@{at}/bins", **ports)
+        assert refused.returncode != 0
+        assert "bins_mlflow and bins_prefect" in refused.stdout
+
+        with stack_up(workspace, DATABASE=f"postgresql://maker:p%40ss@{at}/bins") as settings:
+            api = f"http://127.0.0.1:{settings['PREFECT_PORT']}/api"
+            with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+                wait_for(lambda: at_work(client), 200)
+            tables = {}
+            for name in ("bins_prefect", "bins_mlflow"):
+                with psycopg.connect(f"postgresql://maker@{at}/{name}") as connection:
+                    listed = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+                    tables[name] = {table for (table,) in listed}
+            assert "flow_run" in tables["bins_prefect"] - tables["bins_mlflow"]
+            assert "registered_models" in tables["bins_mlflow"] - tables["bins_prefect"]
+            assert "alembic_version" in tables["bins_prefect"] & tables["bins_mlflow"]  # why there are two
+            assert "p%40ss" not in (workspace / "stack" / "running.json").read_text()
+            assert not (workspace / "mlflow.db").exists()
+            stopped = make("down", WORKSPACE=workspace)
+            assert stopped.returncode == 0, stopped.stdout
+        assert processes_of(workspace) == {}

@@ -1,0 +1,243 @@
+"""Nights on a real server, workers and automations, with nobody watching: what is killed, twice or away, and the end.
+
+Two runs go at a time, `nightly` on the pool cpu and `train-gpu` on the pool gpu, each with a workspace of its own.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Scheduled
+from prefect.types._datetime import now
+from servers import free_port, mlflow_server, prefect_server, program, wait_for
+
+from bincount import registry
+from bincount.data import drawn
+from bincount.registry import RUN_TAG
+from bincount.settings import RegistryConfig, Workspace
+from bincount.training.files import read_history
+from flows.bootstrap import bootstrap
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+
+SERVER = {
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3600",  # runs come from the tests alone
+}
+ZOMBIE_SECONDS = 90  # three heartbeats, the least
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+
+
+class Stack:
+    """A server with everything that bootstrap makes, two workers, and runs to be looked at."""
+
+    def __init__(self, folder: Path, source: Path):
+        self.folder, self.source = folder, source
+        self.port, self._server, self._workers = free_port(), ExitStack(), {}
+        self.api = f"http://127.0.0.1:{self.port}/api"
+
+    def start_server(self) -> None:
+        self._server.enter_context(prefect_server(self.folder / "prefect", self.port, **SERVER))
+
+    def stop_server(self) -> None:
+        self._server.close()
+
+    def start_worker(self, pool: str) -> None:
+        environment = os.environ | {"PREFECT_API_URL": self.api, "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        command = [program("prefect"), "worker", "start", "--pool", pool, "--name", f"{pool} {len(self._workers)}"]
+        with open(self.folder / f"worker-{pool}.log", "ab") as log:
+            self._workers[pool] = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def kill_worker(self, pool: str, sent: signal.Signals = signal.SIGKILL) -> None:
+        """The worker alone; what it started lives on, if it can."""
+        self._workers[pool].send_signal(sent)
+        self._workers[pool].wait(60)
+
+    def stop(self) -> None:
+        for worker in self._workers.values():
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait(20)
+        self.stop_server()
+
+    def start(self, deployment: str, case: str, epochs: int = 30, scheduled: float = 0, **registry) -> "Case":
+        """A run of a deployment with a workspace of the case's own; scheduled is in seconds from now."""
+        parameters = {
+            "data": {"source": str(self.source)},
+            "images": {"image_size": 32},
+            "training": {"model": "small", "weights": "none", "epochs": epochs, "learning_rate": 3e-3},
+            "registry": {"tracking_uri": None, **registry},
+            "workspace": str(self.folder / case),
+        }
+        with get_client(sync_client=True) as client:
+            found = client.read_deployment_by_name(deployment)
+            state = Scheduled(scheduled_time=now("UTC").add(seconds=scheduled)) if scheduled else None
+            made = client.create_flow_run_from_deployment(found.id, parameters=parameters, state=state)
+        return Case(made.id, Workspace(root=self.folder / case))
+
+
+class Case:
+    """A run and its workspace."""
+
+    def __init__(self, run_id, workspace: Workspace):
+        self.id, self.workspace = run_id, workspace
+
+    @property
+    def run(self):
+        with get_client(sync_client=True) as client:
+            return client.read_flow_run(self.id)
+
+    @property
+    def state(self) -> str:
+        return self.run.state.name
+
+    def has_ended(self) -> bool:
+        return self.run.state.type.value in ENDS
+
+    def states(self) -> list[str]:
+        with get_client(sync_client=True) as client:
+            return [state.name for state in client.read_flow_run_states(self.id)]
+
+    def until_it_trains(self) -> "Case":
+        wait_for(lambda: self.trainer() and any(map(read_history, self.workspace.root.glob("runs/*"))), 120)
+        return self
+
+    def trainer(self) -> int | None:
+        """The process that trains, while it does."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = process.joinpath("cmdline").read_bytes().decode().split("\0")
+                if "bincount.training.train" in words and str(self.workspace.root) in words[-2]:
+                    return int(process.name)
+        return None
+
+    def flow(self) -> int:
+        return int(self.run.infrastructure_pid.rpartition(":")[2])
+
+    def until_completed(self, seconds: float = 240) -> "Case":
+        wait_for(lambda: self.state in ("Completed", "Failed"), seconds)
+        assert self.state == "Completed", self.run.state.message
+        return self
+
+    def registered(self, **config):
+        config = RegistryConfig(**config)
+        return registry.open_registry(self.workspace.tracking_uri(config), self.workspace.artifacts, config)
+
+    def is_whole(self, epochs: int = 30, **config) -> None:
+        """One version of the one training there was, champion, with a point of its curve for every epoch."""
+        opened = self.registered(**config)
+        [version] = opened.versions()
+        assert version.alias == "champion"
+        [run] = opened.client.search_runs([opened.experiment_id], f"tags.`{RUN_TAG}` LIKE '%-%'")
+        assert run.info.status == "FINISHED"
+        points = opened.client.get_metric_history(version.run_id, "train_loss")
+        assert [point.step for point in points] == list(range(1, epochs + 1))
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("stack")
+    drawn.draw(folder / "source", 350, size=(64, 64))
+    made = Stack(folder, folder / "source")
+    with temporary_settings({PREFECT_API_URL: made.api}):
+        try:
+            made.start_server()
+            bootstrap(zombie_seconds=ZOMBIE_SECONDS, retry_seconds=10)
+            made.start_worker("cpu")
+            made.start_worker("gpu")
+            yield made
+        finally:
+            made.stop()
+
+
+def slots_in_use() -> int:
+    with get_client(sync_client=True) as client:
+        return sum(limit.active_slots for limit in client.read_global_concurrency_limits(limit=100, offset=0))
+
+
+def test_a_killed_trainer_goes_on_from_its_checkpoint_and_a_second_trigger_changes_nothing(stack, tmp_path):
+    port = free_port()
+    (tmp_path / "mlflow").mkdir()
+    with mlflow_server(tmp_path / "mlflow", port=port):
+        there = {"tracking_uri": f"http://127.0.0.1:{port}"}
+        away = stack.start("run/train-gpu", "mlflow-away", **there)
+        night = stack.start("retrain/nightly", "trainer").until_it_trains()
+
+        os.kill(night.trainer(), signal.SIGKILL)
+        second = stack.start("retrain/nightly", "trainer")
+        wait_for(second.has_ended)
+        assert second.state == "Cancelled"
+        away.until_it_trains()
+    wait_for(lambda: away.trainer() is None)  # MLflow was away when the training ended
+    with mlflow_server(tmp_path / "mlflow", port=port):
+        night.until_completed()
+        night.is_whole()
+        away.until_completed()
+        away.is_whole(**there)
+    assert slots_in_use() == 0
+
+
+def test_a_killed_flow_starts_again_by_itself_and_one_whose_worker_is_killed_goes_on(stack):
+    night = stack.start("retrain/nightly", "flow").until_it_trains()
+    alone = stack.start("run/train-gpu", "worker").until_it_trains()
+
+    os.kill(night.flow(), signal.SIGKILL)
+    stack.kill_worker("gpu")
+
+    alone.until_completed()
+    alone.is_whole()
+    assert "Crashed" not in alone.states()
+    night.until_completed()
+    night.is_whole()
+    assert {"Crashed", "AwaitingRetry"} <= set(night.states())
+    assert slots_in_use() == 0
+    stack.start_worker("gpu")
+
+
+def test_the_server_may_be_killed_and_come_back_during_a_night(stack):
+    night = stack.start("retrain/nightly", "server").until_it_trains()
+    stack.stop_server()
+    stack.start_server()
+    night.until_completed()
+    night.is_whole()
+    assert "Crashed" not in night.states()
+    assert slots_in_use() == 0
+
+
+def test_what_nobody_is_left_to_report_is_noticed_freed_and_done(stack):
+    night = stack.start("retrain/nightly", "all-three").until_it_trains()
+    stopped = stack.start("run/train-gpu", "stopped-worker").until_it_trains()
+
+    trainer, flow = night.trainer(), night.flow()
+    stack.kill_worker("cpu")
+    os.kill(flow, signal.SIGKILL)
+    os.kill(trainer, signal.SIGKILL)
+    stack.kill_worker("gpu", signal.SIGTERM)  # which ends its flows and tells nobody
+    assert night.state == stopped.state == "Running"
+    for case in (night, stopped):
+        wait_for(lambda case=case: "Crashed" in case.states(), 2 * ZOMBIE_SECONDS + 60)
+    wait_for(lambda: slots_in_use() == 0)
+
+    stack.start_worker("cpu")
+    stack.start_worker("gpu")
+    for case in (night, stopped):
+        case.until_completed()
+        case.is_whole()
+
+
+def test_nights_that_were_missed_are_made_up_for_by_one(stack):
+    stack.kill_worker("cpu")
+    missed = [stack.start("retrain/nightly", "missed", epochs=1, scheduled=-3600 * hours) for hours in (49, 25, 1)]
+    stack.start_worker("cpu")
+    for night in missed:
+        wait_for(night.has_ended, 180)
+    assert sorted(night.state for night in missed) == ["Cancelled", "Cancelled", "Completed"]
+    missed[0].is_whole(epochs=1)
