@@ -1,10 +1,12 @@
 """What a night asks before it trains: what is new, whether that is like what is known, and where to start from."""
 
+import hashlib
 import logging
 import re
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
@@ -18,7 +20,7 @@ from bincount.errors import ModelNotFound
 from bincount.evaluation import card, drift
 from bincount.evaluation.bootstrap import Interval
 from bincount.evaluation.drift import Drift
-from bincount.registry import DECISION_TAG, Version
+from bincount.registry import DECISION_TAG, MODEL_TAG, Version
 from bincount.retention import Removed
 from bincount.settings import (
     DriftConfig,
@@ -93,13 +95,16 @@ def measure_drift(
     if folder is None:
         reason = f"what version {champion.version} learned from is not here" if champion else "there is no champion"
         return Drift(num_new=news.num_new, note=f"nothing to compare with: {reason}")
-    learned_from, accuracy = manifest.open_snapshot(folder), None
-    if news.num_new >= rules.min_images and (in_its_test := champion.tags.get("test_accuracy")):
-        with registry.find_checkpoint(str(champion.version), workspace, config) as checkpoint:
-            accuracy = drift.count_new(
-                snapshot, learned_from, checkpoint, device, *_score_of_tag(in_its_test), config=rules
-            )
-    found = drift.compare(snapshot, learned_from, pack, rules, accuracy)
+    kept = _place_of_drift(champion, snapshot, rules, workspace)
+    if kept.exists():  # as on every night until something is new
+        found = Drift.model_validate_json(kept.read_text())
+    else:
+        found = _compare(
+            champion, snapshot, manifest.open_snapshot(folder), pack, news, rules, config, workspace, device
+        )
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(kept) as temporary:
+            temporary.write_text(found.model_dump_json())
     create_markdown_artifact(key="drift", markdown=_drift_page(found), description=found.words())
     for warning in found.warnings:
         logger.warning(warning)
@@ -110,6 +115,34 @@ def measure_drift(
             payload={"version": champion.version, "words": found.words()},
         )
     return found
+
+
+def _place_of_drift(champion: Version, snapshot: Snapshot, rules: DriftConfig, workspace: Workspace) -> Path:
+    """Named by what the comparison follows from."""
+    model = champion.tags.get(MODEL_TAG, champion.run_id)
+    inputs = f"{champion.tags['snapshot']} {champion.tags.get('test_accuracy')} {rules.model_dump_json()}"
+    name = hashlib.sha256(inputs.encode()).hexdigest()[:12]
+    return workspace.evaluation(snapshot.digest, model) / f"drift-{name}.json"
+
+
+def _compare(
+    champion: Version,
+    snapshot: Snapshot,
+    learned_from: Snapshot,
+    pack: Pack,
+    news: News,
+    rules: DriftConfig,
+    config: RegistryConfig,
+    workspace: Workspace,
+    device: str,
+) -> Drift:
+    accuracy = None
+    if news.num_new >= rules.min_images and (in_its_test := champion.tags.get("test_accuracy")):
+        with registry.find_checkpoint(str(champion.version), workspace, config) as checkpoint:
+            accuracy = drift.count_new(
+                snapshot, learned_from, checkpoint, device, *_score_of_tag(in_its_test), config=rules
+            )
+    return drift.compare(snapshot, learned_from, pack, rules, accuracy)
 
 
 def _score_of_tag(text: str) -> tuple[float, Interval]:
