@@ -123,6 +123,12 @@ def test_images_of_one_bin_are_alike_and_are_no_evidence_beyond_one():
     assert of_few_bins.chance > 5 * alone.chance
 
 
+def test_a_class_that_a_night_lacks_counts_as_half_an_image():
+    before, new = (drawn_looks(num, np.random.default_rng(0)) for num in (300, 100))
+    found = measure(new.assign(label=[0, 1] * 50), before.assign(label=[0, 1, 2] * 100), COUNTS, DriftConfig())
+    assert found["class balance"].value == pytest.approx(psi(np.full(3, 1 / 3), np.array([0.5, 0.5, 0.5 / 100])))
+
+
 def test_a_night_like_the_others_has_no_warning(learned):
     folder, rows = learned
     snapshot, before, pack = night(folder, rows, bins(folder, 300, 120))
@@ -221,6 +227,7 @@ def test_of_many_images_the_same_are_looked_at_whatever_is_beside_them(learned, 
     compare(later, before, pack, RULES)
     assert [len(places) for places in seen] == [50] * 4
     assert seen[0] == seen[2]  # of the images that were learned from
+    assert max(seen[0]) > 150  # and not the first of them
     assert len(seen[1] & seen[3]) > 25
 
 
@@ -289,8 +296,8 @@ def test_another_source_may_have_the_same_ids_and_is_known_by_its_pictures(learn
 
 def test_a_model_of_other_classes_and_few_new_images_have_no_accuracy(learned, checkpoint):
     folder, rows = learned
-    snapshot, before, _ = night(folder, rows, bins(folder, 300, 29))
-    assert count_new(snapshot, before, checkpoint, "cpu", *TEST, RULES) is None
+    snapshot, before, _ = night(folder, rows, bins(folder, 300, 60))
+    assert count_new(snapshot, before, checkpoint, "cpu", *TEST, DriftConfig(min_images=61)) is None
     snapshot, before, _ = night(folder, rows, bins(folder, 300, 60), classes=Classes.parse("0..3"))
     assert count_new(snapshot, before, checkpoint, "cpu", *TEST, RULES) is None
     labels, groups = np.zeros(100, int), pd.Series(["one bin"] * 100)

@@ -1,15 +1,25 @@
 """Nights against a real Prefect server and a bucket that grows: what each does, and what it leaves."""
 
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
 import pandas as pd
 import pytest
 from bins import GrowingBucket
+from faulty_s3 import FaultyS3, refused
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import StateType
+from prefect.server.schemas.schedules import CronSchedule
 from prefect.states import State
 
 from bincount import registry
-from bincount.data import drawn
+from bincount.data import drawn, manifest
 from bincount.errors import SourceError
 from bincount.settings import (
     DataConfig,
@@ -22,6 +32,7 @@ from bincount.settings import (
 )
 from bincount.training.files import weights_digest
 from flows.retrain import Night, retrain
+from tasks import training as training_tasks
 
 pytestmark = pytest.mark.services
 
@@ -167,3 +178,56 @@ def test_a_night_that_fails_leaves_a_page_too(api, tmp_path):
         retrain(data, IMAGES, TRAINING, workspace=tmp_path / "workspace")
     assert "nowhere" in pages()[-1]
     assert "What was done is kept" in pages()[-1]
+
+
+def test_a_bucket_that_refuses_access_fails_the_night_with_the_remedy(api, tmp_path):
+    with FaultyS3({}) as server:
+        server.fail("*", refused)
+        state = retrain(server.config(), IMAGES, TRAINING, workspace=tmp_path / "workspace", return_state=True)
+    assert state.type == StateType.FAILED
+    assert "refuses access; for a bucket of your own pass --no-unsigned" in state.message
+    assert "refuses access" in pages()[-1]
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of its own, of eight megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs to be allowed to mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_fails_the_night_and_with_space_the_next_goes_on(api, small_disk, tmp_path, monkeypatch):
+    drawn.draw(tmp_path / "bins", 320, size=(64, 64))
+    monkeypatch.setattr(training_tasks.train_model, "retry_delay_seconds", [0, 0])
+    mlflow = RegistryConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    data, model = DataConfig(source=str(tmp_path / "bins")), TRAINING.model_copy(update={"epochs": 2})
+
+    state = retrain(data, IMAGES, model, mlflow, small_disk, return_state=True)
+    assert state.type == StateType.FAILED
+    assert "No space left on device" in state.message
+    fetched = manifest.latest(Workspace(root=small_disk).dataset(data)).num_images
+
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    night = retrain(data, IMAGES, model, mlflow, small_disk)
+    assert night.prepared.report.num_fetched == 0
+    assert night.prepared.snapshot.num_images == fetched
+    assert (night.model.version.version, night.model.version.alias) == (1, "champion")
+
+
+@pytest.mark.parametrize(
+    ("zone", "cron"), [("UTC", "17 2 * * *"), ("Europe/Berlin", "17 4 * * *"), ("America/New_York", "17 4 * * *")]
+)
+def test_each_day_has_one_night_also_when_the_clocks_change(zone, cron):
+    schedule = CronSchedule(cron=cron, timezone=zone)
+    begin = datetime(2026, 1, 1, tzinfo=ZoneInfo(zone))
+
+    dates = asyncio.run(schedule.get_dates(n=365, start=begin))
+
+    local = [date.astimezone(ZoneInfo(zone)) for date in dates]
+    assert [date.date() for date in local] == [(begin + timedelta(days=day)).date() for day in range(365)]
+    assert {(date.hour, date.minute) for date in local} == {(int(cron.split()[1]), 17)}
