@@ -4,12 +4,10 @@ import io
 import json
 from pathlib import Path
 
-import boto3
 import numpy as np
-from obstore.store import S3Store
 from PIL import Image
 
-from bincount.data import drawn, manifest, source, sync
+from bincount.data import manifest, source, sync
 from bincount.data.manifest import Snapshot
 from bincount.settings import Classes, DataConfig
 
@@ -83,34 +81,3 @@ def described_snapshot(folder: Path, classes: Classes, source: str = "s3://aft-v
     about = {"digest": path.name, "num_images": 1616, "classes": classes.model_dump(), "source": source}
     (path / "snapshot.json").write_text(json.dumps(about))
     return manifest.open_snapshot(path)
-
-
-class GrowingBucket:
-    """A public bucket of drawn bins behind an S3 API, to which more are added."""
-
-    def __init__(self, endpoint: str, name: str, folder: Path):
-        self.data = DataConfig(source=f"s3://{name}", endpoint=endpoint, concurrency=8)
-        self._store = S3Store(
-            name,
-            endpoint=endpoint,
-            region="us-east-1",
-            access_key_id="tests",
-            secret_access_key="tests",
-            client_options={"allow_http": True},
-        )
-        self._folder, self._sent = folder, set()
-        boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name="us-east-1",
-            aws_access_key_id="tests",
-            aws_secret_access_key="tests",
-        ).create_bucket(Bucket=name, ACL="public-read")
-
-    def grow_to(self, num_bins: int) -> None:
-        """Draw bins until there are so many, and upload the new ones."""
-        drawn.draw(self._folder, num_bins, size=(96, 96))
-        for file in sorted(self._folder.rglob("*.*")):
-            if file not in self._sent:
-                self._store.put(file.relative_to(self._folder).as_posix(), file, attributes={})
-                self._sent.add(file)

@@ -12,7 +12,17 @@ from PIL import Image
 from bincount.data import manifest, packs
 from bincount.evaluation import drift
 from bincount.evaluation.bootstrap import Interval
-from bincount.evaluation.drift import Accuracy, Drift, Index, compare, count_new, measure, on_new_images, psi
+from bincount.evaluation.drift import (
+    Accuracy,
+    Drift,
+    Index,
+    chance_bound,
+    compare,
+    count_new,
+    measure,
+    on_new_images,
+    psi,
+)
 from bincount.evaluation.predict import predict_files
 from bincount.settings import Classes, DriftConfig, ImageConfig, TrainConfig
 from bincount.training.model import ModelSpec, build, save
@@ -102,6 +112,14 @@ def test_without_drift_hardly_a_night_warns(num, per_bin):
     print(f"{warned} of {len(nights)} nights without drift warned, of {num} images, {per_bin} a bin")
     assert {len(found) for found in nights} == {2}
     assert warned <= 2
+
+
+@pytest.mark.parametrize("num", [30, 100, 1000])
+def test_the_chance_bound_is_passed_about_once_in_a_thousand_nights(num):
+    random, shares = np.random.default_rng(num), np.full(10, 0.1)
+    sides = [np.maximum(random.multinomial(size, shares, 40_000), 0.5) / size for size in (5000, num)]
+    passed = np.mean(psi(*sides) > chance_bound(shares, 5000, num))
+    assert 0.0004 < passed < 0.002
 
 
 @pytest.mark.parametrize("num", [100, 1000])

@@ -8,10 +8,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import boto3
 import pandas as pd
 import pytest
-from bins import GrowingBucket
 from faulty_s3 import FaultyS3, refused
+from obstore.store import S3Store
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import StateType
@@ -45,6 +46,37 @@ SETTINGS = {
     "retraining": RetrainConfig(min_new_images=10, price_per_hour=3.6),
     "promotion": PromotionConfig(max_class_loss=100),  # some classes have five images
 }
+
+
+class GrowingBucket:
+    """A public bucket of drawn bins behind an S3 API, to which more are added."""
+
+    def __init__(self, endpoint: str, name: str, folder: Path):
+        self.data = DataConfig(source=f"s3://{name}", endpoint=endpoint, concurrency=8)
+        self._store = S3Store(
+            name,
+            endpoint=endpoint,
+            region="us-east-1",
+            access_key_id="tests",
+            secret_access_key="tests",
+            client_options={"allow_http": True},
+        )
+        self._folder, self._sent = folder, set()
+        boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id="tests",
+            aws_secret_access_key="tests",
+        ).create_bucket(Bucket=name, ACL="public-read")
+
+    def grow_to(self, num_bins: int) -> None:
+        """Draw bins until there are so many, and upload the new ones."""
+        drawn.draw(self._folder, num_bins, size=(96, 96))
+        for file in sorted(self._folder.rglob("*.*")):
+            if file not in self._sent:
+                self._store.put(file.relative_to(self._folder).as_posix(), file, attributes={})
+                self._sent.add(file)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from filelock import FileLock
 
 from bincount.data import groups, splits
@@ -194,6 +197,11 @@ def latest(dataset: Path) -> Snapshot:
     if not pointer.exists():
         raise SnapshotNotFound(f"no snapshot in {dataset}; run `bincount prepare` with the same source to make one")
     return open_snapshot(pointer.parent / pointer.read_text().strip())
+
+
+def is_in(values: pd.Series, others: pd.Series) -> np.ndarray:
+    """As Series.isin, which takes 30 times as long for half a million texts."""
+    return pc.is_in(pa.array(values), value_set=pa.array(others)).to_numpy(zero_copy_only=False)
 
 
 def _description(folder: Path) -> dict:
