@@ -69,6 +69,7 @@ def counts(client: SyncPrefectClient) -> tuple[int, ...]:
 
 
 @pytest.mark.services
+@pytest.mark.operations
 def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client, project, capsys):
     theirs = AutomationCore(name="ours", trigger=EventTrigger(expect={"a.b"}), actions=[DoNothing()])
     client.create_automation(theirs)
@@ -107,6 +108,7 @@ def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client,
 
 
 @pytest.mark.services
+@pytest.mark.operations
 def test_a_pool_of_kubernetes_jobs_is_made_from_a_template(client, project, monkeypatch):
     monkeypatch.setattr(setup, "_deploy", lambda _: None)
     template = project / "job.json"
@@ -137,6 +139,7 @@ def test_a_server_that_is_away_and_files_that_are_not_there_are_named(tmp_path, 
 
 
 @pytest.mark.services
+@pytest.mark.operations
 def test_a_deployment_that_cannot_be_made_is_an_error_that_says_why(client, project):
     (project / "deployments" / "prefect.yaml").write_text(PREFECT_FILE.replace("tiny.tiny", "tiny.absent"))
     with pytest.raises(SettingsError, match=r"`prefect deploy` failed; correct .*prefect\.yaml") as raised:
@@ -152,6 +155,7 @@ def test_every_flow_is_watched():
 
 
 @pytest.mark.services
+@pytest.mark.operations
 def test_a_dead_run_frees_its_slot_and_starts_again_twice(client, project):
     """By the events alone, without a worker: the run is started here, and its process is never heard of again."""
     bootstrap()

@@ -44,7 +44,6 @@ deployments:
   work_pool: {name: gpu}
 """
 CONFIG = RegistryConfig()
-services = pytest.mark.services
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +96,8 @@ def nightly(client: SyncPrefectClient):
     return client.read_deployment_by_name("retrain/nightly")
 
 
-@services
+@pytest.mark.services
+@pytest.mark.operations
 def test_of_a_new_server_it_says_all_that_is_to_be_set_up(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with (
@@ -115,7 +115,8 @@ def test_of_a_new_server_it_says_all_that_is_to_be_set_up(tmp_path, monkeypatch,
     assert "`bincount bootstrap`, or --fix" in said
 
 
-@services
+@pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.usefixtures("healthy")
 def test_where_all_is_well_it_says_so_and_ends_with_0(capsys):
     app(["doctor", "--services"], result_action="return_value")
@@ -126,7 +127,8 @@ def test_where_all_is_well_it_says_so_and_ends_with_0(capsys):
     assert "02:17 UTC good" in said
 
 
-@services
+@pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.usefixtures("deployed_already")
 def test_automations_that_are_gone_or_paused(client):
     zombies, retries = automations.of_runs()
@@ -140,7 +142,8 @@ def test_automations_that_are_gone_or_paused(client):
     seen_and_repaired("automation tell webhook late", "paused")
 
 
-@services
+@pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.usefixtures("deployed_already")
 def test_flows_whose_heartbeat_is_too_slow(client):
     pool = client.read_work_pool("cpu").base_job_template
@@ -152,7 +155,8 @@ def test_flows_whose_heartbeat_is_too_slow(client):
     seen_and_repaired("work pool cpu", "default")
 
 
-@services
+@pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.usefixtures("deployed_already")
 def test_a_repair_keeps_the_time_after_which_a_run_counts_as_dead(client):
     bootstrap(zombie_seconds=600)
@@ -162,7 +166,8 @@ def test_a_repair_keeps_the_time_after_which_a_run_counts_as_dead(client):
     assert zombies.trigger.within.total_seconds() == 600
 
 
-@services
+@pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.usefixtures("healthy")
 def test_nights_that_will_not_come(client):
     client.pause_deployment(nightly(client).id)
@@ -184,7 +189,8 @@ def test_nights_that_will_not_come(client):
     wait_for(lambda: not problems(examine(Workspace(), CONFIG)))
 
 
-@services
+@pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.usefixtures("healthy")
 def test_a_pool_without_workers(client):
     pool = client.read_work_pool("cpu")
@@ -210,7 +216,8 @@ def started(client: SyncPrefectClient) -> FlowRun:
     return run
 
 
-@services
+@pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.usefixtures("healthy")
 def test_a_slot_that_no_run_holds(client):
     client.set_flow_run_state(started(client).id, Crashed())
@@ -223,7 +230,8 @@ def test_a_slot_that_no_run_holds(client):
     client.set_flow_run_state(holder.id, Crashed())
 
 
-@services
+@pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.usefixtures("healthy")
 def test_a_run_whose_process_is_gone(client, monkeypatch):
     silent, living = started(client), client.create_flow_run(flow(name="retrain")(lambda: None))
@@ -246,7 +254,8 @@ def test_a_run_whose_process_is_gone(client, monkeypatch):
     client.set_flow_run_state(living.id, Crashed())
 
 
-@services
+@pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.usefixtures("healthy")
 def test_where_the_nights_keep_their_models_is_looked_at(client, monkeypatch, capsys):
     """Their deployment says where, so that nobody has to say it again."""
@@ -262,7 +271,8 @@ def test_where_the_nights_keep_their_models_is_looked_at(client, monkeypatch, ca
     assert opened.client.get_run(run_id).info.status == "KILLED"
 
 
-@services
+@pytest.mark.services
+@pytest.mark.operations
 def test_versions_that_are_not_those_of_the_project(client, tmp_path, monkeypatch):
     with servers.mlflow_server(tmp_path) as uri:
         config = RegistryConfig(tracking_uri=uri)

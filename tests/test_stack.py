@@ -280,6 +280,7 @@ def composed(name: str, folder: Path, replacements: dict[str, str], port: int, h
 
 
 @pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.timeout(600)
 def test_the_servers_of_the_compose_file_come_up_healthy_on_postgresql(tmp_path):
     with servers.postgres(tmp_path) as database:
@@ -393,6 +394,7 @@ def test_every_variable_of_the_job_is_explained_and_used():
 
 
 @pytest.mark.services
+@pytest.mark.operations
 def test_a_work_pool_takes_the_job_template_and_checks_what_deployments_ask_for(api):
     create = ["work-pool", "create", "gpu-jobs", "--type", "kubernetes"]
     template = DEPLOYMENTS / "kubernetes" / "job-template.json"
@@ -435,6 +437,7 @@ def deployed(api):
 
 
 @pytest.mark.services
+@pytest.mark.operations
 def test_nights_have_scheduled_runs_and_never_overlap(deployed):
     night = deployed["retrain/nightly"]
 
@@ -451,6 +454,7 @@ def test_nights_have_scheduled_runs_and_never_overlap(deployed):
 
 
 @pytest.mark.services
+@pytest.mark.operations
 def test_a_training_on_demand_waits_for_the_one_before(deployed):
     for name, pool in (("run/train", "cpu"), ("run/train-gpu", "gpu")):
         deployment = deployed[name]
@@ -461,6 +465,7 @@ def test_a_training_on_demand_waits_for_the_one_before(deployed):
 
 
 @pytest.mark.services
+@pytest.mark.operations
 def test_deployments_know_this_installation(deployed):
     for deployment in deployed.values():
         assert deployment.parameters["data"]["source"] == "s3://bins"
@@ -471,6 +476,7 @@ def test_deployments_know_this_installation(deployed):
 
 
 @pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.parametrize("name", ["retrain/nightly", "run/train", "run/train-gpu"])
 def test_the_form_explains_every_parameter_and_every_field(deployed, name):
     form = deployed[name].parameter_openapi_schema
@@ -542,6 +548,7 @@ def at_work(client) -> bool:
 
 
 @pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.timeout(900)
 def test_make_up_starts_everything_and_make_down_leaves_nothing(tmp_path):
     bins = tmp_path / "bins"
@@ -591,6 +598,7 @@ def supervisors(processes: dict[int, str]) -> set[int]:
 
 
 @pytest.mark.services
+@pytest.mark.operations
 @pytest.mark.timeout(900)
 def test_one_setting_puts_both_servers_on_postgresql(tmp_path):
     workspace = tmp_path / "workspace"

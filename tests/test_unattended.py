@@ -24,7 +24,7 @@ from bincount.settings import RegistryConfig, Workspace
 from bincount.training.files import read_history
 from flows.bootstrap import bootstrap
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.services, pytest.mark.operations, pytest.mark.timeout(600)]
 
 SERVER = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -68,7 +68,7 @@ class Stack:
             worker.wait(20)
         self.stop_server()
 
-    def start(self, deployment: str, case: str, epochs: int = 16, scheduled: float = 0, **registry) -> "Case":
+    def start(self, deployment: str, case: str, epochs: int = 60, scheduled: float = 0, **registry) -> "Case":
         """A run of a deployment with a workspace of the case's own; scheduled is in seconds from now."""
         parameters = {
             "data": {"source": str(self.source)},
@@ -131,7 +131,7 @@ class Case:
         config = RegistryConfig(**config)
         return registry.open_registry(self.workspace.tracking_uri(config), self.workspace.artifacts, config)
 
-    def is_whole(self, epochs: int = 16, **config) -> None:
+    def is_whole(self, epochs: int = 60, **config) -> None:
         """One version of the one training there was, champion, with a point of its curve for every epoch."""
         opened = self.registered(**config)
         [version] = opened.versions()
