@@ -30,6 +30,7 @@ SERVER = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3600",  # runs come from the tests alone
 }
+EPOCHS = 150  # so that a run of two still trains when the other does
 ZOMBIE_SECONDS = 90  # three heartbeats, the least
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
@@ -68,7 +69,7 @@ class Stack:
             worker.wait(20)
         self.stop_server()
 
-    def start(self, deployment: str, case: str, epochs: int = 60, scheduled: float = 0, **registry) -> "Case":
+    def start(self, deployment: str, case: str, epochs: int = EPOCHS, scheduled: float = 0, **registry) -> "Case":
         """A run of a deployment with a workspace of the case's own; scheduled is in seconds from now."""
         parameters = {
             "data": {"source": str(self.source)},
@@ -131,7 +132,7 @@ class Case:
         config = RegistryConfig(**config)
         return registry.open_registry(self.workspace.tracking_uri(config), self.workspace.artifacts, config)
 
-    def is_whole(self, epochs: int = 60, **config) -> None:
+    def is_whole(self, epochs: int = EPOCHS, **config) -> None:
         """One version of the one training there was, champion, with a point of its curve for every epoch."""
         opened = self.registered(**config)
         [version] = opened.versions()
@@ -170,12 +171,11 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint_and_a_second_trigger_chang
         there = {"tracking_uri": f"http://127.0.0.1:{port}"}
         away = stack.start("run/train-gpu", "mlflow-away", **there)
         night = stack.start("retrain/nightly", "trainer").until_it_trains()
-
         os.kill(night.trainer(), signal.SIGKILL)
-        second = stack.start("retrain/nightly", "trainer")
-        wait_for(second.has_ended)
-        assert second.state == "Cancelled"
         away.until_it_trains()
+    second = stack.start("retrain/nightly", "trainer")
+    wait_for(second.has_ended)
+    assert second.state == "Cancelled"
     wait_for(lambda: away.trainer() is None)  # MLflow was away when the training ended
     with mlflow_server(tmp_path / "mlflow", port=port):
         night.until_completed()
@@ -186,10 +186,9 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint_and_a_second_trigger_chang
 
 
 def test_a_killed_flow_starts_again_by_itself_and_one_whose_worker_is_killed_goes_on(stack):
-    night = stack.start("retrain/nightly", "flow").until_it_trains()
-    alone = stack.start("run/train-gpu", "worker").until_it_trains()
-
-    os.kill(night.flow(), signal.SIGKILL)
+    night, alone = stack.start("retrain/nightly", "flow"), stack.start("run/train-gpu", "worker")
+    os.kill(night.until_it_trains().flow(), signal.SIGKILL)
+    alone.until_it_trains()
     stack.kill_worker("gpu")
 
     alone.until_completed()
@@ -213,13 +212,14 @@ def test_the_server_may_be_killed_and_come_back_during_a_night(stack):
 
 
 def test_what_nobody_is_left_to_report_is_noticed_freed_and_done(stack):
-    night = stack.start("retrain/nightly", "all-three").until_it_trains()
-    stopped = stack.start("run/train-gpu", "stopped-worker").until_it_trains()
-
+    night, stopped = stack.start("retrain/nightly", "all-three"), stack.start("run/train-gpu", "stopped-worker")
+    night.until_it_trains()
     trainer, flow = night.trainer(), night.flow()
     stack.kill_worker("cpu")
     os.kill(flow, signal.SIGKILL)
-    os.kill(trainer, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it stops when its flow is gone
+        os.kill(trainer, signal.SIGKILL)
+    stopped.until_it_trains()
     stack.kill_worker("gpu", signal.SIGTERM)  # which ends its flows and tells nobody
     assert night.state == stopped.state == "Running"
     for case in (night, stopped):
