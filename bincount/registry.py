@@ -339,6 +339,12 @@ class Registry:
         """The settings that a version was trained with."""
         return self.client.get_run(version.run_id).data.params
 
+    def was_trained_with(self, version: Version, settings: Mapping) -> bool:
+        """Whether a version's settings are these, as far as it has them; an older release may have had fewer."""
+        kept = self.params(version)
+        asked = {name: str(value)[:LONGEST_PARAM] for name, value in _flatten(settings).items()}
+        return all(kept.get(name, value) == value for name, value in asked.items())
+
     def versions(self) -> list[Version]:
         """Every registered version, the newest first; none when nothing was registered yet."""
         aliases = self._aliases()
@@ -367,18 +373,24 @@ class Registry:
     def checkpoint(self, version: Version, folder: Path) -> Path:
         """Fetch the files of a version; the folder in it that has model.safetensors and model.json.
 
-        Raises ModelNotFound when they cannot be fetched.
+        Raises ModelNotFound when they are gone, and ServiceUnavailable when MLflow went away meanwhile.
         """
-        try:
-            source = self.client.get_model_version_download_uri(version.name, str(version.version))
-            fetched = mlflow.artifacts.download_artifacts(
-                f"{source}/artifacts", dst_path=str(folder), tracking_uri=self.client.tracking_uri
-            )
-        except (OSError, mlflow.MlflowException) as error:
-            raise ModelNotFound(
-                f"the files of {version.uri} cannot be fetched ({error}); if they are gone, train a new one"
-            ) from error
-        return Path(fetched)
+        uri, reason = self.client.tracking_uri, None
+        with unless_gone():
+            source = f"{self.client.get_model_version_download_uri(version.name, str(version.version))}/artifacts"
+            try:
+                fetched = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder), tracking_uri=uri))
+                if (fetched / "model.safetensors").exists() and (fetched / "model.json").exists():
+                    return fetched
+            except (OSError, mlflow.MlflowException) as error:
+                if uri.startswith("http") and _may_be_there(source, uri):
+                    raise ServiceUnavailable(
+                        f"the files of {version.uri} cannot be fetched from MLflow at {uri} now ({error}); try again"
+                    ) from error
+                reason = error
+        raise ModelNotFound(
+            f"the files of {version.uri} are gone; `bincount promote VERSION --force` puts another version in its place"
+        ) from reason
 
     def _find_logged(self, run_id: str, digest: str) -> LoggedModel | None:
         """The files of a model that an earlier attempt has uploaded as a whole; what it left half done is removed."""
@@ -562,6 +574,16 @@ def _save_pyfunc(folder: Path, checkpoint: Path, input_example: bytes, about: Mo
             input_example=example,
             pip_requirements=_pinned(INFERENCE_PACKAGES),
         )
+
+
+def _may_be_there(folder: str, tracking_uri: str) -> bool:
+    """Whether files that could not be fetched may come another time: MLflow lists them, or does not answer."""
+    try:
+        return bool(mlflow.artifacts.list_artifacts(artifact_uri=folder, tracking_uri=tracking_uri))
+    except mlflow.MlflowException as error:
+        return error.error_code != "RESOURCE_DOES_NOT_EXIST"
+    except OSError as error:
+        return getattr(getattr(error, "response", None), "status_code", None) != 404
 
 
 def _as_version(entry: ModelVersion, aliases: Mapping[str, str]) -> Version:

@@ -1,13 +1,18 @@
 """The night: what is new is fetched, looked at, and trained on where that is worth it; a page says what was done."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from prefect import Flow, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.objects import FlowRun
+from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
 from bincount.evaluation.drift import Drift
@@ -35,30 +40,62 @@ from tasks import night as night_tasks
 from tasks import registry as registry_tasks
 from tasks.night import News
 
+logger = logging.getLogger("bincount.night")
+
 
 @dataclass(frozen=True)
 class Night:
-    """What a night did; model is missing where it was not worth a training, and news says why."""
+    """What a night did.
+
+    model is missing where it was not worth a training, and news says why; removed is missing where the clean-up failed.
+    starts is how often the night was started, where it was killed.
+    """
 
     prepared: Prepared
     news: News
     drift: Drift
     model: TrainedModel | None
     page: str
-    removed: Removed
+    removed: Removed | None
     timings: Timings
+    starts: int = 1
 
 
-def tell_of_failure(flow: Flow, flow_run: FlowRun, state: State) -> None:
-    """Leave a page of a night that failed, which says why and that what was done is kept."""
-    told = f"## Night\n\n{state.message}\n\nWhat was done is kept: the next night, or a retry, goes on from there."
+def tell_of_end(_flow: Flow, run: FlowRun, state: State) -> None:
+    """Leave a page of a night that did not come to its own, which says why and that what was done is kept."""
+    reason = state.message or "no reason was given"
+    kept = "What was done is kept: the next night, or a retry, goes on from there."
+    told = f"## Night\n\n{state.name}: {reason}\n\n{kept}"
     with get_client(sync_client=True) as client:
         client.create_artifact(
-            ArtifactCreate(key="night", type="markdown", description="Failed", data=told, flow_run_id=flow_run.id)
+            ArtifactCreate(key="night", type="markdown", description=state.name, data=told, flow_run_id=run.id)
         )
 
 
-@flow(name="retrain", flow_run_name="retrain on {data.source}", persist_result=False, on_failure=[tell_of_failure])
+@contextmanager
+def only_night(workspace: Path) -> Iterator[None]:
+    """Wait for the end of another night: Prefect's limit is of one deployment, and a dead run's slot comes early."""
+    workspace.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(workspace / ".night.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("another night is at work in %s; this one goes on when that has ended", workspace)
+        lock.acquire(poll_interval=1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@flow(
+    name="retrain",
+    flow_run_name="retrain on {data.source}",
+    persist_result=False,
+    on_failure=[tell_of_end],
+    on_crashed=[tell_of_end],
+    on_cancellation=[tell_of_end],
+)
 def retrain(
     data: DataConfig = DataConfig(),
     images: ImageConfig = ImageConfig(),
@@ -74,7 +111,8 @@ def retrain(
 ) -> Night | State[Night]:
     """Fetch what is new, look at it, and train, evaluate, register and promote where enough of it is new.
 
-    A night that trains nothing ends as Skipped and says why. One that was killed goes on where it was.
+    A night that trains nothing ends as Skipped and says why. One that was killed goes on where it was. Of two nights
+    in one workspace the second waits.
 
     Args:
         data: where the images come from and what is read from them
@@ -91,25 +129,28 @@ def retrain(
     """
     places = Workspace(root=workspace)
     timings = Timings()
-    registry_tasks.check_registry.with_options(**registry_tasks.PATIENT)(registry, places)
-    if retraining.grow_by:
-        data = data_tasks.grow(data, places.dataset(data), retraining.grow_by)
-    prepared = prepare(data, images, workspace, runner)
-    timings |= prepared.timings
-    with timings.step("drift"):
-        news = night_tasks.look(prepared.snapshot, retraining, registry, places)
-        drifted = night_tasks.measure_drift(
-            news, prepared.snapshot, prepared.pack, drift, registry, places, training.device
-        )
-    model = None
-    if not news.skip:
-        if retraining.warm_start and news.champion:
-            training = night_tasks.start_from(news.champion, training, registry, places)
-        model = train(data, images, training, registry, workspace, prepared.snapshot.digest, launch, promotion)
-        timings |= model.timings
-    page = registry_tasks.version_page(model.version, places.tracking_uri(registry)) if model else ""
-    removed = night_tasks.clean_up(retention, registry, places)
-    night = Night(prepared, news, drifted, model, page, removed, timings)
-    told = summary.markdown(summary.of_night(night, retraining))
-    create_markdown_artifact(key="night", markdown=told, description=summary.night_headline(night))
-    return night if model else Completed(name="Skipped", message=news.skip, data=night)
+    with only_night(workspace):
+        registry_tasks.check_registry(registry, places)
+        if retraining.grow_by:
+            data = data_tasks.grow(data, places.dataset(data), retraining.grow_by)
+        prepared = prepare(data, images, workspace, runner)
+        timings |= prepared.timings
+        with timings.step("drift"):
+            news = night_tasks.look(prepared.snapshot, images, training, retraining, registry, places)
+            drifted = night_tasks.measure_drift(
+                news, prepared.snapshot, prepared.pack, drift, registry, places, training.device
+            )
+        model = None
+        if not news.skip:
+            if retraining.warm_start and news.champion:
+                training = night_tasks.start_from(news.champion, training, registry, places)
+            model = train(data, images, training, registry, workspace, prepared.snapshot.digest, launch, promotion)
+            timings |= model.timings
+        page = registry_tasks.version_page(model.version, places.tracking_uri(registry)) if model else ""
+        # a night is as good as its model, also where this fails
+        cleaned = night_tasks.clean_up(retention, registry, places, return_state=True)
+        removed = cleaned.result() if cleaned.is_completed() else None
+        night = Night(prepared, news, drifted, model, page, removed, timings, flow_run.run_count)
+        told = summary.markdown(summary.of_night(night, retraining))
+        create_markdown_artifact(key="night", markdown=told, description=summary.night_headline(night))
+        return night if model else Completed(name="Skipped", message=news.skip, data=night)

@@ -68,7 +68,11 @@ def of_night(night: "Night", retraining: RetrainConfig) -> Tables:
     since = f"new since version {champion.version}, the champion" if champion else "new, since there was no champion"
     about = [("images", f"{night.news.num_new:,} {since}"), ("result", night_headline(night))]
     about.append(("drift", night.drift.words()))
-    if night.removed.gone:
+    if night.starts > 1:
+        about.append(("started", f"{night.starts} times; the times below are of the last start"))
+    if night.removed is None:
+        about.append(("removed", "nothing: the clean-up failed, and the next night tries again"))
+    elif night.removed.gone:
         about.append(("removed, which no version needs", _megabytes(night.removed.gone)))
     if night.page:
         about.append(("in MLflow", f"[version {night.model.version.version}]({night.page})"))

@@ -4,6 +4,8 @@ import hashlib
 import logging
 import re
 import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
+from prefect.runtime import flow_run
 
 from bincount import registry, retention
 from bincount.data import manifest
@@ -20,10 +23,12 @@ from bincount.errors import ModelNotFound
 from bincount.evaluation import card, drift
 from bincount.evaluation.bootstrap import Interval
 from bincount.evaluation.drift import Drift
-from bincount.registry import DECISION_TAG, MODEL_TAG, Version
+from bincount.evaluation.promotion import PROMOTE
+from bincount.registry import DECISION_TAG, MODEL_TAG, PROMOTED_TAG, Registry, Version
 from bincount.retention import Removed
 from bincount.settings import (
     DriftConfig,
+    ImageConfig,
     RegistryConfig,
     RetentionConfig,
     RetrainConfig,
@@ -32,7 +37,7 @@ from bincount.settings import (
 )
 from bincount.training.files import weights_digest, written_whole
 from bincount.training.model import read_spec
-from tasks.registry import PATIENT
+from tasks.registry import NIGHT_TAG, PATIENT
 
 logger = logging.getLogger("bincount.night")
 
@@ -47,11 +52,18 @@ class News:
 
 
 @task(name="look at what is new", task_run_name="look at what is new", **PATIENT)
-def look(snapshot: Snapshot, rules: RetrainConfig, config: RegistryConfig, workspace: Workspace) -> News:
+def look(
+    snapshot: Snapshot,
+    images: ImageConfig,
+    training: TrainConfig,
+    rules: RetrainConfig,
+    config: RegistryConfig,
+    workspace: Workspace,
+) -> News:
     """Count the images since the champion, and find out whether they are worth a training."""
     opened = registry.open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
     opened.end_last_move()  # which a night that was killed may have begun
-    champion = opened.find_champion()
+    champion = _find_champion_before(opened)
     if champion is None:
         return News(None, snapshot.num_images)
     folder = workspace.snapshot(champion.tags.get("snapshot", "unknown"))
@@ -59,22 +71,46 @@ def look(snapshot: Snapshot, rules: RetrainConfig, config: RegistryConfig, works
         num_new = len(snapshot.since(manifest.open_snapshot(folder)))
     else:  # it was trained elsewhere
         num_new = max(0, snapshot.num_images - int(champion.tags.get("num_images", 0)))
-    news = News(champion, num_new, _why_not(snapshot, num_new, champion, opened.versions(), rules))
+    settings = {**images.model_dump(), **training.model_dump(exclude={"device"})}
+    if rules.warm_start:
+        del settings["weights"]
+    news = News(champion, num_new, _why_not(opened, snapshot, num_new, champion, settings, rules))
     logger.info("%d images are new since version %d, the champion. %s", num_new, champion.version, news.skip)
     return news
 
 
-def _why_not(snapshot: Snapshot, num_new: int, champion: Version, versions: list[Version], rules: RetrainConfig) -> str:
+def _find_champion_before(opened: Registry) -> Version | None:
+    """The champion that this night has found, which may have put another in its place before it was started again."""
+    champion = opened.find_champion()
+    moves = opened.moves()
+    if champion and moves and moves[-1].version == champion.version and _is_of_this_night(champion):
+        with suppress(ModelNotFound):
+            return opened.find(str(moves[-1].over)) if moves[-1].over else None
+    return champion
+
+
+def _is_of_this_night(version: Version) -> bool:
+    return bool(flow_run.id) and version.tags.get(NIGHT_TAG) == str(flow_run.root_flow_run_id)
+
+
+def _why_not(
+    opened: Registry, snapshot: Snapshot, num_new: int, champion: Version, settings: Mapping, rules: RetrainConfig
+) -> str:
     if num_new < rules.min_new_images:
         return (
             f"Nothing was trained: {num_new:,} images are new since version {champion.version}, the champion, "
             f"and a training needs {rules.min_new_images:,} (min_new_images)"
         )
-    for version in versions:
-        if version.tags.get("snapshot") == snapshot.digest and DECISION_TAG in version.tags:
+    for version in opened.versions():
+        if version.tags.get("snapshot") != snapshot.digest or _is_of_this_night(version):
+            continue
+        decision = version.tags.get(DECISION_TAG, "")
+        # what was to be promoted and was not: the night was killed in between, and this one ends it
+        is_settled = decision and (PROMOTED_TAG in version.tags or not decision.startswith(PROMOTE))
+        if is_settled and opened.was_trained_with(version, settings):
             return (
                 f"Nothing was trained: version {version.version} has learned from these images already. "
-                f"{version.tags[DECISION_TAG].splitlines()[0]}"
+                f"{decision.splitlines()[0]}"
             )
     return ""
 
@@ -96,24 +132,27 @@ def measure_drift(
         reason = f"what version {champion.version} learned from is not here" if champion else "there is no champion"
         return Drift(num_new=news.num_new, note=f"nothing to compare with: {reason}")
     kept = _place_of_drift(champion, snapshot, rules, workspace)
-    if kept.exists():  # as on every night until something is new
+    is_known = kept.exists()  # as on every night until something is new
+    if is_known:
         found = Drift.model_validate_json(kept.read_text())
     else:
         found = _compare(
             champion, snapshot, manifest.open_snapshot(folder), pack, news, rules, config, workspace, device
         )
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(kept) as temporary:
-            temporary.write_text(found.model_dump_json())
     create_markdown_artifact(key="drift", markdown=_drift_page(found), description=found.words())
     for warning in found.warnings:
         logger.warning(warning)
+    if is_known:
+        return found
     if found.warnings:
         emit_event(
             "bincount.drift.found",
             {"prefect.resource.id": f"bincount.model.{champion.name}", "prefect.resource.name": champion.name},
             payload={"version": champion.version, "words": found.words()},
         )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(kept) as temporary:
+        temporary.write_text(found.model_dump_json())
     return found
 
 
@@ -136,13 +175,17 @@ def _compare(
     workspace: Workspace,
     device: str,
 ) -> Drift:
-    accuracy = None
+    accuracy, missing = None, ""
     if news.num_new >= rules.min_images and (in_its_test := champion.tags.get("test_accuracy")):
-        with registry.find_checkpoint(str(champion.version), workspace, config) as checkpoint:
-            accuracy = drift.count_new(
-                snapshot, learned_from, checkpoint, device, *_score_of_tag(in_its_test), config=rules
-            )
-    return drift.compare(snapshot, learned_from, pack, rules, accuracy)
+        try:
+            with registry.find_checkpoint(str(champion.version), workspace, config) as checkpoint:
+                accuracy = drift.count_new(
+                    snapshot, learned_from, checkpoint, device, *_score_of_tag(in_its_test), config=rules
+                )
+        except ModelNotFound as error:
+            missing = f"the champion was not asked: {error}"
+    found = drift.compare(snapshot, learned_from, pack, rules, accuracy)
+    return found.model_copy(update={"note": "; ".join(filter(None, [found.note, missing]))})
 
 
 def _score_of_tag(text: str) -> tuple[float, Interval]:
@@ -171,7 +214,12 @@ def clean_up(rules: RetentionConfig, config: RegistryConfig, workspace: Workspac
 @task(name="start from champion", task_run_name="start from version {champion.version}", **PATIENT)
 def start_from(champion: Version, training: TrainConfig, config: RegistryConfig, workspace: Workspace) -> TrainConfig:
     """The settings with the champion's weights to start from; as they were, where it is another kind of model."""
-    with registry.find_checkpoint(str(champion.version), workspace, config) as checkpoint:
+    with ExitStack() as stack:
+        try:
+            checkpoint = stack.enter_context(registry.find_checkpoint(str(champion.version), workspace, config))
+        except ModelNotFound as error:
+            logger.warning("not started from the champion's weights: %s", error)
+            return training
         spec = read_spec(checkpoint)
         if (spec.model, spec.head) != (training.model, training.head):
             logger.warning(

@@ -50,7 +50,10 @@ def promote_model(
     while True:
         champion = opened.find_champion()
         if champion and champion.version == version.version:
-            return champion, _standing(opened, champion)
+            decision = _standing(opened, champion)
+            if _is_by_this_run(opened, champion):  # an earlier try moved it, and may not have come to saying so
+                _announce(champion, decision)
+            return champion, decision
         decision = _decided_by_people(opened, version, champion, rules) or compare(
             opened, version, champion, rules, snapshot, evaluation, workspace, device
         )
@@ -61,17 +64,27 @@ def promote_model(
         logger.info("another model became champion meanwhile: comparing again")
     logger.info("%s version %d: %s", version.name, version.version, decision.words())
     if decision.promote:
-        emit_event(
-            "bincount.champion.promoted",
-            {"prefect.resource.id": f"bincount.model.{version.name}", "prefect.resource.name": version.name},
-            payload={"version": version.version, "words": decision.words()},
-        )
+        _announce(version, decision)
     create_markdown_artifact(
         key="promotion",
         markdown=card.with_comparison("", decision),
         description=f"{version.name} version {version.version}",
     )
     return opened.find(str(version.version)), decision
+
+
+def _announce(version: Version, decision: Decision) -> None:
+    emit_event(
+        "bincount.champion.promoted",
+        {"prefect.resource.id": f"bincount.model.{version.name}", "prefect.resource.name": version.name},
+        payload={"version": version.version, "words": decision.words()},
+    )
+
+
+def _is_by_this_run(opened: Registry, champion: Version) -> bool:
+    moves = opened.moves()
+    is_its_move = bool(moves) and (moves[-1].action, moves[-1].version) == ("promoted", champion.version)
+    return is_its_move and bool(flow_run.id) and str(flow_run.root_flow_run_id) in moves[-1].by
 
 
 def _standing(opened: Registry, champion: Version) -> Decision:
@@ -171,10 +184,10 @@ def predictions(
 
 
 def who() -> str:
-    """Who moves an alias: the user and the host, and the flow run where there is one."""
+    """Who moves an alias: the user and the host, and the flow run where there is one, with the id of its root."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
         user = f"uid {os.getuid()}"
     person = f"{user}@{socket.gethostname()}"
-    return f"{person} in flow run {flow_run.name}" if flow_run.name else person
+    return f"{person} in flow run {flow_run.name} ({flow_run.root_flow_run_id})" if flow_run.name else person

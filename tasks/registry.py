@@ -32,6 +32,7 @@ from bincount.training.model import read_spec
 from tasks.retry import transient
 
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
+NIGHT_TAG = "root_flow_run"  # the run that the flow run is a part of: the night, or itself
 NUM_WORST = 30  # mistakes on the sheet
 
 
@@ -52,7 +53,7 @@ PATIENT = {
 }
 
 
-@task(name="check registry", task_run_name="check registry", cache_policy=NO_CACHE)
+@task(name="check registry", task_run_name="check registry", **PATIENT)
 def check_registry(config: RegistryConfig, workspace: Workspace) -> None:
     """Find out that MLflow is away before the training, and not after it."""
     registry.open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
@@ -187,6 +188,7 @@ def _tags(snapshot: Snapshot, images: ImageConfig) -> dict[str, str]:
         "num_images": str(snapshot.num_images),
         **code_tags(),
         "flow_run": flow_run.ui_url if PREFECT_UI_URL.value() else str(flow_run.id or ""),
+        NIGHT_TAG: str(flow_run.root_flow_run_id or ""),
     }
 
 

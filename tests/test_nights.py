@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -18,8 +21,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import StateType
 from prefect.server.schemas.schedules import CronSchedule
 from prefect.states import State
+from servers import wait_for
 
-from bincount import registry
+from bincount import registry, retention
 from bincount.data import drawn, manifest
 from bincount.errors import SourceError
 from bincount.settings import (
@@ -32,7 +36,9 @@ from bincount.settings import (
     Workspace,
 )
 from bincount.training.files import weights_digest
-from flows.retrain import Night, retrain
+from flows import summary
+from flows.retrain import Night, only_night, retrain
+from tasks import promotion as promotion_tasks
 from tasks import training as training_tasks
 
 pytestmark = pytest.mark.services
@@ -209,6 +215,102 @@ def test_a_night_that_fails_leaves_a_page_too(api, tmp_path):
         retrain(data, IMAGES, TRAINING, workspace=tmp_path / "workspace")
     assert "nowhere" in pages()[-1]
     assert "What was done is kept" in pages()[-1]
+
+
+class SmallNights:
+    """Nights on a few drawn bins in a folder, each of seconds."""
+
+    training = TRAINING.model_copy(update={"epochs": 1})
+
+    def __init__(self, folder: Path):
+        self.source, self.workspace = folder / "bins", folder / "workspace"
+        self.grow_to(330)
+
+    def grow_to(self, num_bins: int) -> None:
+        drawn.draw(self.source, num_bins, size=(64, 64))
+
+    def run(self, night=retrain, **settings) -> State[Night]:
+        data = DataConfig(source=str(self.source))
+        settings = {"training": self.training, **SETTINGS} | settings
+        return night(data, IMAGES, workspace=self.workspace, **settings, return_state=True)
+
+
+@pytest.fixture
+def small_nights(api, tmp_path) -> SmallNights:
+    return SmallNights(tmp_path)
+
+
+def test_what_a_killed_night_decided_and_did_not_do_is_done_by_the_next(small_nights, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.Registry, "promote", lambda *_, **__: 1 / 0)
+        assert small_nights.run().type == StateType.FAILED
+    [version] = opened(small_nights.workspace).versions()
+    assert (version.alias, version.tags[registry.DECISION_TAG].split(":")[0]) == ("challenger", "Promote")
+
+    assert small_nights.run().name == "Completed"
+    [version] = opened(small_nights.workspace).versions()
+    assert version.alias == "champion"
+
+
+def test_a_night_that_starts_again_after_its_promotion_tells_what_it_did(small_nights, monkeypatch):
+    told, headline = [], summary.night_headline
+    monkeypatch.setattr(promotion_tasks, "emit_event", lambda name, *_, **__: told.append(name))
+    monkeypatch.setattr(summary, "night_headline", lambda night: headline(night) if len(told) > 1 else 1 / 0)
+
+    state = small_nights.run(retrain.with_options(retries=1, retry_delay_seconds=0))
+
+    assert state.name == "Completed"
+    assert "new, since there was no champion" in pages()[-1]
+    assert "started | 2 times" in re.sub(" +", " ", pages()[-1])
+    assert told == ["bincount.champion.promoted"] * 2
+    assert len(opened(small_nights.workspace).versions()) == 1
+    assert small_nights.run().name == "Skipped"
+
+
+def test_a_champion_whose_files_are_gone_stops_no_night(small_nights):
+    small_nights.run()
+    shutil.rmtree(small_nights.workspace / "mlflow-artifacts")
+    small_nights.grow_to(700)
+
+    rules = SETTINGS["retraining"].model_copy(update={"warm_start": True})
+    state = small_nights.run(retraining=rules)
+
+    assert state.name == "Completed"
+    night = state.result()
+    assert "the champion was not asked: the files of models:/bincount/1 are gone" in night.drift.note
+    assert opened(small_nights.workspace).params(night.model.version)["weights"] == "none"
+    assert not night.model.decision.promote
+    assert "`bincount promote VERSION --force` puts another version in its place" in pages()[-1]
+
+
+def test_other_settings_make_another_training_of_images_that_were_learned_from(small_nights):
+    rules = SETTINGS["retraining"].model_copy(update={"min_new_images": 0})
+    small_nights.run()
+    assert small_nights.run(retraining=rules).name == "Skipped"
+    assert small_nights.run(retraining=rules, training=TRAINING.model_copy(update={"epochs": 2})).name == "Completed"
+    assert len(opened(small_nights.workspace).versions()) == 2
+
+
+def test_a_clean_up_that_fails_spoils_no_night(small_nights, monkeypatch):
+    monkeypatch.setattr(retention, "plan", lambda *_: 1 / 0)
+    assert small_nights.run().name == "Completed"
+    assert "the clean-up failed, and the next night tries again" in pages()[-1]
+
+
+def test_of_two_nights_in_one_workspace_the_second_waits(tmp_path, caplog):
+    order = []
+
+    def second() -> None:
+        with only_night(tmp_path):
+            order.append("second")
+
+    with ThreadPoolExecutor(1) as pool:
+        with only_night(tmp_path):
+            waiting = pool.submit(second)
+            wait_for(lambda: "another night is at work in" in caplog.text, 60)
+            order.append("first")
+        waiting.result(60)
+    assert order == ["first", "second"]
 
 
 def test_a_bucket_that_refuses_access_fails_the_night_with_the_remedy(api, tmp_path):

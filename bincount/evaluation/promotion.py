@@ -15,6 +15,7 @@ from bincount.evaluation import bootstrap
 from bincount.evaluation.bootstrap import FEWEST_BINS, Interval
 from bincount.settings import SPLITS, Classes, PromotionConfig, Settings
 
+PROMOTE = "Promote"  # how the words of a decision for the challenger begin
 NAMES = {"accuracy": "accuracy", "rmse": "RMSE", "rmse_of_expectation": "RMSE of the expected count"}
 
 
@@ -89,7 +90,7 @@ class Decision(Settings):
         compared = f" on {self.num_images:,} images of {self.num_bins:,} bins that neither was trained on"
         numbers = "; ".join(gain.words() for gain in self.gains)
         evidence = f"\n{numbers}{compared}, {self.confidence:.0%} intervals" if self.gains else ""
-        verdict = "Promote" if self.promote else "Champion already" if self.is_champion else "Keep the champion"
+        verdict = PROMOTE if self.promote else "Champion already" if self.is_champion else "Keep the champion"
         return f"{verdict}: {self.reason}{evidence}"
 
 
