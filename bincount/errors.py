@@ -5,6 +5,7 @@ BincountError
  ├── SourceError          the source cannot be read at all: wrong address, no permission, no images
  │    └── SourceUnavailable   it may answer later: time-outs, server errors, throttling
  ├── DatasetError         the local dataset is in use, or disagrees with itself
+ │    └── DiskFull            there is no room for what is to be written; another try would end alike
  ├── SnapshotNotFound     nothing was prepared yet
  ├── ModelNotFound        no trained or registered model where one was expected
  ├── WeightsUnavailable   pretrained weights could not be fetched or do not fit the model
@@ -32,6 +33,10 @@ class SourceUnavailable(SourceError):
 
 class DatasetError(BincountError):
     """The local dataset is in use by another process, or its parts disagree."""
+
+
+class DiskFull(DatasetError):
+    """The disk, or what may be used of it, is full; with some space, running again goes on."""
 
 
 class SnapshotNotFound(BincountError):

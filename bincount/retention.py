@@ -3,6 +3,8 @@
 A version needs the training that it came from, those of the members that it averages, and the snapshot that all of them
 learned from, which the next challenger is compared on. Those stay, whatever registered model the version is of and
 whatever its alias or stage. So do the latest snapshot of each dataset, trainings under way, and all that is young.
+Versions are those of the registry that is asked and those in the workspace's own SQLite, which somebody who has moved
+to a server may have left there.
 
 Nothing is removed but folders and files whose names the pipeline makes:
 
@@ -18,9 +20,10 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import stat
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +34,7 @@ from bincount import registry as mlflow_registry
 from bincount.errors import ModelNotFound, ServiceUnavailable
 from bincount.ledger import unless_gone
 from bincount.registry import MODEL_TAG, RUN_TAG, Registry
-from bincount.settings import RetentionConfig, Workspace
+from bincount.settings import RegistryConfig, RetentionConfig, Workspace
 from bincount.training.files import Trained, weights_digest
 
 logger = logging.getLogger(__name__)
@@ -53,6 +56,17 @@ NAMES = (
     (SNAPSHOT, "datasets/*/snapshots", SNAPSHOT_NAME),
 )
 VERSIONS_AT_ONCE = 200_000  # the most that MLflow gives; what is deleted between two pages would hide one from both
+SECONDS_TO_READ = 60  # the workspace's SQLite, while somebody writes to it
+# Of versions that were not deleted, their own and those of the runs that they came from.
+ALL_TAGS = """
+SELECT name || ' version ' || version, key, value
+FROM model_versions JOIN model_version_tags USING (name, version)
+WHERE current_stage IS NOT 'Deleted_Internal'
+UNION ALL
+SELECT name || ' version ' || version, key, value
+FROM model_versions JOIN tags ON run_uuid = run_id
+WHERE current_stage IS NOT 'Deleted_Internal'
+"""
 
 
 @dataclass(frozen=True)
@@ -97,16 +111,33 @@ class Needs:
     trainings: Mapping[str, str]
     weights: Mapping[str, str]
 
+    @classmethod
+    def told_by(cls, tags: Iterable[tuple[str, str, str]]) -> "Needs":
+        """By the tags of versions and of the runs that they came from: the version's name, the key and the value."""
+        found = {"snapshot": {}, RUN_TAG: {}, "mlflow.runName": {}, MODEL_TAG: {}}
+        for version, key, value in tags:
+            if key in found:
+                found[key][value] = version
+        # Several say the same, since people can take away a version's tags and rename a run in MLflow's pages.
+        return cls(found["snapshot"], found["mlflow.runName"] | found[RUN_TAG], found[MODEL_TAG])
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(
+            {**self.snapshots, **other.snapshots},
+            {**self.trainings, **other.trainings},
+            {**self.weights, **other.weights},
+        )
+
 
 def plan(workspace: Workspace, registry: Registry, config: RetentionConfig, now: datetime) -> Plan:
     """Find what may go; nothing is changed.
 
     Raises ServiceUnavailable when the registry cannot be read, and ModelNotFound when it has no version of anything in
-    this workspace, so that it is likely to be another one.
+    this workspace, so that it is likely to be another one, or when what the workspace's own SQLite has cannot be told.
     """
     needs = _Versions(registry).read()
     places = _find(workspace, now)
-    reasons = _reasons_to_stay(places, needs, config)
+    reasons = _reasons_to_stay(places, _needs_in_workspace(workspace, registry) | needs, config)
     going = tuple(replace(place, why=_why_it_goes(place)) for place in places if place.path not in reasons)
     staying = tuple(replace(place, why=reasons[place.path]) for place in places if place.path in reasons)
     known = needs.snapshots.keys() | needs.trainings.keys()
@@ -122,14 +153,16 @@ def remove(plan: Plan, registry: Registry) -> Removed:
     """Remove what a plan says goes; just before each, the registry and the workspace are looked at again.
 
     Each is renamed before it is deleted: what is there under its own name is whole, and the next removal ends what this
-    one did not. Raises ServiceUnavailable when the registry cannot be read any more; what went before that is gone.
+    one did not. Raises ServiceUnavailable or ModelNotFound when the registry, or the workspace's SQLite, cannot be read
+    any more; what went before that is gone.
     """
     versions = _Versions(registry)
     gone, left = [], []
     for place in plan.going:
         try:
             with _held(place):
-                why = _why_it_stays_now(plan, place, versions)
+                needs = _needs_in_workspace(plan.workspace, registry) | versions.read()
+                why = _why_it_stays_now(plan, place, needs)
                 if not why:
                     _delete(place.path)
         except Timeout:
@@ -157,24 +190,16 @@ class _Versions:
     def read(self) -> Needs:
         """What they need now. Raises ServiceUnavailable."""
         try:
-            return self._read()
+            return Needs.told_by(
+                (f"{version.name} version {version.version}", *tag)
+                for version in self._all()
+                for tag in (*version.tags.items(), *self._run(version.run_id).items())
+            )
         except mlflow_registry.mlflow.MlflowException as error:
             raise ServiceUnavailable(
                 f"the versions in {self._client.tracking_uri} could not be read ({error}), and nothing is removed "
                 "without; run `bincount gc` again when it answers"
             ) from error
-
-    def _read(self) -> Needs:
-        snapshots, trainings, weights = {}, {}, {}
-        for version in self._all():
-            name, run = f"{version.name} version {version.version}", self._run(version.run_id)
-            # Twice each, since people can take away a version's tags and rename a run in MLflow's pages.
-            snapshots |= dict.fromkeys([version.tags.get("snapshot"), run.get("snapshot")], name)
-            trainings |= dict.fromkeys([run.get(RUN_TAG), run.get("mlflow.runName")], name)
-            weights[version.tags.get(MODEL_TAG)] = name
-        for needed in (snapshots, trainings, weights):
-            needed.pop(None, None)
-        return Needs(snapshots, trainings, weights)
 
     def _all(self) -> Iterator:
         """Those of every stage; the ones that were deleted are not among them."""
@@ -191,6 +216,26 @@ class _Versions:
             with unless_gone():
                 self._runs[run_id] = self._client.get_run(run_id).data.tags if run_id else {}
         return self._runs[run_id]
+
+
+def _needs_in_workspace(workspace: Workspace, registry: Registry) -> Needs:
+    """What the versions in the workspace's own SQLite need, where that is not the registry that was asked.
+
+    It is read with SQL, since MLflow would bring a database of an older release up to date. Raises ModelNotFound.
+    """
+    own = workspace.tracking_uri(RegistryConfig())
+    path = Path(own.removeprefix("sqlite:///"))
+    if registry.client.tracking_uri == own or not path.exists():
+        return Needs({}, {}, {})
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=SECONDS_TO_READ)) as database:
+            tags = database.execute(ALL_TAGS).fetchall()
+    except sqlite3.Error as error:
+        raise ModelNotFound(
+            f"which versions {path} has cannot be read ({error}), and nothing is removed without; run "
+            f"`mlflow db upgrade {own}`, or move it out of {workspace.root} where none of them is needed any more"
+        ) from error
+    return Needs.told_by((f"{version} in {path.name}", key, value) for version, key, value in tags)
 
 
 def _find(workspace: Workspace, now: datetime) -> list[Place]:
@@ -275,10 +320,10 @@ def _why_a_snapshot_stays(place: Place, latest: str, needs: Needs, used: Contain
     return "a training that stays has learned from it" if _short(place) in used else ""
 
 
-def _why_it_stays_now(plan: Plan, place: Place, versions: _Versions) -> str:
+def _why_it_stays_now(plan: Plan, place: Place, needs: Needs) -> str:
     """Empty where it still goes."""
     places = _find(plan.workspace, plan.now)
-    return _reasons_to_stay(places, versions.read(), plan.config, removing=True).get(place.path, "")
+    return _reasons_to_stay(places, needs, plan.config, removing=True).get(place.path, "")
 
 
 def _why_it_goes(place: Place) -> str:

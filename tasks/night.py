@@ -19,6 +19,7 @@ from bincount import registry, retention
 from bincount.data import manifest
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
+from bincount.disk import written_whole
 from bincount.errors import ModelNotFound
 from bincount.evaluation import card, drift
 from bincount.evaluation.bootstrap import Interval
@@ -35,7 +36,7 @@ from bincount.settings import (
     TrainConfig,
     Workspace,
 )
-from bincount.training.files import weights_digest, written_whole
+from bincount.training.files import weights_digest
 from bincount.training.model import read_spec
 from tasks.registry import NIGHT_TAG, PATIENT
 

@@ -158,7 +158,10 @@ def test_a_sync_that_is_killed_again_and_again_ends_as_an_unbroken_one(tmp_path,
         run(server, tmp_path / "unbroken")
     assert left
     assert files(data / "originals") == files(tmp_path / "unbroken" / "originals") == objects
-    assert files(data).keys() == files(tmp_path / "unbroken").keys()
+    names, expected = (
+        {name for name in files(folder) if not name.startswith("plan-")} for folder in (data, tmp_path / "unbroken")
+    )
+    assert names == expected
     rows, unbroken = (sync.read(folder).drop(columns="arrived") for folder in (data, tmp_path / "unbroken"))
     assert rows.equals(unbroken)
 

@@ -1,9 +1,13 @@
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import pandas as pd
 import pytest
 from bins import add_bin, bring, jpeg
 
 from bincount.data import balance, manifest, sync
-from bincount.errors import DatasetError, SnapshotNotFound
+from bincount.errors import DatasetError, DiskFull, SnapshotNotFound
 from bincount.settings import Classes, DataConfig
 
 COUNTS = Classes.parse("0..5")
@@ -146,3 +150,26 @@ def test_what_is_new_or_changed_since_an_earlier_snapshot(dataset, tmp_path):
 
     assert later.since(earlier)["image_id"].to_list() == ["00001", "00002", "00900"]
     assert later.since(later).empty
+
+
+def test_a_full_disk_is_told_and_leaves_no_snapshot(dataset, monkeypatch):
+    first = build(dataset)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "to_parquet", full)
+        with pytest.raises(DiskFull, match="No space left on device; free some space and run again, nothing is lost"):
+            build(dataset, Classes.parse("1..5"))
+    assert {path.name for path in (dataset / "snapshots").iterdir()} == {first.digest, "latest"}
+    assert manifest.latest(dataset) == first
+
+
+def test_two_at_once_deal_every_image_to_one_split(dataset):
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda classes: build(dataset, classes), (COUNTS, Classes.parse("1..3")))
+    splits = one.labelled().set_index("image_id")["split"]
+    others = other.labelled().set_index("image_id")["split"]
+    assert splits[others.index].equals(others)
+    assert manifest.latest(dataset) in (one, other)

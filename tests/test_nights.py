@@ -342,7 +342,7 @@ def test_a_full_disk_fails_the_night_and_with_space_the_next_goes_on(api, small_
 
     state = retrain(data, IMAGES, model, mlflow, small_disk, return_state=True)
     assert state.type == StateType.FAILED
-    assert "No space left on device" in state.message
+    assert "No space left on device; free some space and run again, nothing is lost" in state.message
     fetched = manifest.latest(Workspace(root=small_disk).dataset(data)).num_images
 
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)

@@ -1,6 +1,8 @@
 import io
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from bins import jpeg
 from PIL import Image
 
 from bincount.data import packs
-from bincount.errors import DatasetError
+from bincount.errors import DatasetError, DiskFull
 from bincount.settings import ImageConfig
 
 SMALL = ImageConfig(image_size=32)
@@ -107,3 +109,30 @@ def test_a_pack_travels_to_another_process_without_its_pictures(tmp_path):
     copy = pickle.loads(pickle.dumps(pack))
     assert len(pickle.dumps(pack)) < 1000
     assert np.array_equal(copy.images, pack.images)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_told_and_with_space_the_pack_grows_on(tmp_path):
+    paths, digests = fill(tmp_path, "a", "b")
+    folder = packs.open_pack(tmp_path, SMALL).folder
+    folder.mkdir(parents=True)
+    (folder / "images.uint8").symlink_to("/dev/full")
+    with pytest.raises(DiskFull, match=r"32-squash: No space left on device; free some space and run again"):
+        packs.update(tmp_path, SMALL, paths, digests)
+    (folder / "images.uint8").unlink()
+    assert len(packs.update(tmp_path, SMALL, paths, digests)) == 2
+
+
+def test_two_at_once_pack_each_picture_once_and_who_reads_meanwhile_finds_what_was_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(packs, "CHUNK", 2)
+    paths, digests = fill(tmp_path, *(chr(ord("a") + number) for number in range(20)))
+    packs.update(tmp_path, SMALL, paths[:2], digests[:2])
+    with ThreadPoolExecutor(3) as threads:
+        orders = [(paths, digests), (paths[::-1], digests[::-1])]
+        updates = [threads.submit(packs.update, tmp_path, SMALL, *order) for order in orders]
+        while not all(update.done() for update in updates):
+            assert packs.open_pack(tmp_path, SMALL).locate(digests[:2]).tolist() == [0, 1]
+    pack = updates[0].result()
+    assert len(pack) == len(updates[1].result()) == 20
+    expected = [packs.decode(tmp_path / name, SMALL) for name in paths]
+    assert np.array_equal(pack.images[pack.locate(digests)], expected)

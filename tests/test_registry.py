@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from packaging.requirements import Requirement
 from PIL import Image
+from servers import mlflow_server
 
 from bincount import registry
 from bincount.errors import ModelNotFound, ServiceUnavailable, SettingsError
@@ -685,3 +686,27 @@ def test_a_card_too_long_for_mlflow_ends_at_a_line_and_is_whole_in_the_run(tmp_p
     assert description.endswith("a line of the card\n\n… the rest is in the run's model_card.md")
     kept_card = opened.client.download_artifacts(run_id, "model_card.md", str(tmp_path))
     assert Path(kept_card).read_text() == card
+
+
+@pytest.mark.services
+def test_files_that_are_gone_are_told_from_a_server_that_is_away(tmp_path, monkeypatch):
+    with ExitStack() as server:
+        url = server.enter_context(mlflow_server(tmp_path))
+        opened = registry.open_registry(url, tmp_path, RegistryConfig())
+        version = register(opened, tmp_path, 0)
+        assert opened.checkpoint(version, tmp_path / "fetched").joinpath("model.json").exists()
+
+        fetch = registry.mlflow.artifacts.download_artifacts
+
+        def fetch_from_nobody(*args, **settings):
+            server.close()
+            return fetch(*args, **settings)
+
+        [files] = tmp_path.glob("mlflow-artifacts/*/models/*/artifacts/artifacts")
+        files.rename(tmp_path / "aside")
+        with pytest.raises(ModelNotFound, match="the files of models:/bincount/1 are gone; `bincount promote"):
+            opened.checkpoint(version, tmp_path / "again")
+        (tmp_path / "aside").rename(files)
+        monkeypatch.setattr(registry.mlflow.artifacts, "download_artifacts", fetch_from_nobody)
+        with pytest.raises(ServiceUnavailable, match="cannot be fetched from MLflow"):
+            opened.checkpoint(version, tmp_path / "last")

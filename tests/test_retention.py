@@ -80,9 +80,15 @@ def opened(workspace: Workspace, model_name: str = "bincount") -> registry.Regis
     return registry.open_existing(workspace, RegistryConfig(model_name=model_name))
 
 
-def register(workspace: Workspace, training: Path, digest: str, model_name: str = "bincount") -> str:
+def register(
+    workspace: Workspace,
+    training: Path,
+    digest: str,
+    model_name: str = "bincount",
+    config: RegistryConfig | None = None,
+) -> str:
     """A version as a night makes it, but for the files that MLflow keeps; its number."""
-    reg = opened(workspace, model_name)
+    reg = registry.open_existing(workspace, config) if config else opened(workspace, model_name)
     run_id = reg.start_run(training.name, {}, {"snapshot": digest})
     reg.ledger.ensure_model("as tests do")
     tags = {"snapshot": digest, MODEL_TAG: weights_digest(training / "model")}
@@ -545,3 +551,62 @@ def test_the_command_lists_and_then_removes(workspace, monkeypatch, capsys):
     assert "MB given back" in capsys.readouterr().out
     assert not run_of(workspace, FIRST).exists()
     assert run_of(workspace, SECOND).exists()
+
+
+@pytest.fixture
+def moved(workspace, empty_mlflow, tmp_path):
+    """The workspace after a move to another registry, which has a version already: the settings that name it."""
+    register(workspace, run_of(workspace, FIRST), FIRST)
+    shutil.copy(empty_mlflow, tmp_path / "server.db")
+    config = RegistryConfig(tracking_uri=f"sqlite:///{tmp_path}/server.db")
+    register(workspace, run_of(workspace, LAST), LAST, config=config)
+    return config
+
+
+def test_after_a_move_to_another_registry_what_versions_in_the_workspace_need_stays(workspace, moved):
+    before = (workspace.root / "mlflow.db").read_bytes()
+    reg = registry.open_existing(workspace, moved)
+
+    planned = plan(workspace, reg, MONTH, NOW)
+    removed = remove(planned, reg)
+
+    reasons = {place.path: place.why for place in planned.staying}
+    assert reasons[run_of(workspace, FIRST)] == "bincount version 1 in mlflow.db came from it"
+    assert reasons[snapshot_of(workspace, FIRST)] == "bincount version 1 in mlflow.db has learned from it"
+    assert reasons[run_of(workspace, LAST)] == "bincount version 1 came from it"
+    gone = {place.path for place in removed.gone}
+    assert {run_of(workspace, SECOND), snapshot_of(workspace, SECOND)} <= gone
+    assert run_of(workspace, FIRST).exists()
+    assert snapshot_of(workspace, FIRST).exists()
+    assert (workspace.root / "mlflow.db").read_bytes() == before
+    assert not list(workspace.root.glob("mlflow.db?*"))
+
+
+def test_after_a_move_a_version_of_the_workspace_that_is_registered_during_the_removal_keeps_what_it_needs(
+    workspace, moved
+):
+    reg = registry.open_existing(workspace, moved)
+    planned = plan(workspace, reg, MONTH, NOW)
+    register(workspace, run_of(workspace, SECOND), SECOND)
+    remove(planned, reg)
+    assert run_of(workspace, SECOND).exists()
+    assert snapshot_of(workspace, SECOND).exists()
+
+
+def test_after_a_move_what_only_a_version_that_was_deleted_in_the_workspace_needed_goes(workspace, moved):
+    opened(workspace).client.delete_model_version("bincount", "1")
+    reg = registry.open_existing(workspace, moved)
+    remove(plan(workspace, reg, MONTH, NOW), reg)
+    assert not run_of(workspace, FIRST).exists()
+    assert not snapshot_of(workspace, FIRST).exists()
+
+
+def test_after_a_move_a_workspace_whose_versions_cannot_be_read_keeps_everything(workspace, moved):
+    reg = registry.open_existing(workspace, moved)
+    planned = plan(workspace, reg, MONTH, NOW)
+    (workspace.root / "mlflow.db").write_bytes(b"no database")
+    before = everything(workspace)
+    for look in (lambda: remove(planned, reg), lambda: plan(workspace, reg, MONTH, NOW)):
+        with pytest.raises(ModelNotFound, match="nothing is removed without; run `mlflow db upgrade sqlite"):
+            look()
+    assert everything(workspace) == before

@@ -1,7 +1,11 @@
 import json
 import os
 import shutil
+import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 from bins import add_bin, bring, jpeg, png, undecodable_jpeg
 
 from bincount.data import doctor, manifest, packs, source, sync
-from bincount.errors import DatasetError, SettingsError, SourceError
+from bincount.errors import DatasetError, DiskFull, SettingsError, SourceError
 from bincount.settings import Classes, DataConfig, ImageConfig
 from tasks.data import pack_fetched
 
@@ -195,6 +199,26 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, monkeypatch):
         with pytest.raises(DatasetError, match="No space left on device; free some space and run again"):
             bring(tmp_path / "bucket", tmp_path / "data")
     assert not [file for file in (tmp_path / "data" / "originals").rglob("*") if file.is_file()]
+    assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_rows_that_a_full_disk_does_not_take_come_with_the_next_sync(tmp_path, monkeypatch):
+    add_bin(tmp_path / "bucket", "00001")
+    written_whole = sync.written_whole
+
+    @contextmanager
+    def on_a_full_disk(path):
+        with written_whole(path) as temporary:
+            if path.parent.name == "parts":
+                temporary.symlink_to("/dev/full")
+            yield temporary
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sync, "written_whole", on_a_full_disk)
+        with pytest.raises(DiskFull, match="No space left on device; free some space and run again, nothing is lost"):
+            bring(tmp_path / "bucket", tmp_path / "data")
+    assert list((tmp_path / "data" / "parts").iterdir()) == []
     assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 1
 
 
@@ -428,3 +452,99 @@ def test_the_same_night_asked_twice_grows_once(tmp_path):
     bring(tmp_path / "source", dataset, config.model_copy(update={"limit": 5}))
     assert sync.grow(dataset, 3, night="monday") == 5  # it was interrupted
     assert sync.grow(dataset, 3, night="tuesday") == 8
+
+
+@pytest.mark.parametrize("content", ["", "\0" * 40, '{"night": "mon'], ids=["emptied", "zeros", "cut off"])
+def test_a_note_of_the_last_night_that_a_power_failure_spoiled_is_no_last_night(tmp_path, content):
+    add_bin(tmp_path / "source", "00001")
+    bring(tmp_path / "source", tmp_path / "dataset")
+    (tmp_path / "dataset" / "growth.json").write_text(content)
+    assert sync.grow(tmp_path / "dataset", 3, night="tuesday") == 4
+    assert sync.grow(tmp_path / "dataset", 3, night="tuesday") == 4
+
+
+# --- several at a time ---------------------------------------------------------------------------------------------
+
+
+def test_two_syncs_of_one_dataset_each_fetch_their_own_bins(tmp_path, monkeypatch):
+    monkeypatch.setattr(sync, "BATCH", 2)
+    for number in range(8):
+        add_bin(tmp_path / "bucket", f"{number * 100:05d}")
+    dataset, config = tmp_path / "data", DataConfig(source=str(tmp_path / "bucket"))
+    opened = source.open_source(config)
+    long = sync.plan(dataset, opened, config)
+    few = config.model_copy(update={"limit": 1})
+    short = sync.plan(dataset, opened, few)
+    assert (long.num_batches, short.num_batches) == (4, 1)
+
+    reports = [sync.fetch(dataset, opened, long.batch(0), config)]
+    reports.append(sync.fetch(dataset, opened, short.batch(0), few))
+    sync.merge(dataset)  # the short one has ended
+    reports += [sync.fetch(dataset, opened, long.batch(number), config) for number in (1, 2, 3)]
+
+    assert [report.num_fetched for report in reports] == [2, 1, 2, 2, 2]
+    assert sync.merge(dataset)["image_id"].to_list() == [f"{number * 100:05d}" for number in range(8)]
+    assert bring(tmp_path / "bucket", dataset).num_fetched == 0
+
+
+def test_who_plans_the_same_has_the_same_plan_and_one_of_long_ago_goes(tmp_path):
+    add_bin(tmp_path / "bucket", "00001")
+    dataset, config = tmp_path / "data", DataConfig(source=str(tmp_path / "bucket"))
+    opened = source.open_source(config)
+    first, second = (sync.plan(dataset, opened, config) for _ in range(2))
+    assert first == second
+    add_bin(tmp_path / "bucket", "00002")
+    long_ago = time.time() - 2 * sync.PLAN_SECONDS
+    os.utime(first.path, (long_ago, long_ago))
+    assert len(first.batch(0)) == 1  # somebody is at work on it
+    sync.plan(dataset, opened, config)
+    assert first.path.exists()
+    os.utime(first.path, (long_ago, long_ago))
+    sync.plan(dataset, opened, config)
+    assert not first.path.exists()
+
+
+def test_who_reads_while_others_fetch_and_merge_sees_every_row_that_was_there(tmp_path):
+    (tmp_path / "parts").mkdir()
+    written, done = [0], threading.Event()
+
+    def write_and_merge():
+        for number in range(120):
+            row = {"image_id": f"{number:05d}", "status": "ok", "reason": ""}
+            part = tmp_path / "parts" / f"{time.time_ns():020d}-{number:016x}.parquet"
+            sync._write_rows(sync.pa.Table.from_pylist([row], sync.SCHEMA), part)
+            written[0] = number + 1
+            if number % 3 == 2:
+                sync.merge(tmp_path)
+        done.set()
+
+    def look_until_done(look):
+        while not done.is_set():
+            expected = written[0]
+            assert look() >= expected
+
+    looks = [
+        lambda: len(sync.read(tmp_path)),
+        lambda: len(sync.read(tmp_path, ["image_id"])),
+        lambda: len({image_id for piece in sync._pieces(tmp_path, ["image_id"]) for image_id in piece[0].to_pylist()}),
+    ]
+    with ThreadPoolExecutor(len(looks)) as threads:
+        looking = [threads.submit(look_until_done, look) for look in looks]
+        try:
+            write_and_merge()
+        finally:
+            done.set()
+        for each in looking:
+            each.result()
+    assert len(sync.read(tmp_path)) == 120
+
+
+def test_two_that_find_the_same_image_useless_set_it_aside_once(tmp_path, monkeypatch):
+    add_bin(tmp_path / "bucket", "00001", image=undecodable_jpeg())
+    bring(tmp_path / "bucket", tmp_path / "data")
+    reasons = {sync.read(tmp_path / "data").loc[0, "sha256"]: "damaged image: no pixels"}
+    holds = sync._holds
+    monkeypatch.setattr(sync, "_holds", lambda *arguments: (time.sleep(0.2), holds(*arguments))[1])
+    with ThreadPoolExecutor(2) as threads:
+        counts = [done.total() for done in threads.map(lambda _: sync.set_aside(tmp_path / "data", reasons), range(2))]
+    assert sorted(counts) == [0, 1]

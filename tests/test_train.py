@@ -20,12 +20,12 @@ from filelock import FileLock
 from bincount.data import manifest
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.errors import DatasetError, SettingsError, TrainingDiverged, TrainingFailed, WeightsUnavailable
+from bincount.errors import DatasetError, DiskFull, SettingsError, TrainingDiverged, TrainingFailed, WeightsUnavailable
 from bincount.settings import Classes
-from bincount.training import checkpoints, launch, losses, model, train
+from bincount.training import checkpoints, files, launch, losses, model, train
 from bincount.training.debug import Watch
 from bincount.training.distributed import World
-from bincount.training.files import Request, Trained, read_history
+from bincount.training.files import Request, Trained, read_error, read_history
 from bincount.training.launch import train_in_subprocess
 from bincount.training.model import load
 from bincount.training.train import Stopped, epoch_order, fit, learning_rate
@@ -408,6 +408,48 @@ def test_the_trainer_stops_when_its_parent_is_gone(data, tmp_path):
         assert process.wait(timeout=60) == train.STOPPED
     assert Trained.read(tmp_path) is None
     FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of 16 megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs to be allowed to mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("left", [100_000, 0], ids=["room for its error", "no room at all"])
+def test_a_full_disk_ends_the_trainer_with_the_remedy_and_with_space_the_next_goes_on(data, small_disk, left, caplog):
+    caplog.set_level(logging.INFO, logger="bincount")
+    config = QUICK.model_copy(update={"epochs": 12})
+    folder, ballast = small_disk / "run", small_disk / "ballast"
+    folder.mkdir()
+
+    def fill_up(_history):
+        if not ballast.exists():
+            free = os.statvfs(small_disk).f_bavail * 4096
+            ballast.write_bytes(b"0" * (free - left))
+
+    with pytest.raises(DiskFull, match="No space left on device; free some space and run again, nothing is lost"):
+        train_in_subprocess(*data, IMAGES, config, folder, on_epoch=fill_up)
+
+    ballast.unlink()
+    train_in_subprocess(*data, IMAGES, config, folder)
+    assert "resuming after step" in caplog.text
+
+
+def test_a_trainer_that_has_no_room_even_for_its_error_says_so_all_the_same(tmp_path, monkeypatch):
+    def full(*_):
+        raise DiskFull("no room")
+
+    monkeypatch.setattr(files, "write_json", full)
+    files.write_error(tmp_path, DiskFull("no room"), rank=0)
+    assert read_error(tmp_path)["type"] == "DiskFull"
+    assert "free some space and run again" in read_error(tmp_path)["message"]
 
 
 def test_an_error_of_the_trainer_is_raised_here(data, tmp_path):

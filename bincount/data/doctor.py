@@ -27,6 +27,7 @@ from filelock import FileLock
 from bincount import settings
 from bincount.data import manifest, packs, source, splits, sync
 from bincount.data.manifest import Snapshot
+from bincount.disk import written_whole
 from bincount.errors import BincountError, DatasetError, SnapshotNotFound
 from bincount.progress import Progress, track
 
@@ -281,25 +282,20 @@ def _forget(dataset: Path, files: set[str]) -> pd.DataFrame:
             path = dataset / "bins.parquet"
             table = pq.read_table(path)
             kept = table.filter(pc.invert(pc.is_in(table["image_id"], pa.array(damaged["image_id"]))))
-            temporary = dataset / f".{path.name}.{os.getpid()}"
-            with open(temporary, "wb") as file:
-                pq.write_table(kept, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            (dataset / "plan.parquet").unlink(missing_ok=True)  # of a sync that ended; now it would look unfinished
+            with written_whole(path) as temporary:
+                pq.write_table(kept, temporary)
+            for planned in dataset.glob(sync.PLANS):
+                planned.unlink(missing_ok=True)  # of a sync that ended; now it would look unfinished
     return damaged
 
 
 def _sync_is_under_way(dataset: Path) -> bool:
     """Whether a sync was begun that has not ended, and that was at work a moment ago."""
-    planned, parts = dataset / "plan.parquet", dataset / "parts"
-    if not planned.exists():
-        return False
-    ids = pd.read_parquet(planned, columns=["image_id"])["image_id"]
-    has_ended = ids.isin(sync.read(dataset, ["image_id"])["image_id"]).all() and not any(parts.glob("*.parquet"))
-    last = max(path.stat().st_mtime for path in (planned, parts) if path.exists())
-    return not has_ended and last > time.time() - sync.TEMPORARY_SECONDS
+    an_hour_ago = time.time() - sync.TEMPORARY_SECONDS
+    plans = [path for path in dataset.glob(sync.PLANS) if path.stat().st_mtime > an_hour_ago]
+    ids = [pd.read_parquet(path, columns=["image_id"])["image_id"] for path in plans]
+    known = sync.read(dataset, ["image_id"])["image_id"]
+    return bool(plans) and (any((dataset / "parts").glob("*.parquet")) or not pd.concat(ids).isin(known).all())
 
 
 def _problem(kind: str, where: str) -> Problem:

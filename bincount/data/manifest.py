@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 
 from bincount.data import groups, splits
+from bincount.disk import told_when_full, written_whole
 from bincount.errors import DatasetError, SnapshotNotFound
 from bincount.settings import EXTRA, SPLITS, Classes
 
@@ -163,7 +164,7 @@ def digest(manifest: pd.DataFrame, classes: Classes) -> str:
 def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path) -> Snapshot:
     """Write a manifest as a Snapshot under dataset/snapshots, named by its digest; the same one twice is one folder.
 
-    The folder appears whole, by a rename, so that its existence means that it is complete.
+    The folder appears whole, by a rename, so that its existence means that it is complete. Raises DiskFull.
     """
     manifest = manifest[list(COLUMNS)].astype(COLUMNS).sort_values("image_id", ignore_index=True)
     check(manifest)
@@ -171,18 +172,28 @@ def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path)
     folder = dataset / "snapshots" / name
     num_images = int(manifest["split"].isin(SPLITS).sum())
     if not folder.exists():
-        temporary = folder.with_name(f".{name}.{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        manifest.to_parquet(temporary / "manifest.parquet", index=False)
         about = {"digest": name, "num_images": num_images, "classes": classes.model_dump(), "source": source}
-        (temporary / "snapshot.json").write_text(json.dumps(about, indent=2))
-        temporary.rename(folder)
-    pointer = dataset / "snapshots" / f".latest.{os.getpid()}"
-    pointer.write_text(name)
-    pointer.replace(dataset / "snapshots" / "latest")
+        _write(folder, manifest, json.dumps(about, indent=2))
+    with written_whole(dataset / "snapshots" / "latest") as pointer:
+        pointer.write_text(name)
     logger.info("snapshot %s: %d images with a label, %d rows", name[:12], num_images, len(manifest))
     return Snapshot(path=folder, digest=name, num_images=num_images)
+
+
+def _write(folder: Path, manifest: pd.DataFrame, about: str) -> None:
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with told_when_full(folder):
+            temporary.mkdir(parents=True)
+            with written_whole(temporary / "manifest.parquet") as path:
+                manifest.to_parquet(path, index=False)
+            with written_whole(temporary / "snapshot.json") as path:
+                path.write_text(about)
+            temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def open_snapshot(folder: Path) -> Snapshot:

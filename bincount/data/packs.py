@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 from PIL import Image
 
+from bincount import disk
 from bincount.errors import DatasetError
 from bincount.progress import Progress
 from bincount.settings import ImageConfig
@@ -76,8 +77,9 @@ class Pack:
 
     @property
     def _digests(self) -> pa.Array:
-        data = (self.folder / "digests.txt").read_bytes() if len(self) else b""
-        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(DIGEST_LENGTH), len(self), [None, pa.py_buffer(data)])
+        rows = len(self)  # asked once: another process may be appending
+        data = (self.folder / "digests.txt").read_bytes() if rows else b""
+        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(DIGEST_LENGTH), rows, [None, pa.py_buffer(data)])
 
 
 def open_pack(dataset: Path, config: ImageConfig) -> Pack:
@@ -88,7 +90,8 @@ def open_pack(dataset: Path, config: ImageConfig) -> Pack:
 def update(dataset: Path, config: ImageConfig, paths: Sequence[str], digests: Sequence[str]) -> Pack:
     """Decode and append what the pack lacks; paths are relative to the dataset's folder.
 
-    Safe to kill and run again. Raises Undecodable, when all others are packed, for files that are not whole images.
+    Safe to kill and run again, and two at once take turns. Raises Undecodable, when all others are packed, for files
+    that are not whole images, and DiskFull.
     """
     pack = open_pack(dataset, config)
     pack.folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +104,7 @@ def update(dataset: Path, config: ImageConfig, paths: Sequence[str], digests: Se
                 new.setdefault(file_digest, path)
         todo, reasons = list(new.items()), {}
         with (
+            disk.told_when_full(pack.folder),
             open(pack.folder / "images.uint8", "ab") as images,
             open(pack.folder / "digests.txt", "ab") as digest_file,
             ThreadPoolExecutor(os.cpu_count()) as threads,

@@ -5,13 +5,13 @@ of the limit, moves nothing either.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from bincount.disk import written_whole
 from bincount.settings import EXTRA, SPLITS
 
 SHARES = (0.8, 0.1, 0.1)
@@ -73,12 +73,8 @@ def save(dataset: Path, manifest: pd.DataFrame) -> None:
     now = manifest[manifest["split"].notna()].set_index("image_id")["split"]
     earlier = load(dataset)
     every = pd.concat([earlier, now[~now.index.isin(earlier.index)]])
-    temporary = dataset / f".splits.{os.getpid()}"
-    with open(temporary, "wb") as file:
-        every.rename_axis("image_id").reset_index().to_parquet(file, index=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(dataset / "splits.parquet")
+    with written_whole(dataset / "splits.parquet") as temporary:
+        every.rename_axis("image_id").reset_index().to_parquet(temporary, index=False)
 
 
 def _deal(images: pd.DataFrame) -> pd.Series:

@@ -5,13 +5,15 @@ The dataset's folder:
     originals/       the objects, under the source's own keys
     bins.parquet     one row a bin: what was found in them
     parts/           rows of batches that bins.parquet does not hold yet
-    plan.parquet     what the sync under way is to fetch
+    plan-*.parquet   what a sync is to fetch, each its own, by content; its time is that of the last look into it
     growth.json      how many bins the last night was to have, where each takes some more
 
 A row is written after the files that it describes. So a killed run leaves files without rows at most: whole ones, which
 the next run finds and does not fetch again where S3's etag tells their content, and temporary ones, which a later run
 removes. A power failure may leave a row whose file is empty or cut off, since waiting for the disk would take longer
 than the network: a row whose file is gone or has another size is fetched again.
+
+Several may sync one dataset at a time, and others read it; what two of them want may be fetched twice.
 """
 
 import errno
@@ -42,6 +44,7 @@ from PIL import Image
 
 from bincount.data import record, source
 from bincount.data.source import ObjectMissing, ObjectRefused, Source
+from bincount.disk import told_when_full, written_whole
 from bincount.errors import DatasetError, SourceError, SourceUnavailable
 from bincount.settings import DataConfig
 
@@ -56,7 +59,10 @@ REASON_LENGTH = 200
 RECORD_FILE = "originals/metadata/{image_id}.json"  # in the dataset's folder
 MAX_IMAGE_BYTES = 100_000_000  # larger ones are set aside unread: concurrency times this bounds the memory
 
-TEMPORARY = re.compile(r"\..+\.\d+\.\d+")  # names that _temporary makes
+PLANS = "plan*.parquet"
+PLAN_SECONDS = 7 * 86400  # a plan that nobody has looked into for so long is of no use any more
+
+TEMPORARY = re.compile(r"\..+\.\d+\.\d+(\.new)?")  # names that _temporary and written_whole make
 TEMPORARY_SECONDS = 3600  # such a file lives for moments; an older one is a killed process's
 
 SCHEMA = pa.schema(
@@ -139,6 +145,7 @@ class Plan:
 
     def batch(self, number: int) -> pd.DataFrame:
         """One batch, with the columns image_id, image_tag and record_tag."""
+        os.utime(self.path)
         return pq.ParquetFile(self.path).read_row_group(number).to_pandas()
 
 
@@ -148,6 +155,8 @@ def plan(dataset: Path, opened: Source, config: DataConfig) -> Plan:
     What was set aside comes again only when its object has changed, or when the settings say so; what was refused comes
     again each time, since a permission that is given shows in no listing. Raises DatasetError, before anything is
     fetched, when there is no space for it.
+
+    Who plans the same at the same time has the same plan, and who plans something else leaves it alone.
     """
     listing = opened.list_bins()
     wanted = _wanted(listing, config)
@@ -157,7 +166,7 @@ def plan(dataset: Path, opened: Source, config: DataConfig) -> Plan:
     logger.info("%s: %d bins listed, %d wanted, %d to fetch", opened.url, len(listing), len(wanted), len(new))
     dataset.mkdir(parents=True, exist_ok=True)
     _check_space(dataset, new)
-    path = dataset / "plan.parquet"
+    path = dataset / f"plan-{_digest(new)}.parquet"
     _write_rows(pa.Table.from_pandas(new, preserve_index=False), path, row_group_size=BATCH)
     return Plan(path=path, num_listed=len(listing), num_wanted=len(wanted), num_new=len(new))
 
@@ -168,10 +177,15 @@ def grow(dataset: Path, by: int, night: str) -> int:
     night names it. The same night asked again gets the same answer, so that one that was interrupted takes no more.
     """
     path = dataset / "growth.json"
-    last = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        last = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # what a power failure has emptied says nothing of a last night
+        last = {}
     if last.get("night") != night:
         last = {"night": night, "limit": len(read(dataset, ["image_id"])) + by}
-        _write_file(path, json.dumps(last).encode())
+        dataset.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(last))
     return last["limit"]
 
 
@@ -184,8 +198,8 @@ def fetch(dataset: Path, opened: Source, batch: pd.DataFrame, config: DataConfig
     began = time.monotonic()
     parts = dataset / "parts"
     parts.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(batch.to_csv(index=False).encode()).hexdigest()[:16]
-    earlier = [row for part in parts.glob(f"*-{name}.parquet") for row in pq.read_table(part).to_pylist()]
+    name = _digest(batch)
+    earlier = [row for part in _read_parts(dataset, name=name) for row in part.to_pylist()]
     todo = batch[~batch["image_id"].isin([row["image_id"] for row in earlier])]
     results = _fetch_bins(dataset, opened, todo, config)
     rows = [row for row in results if isinstance(row, dict)]
@@ -217,11 +231,11 @@ def merge(dataset: Path) -> pd.DataFrame:
 def read(dataset: Path, columns: list[str] | None = None) -> pd.DataFrame:
     """The rows of a dataset, unmerged parts included, sorted by image_id; empty when nothing was fetched yet.
 
-    Of columns, if given, image_id is to be one.
+    Of columns, if given, image_id is to be one. Others may fetch and merge meanwhile.
     """
+    parts = _read_parts(dataset, columns)
     whole = dataset / "bins.parquet"
-    files = ([whole] if whole.exists() else []) + sorted((dataset / "parts").glob("*.parquet"))
-    tables = [pq.read_table(file, columns=columns, schema=SCHEMA) for file in files]  # older files lack columns
+    tables = ([_read_rows(whole, columns)] if whole.exists() else []) + parts
     fields = [SCHEMA.field(name) for name in columns] if columns else SCHEMA
     table = pa.concat_tables(tables) if tables else pa.schema(fields).empty_table()
     rows = table.to_pandas(types_mapper=_pandas_type)
@@ -241,25 +255,26 @@ def set_aside(dataset: Path, reasons: dict[str, str]) -> Counter:
     reasons has them by the SHA-256 of the image file. As with what never was good, the row keeps the reason, and the
     files go. Raises DatasetError, and leaves everything, for a file that is not what was fetched.
     """
-    rows = read(dataset)
-    useless = rows[rows["sha256"].isin(list(reasons)) & (rows["status"] == "ok")]
-    aside = []
-    for row in useless.itertuples(index=False):
-        if not _holds(dataset / row.path, row.sha256):
-            raise DatasetError(
-                f"{dataset / row.path} is not what was fetched; `bincount doctor --fix` removes it, and then "
-                "`bincount prepare` fetches it again"
-            )
-        tags = {"image_tag": _or_none(row.image_tag), "record_tag": _or_none(row.record_tag)}
-        reason = reasons[row.sha256][:REASON_LENGTH]
-        aside.append({"image_id": row.image_id, **tags, "status": "set_aside", "reason": reason})
-    if aside:
-        (dataset / "parts").mkdir(exist_ok=True)
-        _write_rows(pa.Table.from_pylist(aside, SCHEMA), dataset / "parts" / f"{time.time_ns():020d}-aside.parquet")
-    for row in useless.itertuples(index=False):
-        (dataset / row.path).unlink(missing_ok=True)
-        (dataset / RECORD_FILE.format(image_id=row.image_id)).unlink(missing_ok=True)
-    return Counter(kind(row["reason"]) for row in aside)
+    with FileLock(dataset / ".lock"):  # another that finds the same would miss the files
+        rows = read(dataset)
+        useless = rows[rows["sha256"].isin(list(reasons)) & (rows["status"] == "ok")]
+        aside = []
+        for row in useless.itertuples(index=False):
+            if not _holds(dataset / row.path, row.sha256):
+                raise DatasetError(
+                    f"{dataset / row.path} is not what was fetched; `bincount doctor --fix` removes it, and then "
+                    "`bincount prepare` fetches it again"
+                )
+            tags = {"image_tag": _or_none(row.image_tag), "record_tag": _or_none(row.record_tag)}
+            reason = reasons[row.sha256][:REASON_LENGTH]
+            aside.append({"image_id": row.image_id, **tags, "status": "set_aside", "reason": reason})
+        if aside:
+            (dataset / "parts").mkdir(exist_ok=True)
+            _write_rows(pa.Table.from_pylist(aside, SCHEMA), dataset / "parts" / f"{time.time_ns():020d}-aside.parquet")
+        for row in useless.itertuples(index=False):
+            (dataset / row.path).unlink(missing_ok=True)
+            (dataset / RECORD_FILE.format(image_id=row.image_id)).unlink(missing_ok=True)
+        return Counter(kind(row["reason"]) for row in aside)
 
 
 def _holds(path: Path, sha256: str) -> bool:
@@ -331,12 +346,27 @@ def _unchanged(dataset: Path, wanted: pd.DataFrame, files: pa.Table, retry_set_a
 
 def _pieces(dataset: Path, columns: list[str]) -> Iterator[pa.Table]:
     """Rows in the order in which they were written: of two for one bin the later counts."""
+    parts = _read_parts(dataset, columns)
     if (dataset / "bins.parquet").exists():
         for batch in pq.ParquetFile(dataset / "bins.parquet").iter_batches(ROWS_IN_PIECE, columns=columns):
             yield pa.Table.from_batches([batch])
-    parts = [pq.read_table(file, columns=columns) for file in sorted((dataset / "parts").glob("*.parquet"))]
     if parts:
         yield pa.concat_tables(parts).combine_chunks()
+
+
+def _read_parts(dataset: Path, columns: list[str] | None = None, name: str = "") -> list[pa.Table]:
+    """The parts, or those of one batch, in the order in which they were written.
+
+    To be read before bins.parquet: what a merge has taken away by then is in there.
+    """
+    while True:
+        with suppress(FileNotFoundError):  # there was a merge after the look; look again
+            return [_read_rows(file, columns) for file in sorted((dataset / "parts").glob(f"*{name}.parquet"))]
+
+
+def _read_rows(path: Path, columns: list[str] | None) -> pa.Table:
+    with open(path, "rb") as file:  # once: by its path it is opened several times, and may be replaced between two
+        return pq.read_table(file, columns=columns, schema=SCHEMA)  # older files lack columns
 
 
 def _wanted(listing: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
@@ -473,19 +503,18 @@ def _get(dataset: Path, opened: Source, key: str, tag: str, arrived: dict[str, b
 
 
 def _write_file(path: Path, data: bytes) -> None:
-    temporary = _temporary(path)
+    temporary = _temporary(path)  # not written_whole: waiting for the disk would take longer than the network
     try:
-        try:
-            _create(temporary, data)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _create(temporary, data)
-        temporary.replace(path)
-    except OSError as error:
+        with told_when_full(path):
+            try:
+                _create(temporary, data)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _create(temporary, data)
+            temporary.replace(path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        raise DatasetError(
-            f"cannot write {path}: {error.strerror}; free some space and run again, nothing is lost"
-        ) from error
+        raise
 
 
 def _create(path: Path, data: bytes) -> None:
@@ -495,24 +524,34 @@ def _create(path: Path, data: bytes) -> None:
 
 
 def _write_rows(table: pa.Table, path: Path, row_group_size: int | None = None) -> None:
-    temporary = _temporary(path)
-    with open(temporary, "wb") as file:
-        pq.write_table(table, file, row_group_size)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        pq.write_table(table, temporary, row_group_size)
 
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
 
 
+def _digest(bins: pd.DataFrame) -> str:
+    sha = hashlib.sha256()
+    for start in range(0, len(bins), ROWS_IN_PIECE):
+        sha.update(pd.util.hash_pandas_object(bins[start : start + ROWS_IN_PIECE], index=False).to_numpy())
+    return sha.hexdigest()[:16]
+
+
 def _remove_leftovers(dataset: Path, files: pa.Table) -> None:
-    """Delete what killed processes were writing; a younger file may be a live one's, here or on another host."""
+    """Delete what killed processes were writing, and plans that nobody is at work on any more.
+
+    A younger file may be a live one's, here or on another host.
+    """
     hidden = files["path"].filter(pc.match_substring(files["path"], "/.")).to_pylist()
     for path in [*dataset.glob(".*"), *(dataset / "parts").glob(".*"), *(dataset / file for file in hidden)]:
         with suppress(FileNotFoundError):  # another sync was quicker
             if TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < time.time() - TEMPORARY_SECONDS:
+                path.unlink()
+    for path in dataset.glob(PLANS):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - PLAN_SECONDS:
                 path.unlink()
 
 

@@ -10,13 +10,14 @@ import pandas as pd
 from bincount.data import sync
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
+from bincount.disk import written_whole
 from bincount.errors import DatasetError
 from bincount.evaluation import bootstrap, slices
 from bincount.evaluation.bootstrap import Interval
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
 from bincount.evaluation.predict import probabilities
 from bincount.settings import Classes
-from bincount.training.files import write_json, written_whole
+from bincount.training.files import write_json
 from bincount.training.model import load
 from bincount.training.train import choose_device
 

@@ -1,8 +1,8 @@
-"""The folder of one training, and how files in it are written.
+"""The folder of one training.
 
     .lock           held by the trainer at work
     request.json    what to train, for the trainer's process
-    error-RANK.json why a process of the trainer gave up, when it can say so
+    error-RANK.json why a process of the trainer gave up, when it can say so; empty where the disk is full
     checkpoint-*.pt weights, optimizer and position, to resume from; gone when the training has finished
     history.json    a record for each epoch so far
     model/          the weights of the epoch that is kept, and how to use them
@@ -14,12 +14,12 @@ The folder is named by its inputs, so all that it holds belongs to the same trai
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bincount import disk
+from bincount.disk import written_whole
+from bincount.errors import DiskFull
 from bincount.settings import ImageConfig, Settings, TrainConfig
 
 
@@ -82,11 +82,22 @@ def read_history(folder: Path) -> list[dict]:
 def read_error(folder: Path) -> dict[str, str] | None:
     """The type and the message of the error that ended the training, as one of its processes left it."""
     path = next(iter(sorted(folder.glob("error*.json"))), None)
-    return json.loads(path.read_text()) if path else None
+    if path is None:
+        return None
+    text = path.read_text()
+    return json.loads(text) if text else _described(disk.full(folder))
 
 
 def write_error(folder: Path, error: Exception, rank: int) -> None:
-    write_json(folder / f"error-{rank}.json", {"type": type(error).__name__, "message": str(error)})
+    path = folder / f"error-{rank}.json"
+    try:
+        write_json(path, _described(error))
+    except DiskFull:
+        path.touch()  # no words, which takes no room and says enough
+
+
+def _described(error: Exception) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": str(error)}
 
 
 def remove_errors(folder: Path) -> None:
@@ -110,16 +121,6 @@ def model_digest(checkpoint: Path) -> str:
     """What tells one way of answering from another: the SHA-256 of the weights and of how they are used."""
     spec = (checkpoint / "model.json").read_bytes()
     return hashlib.sha256(weights_digest(checkpoint).encode() + spec).hexdigest()
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; it becomes path when all went well, so that path is never half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    yield temporary
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_json(path: Path, content: dict | list) -> None:

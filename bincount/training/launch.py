@@ -16,9 +16,10 @@ from pathlib import Path
 from bincount import errors
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
+from bincount.disk import written_whole
 from bincount.errors import SettingsError, TrainingFailed
 from bincount.settings import ImageConfig, LaunchConfig, TrainConfig
-from bincount.training.files import Request, Trained, read_error, read_history, remove_errors, written_whole
+from bincount.training.files import Request, Trained, read_error, read_history, remove_errors
 
 logger = logging.getLogger("bincount.training")
 

@@ -17,11 +17,11 @@ import torchvision
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from bincount.disk import written_whole
 from bincount.errors import ModelNotFound, SettingsError, WeightsUnavailable
 from bincount.settings import Classes, ImageConfig, Settings, TrainConfig
 from bincount.training.augment import center_crop, normalize
 from bincount.training.device import is_out_of_memory
-from bincount.training.files import written_whole
 
 HIDDEN_UNITS = 256
 INFERENCE_BATCH = 128

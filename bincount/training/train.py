@@ -24,6 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from bincount import disk
 from bincount.data import balance
 from bincount.data.manifest import Snapshot, open_snapshot
 from bincount.data.packs import Pack
@@ -610,7 +611,8 @@ def main() -> None:
         return  # torchrun starts all again when one has ended with an error; this one would end alike
     pack = Pack(request.pack, request.images.image_size)
     try:
-        fit(open_snapshot(request.snapshot), pack, request.images, request.training, request.folder, stop=stop)
+        with disk.told_when_full(request.folder):
+            fit(open_snapshot(request.snapshot), pack, request.images, request.training, request.folder, stop=stop)
     except Stopped:
         sys.exit(0 if distributed.started_by_torchrun() else STOPPED)
     except BincountError as error:

@@ -1,0 +1,55 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from bincount import disk
+from bincount.errors import DatasetError, DiskFull
+
+
+def test_what_goes_wrong_while_a_file_is_written_leaves_the_one_before_and_no_other(tmp_path):
+    path = tmp_path / "result.json"
+    with disk.written_whole(path) as temporary:
+        temporary.write_text("whole")
+    with pytest.raises(UnicodeEncodeError), disk.written_whole(path) as temporary:
+        temporary.write_text("half \ud800")
+    assert path.read_text() == "whole"
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def write_to_full_device(path):
+    path.symlink_to("/dev/full")
+    path.write_text("rows")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_an_error_with_the_remedy(tmp_path):
+    remedy = r"cannot write .*/table: No space left on device; free some space and run again, nothing is lost"
+    with pytest.raises(DiskFull, match=remedy), disk.written_whole(tmp_path / "table") as temporary:
+        write_to_full_device(temporary)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        Exception(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),  # as safetensors says it
+    ],
+    ids=["quota", "safetensors"],
+)
+def test_there_are_several_ways_of_saying_that_a_disk_is_full(tmp_path, error):
+    with pytest.raises(DiskFull, match="free some space and run again"), disk.told_when_full(tmp_path):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, "Permission denied"), DatasetError("No space left on device, it says")]
+)
+def test_other_errors_stay_as_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as caught, disk.told_when_full(tmp_path):
+        raise error
+    assert caught.value is error
