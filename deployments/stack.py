@@ -25,7 +25,7 @@ from sqlalchemy.exc import ArgumentError
 
 from bincount import services
 from bincount.errors import BincountError, ServiceUnavailable, SettingsError
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Settings, Workspace
+from bincount.settings import DEFAULT_WORKSPACE, Settings, Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(sys.executable).parent
@@ -40,7 +40,10 @@ class StackConfig(Settings):
     prefect_port: int = Field(4200, ge=1, le=65535, description="loopback port of the Prefect server")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="loopback port of the MLflow server")
     workspace: Path = Field(DEFAULT_WORKSPACE, description="folder that holds everything")
-    source: str = Field(DataConfig().source, description="where nights look for images: s3://NAME, or a folder")
+    source: str = Field(
+        "",
+        description="where nights look for images: s3://NAME, or a folder [default: as before, or the public bucket]",
+    )
     database: str = Field(
         "", description="postgresql://USER:PASSWORD@HOST:PORT/NAME for NAME_prefect and NAME_mlflow [default: SQLite]"
     )
@@ -53,7 +56,7 @@ class StackConfig(Settings):
     @field_validator("source")
     @classmethod
     def _address(cls, source: str) -> str:
-        return source if "://" in source else str(Path(source).expanduser().resolve())
+        return source if not source or "://" in source else str(Path(source).expanduser().resolve())
 
     @field_validator("database")
     @classmethod
@@ -112,9 +115,10 @@ class StackConfig(Settings):
             # As a run without server has it, so that the server shows those runs too.
             "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self.workspace / 'mlflow.db'}",
             "MLFLOW_ARTIFACTS_DESTINATION": str(places.artifacts),
-            "BINCOUNT_SOURCE": self.source,
             "BINCOUNT_WORKSPACE": str(self.workspace),
         }
+        if self.source:  # else the deployments keep theirs
+            told["BINCOUNT_SOURCE"] = self.source
         if self.database:
             urls = self.databases()
             told["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = _for_asyncpg(urls["prefect"])

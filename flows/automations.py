@@ -1,4 +1,7 @@
-"""What the Prefect server does by itself while nobody watches: it notices dead runs, and starts crashed ones again."""
+"""What the Prefect server does by itself while nobody watches: it notices dead runs, and starts them again.
+
+It knows our runs by their tag, since other projects on the same server have flows and deployments of the same names.
+"""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -9,28 +12,33 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
 
 PREFIX = "bincount: "  # of the names of all automations that are made here
-FLOWS = ("retrain", "run", "sync", "prepare", "train", "evaluate", "promote", "compare")
-RETRIED = ("nightly", "train*")  # deployments
+TAG = "bincount"  # of our deployments, thus of their runs, and of the runs that our commands start
+OURS = {"prefect.resource.id": f"prefect.tag.{TAG}"}
+DEPLOYED = {"prefect.resource.role": "deployment"}  # else no worker would start the run again
 ENDS = ("Completed", "Skipped", "Failed", "TimedOut", "Cancelled", "Crashed")
 HEARTBEAT_SECONDS = 30  # the shortest that Prefect allows
 ZOMBIE_SECONDS = 300  # without a heartbeat, until a run counts as dead: a restart of the server may take so long
 MAX_STARTS = 3  # of one run, crashes included
-RETRY_SECONDS = 60
+RETRY_SECONDS = 120  # a worker tells of a crash twice, the second time when it has imported the flow
 NOT_STARTED = "Failed to submit flow run*"
 
 
 def of_runs(zombie_seconds: float = ZOMBIE_SECONDS, retry_seconds: float = RETRY_SECONDS) -> list[AutomationCore]:
-    """The automations that end dead runs and start crashed ones again."""
+    """The automations that end dead runs, and start crashed ones again.
+
+    There are two, and should be no third that counts the events of runs: on SQLite the server gives an event up after
+    four tries at a locked database, and of three runs that died together one or two were then not started again.
+    """
     heartbeat = "prefect.flow-run.heartbeat"
     ends = {f"prefect.flow-run.{name}" for name in ENDS}
     zombies = AutomationCore(
         name=f"{PREFIX}runs without a heartbeat have crashed",
-        description="Its process or machine is gone. Frees the slot of the deployment; flows of other names are left.",
+        description="Its process or machine is gone. Frees the slot of the deployment; runs without our tag are left.",
         trigger=EventTrigger(
             after={heartbeat},
             expect={heartbeat, *ends},
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related={"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)},
+            match_related=OURS,
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -57,7 +65,7 @@ def of_runs(zombie_seconds: float = ZOMBIE_SECONDS, retry_seconds: float = RETRY
                 "prefect.run-count": [str(count) for count in range(1, MAX_STARTS)],
                 "prefect.state-message": f"!{NOT_STARTED}",
             },
-            match_related={"prefect.resource.role": "deployment", "prefect.resource.name": list(RETRIED)},
+            match_related=[OURS, DEPLOYED],
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 import pandas as pd
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -26,6 +27,7 @@ from flows import automations
 from flows.automations import HEARTBEAT_SECONDS, RETRY_SECONDS, ZOMBIE_SECONDS
 
 PREFECT_FILE = Path("deployments/prefect.yaml")
+NIGHTLY = "retrain/nightly"  # deployment
 FLOW_ENVIRONMENT = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     "PREFECT_LOGGING_EXTRA_LOGGERS": "bincount",
@@ -34,12 +36,12 @@ FLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
 }
-OF_THE_MOMENT = {"id", "created", "updated", "updated_by", "created_by", "last_polled", "status", "schedules"}
+OF_THE_MOMENT = {"id", "created", "updated", "updated_by", "created_by", "last_polled", "status", "schedules", "paused"}
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one thing on the server: created, updated or there already."""
+    """What became of one thing on the server: created, updated or there already; and whether it stays paused."""
 
     kind: str
     name: str
@@ -55,8 +57,9 @@ def bootstrap(
     """Make what the project needs on the server that PREFECT_API_URL names, and put right what differs.
 
     gpu_template is a base job template for Kubernetes, as `prefect work-pool create --base-job-template` takes it;
-    without one the pool gpu is of processes, or stays as it is. What has other names is left alone. Run it from the
-    project's root. Raises ServiceUnavailable within seconds where no server answers.
+    without one the pool gpu is of processes, or stays as it is. What has other names is left alone, and a schedule that
+    somebody paused stays paused. Run it from the project's root. Raises ServiceUnavailable within seconds where no
+    server answers.
     """
     if zombie_seconds < 3 * HEARTBEAT_SECONDS:
         raise SettingsError(
@@ -73,7 +76,8 @@ def bootstrap(
         for wanted in automations.of_runs(zombie_seconds, retry_seconds):
             changes.append(Change("automation", wanted.name, automations.ensure(client, wanted)))
         before = _fingerprints(client)
-        _deploy(prefect_file)
+        _deploy(prefect_file, _environment(nightly_parameters(client)))
+        _pause(client, {deployment_id for deployment_id, definition in before.items() if definition["paused"]})
         after = _fingerprints(client)
     return changes + [Change("deployment", name, what) for name, what in _compare(before, after)]
 
@@ -98,6 +102,21 @@ def deployed(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
     while page := client.read_deployments(limit=200, offset=offset):
         yield from page
         offset += len(page)
+
+
+def nightly_parameters(client: SyncPrefectClient) -> dict:
+    """What the deployed night is told; empty where there is none."""
+    try:
+        return client.read_deployment_by_name(NIGHTLY).parameters
+    except ObjectNotFound:
+        return {}
+
+
+def is_paused(deployment: DeploymentResponse) -> bool:
+    """Whether it has a schedule by which no run comes."""
+    return bool(deployment.schedules) and (
+        deployment.paused or not any(schedule.active for schedule in deployment.schedules)
+    )
 
 
 def _ensure_pool(client: SyncPrefectClient, name: str, template_file: Path | None = None) -> str:
@@ -144,16 +163,23 @@ def _read_template(path: Path) -> dict:
         raise SettingsError(f"{path} cannot be read as a base job template ({error}); correct --gpu-template") from None
 
 
-def _deploy(prefect_file: Path) -> None:
-    """What the file leaves to the environment has the defaults of the settings."""
-    workspace = Workspace(root=Path(os.environ.get("BINCOUNT_WORKSPACE") or Workspace().root).resolve())
-    defaults = {
-        "BINCOUNT_SOURCE": DataConfig().source,
-        "BINCOUNT_WORKSPACE": str(workspace.root),
-        "MLFLOW_TRACKING_URI": workspace.tracking_uri(RegistryConfig()),
+def _environment(deployed_already: Mapping) -> dict[str, str]:
+    """What the file takes from the environment: what is not there stays as it is deployed, or has the defaults."""
+    given = {name: value for name, value in os.environ.items() if value}
+    source = (deployed_already.get("data") or {}).get("source")
+    root, uri = deployed_already.get("workspace"), (deployed_already.get("registry") or {}).get("tracking_uri")
+    if root and uri == Workspace(root=root).tracking_uri(RegistryConfig()):
+        uri = None  # which goes along where the workspace goes
+    if "BINCOUNT_WORKSPACE" in given or not root:
+        root = Path(given.get("BINCOUNT_WORKSPACE") or Workspace().root).resolve()
+    kept = {
+        "BINCOUNT_SOURCE": source or DataConfig().source,
+        "MLFLOW_TRACKING_URI": uri or Workspace(root=root).tracking_uri(RegistryConfig()),
     }
-    environment = {**defaults, **{name: value for name, value in os.environ.items() if value}}
-    environment["PREFECT_API_URL"] = get_current_settings().api.url
+    return {**kept, **given, "BINCOUNT_WORKSPACE": str(root), "PREFECT_API_URL": get_current_settings().api.url}
+
+
+def _deploy(prefect_file: Path, environment: Mapping[str, str]) -> None:
     command = [sys.executable, "-m", "prefect", "deploy", "--all", "--prefect-file", str(prefect_file), "--no-prompt"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -161,25 +187,34 @@ def _deploy(prefect_file: Path) -> None:
         raise SettingsError(f"`prefect deploy` failed; correct {prefect_file}\n{said}")
 
 
-def _fingerprints(client: SyncPrefectClient) -> dict[str, dict]:
+def _pause(client: SyncPrefectClient, deployment_ids: Iterable[UUID]) -> None:
+    """Stop the schedules again that deploying has started."""
+    for deployment_id in deployment_ids:
+        deployment = client.read_deployment(deployment_id)
+        if not is_paused(deployment):
+            for schedule in deployment.schedules:
+                client.update_deployment_schedule(deployment_id, schedule.id, active=False)
+
+
+def _fingerprints(client: SyncPrefectClient) -> dict[UUID, dict]:
     """All of each deployment that is its definition."""
     found = {}
     for deployment in deployed(client):
         definition = deployment.model_dump(mode="json", exclude={*OF_THE_MOMENT, "global_concurrency_limit"})
         limit = deployment.global_concurrency_limit
-        found[deployment.name] = definition | {
+        found[deployment.id] = definition | {
             "limit": limit.limit if limit else None,
-            "schedules": [(schedule.schedule.model_dump(), schedule.active) for schedule in deployment.schedules],
+            "schedules": [schedule.schedule.model_dump() for schedule in deployment.schedules],
+            "paused": is_paused(deployment),
         }
     return found
 
 
-def _compare(before: Mapping[str, dict], after: Mapping[str, dict]) -> Iterable[tuple[str, str]]:
-    for name, definition in after.items():
-        if name not in before:
-            yield name, "created"
-        else:
-            yield name, "there already" if definition == before[name] else "updated"
+def _compare(before: Mapping[UUID, dict], after: Mapping[UUID, dict]) -> Iterable[tuple[str, str]]:
+    for deployment_id, definition in after.items():
+        what = "there already" if definition == before.get(deployment_id) else "updated"
+        what = what if deployment_id in before else "created"
+        yield definition["name"], f"{what}, and stays paused" if definition["paused"] else what
 
 
 def table(changes: Iterable[Change]) -> pd.DataFrame:

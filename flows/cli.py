@@ -1,7 +1,9 @@
 """The command line. Heavy imports wait for the command that needs them, so that --help is quick."""
 
+import functools
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,9 +51,26 @@ Model = Annotated[
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], Parameter(help="where to compute")]
 BySplit = Annotated[bool, Parameter(negative="", help="put train, val and test above the classes")]
+DEFAULT_PREFECT_FILE = Path("deployments/prefect.yaml")
+
+
+def _tagged(command: Callable[..., None]) -> Callable[..., None]:
+    """The flow runs that a command starts have our tag, by which automations and `doctor --services` know them."""
+
+    @functools.wraps(command)
+    def run_tagged(*arguments: object, **settings: object) -> None:
+        from prefect import tags
+
+        from flows.automations import TAG
+
+        with tags(TAG):
+            command(*arguments, **settings)
+
+    return run_tagged
 
 
 @app.command(sort_key=1)
+@_tagged
 def run(
     *,
     data: Data = DataConfig(),
@@ -77,6 +96,7 @@ def run(
 
 
 @app.command(sort_key=1.5)
+@_tagged
 def retrain(
     *,
     data: Data = DataConfig(),
@@ -104,6 +124,7 @@ def retrain(
 
 
 @app.command(sort_key=2)
+@_tagged
 def prepare(
     *,
     data: Data = DataConfig(),
@@ -120,6 +141,7 @@ def prepare(
 
 
 @app.command(sort_key=3)
+@_tagged
 def train(
     *,
     data: Data = DataConfig(),
@@ -142,6 +164,7 @@ def train(
 
 
 @app.command(sort_key=4)
+@_tagged
 def evaluate(
     model: Model = "champion",
     *,
@@ -200,6 +223,7 @@ def models(
 
 
 @app.command(sort_key=7)
+@_tagged
 def compare(
     first: Annotated[str, Parameter(help="champion, challenger, or a version's number")],
     second: Annotated[str, Parameter(help="the same")],
@@ -231,6 +255,7 @@ def compare(
 
 
 @app.command(sort_key=8)
+@_tagged
 def promote(
     model: Annotated[str, Parameter(help="challenger, or a version's number")] = "challenger",
     *,
@@ -297,16 +322,18 @@ def doctor(
     fix: Annotated[
         bool, Parameter(negative="", help="remove damaged bins, stray files and leftovers; not beside a prepare")
     ] = False,
+    prefect_file: Annotated[Path, Parameter(help="the deployments, for --services --fix")] = DEFAULT_PREFECT_FILE,
     registry: Registry = RegistryConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """List what is set aside, and check the prepared dataset against itself; ends with 1 when there are problems.
 
     What --fix removes is fetched again by the next prepare. It never touches snapshots and splits. With --services it
-    sets up again what `bincount bootstrap` does, ends runs whose process is gone, and frees their slots.
+    sets up again what `bincount bootstrap` does, lets a paused night go on, ends runs whose process is gone, and frees
+    their slots.
     """
     if services:
-        _examine_services(registry, workspace, fix)
+        _examine_services(registry, workspace, prefect_file, fix)
         return
     from bincount.data.doctor import diagnose, mend
     from flows import summary
@@ -405,7 +432,7 @@ def gc(
 @app.command(sort_key=15)
 def bootstrap(
     *,
-    prefect_file: Annotated[Path, Parameter(help="the deployments")] = Path("deployments/prefect.yaml"),
+    prefect_file: Annotated[Path, Parameter(help="the deployments")] = DEFAULT_PREFECT_FILE,
     gpu_template: Annotated[
         Path | None, Parameter(help="job template of a Kubernetes cluster for the pool gpu [default: processes]")
     ] = None,
@@ -415,7 +442,9 @@ def bootstrap(
 ) -> None:
     """Set up the Prefect server that PREFECT_API_URL names: work pools, automations and deployments.
 
-    Run again, it puts right what differs. What has other names is left alone.
+    Run again, it puts right what differs. What has other names is left alone, and a paused night stays paused.
+    BINCOUNT_SOURCE, BINCOUNT_WORKSPACE and MLFLOW_TRACKING_URI say where nights find images and keep models; what is
+    not set stays as it is deployed.
     """
     from flows import bootstrap as setup
     from flows import summary
@@ -485,10 +514,10 @@ def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:
     )
 
 
-def _examine_services(registry: RegistryConfig, workspace: Path, fix: bool) -> None:
+def _examine_services(registry: RegistryConfig, workspace: Path, prefect_file: Path, fix: bool) -> None:
     from flows import health, summary
 
-    findings = (health.mend if fix else health.examine)(Workspace(root=workspace), registry)
+    findings = (health.mend if fix else health.examine)(Workspace(root=workspace), registry, prefect_file)
     summary.show({"Services": health.table(findings)})
     if problems := health.remedies(findings):
         print("What to do", *problems, sep="\n- ")

@@ -20,13 +20,12 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
-    FlowFilter,
-    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
+    FlowRunFilterTags,
     WorkPoolFilter,
     WorkPoolFilterName,
 )
@@ -43,18 +42,29 @@ from bincount.errors import BincountError, ModelNotFound, ServiceUnavailable
 from bincount.registry import Registry, open_existing
 from bincount.settings import RegistryConfig, Workspace
 from flows import automations
-from flows.automations import FLOWS, ZOMBIE_SECONDS
-from flows.bootstrap import FLOW_ENVIRONMENT, PREFECT_FILE, bootstrap, connect, deployed, environment_of
+from flows.automations import TAG, ZOMBIE_SECONDS
+from flows.bootstrap import (
+    FLOW_ENVIRONMENT,
+    NIGHTLY,
+    PREFECT_FILE,
+    bootstrap,
+    connect,
+    deployed,
+    environment_of,
+    is_paused,
+    nightly_parameters,
+)
 
-NIGHTLY = "nightly"  # deployment
 DISTRIBUTION = "bincount-pipeline"
 LEASES_ON_DISK = "prefect.server.concurrency.lease_storage.filesystem"
 HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 SET_UP = "`bincount bootstrap`, or --fix"
-PENDING_SECONDS = 1800  # a cluster may take so long to start a run
 # without a sign of life, until a training counts as dead: where its folder is here and no trainer at work in it, and
 # where it is not
 QUIET_SECONDS, QUIET_ELSEWHERE_SECONDS = 3600, 86400
+# for an image, or a machine, to be there; longer than deployments/kubernetes/job-template.json gives a pod, of which a
+# worker that lives tells more
+PENDING_SECONDS = 2400
 SETTLE_SECONDS = 30  # the scheduler looks for new deployments every five
 
 
@@ -76,16 +86,20 @@ def examine(workspace: Workspace, registry: RegistryConfig, prefect_file: Path =
             findings += _examine_prefect(client, prefect_file)
             workspace, registry = _as_deployed(client, workspace, registry)
     except ServiceUnavailable as error:
-        findings.append(_away("Prefect server", error))
+        findings.append(_of_error("Prefect server", error))
     return findings + list(_examine_mlflow(workspace, registry))
 
 
 def mend(workspace: Workspace, registry: RegistryConfig, prefect_file: Path = PREFECT_FILE) -> list[Finding]:
-    """Repair what can be repaired, and look again."""
+    """Repair what can be repaired, and look again; why a repair failed is a finding too, and the others go on."""
     problems = [finding for finding in examine(workspace, registry, prefect_file) if finding.remedy]
+    failed = []
     for repair in dict.fromkeys(problem.repair for problem in problems if problem.repair):
-        repair()
-    return examine(workspace, registry, prefect_file)
+        try:
+            repair()
+        except BincountError as error:
+            failed.append(_of_error("repair", error))
+    return examine(workspace, registry, prefect_file) + failed
 
 
 def _examine_prefect(client: SyncPrefectClient, prefect_file: Path) -> Iterator[Finding]:
@@ -103,7 +117,7 @@ def _examine_prefect(client: SyncPrefectClient, prefect_file: Path) -> Iterator[
     window = _window(client)
     # one and the same object, so that it is done once
     set_up = functools.partial(bootstrap, prefect_file, zombie_seconds=window)
-    deployments = list(deployed(client))
+    deployments = [deployment for deployment in deployed(client) if TAG in deployment.tags]
     yield from _automations(client, set_up)
     yield from _pools(client, deployments, window, set_up)
     yield _next_night(client, deployments, set_up)
@@ -132,7 +146,7 @@ def _pin(name: str) -> Requirement:
     return next(requirement for requirement in needed if requirement.name == name)
 
 
-def _away(what: str, error: BincountError) -> Finding:
+def _of_error(what: str, error: BincountError) -> Finding:
     said, _, remedy = str(error).rpartition("; ")
     return Finding(what, said, remedy)
 
@@ -203,13 +217,15 @@ def _has_work(client: SyncPrefectClient, pool: str, deployments: Iterable[Deploy
 def _next_night(
     client: SyncPrefectClient, deployments: Iterable[DeploymentResponse], set_up: Callable[[], object]
 ) -> Finding:
-    nightly = next((deployment for deployment in deployments if deployment.name == NIGHTLY), None)
+    nightly = next((deployment for deployment in deployments if deployment.name == "nightly"), None)
     if nightly is None:
         return Finding("next night", "there is no deployment nightly", SET_UP, set_up)
+    if is_paused(nightly):
+        remedy = f"`prefect deployment schedule resume {NIGHTLY} --all`, or --fix"
+        return Finding("next night", "its schedule is paused", remedy, functools.partial(_resume_nights, nightly.id))
     schedules = [each.schedule for each in nightly.schedules if each.active]
-    if nightly.paused or not schedules:
-        remedy = f"`prefect deployment schedule resume {NIGHTLY}`, or --fix"
-        return Finding("next night", "its schedule is paused" if nightly.schedules else "no schedule", remedy, set_up)
+    if not schedules:
+        return Finding("next night", "no schedule", SET_UP, set_up)
     now = datetime.now(UTC)
     due = min(when for schedule in schedules for when in _dates(schedule, now))
     runs = _planned(client, nightly, now)
@@ -218,9 +234,16 @@ def _next_night(
         return Finding("next night", f"not planned, though due at {due:%Y-%m-%d %H:%M} UTC", remedy, set_up)
     planned = runs[0].expected_start_time
     if planned > due + timedelta(minutes=1):
-        remedy = "start the Prefect server again, or run it now: `prefect deployment run retrain/nightly`"
+        remedy = f"start the Prefect server again, or run it now: `prefect deployment run {NIGHTLY}`"
         return Finding("next night", f"{planned:%Y-%m-%d %H:%M} UTC, though due at {due:%Y-%m-%d %H:%M}", remedy)
     return Finding("next night", f"{planned:%Y-%m-%d %H:%M} UTC")
+
+
+def _resume_nights(deployment_id: UUID) -> None:
+    with connect() as client:
+        client.resume_deployment(deployment_id)
+        for schedule in client.read_deployment(deployment_id).schedules:
+            client.update_deployment_schedule(deployment_id, schedule.id, active=True)
 
 
 def _planned(client: SyncPrefectClient, deployment: DeploymentResponse, after: datetime) -> list[FlowRun]:
@@ -295,8 +318,10 @@ def _of_deployment(client: SyncPrefectClient, deployment_id: UUID, types: tuple[
 def _stale_runs(client: SyncPrefectClient, window: float) -> Finding:
     unfinished = [StateType.RUNNING, StateType.CANCELLING, StateType.PENDING]
     runs = client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unfinished))),
+        flow_run_filter=FlowRunFilter(
+            tags=FlowRunFilterTags(all_=[TAG]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unfinished)),
+        ),
         limit=200,
     )
     stale = [run for run in runs if _is_stale(client, run, window)]
@@ -341,8 +366,7 @@ def _as_deployed(
     client: SyncPrefectClient, workspace: Workspace, registry: RegistryConfig
 ) -> tuple[Workspace, RegistryConfig]:
     """Where the nights keep things, as far as the command line names no other place."""
-    nightly = next((deployment for deployment in deployed(client) if deployment.name == NIGHTLY), None)
-    parameters = nightly.parameters if nightly else {}
+    parameters = nightly_parameters(client)
     given = registry.model_dump(exclude_unset=True)
     if workspace == Workspace() and "workspace" in parameters:
         workspace = Workspace(root=parameters["workspace"])
@@ -362,7 +386,7 @@ def _examine_mlflow(workspace: Workspace, registry: RegistryConfig) -> Iterator[
     except ModelNotFound:
         yield Finding("runs in MLflow", "nothing was registered yet")
     except ServiceUnavailable as error:
-        yield _away("MLflow server", error)
+        yield _of_error("MLflow server", error)
     else:
         yield _stale_trainings(opened, workspace)
 

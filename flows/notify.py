@@ -26,7 +26,8 @@ Addresses = Mapping[Channel, str]
 # Prefect has no block for SMTP; Slack's sends to every kind of address that Apprise knows, mailto:// among them.
 BLOCKS = {"slack": SlackWebhook, "email": SlackWebhook, "webhook": Webhook}
 PREFIX = f"{automations.PREFIX}tell "
-NIGHTLY = "nightly"  # deployment
+# Other projects on the same server may have a deployment of that name too.
+NIGHTS = [{"prefect.resource.role": "deployment", "prefect.resource.name": "nightly"}, automations.OURS]
 MODEL = "bincount.model.*"  # resource of the events that a night emits
 PROMOTED = "bincount.champion.promoted"
 DRIFT = "bincount.drift.found"
@@ -143,11 +144,10 @@ def _block_name(channel: Channel) -> str:
 
 def _automation(channel: Channel, kind: str, block_id: UUID) -> AutomationCore:
     news = NEWS[kind]
-    related = {"prefect.resource.role": "deployment", "prefect.resource.name": NIGHTLY}
     trigger = EventTrigger(
         expect=set(news.events),
         match={"prefect.resource.id": MODEL if news.is_of_model else "prefect.flow-run.*"},
-        match_related={} if news.is_of_model else related,
+        match_related={} if news.is_of_model else NIGHTS,
         posture=Posture.Reactive,
         threshold=1,
     )

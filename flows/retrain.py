@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from prefect import Flow, flow
+from prefect import Flow, flow, tags
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
@@ -32,6 +32,7 @@ from bincount.settings import (
     Workspace,
 )
 from flows import summary
+from flows.automations import TAG
 from flows.prepare import Prepared, prepare
 from flows.timing import Timings
 from flows.train import TrainedModel, train
@@ -96,6 +97,7 @@ def only_night(workspace: Path) -> Iterator[None]:
     on_crashed=[tell_of_end],
     on_cancellation=[tell_of_end],
 )
+@tags(TAG)  # the runs of its parts inherit none from a deployment
 def retrain(
     data: DataConfig = DataConfig(),
     images: ImageConfig = ImageConfig(),

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect import flow
+from prefect import flow, tags
 from prefect.artifacts import create_markdown_artifact
 
 from bincount.settings import (
@@ -19,6 +19,7 @@ from bincount.settings import (
     Workspace,
 )
 from flows import summary
+from flows.automations import TAG
 from flows.prepare import Prepared, prepare
 from flows.train import TrainedModel, train
 from tasks import registry as registry_tasks
@@ -35,6 +36,7 @@ class Finished:
 
 
 @flow(name="run", flow_run_name="run {data.source}", persist_result=False)
+@tags(TAG)  # the runs of its parts inherit none from a deployment
 def run(
     data: DataConfig = DataConfig(),
     images: ImageConfig = ImageConfig(),

@@ -10,8 +10,15 @@ from bincount.settings import DataConfig
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONGEST = ("test_unattended.py", "test_stack.py")
+
+
 def pytest_collection_modifyitems(items):
-    """Tests on real bins or weights need them; CI says where they are, so that there none is skipped."""
+    """Tests on real bins or weights need them; CI says where they are, so that there none is skipped.
+
+    The files that take longest come first: with two at a time, neither is left alone at the end.
+    """
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         for mark in item.iter_markers("real"):
             variable = mark.args[0] if mark.args else "BINCOUNT_REAL_BINS"

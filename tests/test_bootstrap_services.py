@@ -1,27 +1,27 @@
 """What `bincount bootstrap` makes on a Prefect server, and what the automations it makes do there."""
 
 import json
-import pkgutil
-from importlib import import_module
+import sys
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import servers
-from prefect import Flow
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import TagsContext
 from prefect.events.actions import DoNothing
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.events.utilities import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Crashed, Pending, Running
+from prefect.states import AwaitingRetry, Crashed, Pending, Running
 from servers import wait_for
 
-import flows
 from bincount.errors import ServiceUnavailable, SettingsError
-from flows import automations
+from flows import automations, cli
 from flows import bootstrap as setup
 from flows.bootstrap import FLOW_ENVIRONMENT, bootstrap
 from flows.cli import app
@@ -31,10 +31,26 @@ deployments:
 - name: nightly
   description: every night
   entrypoint: tiny.tiny
+  tags: [bincount]
+  parameters:
+    data: {source: "{{ $BINCOUNT_SOURCE }}"}
+    registry: {tracking_uri: "{{ $MLFLOW_TRACKING_URI }}"}
+    workspace: "{{ $BINCOUNT_WORKSPACE }}"
   concurrency_limit: {limit: 1, collision_strategy: CANCEL_NEW}
   schedules: [{cron: "17 2 * * *", timezone: UTC}]
   work_pool: {name: cpu}
 """
+TINY = """
+from prefect import flow
+
+@flow(name="retrain")
+def tiny(data: dict, registry: dict, workspace: str): ...
+"""
+TOLD = {
+    "BINCOUNT_SOURCE": "s3://bins",
+    "BINCOUNT_WORKSPACE": "/data",
+    "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +68,12 @@ def client(tmp_path_factory):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
-    """A project's root with one small flow."""
+    """A project's root with one small flow, in a shell without variables of ours."""
     (tmp_path / "deployments").mkdir()
     (tmp_path / "deployments" / "prefect.yaml").write_text(PREFECT_FILE)
-    (tmp_path / "tiny.py").write_text("from prefect import flow\n\n@flow(name='retrain')\ndef tiny(): ...\n")
+    (tmp_path / "tiny.py").write_text(TINY)
+    for name in TOLD:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -68,14 +86,33 @@ def counts(client: SyncPrefectClient) -> tuple[int, ...]:
     return len(client.read_work_pools()), len(list(automations.everything(client))), len(list(setup.deployed(client)))
 
 
+def nightly(client: SyncPrefectClient):
+    return client.read_deployment_by_name("retrain/nightly")
+
+
 @pytest.mark.services
-@pytest.mark.operations
-def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client, project, capsys):
+def test_of_a_new_server_the_doctor_says_all_that_is_to_be_set_up(client, project, capsys):
+    with pytest.raises(SystemExit) as raised:
+        app(["doctor", "--services", "--workspace", str(project)])
+    assert raised.value.code == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "leases memory problem" in said
+    assert said.count("missing problem") == len(automations.of_runs())
+    assert "there is no deployment nightly problem" in said
+    assert "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=" in said
+    assert "`bincount bootstrap`, or --fix" in said
+
+
+@pytest.mark.services
+def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client, project, capsys, monkeypatch):
     theirs = AutomationCore(name="ours", trigger=EventTrigger(expect={"a.b"}), actions=[DoNothing()])
     client.create_automation(theirs)
     client.create_work_pool(WorkPoolCreate(name="theirs", type="process"))
 
-    assert set(outcomes(bootstrap()).values()) == {"created"}
+    with monkeypatch.context() as shell:
+        for name, value in TOLD.items():
+            shell.setenv(name, value)
+        assert set(outcomes(bootstrap()).values()) == {"created"}
     made = counts(client)
     assert made == (3, 3, 1)
     for name in ("cpu", "gpu"):
@@ -83,17 +120,25 @@ def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client,
         properties = pool.base_job_template["variables"]["properties"]
         assert (pool.type, properties["env"]["default"]) == ("process", FLOW_ENVIRONMENT)
         assert properties["stream_output"]["default"] is False
+    told = nightly(client).parameters
+    assert [*told["data"].values(), told["workspace"], *told["registry"].values()] == list(TOLD.values())
 
+    # In a new shell, and while somebody has the nights paused.
+    client.update_deployment_schedule(nightly(client).id, nightly(client).schedules[0].id, active=False)
     app(["bootstrap"], result_action="return_value")
     printed = capsys.readouterr().out
-    assert printed.count("there already") == 5
+    assert printed.count("there already") == 6
+    assert printed.count("there already, and stays paused") == 1
     assert not {"created", "updated"} & set(printed.split())
     assert counts(client) == made
+    assert nightly(client).parameters == told
+    assert not nightly(client).schedules[0].active
+    client.update_deployment_schedule(nightly(client).id, nightly(client).schedules[0].id, active=True)
 
     cpu = client.read_work_pool("cpu").base_job_template
     cpu["variables"]["properties"]["env"]["default"] = {"MINE": "kept", "DO_NOT_TRACK": "false"}
     client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=cpu))
-    zombies, retries = automations.of_runs()
+    zombies, retries, _ = automations.of_runs()
     client.create_automation(zombies)  # as another bootstrap at the same time may do
     client.pause_automation(client.read_automations_by_name(retries.name)[0].id)
     (project / "deployments" / "prefect.yaml").write_text(PREFECT_FILE.replace("17 2", "18 3"))
@@ -103,14 +148,43 @@ def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client,
     env = client.read_work_pool("cpu").base_job_template["variables"]["properties"]["env"]["default"]
     assert env == {"MINE": "kept", **FLOW_ENVIRONMENT}
     assert client.read_automations_by_name(retries.name)[0].enabled
-    assert client.read_deployment_by_name("retrain/nightly").schedules[0].schedule.cron == "18 3 * * *"
+    [schedule] = nightly(client).schedules
+    assert (schedule.schedule.cron, schedule.active) == ("18 3 * * *", True)
     assert counts(client) == made
 
 
+@pytest.mark.parametrize(
+    ("deployed", "shell", "told"),
+    [
+        ({}, {}, ["s3://aft-vbi-pds", "{here}/bincount-data", "sqlite:///{here}/bincount-data/mlflow.db"]),
+        (TOLD, {}, TOLD.values()),
+        (TOLD, {"BINCOUNT_SOURCE": "/bins"}, ["/bins", "/data", "http://mlflow:5000"]),
+        (TOLD, {"BINCOUNT_WORKSPACE": "new"}, ["s3://bins", "{here}/new", "http://mlflow:5000"]),
+        (
+            TOLD | {"MLFLOW_TRACKING_URI": "sqlite:////data/mlflow.db"},
+            {"BINCOUNT_WORKSPACE": "/new"},
+            ["s3://bins", "/new", "sqlite:////new/mlflow.db"],
+        ),
+    ],
+    ids=["nothing", "deployed", "source", "workspace", "database in the workspace"],
+)
+def test_the_shell_says_where_things_are_else_they_stay_where_they_are_deployed(
+    project, monkeypatch, deployed, shell, told
+):
+    parameters = {
+        "data": {"source": deployed.get("BINCOUNT_SOURCE")},
+        "registry": {"tracking_uri": deployed.get("MLFLOW_TRACKING_URI")},
+        "workspace": deployed.get("BINCOUNT_WORKSPACE"),
+    }
+    for name, value in shell.items():
+        monkeypatch.setenv(name, value)
+    environment = setup._environment(parameters)
+    assert [environment[name] for name in TOLD] == [value.format(here=Path.cwd()) for value in told]
+
+
 @pytest.mark.services
-@pytest.mark.operations
 def test_a_pool_of_kubernetes_jobs_is_made_from_a_template(client, project, monkeypatch):
-    monkeypatch.setattr(setup, "_deploy", lambda _: None)
+    monkeypatch.setattr(setup, "_deploy", lambda *_: None)
     template = project / "job.json"
     template.write_text(json.dumps({"job_configuration": {"env": "{{ env }}"}, "variables": {"properties": {}}}))
     bootstrap()
@@ -139,7 +213,6 @@ def test_a_server_that_is_away_and_files_that_are_not_there_are_named(tmp_path, 
 
 
 @pytest.mark.services
-@pytest.mark.operations
 def test_a_deployment_that_cannot_be_made_is_an_error_that_says_why(client, project):
     (project / "deployments" / "prefect.yaml").write_text(PREFECT_FILE.replace("tiny.tiny", "tiny.absent"))
     with pytest.raises(SettingsError, match=r"`prefect deploy` failed; correct .*prefect\.yaml") as raised:
@@ -147,63 +220,90 @@ def test_a_deployment_that_cannot_be_made_is_an_error_that_says_why(client, proj
     assert "absent" in str(raised.value)
 
 
-def test_every_flow_is_watched():
-    """Flows of other names on the same server may have a slower heartbeat, and are left alone."""
-    modules = [import_module(f"flows.{module.name}") for module in pkgutil.iter_modules(flows.__path__)]
-    found = {value.name for module in modules for value in vars(module).values() if isinstance(value, Flow)}
-    assert found == set(automations.FLOWS)
+@pytest.mark.parametrize(
+    "words",
+    [["run"], ["retrain"], ["prepare"], ["train"], ["evaluate"], ["compare", "1", "2"], ["promote"]],
+    ids=lambda words: words[0],
+)
+def test_the_runs_that_a_command_starts_are_known_as_ours(words, monkeypatch):
+    found = []
+    monkeypatch.setattr(cli, "_check_services", lambda *_: found.append(TagsContext.get().current_tags) or sys.exit())
+    with pytest.raises(SystemExit):
+        app(words)
+    assert found == [{automations.TAG}]
 
 
 @pytest.mark.services
-@pytest.mark.operations
-def test_a_dead_run_frees_its_slot_and_starts_again_twice(client, project):
-    """By the events alone, without a worker: the run is started here, and its process is never heard of again."""
-    bootstrap()
-    for short in automations.of_runs(zombie_seconds=10, retry_seconds=10):
-        automations.ensure(client, short)
-    nightly = client.read_deployment_by_name("retrain/nightly")
-    run = client.create_flow_run_from_deployment(nightly.id)
-    child_of = {"prefect.resource.id": f"prefect.flow.{run.flow_id}", "prefect.resource.role": "flow"}
+def test_dead_runs_free_their_slot_and_start_again_and_those_of_others_are_left(client):
+    """By the events alone, without a worker: runs are started here, and their processes are never heard of again."""
+    for slow in automations.ours(client):
+        client.delete_automation(slow.id)
+    for quick in automations.of_runs(zombie_seconds=10, retry_seconds=10):
+        automations.ensure(client, quick)
+    flow_id = client.create_flow(flow(name="run")(lambda: None))
+    night = client.create_deployment(flow_id, "night", tags=["bincount"], concurrency_limit=1)
+    training = client.create_deployment(flow_id, "training", tags=["bincount"])
+    theirs = client.create_deployment(flow_id, "train", tags=["other"])
 
-    def start(count: int) -> None:
+    def run_of(deployment: UUID) -> FlowRun:
+        return client.create_flow_run_from_deployment(deployment)
+
+    def start(run: FlowRun, count: int = 1) -> FlowRun:
         client.set_flow_run_state(run.id, Pending())
         client.set_flow_run_state(run.id, Running())
         assert client.read_flow_run(run.id).run_count == count
-        assert slots() == 1
+        return run
 
-    def slots() -> int:
-        return client.read_deployment(nightly.id).global_concurrency_limit.active_slots
+    def start_again(run: FlowRun, count: int) -> FlowRun:
+        client.set_flow_run_state(run.id, AwaitingRetry())
+        return start(run, count)
 
-    def state() -> str:
+    def crash(run: FlowRun, message: str = "Process exited with status code: -9.") -> FlowRun:
+        client.set_flow_run_state(run.id, Crashed(message=message))
+        return run
+
+    def slots(deployment: UUID) -> int:
+        return client.read_deployment(deployment).global_concurrency_limit.active_slots
+
+    def state(run: FlowRun) -> str:
         return client.read_flow_run(run.id).state.name
 
-    start(1)
-    emit_event(
-        "prefect.flow-run.heartbeat",
-        {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
-        related=[{**child_of, "prefect.resource.name": "retrain"}],
-    )
-    wait_for(lambda: state() == "Crashed")
-    assert client.read_flow_run(run.id).state.message == "No heartbeat for 10 s: its process is gone."
-    assert slots() == 0
-    wait_for(lambda: state() == "AwaitingRetry")
-    assert slots() == 0
+    def beat(run: FlowRun, deployment: UUID, *tags: str) -> None:
+        """As Prefect's engine does."""
+        emit_event(
+            "prefect.flow-run.heartbeat",
+            {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+            related=[
+                {"prefect.resource.id": f"prefect.flow.{flow_id}", "prefect.resource.role": "flow"},
+                {"prefect.resource.id": f"prefect.deployment.{deployment}", "prefect.resource.role": "deployment"},
+                *({"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in tags),
+            ],
+        )
 
-    start(2)
-    client.set_flow_run_state(run.id, Crashed(message="Process exited with status code: -9."))
-    wait_for(lambda: state() == "AwaitingRetry")
+    # What is to be left as it is comes first: what it waits for would have happened to it before the others.
+    alien, alien_crashed = start(run_of(theirs)), crash(start(run_of(theirs)))
+    beat(alien, theirs, "other")
+    unsubmitted = crash(start(run_of(training)), "Failed to submit flow run to infrastructure: OSError: none")
+    unbegun = run_of(training)  # such as where the flow cannot be imported
+    client.set_flow_run_state(unbegun.id, Pending())
+    crash(unbegun)
+    third = crash(start_again(start_again(start(run_of(training)), 2), 3))
 
-    start(3)
-    client.set_flow_run_state(run.id, Crashed(message="Process exited with status code: -9."))
-    # One that never started, later: what it waits for would have happened to the first by then.
-    other = client.create_flow_run_from_deployment(nightly.id)
-    client.set_flow_run_state(other.id, Pending())
-    client.set_flow_run_state(other.id, Running())
-    client.set_flow_run_state(other.id, Crashed(message="Failed to submit flow run to infrastructure: OSError: none"))
-    last = client.create_flow_run_from_deployment(nightly.id)
-    client.set_flow_run_state(last.id, Pending())
-    client.set_flow_run_state(last.id, Running())
-    client.set_flow_run_state(last.id, Crashed(message="Process exited with status code: -9."))
-    wait_for(lambda: client.read_flow_run(last.id).state.name == "AwaitingRetry")
-    assert state() == "Crashed"
-    assert client.read_flow_run(other.id).state.type == StateType.CRASHED
+    second = crash(start_again(start(run_of(training)), 2))
+    silent = start(run_of(night))
+    beat(silent, night, "bincount")
+    together = [start(run_of(training)) for _ in range(2)]  # as where a machine goes down
+    for run in together:
+        beat(run, training, "bincount")
+    assert slots(night) == 1
+
+    wait_for(lambda: state(silent) == "Crashed")
+    assert client.read_flow_run(silent.id).state.message == "No heartbeat for 10 s: its process is gone."
+    assert slots(night) == 0
+    wait_for(lambda: state(second) == "AwaitingRetry")
+    start(second, 3)
+    for run in (silent, *together):
+        wait_for(lambda run=run: state(run) == "AwaitingRetry")
+    assert slots(night) == 0
+    assert state(alien) == "Running"
+    assert {state(run) for run in (alien_crashed, unsubmitted, unbegun, third)} == {"Crashed"}

@@ -56,7 +56,9 @@ def empty():
 def night(client) -> Callable[..., FlowRun]:
     """Makes a run of a deployment, in a state."""
     flow_id = client.create_flow(empty)
-    ids = {name: client.create_deployment(flow_id, name=name) for name in ("nightly", "train")}
+    theirs = client.create_flow(flow(name="theirs")(lambda: None))
+    ids = {name: client.create_deployment(flow_id, name=name, tags=[automations.TAG]) for name in ("nightly", "train")}
+    ids["theirs"] = client.create_deployment(theirs, name="nightly")
     return lambda state, deployment="nightly": _in_state(
         client,
         client.create_flow_run_from_deployment(ids[deployment], state=state if state.is_scheduled() else None),
@@ -176,6 +178,7 @@ def test_only_nights_and_only_what_was_asked_for_is_told(night, posted):
     assert notify.told() == {"webhook": ["failed"]}
     night(Crashed())
     night(Failed(message="of another deployment"), "train")
+    night(Failed(message="of another project"), "theirs")
     night(Failed(message="the last"))
     wait_for(lambda: bodies)
     assert all("the last" in body["text"] for _, body in bodies)  # an automation may act twice

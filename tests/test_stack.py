@@ -27,8 +27,10 @@ import pytest
 import servers
 import yaml
 from kubernetes_asyncio import client as kubernetes
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 from prefect.settings.legacy import _get_settings_fields
 from prefect.utilities.templating import find_placeholders
@@ -39,7 +41,10 @@ from bincount.data import drawn
 from bincount.errors import ServiceUnavailable, SettingsError
 from bincount.settings import RegistryConfig, Workspace
 from bincount.training.launch import SECONDS_TO_STOP
+from flows import health
+from flows.automations import TAG
 from flows.bootstrap import FLOW_ENVIRONMENT
+from flows.health import Finding, examine
 
 ROOT = Path(__file__).parent.parent
 DEPLOYMENTS = ROOT / "deployments"
@@ -279,35 +284,43 @@ def composed(name: str, folder: Path, replacements: dict[str, str], port: int, h
         yield
 
 
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory) -> Iterator[str]:
+    """The URL of an empty database as its superuser has it, for any client."""
+    with servers.postgres(tmp_path_factory.mktemp("postgres")) as database:
+        yield database.replace("+psycopg", "")
+
+
 @pytest.mark.services
-@pytest.mark.operations
 @pytest.mark.timeout(600)
-def test_the_servers_of_the_compose_file_come_up_healthy_on_postgresql(tmp_path):
-    with servers.postgres(tmp_path) as database:
-        admin = database.replace("+psycopg", "")
-        with psycopg.connect(admin, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {COMPOSE['services']['postgres']['environment']['POSTGRES_DB']}")
-            connection.execute(COMPOSE["configs"]["second-database"]["content"])
-        at = database.rpartition("@")[2].removesuffix("/postgres")
-        prefect, mlflow = servers.free_port(), servers.free_port()
-        replacements = {
-            "bincount:${POSTGRES_PASSWORD}@postgres": f"postgres@{at}",
-            "/data": str(tmp_path),
-            ":4200": f":{prefect}",
-            ":5000": f":{mlflow}",
-        }
-        with (
-            composed("prefect", tmp_path, replacements, prefect, "/api/ready"),
-            composed("mlflow", tmp_path, replacements, mlflow, "/version"),
-        ):
-            # What others call it by is let in, as another name is not.
-            assert status(mlflow, "mlflow:5000") == 200
-            assert status(mlflow, "localhost:5000") == 200
-            assert status(mlflow, "elsewhere.example.org:5000") == 403
-            with urllib.request.urlopen(f"http://127.0.0.1:{prefect}/api/admin/settings") as reply:
-                kept = json.load(reply)
-            assert kept["server"]["concurrency"]["lease_storage"].endswith(".filesystem")
-            assert kept["home"] == str(tmp_path / "prefect")
+def test_the_servers_of_the_compose_file_come_up_healthy_on_postgresql(tmp_path, postgres):
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {COMPOSE['services']['postgres']['environment']['POSTGRES_DB']}")
+        connection.execute(COMPOSE["configs"]["second-database"]["content"])
+    prefect, mlflow = servers.free_port(), servers.free_port()
+    replacements = {
+        "bincount:${POSTGRES_PASSWORD}@postgres": f"postgres@{place_of(postgres)}",
+        "/data": str(tmp_path),
+        ":4200": f":{prefect}",
+        ":5000": f":{mlflow}",
+    }
+    with (
+        composed("prefect", tmp_path, replacements, prefect, "/api/ready"),
+        composed("mlflow", tmp_path, replacements, mlflow, "/version"),
+    ):
+        # What others call it by is let in, as another name is not.
+        assert status(mlflow, "mlflow:5000") == 200
+        assert status(mlflow, "localhost:5000") == 200
+        assert status(mlflow, "elsewhere.example.org:5000") == 403
+        with urllib.request.urlopen(f"http://127.0.0.1:{prefect}/api/admin/settings") as reply:
+            kept = json.load(reply)
+        assert kept["server"]["concurrency"]["lease_storage"].endswith(".filesystem")
+        assert kept["home"] == str(tmp_path / "prefect")
+
+
+def place_of(database: str) -> str:
+    """HOST:PORT"""
+    return database.rpartition("@")[2].removesuffix("/postgres")
 
 
 def status(port: int, host: str) -> int:
@@ -393,106 +406,10 @@ def test_every_variable_of_the_job_is_explained_and_used():
     assert {placeholder.name for placeholder in find_placeholders(TEMPLATE["job_configuration"])} == set(variables)
 
 
-@pytest.mark.services
-@pytest.mark.operations
-def test_a_work_pool_takes_the_job_template_and_checks_what_deployments_ask_for(api):
-    create = ["work-pool", "create", "gpu-jobs", "--type", "kubernetes"]
-    template = DEPLOYMENTS / "kubernetes" / "job-template.json"
-    prefect(api, *create, "--base-job-template", str(template))
-    with get_client(sync_client=True) as client:
-        assert client.read_work_pool("gpu-jobs").base_job_template == TEMPLATE
+# The whole stack, and what is deployed on it
 
-
-# The deployments
-
-
-def prefect(api: str, *arguments: str, **environment: str) -> None:
-    done = subprocess.run(
-        [program("prefect"), "--no-prompt", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PREFECT_API_URL": api} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-
-
-@pytest.fixture(scope="module")
-def deployed(api):
-    """The deployments of prefect.yaml on a real server."""
-    for pool in ("cpu", "gpu"):
-        prefect(api, "work-pool", "create", pool, "--type", "process")
-    prefect(
-        api,
-        *("deploy", "--all", "--prefect-file", "deployments/prefect.yaml"),
-        BINCOUNT_SOURCE="s3://bins",
-        BINCOUNT_WORKSPACE="/data",
-        MLFLOW_TRACKING_URI="http://mlflow:5000",
-    )
-    with get_client(sync_client=True) as client:
-        names = ("retrain/nightly", "run/train", "run/train-gpu")
-        return {name: client.read_deployment_by_name(name) for name in names}
-
-
-@pytest.mark.services
-@pytest.mark.operations
-def test_nights_have_scheduled_runs_and_never_overlap(deployed):
-    night = deployed["retrain/nightly"]
-
-    def scheduled():
-        with get_client(sync_client=True) as client:
-            runs = client.read_flow_runs(limit=200)
-        return [run for run in runs if run.deployment_id == night.id and run.state.is_scheduled()]
-
-    times = [run.expected_start_time for run in wait_for(scheduled, 120)]
-    assert {(time.hour, time.minute) for time in times} == {(2, 17)}
-    assert min(times) > datetime.now(UTC)
-    assert [schedule.schedule.timezone for schedule in night.schedules] == ["UTC"]
-    assert (night.global_concurrency_limit.limit, night.concurrency_options.collision_strategy) == (1, "CANCEL_NEW")
-
-
-@pytest.mark.services
-@pytest.mark.operations
-def test_a_training_on_demand_waits_for_the_one_before(deployed):
-    for name, pool in (("run/train", "cpu"), ("run/train-gpu", "gpu")):
-        deployment = deployed[name]
-        assert deployment.schedules == []
-        assert deployment.work_pool_name == pool
-        assert deployment.global_concurrency_limit.limit == 1
-        assert deployment.concurrency_options.collision_strategy == "ENQUEUE"
-
-
-@pytest.mark.services
-@pytest.mark.operations
-def test_deployments_know_this_installation(deployed):
-    for deployment in deployed.values():
-        assert deployment.parameters["data"]["source"] == "s3://bins"
-        assert deployment.parameters["registry"] == {"tracking_uri": "http://mlflow:5000"}
-        assert deployment.parameters["workspace"] == "/data"
-        assert deployment.job_variables == {"stream_output": False}
-        assert "{{" not in json.dumps(deployment.parameters)
-
-
-@pytest.mark.services
-@pytest.mark.operations
-@pytest.mark.parametrize("name", ["retrain/nightly", "run/train", "run/train-gpu"])
-def test_the_form_explains_every_parameter_and_every_field(deployed, name):
-    form = deployed[name].parameter_openapi_schema
-    assert {key for key, entry in form["properties"].items() if not entry.get("description")} == set()
-    unexplained = {
-        f"{model}.{key}"
-        for model, schema in form["definitions"].items()
-        for key, entry in schema["properties"].items()
-        if not entry.get("description")
-    }
-    assert unexplained == set()
-    assert {"DataConfig", "TrainConfig", "PromotionConfig"} <= set(form["definitions"])
-    assert set(deployed[name].parameters) <= set(form["properties"])
-
-
-# The whole stack
+# how often a worker and the scheduler look for work, which is 10 and 60 seconds else
+QUICK = {"PREFECT_WORKER_QUERY_SECONDS": 1, "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": 2}
 
 
 def make(target: str, **settings: object) -> subprocess.CompletedProcess:
@@ -526,7 +443,11 @@ def processes_of(workspace: Path) -> dict[int, str]:
 @contextmanager
 def stack_up(workspace: Path, **settings: object) -> Iterator[dict[str, object]]:
     """A stack on free ports; gives all its settings, and leaves nothing running."""
-    settings |= {"WORKSPACE": workspace, "PREFECT_PORT": servers.free_port(), "MLFLOW_PORT": servers.free_port()}
+    settings |= QUICK | {
+        "WORKSPACE": workspace,
+        "PREFECT_PORT": servers.free_port(),
+        "MLFLOW_PORT": servers.free_port(),
+    }
     try:
         started = make("up", **settings)
         assert started.returncode == 0, started.stdout + (workspace / "stack" / "log").read_text()
@@ -547,50 +468,146 @@ def at_work(client) -> bool:
     return bool([worker for worker in workers if worker["status"] == "ONLINE"]) and bool(runs)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Iterator[dict[str, object]]:
+    """The settings of a stack that `make up` has started, for all tests until the one that takes it down."""
+    folder = tmp_path_factory.mktemp("whole")
+    drawn.draw(folder / "bins", 300, size=(64, 64))
+    with stack_up(folder / "workspace", SOURCE=folder / "bins") as settings, client_of(settings) as client:
+        wait_for(lambda: at_work(client), 200)
+        yield settings
+
+
+@contextmanager
+def client_of(settings: dict[str, object]) -> Iterator[SyncPrefectClient]:
+    url = f"http://127.0.0.1:{settings['PREFECT_PORT']}/api"
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture
+def client(whole) -> Iterator[SyncPrefectClient]:
+    with client_of(whole) as client:
+        yield client
+
+
+@pytest.fixture
+def deployed(client) -> dict[str, DeploymentResponse]:
+    """The deployments of prefect.yaml."""
+    return {name: client.read_deployment_by_name(name) for name in ("retrain/nightly", "run/train", "run/train-gpu")}
+
+
 @pytest.mark.services
-@pytest.mark.operations
+@pytest.mark.timeout(600)
+def test_the_doctor_finds_nothing_wrong_but_versions_that_are_not_those_of_the_project(client, monkeypatch):
+    def problems() -> dict[str, Finding]:
+        return {finding.what: finding for finding in examine(Workspace(), RegistryConfig()) if finding.remedy}
+
+    assert not problems()
+    pins = ["prefect<3.8", "mlflow<3.17", "fastapi<0.100", "sqlalchemy>=2.1"]
+    monkeypatch.setattr(health, "requires", lambda _: pins)
+    found = problems()
+    assert set(found) == {"Prefect server", "MLflow server", "fastapi here", "sqlalchemy here"}
+    assert "pip install 'mlflow<3.17'" in found["MLflow server"].remedy
+
+
+@pytest.mark.services
+def test_nights_have_scheduled_runs_and_never_overlap(client, deployed):
+    night = deployed["retrain/nightly"]
+
+    def scheduled():
+        runs = client.read_flow_runs(limit=200)
+        return [run for run in runs if run.deployment_id == night.id and run.state.is_scheduled()]
+
+    times = [run.expected_start_time for run in wait_for(scheduled, 120)]
+    assert {(time.hour, time.minute) for time in times} == {(2, 17)}
+    assert min(times) > datetime.now(UTC)
+    assert [schedule.schedule.timezone for schedule in night.schedules] == ["UTC"]
+    assert (night.global_concurrency_limit.limit, night.concurrency_options.collision_strategy) == (1, "CANCEL_NEW")
+
+
+@pytest.mark.services
+def test_a_training_on_demand_waits_for_the_one_before(deployed):
+    for name, pool in (("run/train", "cpu"), ("run/train-gpu", "gpu")):
+        deployment = deployed[name]
+        assert deployment.schedules == []
+        assert deployment.work_pool_name == pool
+        assert deployment.global_concurrency_limit.limit == 1
+        assert deployment.concurrency_options.collision_strategy == "ENQUEUE"
+
+
+@pytest.mark.services
+def test_deployments_know_this_installation_and_are_known_as_ours(whole, deployed):
+    for deployment in deployed.values():
+        assert deployment.parameters["data"]["source"] == str(whole["SOURCE"])
+        assert deployment.parameters["registry"] == {"tracking_uri": f"http://127.0.0.1:{whole['MLFLOW_PORT']}"}
+        assert deployment.parameters["workspace"] == str(whole["WORKSPACE"])
+        assert deployment.tags == [TAG]
+        assert deployment.job_variables == {"stream_output": False}
+        assert "{{" not in json.dumps(deployment.parameters)
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("name", ["retrain/nightly", "run/train", "run/train-gpu"])
+def test_the_form_explains_every_parameter_and_every_field(deployed, name):
+    form = deployed[name].parameter_openapi_schema
+    assert {key for key, entry in form["properties"].items() if not entry.get("description")} == set()
+    unexplained = {
+        f"{model}.{key}"
+        for model, schema in form["definitions"].items()
+        for key, entry in schema["properties"].items()
+        if not entry.get("description")
+    }
+    assert unexplained == set()
+    assert {"DataConfig", "TrainConfig", "PromotionConfig"} <= set(form["definitions"])
+    assert set(deployed[name].parameters) <= set(form["properties"])
+
+
+@pytest.mark.services
+def test_a_work_pool_takes_the_job_template_and_checks_what_deployments_ask_for(client):
+    client.create_work_pool(WorkPoolCreate(name="gpu-jobs", type="kubernetes", base_job_template=TEMPLATE))
+    assert client.read_work_pool("gpu-jobs").base_job_template == TEMPLATE
+
+
+@pytest.mark.services
+def test_make_up_again_changes_nothing_and_other_settings_are_refused(whole):
+    before = supervisors(processes_of(whole["WORKSPACE"]))
+    again = make("up", **whole)
+    assert again.returncode == 0, again.stdout
+    assert supervisors(processes_of(whole["WORKSPACE"])) == before
+    other = make("up", **whole | {"PREFECT_PORT": servers.free_port()})
+    assert other.returncode != 0
+    assert "`make down` first" in other.stdout
+
+
+@pytest.mark.services
 @pytest.mark.timeout(900)
-def test_make_up_starts_everything_and_make_down_leaves_nothing(tmp_path):
-    bins = tmp_path / "bins"
-    drawn.draw(bins, 300, size=(64, 64))
-    workspace = tmp_path / "workspace"
-    with stack_up(workspace, SOURCE=bins) as settings:
-        api, mlflow_url = (f"http://127.0.0.1:{settings[name]}" for name in ("PREFECT_PORT", "MLFLOW_PORT"))
-        with temporary_settings({PREFECT_API_URL: f"{api}/api"}), get_client(sync_client=True) as client:
-            wait_for(lambda: at_work(client), 200)
-            before = processes_of(workspace)
+def test_what_dies_is_started_again_and_make_down_leaves_nothing(whole, client):
+    workspace, bins = whole["WORKSPACE"], whole["SOURCE"]
+    train = client.read_deployment_by_name("run/train")
+    parameters = train.parameters | {
+        "images": {"image_size": 32},
+        "training": {"model": "small", "weights": "none", "epochs": 5000},
+    }
+    run = client.create_flow_run_from_deployment(train.id, parameters=parameters)
+    wait_for(lambda: list((workspace / "runs").glob("*/history.json")), 200)
 
-            again = make("up", **settings)
-            assert again.returncode == 0, again.stdout
-            assert supervisors(processes_of(workspace)) == supervisors(before)
-            other = make("up", **settings | {"PREFECT_PORT": servers.free_port()})
-            assert other.returncode != 0
-            assert "`make down` first" in other.stdout
+    for pid, command in processes_of(workspace).items():
+        if "mlflow server" in command and "while" not in command:
+            os.kill(pid, signal.SIGKILL)
+    refused = make("down", WORKSPACE=workspace)
+    assert refused.returncode != 0
+    assert f"run {bins}" in refused.stdout
+    assert client.read_flow_run(run.id).state.is_running()
+    wait_for(lambda: servers._answers(f"http://127.0.0.1:{whole['MLFLOW_PORT']}/health"), 200)
 
-            # What dies is started again.
-            for pid, command in processes_of(workspace).items():
-                if "mlflow" in command and "while" not in command and "honcho" not in command:
-                    os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: servers._answers(f"{mlflow_url}/health"), 200)
-
-            train = client.read_deployment_by_name("run/train")
-            parameters = train.parameters | {
-                "images": {"image_size": 32},
-                "training": {"model": "small", "weights": "none", "epochs": 5000},
-            }
-            run = client.create_flow_run_from_deployment(train.id, parameters=parameters)
-            wait_for(lambda: list((workspace / "runs").glob("*/history.json")), 200)
-            refused = make("down", WORKSPACE=workspace)
-            assert refused.returncode != 0
-            assert f"run {bins}" in refused.stdout
-            assert client.read_flow_run(run.id).state.is_running()
-            stopped = make("down", WORKSPACE=workspace, FORCE=1)
-        assert stopped.returncode == 0, stopped.stdout
-        assert processes_of(workspace) == {}
-        with closing(sqlite3.connect(workspace / "prefect" / "prefect.db")) as database:
-            [state] = database.execute("SELECT state_type FROM flow_run WHERE id = ?", [str(run.id)]).fetchone()
-        assert state == "CANCELLED"
-        assert make("down", WORKSPACE=workspace).returncode == 0
+    stopped = make("down", WORKSPACE=workspace, FORCE=1)
+    assert stopped.returncode == 0, stopped.stdout
+    assert processes_of(workspace) == {}
+    with closing(sqlite3.connect(workspace / "prefect" / "prefect.db")) as database:
+        [state] = database.execute("SELECT state_type FROM flow_run WHERE id = ?", [str(run.id)]).fetchone()
+    assert state == "CANCELLED"
+    assert make("down", WORKSPACE=workspace).returncode == 0
 
 
 def supervisors(processes: dict[int, str]) -> set[int]:
@@ -598,36 +615,32 @@ def supervisors(processes: dict[int, str]) -> set[int]:
 
 
 @pytest.mark.services
-@pytest.mark.operations
 @pytest.mark.timeout(900)
-def test_one_setting_puts_both_servers_on_postgresql(tmp_path):
+def test_one_setting_puts_both_servers_on_postgresql(tmp_path, postgres):
     workspace = tmp_path / "workspace"
-    with servers.postgres(tmp_path) as database:
-        admin = database.replace("+psycopg", "")
-        with psycopg.connect(admin, autocommit=True) as connection:
-            connection.execute("CREATE ROLE maker LOGIN CREATEDB")
-            connection.execute("CREATE ROLE guest LOGIN")
-        at = admin.rpartition("@")[2].removesuffix("/postgres")
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("CREATE ROLE maker LOGIN CREATEDB")
+        connection.execute("CREATE ROLE guest LOGIN")
+    at = place_of(postgres)
 
-        ports = {"PREFECT_PORT": servers.free_port(), "MLFLOW_PORT": servers.free_port()}
-        refused = make("up", WORKSPACE=workspace, DATABASE=f"postgresql://guest@{at}/bins", **ports)
-        assert refused.returncode != 0
-        assert "bins_mlflow and bins_prefect" in refused.stdout
+    ports = {"PREFECT_PORT": servers.free_port(), "MLFLOW_PORT": servers.free_port()}
+    refused = make("up", WORKSPACE=workspace, DATABASE=f"postgresql://guest@{at}/bins", **ports)
+    assert refused.returncode != 0
+    assert "bins_mlflow and bins_prefect" in refused.stdout
 
-        with stack_up(workspace, DATABASE=f"postgresql://maker:p%40ss@{at}/bins") as settings:
-            api = f"http://127.0.0.1:{settings['PREFECT_PORT']}/api"
-            with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
-                wait_for(lambda: at_work(client), 200)
-            tables = {}
-            for name in ("bins_prefect", "bins_mlflow"):
-                with psycopg.connect(f"postgresql://maker@{at}/{name}") as connection:
-                    listed = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-                    tables[name] = {table for (table,) in listed}
-            assert "flow_run" in tables["bins_prefect"] - tables["bins_mlflow"]
-            assert "registered_models" in tables["bins_mlflow"] - tables["bins_prefect"]
-            assert "alembic_version" in tables["bins_prefect"] & tables["bins_mlflow"]  # why there are two
-            assert "p%40ss" not in (workspace / "stack" / "running.json").read_text()
-            assert not (workspace / "mlflow.db").exists()
-            stopped = make("down", WORKSPACE=workspace)
-            assert stopped.returncode == 0, stopped.stdout
-        assert processes_of(workspace) == {}
+    with stack_up(workspace, DATABASE=f"postgresql://maker:p%40ss@{at}/bins") as settings:
+        with client_of(settings) as client:
+            wait_for(lambda: at_work(client), 200)
+        tables = {}
+        for name in ("bins_prefect", "bins_mlflow"):
+            with psycopg.connect(f"postgresql://maker@{at}/{name}") as connection:
+                listed = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+                tables[name] = {table for (table,) in listed}
+        assert "flow_run" in tables["bins_prefect"] - tables["bins_mlflow"]
+        assert "registered_models" in tables["bins_mlflow"] - tables["bins_prefect"]
+        assert "alembic_version" in tables["bins_prefect"] & tables["bins_mlflow"]  # why there are two
+        assert "p%40ss" not in (workspace / "stack" / "running.json").read_text()
+        assert not (workspace / "mlflow.db").exists()
+        stopped = make("down", WORKSPACE=workspace)
+        assert stopped.returncode == 0, stopped.stdout
+    assert processes_of(workspace) == {}
