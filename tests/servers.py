@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from glob import glob
 from pathlib import Path
 
@@ -65,6 +65,13 @@ def mlflow_server(folder: Path, database: str | None = None, port: int | None = 
 @contextmanager
 def postgres(folder: Path) -> Iterator[str]:
     """A PostgreSQL of its own, logging into the folder; gives the URL of an empty database, as MLflow takes it."""
+    with postgres_cluster(folder) as serve, serve() as url:
+        yield url
+
+
+@contextmanager
+def postgres_cluster(folder: Path) -> Iterator[Callable[[], AbstractContextManager[str]]]:
+    """The files of a PostgreSQL, and what serves them, as often as it is called, at one URL."""
     programs = Path(installed("postgres", "postgresql")).resolve().parent
     port = str(free_port())
     with tempfile.TemporaryDirectory(prefix="postgres-") as cluster:
@@ -81,9 +88,13 @@ def postgres(folder: Path) -> Iterator[str]:
         def ready() -> bool:
             return subprocess.run(is_ready, check=False).returncode == 0
 
-        # At SIGTERM it would wait for its clients to go.
-        with running(command, dict(os.environ), folder / "postgres.log", ready, stop=signal.SIGINT, **options):
-            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+        @contextmanager
+        def serve() -> Iterator[str]:
+            # At SIGTERM it would wait for its clients to go.
+            with running(command, dict(os.environ), folder / "postgres.log", ready, stop=signal.SIGINT, **options):
+                yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+
+        yield serve
 
 
 def installed(name: str, package: str) -> str:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -14,14 +15,15 @@ from zoneinfo import ZoneInfo
 import boto3
 import pandas as pd
 import pytest
+import servers
 from faulty_s3 import FaultyS3, refused
 from obstore.store import S3Store
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import StateType
 from prefect.server.schemas.schedules import CronSchedule
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import State
-from servers import wait_for
 
 from bincount import registry, retention
 from bincount.data import drawn, manifest
@@ -35,7 +37,7 @@ from bincount.settings import (
     TrainConfig,
     Workspace,
 )
-from bincount.training.files import weights_digest
+from bincount.training.files import Trained, weights_digest
 from flows import summary
 from flows.retrain import Night, only_night, retrain
 from tasks import promotion as promotion_tasks
@@ -291,6 +293,25 @@ def test_other_settings_make_another_training_of_images_that_were_learned_from(s
     assert len(opened(small_nights.workspace).versions()) == 2
 
 
+def test_a_night_outlives_a_restart_of_the_database(small_nights, tmp_path, monkeypatch):
+    train = training_tasks.train_in_subprocess
+    with servers.postgres_cluster(tmp_path) as serve, ExitStack() as database:
+        url = database.enter_context(serve()).replace("+psycopg", "+asyncpg")
+        setting = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
+
+        def restart_and_train(*args, **settings) -> Trained:
+            database.close()
+            database.enter_context(serve())
+            return train(*args, **settings)
+
+        monkeypatch.setattr(training_tasks, "train_in_subprocess", restart_and_train)
+        with servers.prefect_server(tmp_path / "prefect", **setting) as api, temporary_settings({PREFECT_API_URL: api}):
+            state = small_nights.run()
+            assert pages()[-1].startswith("## Night")
+    assert state.name == "Completed"
+    assert opened(small_nights.workspace).find_champion().version == 1
+
+
 def test_a_clean_up_that_fails_spoils_no_night(small_nights, monkeypatch):
     monkeypatch.setattr(retention, "plan", lambda *_: 1 / 0)
     assert small_nights.run().name == "Completed"
@@ -307,7 +328,7 @@ def test_of_two_nights_in_one_workspace_the_second_waits(tmp_path, caplog):
     with ThreadPoolExecutor(1) as pool:
         with only_night(tmp_path):
             waiting = pool.submit(second)
-            wait_for(lambda: "another night is at work in" in caplog.text, 60)
+            servers.wait_for(lambda: "another night is at work in" in caplog.text, 60)
             order.append("first")
         waiting.result(60)
     assert order == ["first", "second"]
