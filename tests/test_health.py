@@ -116,7 +116,7 @@ def test_where_all_is_well_it_says_so_and_ends_with_0(capsys):
 @pytest.mark.services
 @pytest.mark.usefixtures("deployed_already")
 def test_automations_that_are_gone_or_paused(client):
-    zombies, retries, _ = automations.of_runs()
+    zombies, retries = automations.of_runs()
     client.delete_automation(client.read_automations_by_name(zombies.name)[0].id)
     seen_and_repaired("automation runs without a heartbeat have crashed", "missing")
     client.pause_automation(client.read_automations_by_name(retries.name)[0].id)
