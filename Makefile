@@ -28,8 +28,8 @@ up: $(READY)  ## start Prefect, MLflow and a worker; SOURCE=, WORKSPACE=, DATABA
 down:  ## stop them, unless a run is going; FORCE=1 cancels it
 	@$(BIN)/python deployments/stack.py down
 
-test: $(READY)  ## the tests, but for those that start servers
-	$(BIN)/python -m pytest -m "not services"
+test: $(READY)  ## the tests, but for those that start servers; two files at a time
+	$(BIN)/python -m pytest -m "not services" --numprocesses 2 --dist loadfile
 
 test-services: $(READY)  ## the tests that start servers and workers, break them, or run whole flows; two files at a time
 	$(BIN)/python -m pytest -m services --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
