@@ -1,4 +1,5 @@
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ from bincount.settings import DataConfig
 
 # Small nets are quickest on one thread, most of all beside other busy processes; trainers inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 
 LONGEST = ("test_unattended.py", "test_stack.py")
 
@@ -30,6 +30,19 @@ def pytest_collection_modifyitems(items):
 def free_port() -> int:
     """A loopback port that nothing listens on."""
     return servers.free_port()
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A file system of its own, of eight megabytes, or of as many as its parameter says."""
+    megabytes = getattr(request, "param", 8)
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs to be allowed to mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="module")

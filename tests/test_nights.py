@@ -1,11 +1,9 @@
 """Nights against a real Prefect server and a bucket that grows: what each does, and what it leaves."""
 
 import asyncio
-import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -341,18 +339,6 @@ def test_a_bucket_that_refuses_access_fails_the_night_with_the_remedy(api, tmp_p
     assert state.type == StateType.FAILED
     assert "refuses access; for a bucket of your own pass --no-unsigned" in state.message
     assert "refuses access" in pages()[-1]
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of its own, of eight megabytes."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs to be allowed to mount a file system")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_fails_the_night_and_with_space_the_next_goes_on(api, small_disk, tmp_path, monkeypatch):

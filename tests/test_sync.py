@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bins import add_bin, bring, jpeg, png, undecodable_jpeg
+from servers import wait_for
 
 from bincount.data import doctor, manifest, packs, source, sync
 from bincount.errors import DatasetError, DiskFull, SettingsError, SourceError
@@ -543,8 +544,19 @@ def test_two_that_find_the_same_image_useless_set_it_aside_once(tmp_path, monkey
     add_bin(tmp_path / "bucket", "00001", image=undecodable_jpeg())
     bring(tmp_path / "bucket", tmp_path / "data")
     reasons = {sync.read(tmp_path / "data").loc[0, "sha256"]: "damaged image: no pixels"}
-    holds = sync._holds
-    monkeypatch.setattr(sync, "_holds", lambda *arguments: (time.sleep(0.2), holds(*arguments))[1])
+    came, holds = [], sync._holds
+
+    class WatchedLock(sync.FileLock):
+        def acquire(self, *arguments, **settings):
+            came.append(self)
+            return super().acquire(*arguments, **settings)
+
+    def when_both_came(*arguments):
+        wait_for(lambda: len(came) == 2, 20)
+        return holds(*arguments)
+
+    monkeypatch.setattr(sync, "FileLock", WatchedLock)
+    monkeypatch.setattr(sync, "_holds", when_both_came)
     with ThreadPoolExecutor(2) as threads:
         counts = [done.total() for done in threads.map(lambda _: sync.set_aside(tmp_path / "data", reasons), range(2))]
     assert sorted(counts) == [0, 1]

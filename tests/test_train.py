@@ -410,18 +410,7 @@ def test_the_trainer_stops_when_its_parent_is_gone(data, tmp_path):
     FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, of 16 megabytes."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs to be allowed to mount a file system")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", [16], indirect=True)
 @pytest.mark.parametrize("left", [100_000, 0], ids=["room for its error", "no room at all"])
 def test_a_full_disk_ends_the_trainer_with_the_remedy_and_with_space_the_next_goes_on(data, small_disk, left, caplog):
     caplog.set_level(logging.INFO, logger="bincount")
