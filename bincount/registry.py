@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 from packaging.requirements import Requirement
 
 import bincount
@@ -55,6 +55,9 @@ from mlflow.models import Model, infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_VERSIONS
 
 from bincount.ledger import Action, Ledger, Move, unless_gone
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # which takes a second to import
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +187,7 @@ class Registry:
         new = {name: value for name, value in metrics.items() if logged.get(name) != value}
         self.client.log_batch(run_id, [Metric(name, value, now, 0) for name, value in new.items()])
 
-    def log_figure(self, run_id: str, figure: Figure, name: str) -> None:
+    def log_figure(self, run_id: str, figure: "Figure", name: str) -> None:
         """Keep a figure with the run, as a file of this name."""
         self.client.log_figure(run_id, figure, name)
 

@@ -8,8 +8,7 @@ from bincount.data import manifest
 from bincount.evaluation.evaluate import Evaluation
 from bincount.registry import find_checkpoint
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, RegistryConfig, Workspace
-from bincount.training.files import model_digest
-from bincount.training.model import read_spec
+from bincount.training.files import model_digest, read_spec
 from tasks import data as data_tasks
 from tasks import evaluation as evaluation_tasks
 

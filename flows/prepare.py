@@ -21,14 +21,6 @@ logger = logging.getLogger("bincount.flows")
 
 
 @dataclass(frozen=True)
-class Synced:
-    """What was to be fetched, and what was."""
-
-    plan: Plan
-    report: SyncReport
-
-
-@dataclass(frozen=True)
 class Prepared:
     """What the prepare flow made, and what it found on the way."""
 
@@ -38,21 +30,6 @@ class Prepared:
     balance: ClassBalance
     pack: Pack
     timings: Timings
-
-
-@flow(name="sync", flow_run_name="sync {data.source}", persist_result=False)
-def sync(data: DataConfig, dataset: Path) -> Synced:
-    """Fetch what is new, in batches.
-
-    Args:
-        data: where the images come from and what is read from them
-        dataset: the folder they go to
-    """
-    plan = data_tasks.plan_sync(data, dataset)
-    numbers = range(1, plan.num_batches + 1)
-    batches = data_tasks.fetch_batch.map(unmapped(data), unmapped(dataset), unmapped(plan), numbers)
-    done = track(as_completed(list(batches)), "fetching", plan.num_batches, f"batches of {BATCH}", logger)
-    return Synced(plan, sum((batch.result() for batch in done), SyncReport()))
 
 
 @flow(name="prepare", flow_run_name="prepare {data.source}", persist_result=False)
@@ -73,11 +50,24 @@ def prepare(
     dataset = Workspace(root=workspace).dataset(data)
     timings = Timings()
     with timings.step("sync"):
-        synced = sync.with_options(task_runner=open_runner(runner))(data, dataset)
+        plan = data_tasks.plan_sync(data, dataset)
+        report = _fetch(data, dataset, plan, runner)
     with timings.step("pack"):  # before the splits, since this is where an image shows that it does not decode
         pack = data_tasks.pack_fetched(data, dataset, images)
     with timings.step("split"):
         snapshot = data_tasks.freeze_snapshot(data, dataset)
     with timings.step("balance"):
         balance = data_tasks.measure_balance(snapshot)
-    return Prepared(synced.plan, synced.report, snapshot, balance, pack, timings)
+    return Prepared(plan, report, snapshot, balance, pack, timings)
+
+
+def _fetch(data: DataConfig, dataset: Path, plan: Plan, runner: RunnerConfig) -> SyncReport:
+    """Fetch what is planned, in batches that the runner is opened for."""
+    if not plan.num_batches:
+        return SyncReport()  # a cluster need not be started for nothing
+    each = {"number": range(1, plan.num_batches + 1)}
+    shared = {"data": unmapped(data), "dataset": unmapped(dataset), "plan": unmapped(plan)}
+    with open_runner(runner) as opened:
+        batches = opened.map(data_tasks.fetch_batch, shared | each)
+        done = track(as_completed(list(batches)), "fetching", plan.num_batches, f"batches of {BATCH}", logger)
+        return sum((batch.result() for batch in done), SyncReport())

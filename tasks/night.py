@@ -36,8 +36,7 @@ from bincount.settings import (
     TrainConfig,
     Workspace,
 )
-from bincount.training.files import weights_digest
-from bincount.training.model import read_spec
+from bincount.training.files import read_spec, weights_digest
 from tasks.registry import NIGHT_TAG, PATIENT
 
 logger = logging.getLogger("bincount.night")

@@ -23,8 +23,7 @@ from bincount.evaluation.evaluate import Evaluation, columns, predict_test
 from bincount.evaluation.promotion import Decision
 from bincount.registry import MODEL_TAG, Registry, Version
 from bincount.settings import PromotionConfig, RegistryConfig, Workspace
-from bincount.training.files import model_digest
-from bincount.training.model import read_spec
+from bincount.training.files import model_digest, read_spec
 from tasks.registry import PATIENT
 
 logger = logging.getLogger("bincount.promotion")

@@ -6,10 +6,9 @@ import subprocess
 from contextlib import suppress
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 from PIL import Image
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
@@ -22,14 +21,16 @@ from bincount import registry
 from bincount.data import balance
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.evaluation import card, plots, report
+from bincount.evaluation import card
 from bincount.evaluation.evaluate import Evaluation, columns, mistakes, suspects
 from bincount.evaluation.metrics import reliability
 from bincount.registry import Registry, Version
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig, Workspace
-from bincount.training.files import Trained, read_history
-from bincount.training.model import read_spec
+from bincount.training.files import Trained, read_history, read_spec
 from tasks.retry import transient
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
 NIGHT_TAG = "root_flow_run"  # the run that the flow run is a part of: the night, or itself
@@ -87,6 +88,8 @@ def register_model(
     workspace: Workspace,
 ) -> Version:
     """Keep the training as one MLflow run and its model as one version, however often this is tried."""
+    from bincount.evaluation import plots  # here, since it takes a second, which a flow that does nothing need not wait
+
     opened, run_id = start_run(snapshot, images, training, trained.folder, config, workspace)
     with opened.ending(run_id):
         measured = balance.measure(snapshot.read(), snapshot.classes)
@@ -127,6 +130,8 @@ def version_page(version: Version, tracking_uri: str) -> str:
 
 def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snapshot: Snapshot, pack: Pack) -> None:
     """All that the test has shown: numbers, tables, pictures, and a page that opens without a server."""
+    from bincount.evaluation import plots, report
+
     metrics, predictions, by_slice = evaluation.metrics, evaluation.predictions, evaluation.slices
     scores = predictions[columns(snapshot.classes)].to_numpy()
     confidence = reliability(predictions["label"].to_numpy(), scores)
@@ -159,7 +164,9 @@ def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snaps
         opened.log_file(run_id, evaluation.folder / name)
 
 
-def _sheet(wrong: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> Figure:
+def _sheet(wrong: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> "Figure":
+    from bincount.evaluation import plots
+
     digests = snapshot.labelled().set_index("image_id")["sha256"]
     pictures = [pack.images[row] for row in pack.locate(digests[wrong["image_id"]])]
     captions = [

@@ -10,7 +10,6 @@ from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.registry import LiveRun
 from bincount.settings import ImageConfig, LaunchConfig, RegistryConfig, TrainConfig, Workspace
-from bincount.training import ensemble
 from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
 from tasks.registry import start_run
@@ -45,4 +44,6 @@ def average_models(
     members: Sequence[Trained], snapshot: Snapshot, pack: Pack, training: TrainConfig, folder: Path
 ) -> Trained:
     """Make one model of several, which answers with the mean of theirs."""
+    from bincount.training import ensemble  # here, since torch takes seconds to import
+
     return ensemble.combine(members, snapshot, pack, folder, training.device)

@@ -9,6 +9,7 @@ from bincount.evaluation import metrics
 from bincount.settings import Classes
 from bincount.training import calibration
 from bincount.training import model as models
+from bincount.training.files import ModelSpec, read_spec
 from bincount.training.model import mean_softmax
 from bincount.training.train import fit
 
@@ -68,10 +69,10 @@ def test_a_training_keeps_the_temperature_with_its_model_and_answers_use_it(tmp_
 
 def test_a_model_from_before_temperatures_answers_as_it_did(tmp_path):
     torch.manual_seed(0)
-    spec = models.ModelSpec.make(IMAGES, QUICK, Classes.parse("0..2"))
+    spec = ModelSpec.make(IMAGES, QUICK, Classes.parse("0..2"))
     models.save(tmp_path, models.build(spec), spec)
     text = (tmp_path / "model.json").read_text()
     (tmp_path / "model.json").write_text(text.replace(',\n  "temperature": 1.0', ""))
     assert "temperature" not in (tmp_path / "model.json").read_text()
 
-    assert models.read_spec(tmp_path).temperature == 1
+    assert read_spec(tmp_path).temperature == 1

@@ -12,7 +12,7 @@ from bincount.evaluation.bootstrap import Interval
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import ClassChange, Decision, Gain
 from bincount.settings import Classes, ImageConfig, TrainConfig
-from bincount.training.model import ModelSpec
+from bincount.training.files import ModelSpec
 
 COUNTS = Classes.parse("0..2")
 BALANCE = pd.DataFrame({"class": ["0", "1", "2"], "train": [8, 1600, 2], "val": [1, 2, 0], "test": [1, 2, 0]})

@@ -25,7 +25,8 @@ from bincount.evaluation.drift import (
 )
 from bincount.evaluation.predict import predict_files
 from bincount.settings import Classes, DriftConfig, ImageConfig, TrainConfig
-from bincount.training.model import ModelSpec, build, save
+from bincount.training.files import ModelSpec
+from bincount.training.model import build, save
 
 COUNTS = Classes.parse("0..2")
 RULES = DriftConfig(min_images=30)

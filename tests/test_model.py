@@ -12,7 +12,8 @@ from PIL import Image
 from bincount.errors import ModelNotFound, SettingsError, SourceError, WeightsUnavailable
 from bincount.evaluation.predict import predict_files, predict_images
 from bincount.settings import MODELS, Classes, ImageConfig, TrainConfig
-from bincount.training.model import ModelSpec, build, load, load_weights, normalize, probabilities, save
+from bincount.training.files import ModelSpec
+from bincount.training.model import build, load, load_weights, normalize, probabilities, save
 
 COUNTS = Classes.parse("0..5")
 

@@ -36,6 +36,7 @@ from bincount.ledger import Ledger
 from bincount.registry import Registry, Version
 from bincount.settings import Classes, ImageConfig, RegistryConfig, TrainConfig
 from bincount.training import model as models
+from bincount.training.files import ModelSpec
 from tasks.registry import code_tags
 
 CLASSES = Classes.parse("0..2")
@@ -63,7 +64,7 @@ def open_in(folder: Path) -> Registry:
 def checkpoint(folder: Path, seed: int = 0, classes: Classes = CLASSES) -> Path:
     torch.manual_seed(seed)
     config = TrainConfig(model="small", weights="none")
-    spec = models.ModelSpec.make(ImageConfig(image_size=32), config, classes)
+    spec = ModelSpec.make(ImageConfig(image_size=32), config, classes)
     models.save(folder, models.build(spec), spec)
     return folder
 

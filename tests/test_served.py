@@ -18,6 +18,7 @@ from bins import jpeg
 from bincount import pyfunc, registry
 from bincount.settings import Classes, ImageConfig, RegistryConfig, TrainConfig
 from bincount.training import model as models
+from bincount.training.files import ModelSpec
 
 # A fresh environment is linked from uv's cache in half a minute; where the cache lacks torch, gigabytes come first.
 INSTALLATION = 900
@@ -35,7 +36,7 @@ FORMS = {
 def checkpoint(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     training = TrainConfig(model="small", weights="none")
-    spec = models.ModelSpec.make(ImageConfig(image_size=32), training, Classes.parse("0..2"))
+    spec = ModelSpec.make(ImageConfig(image_size=32), training, Classes.parse("0..2"))
     folder = tmp_path_factory.mktemp("checkpoint")
     models.save(folder, models.build(spec), spec)
     return folder

@@ -11,7 +11,7 @@ from bincount.evaluation.metrics import per_class_table
 from bincount.evaluation.promotion import NAMES as METRICS
 from bincount.evaluation.promotion import Decision
 from bincount.settings import SPLITS, Classes, ImageConfig, TrainConfig
-from bincount.training.model import ModelSpec
+from bincount.training.files import ModelSpec
 
 PERCENTAGES = ("accuracy", "within_one", "calibration_error")
 COMPARISON, AFTER_COMPARISON = "## Against the champion", "## Data"

@@ -18,10 +18,8 @@ from bincount.data.manifest import Snapshot, is_in
 from bincount.data.packs import Pack
 from bincount.evaluation import bootstrap, slices
 from bincount.evaluation.bootstrap import FEWEST_BINS, Interval
-from bincount.evaluation.predict import probabilities
 from bincount.settings import Classes, DriftConfig, Settings
-from bincount.training.device import choose_device
-from bincount.training.model import load, read_spec
+from bincount.training.files import read_spec
 
 SMALLEST_SHARE = 1e-6  # the logarithm of nothing is not a number
 NUM_CELLS = 10
@@ -225,6 +223,9 @@ def count_new(
     Images of bins that it has learned from, or was chosen on, are left out, and of many a sample is counted. None where
     there are too few, or where it tells other classes than the snapshot has.
     """
+    from bincount.training.device import choose_device  # here, since torch takes seconds to import
+    from bincount.training.model import load, probabilities
+
     spec = read_spec(checkpoint)
     if spec.classes != snapshot.classes:
         return None

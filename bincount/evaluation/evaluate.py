@@ -15,11 +15,8 @@ from bincount.errors import DatasetError
 from bincount.evaluation import bootstrap, slices
 from bincount.evaluation.bootstrap import Interval
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
-from bincount.evaluation.predict import probabilities
 from bincount.settings import Classes
 from bincount.training.files import write_json
-from bincount.training.model import load
-from bincount.training.train import choose_device
 
 SURE = 0.9  # probability from which an answer that is not the record's makes the record suspect
 
@@ -83,6 +80,9 @@ def predict_test(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path,
     It is kept in folder. Raises DatasetError when there are no test images, or when model and snapshot do not count the
     same classes.
     """
+    from bincount.training.device import choose_device  # here, since torch takes seconds to import
+    from bincount.training.model import load, probabilities
+
     manifest = snapshot.labelled()
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
     if test.empty:

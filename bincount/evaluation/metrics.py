@@ -8,14 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import (
-    average_precision_score,
-    brier_score_loss,
-    confusion_matrix,
-    log_loss,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
 
 from bincount.settings import Classes, Settings
 
@@ -101,6 +93,8 @@ def score(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> Me
     expectation is the mean count under the probabilities. A class that is never predicted has precision 0.
     Averages are over the classes that have images. Raises ValueError when N is 0 or the shapes do not fit.
     """
+    from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss  # here, since it takes seconds
+
     _check(labels, len(classes))
     if probabilities.shape != (len(labels), len(classes)):
         raise ValueError(f"{len(labels)} labels of {len(classes)} classes with probabilities {probabilities.shape}")
@@ -185,6 +179,8 @@ def _check(labels: np.ndarray, num_classes: int) -> None:
 
 
 def _of_two_classes(labels, probabilities) -> dict[str, float | None]:
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     if probabilities.shape[1] != 2 or len(np.unique(labels)) < 2:
         return {"roc_auc": None, "average_precision": None}
     return {
@@ -209,6 +205,8 @@ def _errors(labels, predictions, probabilities, classes: Classes) -> dict[str, f
 
 
 def _per_class(labels, predictions, classes: Classes) -> list[ClassScore]:
+    from sklearn.metrics import precision_recall_fscore_support
+
     precisions, recalls, f1s, supports = precision_recall_fscore_support(
         labels, predictions, labels=range(len(classes)), zero_division=0
     )
@@ -233,6 +231,8 @@ def _per_class(labels, predictions, classes: Classes) -> list[ClassScore]:
 
 
 def _average(labels, predictions, present: Sequence[int], average: str) -> Average:
+    from sklearn.metrics import precision_recall_fscore_support
+
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, predictions, labels=present, average=average, zero_division=0
     )

@@ -10,7 +10,8 @@ from torch import nn
 
 from bincount.data import packs
 from bincount.errors import SourceError
-from bincount.training.model import ModelSpec, load, probabilities
+from bincount.training.files import ModelSpec
+from bincount.training.model import load, probabilities
 
 __all__ = ["predict_files", "predict_images", "probabilities"]
 

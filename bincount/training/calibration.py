@@ -8,7 +8,8 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from bincount.data.packs import Pack
-from bincount.training.model import load, logits, mean_softmax, write_spec
+from bincount.training.files import write_spec
+from bincount.training.model import load, logits, mean_softmax
 
 logger = logging.getLogger(__name__)
 

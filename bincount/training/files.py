@@ -19,8 +19,8 @@ from pathlib import Path
 
 from bincount import disk
 from bincount.disk import written_whole
-from bincount.errors import DiskFull
-from bincount.settings import ImageConfig, Settings, TrainConfig
+from bincount.errors import DiskFull, ModelNotFound
+from bincount.settings import Classes, ImageConfig, Settings, TrainConfig
 
 
 class Request(Settings):
@@ -31,6 +31,50 @@ class Request(Settings):
     images: ImageConfig
     training: TrainConfig
     folder: Path
+
+
+class ModelSpec(Settings):
+    """What is needed to rebuild a trained network and to show it a picture as in training."""
+
+    model: str
+    head: str
+    dropout: float
+    classes: Classes
+    extra_names: tuple[str, ...] = ()
+    image_size: int
+    resize: str
+    normalization: str
+    center_crop: float
+    flip_at_test: bool = False
+    temperature: float = 1.0  # the logits are divided by it, so that probabilities mean what they say
+    members: int = 1  # networks alike whose answers are averaged
+
+    @classmethod
+    def make(
+        cls, images: ImageConfig, training: TrainConfig, classes: Classes, extra_names: tuple[str, ...] = ()
+    ) -> "ModelSpec":
+        return cls(
+            model=training.model,
+            head=training.head,
+            dropout=training.dropout,
+            classes=classes,
+            extra_names=extra_names,
+            image_size=images.image_size,
+            resize=images.resize,
+            normalization=training.normalization,
+            center_crop=training.center_crop,
+            flip_at_test=training.flip_at_test,
+        )
+
+    @property
+    def outputs(self) -> Classes:
+        """What the network's outputs stand for: the classes, and behind them what was learned beside."""
+        return Classes(names=self.classes.names + self.extra_names, ordered=self.classes.ordered)
+
+    @property
+    def images(self) -> ImageConfig:
+        """How packs.decode makes pictures for this model."""
+        return ImageConfig(image_size=self.image_size, resize=self.resize)
 
 
 @dataclass(frozen=True)
@@ -109,6 +153,19 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what killed trainers left half written; only for who holds the folder's lock."""
     for path in folder.rglob(".*.new"):
         path.unlink(missing_ok=True)
+
+
+def write_spec(folder: Path, spec: ModelSpec) -> None:
+    """Write how to use the weights in a folder."""
+    with written_whole(folder / "model.json") as temporary:
+        temporary.write_text(spec.model_dump_json(indent=2))
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """How to use a model that save wrote. Raises ModelNotFound."""
+    if not (folder / "model.json").exists():
+        raise ModelNotFound(f"no model at {folder}; run `bincount train` to make one")
+    return ModelSpec.model_validate_json((folder / "model.json").read_text())
 
 
 def weights_digest(checkpoint: Path) -> str:

@@ -13,62 +13,17 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-import torchvision
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bincount.disk import written_whole
-from bincount.errors import ModelNotFound, SettingsError, WeightsUnavailable
-from bincount.settings import Classes, ImageConfig, Settings, TrainConfig
+from bincount.errors import SettingsError, WeightsUnavailable
 from bincount.training.augment import center_crop, normalize
 from bincount.training.device import is_out_of_memory
+from bincount.training.files import ModelSpec, read_spec, write_spec
 
 HIDDEN_UNITS = 256
 INFERENCE_BATCH = 128
-
-
-class ModelSpec(Settings):
-    """What is needed to rebuild a trained network and to show it a picture as in training."""
-
-    model: str
-    head: str
-    dropout: float
-    classes: Classes
-    extra_names: tuple[str, ...] = ()
-    image_size: int
-    resize: str
-    normalization: str
-    center_crop: float
-    flip_at_test: bool = False
-    temperature: float = 1.0  # the logits are divided by it, so that probabilities mean what they say
-    members: int = 1  # networks alike whose answers are averaged
-
-    @classmethod
-    def make(
-        cls, images: ImageConfig, training: TrainConfig, classes: Classes, extra_names: tuple[str, ...] = ()
-    ) -> "ModelSpec":
-        return cls(
-            model=training.model,
-            head=training.head,
-            dropout=training.dropout,
-            classes=classes,
-            extra_names=extra_names,
-            image_size=images.image_size,
-            resize=images.resize,
-            normalization=training.normalization,
-            center_crop=training.center_crop,
-            flip_at_test=training.flip_at_test,
-        )
-
-    @property
-    def outputs(self) -> Classes:
-        """What the network's outputs stand for: the classes, and behind them what was learned beside."""
-        return Classes(names=self.classes.names + self.extra_names, ordered=self.classes.ordered)
-
-    @property
-    def images(self) -> ImageConfig:
-        """How packs.decode makes pictures for this model."""
-        return ImageConfig(image_size=self.image_size, resize=self.resize)
 
 
 def build(spec: ModelSpec) -> nn.Module:
@@ -87,7 +42,9 @@ def build(spec: ModelSpec) -> nn.Module:
 
 
 def _torchvision_backbone(name: str) -> tuple[nn.Module, int]:
-    backbone = torchvision.models.get_model(name, weights=None)
+    from torchvision import models  # here, since it takes seconds, and the small network needs none of it
+
+    backbone = models.get_model(name, weights=None)
     classifier = "fc" if hasattr(backbone, "fc") else "classifier"
     layers = getattr(backbone, classifier).modules()
     num_features = next(layer.in_features for layer in layers if isinstance(layer, nn.Linear))
@@ -161,9 +118,11 @@ def _backbone_and_head(tensors: dict[str, Tensor], seed: int) -> tuple[dict[str,
 
 
 def _fetch_imagenet(name: str) -> dict[str, Tensor]:
+    from torchvision import models
+
     if name == "small":
         raise SettingsError("there are no ImageNet weights for the model small; train it with `--weights none`")
-    weights = torchvision.models.get_model_weights(name).DEFAULT
+    weights = models.get_model_weights(name).DEFAULT
     try:
         return weights.get_state_dict(check_hash=True, progress=sys.stderr.isatty())
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash differs
@@ -246,22 +205,9 @@ def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
     write_spec(folder, spec)
 
 
-def write_spec(folder: Path, spec: ModelSpec) -> None:
-    """Write how to use the weights in a folder."""
-    with written_whole(folder / "model.json") as temporary:
-        temporary.write_text(spec.model_dump_json(indent=2))
-
-
 def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, ModelSpec]:
     """Read a model that save wrote, ready for evaluation. Raises ModelNotFound."""
     spec = read_spec(folder)
     model = build(spec)
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     return model.to(device, memory_format=torch.channels_last).eval(), spec
-
-
-def read_spec(folder: Path) -> ModelSpec:
-    """How to use a model that save wrote. Raises ModelNotFound."""
-    if not (folder / "model.json").exists():
-        raise ModelNotFound(f"no model at {folder}; run `bincount train` to make one")
-    return ModelSpec.model_validate_json((folder / "model.json").read_text())

@@ -37,8 +37,16 @@ from bincount.training.calibration import calibrate
 from bincount.training.debug import Watch
 from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, is_out_of_memory
 from bincount.training.distributed import World
-from bincount.training.files import Request, Trained, read_error, remove_leftovers, write_error, write_json
-from bincount.training.model import ModelSpec, build, load_weights, probabilities, save
+from bincount.training.files import (
+    ModelSpec,
+    Request,
+    Trained,
+    read_error,
+    remove_leftovers,
+    write_error,
+    write_json,
+)
+from bincount.training.model import build, load_weights, probabilities, save
 from bincount.training.reader import Reader
 
 logger = logging.getLogger(__name__)

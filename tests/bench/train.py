@@ -456,7 +456,7 @@ def train_as_here(
 
 def _settings(model: str, size: int, batch_size: int):
     from bincount.settings import Classes, ImageConfig, TrainConfig
-    from bincount.training.model import ModelSpec
+    from bincount.training.files import ModelSpec
 
     classes = Classes(names=tuple(map(str, range(NUM_CLASSES))), ordered=True)
     config = TrainConfig(model=model, weights="none", batch_size=batch_size)
