@@ -126,7 +126,7 @@ def running(
     """A server, from when its health, a URL or a function, answers; options are those of subprocess.Popen."""
     is_up = health if callable(health) else lambda: _answers(health)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "wb") as output:
+    with open(log, "ab") as output:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=output, start_new_session=True, **options
         )

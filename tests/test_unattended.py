@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 from prefect.types._datetime import now
-from servers import free_port, mlflow_server, prefect_server, program, wait_for
+from servers import free_port, mlflow_server, postgres, prefect_server, program, wait_for
 
 from bincount import registry
 from bincount.data import drawn
@@ -24,13 +24,13 @@ from bincount.settings import RegistryConfig, Workspace
 from bincount.training.files import read_history
 from flows.bootstrap import bootstrap
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(1200)]
 
 SERVER = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3600",  # runs come from the tests alone
 }
-EPOCHS = 150  # so that a run of two still trains when the other does
+EPOCHS = 100  # so that a run of two still trains when the other does
 ZOMBIE_SECONDS = 90  # three heartbeats, the least
 RETRY_SECONDS = 45  # a worker tells of a crash twice, the second time when it has imported the flow
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
@@ -39,13 +39,14 @@ ENDS = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 class Stack:
     """A server with everything that bootstrap makes, two workers, and runs to be looked at."""
 
-    def __init__(self, folder: Path, source: Path):
+    def __init__(self, folder: Path, source: Path, database: str):
         self.folder, self.source = folder, source
+        self.settings = SERVER | {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database.replace("psycopg", "asyncpg")}
         self.port, self._server, self._workers = free_port(), ExitStack(), {}
         self.api = f"http://127.0.0.1:{self.port}/api"
 
     def start_server(self) -> None:
-        self._server.enter_context(prefect_server(self.folder / "prefect", self.port, **SERVER))
+        self._server.enter_context(prefect_server(self.folder / "prefect", self.port, **self.settings))
 
     def stop_server(self) -> None:
         self._server.close()
@@ -63,7 +64,7 @@ class Stack:
         self._workers[pool].send_signal(sent)
         self._workers[pool].wait(60)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         for worker in self._workers.values():
             with suppress(ProcessLookupError):
                 os.killpg(worker.pid, signal.SIGKILL)
@@ -109,7 +110,7 @@ class Case:
             return [state.name for state in client.read_flow_run_states(self.id)]
 
     def until_it_trains(self) -> "Case":
-        wait_for(lambda: self.trainer() and any(map(read_history, self.workspace.root.glob("runs/*"))), 120)
+        wait_for(lambda: self.trainer() and any(map(read_history, self.workspace.root.glob("runs/*"))), 300)
         return self
 
     def trainer(self) -> int | None:
@@ -148,16 +149,15 @@ class Case:
 def stack(tmp_path_factory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     drawn.draw(folder / "source", 350, size=(64, 64))
-    made = Stack(folder, folder / "source")
-    with temporary_settings({PREFECT_API_URL: made.api}):
-        try:
+    # PostgreSQL, as several workers want it: on SQLite this server now and then stands still for a minute.
+    with postgres(folder) as database:
+        made = Stack(folder, folder / "source", database)
+        with temporary_settings({PREFECT_API_URL: made.api}), closing(made):
             made.start_server()
             bootstrap(zombie_seconds=ZOMBIE_SECONDS, retry_seconds=RETRY_SECONDS)
             made.start_worker("cpu")
             made.start_worker("gpu")
             yield made
-        finally:
-            made.stop()
 
 
 def slots_in_use() -> int:
@@ -206,7 +206,7 @@ def a_killed_trainer_goes_on_from_its_checkpoint_also_while_mlflow_is_away(stack
 
 
 def test_a_run_outlives_server_and_worker_and_a_night_its_own_process_and_a_second_trigger(stack):
-    long = 2 * EPOCHS
+    long = 3 * EPOCHS
     alone = stack.start("run/train-gpu", "worker", long).until_it_trains()
     stack.stop_server()
     stack.start_server()
