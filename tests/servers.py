@@ -1,5 +1,6 @@
 """Servers that tests need: started on free loopback ports, waited for, and stopped by pid."""
 
+import functools
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 90) -> object:
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> object:
     """What a condition gives once it is true; fails when it does not become true in time."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -49,12 +50,30 @@ def prefect_server(home: Path, port: int | None = None, **settings: str) -> Iter
         yield f"http://127.0.0.1:{port}/api"
 
 
+def with_database(workspace: Path) -> Path:
+    """A workspace's folder with MLflow's database, still empty, which MLflow would make in dozens of migrations."""
+    database = workspace / "mlflow.db"
+    if not database.exists():
+        workspace.mkdir(parents=True, exist_ok=True)
+        database.write_bytes(_empty_database())
+    return workspace
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    from mlflow import MlflowClient  # here, since it takes seconds
+
+    with tempfile.TemporaryDirectory() as folder:
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return Path(folder, "mlflow.db").read_bytes()
+
+
 @contextmanager
 def mlflow_server(folder: Path, database: str | None = None, port: int | None = None) -> Iterator[str]:
     """An MLflow server on SQLite in the folder, named as in a workspace, or on another database; gives its URL."""
     port = port or free_port()
     command = [program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", database or f"sqlite:///{folder.resolve()}/mlflow.db"]
+    command += ["--backend-store-uri", database or f"sqlite:///{with_database(folder.resolve())}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "mlflow-artifacts")]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     url = f"http://127.0.0.1:{port}"
@@ -119,7 +138,7 @@ def running(
     environment: dict[str, str],
     log: Path,
     health: str | Callable[[], bool],
-    seconds: float = 90,
+    seconds: float = 300,
     stop: signal.Signals = signal.SIGTERM,
     **options,
 ) -> Iterator[None]:

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from prefect.client.orchestration import get_client
+from servers import with_database
 
 from bincount import registry
 from bincount.data import drawn
@@ -41,7 +42,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def nights(api, data, tmp_path_factory):
     """A weak model that became champion for want of another, then a strong one; and the workspace of both."""
-    workspace = tmp_path_factory.mktemp("workspace")
+    workspace = with_database(tmp_path_factory.mktemp("workspace"))
     return (
         run(data, IMAGES, WEAK, workspace=workspace),
         run(data, IMAGES, STRONG, workspace=workspace, promotion=ANY_CLASS_MAY_LOSE),

@@ -8,7 +8,7 @@ import threading
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId
-from servers import wait_for
+from servers import wait_for, with_database
 
 from bincount import registry
 from bincount.data import drawn
@@ -38,7 +38,7 @@ def bucket(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    return tmp_path_factory.mktemp("workspace")
+    return with_database(tmp_path_factory.mktemp("workspace"))
 
 
 @pytest.fixture(scope="module")

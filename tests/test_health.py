@@ -1,9 +1,12 @@
 """Each thing that keeps nights away is made, seen by `bincount doctor --services`, repaired by --fix, and gone."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 
 import pytest
 import servers
@@ -212,6 +215,24 @@ def test_a_slot_that_no_run_holds(client):
     client.set_flow_run_state(holder.id, Crashed())
 
 
+@contextmanager
+def heard_of(run: FlowRun) -> Iterator[None]:
+    """The run's process is there and says so, often."""
+    over = Event()
+
+    def beat() -> None:
+        while not over.wait(0.5):
+            emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+
+    with ThreadPoolExecutor(1) as pool:
+        beats = pool.submit(copy_context().run, beat)
+        try:
+            yield
+        finally:
+            over.set()
+            beats.result()
+
+
 @pytest.mark.services
 @pytest.mark.usefixtures("healthy")
 def test_a_run_whose_process_is_gone(client, monkeypatch):
@@ -224,20 +245,16 @@ def test_a_run_whose_process_is_gone(client, monkeypatch):
     for run in (living, alien):
         client.set_flow_run_state(run.id, Running(), force=True)
     assert not problems(examine(Workspace(), CONFIG))  # they have only begun
-    monkeypatch.setattr(health, "_stale_after", lambda _state, _window: 2)
+    monkeypatch.setattr(health, "_stale_after", lambda _state, _window: 5)
     wait_for(lambda: "2 stale" in problems(examine(Workspace(), CONFIG)).get("runs in Prefect", Finding("", "")).found)
-
-    def one_is_heard_of() -> Finding | None:
-        emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{living.id}"})
-        found = problems(examine(Workspace(), CONFIG)).get("runs in Prefect")
-        return found if found and found.found == f"1 stale: {silent.name}" else None
-
-    wait_for(one_is_heard_of)
-    mend(Workspace(), CONFIG)
+    with heard_of(living):
+        wait_for(lambda: health._stale_runs(client, 300).found == f"1 stale: {silent.name}")
+        mend(Workspace(), CONFIG)
+        assert not problems([health._stale_runs(client, 300)])
     state = client.read_flow_run(silent.id).state
     assert (state.type, state.name) == (StateType.CRASHED, "Stale")
     assert nightly(client).global_concurrency_limit.active_slots == 0
-    assert not problems([health._stale_runs(client, 300)])
+    assert client.read_flow_run(living.id).state.is_running()
     assert client.read_flow_run(alien.id).state.is_running()
     client.set_flow_run_state(living.id, Crashed())
 

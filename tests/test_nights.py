@@ -87,7 +87,7 @@ class GrowingBucket:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    return tmp_path_factory.mktemp("workspace")
+    return servers.with_database(tmp_path_factory.mktemp("workspace"))
 
 
 @pytest.fixture(scope="module")
@@ -202,9 +202,9 @@ def test_a_source_that_does_not_grow_is_taken_some_bins_a_night(api, tmp_path):
     data = DataConfig(source=str(tmp_path / "bins"))
     asked = RetrainConfig(grow_by=200, min_new_images=5000)
     model = TRAINING.model_copy(update={"epochs": 1})
-    wanted = []
+    workspace, wanted = servers.with_database(tmp_path / "workspace"), []
     for _ in range(3):
-        night = retrain(data, IMAGES, model, workspace=tmp_path / "workspace", retraining=asked)
+        night = retrain(data, IMAGES, model, workspace=workspace, retraining=asked)
         wanted.append(night.prepared.plan.num_wanted)
     assert wanted == [pytest.approx(200, abs=4), pytest.approx(400, abs=8), pytest.approx(500, abs=8)]
 
@@ -223,7 +223,7 @@ class SmallNights:
     training = TRAINING.model_copy(update={"epochs": 1})
 
     def __init__(self, folder: Path):
-        self.source, self.workspace = folder / "bins", folder / "workspace"
+        self.source, self.workspace = folder / "bins", servers.with_database(folder / "workspace")
         self.grow_to(330)
 
     def grow_to(self, num_bins: int) -> None:

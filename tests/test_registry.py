@@ -1,7 +1,6 @@
 """What is kept in MLflow: runs that are taken up again, versions with aliases, models that load anywhere."""
 
 import base64
-import functools
 import io
 import json
 import os
@@ -27,7 +26,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from packaging.requirements import Requirement
 from PIL import Image
-from servers import mlflow_server
+from servers import mlflow_server, with_database
 
 from bincount import registry
 from bincount.errors import ModelNotFound, ServiceUnavailable, SettingsError
@@ -47,18 +46,10 @@ HISTORY = [
 ]
 
 
-@functools.cache
-def empty_database() -> bytes:
-    """What MLflow makes of a new SQLite file in dozens of migrations, which take seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
-        return Path(folder, "mlflow.db").read_bytes()
-
-
 def open_in(folder: Path) -> Registry:
-    if not (folder / "mlflow.db").exists():
-        (folder / "mlflow.db").write_bytes(empty_database())
-    return registry.open_registry(f"sqlite:///{folder}/mlflow.db", folder / "artifacts", RegistryConfig())
+    return registry.open_registry(
+        f"sqlite:///{with_database(folder)}/mlflow.db", folder / "artifacts", RegistryConfig()
+    )
 
 
 def checkpoint(folder: Path, seed: int = 0, classes: Classes = CLASSES) -> Path:

@@ -25,20 +25,12 @@ MONTH = RetentionConfig(keep_days=30)
 FIRST, SECOND, THIRD, LAST = (digit * 32 for digit in "abcd")  # snapshots
 
 
-@pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory):
-    """A database of MLflow's, whose making takes seconds."""
-    workspace = Workspace(root=tmp_path_factory.mktemp("template"))
-    registry.open_registry(workspace.tracking_uri(RegistryConfig()), workspace.artifacts, RegistryConfig())
-    return workspace.root / "mlflow.db"
-
-
 @pytest.fixture
-def workspace(empty_mlflow, tmp_path):
+def workspace(tmp_path):
     """A workspace with four snapshots, 100, 80, 60 and 40 days old, and a training and a test on each."""
-    root = tmp_path / "workspace"
-    root.mkdir()
-    shutil.copy(empty_mlflow, root)
+    root = servers.with_database(tmp_path / "workspace")
+    made = Workspace(root=root)
+    registry.open_registry(made.tracking_uri(RegistryConfig()), made.artifacts, RegistryConfig())
     for digest, days in ((FIRST, 100), (SECOND, 80), (THIRD, 60), (LAST, 40)):
         add(root / "datasets/bins/snapshots" / digest, days, "manifest.parquet", "snapshot.json")
         train(root, digest, days)
@@ -47,7 +39,7 @@ def workspace(empty_mlflow, tmp_path):
     for other in ("datasets/bins/bins.parquet", "datasets/bins/originals/00001.jpg", "runs/notes.txt", "keep.txt"):
         file(root / other, 500)
     add(root / "runs" / "by hand", 500, "model/model.safetensors")
-    return Workspace(root=root)
+    return made
 
 
 def file(path: Path, days: float, content: str = "content") -> None:
@@ -497,7 +489,7 @@ def test_after_real_trainings_what_their_versions_need_is_there_and_nothing_is_t
     data, images = DataConfig(source=str(tmp_path / "bins")), ImageConfig(image_size=32)
     quick = TrainConfig(model="small", weights="none", epochs=1)
     two, other = quick.model_copy(update={"members": 2}), quick.model_copy(update={"seed": 5})
-    workspace = Workspace(root=tmp_path / "workspace")
+    workspace = Workspace(root=servers.with_database(tmp_path / "workspace"))
     run(data, images, two, workspace=workspace.root)
     unneeded = run(data, images, other, workspace=workspace.root).model
     reg = opened(workspace)
@@ -554,11 +546,12 @@ def test_the_command_lists_and_then_removes(workspace, monkeypatch, capsys):
 
 
 @pytest.fixture
-def moved(workspace, empty_mlflow, tmp_path):
+def moved(workspace, tmp_path):
     """The workspace after a move to another registry, which has a version already: the settings that name it."""
     register(workspace, run_of(workspace, FIRST), FIRST)
-    shutil.copy(empty_mlflow, tmp_path / "server.db")
+    (servers.with_database(tmp_path / "server") / "mlflow.db").rename(tmp_path / "server.db")
     config = RegistryConfig(tracking_uri=f"sqlite:///{tmp_path}/server.db")
+    registry.open_registry(config.tracking_uri, workspace.artifacts, config)
     register(workspace, run_of(workspace, LAST), LAST, config=config)
     return config
 

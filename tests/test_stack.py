@@ -292,7 +292,7 @@ def postgres(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.mark.services
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_servers_of_the_compose_file_come_up_healthy_on_postgresql(tmp_path, postgres):
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {COMPOSE['services']['postgres']['environment']['POSTGRES_DB']}")
@@ -474,7 +474,7 @@ def whole(tmp_path_factory) -> Iterator[dict[str, object]]:
     folder = tmp_path_factory.mktemp("whole")
     drawn.draw(folder / "bins", 300, size=(64, 64))
     with stack_up(folder / "workspace", SOURCE=folder / "bins") as settings, client_of(settings) as client:
-        wait_for(lambda: at_work(client), 200)
+        wait_for(lambda: at_work(client))
         yield settings
 
 
@@ -498,7 +498,7 @@ def deployed(client) -> dict[str, DeploymentResponse]:
 
 
 @pytest.mark.services
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_doctor_finds_nothing_wrong_but_versions_that_are_not_those_of_the_project(client, monkeypatch):
     def problems() -> dict[str, Finding]:
         return {finding.what: finding for finding in examine(Workspace(), RegistryConfig()) if finding.remedy}
@@ -519,7 +519,7 @@ def test_nights_have_scheduled_runs_and_never_overlap(client, deployed):
         runs = client.read_flow_runs(limit=200)
         return [run for run in runs if run.deployment_id == night.id and run.state.is_scheduled()]
 
-    times = [run.expected_start_time for run in wait_for(scheduled, 120)]
+    times = [run.expected_start_time for run in wait_for(scheduled)]
     assert {(time.hour, time.minute) for time in times} == {(2, 17)}
     assert min(times) > datetime.now(UTC)
     assert [schedule.schedule.timezone for schedule in night.schedules] == ["UTC"]
@@ -590,7 +590,7 @@ def test_what_dies_is_started_again_and_make_down_leaves_nothing(whole, client):
         "training": {"model": "small", "weights": "none", "epochs": 5000},
     }
     run = client.create_flow_run_from_deployment(train.id, parameters=parameters)
-    wait_for(lambda: list((workspace / "runs").glob("*/history.json")), 200)
+    wait_for(lambda: list((workspace / "runs").glob("*/history.json")))
 
     for pid, command in processes_of(workspace).items():
         if "mlflow server" in command and "while" not in command:
@@ -599,7 +599,7 @@ def test_what_dies_is_started_again_and_make_down_leaves_nothing(whole, client):
     assert refused.returncode != 0
     assert f"run {bins}" in refused.stdout
     assert client.read_flow_run(run.id).state.is_running()
-    wait_for(lambda: servers._answers(f"http://127.0.0.1:{whole['MLFLOW_PORT']}/health"), 200)
+    wait_for(lambda: servers._answers(f"http://127.0.0.1:{whole['MLFLOW_PORT']}/health"))
 
     stopped = make("down", WORKSPACE=workspace, FORCE=1)
     assert stopped.returncode == 0, stopped.stdout
@@ -630,7 +630,7 @@ def test_one_setting_puts_both_servers_on_postgresql(tmp_path, postgres):
 
     with stack_up(workspace, DATABASE=f"postgresql://maker:p%40ss@{at}/bins") as settings:
         with client_of(settings) as client:
-            wait_for(lambda: at_work(client), 200)
+            wait_for(lambda: at_work(client))
         tables = {}
         for name in ("bins_prefect", "bins_mlflow"):
             with psycopg.connect(f"postgresql://maker@{at}/{name}") as connection:

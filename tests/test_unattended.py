@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 from prefect.types._datetime import now
-from servers import free_port, mlflow_server, postgres, prefect_server, program, wait_for
+from servers import free_port, mlflow_server, postgres, prefect_server, program, wait_for, with_database
 
 from bincount import registry
 from bincount.data import drawn
@@ -24,7 +24,7 @@ from bincount.settings import RegistryConfig, Workspace
 from bincount.training.files import read_history
 from flows.bootstrap import bootstrap
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(1800)]
 
 SERVER = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -80,6 +80,7 @@ class Stack:
             "registry": {"tracking_uri": None, **registry},
             "workspace": str(self.folder / case),
         }
+        with_database(self.folder / case)
         with get_client(sync_client=True) as client:
             found = client.read_deployment_by_name(deployment)
             state = Scheduled(scheduled_time=now("UTC").add(seconds=scheduled)) if scheduled else None
@@ -110,7 +111,7 @@ class Case:
             return [state.name for state in client.read_flow_run_states(self.id)]
 
     def until_it_trains(self) -> "Case":
-        wait_for(lambda: self.trainer() and any(map(read_history, self.workspace.root.glob("runs/*"))), 300)
+        wait_for(lambda: self.trainer() and any(map(read_history, self.workspace.root.glob("runs/*"))))
         return self
 
     def trainer(self) -> int | None:
@@ -125,7 +126,7 @@ class Case:
     def flow(self) -> int:
         return int(self.run.infrastructure_pid.rpartition(":")[2])
 
-    def until_completed(self, seconds: float = 240) -> "Case":
+    def until_completed(self, seconds: float = 600) -> "Case":
         wait_for(lambda: self.state in ("Completed", "Failed"), seconds)
         assert self.state == "Completed", self.run.state.message
         return self
@@ -181,7 +182,7 @@ def test_what_nobody_is_left_to_report_is_noticed_freed_and_done_and_meanwhile_o
 
     a_killed_trainer_goes_on_from_its_checkpoint_also_while_mlflow_is_away(stack, tmp_path)
     for case in (night, stopped):
-        wait_for(lambda case=case: "Crashed" in case.states(), 2 * ZOMBIE_SECONDS + 60)
+        wait_for(lambda case=case: "Crashed" in case.states(), 2 * ZOMBIE_SECONDS + 300)
     for case in (night, stopped):
         case.until_completed()
         case.is_whole()
@@ -235,6 +236,6 @@ def test_nights_that_were_missed_are_made_up_for_by_one(stack):
     missed = [stack.start("retrain/nightly", "missed", epochs=1, scheduled=-3600 * hours) for hours in (49, 25, 1)]
     stack.start_worker("cpu")
     for night in missed:
-        wait_for(night.has_ended, 180)
+        wait_for(night.has_ended, 600)
     assert sorted(night.state for night in missed) == ["Cancelled", "Cancelled", "Completed"]
     missed[0].is_whole(epochs=1)
