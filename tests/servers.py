@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from glob import glob
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -122,9 +123,13 @@ def installed(name: str, package: str) -> str:
     folders = [os.environ["PATH"], *sorted(glob("/usr/lib/postgresql/*/bin"), reverse=True)]
     path = shutil.which(name, path=os.pathsep.join(folders))
     if path is None:
-        give_up = pytest.fail if "CI" in os.environ else pytest.skip
         give_up(f"needs {name}; `apt-get install {package}` brings it")
     return path
+
+
+def give_up(reason: str) -> NoReturn:
+    """Skip the test for want of something on this machine; in CI, which has all of it, fail."""
+    (pytest.fail if "CI" in os.environ else pytest.skip)(reason)
 
 
 def program(name: str) -> str:

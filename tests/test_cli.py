@@ -29,6 +29,11 @@ def help_of(command, capsys):
     return capsys.readouterr().out
 
 
+def test_a_flow_begins_quickly_since_what_only_some_steps_need_is_imported_there():
+    code = "import sys, flows.retrain; print(*{'torch', 'sklearn', 'matplotlib.figure'}.intersection(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
 def test_help_is_quick_since_it_imports_nothing_heavy():
     code = (
         "import sys; from flows.cli import app; app(['--help'], result_action='return_value');"

@@ -13,8 +13,6 @@ from bincount.errors import SourceError
 from bincount.training.files import ModelSpec
 from bincount.training.model import load, probabilities
 
-__all__ = ["predict_files", "predict_images", "probabilities"]
-
 FILES_AT_ONCE = 512  # decoded in memory: 77 MB at 224 pixels
 
 
