@@ -601,14 +601,16 @@ def test_a_version_names_every_package_it_needs_at_the_version_it_was_made_with(
     assert not {"prefect", "boto3", "obstore", "plotly"} & set(pinned)
 
 
-def test_nothing_of_a_version_is_a_pickle(kept, tmp_path):
-    source = kept.client.get_model_version_download_uri("bincount", "1")
-    folder = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(tmp_path)))
+def test_nothing_of_a_version_is_a_pickle_or_bytecode(tmp_path):
+    opened = open_in(tmp_path)  # who loads a version from a folder of this machine leaves bytecode there
+    opened.register(opened.start_run("first", {}, {}), checkpoint(tmp_path / "model"), "a model", {}, picture())
+    source = opened.client.get_model_version_download_uri("bincount", "1")
+    folder = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(tmp_path / "downloaded")))
 
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files if "code" not in path.parts} <= {
-        *("", ".yaml", ".txt", ".json", ".safetensors", ".py")
-    }
+    suffixes = {path.suffix for path in files if "code" not in path.parts}
+    assert suffixes == {"", ".yaml", ".txt", ".json", ".safetensors", ".py"}
+    assert not [path for path in files if path.suffix == ".pyc"]
     assert not [path for path in files if path.read_bytes()[:2] in (b"\x80\x04", b"\x80\x05", b"PK")]
 
 
