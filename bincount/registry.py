@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import tempfile
 import threading
 import time
@@ -578,8 +577,6 @@ def _save_pyfunc(folder: Path, checkpoint: Path, input_example: bytes, about: Mo
             input_example=example,
             pip_requirements=_pinned(INFERENCE_PACKAGES),
         )
-    for bytecode in [*folder.rglob("__pycache__")]:  # MLflow has imported the file
-        shutil.rmtree(bytecode)
 
 
 def _may_be_there(folder: str, tracking_uri: str) -> bool:
