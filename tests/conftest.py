@@ -10,13 +10,13 @@ from bincount.settings import DataConfig
 # Small nets are quickest on one thread, most of all beside other busy processes; trainers inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONGEST = ("test_unattended.py", "test_stack.py")
+LONGEST = ("test_unattended.py", "test_nights.py", "test_stack.py")
 
 
 def pytest_collection_modifyitems(items):
     """Tests on real bins or weights need them; CI says where they are, so that there none is skipped.
 
-    The files that take longest come first: with two at a time, neither is left alone at the end.
+    The files that take longest come first: with several at a time, none is left alone at the end.
     """
     items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:

@@ -40,7 +40,7 @@ def prefect_server(home: Path, port: int | None = None, **settings: str) -> Iter
     """A Prefect server with its database in home, and with these variables set; gives the URL of its API."""
     port = port or free_port()
     environment = os.environ | {
-        "PREFECT_HOME": str(home),
+        "PREFECT_HOME": str(with_prefect_database(home)),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "true",
         **settings,
@@ -49,6 +49,24 @@ def prefect_server(home: Path, port: int | None = None, **settings: str) -> Iter
     command = [program("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with running(command, environment, home / "server.log", f"http://127.0.0.1:{port}/api/health"):
         yield f"http://127.0.0.1:{port}/api"
+
+
+def with_prefect_database(home: Path) -> Path:
+    """A PREFECT_HOME with the database of a new server, which Prefect would make in more than a hundred migrations."""
+    database = home / "prefect.db"
+    if not database.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        database.write_bytes(_empty_prefect_database())
+    return home
+
+
+@functools.cache
+def _empty_prefect_database() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"PREFECT_HOME": folder, "DO_NOT_TRACK": "true"}
+        command = [program("prefect"), "server", "database", "upgrade", "--yes"]
+        subprocess.run(command, env=environment, capture_output=True, check=True)
+        return Path(folder, "prefect.db").read_bytes()
 
 
 def with_database(workspace: Path) -> Path:

@@ -74,7 +74,10 @@ def run_pipeline(bins: Path, folder: Path, tracking_uri: str) -> None:
     settings = {"source": bins, "image-size": 32, "model": "small", "weights": "none", "epochs": 2}
     settings |= {"tracking-uri": tracking_uri, "workspace": folder / "workspace"}
     command = [servers.program("bincount"), "run", *(f"--{name}={value}" for name, value in settings.items())]
-    environment = os.environ | {"PREFECT_HOME": str(folder / "prefect"), "DO_NOT_TRACK": "true"}
+    environment = os.environ | {
+        "PREFECT_HOME": str(servers.with_prefect_database(folder / "prefect")),
+        "DO_NOT_TRACK": "true",
+    }
     environment.pop("PREFECT_API_URL", None)
     done = subprocess.run(
         command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False

@@ -207,7 +207,7 @@ def a_killed_trainer_goes_on_from_its_checkpoint_also_while_mlflow_is_away(stack
 
 
 def test_a_run_outlives_server_and_worker_and_a_night_its_own_process_and_a_second_trigger(stack):
-    long = 3 * EPOCHS
+    long = 2 * EPOCHS
     alone = stack.start("run/train-gpu", "worker", long).until_it_trains()
     stack.stop_server()
     stack.start_server()
