@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 
 import bincount
 from bincount.data.manifest import Snapshot
+from bincount.disk import told_when_full
 from bincount.errors import BincountError, ModelNotFound, ServiceUnavailable, SettingsError
 from bincount.services import check_mlflow
 from bincount.settings import RegistryConfig, Workspace
@@ -376,17 +377,19 @@ class Registry:
     def checkpoint(self, version: Version, folder: Path) -> Path:
         """Fetch the files of a version; the folder in it that has model.safetensors and model.json.
 
-        Raises ModelNotFound when they are gone, and ServiceUnavailable when MLflow went away meanwhile.
+        Raises ModelNotFound when they are gone, ServiceUnavailable when they are there and cannot be fetched, and
+        DiskFull.
         """
         uri, reason = self.client.tracking_uri, None
         with unless_gone():
             source = f"{self.client.get_model_version_download_uri(version.name, str(version.version))}/artifacts"
             try:
-                fetched = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder), tracking_uri=uri))
+                with told_when_full(folder):
+                    fetched = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder), tracking_uri=uri))
                 if (fetched / "model.safetensors").exists() and (fetched / "model.json").exists():
                     return fetched
             except (OSError, mlflow.MlflowException) as error:
-                if uri.startswith("http") and _may_be_there(source, uri):
+                if _may_be_there(source, uri):
                     raise ServiceUnavailable(
                         f"the files of {version.uri} cannot be fetched from MLflow at {uri} now ({error}); try again"
                     ) from error
@@ -411,7 +414,8 @@ class Registry:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             about = Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id)
-            _save_pyfunc(folder, checkpoint, input_example, about)
+            with told_when_full(folder):
+                _save_pyfunc(folder, checkpoint, input_example, about)
             self.client.log_model_artifacts(logged.model_id, str(folder))
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         return self.client.finalize_logged_model(logged.model_id, "READY")

@@ -51,17 +51,17 @@ class Change:
 def bootstrap(
     prefect_file: Path = PREFECT_FILE,
     gpu_template: Path | None = None,
-    zombie_seconds: float = ZOMBIE_SECONDS,
+    zombie_seconds: float | None = None,
     retry_seconds: float = RETRY_SECONDS,
 ) -> list[Change]:
     """Make what the project needs on the server that PREFECT_API_URL names, and put right what differs.
 
     gpu_template is a base job template for Kubernetes, as `prefect work-pool create --base-job-template` takes it;
-    without one the pool gpu is of processes, or stays as it is. What has other names is left alone, and a schedule that
-    somebody paused stays paused. Run it from the project's root. Raises ServiceUnavailable within seconds where no
-    server answers.
+    without one the pool gpu is of processes, or stays as it is; so does, without zombie_seconds, the time after which a
+    silent run is dead. What has other names is left alone, and a schedule that somebody paused stays paused. Run it
+    from the project's root. Raises ServiceUnavailable within seconds where no server answers.
     """
-    if zombie_seconds < 3 * HEARTBEAT_SECONDS:
+    if zombie_seconds is not None and zombie_seconds < 3 * HEARTBEAT_SECONDS:
         raise SettingsError(
             f"--zombie-seconds {zombie_seconds:.0f} is shorter than three heartbeats, "
             f"which would end living runs; give {3 * HEARTBEAT_SECONDS} or more"
@@ -73,7 +73,7 @@ def bootstrap(
             Change("work pool", "cpu", _ensure_pool(client, "cpu")),
             Change("work pool", "gpu", _ensure_pool(client, "gpu", gpu_template)),
         ]
-        for wanted in automations.of_runs(zombie_seconds, retry_seconds):
+        for wanted in automations.of_runs(zombie_seconds or seconds_until_dead(client), retry_seconds):
             changes.append(Change("automation", wanted.name, automations.ensure(client, wanted)))
         before = _fingerprints(client)
         _deploy(prefect_file, _environment(nightly_parameters(client)))
@@ -110,6 +110,13 @@ def nightly_parameters(client: SyncPrefectClient) -> dict:
         return client.read_deployment_by_name(NIGHTLY).parameters
     except ObjectNotFound:
         return {}
+
+
+def seconds_until_dead(client: SyncPrefectClient) -> float:
+    """For how long a run may be silent on this server until it counts as dead."""
+    name = automations.of_runs()[0].name
+    found = client.read_automations_by_name(name)
+    return found[0].trigger.within.total_seconds() if found else ZOMBIE_SECONDS
 
 
 def is_paused(deployment: DeploymentResponse) -> bool:

@@ -437,8 +437,12 @@ def bootstrap(
         Path | None, Parameter(help="job template of a Kubernetes cluster for the pool gpu [default: processes]")
     ] = None,
     zombie_seconds: Annotated[
-        float, Parameter(help="a run without a heartbeat for so long has crashed; a restart of the server may take it")
-    ] = 300,
+        float | None,
+        Parameter(
+            help="a run without a heartbeat for so long has crashed; a restart of the server may take it "
+            "[default: as it is on the server, else 300]"
+        ),
+    ] = None,
 ) -> None:
     """Set up the Prefect server that PREFECT_API_URL names: work pools, automations and deployments.
 

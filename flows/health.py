@@ -42,7 +42,7 @@ from bincount.errors import BincountError, ModelNotFound, ServiceUnavailable
 from bincount.registry import Registry, open_existing
 from bincount.settings import RegistryConfig, Workspace
 from flows import automations
-from flows.automations import TAG, ZOMBIE_SECONDS
+from flows.automations import TAG
 from flows.bootstrap import (
     FLOW_ENVIRONMENT,
     NIGHTLY,
@@ -53,6 +53,7 @@ from flows.bootstrap import (
     environment_of,
     is_paused,
     nightly_parameters,
+    seconds_until_dead,
 )
 
 DISTRIBUTION = "bincount-pipeline"
@@ -97,7 +98,7 @@ def mend(workspace: Workspace, registry: RegistryConfig, prefect_file: Path = PR
     for repair in dict.fromkeys(problem.repair for problem in problems if problem.repair):
         try:
             repair()
-        except BincountError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other repairs are as needed as before
             failed.append(_of_error("repair", error))
     return examine(workspace, registry, prefect_file) + failed
 
@@ -114,9 +115,8 @@ def _examine_prefect(client: SyncPrefectClient, prefect_file: Path) -> Iterator[
         else f"start the server with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={LEASES_ON_DISK}; "
         "without it a restart of the server crashes what runs, and keeps its slot",
     )
-    window = _window(client)
-    # one and the same object, so that it is done once
-    set_up = functools.partial(bootstrap, prefect_file, zombie_seconds=window)
+    window = seconds_until_dead(client)
+    set_up = functools.partial(bootstrap, prefect_file)  # one and the same object, so that it is done once
     deployments = [deployment for deployment in deployed(client) if TAG in deployment.tags]
     yield from _automations(client, set_up)
     yield from _pools(client, deployments, window, set_up)
@@ -146,16 +146,11 @@ def _pin(name: str) -> Requirement:
     return next(requirement for requirement in needed if requirement.name == name)
 
 
-def _of_error(what: str, error: BincountError) -> Finding:
+def _of_error(what: str, error: Exception) -> Finding:
+    if not isinstance(error, BincountError):
+        return Finding(what, f"{type(error).__name__}: {error}", "the log of the server says more, then run this again")
     said, _, remedy = str(error).rpartition("; ")
     return Finding(what, said, remedy)
-
-
-def _window(client: SyncPrefectClient) -> float:
-    """Seconds without a heartbeat until a run counts as dead, as the server has it."""
-    name = automations.of_runs()[0].name
-    found = client.read_automations_by_name(name)
-    return found[0].trigger.within.total_seconds() if found else ZOMBIE_SECONDS
 
 
 def _automations(client: SyncPrefectClient, set_up: Callable[[], object]) -> Iterator[Finding]:
@@ -184,11 +179,16 @@ def _resume(automation_id: UUID) -> None:
 def _pools(
     client: SyncPrefectClient, deployments: Iterable[DeploymentResponse], window: float, set_up: Callable[[], object]
 ) -> Iterator[Finding]:
+    for deployment in deployments:
+        if not deployment.work_pool_name:  # with a pool that is deleted its deployments lose it
+            yield Finding(f"work pool of {deployment.name}", "it was deleted, and no run starts", SET_UP, set_up)
     for name in sorted({deployment.work_pool_name for deployment in deployments if deployment.work_pool_name}):
         pool = client.read_work_pool(name)
         env = environment_of(pool)
-        if set(FLOW_ENVIRONMENT) - set(env) or float(env[HEARTBEAT]) * 3 > window:
-            said = f"flows have a heartbeat every {env.get(HEARTBEAT, 'so often by default')} s"
+        if missing := set(FLOW_ENVIRONMENT) - set(env):
+            yield Finding(f"work pool {name}", f"flows lack {', '.join(sorted(missing))}", SET_UP, set_up)
+        elif float(env[HEARTBEAT]) * 3 > window:
+            said = f"flows have a heartbeat every {env[HEARTBEAT]} s, too rare for {window:.0f} s"
             yield Finding(f"work pool {name}", said, SET_UP, set_up)
         else:
             yield Finding(f"work pool {name}", f"heartbeat {env[HEARTBEAT]} s, dead after {window:.0f} s")
@@ -382,13 +382,11 @@ def _examine_mlflow(workspace: Workspace, registry: RegistryConfig) -> Iterator[
             yield _in_range("MLflow server", "mlflow", answer.text.strip())
         else:
             yield Finding("MLflow", "a database without a server")
-        opened = open_existing(workspace, registry)
+        yield _stale_trainings(open_existing(workspace, registry), workspace)
     except ModelNotFound:
         yield Finding("runs in MLflow", "nothing was registered yet")
-    except ServiceUnavailable as error:
-        yield _of_error("MLflow server", error)
-    else:
-        yield _stale_trainings(opened, workspace)
+    except Exception as error:  # noqa: BLE001 - what was found out about Prefect is to be seen all the same
+        yield _of_error("MLflow server" if isinstance(error, ServiceUnavailable) else "runs in MLflow", error)
 
 
 def _stale_trainings(opened: Registry, workspace: Workspace) -> Finding:

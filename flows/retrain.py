@@ -62,14 +62,14 @@ class Night:
     starts: int = 1
 
 
-def tell_of_end(_flow: Flow, run: FlowRun, state: State) -> None:
+def tell_of_end(flow: Flow, flow_run: FlowRun, state: State) -> None:  # so named, since a worker's runner gives names
     """Leave a page of a night that did not come to its own, which says why and that what was done is kept."""
     reason = state.message or "no reason was given"
     kept = "What was done is kept: the next night, or a retry, goes on from there."
     told = f"## Night\n\n{state.name}: {reason}\n\n{kept}"
     with get_client(sync_client=True) as client:
         client.create_artifact(
-            ArtifactCreate(key="night", type="markdown", description=state.name, data=told, flow_run_id=run.id)
+            ArtifactCreate(key="night", type="markdown", description=state.name, data=told, flow_run_id=flow_run.id)
         )
 
 
@@ -145,12 +145,13 @@ def retrain(
         model = None
         if not news.skip:
             if retraining.warm_start and news.champion:
-                training = night_tasks.start_from(news.champion, training, registry, places)
+                with timings.step("start from champion"):
+                    training = night_tasks.start_from(news.champion, training, registry, places)
             model = train(data, images, training, registry, workspace, prepared.snapshot.digest, launch, promotion)
             timings |= model.timings
         page = registry_tasks.version_page(model.version, places.tracking_uri(registry)) if model else ""
-        # a night is as good as its model, also where this fails
-        cleaned = night_tasks.clean_up(retention, registry, places, return_state=True)
+        with timings.step("clean-up"):  # a night is as good as its model, also where this fails
+            cleaned = night_tasks.clean_up(retention, registry, places, return_state=True)
         removed = cleaned.result() if cleaned.is_completed() else None
         night = Night(prepared, news, drifted, model, page, removed, timings, flow_run.run_count)
         told = summary.markdown(summary.of_night(night, retraining))

@@ -68,6 +68,8 @@ def of_night(night: "Night", retraining: RetrainConfig) -> Tables:
     since = f"new since version {champion.version}, the champion" if champion else "new, since there was no champion"
     about = [("images", f"{night.news.num_new:,} {since}"), ("result", night_headline(night))]
     about.append(("drift", night.drift.words()))
+    if night.drift.num_compared and night.drift.note:
+        about.append(("not compared", night.drift.note))
     if night.starts > 1:
         about.append(("started", f"{night.starts} times; the times below are of the last start"))
     if night.removed is None:

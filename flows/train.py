@@ -72,7 +72,8 @@ def train(
     promotion_rules.check(promotion, chosen.classes)
     folder = places.run(chosen.digest, images, training)
     registry_tasks.check_registry(registry, places)
-    pack = data_tasks.pack_snapshot(chosen, images)
+    with timings.step("pack for training"):
+        pack = data_tasks.pack_snapshot(chosen, images)
     with timings.step("train"):
         members = [
             training_tasks.train_model(
@@ -89,9 +90,15 @@ def train(
     with timings.step("register"):
         version = registry_tasks.register_model(chosen, pack, images, training, trained, evaluation, registry, places)
     with timings.step("promote"):
-        current = manifest.latest(dataset)  # an older snapshot may have been asked for
+        current = _to_compare_on(dataset, chosen)
         known = evaluation if current.digest == chosen.digest else None
         version, decision = promotion_tasks.promote_model(
             version, current, known, promotion, registry, places, training.device
         )
     return TrainedModel(chosen, trained, evaluation, version, decision, timings)
+
+
+def _to_compare_on(dataset: Path, chosen: Snapshot) -> Snapshot:
+    """The last snapshot of the same classes: an older one may have been asked for, or one of others made meanwhile."""
+    latest = manifest.latest(dataset)
+    return latest if latest.classes == chosen.classes else chosen

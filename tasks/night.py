@@ -108,10 +108,9 @@ def _why_not(
         # what was to be promoted and was not: the night was killed in between, and this one ends it
         is_settled = decision and (PROMOTED_TAG in version.tags or not decision.startswith(PROMOTE))
         if is_settled and opened.was_trained_with(version, settings):
-            return (
-                f"Nothing was trained: version {version.version} has learned from these images already. "
-                f"{decision.splitlines()[0]}"
-            )
+            undone = opened.was_rolled_back(version)
+            since = f"It was {undone.words()}" if undone else decision.splitlines()[0]
+            return f"Nothing was trained: version {version.version} has learned from these images already. {since}"
     return ""
 
 

@@ -10,10 +10,20 @@ from bincount import registry
 from bincount.data import drawn
 from bincount.errors import SettingsError
 from bincount.evaluation import promotion
-from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.settings import (
+    DataConfig,
+    ImageConfig,
+    PromotionConfig,
+    RegistryConfig,
+    RetrainConfig,
+    TrainConfig,
+    Workspace,
+)
 from flows.cli import app
 from flows.promote import compare, promote
 from flows.run import run
+from flows.train import train
+from tasks import night as night_tasks
 from tasks import promotion as promotion_tasks
 
 pytestmark = pytest.mark.services
@@ -115,6 +125,9 @@ def test_a_rollback_holds_until_someone_forces_the_model_back(nights, data, caps
     assert again.model.version.version == 2
     assert again.model.decision.reason.startswith("it was rolled back")
     assert opened(workspace).find_champion().version == 1
+    places, nothing_is_enough = Workspace(root=workspace), RetrainConfig().model_copy(update={"min_new_images": 0})
+    news = night_tasks.look.fn(again.prepared.snapshot, IMAGES, STRONG, nothing_is_enough, RegistryConfig(), places)
+    assert "version 2 has learned from these images already. It was rolled back" in news.skip
 
     forced = promote("2", data, PromotionConfig(force=True), workspace=workspace)
     assert forced.reason.startswith("forced, though it was rolled back")
@@ -132,6 +145,8 @@ def test_models_that_cannot_be_compared_fairly_are_not_promoted(nights, data, tm
     assert fewer_classes.model.version.alias == "challenger"
     same_night_again = run(other, IMAGES, WEAK, workspace=workspace)
     assert same_night_again.model.decision == fewer_classes.model.decision
+    meanwhile = train(data, IMAGES, WEAK, workspace=workspace, snapshot=second.prepared.snapshot.digest)
+    assert "accuracy" in meanwhile.decision.reason  # on its own snapshot, though the last one has other classes
 
     elsewhere = tmp_path / "elsewhere"  # where the snapshot that the champion has learned from is not
     shutil.copytree(workspace, elsewhere)

@@ -139,7 +139,14 @@ def test_flows_whose_heartbeat_is_too_slow(client):
     seen_and_repaired("work pool cpu", "180 s")
     del pool["variables"]["properties"]["env"]["default"]
     client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=pool))
-    seen_and_repaired("work pool cpu", "default")
+    seen_and_repaired("work pool cpu", "flows lack DO_NOT_TRACK, ")
+
+
+@pytest.mark.services
+@pytest.mark.usefixtures("healthy")
+def test_a_work_pool_that_was_deleted(client):
+    client.delete_work_pool("gpu")
+    seen_and_repaired("work pool of train-gpu", "deleted")
 
 
 @pytest.mark.services

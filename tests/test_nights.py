@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import StateType
 from prefect.server.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import State
+from prefect.states import Crashed, State
 
 from bincount import registry, retention
 from bincount.data import drawn, manifest
@@ -217,6 +217,16 @@ def test_a_night_that_fails_leaves_a_page_too(api, tmp_path):
     assert "What was done is kept" in pages()[-1]
 
 
+def test_a_worker_leaves_the_page_of_a_night_whose_process_it_finds_dead(api, tmp_path):
+    data = DataConfig(source=str(tmp_path / "nowhere"))
+    state = retrain(data, IMAGES, TRAINING, workspace=tmp_path / "workspace", return_state=True)
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(state.state_details.flow_run_id)
+    [hook] = retrain.on_crashed_hooks
+    hook(flow=retrain, flow_run=run, state=Crashed(message="exit code 137"))  # by name, as Prefect's runner calls it
+    assert "Crashed: exit code 137" in pages()[-1]
+
+
 class SmallNights:
     """Nights on a few drawn bins in a folder, each of seconds."""
 
@@ -278,6 +288,8 @@ def test_a_champion_whose_files_are_gone_stops_no_night(small_nights):
     assert state.name == "Completed"
     night = state.result()
     assert "the champion was not asked: the files of models:/bincount/1 are gone" in night.drift.note
+    assert "the champion was not asked" in pages()[-1]
+    assert "clean-up" in pages()[-1].rpartition("Time and cost")[2]
     assert opened(small_nights.workspace).params(night.model.version)["weights"] == "none"
     assert not night.model.decision.promote
     assert "`bincount promote VERSION --force` puts another version in its place" in pages()[-1]

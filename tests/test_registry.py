@@ -29,7 +29,7 @@ from PIL import Image
 from servers import mlflow_server, with_database
 
 from bincount import registry
-from bincount.errors import ModelNotFound, ServiceUnavailable, SettingsError
+from bincount.errors import DiskFull, ModelNotFound, ServiceUnavailable, SettingsError
 from bincount.evaluation import metrics
 from bincount.ledger import Ledger
 from bincount.registry import Registry, Version
@@ -704,3 +704,16 @@ def test_files_that_are_gone_are_told_from_a_server_that_is_away(tmp_path, monke
         monkeypatch.setattr(registry.mlflow.artifacts, "download_artifacts", fetch_from_nobody)
         with pytest.raises(ServiceUnavailable, match="cannot be fetched from MLflow"):
             opened.checkpoint(version, tmp_path / "last")
+
+
+@pytest.mark.parametrize("small_disk", [1], indirect=True)
+def test_files_that_do_not_fit_the_disk_are_not_gone(tmp_path, small_disk):
+    opened = open_in(tmp_path)
+    version = register(opened, tmp_path, 0)
+    room = os.statvfs(small_disk)
+    (small_disk / "others").write_bytes(bytes(room.f_bavail * room.f_frsize - 4096))
+
+    with pytest.raises(DiskFull, match="free some space and run again"):
+        opened.checkpoint(version, small_disk)
+    with pytest.raises(ServiceUnavailable, match="cannot be fetched"):
+        opened.checkpoint(version, small_disk / "others")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 from prefect.types._datetime import now
@@ -109,6 +110,15 @@ class Case:
     def states(self) -> list[str]:
         with get_client(sync_client=True) as client:
             return [state.name for state in client.read_flow_run_states(self.id)]
+
+    def pages(self) -> list[str]:
+        """The heads of the pages that it has left, in no order."""
+        of_it = ArtifactFilterFlowRunId(any_=[self.id])
+        with get_client(sync_client=True) as client:
+            found = client.read_artifacts(
+                artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["night"]), flow_run_id=of_it)
+            )
+        return [page.description for page in found]
 
     def until_it_trains(self) -> "Case":
         wait_for(lambda: self.trainer() and any(map(read_history, self.workspace.root.glob("runs/*"))))
@@ -228,6 +238,7 @@ def test_a_run_outlives_server_and_worker_and_a_night_its_own_process_and_a_seco
     night.until_completed()
     night.is_whole()
     assert {"Crashed", "AwaitingRetry"} <= set(night.states())
+    assert sorted(page.partition(" ")[0] for page in night.pages()) == ["Crashed", "bincount"]
     assert slots_in_use() == 0
 
 
