@@ -455,11 +455,12 @@ class LiveRun:
 
     start opens the registry and starts the run, or takes it up. All that waits for MLflow is done by a thread: while
     MLflow is away the training goes on, and what it missed is written when it is back. What is still missing when the
-    block ends is left to the next who logs the history.
+    block ends is left to the next who logs the history. Of a training that fails, which nobody registers, the files in
+    the folder debug are kept too, where there are some.
     """
 
-    def __init__(self, start: Callable[[], tuple[Registry, str]]):
-        self._start = start
+    def __init__(self, start: Callable[[], tuple[Registry, str]], debug: Path):
+        self._start, self._debug = start, debug
         self._history: Sequence[Mapping] = []
         self._status: str | None = None  # to end the run with
         self._news, self._ending = threading.Event(), threading.Event()
@@ -494,6 +495,9 @@ class LiveRun:
                 if history != written:
                     registry.log_history(run_id, history)
                     written = history
+                if status == "FAILED":
+                    for path in sorted(self._debug.glob("*")):
+                        registry.log_file(run_id, path, "debug")
                 if status:
                     registry.end_run(run_id, status)
             except (mlflow.MlflowException, BincountError, OSError) as error:

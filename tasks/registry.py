@@ -90,19 +90,21 @@ def register_model(
     """Keep the training as one MLflow run and its model as one version, however often this is tried."""
     from bincount.evaluation import plots  # here, since it takes a second, which a flow that does nothing need not wait
 
+    for name, member in zip(trained.member_folders, training.each_member(), strict=False):  # one alone has no folders
+        folder = trained.folder.with_name(name)
+        opened, run_id = start_run(snapshot, images, member, folder, config, workspace)
+        with opened.ending(run_id):
+            _log_training(opened, run_id, folder)
     opened, run_id = start_run(snapshot, images, training, trained.folder, config, workspace)
     with opened.ending(run_id):
         measured = balance.measure(snapshot.read(), snapshot.classes)
         by_class = measured.by_class()
-        history = read_history(trained.folder)
-        opened.log_history(run_id, history)
+        history = _log_training(opened, run_id, trained.folder)
         opened.log_metrics(run_id, {"train/seconds": trained.seconds})
         opened.log_table(run_id, measured.table(), "class_balance.json")
         opened.log_figure(run_id, plots.class_balance(by_class), "class_balance.png")
         opened.log_figure(run_id, plots.training_curves(history, trained.best_epoch), "training_curves.png")
         _log_evaluation(opened, run_id, evaluation, snapshot, pack)
-        for path in sorted((trained.folder / "debug").glob("*")):
-            opened.log_file(run_id, path, "debug")
 
         text = card.describe(
             snapshot,
@@ -119,6 +121,15 @@ def register_model(
     if link := version_page(version, workspace.tracking_uri(config)):
         create_link_artifact(key="model-version", link=link, link_text=f"{version.name} version {version.version}")
     return version
+
+
+def _log_training(opened: Registry, run_id: str, folder: Path) -> list[dict]:
+    """What a training has left in its folder, of which MLflow may have missed something; its records, an epoch each."""
+    history = read_history(folder)
+    opened.log_history(run_id, history)
+    for path in sorted((folder / "debug").glob("*")):
+        opened.log_file(run_id, path, "debug")
+    return history
 
 
 def version_page(version: Version, tracking_uri: str) -> str:

@@ -35,7 +35,7 @@ def train_model(
     launch: LaunchConfig,
 ) -> Trained:
     """Train in processes of its own, with the curves live in MLflow; a retry resumes from the last checkpoint."""
-    with LiveRun(lambda: start_run(snapshot, images, training, folder, config, workspace)) as run:
+    with LiveRun(lambda: start_run(snapshot, images, training, folder, config, workspace), folder / "debug") as run:
         return train_in_subprocess(snapshot, pack, images, training, folder, on_epoch=run.log, launch=launch)
 
 

@@ -176,7 +176,8 @@ def test_a_killed_trainer_is_retried_and_resumes(api, bucket, workspace, monkeyp
     assert [task_run.name for task_run in retried] == ["train small, seed 7"]
 
 
-def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finished, bucket, workspace):
+def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finished, bucket, workspace, monkeypatch):
+    monkeypatch.setattr(registry.LiveRun, "log", lambda *_: None)  # as where MLflow is away until all is trained
     data, first = DataConfig(source=str(bucket)), finished.model.trained.folder / "trained.json"
     before = first.stat().st_mtime_ns
     two = QUICK.model_copy(update={"members": 2})
@@ -190,6 +191,10 @@ def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finish
     assert (model.version.version, model.version.alias) == (1, "champion")
     client = opened(workspace).client
     assert [point.step for point in client.get_metric_history(model.version.run_id, "val_accuracy")] == [1, 2, 3]
+    for name in model.trained.member_folders:
+        [member] = client.search_runs([opened(workspace).experiment_id], f"tags.`{registry.RUN_TAG}` = '{name}'")
+        points = client.get_metric_history(member.info.run_id, "val_accuracy")
+        assert (member.info.status, [point.step for point in points]) == ("FINISHED", [1, 2, 3])
     assert "the mean over 2 networks" in client.get_model_version("pair", "1").description
 
 

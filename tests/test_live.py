@@ -15,7 +15,7 @@ from servers import wait_for
 from bincount import registry
 from bincount.data import manifest, packs
 from bincount.data.manifest import Snapshot
-from bincount.errors import ServiceUnavailable, TrainingFailed
+from bincount.errors import ServiceUnavailable, TrainingDiverged, TrainingFailed
 from bincount.registry import LiveRun, Registry
 from bincount.settings import Classes, ImageConfig, LaunchConfig, RegistryConfig, TrainConfig, Workspace
 from bincount.training.files import Trained
@@ -117,7 +117,7 @@ def test_a_training_that_ends_early_says_so_and_a_retry_takes_its_run_up(kept, t
     assert (find(kept, status).info.status, epochs(kept, status)) == ("FINISHED", [1, 2, 3, 4])
 
 
-def test_an_mlflow_that_is_away_when_a_training_starts_misses_nothing(kept, monkeypatch, caplog):
+def test_an_mlflow_that_is_away_when_a_training_starts_misses_nothing(kept, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(registry, "LONGEST_PAUSE", 0.01)
     caplog.set_level("INFO")
     tries = []
@@ -128,7 +128,7 @@ def test_an_mlflow_that_is_away_when_a_training_starts_misses_nothing(kept, monk
             raise ServiceUnavailable("no answer")
         return kept, kept.start_run("late", {}, {})
 
-    with LiveRun(start) as run:
+    with LiveRun(start, tmp_path) as run:
         run.log(HISTORY[:3])
         wait_for(lambda: epochs(kept, "late") == [1, 2, 3])
         wait_for(lambda: "MLflow is back" in caplog.text)
@@ -137,7 +137,7 @@ def test_an_mlflow_that_is_away_when_a_training_starts_misses_nothing(kept, monk
     assert [record.levelname for record in caplog.records if "MLflow is" in record.message] == ["WARNING", "INFO"]
 
 
-def test_an_mlflow_that_hangs_does_not_hold_up_the_end_of_a_training(monkeypatch):
+def test_an_mlflow_that_hangs_does_not_hold_up_the_end_of_a_training(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "SECONDS_TO_END", 0.01)
     answers, gone = threading.Event(), threading.Event()
 
@@ -146,7 +146,7 @@ def test_an_mlflow_that_hangs_does_not_hold_up_the_end_of_a_training(monkeypatch
         gone.set()
         raise ServiceUnavailable("no answer")
 
-    with LiveRun(start) as run:
+    with LiveRun(start, tmp_path) as run:
         run.log(HISTORY)
 
     assert not gone.is_set()
@@ -154,7 +154,19 @@ def test_an_mlflow_that_hangs_does_not_hold_up_the_end_of_a_training(monkeypatch
     assert gone.wait(60)
 
 
-def test_what_is_logged_beside_a_training_belongs_to_its_flow_run():
+def test_what_a_debugged_training_has_found_before_it_failed_is_kept(kept, tmp_path):
+    (tmp_path / "findings.json").write_text("{}")
+    with (
+        pytest.raises(TrainingDiverged),
+        LiveRun(lambda: (kept, kept.start_run("diverged", {}, {})), tmp_path),
+    ):
+        raise TrainingDiverged("no number")
+    run = find(kept, "diverged")
+    assert run.info.status == "FAILED"
+    assert [file.path for file in kept.client.list_artifacts(run.info.run_id, "debug")] == ["debug/findings.json"]
+
+
+def test_what_is_logged_beside_a_training_belongs_to_its_flow_run(tmp_path):
     flow_run = ContextVar("flow_run", default=None)
     flow_run.set("mine")
     seen = []
@@ -163,7 +175,7 @@ def test_what_is_logged_beside_a_training_belongs_to_its_flow_run():
         seen.append(flow_run.get())
         raise ServiceUnavailable("no answer")
 
-    with LiveRun(start):
+    with LiveRun(start, tmp_path):
         wait_for(lambda: seen)
 
     assert set(seen) == {"mine"}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -280,7 +281,7 @@ def test_what_killed_trainers_left_half_written_is_removed(data, tmp_path):
 
 def test_memory_for_not_even_one_picture_is_an_error_that_says_what_to_lower(data, tmp_path, monkeypatch):
     monkeypatch.setattr(World, "spread", lambda self, model, device: Cramped(model, 0))
-    with pytest.raises(TrainingFailed, match="out of memory at 1 images at once; lower --batch-size"):
+    with pytest.raises(SettingsError, match="out of memory at 1 images at once; lower --image-size"):
         fit(*data, IMAGES, QUICK, tmp_path)
 
 
@@ -315,6 +316,37 @@ def test_what_is_wrong_with_a_network_is_said():
     network.last.weight.grad.fill_(1e6)
     watch.after_backward(20)
     assert "last: its gradient was" in "\n".join(watch.findings())
+
+
+class Block(torch.nn.Module):
+    """With a shortcut, and one activation for both places, as those of ResNets."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = torch.nn.Conv2d(3, 3, 1), torch.nn.ReLU()
+
+    def forward(self, pictures):
+        return self.relu(pictures + self.relu(self.conv(pictures)))
+
+
+def test_a_dead_activation_is_seen_also_where_a_living_one_shares_its_layer():
+    block = Block()
+    torch.nn.init.constant_(block.conv.bias, -100)
+    watch = Watch(block, enabled=True)
+    block(torch.ones(2, 3, 4, 4))
+    assert watch.findings() == ["relu: 100% of its channels are dead"]
+    assert watch.dead == {"relu": 1.0, "relu, use 2": 0.0}
+
+
+def test_what_was_found_before_a_resume_stays(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    network(torch.ones(1, 2)).sum().backward()
+    for steps in ((0, 20, 40), (40, 60), ()):
+        watch = Watch(network, enabled=True)
+        with watch.writing(tmp_path, list):
+            for step in steps:
+                watch.after_backward(step)
+    assert list(pd.read_csv(tmp_path / "gradients.csv")["step"]) == [0, 20, 40, 60]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -378,7 +410,7 @@ LONG = QUICK.model_copy(update={"epochs": 40})
 
 def test_a_killed_trainer_is_an_error_and_the_next_call_resumes(data, tmp_path, processes, on_first_epoch, caplog):
     on_first_epoch(lambda: os.kill(processes[0].pid, signal.SIGKILL))
-    with pytest.raises(TrainingFailed, match=r"killed by SIGKILL \(out of memory\?\); run again to resume after epoch"):
+    with pytest.raises(TrainingFailed, match=r"by SIGKILL \(out of memory\?\); run again to resume after step \d"):
         train_in_subprocess(*data, IMAGES, LONG, tmp_path / "killed")
     caplog.clear()
     resumed = fit(*data, IMAGES, LONG, tmp_path / "killed")
@@ -421,7 +453,8 @@ def test_a_full_disk_ends_the_trainer_with_the_remedy_and_with_space_the_next_go
     def fill_up(_history):
         if not ballast.exists():
             free = os.statvfs(small_disk).f_bavail * 4096
-            ballast.write_bytes(b"0" * (free - left))
+            with suppress(OSError):  # the trainer has taken some of it meanwhile
+                ballast.write_bytes(b"0" * (free - left))
 
     with pytest.raises(DiskFull, match="No space left on device; free some space and run again, nothing is lost"):
         train_in_subprocess(*data, IMAGES, config, folder, on_epoch=fill_up)

@@ -4,7 +4,7 @@ import csv
 import json
 import logging
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,12 +29,14 @@ class Watch:
     def __init__(self, model: nn.Module, *, enabled: bool):
         self.model, self.enabled = model, enabled
         self.gradients: list[dict] = []
-        self.dead: dict[str, list[float]] = defaultdict(list)
+        self.dead: dict[str, float] = {}  # share of a layer's channels, as last looked at
+        self.calls: Counter[str] = Counter()  # of the pass under way: ResNets use one ReLU several times in a block
         self.profiler: torch.profiler.profile | None = None
         self.is_profiled = False
         self.looks = False  # at the activations of the step under way
         if enabled:
             self.looks = True
+            model.register_forward_pre_hook(lambda *_: self.calls.clear())
             for name, layer in model.named_modules():
                 if isinstance(layer, ACTIVATIONS):
                     layer.register_forward_hook(lambda _, __, output, name=name: self._see_activations(name, output))
@@ -72,10 +74,15 @@ class Watch:
             self._write(folder, read_history())
 
     def _write(self, folder: Path, history: list[dict]) -> None:
-        """Leave gradients.csv, trace.json for Perfetto or chrome://tracing, and findings.json; warn of what is bad."""
-        if not self.enabled:
+        """Leave gradients.csv, trace.json for Perfetto or chrome://tracing, and findings.json; warn of what is bad.
+
+        What an earlier process of the same training has left of earlier steps stays.
+        """
+        if not (self.gradients or self.profiler):  # as where no step was left
             return
         folder.mkdir(parents=True, exist_ok=True)
+        first = self.gradients[0]["step"] if self.gradients else math.inf
+        self.gradients = _before(first, folder / "gradients.csv") + self.gradients
         with open(folder / "gradients.csv", "w", newline="") as file:
             table = csv.DictWriter(file, ["step", "layer", "gradient_norm", "weight_norm"])
             table.writeheader()
@@ -86,7 +93,7 @@ class Watch:
             self.profiler.export_chrome_trace(str(folder / "trace.json"))
         findings = self.findings()
         waiting = [record["waiting_for_data"] for record in history]
-        content = {"findings": findings, "waiting_for_data": waiting, "dead_channels": self._dead_shares()}
+        content = {"findings": findings, "waiting_for_data": waiting, "dead_channels": self.dead}
         (folder / "findings.json").write_text(json.dumps(content, indent=2))
         for finding in findings:
             logger.warning("%s", finding)
@@ -105,16 +112,26 @@ class Watch:
             elif max(values) < VANISHING:
                 found.append(f"{layer}: its gradient never was more than {max(values):.1e} of its weights; it vanishes")
         found += [
-            f"{layer}: {share:.0%} of its channels are dead"
-            for layer, share in self._dead_shares().items()
-            if share > DEAD
+            f"{layer}: {share:.0%} of its channels are dead" for layer, share in self.dead.items() if share > DEAD
         ]
         return found
 
-    def _dead_shares(self) -> dict[str, float]:
-        return {name: shares[-1] for name, shares in self.dead.items()}
-
     def _see_activations(self, name: str, output: Tensor) -> None:
         if self.looks and self.model.training:
+            self.calls[name] += 1
+            place = name if self.calls[name] == 1 else f"{name}, use {self.calls[name]}"
             channels = output.detach().transpose(0, 1).flatten(1)
-            self.dead[name].append((channels.amax(dim=1) <= 0).float().mean().item())
+            self.dead[place] = (channels.amax(dim=1) <= 0).float().mean().item()
+
+
+def _before(step: float, path: Path) -> list[dict]:
+    """The rows of a table of gradients that are of earlier steps."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        rows = [
+            {"step": int(row["step"]), "layer": row["layer"]}
+            | {name: float(row[name]) for name in ("gradient_norm", "weight_norm")}
+            for row in csv.DictReader(file)
+        ]
+    return [row for row in rows if row["step"] < step]

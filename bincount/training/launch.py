@@ -54,6 +54,7 @@ def train_in_subprocess(
     trained = Trained.read(folder)
     if trained is not None:
         logger.info("already trained: %s", folder)
+        on_epoch(read_history(folder))
         return trained
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def train_in_subprocess(
     if trained is None:
         if error := read_error(folder):
             raise getattr(errors, error["type"])(error["message"])
-        raise TrainingFailed(_explain(process.returncode, last_lines, len(read_history(folder))))
+        raise TrainingFailed(_explain(process.returncode, last_lines, folder))
     return trained
 
 
@@ -114,7 +115,7 @@ def _command(launch: LaunchConfig, request: Path) -> list[str]:
         logger.info(
             "waiting for %d more hosts; on each of them run: %s torchrun %s",
             launch.nnodes - 1,
-            " ".join(f"{name}={value}" for name, value in RESTART_SETTINGS.items()),
+            " ".join(f"{name}={value}" for name, value in _environment(launch).items()),
             shlex.join([*options, *trainer]),
         )
     return [sys.executable, "-m", "torch.distributed.run", *options, *trainer]
@@ -155,7 +156,7 @@ def _stop(process: subprocess.Popen) -> None:
         process.communicate()
 
 
-def _explain(code: int, last_lines: list[str], epochs_done: int) -> str:
+def _explain(code: int, last_lines: list[str], folder: Path) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         end = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
@@ -165,5 +166,6 @@ def _explain(code: int, last_lines: list[str], epochs_done: int) -> str:
         end = "was stopped before its end"
     else:
         end = f"ended with code {code}"
-    resume = f"resume after epoch {epochs_done}" if epochs_done else "start anew"
+    steps = [int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*-*-*.pt")]  # checkpoints imports torch
+    resume = f"resume after step {max(steps)}" if any(steps) else "start anew"
     return "\n".join([f"the trainer {end}; run again to {resume}. Its last lines:", *last_lines])

@@ -28,7 +28,7 @@ from bincount import disk
 from bincount.data import balance
 from bincount.data.manifest import Snapshot, open_snapshot
 from bincount.data.packs import Pack
-from bincount.errors import BincountError, DatasetError, SettingsError, TrainingDiverged, TrainingFailed
+from bincount.errors import BincountError, DatasetError, SettingsError, TrainingDiverged
 from bincount.progress import Progress
 from bincount.settings import Classes, ImageConfig, TrainConfig
 from bincount.training import checkpoints, distributed, losses
@@ -311,9 +311,7 @@ class Training:
             self.optimizer.zero_grad()
             try:
                 sums = [
-                    self._accumulate(
-                        images[part], mine[part], views[part], total_weight, is_last=part.stop >= len(mine)
-                    )
+                    self._accumulate(images[part], mine[part], views[part], total_weight)
                     for part in _parts(len(mine), self.num_parts)
                 ]
             except RuntimeError as error:
@@ -327,33 +325,32 @@ class Training:
         self.num_seen += len(labels)
         self.totals += torch.stack(sums).sum(dim=0)
         if self.step % STEPS_BETWEEN_CHECKS == 0:
-            self._check()
+            self.check()
 
-    def _accumulate(self, images: Tensor, labels: Tensor, views, total_weight: Tensor, *, is_last: bool) -> Tensor:
+    def _accumulate(self, images: Tensor, labels: Tensor, views, total_weight: Tensor) -> Tensor:
         """Add the gradients of a part of the batch.
 
         Returns, (3,) float64, the sum of losses, and of the images of a class the number and how many were right.
         """
         config, num_classes = self.config, len(self.spec.classes)
-        # Until the last part, processes keep their gradients to themselves.
-        hold = nullcontext() if is_last or self.world.size == 1 else self.forward.no_sync()
-        with hold:
-            pixels = look(images, views, config.normalization)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic.bfloat16):
-                logits = self.forward(pixels.contiguous(memory_format=self.arithmetic.memory_format))
-            logits = logits.float()
-            wanted = losses.targets(labels, self.values, config)
-            each = losses.per_picture(logits, wanted, config) * self.class_weights[labels]
-            # the mean over the batch of all processes, whose gradients are averaged
-            (each.sum() * self.world.size / total_weight).backward()
+        pixels = look(images, views, config.normalization)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic.bfloat16):
+            logits = self.forward(pixels.contiguous(memory_format=self.arithmetic.memory_format))
+        logits = logits.float()
+        wanted = losses.targets(labels, self.values, config)
+        each = losses.per_picture(logits, wanted, config) * self.class_weights[labels]
+        # the mean over the batch of all processes, whose gradients are averaged
+        (each.sum() * self.world.size / total_weight).backward()
         right = logits.detach()[:, :num_classes].argmax(dim=1) == labels
         return torch.stack([each.detach().double().sum(), (labels < num_classes).sum().double(), right.sum().double()])
 
     def _use_smaller_parts(self, num_images: int) -> None:
         if self.world.size > 1 or self.num_parts >= num_images:
-            raise TrainingFailed(
-                f"out of memory at {-(-num_images // self.num_parts)} images at once; "
-                "lower --batch-size or --image-size, or choose a smaller --model"
+            at_once = -(-num_images // self.num_parts)
+            batch_size = "--batch-size or " if at_once > 1 else ""
+            raise SettingsError(  # which no other try mends
+                f"out of memory at {at_once} images at once; lower {batch_size}--image-size, "
+                "or choose a smaller --model"
             )
         self.num_parts *= 2
         if self.device.type == "cuda":
@@ -385,7 +382,7 @@ class Training:
 
     def write(self, folder: Path) -> None:
         """Write a checkpoint; never one that has gone astray. All processes call this, and the first writes."""
-        self._check()
+        self.check()
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -432,7 +429,7 @@ class Training:
             self.config.learning_rate / 2**self.num_halvings,
         )
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Raise _NotFinite, in all processes, when the loss or a weight is no longer a number."""
         weights = torch.stack([parameter.detach().isfinite().all() for parameter in self.model.parameters()]).all()
         if self.world.agree(not (math.isfinite(self.totals[0].item()) and weights.item())):
@@ -558,6 +555,8 @@ def _train_batches(
             if world.agree(now - written > SECONDS_BETWEEN_CHECKPOINTS):
                 training.write(folder)
                 written = time.monotonic()
+    training.check()  # which waits for the steps that a GPU has still to do
+    training.seconds = before + time.monotonic() - start
 
 
 def _describe(record: dict, epochs: int) -> str:
@@ -606,7 +605,8 @@ def main() -> None:
     would start again what ends with an error; what another try cannot mend ends well then, and the parent sees by the
     files that there is no result.
     """
-    level = logging.INFO if distributed.rank() == 0 else logging.WARNING
+    # One of each host: the first of all may be on another than the one that started the training.
+    level = logging.INFO if distributed.local_rank() == 0 else logging.WARNING
     logging.basicConfig(stream=sys.stdout, level=level, format="%(levelname)s %(message)s")
     sys.excepthook = lambda *failure: logger.critical("the trainer broke", exc_info=failure)
     stop = threading.Event()
