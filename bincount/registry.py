@@ -495,11 +495,11 @@ class LiveRun:
                 if history != written:
                     registry.log_history(run_id, history)
                     written = history
-                if status == "FAILED":
-                    for path in sorted(self._debug.glob("*")):
-                        registry.log_file(run_id, path, "debug")
                 if status:
                     registry.end_run(run_id, status)
+                if status == "FAILED":  # last, since a profile is large and this process may end at any time
+                    for path in sorted(self._debug.glob("*")):
+                        registry.log_file(run_id, path, "debug")
             except (mlflow.MlflowException, BincountError, OSError) as error:
                 if not pause:
                     logger.warning("MLflow is away; the training goes on, and its curves follow later: %s", error)

@@ -73,7 +73,8 @@ def bootstrap(
             Change("work pool", "cpu", _ensure_pool(client, "cpu")),
             Change("work pool", "gpu", _ensure_pool(client, "gpu", gpu_template)),
         ]
-        for wanted in automations.of_runs(zombie_seconds or seconds_until_dead(client), retry_seconds):
+        window = zombie_seconds or max(seconds_until_dead(client), 3 * HEARTBEAT_SECONDS)
+        for wanted in automations.of_runs(window, retry_seconds):
             changes.append(Change("automation", wanted.name, automations.ensure(client, wanted)))
         before = _fingerprints(client)
         _deploy(prefect_file, _environment(nightly_parameters(client)))
@@ -116,7 +117,8 @@ def seconds_until_dead(client: SyncPrefectClient) -> float:
     """For how long a run may be silent on this server until it counts as dead."""
     name = automations.of_runs()[0].name
     found = client.read_automations_by_name(name)
-    return found[0].trigger.within.total_seconds() if found else ZOMBIE_SECONDS
+    within = getattr(found[0].trigger, "within", None) if found else None  # in the UI it may become of another kind
+    return within.total_seconds() if within else ZOMBIE_SECONDS
 
 
 def is_paused(deployment: DeploymentResponse) -> bool:

@@ -181,7 +181,8 @@ def _pools(
 ) -> Iterator[Finding]:
     for deployment in deployments:
         if not deployment.work_pool_name:  # with a pool that is deleted its deployments lose it
-            yield Finding(f"work pool of {deployment.name}", "it was deleted, and no run starts", SET_UP, set_up)
+            remedy = f"{SET_UP}, for processes; with --gpu-template it is of Kubernetes again"
+            yield Finding(f"work pool of {deployment.name}", "it was deleted, and no run starts", remedy, set_up)
     for name in sorted({deployment.work_pool_name for deployment in deployments if deployment.work_pool_name}):
         pool = client.read_work_pool(name)
         env = environment_of(pool)

@@ -99,6 +99,6 @@ def train(
 
 
 def _to_compare_on(dataset: Path, chosen: Snapshot) -> Snapshot:
-    """The last snapshot of the same classes: an older one may have been asked for, or one of others made meanwhile."""
+    """The last snapshot, since an older one may have been asked for; the chosen one where that has other classes."""
     latest = manifest.latest(dataset)
     return latest if latest.classes == chosen.classes else chosen

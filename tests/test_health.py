@@ -157,6 +157,10 @@ def test_a_repair_keeps_the_time_after_which_a_run_counts_as_dead(client):
     seen_and_repaired("automation crashed runs start again", "paused")
     (zombies,) = client.read_automations_by_name(automations.of_runs()[0].name)
     assert zombies.trigger.within.total_seconds() == 600
+    too_short, _ = automations.of_runs(zombie_seconds=30)  # as somebody may have edited it
+    client.update_automation(zombies.id, too_short)
+    assert "too rare for 30 s" in problems(examine(Workspace(), CONFIG))["work pool cpu"].found
+    assert problems(mend(Workspace(), CONFIG)) == {}
 
 
 @pytest.mark.services

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
+from bincount.disk import written_whole
+
 logger = logging.getLogger(__name__)
 
 STEPS_BETWEEN_LOOKS = 20
@@ -78,12 +80,12 @@ class Watch:
 
         What an earlier process of the same training has left of earlier steps stays.
         """
-        if not (self.gradients or self.profiler):  # as where no step was left
+        if not (self.gradients or self.dead or self.profiler):  # as where no step was left
             return
         folder.mkdir(parents=True, exist_ok=True)
         first = self.gradients[0]["step"] if self.gradients else math.inf
         self.gradients = _before(first, folder / "gradients.csv") + self.gradients
-        with open(folder / "gradients.csv", "w", newline="") as file:
+        with written_whole(folder / "gradients.csv") as temporary, open(temporary, "w", newline="") as file:
             table = csv.DictWriter(file, ["step", "layer", "gradient_norm", "weight_norm"])
             table.writeheader()
             table.writerows(self.gradients)

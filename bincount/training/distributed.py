@@ -25,7 +25,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes files and logs."""
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
     def share(self, values):

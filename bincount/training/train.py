@@ -28,7 +28,7 @@ from bincount import disk
 from bincount.data import balance
 from bincount.data.manifest import Snapshot, open_snapshot
 from bincount.data.packs import Pack
-from bincount.errors import BincountError, DatasetError, SettingsError, TrainingDiverged
+from bincount.errors import BincountError, DatasetError, SettingsError, TrainingDiverged, TrainingFailed
 from bincount.progress import Progress
 from bincount.settings import Classes, ImageConfig, TrainConfig
 from bincount.training import checkpoints, distributed, losses
@@ -87,9 +87,9 @@ def fit(
     The folder belongs to these inputs: a training that has finished there is not repeated, an unfinished one is
     resumed, and one that another process is at is waited for. When stop is set, the step under way is finished, a
     checkpoint written, and Stopped raised. In a process that torchrun started, this is one part of the training, and
-    all parts end alike. Raises DatasetError or SettingsError for what cannot be trained, WeightsUnavailable,
-    TrainingDiverged when lower learning rates do not help either, and TrainingFailed when memory does not even do for
-    one image.
+    all parts end alike. Raises DatasetError or SettingsError for what cannot be trained, also when memory does not even
+    do for one image, WeightsUnavailable, TrainingDiverged when lower learning rates do not help either, and
+    TrainingFailed when it does not do for the share of one of several processes.
     """
     stop = stop or threading.Event()
     folder.mkdir(parents=True, exist_ok=True)
@@ -348,7 +348,9 @@ class Training:
         if self.world.size > 1 or self.num_parts >= num_images:
             at_once = -(-num_images // self.num_parts)
             batch_size = "--batch-size or " if at_once > 1 else ""
-            raise SettingsError(  # which no other try mends
+            # Of several processes a neighbour may have had the memory; one has tried single images, and would again.
+            kind = TrainingFailed if self.world.size > 1 else SettingsError
+            raise kind(
                 f"out of memory at {at_once} images at once; lower {batch_size}--image-size, "
                 "or choose a smaller --model"
             )
