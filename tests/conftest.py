@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if item.get_closest_marker("services") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(900))  # a busy machine takes three times as long
+            item.add_marker(pytest.mark.timeout(1200))  # a busy machine takes three times as long
         for mark in item.iter_markers("real"):
             variable = mark.args[0] if mark.args else "BINCOUNT_REAL_BINS"
             if variable not in os.environ:

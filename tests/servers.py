@@ -53,11 +53,7 @@ def prefect_server(home: Path, port: int | None = None, **settings: str) -> Iter
 
 def with_prefect_database(home: Path) -> Path:
     """A PREFECT_HOME with the database of a new server, which Prefect would make in more than a hundred migrations."""
-    database = home / "prefect.db"
-    if not database.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        database.write_bytes(_empty_prefect_database())
-    return home
+    return _with_file(home / "prefect.db", _empty_prefect_database)
 
 
 @functools.cache
@@ -71,11 +67,7 @@ def _empty_prefect_database() -> bytes:
 
 def with_database(workspace: Path) -> Path:
     """A workspace's folder with MLflow's database, still empty, which MLflow would make in dozens of migrations."""
-    database = workspace / "mlflow.db"
-    if not database.exists():
-        workspace.mkdir(parents=True, exist_ok=True)
-        database.write_bytes(_empty_database())
-    return workspace
+    return _with_file(workspace / "mlflow.db", _empty_database)
 
 
 @functools.cache
@@ -85,6 +77,14 @@ def _empty_database() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
         return Path(folder, "mlflow.db").read_bytes()
+
+
+def _with_file(path: Path, content: Callable[[], bytes]) -> Path:
+    """The folder of a file that is made where it is missing."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content())
+    return path.parent
 
 
 @contextmanager

@@ -292,7 +292,6 @@ def postgres(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.mark.services
-@pytest.mark.timeout(900)
 def test_the_servers_of_the_compose_file_come_up_healthy_on_postgresql(tmp_path, postgres):
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {COMPOSE['services']['postgres']['environment']['POSTGRES_DB']}")
@@ -498,7 +497,6 @@ def deployed(client) -> dict[str, DeploymentResponse]:
 
 
 @pytest.mark.services
-@pytest.mark.timeout(900)
 def test_the_doctor_finds_nothing_wrong_but_versions_that_are_not_those_of_the_project(client, monkeypatch):
     def problems() -> dict[str, Finding]:
         return {finding.what: finding for finding in examine(Workspace(), RegistryConfig()) if finding.remedy}
@@ -581,7 +579,6 @@ def test_make_up_again_changes_nothing_and_other_settings_are_refused(whole):
 
 
 @pytest.mark.services
-@pytest.mark.timeout(900)
 def test_what_dies_is_started_again_and_make_down_leaves_nothing(whole, client):
     workspace, bins = whole["WORKSPACE"], whole["SOURCE"]
     train = client.read_deployment_by_name("run/train")
@@ -615,7 +612,6 @@ def supervisors(processes: dict[int, str]) -> set[int]:
 
 
 @pytest.mark.services
-@pytest.mark.timeout(900)
 def test_one_setting_puts_both_servers_on_postgresql(tmp_path, postgres):
     workspace = tmp_path / "workspace"
     with psycopg.connect(postgres, autocommit=True) as connection:
