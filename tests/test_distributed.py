@@ -3,6 +3,12 @@
 import logging
 import os
 import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from subprocess import DEVNULL
 
 import numpy as np
 import pandas as pd
@@ -11,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 from drawn_training import IMAGES, QUICK, OnFirstEpoch, dataset
+from servers import free_port
 
 from bincount.errors import SettingsError
 from bincount.settings import LaunchConfig
@@ -92,6 +99,42 @@ def test_when_a_process_is_killed_all_go_on_from_the_last_checkpoint_to_the_same
     assert "resuming after step" in caplog.text
     assert np.array_equal(curves(trained), curves(together))
     assert all(torch.equal(learned(trained)[name], weights) for name, weights in learned(together).items())
+
+
+def has_address() -> bool:
+    """Whether the name of this machine leads to it: torchrun's hosts tell each other their names."""
+    with suppress(OSError):
+        return bool(socket.gethostbyname(socket.gethostname()))
+    return False
+
+
+@pytest.mark.services
+@pytest.mark.skipif(not has_address(), reason="this machine's name has no address")
+def test_a_second_host_joins_by_the_command_of_the_log_to_the_same_end(data, together, tmp_path, caplog):
+    """Both are this one, at an address of loopback that is not refused."""
+    caplog.set_level(logging.INFO, logger="bincount.training")
+    others = []
+
+    class Join(logging.Handler):
+        def emit(self, record):
+            if "on each of them run" in (told := record.getMessage()):
+                command = told.partition("run: ")[2]
+                path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+                others.append(subprocess.Popen(command, shell=True, env=os.environ | {"PATH": path}, stdin=DEVNULL))
+
+    handler = Join()
+    logging.getLogger("bincount.training").addHandler(handler)
+    try:
+        launch = LaunchConfig(nnodes=2, rendezvous=f"127.0.0.2:{free_port()}")
+        trained = train_in_subprocess(*data, IMAGES, CONFIG, tmp_path, launch=launch)
+        assert [other.wait(60) for other in others] == [0]
+    finally:
+        logging.getLogger("bincount.training").removeHandler(handler)
+        for other in others:
+            other.kill()
+    assert "2 processes" in caplog.text
+    assert "epoch 2 of 2" in caplog.text  # also where the first of all processes is on the other host
+    np.testing.assert_allclose(curves(trained), curves(together), rtol=1e-6)
 
 
 def test_other_hosts_are_not_sent_to_themselves(data, tmp_path):
