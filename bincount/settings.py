@@ -30,6 +30,8 @@ ModelName = Literal[
     "small", "resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_v2_s"
 ]
 
+WEIGHT_DECAY = {"adamw": 0.1, "adam": 1e-4, "sgd": 1e-4}  # by optimizer, where none is set
+
 
 class Settings(BaseModel):
     """A frozen group of settings; unknown names are refused, so that a typing error is not silently a default."""
@@ -183,10 +185,12 @@ class TrainConfig(Settings):
     keep: Literal["best", "last"] = Field(
         "best", description="best: the weights of the epoch with the highest val accuracy; last: those of the last"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule")
+    learning_rate: float = Field(4e-3, gt=0, description="peak of the schedule")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer; sgd has Nesterov momentum 0.9")
     weight_decay: float = Field(
-        0.01, ge=0, description="decoupled for adamw, L2 for adam and sgd; not on norms and biases"
+        default_factory=lambda settings: WEIGHT_DECAY[settings["optimizer"]],
+        ge=0,
+        description="not on norms and biases [default: 0.1, decoupled, for adamw; 1e-4, as L2, for adam and sgd]",
     )
     schedule: Literal["one_cycle", "cosine", "constant"] = Field(
         "one_cycle", description="learning rate over the steps"

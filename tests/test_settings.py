@@ -52,6 +52,11 @@ def test_a_class_name_too_long_for_a_metric_is_refused_at_once():
         DataConfig(classes=f"good,{'bad' * 40}")
 
 
+def test_weight_decay_is_by_optimizer_unless_it_is_set():
+    assert TrainConfig().weight_decay > 100 * TrainConfig(optimizer="sgd").weight_decay  # it is L2 there
+    assert TrainConfig(optimizer="sgd", weight_decay=0.3).weight_decay == 0.3
+
+
 def test_every_setting_says_what_it_is():
     groups = (DataConfig, ImageConfig, RunnerConfig, TrainConfig, LaunchConfig, PromotionConfig, RegistryConfig)
     for model in groups:

@@ -8,7 +8,7 @@ the temperature, which is fitted on val.
   in train too
 - bin: all images of one bin in one split, as the pipeline deals them
 
-Needs real bins, weights of the backbone, and some ten minutes a training on two cores. What is done is
+Needs real bins, weights of the backbone, and some twenty minutes a training on two cores. What is done is
 kept in --workspace and not done again.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", default=["random", "bin"], choices=["random", "bin"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--image-size", type=int, default=128)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the training")
     parser.add_argument("--extra-counts", type=int, default=DataConfig().extra_counts)
     parser.add_argument("--workspace", type=Path, default=Path("bench-accuracy"))
