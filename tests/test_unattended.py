@@ -60,10 +60,25 @@ class Stack:
                 command, env=environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    def kill_worker(self, pool: str, sent: signal.Signals = signal.SIGKILL) -> None:
+    def kill_worker(self, pool: str) -> None:
         """The worker alone; what it started lives on, if it can."""
-        self._workers[pool].send_signal(sent)
+        self._workers[pool].kill()
         self._workers[pool].wait(60)
+
+    def stop_worker(self, pool: str, flow: int) -> None:
+        """The worker and the flow that it runs, which it takes along.
+
+        What does not heed SIGTERM is killed, as service managers do: Prefect's worker turns the signal into a
+        KeyboardInterrupt, and that is lost where the code that it comes upon swallows it.
+        """
+        worker = self._workers[pool]
+        worker.terminate()
+        try:
+            worker.wait(60)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait(60)
+            os.kill(flow, signal.SIGKILL)
 
     def close(self) -> None:
         for worker in self._workers.values():
@@ -185,7 +200,7 @@ def test_what_nobody_is_left_to_report_is_noticed_freed_and_done_and_meanwhile_o
     with suppress(ProcessLookupError):  # it stops when its flow is gone
         os.kill(trainer, signal.SIGKILL)
     stopped.until_it_trains()
-    stack.kill_worker("gpu", signal.SIGTERM)  # which ends its flows and tells nobody
+    stack.stop_worker("gpu", stopped.flow())  # which ends its flows and tells nobody
     assert night.state == stopped.state == "Running"
     stack.start_worker("cpu")
     stack.start_worker("gpu")
