@@ -185,7 +185,7 @@ class TrainConfig(Settings):
     keep: Literal["best", "last"] = Field(
         "best", description="best: the weights of the epoch with the highest val accuracy; last: those of the last"
     )
-    learning_rate: float = Field(4e-3, gt=0, description="peak of the schedule")
+    learning_rate: float = Field(3e-3, gt=0, description="peak of the schedule")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer; sgd has Nesterov momentum 0.9")
     weight_decay: float = Field(
         default_factory=lambda settings: WEIGHT_DECAY[settings["optimizer"]],

@@ -304,9 +304,7 @@ def demo(
     run(
         data=DataConfig(source=str(folder / "bucket")),
         images=ImageConfig(image_size=64),
-        training=TrainConfig(
-            model="small", weights="none", epochs=epochs, learning_rate=3e-3, min_crop=0.8, dropout=0.1
-        ),
+        training=TrainConfig(model="small", weights="none", epochs=epochs, min_crop=0.8, dropout=0.1),
         workspace=folder,
     )
 
