@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 import bincount
 from bincount.data.manifest import Snapshot
 from bincount.disk import told_when_full
-from bincount.errors import BincountError, ModelNotFound, ServiceUnavailable, SettingsError
+from bincount.errors import ModelNotFound, ServiceUnavailable, SettingsError
 from bincount.services import check_mlflow
 from bincount.settings import RegistryConfig, Workspace
 from bincount.training.files import weights_digest
@@ -500,14 +500,14 @@ class LiveRun:
                 if status == "FAILED":  # last, since a profile is large and this process may end at any time
                     for path in sorted(self._debug.glob("*")):
                         registry.log_file(run_id, path, "debug")
-            except (mlflow.MlflowException, BincountError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - start may ask other servers, and the training needs none of it
                 if not pause:
-                    logger.warning("MLflow is away; the training goes on, and its curves follow later: %s", error)
+                    logger.warning("nothing reaches MLflow now; the training goes on, and its curves follow: %s", error)
                 run = None  # which may be gone when the server is back
                 pause = min(2 * pause or 1, LONGEST_PAUSE)
             else:
                 if pause:
-                    logger.info("MLflow is back, and has the curves of %d epochs", len(history))
+                    logger.info("MLflow is reached again, and has the curves of %d epochs", len(history))
                 pause = 0
             if status:
                 return
