@@ -4,6 +4,7 @@ This module imports nothing heavy, so that `bincount --help` is quick.
 """
 
 import hashlib
+import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -346,9 +347,15 @@ class Workspace(Settings):
         return self.root / "weights" / f"{digest[:16]}.safetensors"
 
     def run(self, snapshot_digest: str, images: ImageConfig, training: TrainConfig) -> Path:
-        """The folder of one training: named by its inputs, so that a retry lands in the same place and resumes."""
-        config = images.model_dump_json() + training.model_dump_json()
-        return self.root / "runs" / f"{snapshot_digest[:12]}-{_digest(config, 12)}"
+        """The folder of one training: named by its inputs, so that a retry lands in the same place and resumes.
+
+        A file of weights is one by its content too, which may be another tomorrow under the same name.
+        """
+        inputs = images.model_dump_json() + training.model_dump_json()
+        if os.path.isfile(training.weights):
+            with open(training.weights, "rb") as file:
+                inputs += hashlib.file_digest(file, "sha256").hexdigest()
+        return self.root / "runs" / f"{snapshot_digest[:12]}-{_digest(inputs, 12)}"
 
     def tracking_uri(self, registry: RegistryConfig) -> str:
         """The MLflow URI in use: the configured one, or SQLite beside the datasets."""

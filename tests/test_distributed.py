@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from subprocess import DEVNULL
+from subprocess import PIPE
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ import torch
 from drawn_training import IMAGES, QUICK, OnFirstEpoch, dataset
 from servers import free_port, give_up
 
-from bincount.errors import SettingsError
+from bincount.errors import SettingsError, TrainingFailed
 from bincount.settings import LaunchConfig
 from bincount.training.distributed import SharedBatchNorm, World
 from bincount.training.files import read_history
@@ -115,7 +115,8 @@ def test_a_second_host_joins_by_the_command_of_the_log_to_the_same_end(data, tog
             if "on each of them run" in (told := record.getMessage()):
                 command = told.partition("run: ")[2]
                 path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-                others.append(subprocess.Popen(command, shell=True, env=os.environ | {"PATH": path}, stdin=DEVNULL))
+                others.append(subprocess.Popen(command, shell=True, env=os.environ | {"PATH": path}, stdin=PIPE))
+                others[-1].stdin.close()  # as under a shell's loop or a scheduler: the end of no parent
 
     handler = Join()
     logging.getLogger("bincount.training").addHandler(handler)
@@ -142,6 +143,15 @@ def test_what_no_process_can_do_is_raised_here(data, tmp_path):
     config = CONFIG.model_copy(update={"batch_size": 2})
     with pytest.raises(SettingsError, match="batches of 2 images cannot be shared by 3 processes; raise --batch-size"):
         train_in_subprocess(*data, IMAGES, config, tmp_path, launch=LaunchConfig(nproc_per_node=3))
+
+
+@pytest.mark.services
+def test_what_one_process_alone_breaks_on_ends_all_and_is_told(data, tmp_path, caplog):
+    (tmp_path / "model").write_text("where the first process wants a folder")
+    with pytest.raises(TrainingFailed):
+        train_in_subprocess(*data, IMAGES, CONFIG, tmp_path, launch=TWO)
+    assert "the trainer broke" in caplog.text
+    assert "FileExistsError" in caplog.text
 
 
 def test_what_was_shared_out_comes_together_in_its_order(monkeypatch):

@@ -57,6 +57,16 @@ def test_weight_decay_is_by_optimizer_unless_it_is_set():
     assert TrainConfig(optimizer="sgd", weight_decay=0.3).weight_decay == 0.3
 
 
+def test_a_training_from_other_weights_under_the_same_name_is_another(tmp_path):
+    file, images = tmp_path / "backbone.pth", ImageConfig()
+    training = TrainConfig(weights=str(file))
+    folders = []
+    for content in (b"old", b"new", b"old"):
+        file.write_bytes(content)
+        folders.append(Workspace().run("5" * 64, images, training))
+    assert folders[0] == folders[2] != folders[1]
+
+
 def test_every_setting_says_what_it_is():
     groups = (DataConfig, ImageConfig, RunnerConfig, TrainConfig, LaunchConfig, PromotionConfig, RegistryConfig)
     for model in groups:

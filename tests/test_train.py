@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import OrderedDict
 from contextlib import suppress
+from subprocess import PIPE
 
 import numpy as np
 import pandas as pd
@@ -25,8 +26,9 @@ from bincount.errors import DatasetError, DiskFull, SettingsError, TrainingDiver
 from bincount.settings import Classes
 from bincount.training import checkpoints, files, launch, losses, model, train
 from bincount.training.debug import Watch
+from bincount.training.device import is_out_of_memory
 from bincount.training.distributed import World
-from bincount.training.files import Request, Trained, read_error, read_history
+from bincount.training.files import PARENT_HOLDS_STDIN, Request, Trained, read_error, read_history
 from bincount.training.launch import train_in_subprocess
 from bincount.training.model import load
 from bincount.training.train import Stopped, epoch_order, fit, learning_rate
@@ -279,6 +281,27 @@ def test_what_killed_trainers_left_half_written_is_removed(data, tmp_path):
     assert not [path for path in left if path.exists()]
 
 
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("tried to allocate 20.00 GiB"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_memory_that_ran_out_is_known_whoever_says_so(error, is_memory):
+    assert is_out_of_memory(error) is is_memory
+
+
+def test_ordinal_targets_of_classes_without_order_are_refused(data, tmp_path):
+    snapshot, pack = data
+    snapshot = manifest.freeze(snapshot.read(), Classes.parse("good,damaged,empty"), "drawn", tmp_path)
+    with pytest.raises(SettingsError, match="--loss ordinal needs classes with an order"):
+        fit(snapshot, pack, IMAGES, QUICK.model_copy(update={"loss": "ordinal"}), tmp_path / "run")
+
+
 def test_memory_for_not_even_one_picture_is_an_error_that_says_what_to_lower(data, tmp_path, monkeypatch):
     monkeypatch.setattr(World, "spread", lambda self, model, device: Cramped(model, 0))
     with pytest.raises(SettingsError, match="out of memory at 1 images at once; lower --image-size"):
@@ -347,6 +370,20 @@ def test_what_was_found_before_a_resume_stays(tmp_path):
             for step in steps:
                 watch.after_backward(step)
     assert list(pd.read_csv(tmp_path / "gradients.csv")["step"]) == [0, 20, 40, 60]
+
+
+def test_what_was_found_is_there_after_each_epoch_and_a_resumed_training_is_profiled_too(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    network(torch.ones(1, 2)).sum().backward()
+    for first, last in ((0, 20), (37, 44)):  # the second is stopped while it is profiled
+        watch = Watch(network, enabled=True)
+        with watch.writing(tmp_path, list):
+            for step in range(first, last):
+                watch.after_backward(step)
+            watch.write(tmp_path, [{"waiting_for_data": 0.5}])
+            assert json.loads((tmp_path / "findings.json").read_text())["waiting_for_data"] == [0.5]
+            assert (tmp_path / "trace.json").exists() is (first == 0)
+        (tmp_path / "trace.json").unlink()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -434,7 +471,8 @@ def test_the_trainer_stops_when_its_parent_is_gone(data, tmp_path):
     request = Request(snapshot=snapshot.path, pack=pack.folder, images=IMAGES, training=LONG, folder=tmp_path)
     (tmp_path / "request.json").write_text(request.model_dump_json())
     command = [sys.executable, "-m", "bincount.training.train", str(tmp_path / "request.json")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {PARENT_HOLDS_STDIN: "1"}
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, env=environment, text=True) as process:
         next(line for line in process.stdout if line.startswith("INFO epoch 1 of"))
         process.stdin.close()  # as the end of the parent does
         assert process.wait(timeout=60) == train.STOPPED

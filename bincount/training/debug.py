@@ -33,8 +33,9 @@ class Watch:
         self.gradients: list[dict] = []
         self.dead: dict[str, float] = {}  # share of a layer's channels, as last looked at
         self.calls: Counter[str] = Counter()  # of the pass under way: ResNets use one ReLU several times in a block
-        self.profiler: torch.profiler.profile | None = None
-        self.is_profiled = False
+        self.profiler: torch.profiler.profile | None = None  # while it runs
+        self.profile: torch.profiler.profile | None = None  # until it is written
+        self.first_step: int | None = None  # of this process
         self.looks = False  # at the activations of the step under way
         if enabled:
             self.looks = True
@@ -47,6 +48,8 @@ class Watch:
         """To be called when the gradients of a step are there and not yet used; steps count from 0."""
         if not self.enabled:
             return
+        if self.first_step is None:
+            self.first_step = step
         if step % STEPS_BETWEEN_LOOKS == 0:
             self.gradients += [
                 {
@@ -59,28 +62,31 @@ class Watch:
                 if parameter.grad is not None and parameter.ndim > 1
             ]
         self.looks = (step + 1) % STEPS_BETWEEN_LOOKS == 0
-        if step == PROFILED_STEPS.start:
+        if step - self.first_step == PROFILED_STEPS.start:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
             self.profiler = torch.profiler.profile(activities=activities, record_shapes=True)
             self.profiler.start()
-        elif self.profiler and step == PROFILED_STEPS.stop:
-            self.profiler.stop()
-            self.is_profiled = True
+        elif self.profiler and step - self.first_step == PROFILED_STEPS.stop:
+            self._end_profile()
 
     @contextmanager
     def writing(self, folder: Path, read_history: Callable[[], list[dict]]) -> Iterator[None]:
-        """Write at the end, also when it is an error: then above all there is something to be seen."""
+        """Write at the end, also when it is an error: then above all there is something to be seen. Warn of it."""
         try:
             yield
         finally:
-            self._write(folder, read_history())
+            if self.profiler:
+                self._end_profile()
+            self.write(folder, read_history())
+            for finding in self.findings():
+                logger.warning("%s", finding)
 
-    def _write(self, folder: Path, history: list[dict]) -> None:
-        """Leave gradients.csv, trace.json for Perfetto or chrome://tracing, and findings.json; warn of what is bad.
+    def write(self, folder: Path, history: list[dict]) -> None:
+        """Leave gradients.csv, trace.json for Perfetto or chrome://tracing, and findings.json, as far as they are.
 
         What an earlier process of the same training has left of earlier steps stays.
         """
-        if not (self.gradients or self.dead or self.profiler):  # as where no step was left
+        if not (self.gradients or self.dead or self.profile):  # as where no step was left
             return
         folder.mkdir(parents=True, exist_ok=True)
         first = self.gradients[0]["step"] if self.gradients else math.inf
@@ -89,16 +95,18 @@ class Watch:
             table = csv.DictWriter(file, ["step", "layer", "gradient_norm", "weight_norm"])
             table.writeheader()
             table.writerows(self.gradients)
-        if self.profiler and not self.is_profiled:
-            self.profiler.stop()
-        elif self.is_profiled:
-            self.profiler.export_chrome_trace(str(folder / "trace.json"))
-        findings = self.findings()
+        if self.profile:
+            with written_whole(folder / "trace.json") as temporary:
+                self.profile.export_chrome_trace(str(temporary))
+            self.profile = None
         waiting = [record["waiting_for_data"] for record in history]
-        content = {"findings": findings, "waiting_for_data": waiting, "dead_channels": self.dead}
-        (folder / "findings.json").write_text(json.dumps(content, indent=2))
-        for finding in findings:
-            logger.warning("%s", finding)
+        content = {"findings": self.findings(), "waiting_for_data": waiting, "dead_channels": self.dead}
+        with written_whole(folder / "findings.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=2))
+
+    def _end_profile(self) -> None:
+        self.profiler.stop()
+        self.profile, self.profiler = self.profiler, None
 
     def findings(self) -> list[str]:
         """What looks bad, in words."""

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 TRIAL_ROUNDS = 4
 TRIAL_BATCH = 16  # images: enough to tell, and a quarter of the time
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # CUDA; cuBLAS and cuDNN; a CPU
 COMPILE_STEPS = 1000  # so many steps pay for the minute that torch.compile takes
 
 
@@ -83,8 +84,9 @@ def choose_arithmetic(
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out: torch.OutOfMemoryError on a GPU; the allocator of a CPU has no error of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether memory ran out: torch.OutOfMemoryError on a GPU; CUDA's libraries and a CPU's allocator only say it."""
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in told for words in OUT_OF_MEMORY)
 
 
 def _has_bfloat16(capabilities: dict) -> bool:

@@ -89,8 +89,12 @@ def started_by_torchrun() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
-    """Meet the other processes that torchrun started; alone without it."""
+def joined(device: torch.device, agreed: type[Exception]) -> Iterator[World]:
+    """Meet the other processes that torchrun started; alone without it.
+
+    They part at the end, and at an error that all raise together. After any other the process has to end without
+    cleaning up: to part, NCCL waits for the others, who may be waiting for this one.
+    """
     if not started_by_torchrun():
         yield World()
         return
@@ -99,8 +103,10 @@ def joined(device: torch.device) -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size())
-    finally:
+    except agreed:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:

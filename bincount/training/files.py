@@ -22,6 +22,8 @@ from bincount.disk import written_whole
 from bincount.errors import DiskFull, ModelNotFound
 from bincount.settings import Classes, ImageConfig, Settings, TrainConfig
 
+PARENT_HOLDS_STDIN = "BINCOUNT_PARENT_HOLDS_STDIN"  # in the environment of a trainer that launch started
+
 
 class Request(Settings):
     """What a trainer's process is to do: the arguments of fit, as they travel in a file."""

@@ -19,7 +19,7 @@ from bincount.data.packs import Pack
 from bincount.disk import written_whole
 from bincount.errors import SettingsError, TrainingFailed
 from bincount.settings import ImageConfig, LaunchConfig, TrainConfig
-from bincount.training.files import Request, Trained, read_error, read_history, remove_errors
+from bincount.training.files import PARENT_HOLDS_STDIN, Request, Trained, read_error, read_history, remove_errors
 
 logger = logging.getLogger("bincount.training")
 
@@ -71,7 +71,7 @@ def train_in_subprocess(
 
     process = subprocess.Popen(
         _command(launch, folder / "request.json"),
-        env=_environment(launch) | os.environ,
+        env=_environment(launch) | os.environ | {PARENT_HOLDS_STDIN: "1"},
         stdin=subprocess.PIPE,  # never written to: its end tells the trainer that this process is gone
         stdout=subprocess.PIPE,
         text=True,

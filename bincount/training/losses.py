@@ -3,9 +3,16 @@
 from torch import Tensor
 from torch.nn import functional
 
-from bincount.settings import TrainConfig
+from bincount.errors import SettingsError
+from bincount.settings import Classes, TrainConfig
 
 FALL_OFF = 1.0  # of ordinal targets: each item further away leaves exp(-1) of the weight
+
+
+def check(config: TrainConfig, classes: Classes) -> None:
+    """Raise SettingsError when the loss means nothing for the classes."""
+    if config.loss == "ordinal" and not classes.ordered:
+        raise SettingsError("--loss ordinal needs classes with an order; choose another loss, or add --ordered")
 
 
 def targets(labels: Tensor, values: Tensor, config: TrainConfig) -> Tensor:

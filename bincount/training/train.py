@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import signal
-import stat
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from bincount.training.debug import Watch
 from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, is_out_of_memory
 from bincount.training.distributed import World
 from bincount.training.files import (
+    PARENT_HOLDS_STDIN,
     ModelSpec,
     Request,
     Trained,
@@ -95,7 +96,10 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     device = choose_device(config.device, distributed.local_rank())
     is_first = distributed.rank() == 0
-    with _only_trainer(folder, stop) if is_first else nullcontext(), distributed.joined(device) as world:
+    with (
+        _only_trainer(folder, stop) if is_first else nullcontext(),
+        distributed.joined(device, agreed=Stopped) as world,
+    ):
         trained = Trained.read(folder)
         if trained is None:
             trained = _fit(snapshot, pack, images, config, folder=folder, stop=stop, device=device, world=world)
@@ -121,6 +125,7 @@ def _fit(
     spec = ModelSpec.make(images, config, snapshot.classes, extra_names)
     train, val = (_read_split(manifest[manifest["split"] == split], split, pack) for split in ("train", "val"))
     train = _with_extra(train, extra, spec, pack)
+    losses.check(config, snapshot.classes)
     class_weights = balance.weights(np.bincount(train.labels, minlength=len(spec.outputs)))
     batch_size = min(config.batch_size, len(train.rows))
     if batch_size < world.size:
@@ -172,6 +177,7 @@ def _fit(
                 if kept_epoch(training.history, config.keep) is record:
                     save(folder / "model", training.model, spec)
                 write_json(folder / "history.json", training.history)
+            training.watch.write(folder / "debug", training.history)
             logger.info("%s", _describe(record, config.epochs))
 
     best = kept_epoch(training.history, config.keep)
@@ -590,8 +596,6 @@ def _only_trainer(folder: Path, stop: threading.Event) -> Iterator[None]:
 
 
 def _stop_when_parent_ends(stop: threading.Event) -> None:
-    if not stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
-        return  # started by hand
     # The parent holds the other end of this pipe and never writes. os.read, since a buffered file that a daemon thread
     # is reading makes the interpreter abort at its exit.
     while os.read(sys.stdin.fileno(), 1024):
@@ -599,26 +603,41 @@ def _stop_when_parent_ends(stop: threading.Event) -> None:
     stop.set()
 
 
+def _end_broken(*failure) -> None:
+    logger.critical("the trainer broke", exc_info=failure)
+    _end_with_error()
+
+
+def _end_with_error() -> NoReturn:
+    """End this process; in company without cleaning up, for which it would wait for those who wait for it."""
+    logging.shutdown()
+    sys.stderr.flush()
+    if distributed.started_by_torchrun():
+        os._exit(1)
+    sys.exit(1)
+
+
 def main() -> None:
     """Carry out the request in the file named by the first argument, as launch starts it.
 
-    Log lines go to standard output as `LEVEL message`, bars to standard error. SIGTERM and the end of standard input,
-    which is the end of the parent, both stop the training. An error of the library is left in error.json. torchrun
-    would start again what ends with an error; what another try cannot mend ends well then, and the parent sees by the
-    files that there is no result.
+    Log lines go to standard output as `LEVEL message`, bars to standard error. SIGTERM stops the training, and so does
+    the end of standard input where the environment has PARENT_HOLDS_STDIN. An error of the library is left in
+    error.json. torchrun starts all again when one process ends with an error; where one was left they end well, and the
+    parent sees by the files that there is no result.
     """
     # One of each host: the first of all may be on another than the one that started the training.
     level = logging.INFO if distributed.local_rank() == 0 else logging.WARNING
     logging.basicConfig(stream=sys.stdout, level=level, format="%(levelname)s %(message)s")
-    sys.excepthook = lambda *failure: logger.critical("the trainer broke", exc_info=failure)
+    sys.excepthook = _end_broken
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
-    threading.Thread(target=_stop_when_parent_ends, args=(stop,), daemon=True).start()
+    if PARENT_HOLDS_STDIN in os.environ:
+        threading.Thread(target=_stop_when_parent_ends, args=(stop,), daemon=True).start()
 
     request = Request.model_validate_json(Path(sys.argv[1]).read_text())
     if read_error(request.folder):
-        return  # torchrun starts all again when one has ended with an error; this one would end alike
+        return  # of the try before this one
     pack = Pack(request.pack, request.images.image_size)
     try:
         with disk.told_when_full(request.folder):
@@ -627,7 +646,7 @@ def main() -> None:
         sys.exit(0 if distributed.started_by_torchrun() else STOPPED)
     except BincountError as error:
         write_error(request.folder, error, distributed.rank())
-        sys.exit(0 if distributed.started_by_torchrun() else 1)
+        _end_with_error()
 
 
 if __name__ == "__main__":
