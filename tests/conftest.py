@@ -10,7 +10,11 @@ from bincount.settings import DataConfig
 # Small nets are quickest on one thread, most of all beside other busy processes; trainers inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONGEST = ("test_unattended.py", "test_nights.py", "test_stack.py")
+LONGEST = ("test_unattended.py", "test_nights.py", "test_night_failures.py", "test_stack.py")
+
+
+def pytest_configure(config):
+    servers.empty_databases = config.cache.mkdir("databases")
 
 
 def pytest_collection_modifyitems(items):

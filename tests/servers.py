@@ -1,6 +1,5 @@
 """Servers that tests need: started on free loopback ports, waited for, and stopped by pid."""
 
-import functools
 import os
 import shutil
 import signal
@@ -13,10 +12,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from glob import glob
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from filelock import FileLock
+
+empty_databases = Path()  # where they are kept; conftest.py sets it
 
 
 def free_port() -> int:
@@ -53,38 +56,38 @@ def prefect_server(home: Path, port: int | None = None, **settings: str) -> Iter
 
 def with_prefect_database(home: Path) -> Path:
     """A PREFECT_HOME with the database of a new server, which Prefect would make in more than a hundred migrations."""
-    return _with_file(home / "prefect.db", _empty_prefect_database)
-
-
-@functools.cache
-def _empty_prefect_database() -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"PREFECT_HOME": folder, "DO_NOT_TRACK": "true"}
-        command = [program("prefect"), "server", "database", "upgrade", "--yes"]
-        subprocess.run(command, env=environment, capture_output=True, check=True)
-        return Path(folder, "prefect.db").read_bytes()
+    return _with_copy(home, "prefect", _make_prefect_database)
 
 
 def with_database(workspace: Path) -> Path:
     """A workspace's folder with MLflow's database, still empty, which MLflow would make in dozens of migrations."""
-    return _with_file(workspace / "mlflow.db", _empty_database)
+    return _with_copy(workspace, "mlflow", _make_mlflow_database)
 
 
-@functools.cache
-def _empty_database() -> bytes:
+def _with_copy(folder: Path, package: str, make: Callable[[Path], None]) -> Path:
+    """The folder, with a copy of a database that is made once for each version of the package and kept between runs."""
+    name, kept = f"{package}.db", empty_databases / f"{package}-{version(package)}.db"
+    if not (folder / name).exists():
+        with FileLock(f"{kept}.lock"):
+            if not kept.exists():
+                with tempfile.TemporaryDirectory(dir=kept.parent) as made:
+                    make(Path(made))
+                    Path(made, name).rename(kept)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(kept, folder / name)
+    return folder
+
+
+def _make_prefect_database(folder: Path) -> None:
+    environment = os.environ | {"PREFECT_HOME": str(folder), "DO_NOT_TRACK": "true"}
+    command = [program("prefect"), "server", "database", "upgrade", "--yes"]
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+
+
+def _make_mlflow_database(folder: Path) -> None:
     from mlflow import MlflowClient  # here, since it takes seconds
 
-    with tempfile.TemporaryDirectory() as folder:
-        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
-        return Path(folder, "mlflow.db").read_bytes()
-
-
-def _with_file(path: Path, content: Callable[[], bytes]) -> Path:
-    """The folder of a file that is made where it is missing."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content())
-    return path.parent
+    MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
 
 
 @contextmanager

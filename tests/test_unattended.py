@@ -69,16 +69,18 @@ class Stack:
         """The worker and the flow that it runs, which it takes along.
 
         What does not heed SIGTERM is killed, as service managers do: Prefect's worker turns the signal into a
-        KeyboardInterrupt, and that is lost where the code that it comes upon swallows it.
+        KeyboardInterrupt, and that is lost where the code that it comes upon swallows it. It is killed soon, while the
+        flow still trains.
         """
         worker = self._workers[pool]
         worker.terminate()
         try:
-            worker.wait(60)
+            worker.wait(15)
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait(60)
-            os.kill(flow, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # the worker came so far
+                os.kill(flow, signal.SIGKILL)
 
     def close(self) -> None:
         for worker in self._workers.values():

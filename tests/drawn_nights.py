@@ -1,0 +1,57 @@
+"""Nights on drawn bins, for the tests of nights."""
+
+from pathlib import Path
+
+import servers
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.states import State
+
+from bincount import registry
+from bincount.data import drawn
+from bincount.settings import (
+    DataConfig,
+    ImageConfig,
+    PromotionConfig,
+    RegistryConfig,
+    RetrainConfig,
+    TrainConfig,
+    Workspace,
+)
+from flows.retrain import Night, retrain
+
+IMAGES = ImageConfig(image_size=32)
+TRAINING = TrainConfig(
+    model="small", weights="none", epochs=6, learning_rate=3e-3, min_crop=0.8, dropout=0.1, keep="last"
+)
+SHORT = TRAINING.model_copy(update={"epochs": 1})
+RETRAINING = RetrainConfig(min_new_images=10, price_per_hour=3.6)
+PROMOTION = PromotionConfig(max_class_loss=100)  # some classes have five images
+
+
+def opened(workspace, config=RegistryConfig()):
+    places = Workspace(root=workspace)
+    return registry.open_registry(places.tracking_uri(config), places.artifacts, config)
+
+
+def pages() -> list[str]:
+    """The pages that the nights have left, the first first."""
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["night"])))
+    return [artifact.data for artifact in sorted(found, key=lambda artifact: artifact.created)]
+
+
+class DrawnNights:
+    """Nights on drawn bins in a folder, to which more can be added."""
+
+    def __init__(self, folder: Path, num_bins: int = 330):
+        self.source, self.workspace = folder / "bins", servers.with_database(folder / "workspace")
+        self.data = DataConfig(source=str(self.source))
+        self.grow_to(num_bins)
+
+    def grow_to(self, num_bins: int) -> None:
+        drawn.draw(self.source, num_bins, size=(64, 64))
+
+    def run(self, night=retrain, **settings) -> State[Night]:
+        settings = {"training": SHORT, "retraining": RETRAINING, "promotion": PROMOTION} | settings
+        return night(self.data, IMAGES, workspace=self.workspace, **settings, return_state=True)

@@ -1,0 +1,147 @@
+"""Nights that something breaks: how they end, what their page says, and what the next one does."""
+
+import re
+import shutil
+import subprocess
+from contextlib import ExitStack
+
+import pytest
+import servers
+from drawn_nights import IMAGES, RETRAINING, SHORT, DrawnNights, opened, pages
+from faulty_s3 import FaultyS3, refused
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed
+
+from bincount import registry, retention
+from bincount.data import drawn, manifest
+from bincount.errors import SourceError
+from bincount.settings import DataConfig, RegistryConfig, Workspace
+from bincount.training.files import Trained
+from flows import summary
+from flows.retrain import retrain
+from tasks import promotion as promotion_tasks
+from tasks import training as training_tasks
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture
+def nights(api, tmp_path) -> DrawnNights:
+    return DrawnNights(tmp_path)
+
+
+def test_a_night_that_fails_leaves_a_page_too(api, tmp_path):
+    data = DataConfig(source=str(tmp_path / "nowhere"))
+    with pytest.raises(SourceError):
+        retrain(data, IMAGES, SHORT, workspace=tmp_path / "workspace")
+    assert "nowhere" in pages()[-1]
+    assert "What was done is kept" in pages()[-1]
+
+
+def test_a_worker_leaves_the_page_of_a_night_whose_process_it_finds_dead(api, tmp_path):
+    data = DataConfig(source=str(tmp_path / "nowhere"))
+    state = retrain(data, IMAGES, SHORT, workspace=tmp_path / "workspace", return_state=True)
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(state.state_details.flow_run_id)
+    [hook] = retrain.on_crashed_hooks
+    hook(flow=retrain, flow_run=run, state=Crashed(message="exit code 137"))  # by name, as Prefect's runner calls it
+    assert "Crashed: exit code 137" in pages()[-1]
+
+
+def test_what_a_killed_night_decided_and_did_not_do_is_done_by_the_next(nights, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.Registry, "promote", lambda *_, **__: 1 / 0)
+        assert nights.run().type == StateType.FAILED
+    [version] = opened(nights.workspace).versions()
+    assert (version.alias, version.tags[registry.DECISION_TAG].split(":")[0]) == ("challenger", "Promote")
+
+    assert nights.run().name == "Completed"
+    [version] = opened(nights.workspace).versions()
+    assert version.alias == "champion"
+
+
+def test_a_night_that_starts_again_after_its_promotion_tells_what_it_did(nights, monkeypatch):
+    told, headline = [], summary.night_headline
+    monkeypatch.setattr(promotion_tasks, "emit_event", lambda name, *_, **__: told.append(name))
+    monkeypatch.setattr(summary, "night_headline", lambda night: headline(night) if len(told) > 1 else 1 / 0)
+
+    state = nights.run(retrain.with_options(retries=1, retry_delay_seconds=0))
+
+    assert state.name == "Completed"
+    assert "new, since there was no champion" in pages()[-1]
+    assert "started | 2 times" in re.sub(" +", " ", pages()[-1])
+    assert told == ["bincount.champion.promoted"] * 2
+    assert len(opened(nights.workspace).versions()) == 1
+    assert nights.run().name == "Skipped"
+
+
+def test_a_champion_whose_files_are_gone_stops_no_night(nights):
+    nights.run()
+    shutil.rmtree(nights.workspace / "mlflow-artifacts")
+    nights.grow_to(700)
+
+    rules = RETRAINING.model_copy(update={"warm_start": True})
+    state = nights.run(retraining=rules)
+
+    assert state.name == "Completed"
+    night = state.result()
+    assert "the champion was not asked: the files of models:/bincount/1 are gone" in night.drift.note
+    assert "the champion was not asked" in pages()[-1]
+    assert "clean-up" in pages()[-1].rpartition("Time and cost")[2]
+    assert opened(nights.workspace).params(night.model.version)["weights"] == "none"
+    assert not night.model.decision.promote
+    assert "`bincount promote VERSION --force` puts another version in its place" in pages()[-1]
+
+
+def test_a_night_outlives_a_restart_of_the_database(nights, tmp_path, monkeypatch):
+    train = training_tasks.train_in_subprocess
+    with servers.postgres_cluster(tmp_path) as serve, ExitStack() as database:
+        url = database.enter_context(serve()).replace("+psycopg", "+asyncpg")
+        setting = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
+
+        def restart_and_train(*args, **settings) -> Trained:
+            database.close()
+            database.enter_context(serve())
+            return train(*args, **settings)
+
+        monkeypatch.setattr(training_tasks, "train_in_subprocess", restart_and_train)
+        with servers.prefect_server(tmp_path / "prefect", **setting) as api, temporary_settings({PREFECT_API_URL: api}):
+            state = nights.run()
+            assert pages()[-1].startswith("## Night")
+    assert state.name == "Completed"
+    assert opened(nights.workspace).find_champion().version == 1
+
+
+def test_a_clean_up_that_fails_spoils_no_night(nights, monkeypatch):
+    monkeypatch.setattr(retention, "plan", lambda *_: 1 / 0)
+    assert nights.run().name == "Completed"
+    assert "the clean-up failed, and the next night tries again" in pages()[-1]
+
+
+def test_a_bucket_that_refuses_access_fails_the_night_with_the_remedy(api, tmp_path):
+    with FaultyS3({}) as server:
+        server.fail("*", refused)
+        state = retrain(server.config(), IMAGES, SHORT, workspace=tmp_path / "workspace", return_state=True)
+    assert state.type == StateType.FAILED
+    assert "refuses access; for a bucket of your own pass --no-unsigned" in state.message
+    assert "refuses access" in pages()[-1]
+
+
+def test_a_full_disk_fails_the_night_and_with_space_the_next_goes_on(api, small_disk, tmp_path, monkeypatch):
+    drawn.draw(tmp_path / "bins", 320, size=(64, 64))
+    monkeypatch.setattr(training_tasks.train_model, "retry_delay_seconds", [0, 0])
+    mlflow = RegistryConfig(tracking_uri=f"sqlite:///{servers.with_database(tmp_path)}/mlflow.db")
+    data = DataConfig(source=str(tmp_path / "bins"))
+
+    state = retrain(data, IMAGES, SHORT, mlflow, small_disk, return_state=True)
+    assert state.type == StateType.FAILED
+    assert "No space left on device; free some space and run again, nothing is lost" in state.message
+    fetched = manifest.latest(Workspace(root=small_disk).dataset(data)).num_images
+
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    night = retrain(data, IMAGES, SHORT, mlflow, small_disk)
+    assert night.prepared.report.num_fetched == 0
+    assert night.prepared.snapshot.num_images == fetched
+    assert (night.model.version.version, night.model.version.alias) == (1, "champion")
