@@ -29,12 +29,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 300) -> object:
-    """What a condition gives once it is true; fails when it does not become true in time."""
+def wait_for(condition: Callable[[], object], seconds: float = 300, every: float = 0.1) -> object:
+    """What a condition gives once it is true; fails when it does not become true in time.
+
+    every: seconds between two looks; the more a look costs the longer
+    """
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
-        time.sleep(0.1)
+        time.sleep(every)
     return found
 
 

@@ -3,6 +3,7 @@
 Several cases go at a time, each with a workspace of its own, since most of the time is waiting.
 """
 
+import functools
 import os
 import signal
 import subprocess
@@ -11,12 +12,13 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
+import servers
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 from prefect.types._datetime import now
-from servers import free_port, mlflow_server, postgres, prefect_server, program, wait_for, with_database
+from servers import free_port, mlflow_server, postgres, prefect_server, program, with_database
 
 from bincount import registry
 from bincount.data import drawn
@@ -35,6 +37,8 @@ EPOCHS = 100  # so that a run of two still trains when the other does
 ZOMBIE_SECONDS = 90  # three heartbeats, the least
 RETRY_SECONDS = 45  # a worker tells of a crash twice, the second time when it has imported the flow
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+# A look asks a server or goes through all processes, beside trainings that want the cores.
+wait_for = functools.partial(servers.wait_for, every=0.5)
 
 
 class Stack:
