@@ -14,6 +14,25 @@ BincountError
  └── ServiceUnavailable   the Prefect or the MLflow server does not answer
 """
 
+import re
+
+MASK = "***"
+USERINFO = re.compile(r"(?<=://)[^\s/]*@")  # up to the last @ of the host's part, since a password may hold one too
+SLASHED_USERINFO = re.compile(r"(?<=://)[^\s/@:]+:(?!\d+/)[^\s@]*@")  # a password with a slash, and not HOST:PORT/
+QUERY_SECRET = re.compile(
+    r"(?i)(?<=[?&;])((?:ssl)?password|passwd|pwd|(?:access_|session_)?token|secret|api_?key|x-amz-(?:signature|security-token))"
+    r"=[^&\s;'\"]+"
+)
+
+
+def mask_credentials(text: object) -> str:
+    """Return a text with the credentials of every URL in it replaced by ***, for messages, logs and pages.
+
+    What stands before the @ of a URL is masked as a whole, since a token may be written as the user's name.
+    """
+    masked = SLASHED_USERINFO.sub(f"{MASK}@", USERINFO.sub(f"{MASK}@", str(text)))
+    return QUERY_SECRET.sub(rf"\1={MASK}", masked)
+
 
 class BincountError(Exception):
     """Base of every error that the library raises on purpose."""

@@ -3,7 +3,9 @@
 import http.client
 import urllib.request
 
-from bincount.errors import ServiceUnavailable
+from bincount.errors import ServiceUnavailable, mask_credentials
+
+__all__ = ["check_all", "check_mlflow", "check_prefect", "mask_credentials"]
 
 TIMEOUT_SECONDS = 5
 
