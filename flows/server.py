@@ -1,0 +1,103 @@
+"""The Prefect server as this project starts it: only its own pages and clients that are signed in get an answer.
+
+By itself Prefect's server answers every web page and every user of the machine, and whoever may ask it runs code on its
+workers. `python -m flows.server` is `prefect server start` with a check of the Host header, which Prefect lacks; the
+variables of `guard` bring the sign-in, the origins and the CSRF protection that it has.
+"""
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+USER = "bincount"
+
+
+def guard(port: int, auth_string: str) -> dict[str, str]:
+    """Return the variables that guard a Prefect server on loopback, for the server and for its clients alike.
+
+    auth_string is USER:PASSWORD, as `new_auth_string` makes it. `python -m flows.server` starts such a server, and so
+    does uvicorn with the factory `flows.server:create_app`.
+    """
+    return {
+        "PREFECT_SERVER_API_AUTH_STRING": auth_string,
+        "PREFECT_API_AUTH_STRING": auth_string,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{port}" for host in LOOPBACK),
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+    }
+
+
+def new_auth_string() -> str:
+    """Return a sign-in that nobody can guess, as USER:PASSWORD."""
+    return f"{USER}:{secrets.token_urlsafe(32)}"
+
+
+def keep_auth_string(path: Path) -> str:
+    """Read the sign-in that a file keeps, after making it where there is none; only its owner may read the file."""
+    try:
+        auth_string = path.read_text().strip()
+    except FileNotFoundError:
+        auth_string = ""
+    if not auth_string:
+        auth_string = new_auth_string()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # of mode 600
+        with open(descriptor, "w") as file:
+            file.write(f"{auth_string}\n")
+        os.replace(temporary, path)
+    path.chmod(0o600)  # a copy of the workspace may have lost it
+    return auth_string
+
+
+def create_app() -> "ASGIApp":
+    """Make Prefect's app, behind a check of the Host header: a foreign one gets status 400.
+
+    Without the check, a page whose host name is made to point at this machine is of the same origin as the server.
+    """
+    from prefect.server.api.server import create_app as create_prefect_app
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    # Around the app, and not among its middleware: the server's automations ask the app itself, under a made-up host.
+    return TrustedHostMiddleware(create_prefect_app(final=True), allowed_hosts=known_hosts(), www_redirect=False)
+
+
+def known_hosts() -> list[str]:
+    """List the hosts by which clients and pages know this server: loopback, and those that Prefect's settings name."""
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    named = [settings.api.url, settings.server.ui.api_url, *settings.server.api.cors_allowed_origins.split(",")]
+    return sorted({*LOOPBACK, *(host for url in named if (host := _host(url)))})
+
+
+def _host(url: str | None) -> str:
+    """Return the host of a URL as a Host header has it, without the port; empty where there is none, as in `*`."""
+    host = urlsplit((url or "").strip()).hostname or ""
+    return f"[{host}]" if ":" in host else host
+
+
+def main() -> None:
+    """Serve until a signal ends it, with the settings that `prefect server start` takes from the environment."""
+    import uvicorn
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings().server
+    uvicorn.run(
+        create_app(),
+        host=settings.api.host,
+        port=settings.api.port,
+        timeout_keep_alive=settings.api.keepalive_timeout,
+        ws_ping_interval=settings.api.websocket_ping_interval,
+        ws_ping_timeout=settings.api.websocket_ping_timeout,
+        log_level=settings.logging_level.lower(),
+    )
+
+
+if __name__ == "__main__":
+    main()
