@@ -3,6 +3,7 @@
 Everything goes through one explicit client; MLflow's global tracking URI is neither read nor set.
 """
 
+import functools
 import json
 import logging
 import os
@@ -21,12 +22,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from filelock import FileLock, Timeout
 from packaging.requirements import Requirement
+from sqlalchemy import create_engine
+from sqlalchemy import text as sql
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 import bincount
+from bincount import database
 from bincount.data.manifest import Snapshot
 from bincount.disk import told_when_full
-from bincount.errors import ModelNotFound, ServiceUnavailable, SettingsError
+from bincount.errors import BincountError, ModelNotFound, ServiceUnavailable, SettingsError, mask_credentials
 from bincount.services import check_mlflow
 from bincount.settings import RegistryConfig, Workspace
 from bincount.training.files import weights_digest
@@ -37,6 +43,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+# PostgreSQL's client reads this; a host that drops packets would be waited for for minutes.
+os.environ.setdefault("PGCONNECT_TIMEOUT", str(database.CONNECT_SECONDS))
 
 import mlflow
 from mlflow import MlflowClient
@@ -56,11 +64,13 @@ from mlflow.models import Model, infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_VERSIONS
 
 from bincount.ledger import Action, Ledger, Move, unless_gone
+from bincount.relocation import relocate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # which takes a second to import
 
 logger = logging.getLogger(__name__)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # else a traceback for each error that we explain
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -74,6 +84,8 @@ LONGEST_PARAM = 6000
 LONGEST_DESCRIPTION = 5000
 LONGEST_TAG = 5000
 LONGEST_PAUSE = 30  # seconds between two tries while MLflow is away; the first is 1 s, and each twice the one before
+SECONDS_TO_MIGRATE = 180  # dozens of migrations, on a busy machine
+SECONDS_TO_SETTLE = 3  # between two looks at tables that another is making
 SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives a cancelled flow 10 s in all
 # What bincount.pyfunc imports, by way of the library
 INFERENCE_PACKAGES = (
@@ -161,7 +173,7 @@ class Registry:
         try:
             yield
         except BaseException as error:
-            with suppress(mlflow.MlflowException):  # the error itself may be that MLflow is away
+            with suppress(mlflow.MlflowException, BincountError):  # the error itself may be that MLflow is away
                 self.end_run(run_id, _status_after(error))
             raise
         self.end_run(run_id, "FINISHED")
@@ -391,7 +403,8 @@ class Registry:
             except (OSError, mlflow.MlflowException) as error:
                 if _may_be_there(source, uri):
                     raise ServiceUnavailable(
-                        f"the files of {version.uri} cannot be fetched from MLflow at {uri} now ({error}); try again"
+                        f"the files of {version.uri} cannot be fetched from MLflow at {mask_credentials(uri)} now "
+                        f"({mask_credentials(error)}); try again"
                     ) from error
                 reason = error
         raise ModelNotFound(
@@ -448,6 +461,26 @@ class Registry:
     def _aliases(self) -> dict[str, str]:
         found = self.client.search_registered_models(f"name = '{self.model_name}'")
         return {alias: str(number) for alias, number in found[0].aliases.items()} if found else {}
+
+
+class _Client(MlflowClient):
+    """MLflow's client, whose calls end in an error with the remedy where a database or a server fails."""
+
+    def __getattribute__(self, name: str) -> object:
+        found = super().__getattribute__(name)
+        if name.startswith("_") or not callable(found):
+            return found
+
+        @functools.wraps(found)
+        def explained(*arguments: object, **options: object) -> object:
+            try:
+                return found(*arguments, **options)
+            except mlflow.MlflowException as error:
+                if (told := _explain(self.tracking_uri, error)) is None:
+                    raise
+                raise told from error
+
+        return explained
 
 
 class LiveRun:
@@ -520,22 +553,107 @@ class LiveRun:
 def open_registry(tracking_uri: str, artifacts: Path, config: RegistryConfig, *, create: bool = True) -> Registry:
     """Open an MLflow server (http, https) or database (sqlite:///..., postgresql+psycopg://...), and its experiment.
 
-    artifacts is where files go when there is no server to keep them. Raises ServiceUnavailable within seconds when a
-    server does not answer, SettingsError when the experiment was deleted, and ModelNotFound when there is none and it
-    is not to be created.
+    artifacts is where files go when there is no server to keep them. A workspace's own SQLite is made, by one process
+    at a time, and where the workspace was moved its paths are brought up to date. Raises ServiceUnavailable within
+    seconds when a server or a database does not answer, SettingsError when it cannot be used or the experiment was
+    deleted, and ModelNotFound when there is none and it is not to be created.
     """
-    is_server = tracking_uri.startswith(("http://", "https://"))
-    if is_server:
+    if database.is_server(tracking_uri):
         check_mlflow(tracking_uri)
-    elif tracking_uri.startswith("sqlite:///"):
-        Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+        return _open(_Client(tracking_uri, registry_uri=tracking_uri), artifacts, config, create=create)
+    database.check(tracking_uri, write=create)
+    path = database.sqlite_path(tracking_uri)
+    with database.explained(tracking_uri), _only_opener(path, create=create):
+        if path is not None and path.parent.resolve() == artifacts.parent.resolve():
+            relocate(path, artifacts)
+        return _open(_connect(tracking_uri), artifacts, config, create=create)
+
+
+def prepare_workspace(workspace: Workspace) -> None:
+    """Make the workspace's own SQLite, or bring its paths up to date, before a server opens it.
+
+    Raises as open_registry does.
+    """
+    open_registry(workspace.own_tracking_uri, workspace.artifacts, RegistryConfig())
+
+
+def open_existing(workspace: Workspace, config: RegistryConfig) -> Registry:
+    """Open the registry that the settings name, to read it. Raises ModelNotFound where it was never written to."""
+    uri = workspace.tracking_uri(config)
+    path = database.sqlite_path(uri)
+    if path is not None and not path.exists():
+        raise ModelNotFound(f"nothing was registered in {uri} yet; run `bincount run`, or correct --workspace")
+    return open_registry(uri, workspace.artifacts, config, create=False)
+
+
+@contextmanager
+def _only_opener(path: Path | None, *, create: bool) -> Iterator[None]:
+    """Hold the lock of a SQLite file: the first to open it makes its tables, in dozens of migrations."""
+    if path is None:
+        yield
+        return
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif not os.access(path.parent, os.W_OK):  # to be read, as it is
+        yield
+        return
+    try:
+        with FileLock(path.with_name(f".{path.name}.lock")).acquire(timeout=SECONDS_TO_MIGRATE):
+            yield
+    except Timeout:
+        raise ServiceUnavailable(
+            f"another process has been opening {path} for {SECONDS_TO_MIGRATE} s; end it, or try again"
+        ) from None
+
+
+def _connect(tracking_uri: str) -> MlflowClient:
+    """Open a database. While another, such as a server that was started beside, makes its tables, this waits for it."""
+    seen = None
+    while True:
+        try:
+            client = _Client(tracking_uri, registry_uri=tracking_uri)
+            client.search_registered_models(max_results=1)  # which opens the other half of the store
+        except (mlflow.MlflowException, SQLAlchemyError) as error:
+            revision = _revision(tracking_uri)
+            if revision == seen:
+                if "database schema" in str(error):
+                    raise SettingsError(
+                        f"the tables in {mask_credentials(tracking_uri)} are of another release of MLflow ({error}); "
+                        "after an upgrade here, copy the database and run `mlflow db upgrade URI`; "
+                        "where it is the newer one, install what has written it"
+                    ) from error
+                raise
+            seen = revision
+            time.sleep(SECONDS_TO_SETTLE)
+        else:
+            return client
+
+
+def _revision(tracking_uri: str) -> str:
+    """How far a database's tables are made; empty where that cannot be told."""
+    engine = create_engine(tracking_uri)
+    try:
+        with engine.connect() as connection:
+            return str(connection.execute(sql("SELECT version_num FROM alembic_version")).scalar())
+    except SQLAlchemyError:
+        return ""
+    finally:
+        engine.dispose()
+
+
+def _open(client: MlflowClient, artifacts: Path, config: RegistryConfig, *, create: bool) -> Registry:
+    uri = client.tracking_uri
     experiment = client.get_experiment_by_name(config.experiment)
     if experiment is None and not create:
-        raise ModelNotFound(f"{tracking_uri} has no experiment {config.experiment}; correct --experiment")
+        raise ModelNotFound(f"{mask_credentials(uri)} has no experiment {config.experiment}; correct --experiment")
     if experiment is None:
-        location = None if is_server else artifacts.resolve().as_uri()
-        experiment_id = client.create_experiment(config.experiment, artifact_location=location)
+        location = None if database.is_server(uri) else artifacts.resolve().as_uri()
+        try:
+            experiment_id = client.create_experiment(config.experiment, artifact_location=location)
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment_id = client.get_experiment_by_name(config.experiment).experiment_id
     elif experiment.lifecycle_stage == "deleted":
         raise SettingsError(
             f"the experiment {config.experiment} was deleted in MLflow; choose another with --experiment, "
@@ -544,14 +662,6 @@ def open_registry(tracking_uri: str, artifacts: Path, config: RegistryConfig, *,
     else:
         experiment_id = experiment.experiment_id
     return Registry(client, experiment_id, config.model_name)
-
-
-def open_existing(workspace: Workspace, config: RegistryConfig) -> Registry:
-    """Open the registry that the settings name, to read it. Raises ModelNotFound where it was never written to."""
-    uri = workspace.tracking_uri(config)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise ModelNotFound(f"nothing was registered in {uri} yet; run `bincount run`, or correct --workspace")
-    return open_registry(uri, workspace.artifacts, config, create=False)
 
 
 @contextmanager
@@ -585,6 +695,25 @@ def _save_pyfunc(folder: Path, checkpoint: Path, input_example: bytes, about: Mo
             input_example=example,
             pip_requirements=_pinned(INFERENCE_PACKAGES),
         )
+
+
+def _explain(tracking_uri: str, error: mlflow.MlflowException) -> BincountError | None:
+    """What an error of MLflow means where it is one of its server or database, and not an answer."""
+    where, code = mask_credentials(tracking_uri), error.error_code
+    if not database.is_server(tracking_uri):
+        cause = error.__cause__
+        if isinstance(cause, DBAPIError) and not isinstance(cause, IntegrityError):
+            return database.explain(tracking_uri, cause.orig or cause)
+        return None
+    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return SettingsError(
+            f"MLflow at {where} refuses this user; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "or MLFLOW_TRACKING_TOKEN"
+        )
+    if code in ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR"):
+        said = mask_credentials(str(error).partition("\n")[0])
+        return ServiceUnavailable(f"MLflow at {where} failed ({said}); its server's log says why; try again")
+    return None
 
 
 def _may_be_there(folder: str, tracking_uri: str) -> bool:

@@ -31,10 +31,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bincount import registry as mlflow_registry
-from bincount.errors import ModelNotFound, ServiceUnavailable
+from bincount.database import sqlite_path
+from bincount.errors import BincountError, ModelNotFound, ServiceUnavailable, mask_credentials
 from bincount.ledger import unless_gone
 from bincount.registry import MODEL_TAG, RUN_TAG, Registry
-from bincount.settings import RegistryConfig, RetentionConfig, Workspace
+from bincount.settings import RetentionConfig, Workspace
 from bincount.training.files import Trained, weights_digest
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def plan(workspace: Workspace, registry: Registry, config: RetentionConfig, now:
     known = needs.snapshots.keys() | needs.trainings.keys()
     if not known & {place.path.name for place in places} and any(place.kind != LEFTOVER for place in going):
         raise ModelNotFound(
-            f"{registry.client.tracking_uri} has no version of anything in {workspace.root}, so that it may not be "
+            f"{mask_credentials(registry.client.tracking_uri)} has no version of anything in {workspace.root}, so that it may not be "
             "where its models are registered, and nothing is removed; correct --tracking-uri or --workspace"
         )
     return Plan(workspace, config, now, going, staying)
@@ -195,10 +196,10 @@ class _Versions:
                 for version in self._all()
                 for tag in (*version.tags.items(), *self._run(version.run_id).items())
             )
-        except mlflow_registry.mlflow.MlflowException as error:
+        except (mlflow_registry.mlflow.MlflowException, BincountError) as error:
             raise ServiceUnavailable(
-                f"the versions in {self._client.tracking_uri} could not be read ({error}), and nothing is removed "
-                "without; run `bincount gc` again when it answers"
+                f"the versions in {mask_credentials(self._client.tracking_uri)} could not be read ({error}), and "
+                "nothing is removed without; run `bincount gc` again when it answers"
             ) from error
 
     def _all(self) -> Iterator:
@@ -223,8 +224,8 @@ def _needs_in_workspace(workspace: Workspace, registry: Registry) -> Needs:
 
     It is read with SQL, since MLflow would bring a database of an older release up to date. Raises ModelNotFound.
     """
-    own = workspace.tracking_uri(RegistryConfig())
-    path = Path(own.removeprefix("sqlite:///"))
+    own = workspace.own_tracking_uri
+    path = sqlite_path(own)
     if registry.client.tracking_uri == own or not path.exists():
         return Needs({}, {}, {})
     try:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from bincount import database
 from bincount.errors import SettingsError
 
 SPLITS = ("train", "val", "test")
@@ -322,6 +323,15 @@ class Workspace(Settings):
 
     root: Path = DEFAULT_WORKSPACE
 
+    @field_validator("root")
+    @classmethod
+    def _encodable(cls, root: Path) -> Path:
+        try:
+            str(root.resolve()).encode()
+        except UnicodeEncodeError:  # MLflow would look for its files in another folder
+            raise SettingsError(f"the path of the workspace {str(root)!r} is not UTF-8; choose another name") from None
+        return root
+
     def dataset(self, data: DataConfig) -> Path:
         """The folder of one source's dataset; the limit and the classes are not part of it, so that it can grow.
 
@@ -359,8 +369,16 @@ class Workspace(Settings):
         return self.root / "runs" / f"{snapshot_digest[:12]}-{_digest(inputs, 12)}"
 
     def tracking_uri(self, registry: RegistryConfig) -> str:
-        """The MLflow URI in use: the configured one, or SQLite beside the datasets."""
-        return registry.tracking_uri or f"sqlite:///{(self.root / 'mlflow.db').resolve()}"
+        """The MLflow URI in use: the configured one, that of the environment, or SQLite beside the datasets.
+
+        It may hold a password; errors.mask_credentials makes it fit to be shown.
+        """
+        return registry.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or self.own_tracking_uri
+
+    @property
+    def own_tracking_uri(self) -> str:
+        """The SQLite file beside the datasets, as MLflow takes it."""
+        return database.sqlite_uri((self.root / "mlflow.db").resolve())
 
     @property
     def artifacts(self) -> Path:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from rich.table import Table
 from bincount.data import sync
 from bincount.data.doctor import Diagnosis, Mended
 from bincount.data.export import Exported
+from bincount.database import is_server, without_credentials
+from bincount.errors import mask_credentials
 from bincount.evaluation import card
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision
@@ -262,12 +265,12 @@ def show_pages(tracking_uri: str) -> None:
     else:
         print(f"  {_command('prefect')} server start\n  then open http://127.0.0.1:4200/runs")
     print("Models, curves and plots:")
-    if tracking_uri.startswith("http"):
-        print(f"  {tracking_uri.rstrip('/')}/#/models")
+    if is_server(tracking_uri):
+        print(f"  {without_credentials(tracking_uri).rstrip('/')}/#/models")
     else:
-        print(
-            f"  {_command('mlflow')} server --backend-store-uri {tracking_uri}\n  then open http://127.0.0.1:5000/#/models"
-        )
+        shown = mask_credentials(tracking_uri)
+        store = shlex.quote(tracking_uri) if shown == tracking_uri else '"$MLFLOW_TRACKING_URI"'
+        print(f"  {_command('mlflow')} server --backend-store-uri {store}\n  then open http://127.0.0.1:5000/#/models")
 
 
 def show(tables: Tables, console: Console | None = None) -> None:

@@ -1,0 +1,109 @@
+"""A workspace that was moved, renamed, copied or restored elsewhere: MLflow's database has absolute paths of its files.
+
+They are brought up to date when the workspace is opened in its new place. Paths of files that are not in the
+workspace are left as they are.
+"""
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from bincount import database
+
+logger = logging.getLogger(__name__)
+
+# Where MLflow 3 keeps them; what the tables of an older release do not have is passed over.
+LOCATIONS = (
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("experiments", "artifact_location"),
+)
+DEFAULT_EXPERIMENT = 0  # MLflow's own, whose location is the folder that a process happened to run in
+
+
+def relocate(path: Path, artifacts: Path) -> list[Path]:
+    """Bring the locations in a workspace's SQLite file up to date; the folders that they were in before.
+
+    artifacts is where the workspace keeps MLflow's files now. In one transaction: a server that has the file open sees
+    all of it or nothing. Raises sqlite3.Error.
+    """
+    artifacts = artifacts.resolve()
+    if not path.exists() or not _strangers(path, artifacts, mode="ro"):
+        return []
+    with closing(_connect(path, "rw")) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        moved = []
+        for before in _strangers(path, artifacts, connection):
+            rows = [row for row in _rows(connection) if _below(row[-1], before) is not None]
+            if _is_here(rows, before, artifacts):
+                for table, column, row_id, location in rows:
+                    place = _with_folder(location, artifacts / _below(location, before))
+                    connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (place, row_id))
+                moved.append(before)
+        connection.execute("COMMIT")
+    for before in moved:
+        logger.info("the workspace was moved: MLflow's files of %s are now found in %s", before, artifacts)
+    return moved
+
+
+def _strangers(
+    path: Path, artifacts: Path, connection: sqlite3.Connection | None = None, mode: str = "ro"
+) -> list[Path]:
+    """The local folders, other than artifacts, that experiments keep their files in."""
+    asked = f"SELECT DISTINCT artifact_location FROM experiments WHERE experiment_id != {DEFAULT_EXPERIMENT}"
+    with suppress(sqlite3.OperationalError):  # it has no tables yet
+        if connection is None:
+            with closing(_connect(path, mode)) as opened:
+                locations = opened.execute(asked).fetchall()
+        else:
+            locations = connection.execute(asked).fetchall()
+        folders = [_folder(location) for (location,) in locations]
+        return [folder for folder in folders if folder is not None and folder != artifacts]
+    return []
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    address = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(address, uri=True, timeout=database.LOCKED_SECONDS, isolation_level=None)
+
+
+def _rows(connection: sqlite3.Connection) -> Iterator[tuple[str, str, int, str]]:
+    for table, column in LOCATIONS:
+        with suppress(sqlite3.OperationalError):
+            for row_id, location in connection.execute(f"SELECT rowid, {column} FROM {table}").fetchall():
+                yield table, column, row_id, location
+
+
+def _is_here(rows: list[tuple], before: Path, artifacts: Path) -> bool:
+    """Whether the files that were in one folder are now in the other.
+
+    Else the database and the files lie in two places on purpose, or the disk with the files is not mounted now.
+    """
+    inside = [_below(location, before) for table, *_, location in rows if table != "experiments"]
+    if any((artifacts / place).exists() for place in inside):
+        return True
+    return not inside and not before.parent.exists()
+
+
+def _folder(location: str | None) -> Path | None:
+    """The local folder of a location, which is a file URI or a plain path; None for every other."""
+    if not location:
+        return None
+    if location.startswith("file:"):
+        return Path(unquote(urlsplit(location).path))
+    return Path(location) if location.startswith("/") else None
+
+
+def _below(location: str | None, folder: Path) -> Path | None:
+    """A location relative to a folder that it is in; None where it is not."""
+    place = _folder(location)
+    return place.relative_to(folder) if place is not None and place.is_relative_to(folder) else None
+
+
+def _with_folder(location: str, folder: Path) -> str:
+    return folder.as_uri() if location.startswith("file:") else str(folder)
