@@ -6,6 +6,7 @@ This module imports nothing heavy, so that `bincount --help` is quick.
 import hashlib
 import os
 import re
+import unicodedata
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,11 @@ ModelName = Literal[
 WEIGHT_DECAY = {"adamw": 0.1, "adam": 1e-4, "sgd": 1e-4}  # by optimizer, where none is set
 
 
+def normalize_name(name: str) -> str:
+    """Compose accents (NFC): macOS writes é as two characters, everybody else as one, and both mean the same class."""
+    return unicodedata.normalize("NFC", name)
+
+
 class Settings(BaseModel):
     """A frozen group of settings; unknown names are refused, so that a typing error is not silently a default."""
 
@@ -51,7 +57,7 @@ class Classes(Settings):
     @field_validator("names")
     @classmethod
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(names)) < len(names):
+        if len(set(map(normalize_name, names))) < len(names):
             raise ValueError(f"class names must be distinct, got {', '.join(names)}")
         longest = max(names, key=len)
         if len(longest) > LONGEST_CLASS_NAME:  # they are part of the names of metrics
@@ -69,7 +75,7 @@ class Classes(Settings):
             low, high = int(counts[1]), int(counts[2])
             names = tuple(str(count) for count in range(low, high + 1))
         else:
-            names = tuple(name.strip() for name in text.split(",") if name.strip())
+            names = tuple(normalize_name(name.strip()) for name in text.split(",") if name.strip())
         if len(names) < 2:
             raise SettingsError(
                 f"{text!r} names fewer than two classes; write a range as 0..5 or names as good,defective"
@@ -82,6 +88,11 @@ class Classes(Settings):
         if all(map(str.isdecimal, self.names)):
             return tuple(float(name) for name in self.names)
         return tuple(float(label) for label in range(len(self.names)))
+
+    @property
+    def are_counts(self) -> bool:
+        """Whether the names are whole numbers, such as 0..5."""
+        return all(map(str.isdecimal, self.names))
 
     def __len__(self) -> int:
         return len(self.names)

@@ -61,6 +61,7 @@ def of_prepare(prepared: Prepared) -> Tables:
     return {
         "Images": pd.DataFrame([row for row in images if row[1]], columns=["", "bins"]),
         "Class balance": _balance(prepared.balance.table()),
+        **_warnings(prepared.balance.warnings),
         "Time": _times(prepared.timings),
     }
 
@@ -202,7 +203,7 @@ def of_diagnosis(diagnosis: Diagnosis) -> Tables:
         *((f"- {reason}", count) for reason, count in diagnosis.set_aside.most_common()),
         ("problems", len(diagnosis.problems)),
     ]
-    tables = {"Dataset": pd.DataFrame(numbers, columns=["", "number"])}
+    tables = {"Dataset": pd.DataFrame(numbers, columns=["", "number"])} | _warnings(diagnosis.warnings)
     if not diagnosis.problems:
         return tables
     found = pd.DataFrame(diagnosis.problems)
@@ -297,6 +298,10 @@ def _balance(table: pd.DataFrame) -> pd.DataFrame:
             f"{count:,} ({share:.1f} %)" for count, share in zip(table[column], table[f"{column} %"], strict=True)
         ]
     return joined
+
+
+def _warnings(found: Sequence[str]) -> Tables:
+    return {"To look at": pd.DataFrame({"": list(found)})} if found else {}
 
 
 def _times(timings: Timings) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.data.sync import Plan, SyncReport
 from bincount.errors import SourceUnavailable
-from bincount.settings import DataConfig, ImageConfig
+from bincount.settings import DataConfig, ImageConfig, normalize_name
 from tasks.retry import transient
 
 logger = logging.getLogger("bincount.tasks")
@@ -76,12 +76,15 @@ def freeze_snapshot(data: DataConfig, dataset: Path) -> Snapshot:
 
 @task(name="measure balance", task_run_name="measure balance", cache_policy=NO_CACHE)
 def measure_balance(snapshot: Snapshot) -> ClassBalance:
-    """Count images by class and split, as a table on the run's page."""
-    measured = balance.measure(snapshot.read(), snapshot.classes)
+    """Count images by class and split, as a table on the run's page; what is to be looked at is warned of."""
+    measured = balance.examine(snapshot.read(), snapshot.classes)
+    for warning in measured.warnings:
+        logger.warning(warning)
+    about = f"Images by class and split in snapshot {snapshot.digest[:12]}; imbalance {measured.imbalance:.1f}"
     create_table_artifact(
         key="class-balance",
         table=measured.table().to_dict("records"),
-        description=f"Images by class and split in snapshot {snapshot.digest[:12]}; imbalance {measured.imbalance:.1f}",
+        description="\n\n".join([about, *(f"Warning: {warning}" for warning in measured.warnings)]),
     )
     return measured
 
@@ -90,7 +93,9 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
 def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
     """Decode and resize what the pack lacks of classes and extra counts; what does not decode is set aside."""
     bins = sync.read(dataset, ["image_id", "class_name", "path", "sha256", "status"])
-    wanted = bins[(bins["status"] == "ok") & bins["class_name"].isin(data.class_set.names + data.extra_names)]
+    names = {name: normalize_name(name) for name in bins["class_name"].dropna().unique()}
+    is_wanted = bins["class_name"].map(names).isin(data.class_set.names + data.extra_names)
+    wanted = bins[(bins["status"] == "ok") & is_wanted]
     try:
         return packs.update(dataset, images, wanted["path"], wanted["sha256"])
     except packs.Undecodable as error:

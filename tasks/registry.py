@@ -97,7 +97,7 @@ def register_model(
             _log_training(opened, run_id, folder)
     opened, run_id = start_run(snapshot, images, training, trained.folder, config, workspace)
     with opened.ending(run_id):
-        measured = balance.measure(snapshot.read(), snapshot.classes)
+        measured = balance.examine(snapshot.read(), snapshot.classes)
         by_class = measured.by_class()
         history = _log_training(opened, run_id, trained.folder)
         opened.log_metrics(run_id, {"train/seconds": trained.seconds})
@@ -114,6 +114,7 @@ def register_model(
             training=training,
             evaluation=evaluation,
             num_extra=len(snapshot.extra()),
+            warnings=measured.warnings,
         )
         tags = {**_tags(snapshot, images), **_headline(evaluation)}
         version = opened.register(run_id, trained.checkpoint, text, tags, _example(snapshot, pack))

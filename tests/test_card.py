@@ -104,3 +104,10 @@ def test_cells_of_tables_are_written_for_people(value, cell):
     table = pd.DataFrame({"": [value]}, dtype=object)
 
     assert card.markdown(table).splitlines()[2] == f"| {cell} |"
+
+
+def test_the_card_says_what_to_look_at_in_the_data(tmp_path):
+    text = describe(tmp_path / "with", warnings=("too few images to judge a class by: 2",))
+
+    assert "| 2 | 2 | 0 | 0 |\n\n- too few images to judge a class by: 2\n\nThe images are" in text
+    assert "| 2 | 2 | 0 | 0 |\n\nThe images are" in describe(tmp_path / "without")

@@ -79,7 +79,7 @@ def test_what_is_set_aside_is_in_the_manifest_with_its_reason(tmp_path):
 
 
 def test_classes_that_no_image_has_are_an_error_that_names_those_found(dataset):
-    with pytest.raises(DatasetError, match=r"found: 0, 1, 2.*see --classes"):
+    with pytest.raises(DatasetError, match=r"no class took: '0' \(5 images\), '1' \(5 images\).*correct --classes"):
         build(dataset, Classes.parse("good,defective"))
 
 

@@ -1,19 +1,33 @@
-"""How many images each class has in each split."""
+"""How many images each class has in each split, and what about the classes somebody should know before a training."""
 
-from dataclasses import dataclass
+import difflib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from bincount.settings import SPLITS, Classes
+from bincount.data.copies import TWO_CLASSES
+from bincount.errors import DatasetError
+from bincount.settings import EXTRA, SPLITS, Classes, normalize_name
+
+FEWEST_IN_SPLIT = 10  # images of a class in val or test: of fewer, one image is more than ten points of its accuracy
+NUM_NAMED = 10  # classes or folders in a sentence
+NUM_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class ClassBalance:
-    """counts is (C, 3): images by class and split, in the order of the classes and of SPLITS."""
+    """counts is (C, 3): images by class and split, in the order of the classes and of SPLITS.
+
+    warnings has a sentence for each thing that somebody should look at.
+    """
 
     classes: Classes
     counts: np.ndarray
+    warnings: tuple[str, ...] = ()
 
     @property
     def shares(self) -> np.ndarray:
@@ -51,9 +65,135 @@ def weights(counts: np.ndarray) -> np.ndarray:
 
 
 def measure(manifest: pd.DataFrame, classes: Classes) -> ClassBalance:
-    """Count the dealt images of a manifest."""
+    """Count the assigned images of a manifest by class and split."""
     dealt = manifest[manifest["split"].notna()]
     counts = pd.crosstab(dealt["label"], dealt["split"]).reindex(
         index=range(len(classes)), columns=SPLITS, fill_value=0
     )
     return ClassBalance(classes=classes, counts=counts.to_numpy(np.int64))
+
+
+def examine(manifest: pd.DataFrame, classes: Classes) -> ClassBalance:
+    """Measure a whole manifest, and find what to warn of: what is empty, small, of no class, or of two."""
+    balance = measure(manifest, classes)
+    found = (_empty(balance), _small(balance), _untaken(manifest, classes), contradictions(manifest))
+    return replace(balance, warnings=tuple(filter(None, found)))
+
+
+def require_images(manifest: pd.DataFrame, classes: Classes) -> None:
+    """Raise DatasetError when a class has no usable image; of counts only when none of them has one.
+
+    Counts are a range, which a source need not fill: examine warns of those that are missing. A name without images is
+    a typing error, or the wrong folder.
+    """
+    usable = manifest[(manifest["status"] == "ok") & manifest["label"].notna()]
+    present = set(usable["label"].unique().tolist())
+    empty = [name for label, name in enumerate(classes.names) if label not in present]
+    if not empty or (classes.are_counts and present):
+        return
+    untaken = _untaken_names(manifest, classes)
+    sentences = [f"no image has {_one_or_several(empty, 'the class', 'one of the classes')}"]
+    sentences += _why_empty(manifest, empty)
+    if untaken:
+        sentences.append(f"no class took: {_counted(untaken)}")
+    elif usable.empty:
+        sentences.append("there is no good image of any other class either")
+    if guesses := [guess for name in empty for guess in _similar(name, untaken)]:
+        sentences.append(f"did you mean {', '.join(guesses[:NUM_NAMED])}?")
+    raise DatasetError("; ".join([*sentences, "correct --classes, or give the source images of every class"]))
+
+
+def contradictions(manifest: pd.DataFrame) -> str:
+    """How many images are left out since their photos stand in two classes, with examples; empty where none is."""
+    rows = manifest[manifest["reason"].astype("str").str.startswith(TWO_CLASSES)]
+    if rows.empty:
+        return ""
+    examples = [
+        f"{row.image_id} as {row.class_name}{row.reason.removeprefix(TWO_CLASSES).replace(':', ' is', 1)}"
+        for row in rows.drop_duplicates("sha256").head(NUM_EXAMPLES).itertuples()
+    ]
+    return (
+        f"{len(rows)} images are left out, since their {rows['sha256'].nunique()} photos stand in two classes: "
+        f"{'; '.join(examples)}; leave each photo in one class of the source"
+    )
+
+
+def _empty(balance: ClassBalance) -> str:
+    totals = balance.counts.sum(axis=1)
+    empty = [name for name, total in zip(balance.classes.names, totals, strict=True) if not total]
+    if not empty:
+        return ""
+    none = _one_or_several(empty, "the class", "any of the classes")
+    return f"no image has {none}: a model learns nothing of it; --classes names those that the source has"
+
+
+def _small(balance: ClassBalance) -> str:
+    """Of the classes that have images."""
+    small = [
+        f"{name} ({total} images: {', '.join(f'{n} {split}' for n, split in zip(counts, SPLITS, strict=True))})"
+        for name, counts in zip(balance.classes.names, balance.counts.tolist(), strict=True)
+        if (total := sum(counts)) and (not counts[0] or min(counts[1:]) < FEWEST_IN_SPLIT)
+    ]
+    if not small:
+        return ""
+    return f"too few images to judge a class by, fewer than {FEWEST_IN_SPLIT} in val or test: {_listed(small)}"
+
+
+def _untaken(manifest: pd.DataFrame, classes: Classes) -> str:
+    """Of folders: that records name other counts too is how the problem is chosen."""
+    learned_beside = manifest.loc[manifest["split"] == EXTRA, "class_name"]
+    is_folder = manifest["quantity"].isna() & ~manifest["class_name"].isin(learned_beside)
+    untaken = _untaken_names(manifest[is_folder], classes)
+    if not untaken:
+        return ""
+    similar = [
+        f"{guess} is not {name}" for name in classes.names for guess in _similar(name, untaken, only_spelling=True)
+    ]
+    hint = f" ({_listed(similar)})" if similar else ""
+    return f"no class took the folders {_counted(untaken)}{hint}; --classes names those that are learned from"
+
+
+def _untaken_names(manifest: pd.DataFrame, classes: Classes) -> Counter:
+    """The good images of each name that is no class."""
+    taken = set(map(normalize_name, classes.names))
+    names = manifest.loc[(manifest["status"] == "ok") & manifest["label"].isna(), "class_name"].value_counts()
+    return Counter({name: int(count) for name, count in names.items() if name not in taken})
+
+
+def _why_empty(manifest: pd.DataFrame, empty: list[str]) -> Iterable[str]:
+    """For classes whose images are all set aside."""
+    aside = manifest[manifest["status"] != "ok"]
+    for name in empty:
+        kinds = aside.loc[aside["class_name"] == normalize_name(name), "reason"].str.split(":").str[0].value_counts()
+        if len(kinds):
+            reasons = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+            yield f"all that {name} has is set aside: {reasons}"
+
+
+def _similar(name: str, others: Iterable[str], *, only_spelling: bool = False) -> list[str]:
+    """Of the others those that a name may mean: alike but for case, blanks, width or leading zeros, or nearly alike."""
+    by_form = {}
+    for other in others:
+        by_form.setdefault(_form(other), []).append(other)
+    forms = [_form(name)] if _form(name) in by_form else []
+    if not forms and not only_spelling:
+        forms = difflib.get_close_matches(_form(name), list(by_form), n=2, cutoff=0.75)
+    return [other for form in forms for other in by_form[form]]
+
+
+def _form(name: str) -> str:
+    form = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return str(int(form)) if form.isdecimal() else form
+
+
+def _one_or_several(names: list[str], one: str, several: str) -> str:
+    return f"{one if len(names) == 1 else several} {_listed(names)}"
+
+
+def _counted(counts: Counter) -> str:
+    return _listed([f"{name!r} ({count:,} images)" for name, count in counts.most_common()])
+
+
+def _listed(parts: list[str]) -> str:
+    more = len(parts) - NUM_NAMED
+    return ", ".join(parts[:NUM_NAMED]) + (f" and {more} more" if more > 0 else "")

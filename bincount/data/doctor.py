@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from bincount import settings
-from bincount.data import manifest, packs, source, splits, sync
+from bincount.data import balance, copies, manifest, packs, source, splits, sync
 from bincount.data.manifest import Snapshot
 from bincount.disk import written_whole
 from bincount.errors import BincountError, DatasetError, SnapshotNotFound
@@ -34,6 +34,7 @@ from bincount.progress import Progress, track
 logger = logging.getLogger(__name__)
 
 LATEST = "snapshots/latest"
+LEFT_OUT = (splits.JOINS_TWO, copies.TWO_CLASSES, copies.MOVED)  # by a snapshot, of bins that are good in themselves
 CHUNK = 256  # bins that one thread looks at before the progress moves
 
 LOST = "lost file"
@@ -72,11 +73,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """How a dataset is: num_good bins in it, set_aside by kind of reason, and what is wrong with it."""
+    """How a dataset is: num_good bins in it, set_aside by kind of reason, and what is wrong with it.
+
+    warnings are of the last snapshot, for a person to put right at the source: photos that stand in two classes.
+    """
 
     num_good: int
     set_aside: Counter
     problems: tuple[Problem, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,15 @@ def diagnose(dataset: Path, *, quick: bool = False) -> Diagnosis:
         problems += [*_wrong_files(dataset, bins, quick), *_files_without_row(dataset, bins)]
     problems += _wrong_snapshots(dataset)
     good = bins["status"] == "ok"
-    aside = Counter(bins.loc[~good, "reason"].map(sync.kind))
+    aside, warnings = Counter(bins.loc[~good, "reason"].map(sync.kind)), ()
     if latest := _latest(dataset, problems):
         rows = latest.read()
         problems += [*_wrong_splits(dataset, latest, rows), *_wrong_packs(dataset, rows)]
-        joining = rows.loc[rows["reason"] == splits.JOINS_TWO, "image_id"]
-        aside += Counter({splits.JOINS_TWO: int(bins.loc[good, "image_id"].isin(joining).sum())})
-    return Diagnosis(len(bins) - aside.total(), aside, tuple(problems))
+        left_out = rows.assign(kind=rows["reason"].map(sync.kind))
+        left_out = left_out[left_out["kind"].isin(LEFT_OUT) & left_out["image_id"].isin(bins.loc[good, "image_id"])]
+        aside += Counter(left_out["kind"])
+        warnings = tuple(filter(None, [balance.contradictions(rows)]))
+    return Diagnosis(len(bins) - aside.total(), aside, tuple(problems), warnings)
 
 
 def mend(dataset: Path, diagnosis: Diagnosis) -> Mended:

@@ -30,10 +30,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
-from bincount.data import groups, splits
+from bincount.data import balance, copies, groups, splits, sync
 from bincount.disk import told_when_full, written_whole
 from bincount.errors import DatasetError, SnapshotNotFound
-from bincount.settings import EXTRA, SPLITS, Classes
+from bincount.settings import EXTRA, SPLITS, Classes, normalize_name
 
 logger = logging.getLogger(__name__)
 
@@ -106,21 +106,25 @@ def build(
     """Label, group and deal a dataset's bins, and freeze the result.
 
     Bins of extra_names, which are counts that are no class, are dealt too; those of train become extra, and the others
-    are not used. Raises DatasetError when no bin has one of the classes.
+    are not used. Names of classes are compared after Unicode normalisation. Photos whose copies have different labels
+    are left out. Raises DatasetError when no bin has one of the classes, or a class that is no count has none, before
+    any image is assigned to a split.
     """
+    spellings = {name: normalize_name(name) for name in bins["class_name"].dropna().unique()}
+    bins = bins.assign(class_name=bins["class_name"].map(spellings))
     good = bins[bins["status"] == "ok"]
     by_picture = good["items"].isna().all()
     manifest = bins.assign(group=groups.assign(good, by_picture=by_picture).reindex(bins.index))
     manifest["group"] = manifest["group"].fillna(manifest["image_id"])
-    labels = pd.Series({name: label for label, name in enumerate(classes.names)})
+    labels = pd.Series({normalize_name(name): label for label, name in enumerate(classes.names)})
     manifest["label"] = manifest["class_name"].map(labels).where(manifest["status"] == "ok").astype("Int8")
-    if manifest["label"].isna().all():
-        found = ", ".join(sorted(good["class_name"].unique())[:10]) or "no good image at all"
-        raise DatasetError(f"no image has one of the classes {', '.join(classes.names)}; found: {found}; see --classes")
+    manifest = copies.leave_out_contradictions(manifest, [*labels.index, *extra_names], sync.unlisted(dataset))
+    balance.require_images(manifest, classes)
     with FileLock(dataset / ".lock"):
         manifest["split"] = manifest["image_id"].map(splits.load(dataset))
         manifest = splits.assign(manifest, extra_names)
         splits.save(dataset, manifest)
+        manifest = copies.keep_in_one_split(manifest)
         return freeze(splits.mark_extra(manifest), classes, source, dataset)
 
 

@@ -7,6 +7,7 @@ The dataset's folder:
     parts/           rows of batches that bins.parquet does not hold yet
     plan-*.parquet   what a sync is to fetch, each its own, by content; its time is that of the last look into it
     growth.json      how many bins the last night was to have, where each takes some more
+    unlisted.parquet the ids of bins that are here and were not in the last listing of the source
 
 A row is written after the files that it describes. So a killed run leaves files without rows at most: whole ones, which
 the next run finds and does not fetch again where S3's etag tells their content, and temporary ones, which a later run
@@ -159,6 +160,7 @@ def plan(dataset: Path, opened: Source, config: DataConfig) -> Plan:
     Who plans the same at the same time has the same plan, and who plans something else leaves it alone.
     """
     listing = opened.list_bins()
+    _note_unlisted(dataset, listing)
     wanted = _wanted(listing, config)
     files = _files(dataset / "originals")
     _remove_leftovers(dataset, files)
@@ -187,6 +189,12 @@ def grow(dataset: Path, by: int, night: str) -> int:
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(last))
     return last["limit"]
+
+
+def unlisted(dataset: Path) -> set[str]:
+    """The bins that are here and were not in the last listing of the source; what was fetched is kept all the same."""
+    path = dataset / "unlisted.parquet"
+    return set(pq.read_table(path)["image_id"].to_pylist()) if path.exists() else set()
 
 
 def fetch(dataset: Path, opened: Source, batch: pd.DataFrame, config: DataConfig) -> SyncReport:
@@ -342,6 +350,19 @@ def _unchanged(dataset: Path, wanted: pd.DataFrame, files: pa.Table, retry_set_a
         unchanged[found.to_numpy(zero_copy_only=False)] = same
         pa.default_memory_pool().release_unused()
     return unchanged
+
+
+def _note_unlisted(dataset: Path, listing: pd.DataFrame) -> None:
+    """Write down which bins the source does not list any more, for unlisted; nothing where that is as it was."""
+    listed, gone = pa.array(listing["image_id"]), []
+    for known in _pieces(dataset, ["image_id"]):
+        ids = known["image_id"].combine_chunks().cast(listed.type)
+        found = pc.unique(pc.drop_null(pc.index_in(listed, ids)))
+        is_gone = np.ones(len(ids), bool)
+        is_gone[found.to_numpy()] = False
+        gone += ids.filter(pa.array(is_gone)).to_pylist()
+    if set(gone) != unlisted(dataset):
+        _write_rows(pa.table({"image_id": pa.array(sorted(set(gone)), pa.string())}), dataset / "unlisted.parquet")
 
 
 def _pieces(dataset: Path, columns: list[str]) -> Iterator[pa.Table]:

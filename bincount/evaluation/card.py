@@ -1,6 +1,6 @@
 """The model card: what people read in the registry about a version, in Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -41,11 +41,12 @@ def describe(
     training: TrainConfig,
     evaluation: Evaluation,
     num_extra: int = 0,
+    warnings: Sequence[str] = (),
 ) -> str:
     """What the model counts, how well, what it learned from, and where it will not do.
 
     balance has a row a class with the columns class, train, val and test; num_extra images of other counts were learned
-    from too.
+    from too; warnings are those of the class balance.
     """
     classes, metrics = snapshot.classes, evaluation.metrics
     beside = f" Learned from beside them: {num_extra:,} images of bins with other counts." if num_extra else ""
@@ -68,7 +69,7 @@ In brackets the interval that holds the score with 95 % confidence, had other bi
 {beside}
 
 {markdown(balance[["class", *SPLITS]])}
-
+{_bullets(warnings)}
 {_license(snapshot.source)}
 
 ## Training
@@ -172,6 +173,10 @@ def _license(source: str) -> str:
     if source.startswith("s3://aft-vbi-pds"):
         return "The images are the Amazon Bin Image Dataset, licensed CC BY-NC-SA 3.0 US: not for commercial use."
     return "The license of the images is their owner's."
+
+
+def _bullets(sentences: Sequence[str]) -> str:
+    return "".join(f"\n- {sentence}" for sentence in sentences) + ("\n" if sentences else "")
 
 
 def _average(spec: ModelSpec) -> str:

@@ -1,6 +1,7 @@
 """A trained model on the test split of a snapshot: probabilities, metrics, and the files that keep them."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from bincount.evaluation.bootstrap import Interval
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
 from bincount.settings import Classes
 from bincount.training.files import write_json
+
+logger = logging.getLogger(__name__)
 
 SURE = 0.9  # probability from which an answer that is not the record's makes the record suspect
 
@@ -55,6 +58,8 @@ def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, dev
     bins = sync.read(snapshot.dataset, ["image_id", "items", "arrived"]).set_index("image_id")
     looks = slices.look(pack.images, pack.locate(test["sha256"]))
     kinds = slices.kinds(test, bins.reindex(test["image_id"]).reset_index(drop=True), looks)
+    if untested := [name for label, name in enumerate(classes.names) if label not in labels]:
+        logger.warning("the test has no image of %s, and no score says anything of that", ", ".join(untested))
     with written_whole(folder / "slices.parquet") as temporary:
         slices.measure(labels, scores, test["group"], classes, kinds).to_parquet(temporary, index=False)
     evaluation = Evaluation(

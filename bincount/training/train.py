@@ -120,6 +120,7 @@ def _fit(
     device: torch.device,
     world: World,
 ) -> Trained:
+    balance.require_images(snapshot.read(), snapshot.classes)  # which a snapshot of an older release need not have
     manifest, extra = snapshot.labelled(), snapshot.extra()
     extra_names = tuple(sorted(extra["class_name"].unique(), key=int))
     spec = ModelSpec.make(images, config, snapshot.classes, extra_names)
