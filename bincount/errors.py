@@ -1,6 +1,7 @@
 """What can go wrong, each with its remedy in the message.
 
 BincountError
+ ├── BadPicture           a file is no picture that can be used; the text begins with the kind of fault
  ├── SettingsError        a setting that cannot work, found when it is first used
  ├── SourceError          the source cannot be read at all: wrong address, no permission, no images
  │    └── SourceUnavailable   it may answer later: time-outs, server errors, throttling
@@ -17,6 +18,10 @@ BincountError
 
 class BincountError(Exception):
     """Base of every error that the library raises on purpose."""
+
+
+class BadPicture(BincountError):
+    """A file is no picture that can be used; why, in a few words, the kind first: `kind: detail`."""
 
 
 class SettingsError(BincountError):

@@ -17,6 +17,7 @@ from bincount.errors import SettingsError
 SPLITS = ("train", "val", "test")
 EXTRA = "extra"  # stands for the split of bins of no class that training learns from all the same
 LONGEST_CLASS_NAME = 100
+MAX_PIXELS = 50_000_000  # of a picture, unless set otherwise
 DEFAULT_WORKSPACE = Path("bincount-data")
 MODELS = (
     "small",
@@ -116,7 +117,7 @@ class DataConfig(Settings):
     endpoint: str | None = Field(None, description="URL of another S3-compatible server [default: AWS]")
     unsigned: bool = Field(True, description="read the bucket without credentials, as public buckets allow")
     concurrency: int = Field(32, ge=1, le=512, description="requests under way at once")
-    max_pixels: int = Field(50_000_000, ge=1, description="larger images are set aside unread, pixels")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=178_000_000, description="larger images are set aside unread, pixels")
 
     @field_validator("classes")
     @classmethod

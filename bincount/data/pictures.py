@@ -1,0 +1,301 @@
+"""The one way in which the bytes of a picture file become pixels: for packs, predictions and served models alike.
+
+Nothing else in this library opens files that come from elsewhere. What holds for every one of them:
+
+- Only the formats of FORMATS are opened, and a file's content says which it is, not its name. Of several frames the
+  first counts.
+- Whatever a decoder raises for one file becomes BadPicture, whose text is for people and begins with the kind of fault.
+- A picture of more than max_pixels is refused by its header, before there is memory for its pixels.
+- Pictures are upright, as their EXIF orientation says.
+- Grey values of more than 8 bits are scaled: 16 bits by their full range, 65535 becomes 255. Integers of 32 bits and
+  floats do not say what is white. White is the first of these that no value exceeds: 1 (of floats), 255, 65535 (32767
+  where the numbers are signed and of 16 bits). Where none does, or values are negative, it is the picture's own range.
+- Transparent areas show BACKGROUND, which is white: shops and catalogues show cut-out pictures of goods on white, and
+  so do browsers, so it is what people saw who labelled them.
+- A JPEG is refused where libjpeg-turbo finds its data inconsistent, which Pillow fills with grey or with what was left.
+  So is one with data that no pixel came from before its end, with a run of zeros that no encoder writes, and a
+  progressive one that lacks scans. Odd values in the header alone are no reason, nor is what follows the end, such as
+  the second picture of an MPO file. A PNG is refused where a checksum of it is wrong. Of a hole in another format as
+  much is found as its decoder notices.
+"""
+
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from bincount.data import jpegs
+from bincount.errors import BadPicture
+from bincount.settings import MAX_PIXELS, ImageConfig
+
+DECODER_VERSION = (
+    2  # raised with every change of what pixels a file gives, so that packs are renewed; 1 wrote no number
+)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF", "HEIF")  # as Pillow names them; JPEG has MPO
+PICTURE_SUFFIXES = (  # under which these formats are stored, lower case; what is in a file is seen when it is read
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".gif", ".avif", ".heic", ".heif", ".hif"),
+)
+MAX_BYTES = 100_000_000  # larger files are not read
+BACKGROUND = (255, 255, 255)
+
+DAMAGED = "damaged image"  # the kind of fault
+TOO_MANY_PIXELS = "too many pixels"
+NOT_AN_IMAGE = "not an image"
+UNSUPPORTED = "unsupported image"
+
+JPEG_END = b"\xff\xd9"
+JPEG_SCALES = (8, 4, 2)  # a JPEG is decoded at an eighth, a quarter or a half where that is large enough
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+UPRIGHT = {  # by the value of EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is kept of an image: the sides of the upright picture, and its 64-bit difference hash where asked for."""
+
+    width: int
+    height: int
+    dhash: int | None = None
+
+
+def decode(file: bytes | Path | BinaryIO, config: ImageConfig, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Return a picture as (S, S, 3) uint8 RGB, resized with antialiasing. file is its content, or where that is.
+
+    Raises BadPicture, and OSError for a file that cannot be read.
+    """
+    data, side = _content(file), config.image_size
+    with _opened(data, max_pixels) as image:
+        pixels = _upright(image, _decode_jpeg(image, data, side) if _is_jpeg(image) else _flatten(image))
+        box = None
+        if config.resize == "crop":
+            width, height = pixels.size
+            short = min(width, height)
+            left, top = (width - short) / 2, (height - short) / 2
+            box = (left, top, left + short, top + short)
+        return np.asarray(pixels.resize((side, side), Image.Resampling.BILINEAR, box))
+
+
+def inspect(data: bytes, max_pixels: int, *, with_hash: bool) -> Picture:
+    """See that the bytes are a picture, as far as that is quick to see. Raises BadPicture.
+
+    A JPEG's header is read and its end looked for. Only what needs more is decoded: other formats, a JPEG with
+    something behind its end, and all of which a hash is wanted.
+    """
+    with _opened(data, max_pixels) as image:
+        if _is_jpeg(image):
+            size = _upright_size(image)
+            if not with_hash and data.endswith(JPEG_END):
+                return Picture(*size)
+            image.draft("L", (9, 8))  # it is read to its end but decoded at an eighth of its size
+            gray = _upright(image, image.convert("L"))
+        else:
+            gray = _upright(image, _flatten(image)).convert("L")
+            size = gray.size
+        values = np.asarray(gray.resize((9, 8), Image.Resampling.BOX), np.int16)
+    bits = (values[:, 1:] > values[:, :-1]).ravel()
+    return Picture(*size, int(np.packbits(bits).view(">u8")[0]))
+
+
+def _content(file: bytes | Path | BinaryIO) -> bytes:
+    if isinstance(file, bytes):
+        data = file
+    elif isinstance(file, str | os.PathLike):
+        with open(file, "rb") as opened:
+            data = opened.read(MAX_BYTES + 1)  # not its size, which a device or a pipe does not have
+    else:
+        data = file.read(MAX_BYTES + 1)
+    return data
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """Open a picture of an allowed format and size; what decoders raise in the block becomes BadPicture."""
+    if not data:
+        raise BadPicture("empty image")
+    if len(data) > MAX_BYTES:
+        raise BadPicture(f"too many bytes: more than {MAX_BYTES:,}")
+    try:
+        _check_size(_canvas_of_webp(data), max_pixels)
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
+            _check_size(image.size, max_pixels)
+            if image.format == "TIFF":
+                tags = image.tag_v2  # a decoder makes room for a whole tile, however small the picture
+                _check_size((tags.get(322, 1), tags.get(323, 1)), max_pixels)
+            if image.format == "PNG":
+                _check_png(data)
+            yield image
+    except (BadPicture, MemoryError):  # the machine is short of memory: bounded as pictures are, it is not the file
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadPicture(f"{TOO_MANY_PIXELS}: the decoder refuses it") from None
+    except Image.UnidentifiedImageError:
+        raise BadPicture(f"{NOT_AN_IMAGE}: begins with {data[:12]!r}") from None
+    except Exception as error:  # what decoders raise for odd bytes is in no list, and it is this file alone
+        raise BadPicture(f"{DAMAGED}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and not _can_read_heif():
+        raise BadPicture(
+            f"{UNSUPPORTED}: HEIC needs pip install 'bincount-pipeline[heic]'; then prepare again, --retry-set-aside"
+        )
+    return _formats_here()
+
+
+@cache
+def _can_read_heif() -> bool:
+    if find_spec("pillow_heif") is None:
+        return False
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return True
+
+
+@cache
+def _formats_here() -> tuple[str, ...]:
+    """Those of FORMATS that this installation of Pillow reads."""
+    Image.init()
+    _can_read_heif()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise BadPicture(f"{TOO_MANY_PIXELS}: {width} x {height}, and at most {max_pixels:,} are read")
+
+
+def _canvas_of_webp(data: bytes) -> tuple[int, int]:
+    """The size that a WebP file declares, for which Pillow makes room when it opens the file; (0, 0) of others."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return 0, 0
+    chunk, head = data[12:16], data[20:30].ljust(10, b"\0")
+    if chunk == b"VP8X":
+        return int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1
+    if chunk == b"VP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
+
+
+def _is_jpeg(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO")
+
+
+def _decode_jpeg(image: Image.Image, data: bytes, side: int) -> Image.Image:
+    """The pixels of a JPEG, at the smallest of JPEG_SCALES that has at least side pixels each way."""
+    width, height = image.size
+    scale = next((scale for scale in JPEG_SCALES if min(width, height) >= scale * side), 1)
+    least_size = (-(-width // scale), -(-height // scale)) if scale > 1 else None
+    if image.mode != "CMYK":
+        return Image.fromarray(jpegs.decode(data, "RGB", least_size))
+    jpegs.decode(data, "CMYK", least_size)  # to see that it is whole; what Adobe inverts is known to Pillow
+    image.draft("RGB", (side, side))
+    return image.convert("RGB")
+
+
+# Upright
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1, which is upright, where there is none that can be read."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - the pixels are good whatever the parser makes of odd metadata
+        return 1
+
+
+def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
+    """Turn the pixels of an image as its EXIF says. TIFF and HEIF are turned, and say so, once they are loaded."""
+    how = UPRIGHT.get(_orientation(image))
+    return pixels if how is None else pixels.transpose(how)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+# Formats other than JPEG: RGB of 8 bits, without holes to see through
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode.startswith(("I", "F")):
+        return _to_8_bits(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    premultiplied = {"La": "LA", "RGBa": "RGBA"}
+    seen = image.convert(premultiplied.get(image.mode, image.mode)).convert("RGBA")
+    flat = Image.new("RGB", seen.size, BACKGROUND)
+    flat.paste(seen, mask=seen)
+    return flat
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    bits, sample_format = tags.get(258, (0,))[0], tags.get(339, (1,))[0]
+    if bits == 32 and sample_format == 1:
+        values = values.view(np.uint32)  # Pillow has them as signed
+    low, high = _black_and_white(image, values, bits, is_signed=sample_format == 2)
+    scaled = (values.astype(np.float32) - low) * np.float32(255 / (high - low)) + 0.5
+    gray = scaled.clip(0, 255).astype(np.uint8)
+    if tags.get(262) == 0:  # white is zero, which Pillow knows of 8 bits only
+        gray = 255 - gray
+    if "transparency" in image.info:
+        gray[values == image.info["transparency"]] = BACKGROUND[0]
+    return Image.fromarray(gray)
+
+
+def _black_and_white(image: Image.Image, values: np.ndarray, bits: int, *, is_signed: bool) -> tuple[float, float]:
+    """Which values become 0 and 255."""
+    if image.mode.startswith("I;16"):
+        return 0, 4095 if bits == 12 else 65535
+    if image.format == "PPM" and image.mode == "I":  # scaled to 16 bits by its own header
+        return 0, 65535
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise BadPicture(f"{DAMAGED}: some of its values are no numbers")
+    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    if is_signed and bits == 16:
+        whites = (32767.0,)
+    for white in whites:
+        if low >= 0 and high <= white:
+            return 0, white
+    return min(low, 0), high if high > min(low, 0) else 1
+
+
+def _check_png(data: bytes) -> None:
+    """Compare a PNG's checksums, which Pillow does not for pixels. Raises BadPicture."""
+    view, start = memoryview(data), 8
+    while True:
+        if start + 12 > len(data):
+            raise BadPicture(f"{DAMAGED}: the file is cut off")
+        length = int.from_bytes(view[start : start + 4])
+        end = start + 8 + length
+        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            raise BadPicture(f"{DAMAGED}: wrong checksum in a PNG")
+        if view[start + 4 : start + 8] == b"IEND":
+            return
+        start = end + 4
