@@ -6,22 +6,26 @@ beside a copy of this library. It therefore imports no more than counting needs.
 
 import base64
 import os
-from io import BytesIO
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
-from PIL import Image
 
-from bincount.data import packs
+from bincount.data import pictures
+from bincount.errors import BadPicture
 from bincount.evaluation.predict import predict_images
 from bincount.training import model as models
 
 ROWS_AT_ONCE = 256  # decoded in memory: 38 MB at 224 pixels
-NOT_A_PICTURE = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)  # as Pillow reports it
+# Where one of these has such a value, paths are not opened: they come from whoever may ask, and name this host's files.
+PATHS_REFUSED = {
+    "_MLFLOW_IS_IN_SERVING_ENVIRONMENT": ("true", "1"),  # MLflow's model server sets it
+    "BINCOUNT_ALLOW_PATHS": ("0", "false", "no", "off"),  # for other servers
+}
 
 
 class CountModel(PythonModel):
@@ -35,7 +39,9 @@ class CountModel(PythonModel):
         self.model, self.spec = models.load(folder)
 
     def predict(self, context, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
-        """Count a table whose column `image` holds JPEG or PNG files: as bytes, as base64 text, or as paths.
+        """Count a table whose column `image` holds picture files: as bytes, as base64 text, as data: URLs, or as paths.
+
+        Paths are opened only where no server asks for others. A picture of more than 50 million pixels is refused.
 
         Answers a row a picture: count, the name of the likeliest class, an integer where classes are counts;
         expected_count where they are ordered; p_NAME for each class. Raises MlflowException, which the model server
@@ -58,10 +64,11 @@ class CountModel(PythonModel):
 
     def _decode(self, row, value: bytes | str) -> np.ndarray:
         try:
-            return packs.decode(_open(value), self.spec.images)
-        except NOT_A_PICTURE as error:
+            return pictures.decode(_content(value), self.spec.images)
+        except (BadPicture, OSError, TypeError, ValueError) as error:
+            forms = "as bytes, as base64 text or as a data: URL" + (", or its path" if _may_open_paths() else "")
             raise MlflowException.invalid_parameter_value(
-                f"row {row} is not a picture ({error}); send a JPEG or PNG file as bytes, as base64 text or as a path"
+                f"row {row} is not a picture ({error}); send a JPEG or PNG file {forms}"
             ) from error
 
 
@@ -70,17 +77,40 @@ def as_input(picture: bytes) -> pd.DataFrame:
     return pd.DataFrame({"image": [base64.b64encode(picture).decode()]})
 
 
-def _open(value: bytes | str) -> BytesIO | Path:
+def _may_open_paths() -> bool:
+    """Whether paths may be opened: a matter of the environment, so that no request can decide it."""
+    return not any(os.environ.get(name, "").lower() in values for name, values in PATHS_REFUSED.items())
+
+
+def _content(value: bytes | str) -> bytes | Path:
+    """A picture file's content, or its path. Raises TypeError and ValueError, the same for any path that is refused."""
     if isinstance(value, bytes):
-        return BytesIO(value)
+        return value
     if not isinstance(value, str):
         raise TypeError(f"got {type(value).__name__}")
-    if os.path.isfile(value):  # Path.is_file raises where a text is too long for a path
+    if value[:5].lower() == "data:":
+        return _content_of_url(value)
+    if _may_open_paths() and os.path.isfile(value):  # Path.is_file raises where a text is too long for a path
         return Path(value)
     try:
-        return BytesIO(base64.b64decode("".join(value.split()), validate=True))
+        return base64.b64decode("".join(value.split()), validate=True)
     except ValueError:
-        raise ValueError(f"neither base64 nor a file: {value[:80]!r}") from None
+        wanted = "base64 nor a file" if _may_open_paths() else "base64 nor a data: URL, and paths are not opened here"
+        raise ValueError(f"neither {wanted}: {value[:80]!r}") from None
+
+
+def _content_of_url(url: str) -> bytes:
+    """What a data: URL holds (RFC 2397)."""
+    kind, comma, text = url.partition(",")
+    if not comma:
+        raise ValueError("a data: URL without a comma")
+    content = unquote_to_bytes(text)
+    if not kind.lower().endswith(";base64"):
+        return content
+    try:
+        return base64.b64decode(b"".join(content.split()), validate=True)
+    except ValueError:
+        raise ValueError(f"a data: URL without base64: {url[:80]!r}") from None
 
 
 set_model(CountModel())

@@ -90,7 +90,7 @@ SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives 
 # What bincount.pyfunc imports, by way of the library
 INFERENCE_PACKAGES = (
     *("mlflow", "torch", "torchvision", "safetensors", "pydantic"),
-    *("numpy", "pandas", "pillow", "pyarrow", "filelock", "tqdm"),
+    *("numpy", "pandas", "pillow", "pillow-heif", "simplejpeg"),
 )
 
 

@@ -15,7 +15,7 @@ from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.data.sync import Plan, SyncReport
 from bincount.errors import SourceUnavailable
-from bincount.settings import DataConfig, ImageConfig, normalize_name
+from bincount.settings import MAX_PIXELS, DataConfig, ImageConfig, normalize_name
 from tasks.retry import transient
 
 logger = logging.getLogger("bincount.tasks")
@@ -97,10 +97,9 @@ def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
     is_wanted = bins["class_name"].map(names).isin(data.class_set.names + data.extra_names)
     wanted = bins[(bins["status"] == "ok") & is_wanted]
     try:
-        return packs.update(dataset, images, wanted["path"], wanted["sha256"])
+        return packs.update(dataset, images, wanted["path"], wanted["sha256"], data.max_pixels)
     except packs.Undecodable as error:
-        reasons = {digest: f"{sync.DAMAGED}: {reason}" for digest, reason in error.reasons.items()}
-        aside = sync.set_aside(dataset, reasons)
+        aside = sync.set_aside(dataset, error.reasons)
         logger.warning("%d images do not decode and were set aside", aside.total())
         return packs.open_pack(dataset, images)
 
@@ -109,4 +108,6 @@ def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
 def pack_snapshot(snapshot: Snapshot, images: ImageConfig) -> Pack:
     """Decode and resize what the pack lacks of a snapshot's images."""
     wanted = pd.concat([snapshot.labelled(), snapshot.extra()])
-    return packs.update(snapshot.dataset, images, wanted["path"], wanted["sha256"])
+    pixels = wanted["width"].to_numpy("int64") * wanted["height"].to_numpy("int64")  # as allowed when they were fetched
+    max_pixels = int(pixels.max(initial=MAX_PIXELS))
+    return packs.update(snapshot.dataset, images, wanted["path"], wanted["sha256"], max_pixels)

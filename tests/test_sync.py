@@ -13,7 +13,7 @@ import pytest
 from bins import add_bin, bring, jpeg, png, undecodable_jpeg
 from servers import wait_for
 
-from bincount.data import doctor, manifest, packs, source, sync
+from bincount.data import doctor, manifest, packs, pictures, source, sync
 from bincount.errors import DatasetError, DiskFull, SettingsError, SourceError
 from bincount.settings import Classes, DataConfig, ImageConfig
 from tasks.data import pack_fetched
@@ -119,7 +119,7 @@ def test_every_truncation_of_a_jpeg_is_noticed():
 @pytest.mark.parametrize("image", [jpeg(1, (300, 200)), jpeg(1, (300, 200)) + b"\0\0camera", png(300, 200)])
 def test_images_are_measured_whatever_the_format_and_whatever_stands_behind_their_end(image):
     assert sync.inspect(image, 10**6, with_hash=False) in (
-        sync.Picture(300, 200),
+        pictures.Picture(300, 200),
         sync.inspect(image, 10**6, with_hash=True),
     )
     assert sync.inspect(image, 10**6, with_hash=True).dhash is not None

@@ -6,92 +6,93 @@ since the data stays in order: zeros that stand for as many blocks as they repla
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
 
-MAX_SCANS = 500  # encoders write some ten; each is a pass over all pixels, which may be a few bytes in the file
+MAX_SEGMENTS = (
+    1000  # of these scans, of which encoders write some ten; each passes over all pixels, however short it is
+)
+UNNAMED_SUBSAMPLING = "Could not determine subsampling"
 ZEROS = bytes(48)  # a block of luma at least, in which 63 frequencies would have one and the same value
 
-SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE, SOF_PROGRESSIVE_ARITHMETIC = 0xC0, 0xC1, 0xC2, 0xCA
-SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # frame headers
 DHT, SOS, EOI, COM, ADOBE = 0xC4, 0xDA, 0xD9, 0xFE, 0xEE
-APP = range(0xE0, 0xF0)
+FRAMES = {*range(0xC0, 0xD0)} - {DHT, 0xC8, 0xCC}
+PROGRESSIVE = {0xC2, 0xCA}
+HUFFMAN_SEQUENTIAL = {0xC0, 0xC1}
+METADATA = {*range(0xE0, 0xF0), COM}
 STANDING_ALONE = {0x01, *range(0xD0, 0xD8)}
 MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # other than a restart
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A segment of the file: its marker, where it begins and ends, and for a scan where its data ends."""
-
-    marker: int
-    start: int
-    end: int
-
-    def body(self, data: bytes) -> bytes:
-        return data[self.start + 4 : self.end]
-
-
-def decode(data: bytes, colorspace: str, least_size: tuple[int, int] | None) -> np.ndarray:
+def decode(data: bytes, colorspace: str, least_size: tuple[int, int] | None) -> np.ndarray | None:
     """Return the pixels, (H, W, channels) uint8, decoded at the smallest scale that has the size (width, height).
 
-    colorspace is RGB, or CMYK for a file that has it. Raises ValueError, in words, where the file has a hole.
+    colorspace is RGB, or CMYK for a file that has it. Raises ValueError, in words, where the file has a hole. Returns
+    None for a file without missing scans or zeros whose subsampling is so rare that TurboJPEG has no name for it.
     """
     _check_scans(data)
-    width, height = least_size or (0, 0)
+    if ZEROS in data:
+        _check_zeros(data)
     try:
-        return simplejpeg.decode_jpeg(data, colorspace, min_width=width, min_height=height, strict=True)
-    except ValueError:
-        # The first warning hides the others, and some are of metadata that says nothing about the pixels
-        bare = _without_metadata(data)
-        return simplejpeg.decode_jpeg(bare, colorspace, min_width=width, min_height=height, strict=True)
+        return _decode_strictly(data, colorspace, least_size)
+    except ValueError as error:
+        if UNNAMED_SUBSAMPLING in str(error):
+            return None
+    # The first warning hides the others, and some are of metadata that says nothing about the pixels
+    return _decode_strictly(_without_metadata(data), colorspace, least_size)
+
+
+def _decode_strictly(data: bytes, colorspace: str, least_size: tuple[int, int] | None) -> np.ndarray:
+    width, height = least_size or (0, 0)
+    return simplejpeg.decode_jpeg(data, colorspace, min_width=width, min_height=height, strict=True)
 
 
 def _check_scans(data: bytes) -> None:
-    """Raise ValueError for missing or countless scans, and for zeros in one."""
-    frame, first_symbols, scans = 0, {}, 0
-    unsent = {}  # by component and frequency: how many low bits are still to come
-    for segment in _segments(data):
-        body = segment.body(data)
-        if segment.marker in SOF and not frame:
-            frame = segment.marker
-            unsent = {component: [None] * 64 for component in body[6::3]}
-        elif segment.marker == DHT:
-            first_symbols |= _first_symbols(body)
-        elif segment.marker == SOS:
-            scans += 1
-            if scans > MAX_SCANS:
-                raise ValueError(f"more than {MAX_SCANS} scans")
-            count = body[0] if body else 0
-            components, tables = body[1 : 1 + 2 * count : 2], body[2 : 2 + 2 * count : 2]
-            first, last, bits = (*body[1 + 2 * count :], 0, 0, 0)[:3]
-            if frame not in (SOF_PROGRESSIVE, SOF_PROGRESSIVE_ARITHMETIC):
-                first, last, bits = 0, 63, 0  # what else it says is not heeded
+    """Raise ValueError where a picture's bits were not all sent, which its data cannot tell, or in countless scans."""
+    frame, unsent = 0, {}  # by component and frequency: how many low bits are still to come
+    for number, (marker, start, end) in enumerate(_segments(data)):
+        if number > MAX_SEGMENTS:
+            raise ValueError(f"more than {MAX_SEGMENTS} segments")
+        if marker in FRAMES and not frame:
+            frame, unsent = marker, {component: [None] * 64 for component in data[start + 6 : end : 3]}
+        elif marker == SOS:
+            components, first, last, bits = _scan(data[start:end], frame in PROGRESSIVE)
             for component in components:
                 if component in unsent:
-                    unsent[component][first : last + 1] = [bits & 15] * (last + 1 - first)
-            if frame in (SOF_BASELINE, SOF_EXTENDED):
-                _check_zeros(data, segment.end, [first_symbols.get(table & 15, 0) for table in tables])
-            if frame in (SOF_BASELINE, SOF_EXTENDED) and count == len(unsent):
+                    unsent[component][first : last + 1] = [bits] * (last + 1 - first)
+            if len(components) == len(unsent) and frame not in PROGRESSIVE:
                 return  # there is no other scan, and its end need not be looked for
     if any(bits != 0 for frequencies in unsent.values() for bits in frequencies):
         raise ValueError("scans are missing")
 
 
-def _check_zeros(data: bytes, start: int, first_symbols: list[int]) -> None:
-    """Raise ValueError for a run of zeros that is not the code of empty blocks.
+def _scan(body: bytes, is_progressive: bool) -> tuple[bytes, int, int, int]:
+    """A scan's components, its first and last frequency, and how many low bits it leaves to others."""
+    end = 1 + 2 * body[0]
+    if not is_progressive:
+        return body[1:end:2], 0, 63, 0  # whatever is there; decoders do not heed it
+    return body[1:end:2], body[end], min(body[end + 1], 63), body[end + 2] & 15
 
-    A run of zero bits repeats the first symbol of each table. As the end of a block it stands for an even area, which
-    many a picture has; as anything else for frequencies that all have one value, which none has.
+
+def _check_zeros(data: bytes) -> None:
+    """Raise ValueError for a run of zeros, in the data of a sequential scan, that no encoder writes.
+
+    Zero bits repeat the first symbol of each table. Where that is the end of a block, they stand for an even area, as
+    many a picture has one; else for frequencies that all have one value, as none has.
     """
-    zeros = data.find(ZEROS, start)
-    if zeros < 0 or not any(first_symbols):
-        return
-    end = MARKER_IN_SCAN.search(data, start)
-    if end is None or zeros < end.start():
-        raise ValueError("a run of zeros in its data")
+    frame, first_symbols = 0, {}
+    for marker, start, end in _segments(data):
+        if marker in FRAMES:
+            frame = marker
+        elif marker == DHT:
+            first_symbols |= _first_symbols(data[start:end])
+        elif marker == SOS and frame in HUFFMAN_SEQUENTIAL:
+            tables = data[start + 2 : start + 1 + 2 * data[start] : 2]
+            scan_end = MARKER_IN_SCAN.search(data, end)
+            zeros = data.find(ZEROS, end, scan_end.start() if scan_end else None)
+            if zeros >= 0 and any(first_symbols.get(table & 15) for table in tables):
+                raise ValueError("a run of zeros in its data")
 
 
 def _first_symbols(tables: bytes) -> dict[int, int]:
@@ -108,19 +109,18 @@ def _first_symbols(tables: bytes) -> dict[int, int]:
 def _without_metadata(data: bytes) -> bytes:
     """The file without comments and what applications keep in it, but for a colour transform that is known."""
     kept, position = [data[:2]], 2
-    for segment in _segments(data):
-        if segment.marker == SOS:
+    for marker, start, end in _segments(data):
+        if marker == SOS:
             break
-        body = segment.body(data)
-        is_known_adobe = segment.marker == ADOBE and body[:5] == b"Adobe" and body[11:12] in (b"\0", b"\1", b"\2")
-        if is_known_adobe or not (segment.marker in APP or segment.marker == COM):
-            kept.append(data[segment.start : segment.end])
-        position = segment.end
+        is_known_adobe = marker == ADOBE and data[start : start + 5] == b"Adobe" and data[start + 11] <= 2
+        if is_known_adobe or marker not in METADATA:
+            kept.append(data[position:end])
+        position = end
     return b"".join([*kept, data[position:]])
 
 
-def _segments(data: bytes) -> Iterator[Segment]:
-    """The segments up to the end of the picture, or to what is none."""
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The marker of each segment up to the end of the picture, and where its content starts and ends."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -131,9 +131,11 @@ def _segments(data: bytes) -> Iterator[Segment]:
         elif marker == EOI:
             return
         else:
-            end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
-            yield Segment(marker, position, end)
-            following = MARKER_IN_SCAN.search(data, end) if marker == SOS else None
-            if marker == SOS and following is None:
-                return
-            position = max(following.start() if following else end, position + 4)
+            end = position + 2 + max(int.from_bytes(data[position + 2 : position + 4]), 2)
+            yield marker, position + 4, end
+            position = end
+            if marker == SOS:
+                following = MARKER_IN_SCAN.search(data, end)
+                if following is None:
+                    return
+                position = following.start()

@@ -22,12 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
-from PIL import Image
 
 from bincount import disk
-from bincount.errors import DatasetError
+from bincount.data import pictures
+from bincount.errors import BadPicture, DatasetError
 from bincount.progress import Progress
-from bincount.settings import ImageConfig
+from bincount.settings import MAX_PIXELS, ImageConfig
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +87,13 @@ def open_pack(dataset: Path, config: ImageConfig) -> Pack:
     return Pack(dataset / "packs" / f"{config.image_size}-{config.resize}", config.image_size)
 
 
-def update(dataset: Path, config: ImageConfig, paths: Sequence[str], digests: Sequence[str]) -> Pack:
+def update(
+    dataset: Path, config: ImageConfig, paths: Sequence[str], digests: Sequence[str], max_pixels: int = MAX_PIXELS
+) -> Pack:
     """Decode and append what the pack lacks; paths are relative to the dataset's folder.
 
-    Safe to kill and run again, and two at once take turns. Raises Undecodable, when all others are packed, for files
-    that are not whole images, and DiskFull.
+    Safe to kill and run again, and two at once take turns. max_pixels is what was allowed when they were fetched.
+    Raises Undecodable, when all others are packed, for files that are not whole images, and DiskFull.
     """
     pack = open_pack(dataset, config)
     pack.folder.mkdir(parents=True, exist_ok=True)
@@ -112,8 +114,8 @@ def update(dataset: Path, config: ImageConfig, paths: Sequence[str], digests: Se
         ):
             for start in range(0, len(todo), CHUNK):
                 chunk = todo[start : start + CHUNK]
-                pictures = list(threads.map(lambda item: _try_to_decode(dataset / item[1], config), chunk))
-                results = dict(zip((file_digest for file_digest, _ in chunk), pictures, strict=True))
+                decoded = list(threads.map(lambda item: _try_to_decode(dataset / item[1], config, max_pixels), chunk))
+                results = dict(zip((file_digest for file_digest, _ in chunk), decoded, strict=True))
                 reasons |= {name: result for name, result in results.items() if isinstance(result, str)}
                 good = {name: result for name, result in results.items() if name not in reasons}
                 _append(images, b"".join(picture.tobytes() for picture in good.values()))
@@ -131,27 +133,18 @@ def update(dataset: Path, config: ImageConfig, paths: Sequence[str], digests: Se
 
 
 def decode(file, config: ImageConfig) -> np.ndarray:
-    """An image file, or an open one, as (S, S, 3) uint8 RGB, resized with antialiasing."""
-    side = config.image_size
-    with Image.open(file) as image:
-        image.draft(
-            "RGB", (side, side)
-        )  # a JPEG is decoded at a half, a quarter or an eighth when that is large enough
-        box = None
-        if config.resize == "crop":
-            width, height = image.size
-            short = min(width, height)
-            left, top = (width - short) / 2, (height - short) / 2
-            box = (left, top, left + short, top + short)
-        return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR, box))
+    """A picture file, or an open one, as (S, S, 3) uint8 RGB. Raises BadPicture."""
+    return pictures.decode(file, config)
 
 
-def _try_to_decode(path: Path, config: ImageConfig) -> np.ndarray | str:
+def _try_to_decode(path: Path, config: ImageConfig, max_pixels: int = MAX_PIXELS) -> np.ndarray | str:
     """The picture, or in words why there is none."""
     try:
-        return decode(path, config)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return pictures.decode(path, config, max_pixels=max_pixels)
+    except BadPicture as error:
         return str(error)
+    except OSError as error:
+        return f"unreadable file: {error}"
 
 
 def _num_rows(folder: Path, image_size: int) -> int:

@@ -21,6 +21,8 @@ Nothing else in this library opens files that come from elsewhere. What holds fo
 
 import io
 import os
+import re
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +58,15 @@ UNSUPPORTED = "unsupported image"
 
 JPEG_END = b"\xff\xd9"
 JPEG_SCALES = (8, 4, 2)  # a JPEG is decoded at an eighth, a quarter or a half where that is large enough
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG",
+    "WebP": rb"RIFF....WEBP",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "GIF": rb"GIF8[79]a",
+    "AVIF": rb"....ftypavi[fs]",
+    "HEIC": rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
+}
 UPRIGHT = {  # by the value of EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -66,6 +76,9 @@ UPRIGHT = {  # by the value of EXIF's orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+# Of sizes, which are checked here, and of odd metadata, which is no reason to say anything
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ def decode(file: bytes | Path | BinaryIO, config: ImageConfig, *, max_pixels: in
             short = min(width, height)
             left, top = (width - short) / 2, (height - short) / 2
             box = (left, top, left + short, top + short)
-        return np.asarray(pixels.resize((side, side), Image.Resampling.BILINEAR, box))
+        return np.asarray(pixels.resize((side, side), Image.Resampling.BILINEAR, box).convert("RGB"))
 
 
 def inspect(data: bytes, max_pixels: int, *, with_hash: bool) -> Picture:
@@ -146,19 +159,26 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     except (BadPicture, MemoryError):  # the machine is short of memory: bounded as pictures are, it is not the file
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadPicture(f"{TOO_MANY_PIXELS}: the decoder refuses it") from None
+        raise BadPicture(f"{TOO_MANY_PIXELS}: at most {max_pixels:,} are read") from None
     except Image.UnidentifiedImageError:
-        raise BadPicture(f"{NOT_AN_IMAGE}: begins with {data[:12]!r}") from None
+        raise BadPicture(_why_unidentified(data)) from None
     except Exception as error:  # what decoders raise for odd bytes is in no list, and it is this file alone
         raise BadPicture(f"{DAMAGED}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def _formats(data: bytes) -> tuple[str, ...]:
-    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and not _can_read_heif():
+    if re.match(SIGNATURES["HEIC"], data, re.DOTALL) and not _can_read_heif():
         raise BadPicture(
             f"{UNSUPPORTED}: HEIC needs pip install 'bincount-pipeline[heic]'; then prepare again, --retry-set-aside"
         )
     return _formats_here()
+
+
+def _why_unidentified(data: bytes) -> str:
+    for name, signature in SIGNATURES.items():
+        if re.match(signature, data, re.DOTALL):
+            return f"{UNSUPPORTED}: a {name} file with a header that is damaged or of a rare kind"
+    return f"{NOT_AN_IMAGE}: begins with {data[:12]!r}"
 
 
 @cache
@@ -207,11 +227,12 @@ def _decode_jpeg(image: Image.Image, data: bytes, side: int) -> Image.Image:
     width, height = image.size
     scale = next((scale for scale in JPEG_SCALES if min(width, height) >= scale * side), 1)
     least_size = (-(-width // scale), -(-height // scale)) if scale > 1 else None
-    if image.mode != "CMYK":
-        return Image.fromarray(jpegs.decode(data, "RGB", least_size))
-    jpegs.decode(data, "CMYK", least_size)  # to see that it is whole; what Adobe inverts is known to Pillow
-    image.draft("RGB", (side, side))
-    return image.convert("RGB")
+    is_cmyk = image.mode == "CMYK"
+    pixels = jpegs.decode(data, "CMYK" if is_cmyk else "RGB", least_size)
+    if is_cmyk or pixels is None:  # the file is whole, as far as is known; Pillow knows what Adobe inverts
+        image.draft("RGB", (side, side))
+        return image.convert("RGB")
+    return Image.frombuffer("RGB", pixels.shape[1::-1], pixels, "raw", "RGB", 0, 1)
 
 
 # Upright
@@ -240,15 +261,21 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _flatten(image: Image.Image) -> Image.Image:
+    """An image as RGB, or as L where it is grey, which takes a quarter of the memory."""
+    has_high_bytes = bool(image.tile) and image.tile[0].args == "RGB;16B"  # of which Pillow keeps these alone
     image.load()
+    if has_high_bytes and "transparency" in image.info:
+        image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
     if image.mode.startswith(("I", "F")):
-        return _to_8_bits(image).convert("RGB")
+        return _to_8_bits(image)
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        mode = "L" if image.mode in ("1", "L") else "RGB"
+        return image if image.mode == mode else image.convert(mode)
     premultiplied = {"La": "LA", "RGBa": "RGBA"}
-    seen = image.convert(premultiplied.get(image.mode, image.mode)).convert("RGBA")
-    flat = Image.new("RGB", seen.size, BACKGROUND)
-    flat.paste(seen, mask=seen)
+    for mode in (premultiplied.get(image.mode, image.mode), "RGBA"):
+        image = image if image.mode == mode else image.convert(mode)
+    flat = Image.new("RGB", image.size, BACKGROUND)
+    flat.paste(image, mask=image)
     return flat
 
 
@@ -256,11 +283,12 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     tags = image.tag_v2 if image.format == "TIFF" else {}
     bits, sample_format = tags.get(258, (0,))[0], tags.get(339, (1,))[0]
-    if bits == 32 and sample_format == 1:
-        values = values.view(np.uint32)  # Pillow has them as signed
-    low, high = _black_and_white(image, values, bits, is_signed=sample_format == 2)
-    scaled = (values.astype(np.float32) - low) * np.float32(255 / (high - low)) + 0.5
-    gray = scaled.clip(0, 255).astype(np.uint8)
+    if values.dtype == np.uint16:
+        gray = _scale(np.arange(65536), 0, 4095 if bits == 12 else 65535)[values]
+    else:
+        if bits == 32 and sample_format == 1:
+            values = values.view(np.uint32)  # Pillow has them as signed
+        gray = _scale(values, *_black_and_white(image, values, is_signed=sample_format == 2 and bits == 16))
     if tags.get(262) == 0:  # white is zero, which Pillow knows of 8 bits only
         gray = 255 - gray
     if "transparency" in image.info:
@@ -268,22 +296,27 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(gray)
 
 
-def _black_and_white(image: Image.Image, values: np.ndarray, bits: int, *, is_signed: bool) -> tuple[float, float]:
-    """Which values become 0 and 255."""
-    if image.mode.startswith("I;16"):
-        return 0, 4095 if bits == 12 else 65535
+def _scale(values: np.ndarray, black: float, white: float) -> np.ndarray:
+    scaled = values.astype(np.float32)
+    scaled -= black
+    scaled *= 255 / (white - black)
+    scaled += 0.5
+    return scaled.clip(0, 255, out=scaled).astype(np.uint8)
+
+
+def _black_and_white(image: Image.Image, values: np.ndarray, *, is_signed: bool) -> tuple[float, float]:
+    """Which values of an image with integers of 32 bits or floats become 0 and 255."""
     if image.format == "PPM" and image.mode == "I":  # scaled to 16 bits by its own header
         return 0, 65535
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise BadPicture(f"{DAMAGED}: some of its values are no numbers")
-    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-    if is_signed and bits == 16:
-        whites = (32767.0,)
+    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (32767.0,) if is_signed else (255.0, 65535.0)
     for white in whites:
         if low >= 0 and high <= white:
             return 0, white
-    return min(low, 0), high if high > min(low, 0) else 1
+    black = min(low, 0)
+    return black, high if high > black else black + 1
 
 
 def _check_png(data: bytes) -> None:

@@ -19,7 +19,6 @@ Several may sync one dataset at a time, and others read it; what two of them wan
 
 import errno
 import hashlib
-import io
 import json
 import logging
 import os
@@ -41,9 +40,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
-from PIL import Image
 
 from bincount.data import record, source
+from bincount.data.pictures import MAX_BYTES, inspect
+from bincount.data.pictures import BadPicture as BadImage
 from bincount.data.source import ObjectMissing, ObjectRefused, Source
 from bincount.disk import told_when_full, written_whole
 from bincount.errors import DatasetError, SourceError, SourceUnavailable
@@ -54,11 +54,9 @@ logger = logging.getLogger(__name__)
 BATCH = 500  # bins in one task: what a killed run fetches again at most
 
 ROWS_IN_PIECE = 50_000
-JPEG_END = b"\xff\xd9"
-DAMAGED = "damaged image"  # the kind of reason
 REASON_LENGTH = 200
 RECORD_FILE = "originals/metadata/{image_id}.json"  # in the dataset's folder
-MAX_IMAGE_BYTES = 100_000_000  # larger ones are set aside unread: concurrency times this bounds the memory
+MAX_IMAGE_BYTES = MAX_BYTES  # larger ones are set aside unread: concurrency times this bounds the memory
 
 PLANS = "plan*.parquet"
 PLAN_SECONDS = 7 * 86400  # a plan that nobody has looked into for so long is of no use any more
@@ -85,19 +83,6 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
-
-
-class BadImage(ValueError):
-    """Why an image cannot be used, in a few words, the kind first: `kind: detail`."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What is kept of an image. dhash is its 64-bit difference hash, where it was asked for."""
-
-    width: int
-    height: int
-    dhash: int | None = None
 
 
 @dataclass
@@ -291,36 +276,6 @@ def _holds(path: Path, sha256: str) -> bool:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
     except OSError:
         return False
-
-
-def inspect(data: bytes, max_pixels: int, *, with_hash: bool) -> Picture:
-    """See that an image is one, and whole. Raises BadImage.
-
-    A JPEG's header is read and its end looked for. Only what needs more is decoded: other formats, a JPEG with
-    something behind its end, and all of which a hash is wanted.
-    """
-    if not data:
-        raise BadImage("empty image")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BadImage(f"too many pixels: {width} x {height}")
-            if not with_hash and image.format == "JPEG" and data.endswith(JPEG_END):
-                return Picture(width, height)
-            image.draft("L", (9, 8))  # a JPEG is read to its end but decoded at an eighth of its size
-            gray = image.convert("L").resize((9, 8), Image.Resampling.BOX)
-    except Image.DecompressionBombError:
-        raise BadImage("too many pixels") from None
-    except Image.UnidentifiedImageError:
-        raise BadImage(f"not an image: begins with {data[:12]!r}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, BadImage):
-            raise
-        raise BadImage(f"{DAMAGED}: {error}") from None
-    pixels = np.asarray(gray, np.int16)
-    bits = (pixels[:, 1:] > pixels[:, :-1]).ravel()
-    return Picture(width, height, int(np.packbits(bits).view(">u8")[0]))
 
 
 def _unchanged(dataset: Path, wanted: pd.DataFrame, files: pa.Table, retry_set_aside: bool) -> np.ndarray:

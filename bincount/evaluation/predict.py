@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from torch import nn
 
-from bincount.data import packs
-from bincount.errors import SourceError
+from bincount.data import pictures
+from bincount.errors import BadPicture, SourceError
 from bincount.training.files import ModelSpec
 from bincount.training.model import load, probabilities
 
@@ -32,7 +31,7 @@ def predict_files(checkpoint: Path, paths: Sequence[Path], device: str = "cpu") 
 
 
 def predict_images(model: nn.Module, spec: ModelSpec, pictures: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Count in pictures (S, S, 3) uint8, as packs.decode makes them with spec.images.
+    """Count in pictures (S, S, 3) uint8, as pictures.decode makes them with spec.images.
 
     The columns are count, the name of the likeliest class; expected_count, the mean of the counts weighted by their
     probabilities, only where classes are ordered; and p_NAME for each class.
@@ -49,8 +48,8 @@ def predict_images(model: nn.Module, spec: ModelSpec, pictures: Sequence[np.ndar
 
 def _decode(path: Path, spec: ModelSpec) -> np.ndarray:
     try:
-        return packs.decode(path, spec.images)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as Pillow reports bad files
+        return pictures.decode(path, spec.images)
+    except (BadPicture, OSError) as error:
         raise SourceError(
             f"{path} is not an image that can be read ({error}); check the path, or leave it out"
         ) from error
