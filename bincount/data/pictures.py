@@ -98,13 +98,9 @@ def decode(file: bytes | Path | BinaryIO, config: ImageConfig, *, max_pixels: in
     data, side = _content(file), config.image_size
     with _opened(data, max_pixels) as image:
         pixels = _upright(image, _decode_jpeg(image, data, side) if _is_jpeg(image) else _flatten(image))
-        box = None
-        if config.resize == "crop":
-            width, height = pixels.size
-            short = min(width, height)
-            left, top = (width - short) / 2, (height - short) / 2
-            box = (left, top, left + short, top + short)
-        return np.asarray(pixels.resize((side, side), Image.Resampling.BILINEAR, box).convert("RGB"))
+        if pixels.size != (side, side):
+            pixels = pixels.resize((side, side), Image.Resampling.BILINEAR, _box(pixels.size, config))
+        return np.asarray(pixels.convert("RGB") if pixels.mode != "RGB" else pixels)
 
 
 def inspect(data: bytes, max_pixels: int, *, with_hash: bool) -> Picture:
@@ -128,15 +124,24 @@ def inspect(data: bytes, max_pixels: int, *, with_hash: bool) -> Picture:
     return Picture(*size, int(np.packbits(bits).view(">u8")[0]))
 
 
+def _box(size: tuple[int, int], config: ImageConfig) -> tuple[float, float, float, float] | None:
+    """The part of a picture that is kept: its middle square, or None for all of it."""
+    if config.resize == "squash":
+        return None
+    width, height = size
+    short = min(width, height)
+    left, top = (width - short) / 2, (height - short) / 2
+    return left, top, left + short, top + short
+
+
 def _content(file: bytes | Path | BinaryIO) -> bytes:
     if isinstance(file, bytes):
-        data = file
-    elif isinstance(file, str | os.PathLike):
-        with open(file, "rb") as opened:
-            data = opened.read(MAX_BYTES + 1)  # not its size, which a device or a pipe does not have
-    else:
-        data = file.read(MAX_BYTES + 1)
-    return data
+        return file
+    if not isinstance(file, str | os.PathLike):
+        return file.read(MAX_BYTES + 1)
+    with open(file, "rb") as opened:
+        size = os.fstat(opened.fileno()).st_size  # 0 of a device or a pipe, whatever comes from it
+        return opened.read() if 0 < size <= MAX_BYTES else opened.read(MAX_BYTES + 1)
 
 
 @contextmanager
