@@ -1,14 +1,21 @@
-"""How files are written: whole or not at all, and an error that says what to do where the disk is full."""
+"""How files are written: whole or not at all, and an error that says what to do where the disk is full.
+
+JSON that decides something ends with a checksum of itself, so that a changed byte is found where it is read.
+"""
 
 import errno
+import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import xxhash
+
 from bincount.errors import BincountError, DiskFull
 
+CHECKSUM = "checksum"
 REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
 
 
@@ -41,6 +48,29 @@ def told_when_full(path: Path) -> Iterator[None]:
         if not found or isinstance(error, BincountError):
             raise
         raise full(path, found[0]) from error
+
+
+def sealed(content: dict) -> str:
+    """Content as JSON with a checksum of all of it."""
+    checksum = xxhash.xxh3_64_hexdigest(json.dumps(content).encode())
+    return json.dumps(content | {CHECKSUM: checksum}, indent=2)
+
+
+def read_sealed(path: Path) -> dict:
+    """Read what `sealed` made, without its checksum; an older release wrote none, and its files are read as they are.
+
+    Raises ValueError, in words, when it was cut off or changed, and FileNotFoundError.
+    """
+    data = path.read_bytes()
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")  # noqa: TRY004 - of a file's content, not of an argument
+    if content.pop(CHECKSUM, None) is not None and sealed(content).encode() != data:
+        raise ValueError("its checksum is another")
+    return content
 
 
 def full(path: Path, reason: str = REASONS[0]) -> DiskFull:

@@ -9,6 +9,7 @@ BincountError
  │    └── DiskFull            there is no room for what is to be written; another try would end alike
  ├── SnapshotNotFound     nothing was prepared yet
  ├── ModelNotFound        no trained or registered model where one was expected
+ │    └── ModelDamaged        its files are not what was saved
  ├── WeightsUnavailable   pretrained weights could not be fetched or do not fit the model
  ├── TrainingFailed       the trainer ended without a result; another try resumes
  │    └── TrainingDiverged    the loss was no longer a number; another try would end alike
@@ -69,6 +70,10 @@ class SnapshotNotFound(BincountError):
 
 class ModelNotFound(BincountError):
     """No model is where one was expected."""
+
+
+class ModelDamaged(ModelNotFound):
+    """The files of a model are not what was saved, so that it is as good as gone."""
 
 
 class WeightsUnavailable(BincountError):

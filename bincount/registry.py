@@ -32,10 +32,17 @@ import bincount
 from bincount import database
 from bincount.data.manifest import Snapshot
 from bincount.disk import told_when_full
-from bincount.errors import BincountError, ModelNotFound, ServiceUnavailable, SettingsError, mask_credentials
+from bincount.errors import (
+    BincountError,
+    ModelDamaged,
+    ModelNotFound,
+    ServiceUnavailable,
+    SettingsError,
+    mask_credentials,
+)
 from bincount.services import check_mlflow
 from bincount.settings import RegistryConfig, Workspace
-from bincount.training.files import weights_digest
+from bincount.training.files import check_weights, read_spec, weights_digest
 
 # MLflow reads these when it is imported; without them one call to a dead server blocks for four minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -90,7 +97,7 @@ SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives 
 # What bincount.pyfunc imports, by way of the library
 INFERENCE_PACKAGES = (
     *("mlflow", "torch", "torchvision", "safetensors", "pydantic"),
-    *("numpy", "pandas", "pillow", "pillow-heif", "simplejpeg"),
+    *("numpy", "pandas", "pillow", "pillow-heif", "simplejpeg", "xxhash"),
 )
 
 
@@ -389,8 +396,8 @@ class Registry:
     def checkpoint(self, version: Version, folder: Path) -> Path:
         """Fetch the files of a version; the folder in it that has model.safetensors and model.json.
 
-        Raises ModelNotFound when they are gone, ServiceUnavailable when they are there and cannot be fetched, and
-        DiskFull.
+        Raises ModelNotFound when they are gone, ModelDamaged when they are not what was registered, ServiceUnavailable
+        when they are there and cannot be fetched, and DiskFull.
         """
         uri, reason = self.client.tracking_uri, None
         with unless_gone():
@@ -399,7 +406,7 @@ class Registry:
                 with told_when_full(folder):
                     fetched = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder), tracking_uri=uri))
                 if (fetched / "model.safetensors").exists() and (fetched / "model.json").exists():
-                    return fetched
+                    return _compared(fetched, version)
             except (OSError, mlflow.MlflowException) as error:
                 if _may_be_there(source, uri):
                     raise ServiceUnavailable(
@@ -714,6 +721,21 @@ def _explain(tracking_uri: str, error: mlflow.MlflowException) -> BincountError 
         said = mask_credentials(str(error).partition("\n")[0])
         return ServiceUnavailable(f"MLflow at {where} failed ({said}); its server's log says why; try again")
     return None
+
+
+def _compared(checkpoint: Path, version: Version) -> Path:
+    """The folder, when its files are those that a version was registered with; older ones say less of it.
+
+    Raises ModelDamaged.
+    """
+    remedy = "`bincount promote VERSION --force` puts another version in its place"
+    try:
+        check_weights(checkpoint, read_spec(checkpoint))
+    except ModelNotFound as error:
+        raise ModelDamaged(f"the files of {version.uri} are not what was registered: {error}; {remedy}") from error
+    if version.tags.get(MODEL_TAG, digest := weights_digest(checkpoint)) != digest:
+        raise ModelDamaged(f"the weights of {version.uri} are not what was registered; {remedy}")
+    return checkpoint
 
 
 def _may_be_there(folder: str, tracking_uri: str) -> bool:

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 
 from bincount import registry as mlflow_registry
 from bincount.database import sqlite_path
-from bincount.errors import BincountError, ModelNotFound, ServiceUnavailable, mask_credentials
+from bincount.errors import BincountError, ModelDamaged, ModelNotFound, ServiceUnavailable, mask_credentials
 from bincount.ledger import unless_gone
 from bincount.registry import MODEL_TAG, RUN_TAG, Registry
 from bincount.settings import RetentionConfig, Workspace
@@ -303,7 +303,13 @@ def _needed_trainings(trainings: Sequence[Place], needs: Needs, config: Retentio
         if version is None:
             continue
         reasons[place.path] = f"{version} came from it"
-        trained = Trained.read(place.path)
+        try:
+            trained = Trained.read(place.path)
+        except ModelDamaged:  # so that any training on the snapshot may be one of its members
+            members |= dict.fromkeys(
+                (each.path.name for each in _by_snapshot(trainings)[_short(place)]), f"{version} may average it"
+            )
+            continue
         if trained and trained.members:
             # Where it was made before they were recorded, any training on the snapshot may be one.
             beside = [each.path.name for each in _by_snapshot(trainings)[_short(place)]]

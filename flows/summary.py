@@ -225,8 +225,10 @@ def of_mended(mended: Mended) -> Tables:
         ("damaged bins, to be fetched again", mended.num_bins),
         ("stray files", mended.num_strays),
         ("leftovers of killed runs", mended.num_leftovers),
+        ("packs of an older decoder", mended.num_packs),
+        ("damaged pictures in packs, decoded again where the original is sound", mended.num_pictures),
     ]
-    return {"Removed": pd.DataFrame(rows, columns=["", "number"])}
+    return {"Removed or repaired": pd.DataFrame(rows, columns=["", "number"])}
 
 
 def of_export(exported: Exported, where: str) -> Tables:

@@ -9,7 +9,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run, task_run
 
-from bincount.data import balance, manifest, packs, source, sync
+from bincount.data import balance, doctor, manifest, packs, source, sync
 from bincount.data.balance import ClassBalance
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
@@ -100,7 +100,16 @@ def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
         return packs.update(dataset, images, wanted["path"], wanted["sha256"], data.max_pixels)
     except packs.Undecodable as error:
         aside = sync.set_aside(dataset, error.reasons)
-        logger.warning("%d images do not decode and were set aside", aside.total())
+        if aside:
+            logger.warning("%d images do not decode and were set aside", aside.total())
+        lost = doctor.forget(dataset, bins.loc[bins["sha256"].isin(list(error.damaged)), "path"])
+        if len(lost):
+            logger.warning(
+                "%d images are lost or changed on disk, such as %s; they are left out until the next prepare, "
+                "which fetches them again",
+                len(lost),
+                dataset / lost["path"].iloc[0],
+            )
         return packs.open_pack(dataset, images)
 
 

@@ -19,7 +19,7 @@ from bincount import registry, retention
 from bincount.data import manifest
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.disk import written_whole
+from bincount.disk import read_sealed, sealed, written_whole
 from bincount.errors import ModelNotFound
 from bincount.evaluation import card, drift
 from bincount.evaluation.bootstrap import Interval
@@ -131,10 +131,9 @@ def measure_drift(
         reason = f"what version {champion.version} learned from is not here" if champion else "there is no champion"
         return Drift(num_new=news.num_new, note=f"nothing to compare with: {reason}")
     kept = _place_of_drift(champion, snapshot, rules, workspace)
-    is_known = kept.exists()  # as on every night until something is new
-    if is_known:
-        found = Drift.model_validate_json(kept.read_text())
-    else:
+    found = _read_drift(kept)
+    is_known = found is not None  # as on every night until something is new
+    if not is_known:
         found = _compare(
             champion, snapshot, manifest.open_snapshot(folder), pack, news, rules, config, workspace, device
         )
@@ -151,8 +150,19 @@ def measure_drift(
         )
     kept.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(kept) as temporary:
-        temporary.write_text(found.model_dump_json())
+        temporary.write_text(sealed(found.model_dump(mode="json")))
     return found
+
+
+def _read_drift(kept: Path) -> Drift | None:
+    """What an earlier night has found; None where there is nothing, or nothing that can be used."""
+    try:
+        return Drift.model_validate(read_sealed(kept))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("%s is damaged (%s); the drift is measured again", kept, str(error).splitlines()[0])
+        return None
 
 
 def _place_of_drift(champion: Version, snapshot: Snapshot, rules: DriftConfig, workspace: Workspace) -> Path:

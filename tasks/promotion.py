@@ -15,9 +15,9 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from bincount import registry
-from bincount.data import manifest, packs
+from bincount.data import manifest, packs, tables
 from bincount.data.manifest import Snapshot
-from bincount.errors import ModelNotFound
+from bincount.errors import DatasetError, ModelNotFound
 from bincount.evaluation import card, promotion
 from bincount.evaluation.evaluate import Evaluation, columns, predict_test
 from bincount.evaluation.promotion import Decision
@@ -175,7 +175,10 @@ def predictions(
         folder = workspace.evaluation(snapshot.digest, model_digest(checkpoint))
         kept = folder / "predictions.parquet"
         if kept.exists():
-            return pd.read_parquet(kept)
+            try:
+                return tables.read_frame(kept, "the model is asked again")
+            except DatasetError as error:
+                logger.warning("%s", error)
         images = snapshot.labelled()
         images = images[images["split"] == "test"]  # the others need not be packed at this model's size
         pack = packs.update(snapshot.dataset, spec.images, images["path"], images["sha256"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bincount.data import manifest, source, sync
+from bincount.data import source, sync
 from bincount.data.manifest import Snapshot
 from bincount.settings import Classes, DataConfig
 
@@ -80,4 +80,4 @@ def described_snapshot(folder: Path, classes: Classes, source: str = "s3://aft-v
     path.mkdir(parents=True)
     about = {"digest": path.name, "num_images": 1616, "classes": classes.model_dump(), "source": source}
     (path / "snapshot.json").write_text(json.dumps(about))
-    return manifest.open_snapshot(path)
+    return Snapshot(path, path.name, 1616)

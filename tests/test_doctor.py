@@ -15,6 +15,7 @@ from flows.cli import app
 SMALL = ImageConfig(image_size=32)
 IMAGE = "originals/bin-images/00040.jpg"
 RECORD = "originals/metadata/00040.json"
+PACK = "packs/32-squash-v2"
 
 
 def prepare(bucket, dataset):
@@ -229,14 +230,14 @@ def test_splits_that_differ_from_the_last_snapshot_are_found(dataset):
 
 
 def test_a_pack_is_checked_where_there_is_one(bucket, dataset):
-    folder = dataset / "packs" / "32-squash"
+    folder = dataset / PACK
     with open(folder / "images.uint8", "ab") as images:
         images.write(b"half a picture")
     problems = doctor.diagnose(dataset).problems
-    assert [(problem.kind, problem.where) for problem in problems] == [(doctor.PACK, "packs/32-squash")]
+    assert [(problem.kind, problem.where) for problem in problems] == [(doctor.PACK, PACK)]
     assert "`bincount prepare --image-size 32 --resize squash` cuts off" in problems[0].remedy
     os.truncate(folder / "images.uint8", 5 * 32 * 32 * 3)
-    assert found(dataset) == [(doctor.PACK, "packs/32-squash")] * 2  # its lengths, and images that it lacks
+    assert found(dataset) == [(doctor.PACK, PACK)] * 2  # its lengths, and images that it lacks
     prepare(bucket, dataset)
     assert found(dataset) == []
     for file in folder.iterdir():

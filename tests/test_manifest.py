@@ -3,6 +3,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from bins import add_bin, bring, jpeg
 
@@ -155,11 +156,15 @@ def test_what_is_new_or_changed_since_an_earlier_snapshot(dataset, tmp_path):
 def test_a_full_disk_is_told_and_leaves_no_snapshot(dataset, monkeypatch):
     first = build(dataset)
 
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write_table = pq.write_table
+
+    def full(table, path, *options):
+        if "manifest.parquet" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_table(table, path, *options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pd.DataFrame, "to_parquet", full)
+        patch.setattr(pq, "write_table", full)
         with pytest.raises(DiskFull, match="No space left on device; free some space and run again, nothing is lost"):
             build(dataset, Classes.parse("1..5"))
     assert {path.name for path in (dataset / "snapshots").iterdir()} == {first.digest, "latest"}

@@ -41,7 +41,7 @@ def test_a_saved_model_comes_back_in_evaluation_mode_and_says_the_same(tmp_path)
     network = build(spec(center_crop=0.9)).eval()
     save(tmp_path / "model", network, spec(center_crop=0.9))
     loaded, loaded_spec = load(tmp_path / "model")
-    assert loaded_spec == spec(center_crop=0.9)
+    assert loaded_spec.model_copy(update={"weights_sha256": ""}) == spec(center_crop=0.9)
     assert not loaded.training
     expected = probabilities(network, spec(center_crop=0.9), pictures(5))
     np.testing.assert_allclose(probabilities(loaded, loaded_spec, pictures(5)), expected, atol=1e-6)

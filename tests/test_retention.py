@@ -278,7 +278,7 @@ def test_the_members_of_a_model_stay_with_it(workspace):
 def test_of_a_model_that_does_not_say_which_its_members_are_every_training_beside_it_stays(workspace):
     mean = train(workspace.root, FIRST, 90, settings="7" * 12, members=("5" * 12,))
     written = json.loads((mean / "trained.json").read_text())
-    del written["member_folders"]
+    del written["member_folders"], written["checksum"]  # of an older release
     file(mean / "trained.json", 90, json.dumps(written))
     assert Trained.read(mean).members == (0.5,)
     register(workspace, mean, FIRST)

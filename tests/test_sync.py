@@ -13,7 +13,7 @@ import pytest
 from bins import add_bin, bring, jpeg, png, undecodable_jpeg
 from servers import wait_for
 
-from bincount.data import doctor, manifest, packs, pictures, source, sync
+from bincount.data import doctor, manifest, packs, pictures, source, sync, tables
 from bincount.errors import DatasetError, DiskFull, SettingsError, SourceError
 from bincount.settings import Classes, DataConfig, ImageConfig
 from tasks.data import pack_fetched
@@ -206,7 +206,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, monkeypatch):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_rows_that_a_full_disk_does_not_take_come_with_the_next_sync(tmp_path, monkeypatch):
     add_bin(tmp_path / "bucket", "00001")
-    written_whole = sync.written_whole
+    written_whole = tables.written_whole
 
     @contextmanager
     def on_a_full_disk(path):
@@ -216,7 +216,7 @@ def test_rows_that_a_full_disk_does_not_take_come_with_the_next_sync(tmp_path, m
             yield temporary
 
     with monkeypatch.context() as patch:
-        patch.setattr(sync, "written_whole", on_a_full_disk)
+        patch.setattr(tables, "written_whole", on_a_full_disk)
         with pytest.raises(DiskFull, match="No space left on device; free some space and run again, nothing is lost"):
             bring(tmp_path / "bucket", tmp_path / "data")
     assert list((tmp_path / "data" / "parts").iterdir()) == []

@@ -1,33 +1,32 @@
 """Checks a dataset against itself, says what to do about each problem, and removes what can be fetched again.
 
 originals/       every file as its row says, no file without a row
-snapshots/       every manifest readable, and what its digest says
-splits.parquet   what the last snapshot says
-packs/           lengths that fit, every labelled image of the last snapshot in them
+snapshots/       every manifest what was frozen, and what its digest says
+splits.parquet   what was written, and what the last snapshot says
+packs/           lengths that fit, every picture what was packed, every labelled image of the last snapshot in them
 """
 
 import hashlib
 import logging
 import os
-import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from filelock import FileLock
 
 from bincount import settings
-from bincount.data import balance, copies, manifest, packs, source, splits, sync
+from bincount.data import balance, copies, manifest, packs, record, source, splits, sync, tables
 from bincount.data.manifest import Snapshot
-from bincount.disk import written_whole
+from bincount.disk import read_sealed
 from bincount.errors import BincountError, DatasetError, SnapshotNotFound
 from bincount.progress import Progress, track
 
@@ -35,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 LATEST = "snapshots/latest"
 LEFT_OUT = (splits.JOINS_TWO, copies.TWO_CLASSES, copies.MOVED)  # by a snapshot, of bins that are good in themselves
+MOST_ROWS = 100  # of damaged pictures of which it is found out which file of the pack is to blame
 CHUNK = 256  # bins that one thread looks at before the progress moves
 
 LOST = "lost file"
@@ -47,6 +47,9 @@ ROWS = "unreadable rows"
 SNAPSHOT = "snapshot"
 SPLITS = "splits"
 PACK = "pack"
+OLD_PACK = "pack of an older decoder"
+PICTURES = "damaged pictures"
+PLAN = "damaged plan"
 
 FETCH_AGAIN = "`bincount doctor --fix`, then `bincount prepare` fetches the bin again"
 REMEDIES = {
@@ -56,7 +59,10 @@ REMEDIES = {
     UNREADABLE: f"look after the disk; {FETCH_AGAIN}",
     STRAY: "no bin claims it: `bincount doctor --fix` removes it",
     LEFTOVER: "a killed run was writing it: `bincount doctor --fix` removes it",
-    ROWS: "remove it and run `bincount prepare`, which fetches its bins again",
+    ROWS: sync.ROWS_REMEDY,
+    PLAN: "`bincount doctor --fix` removes it; the next run writes another",
+    PICTURES: "`bincount doctor --fix` decodes them again, or the next prepare where originals are damaged too",
+    OLD_PACK: "`bincount prepare` of that size decodes its images anew; else `bincount doctor --fix` removes it",
 }
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, BincountError)  # of a file that anything may be in
@@ -92,27 +98,30 @@ class Mended:
     num_strays: int
     num_leftovers: int
     left: tuple[Problem, ...]
+    num_pictures: int = 0  # of packs, decoded again or given up
+    num_packs: int = 0
 
 
 def diagnose(dataset: Path, *, quick: bool = False) -> Diagnosis:
-    """Look at everything in a dataset's folder and change nothing; quick compares sizes and reads no image.
+    """Look at everything in a dataset's folder and change nothing; quick compares sizes and reads no picture.
 
     Holds some hundred bytes a bin in memory. While a prepare is at work here, what it has not finished looks like a
     problem. Raises SnapshotNotFound when there is no dataset.
     """
     if not dataset.is_dir():
         raise SnapshotNotFound(f"no dataset in {dataset}; run `bincount prepare` with the same source to make one")
-    problems = [*_leftovers(dataset), *_unreadable_rows(dataset)]
+    problems = [*_leftovers(dataset), *_unreadable_rows(dataset), *_damaged_plans(dataset)]
     bins = pd.DataFrame({"image_id": [], "status": [], "reason": []}, dtype="str")
     if not any(problem.kind == ROWS for problem in problems):
         bins = _read_bins(dataset)
         problems += [*_wrong_files(dataset, bins, quick), *_files_without_row(dataset, bins)]
     problems += _wrong_snapshots(dataset)
     good = bins["status"] == "ok"
+    problems += [*_wrong_packs(dataset, quick)]
     aside, warnings = Counter(bins.loc[~good, "reason"].map(sync.kind)), ()
     if latest := _latest(dataset, problems):
         rows = latest.read()
-        problems += [*_wrong_splits(dataset, latest, rows), *_wrong_packs(dataset, rows)]
+        problems += [*_wrong_splits(dataset, latest, rows), *_incomplete_packs(dataset, rows)]
         left_out = rows.assign(kind=rows["reason"].map(sync.kind))
         left_out = left_out[left_out["kind"].isin(LEFT_OUT) & left_out["image_id"].isin(bins.loc[good, "image_id"])]
         aside += Counter(left_out["kind"])
@@ -134,16 +143,37 @@ def mend(dataset: Path, diagnosis: Diagnosis) -> Mended:
             f"a sync of {dataset} has not ended and was at work within the hour; let `bincount prepare` end, or run it "
             "again, and then mend"
         )
-    damaged = _forget(dataset, {*found[LOST], *found[WRONG_SIZE], *found[ALTERED], *found[UNREADABLE]})
+    damaged = forget(dataset, {*found[LOST], *found[WRONG_SIZE], *found[ALTERED], *found[UNREADABLE]})
+    if len(damaged):
+        for planned in dataset.glob(sync.PLANS):
+            planned.unlink(missing_ok=True)  # of a sync that ended; now it would look unfinished
     claimed = _claimed(_read_bins(dataset))  # by now a sync may have ended that was at work during the diagnosis
     strays = [where for where in found[STRAY] if where not in claimed]
-    for where in [*_claimed(damaged), *strays, *found[LEFTOVER]]:
-        if (dataset / where).is_dir():
-            shutil.rmtree(dataset / where)
-        else:
-            (dataset / where).unlink(missing_ok=True)
+    _remove(dataset, [*strays, *found[LEFTOVER], *found[PLAN], *found[OLD_PACK]])
+    num_pictures = sum(
+        _repair(dataset / where) for where in sorted({os.path.dirname(file) for file in found[PICTURES]})
+    )
     left = tuple(problem for problem in diagnosis.problems if problem.kind not in REMEDIES)
-    return Mended(len(damaged), len(strays), len(found[LEFTOVER]), left)
+    num_leftovers = len(found[LEFTOVER]) + len(found[PLAN])
+    return Mended(len(damaged), len(strays), num_leftovers, left, num_pictures, len(found[OLD_PACK]))
+
+
+def forget(dataset: Path, files: Iterable[str]) -> pd.DataFrame:
+    """Remove the bins that have one of these files, so that the next sync fetches them again; returns their rows.
+
+    A bin loses its row first and then its files.
+    """
+    sync.merge(dataset)
+    with FileLock(dataset / ".lock"):
+        bins = _read_bins(dataset)
+        damaged = bins[bins["path"].isin(set(files)) | bins["record"].isin(set(files))]
+        if len(damaged):
+            path = dataset / "bins.parquet"
+            table = tables.read(path, sync.ROWS_REMEDY)
+            kept = table.filter(pc.invert(pc.is_in(table["image_id"], pa.array(damaged["image_id"]))))
+            tables.write(kept, path, sync.ROWS_IN_PIECE)
+        _remove(dataset, _claimed(damaged))
+    return damaged
 
 
 def _leftovers(dataset: Path) -> Iterator[Problem]:
@@ -158,14 +188,32 @@ def _unreadable_rows(dataset: Path) -> Iterator[Problem]:
     for path in (dataset / "bins.parquet", *sorted((dataset / "parts").glob("*.parquet"))):
         try:
             if path.exists():
-                pq.read_table(path, schema=sync.SCHEMA)
+                tables.read(path, sync.ROWS_REMEDY, schema=sync.SCHEMA)
         except DAMAGE:
             yield _problem(ROWS, path.relative_to(dataset).as_posix())
 
 
+def _damaged_plans(dataset: Path) -> Iterator[Problem]:
+    """Plans of syncs, by the bin and by the night, that are not what was written."""
+    for path in sorted(dataset.glob(sync.PLANS)):
+        try:
+            tables.read(path, sync.PLAN_REMEDY)
+        except FileNotFoundError:  # whose sync has ended by now
+            continue
+        except DAMAGE:
+            yield _problem(PLAN, path.name)
+    try:
+        read_sealed(dataset / sync.GROWTH)
+    except FileNotFoundError:
+        return
+    except DAMAGE:
+        yield _problem(PLAN, sync.GROWTH)
+
+
 def _read_bins(dataset: Path) -> pd.DataFrame:
     """The rows, with record: the path of the record's file where the bin has one."""
-    bins = sync.read(dataset, ["image_id", "record_tag", "path", "bytes", "sha256", "status", "reason"])
+    columns = ["image_id", "record_tag", "record_sha256", "quantity", "path", "bytes", "sha256", "status", "reason"]
+    bins = sync.read(dataset, columns)
     has_record = (bins["status"] == "ok") & bins["record_tag"].notna()
     files = [sync.RECORD_FILE.format(image_id=image_id) for image_id in bins["image_id"]]
     return bins.assign(record=pd.Series(files, bins.index, dtype="str").where(has_record))
@@ -176,7 +224,7 @@ def _claimed(bins: pd.DataFrame) -> set[str]:
 
 
 def _wrong_files(dataset: Path, bins: pd.DataFrame, quick: bool) -> Iterator[Problem]:
-    good = bins[bins["status"] == "ok"]
+    good = _with_items(dataset, bins[bins["status"] == "ok"])
     chunks = [good.iloc[start : start + CHUNK] for start in range(0, len(good), CHUNK)]
     with ThreadPoolExecutor() as threads, Progress("checking files", len(good), "bins", logger) as progress:
         checked = threads.map(lambda chunk: list(_wrong_in_chunk(dataset, chunk, quick)), chunks)
@@ -189,10 +237,36 @@ def _wrong_in_chunk(dataset: Path, chunk: pd.DataFrame, quick: bool) -> Iterator
     for row in chunk.itertuples(index=False):
         if kind := _wrong_with(dataset / row.path, row.bytes, None if quick else row.sha256):
             yield _problem(kind, row.path)
-        if isinstance(row.record, str) and (
-            kind := _wrong_with(dataset / row.record, source.size_of(row.record_tag), None)
-        ):
+        if isinstance(row.record, str) and (kind := _wrong_record(dataset / row.record, row, quick)):
             yield _problem(kind, row.record)
+
+
+def _with_items(dataset: Path, good: pd.DataFrame) -> pd.DataFrame:
+    """The rows with items for those of an older release, whose records have no digest to be compared with."""
+    older = good["record"].notna() & good["record_sha256"].isna()
+    if not older.any():
+        return good.assign(items=None)
+    items = sync.read(dataset, ["image_id", "items"]).set_index("image_id")["items"]
+    return good.assign(items=good["image_id"].map(items).where(older))
+
+
+def _wrong_record(path: Path, row, quick: bool) -> str | None:
+    """The kind of problem that a record's file has, if any."""
+    sha256 = row.record_sha256 if isinstance(row.record_sha256, str) else None
+    kind = _wrong_with(path, source.size_of(row.record_tag), None if quick else sha256)
+    if kind or quick or sha256:
+        return kind
+    try:
+        data = path.read_bytes()
+        if source.is_content(data, row.record_tag):
+            return None
+        parsed = record.parse(data)
+    except record.BadRecord:
+        return ALTERED
+    except OSError:
+        return UNREADABLE
+    items = dict(row.items) if row.items is not None else {}
+    return None if (parsed.quantity, parsed.items) == (row.quantity, items) else ALTERED
 
 
 def _wrong_with(path: Path, num_bytes: int, sha256: str | None) -> str | None:
@@ -252,65 +326,118 @@ def _latest(dataset: Path, problems: list[Problem]) -> Snapshot | None:
 def _wrong_splits(dataset: Path, latest: Snapshot, rows: pd.DataFrame) -> Iterator[Problem]:
     remedy = f"restore it from a copy; the right ones stand in snapshots/{latest.digest}/manifest.parquet"
     dealt = rows[rows["split"].notna()].set_index("image_id")["split"].replace(settings.EXTRA, "train")
-    try:
-        kept = splits.load(dataset).reindex(dealt.index)
-    except DAMAGE as error:
-        yield Problem(SPLITS, "splits.parquet", f"it cannot be read ({_first_line(error)}); {remedy}")
+    damaged = dict(_damaged_splits(dataset))
+    if len(damaged) == 1 and (dataset / splits.COPY).exists():
+        remedy = f"`bincount prepare` writes it again, since {splits.FILE} and {splits.COPY} hold the same"
+    for name, error in damaged.items():
+        yield Problem(SPLITS, name, f"it cannot be read ({_first_line(error)}); {remedy}")
+    if splits.FILE in damaged:
         return
+    kept = splits.load(dataset).reindex(dealt.index)
     other = dealt.index[(kept != dealt).fillna(True)]
     if len(other):
         what = f"{len(other):,} images, such as {other[0]}, have another split here than in the last snapshot, or none"
         yield Problem(SPLITS, "splits.parquet", f"{what}; {remedy}")
 
 
-def _wrong_packs(dataset: Path, rows: pd.DataFrame) -> Iterator[Problem]:
-    digests = rows.loc[rows["split"].notna(), "sha256"]
+def _damaged_splits(dataset: Path) -> Iterator[tuple[str, Exception]]:
+    for name in (splits.FILE, splits.COPY):
+        try:
+            if name == splits.FILE or (dataset / name).exists():  # an older release made no copy
+                splits.read(dataset / name)
+        except DAMAGE as error:
+            yield name, error
+
+
+def _packs(dataset: Path) -> Iterator[tuple[packs.Pack, packs.Name]]:
     for folder in sorted(dataset.glob("packs/*")):
-        if not (name := re.fullmatch(r"(\d+)-(squash|crop)", folder.name)):
+        if name := packs.Name.parse(folder.name):
+            yield packs.Pack(folder, name.image_size), name
+
+
+def _wrong_packs(dataset: Path, quick: bool) -> Iterator[Problem]:
+    for pack, name in _packs(dataset):
+        where = f"packs/{pack.folder.name}"
+        if name.is_older:
+            yield _problem(OLD_PACK, where)
             continue
-        where, again = f"packs/{folder.name}", f"`bincount prepare --image-size {name[1]} --resize {name[2]}`"
-        pack = packs.Pack(folder, int(name[1]))
-        lengths = [_size(folder / file) for file in ("images.uint8", "digests.txt")]
-        if lengths != [len(pack) * pack.image_size**2 * 3, len(pack) * packs.DIGEST_LENGTH]:
-            yield Problem(PACK, where, f"its two files are not of one length; {again} cuts off what is too much")
+        if packs.has_rest(pack):
+            yield Problem(PACK, where, f"its files are not of one length; {_again(name)} cuts off what is too much")
+        if not quick:
+            yield from _wrong_pictures(pack, where)
+
+
+def _wrong_pictures(pack: packs.Pack, where: str) -> Iterator[Problem]:
+    """The files of a pack in which a row is not what was packed."""
+    rows = _damaged_rows(pack)
+    for file in sorted({pack.images.damaged_file(row) for row in rows[:MOST_ROWS]}):
+        yield _problem(PICTURES, f"{where}/{file}")
+
+
+def _damaged_rows(pack: packs.Pack) -> list[int]:
+    starts = range(0, len(pack.images), CHUNK)
+    with ThreadPoolExecutor() as threads, Progress("checking pictures", len(pack.images), "images", logger) as progress:
+        damaged = []
+        found = threads.map(lambda start: pack.images.damaged(start, start + CHUNK), starts)
+        for start, rows in zip(starts, found, strict=True):
+            damaged += rows
+            progress.advance(min(CHUNK, len(pack.images) - start))
+        return damaged
+
+
+def _incomplete_packs(dataset: Path, rows: pd.DataFrame) -> Iterator[Problem]:
+    digests = rows.loc[rows["split"].notna(), "sha256"]
+    for pack, name in _packs(dataset):
+        if name.is_older:
+            continue
         try:
             pack.locate(digests)
         except DatasetError:
-            yield Problem(PACK, where, f"it lacks images of the last snapshot; {again} adds them, or remove the folder")
+            adds = f"{_again(name)} adds them, or remove the folder"
+            yield Problem(PACK, f"packs/{pack.folder.name}", f"it lacks images of the last snapshot; {adds}")
 
 
-def _forget(dataset: Path, files: set[str]) -> pd.DataFrame:
-    """Drop the rows of the bins that have one of these files, and return them."""
-    sync.merge(dataset)
-    with FileLock(dataset / ".lock"):
-        bins = _read_bins(dataset)
-        damaged = bins[bins["path"].isin(files) | bins["record"].isin(files)]
-        if len(damaged):
-            path = dataset / "bins.parquet"
-            table = pq.read_table(path)
-            kept = table.filter(pc.invert(pc.is_in(table["image_id"], pa.array(damaged["image_id"]))))
-            with written_whole(path) as temporary:
-                pq.write_table(kept, temporary)
-            for planned in dataset.glob(sync.PLANS):
-                planned.unlink(missing_ok=True)  # of a sync that ended; now it would look unfinished
-    return damaged
+def _again(name: packs.Name) -> str:
+    return f"`bincount prepare --image-size {name.image_size} --resize {name.resize}`"
+
+
+def _repair(folder: Path) -> int:
+    """Decode the damaged pictures of a pack again, and give up those whose originals are damaged too."""
+    pack = packs.Pack(folder, packs.Name.parse(folder.name).image_size)
+    rows = _damaged_rows(pack)
+    for row in rows:
+        try:
+            pack.images.repair(row)
+        except DatasetError as error:
+            logger.warning("%s", error)
+            pack.images.drop(row)
+    return len(rows)
+
+
+def _remove(dataset: Path, places: Iterable[str]) -> None:
+    for where in places:
+        if (dataset / where).is_dir():
+            shutil.rmtree(dataset / where)
+        else:
+            (dataset / where).unlink(missing_ok=True)
 
 
 def _sync_is_under_way(dataset: Path) -> bool:
     """Whether a sync was begun that has not ended, and that was at work a moment ago."""
     an_hour_ago = time.time() - sync.TEMPORARY_SECONDS
     plans = [path for path in dataset.glob(sync.PLANS) if path.stat().st_mtime > an_hour_ago]
-    ids = [pd.read_parquet(path, columns=["image_id"])["image_id"] for path in plans]
+    ids = [ids for path in plans for ids in _planned(path)]
     known = sync.read(dataset, ["image_id"])["image_id"]
-    return bool(plans) and (any((dataset / "parts").glob("*.parquet")) or not pd.concat(ids).isin(known).all())
+    return bool(ids) and (any((dataset / "parts").glob("*.parquet")) or not pd.concat(ids).isin(known).all())
+
+
+def _planned(path: Path) -> Iterator[pd.Series]:
+    with suppress(FileNotFoundError, DatasetError):
+        yield tables.read_frame(path, sync.PLAN_REMEDY)["image_id"]
 
 
 def _problem(kind: str, where: str) -> Problem:
     return Problem(kind, where, REMEDIES[kind])
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def _first_line(error: Exception) -> str:

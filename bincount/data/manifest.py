@@ -17,7 +17,7 @@ A manifest has one row a bin:
 """
 
 import hashlib
-import json
+import io
 import logging
 import os
 import shutil
@@ -28,10 +28,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 from filelock import FileLock
 
-from bincount.data import balance, copies, groups, splits, sync
-from bincount.disk import told_when_full, written_whole
+from bincount.data import balance, copies, groups, splits, sync, tables
+from bincount.disk import read_sealed, sealed, told_when_full, written_whole
 from bincount.errors import DatasetError, SnapshotNotFound
 from bincount.settings import EXTRA, SPLITS, Classes, normalize_name
 
@@ -52,13 +53,19 @@ COLUMNS = {
     "status": "str",
     "reason": "str",
 }
+DESCRIBED = ("digest", "num_images", "classes", "source")
+# Manifests of older releases, which have no checksum, and which this process has compared with their digest: at half a
+# million rows that takes 2 s.
+_compared: set[tuple] = set()
+REMEDY = "restore the snapshot from a copy, or remove its folder and run `bincount prepare`, which freezes it again"
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A manifest that will not change, by the folder that holds it.
 
-    digest names what a model can learn from it; num_images counts the images with a label and a split.
+    digest names what a model can learn from it; num_images counts the images with a label and a split. The files are
+    compared with their checksums, and those of an older release with the digest, whenever they are read.
     """
 
     path: Path
@@ -72,15 +79,15 @@ class Snapshot:
 
     @property
     def classes(self) -> Classes:
-        return Classes.model_validate(_description(self.path)["classes"])
+        return _description(self.path)["classes"]
 
     @property
     def source(self) -> str:
         return _description(self.path)["source"]
 
     def read(self) -> pd.DataFrame:
-        """The whole manifest, sorted by image_id."""
-        return pd.read_parquet(self.path / "manifest.parquet")
+        """The whole manifest, sorted by image_id. Raises DatasetError where it is not what was frozen."""
+        return _read(self.path, _description(self.path))
 
     def labelled(self) -> pd.DataFrame:
         """The rows of the classes, which models learn from and are judged on: those with one of the three splits."""
@@ -175,34 +182,51 @@ def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path)
     name = digest(manifest, classes)
     folder = dataset / "snapshots" / name
     num_images = int(manifest["split"].isin(SPLITS).sum())
-    if not folder.exists():
+    if not _is_whole(folder):
         about = {"digest": name, "num_images": num_images, "classes": classes.model_dump(), "source": source}
-        _write(folder, manifest, json.dumps(about, indent=2))
+        _write(folder, manifest, about)
     with written_whole(dataset / "snapshots" / "latest") as pointer:
         pointer.write_text(name)
     logger.info("snapshot %s: %d images with a label, %d rows", name[:12], num_images, len(manifest))
     return Snapshot(path=folder, digest=name, num_images=num_images)
 
 
-def _write(folder: Path, manifest: pd.DataFrame, about: str) -> None:
+def _is_whole(folder: Path) -> bool:
+    """Whether a snapshot is there; one that is damaged is frozen again."""
+    if not folder.exists():
+        return False
+    try:
+        open_snapshot(folder)
+    except (DatasetError, SnapshotNotFound) as error:
+        logger.warning("the snapshot is frozen again: %s", error)
+        return False
+    return True
+
+
+def _write(folder: Path, manifest: pd.DataFrame, about: dict) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with told_when_full(folder):
             temporary.mkdir(parents=True)
-            with written_whole(temporary / "manifest.parquet") as path:
-                manifest.to_parquet(path, index=False)
+            tables.write_frame(manifest, temporary / "manifest.parquet")
+            checksum = _checksum((temporary / "manifest.parquet").read_bytes())
             with written_whole(temporary / "snapshot.json") as path:
-                path.write_text(about)
+                path.write_text(sealed(about | {"manifest": checksum}))
+            if folder.exists():
+                shutil.rmtree(folder.with_name(f".{folder.name}.gone"), ignore_errors=True)
+                folder.rename(folder.with_name(f".{folder.name}.gone"))
             temporary.rename(folder)
+            shutil.rmtree(folder.with_name(f".{folder.name}.gone"), ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
 def open_snapshot(folder: Path) -> Snapshot:
-    """The snapshot in a folder. Raises SnapshotNotFound."""
+    """The snapshot in a folder. Raises SnapshotNotFound, and DatasetError where its files are not what was frozen."""
     about = _description(folder)
+    _check_content(folder, about)
     return Snapshot(path=folder, digest=about["digest"], num_images=about["num_images"])
 
 
@@ -211,7 +235,7 @@ def latest(dataset: Path) -> Snapshot:
     pointer = dataset / "snapshots" / "latest"
     if not pointer.exists():
         raise SnapshotNotFound(f"no snapshot in {dataset}; run `bincount prepare` with the same source to make one")
-    return open_snapshot(pointer.parent / pointer.read_text().strip())
+    return open_snapshot(pointer.parent / pointer.read_text(errors="replace").strip())
 
 
 def is_in(values: pd.Series, others: pd.Series) -> np.ndarray:
@@ -220,7 +244,64 @@ def is_in(values: pd.Series, others: pd.Series) -> np.ndarray:
 
 
 def _description(folder: Path) -> dict:
+    """What snapshot.json says, with the classes as Classes."""
     path = folder / "snapshot.json"
-    if not path.exists():
-        raise SnapshotNotFound(f"no snapshot at {folder}; run `bincount prepare` to make one")
-    return json.loads(path.read_text())
+    try:
+        about = read_sealed(path)
+        about["classes"] = Classes.model_validate(about["classes"])
+        is_known = about.keys() - {"manifest"} == set(DESCRIBED)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
+        if not path.exists():
+            raise SnapshotNotFound(f"no snapshot at {folder}; run `bincount prepare` to make one") from None
+        raise tables.damaged(path, REMEDY, error) from error
+    if not is_known or about["digest"] != folder.name:
+        raise tables.damaged(path, REMEDY)
+    return about
+
+
+def _read(folder: Path, about: dict) -> pd.DataFrame:
+    path = folder / "manifest.parquet"
+    try:
+        identity = _identity(path)
+        data = path.read_bytes()  # once, so that what is read is what was compared
+        if "manifest" in about and _checksum(data) != about["manifest"]:
+            raise tables.damaged(path, REMEDY)
+        rows = pd.read_parquet(io.BytesIO(data))
+    except tables.UNREADABLE as error:
+        raise tables.damaged(path, REMEDY, error) from error
+    if "manifest" not in about and identity not in _compared:
+        _check_digest(path, rows, about)
+        _compared.add(identity)
+    return rows
+
+
+def _check_content(folder: Path, about: dict) -> None:
+    path = folder / "manifest.parquet"
+    try:
+        if "manifest" in about:
+            is_whole = _checksum(path.read_bytes()) == about["manifest"]
+        else:
+            is_whole = _identity(path) in _compared or _read(folder, about) is not None
+    except OSError as error:
+        raise tables.damaged(path, REMEDY, error) from error
+    if not is_whole:
+        raise tables.damaged(path, REMEDY)
+
+
+def _identity(path: Path) -> tuple:
+    found = path.stat()
+    return path, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _check_digest(path: Path, rows: pd.DataFrame, about: dict) -> None:
+    try:
+        check(rows)
+        found = digest(rows, about["classes"]), int(rows["split"].isin(SPLITS).sum())
+    except (*tables.UNREADABLE, AttributeError, DatasetError) as error:
+        raise tables.damaged(path, REMEDY, error) from error
+    if found != (about["digest"], about["num_images"]):
+        raise tables.damaged(path, REMEDY)
+
+
+def _checksum(data: bytes) -> str:
+    return xxhash.xxh3_64_hexdigest(data)

@@ -5,17 +5,23 @@ of the limit, moves nothing either.
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bincount.disk import written_whole
+from bincount.data import tables
+from bincount.errors import DatasetError
 from bincount.settings import EXTRA, SPLITS
 
+logger = logging.getLogger(__name__)
+
+FILE, COPY = "splits.parquet", "splits-copy.parquet"
 SHARES = (0.8, 0.1, 0.1)
 JOINS_TWO = "joins bins of two splits"
+REMEDY = "restore it from a copy; those of the last snapshot stand in its manifest.parquet"
 
 
 def assign(manifest: pd.DataFrame, extra_names: Sequence[str] = ()) -> pd.DataFrame:
@@ -61,11 +67,28 @@ def mark_extra(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def load(dataset: Path) -> pd.Series:
-    """What was dealt in this dataset so far: image_id -> split."""
-    path = dataset / "splits.parquet"
-    if not path.exists():
+    """What was dealt in this dataset so far: image_id -> split.
+
+    Raises DatasetError when both the file and its copy are damaged.
+    """
+    if not (dataset / FILE).exists():
         return pd.Series([], index=pd.Index([], dtype="str", name="image_id"), name="split", dtype="str")
-    return pd.read_parquet(path).set_index("image_id")["split"]
+    try:
+        return read(dataset / FILE)
+    except DatasetError as error:
+        if not (dataset / COPY).exists():
+            raise
+        splits = read(dataset / COPY)
+        logger.warning("%s holds the same and is read instead: %s", dataset / COPY, error)
+        return splits
+
+
+def read(path: Path) -> pd.Series:
+    """What one of the two files holds: image_id -> split. Raises DatasetError."""
+    rows = tables.read_frame(path, REMEDY)
+    if not {"image_id", "split"} <= set(rows):
+        raise tables.damaged(path, REMEDY)
+    return rows.set_index("image_id")["split"]
 
 
 def save(dataset: Path, manifest: pd.DataFrame) -> None:
@@ -73,8 +96,8 @@ def save(dataset: Path, manifest: pd.DataFrame) -> None:
     now = manifest[manifest["split"].notna()].set_index("image_id")["split"]
     earlier = load(dataset)
     every = pd.concat([earlier, now[~now.index.isin(earlier.index)]])
-    with written_whole(dataset / "splits.parquet") as temporary:
-        every.rename_axis("image_id").reset_index().to_parquet(temporary, index=False)
+    for name in (FILE, COPY):  # one after the other, so that one of them is whole at any time
+        tables.write_frame(every.rename_axis("image_id").reset_index(), dataset / name)
 
 
 def _deal(images: pd.DataFrame) -> pd.Series:

@@ -18,8 +18,8 @@ Several may sync one dataset at a time, and others read it; what two of them wan
 """
 
 import errno
+import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -41,11 +41,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from bincount.data import record, source
+from bincount.data import record, source, tables
 from bincount.data.pictures import MAX_BYTES, inspect
 from bincount.data.pictures import BadPicture as BadImage
 from bincount.data.source import ObjectMissing, ObjectRefused, Source
-from bincount.disk import told_when_full, written_whole
+from bincount.disk import read_sealed, sealed, told_when_full, written_whole
 from bincount.errors import DatasetError, SourceError, SourceUnavailable
 from bincount.settings import DataConfig
 
@@ -58,7 +58,10 @@ REASON_LENGTH = 200
 RECORD_FILE = "originals/metadata/{image_id}.json"  # in the dataset's folder
 MAX_IMAGE_BYTES = MAX_BYTES  # larger ones are set aside unread: concurrency times this bounds the memory
 
+ROWS_REMEDY = "remove it and run `bincount prepare`, which fetches its bins again"
+GROWTH = "growth.json"
 PLANS = "plan*.parquet"
+PLAN_REMEDY = "remove it and run `bincount prepare` again, which goes on from there"
 PLAN_SECONDS = 7 * 86400  # a plan that nobody has looked into for so long is of no use any more
 
 TEMPORARY = re.compile(r"\..+\.\d+\.\d+(\.new)?")  # names that _temporary and written_whole make
@@ -79,6 +82,7 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("dhash", pa.uint64()),
         ("arrived", pa.timestamp("s")),  # UTC
+        ("record_sha256", pa.string()),  # null where an older release has fetched the bin
         ("status", pa.string()),
         ("reason", pa.string()),
     ]
@@ -132,6 +136,7 @@ class Plan:
     def batch(self, number: int) -> pd.DataFrame:
         """One batch, with the columns image_id, image_tag and record_tag."""
         os.utime(self.path)
+        _check_plan(self.path, self.path.stat().st_ino)
         return pq.ParquetFile(self.path).read_row_group(number).to_pandas()
 
 
@@ -163,16 +168,16 @@ def grow(dataset: Path, by: int, night: str) -> int:
 
     night names it. The same night asked again gets the same answer, so that one that was interrupted takes no more.
     """
-    path = dataset / "growth.json"
+    path = dataset / GROWTH
     try:
-        last = json.loads(path.read_text())
+        last = read_sealed(path)
     except (FileNotFoundError, ValueError):  # what a power failure has emptied says nothing of a last night
         last = {}
     if last.get("night") != night:
         last = {"night": night, "limit": len(read(dataset, ["image_id"])) + by}
         dataset.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(last))
+            temporary.write_text(sealed(last))
     return last["limit"]
 
 
@@ -324,8 +329,9 @@ def _pieces(dataset: Path, columns: list[str]) -> Iterator[pa.Table]:
     """Rows in the order in which they were written: of two for one bin the later counts."""
     parts = _read_parts(dataset, columns)
     if (dataset / "bins.parquet").exists():
-        for batch in pq.ParquetFile(dataset / "bins.parquet").iter_batches(ROWS_IN_PIECE, columns=columns):
-            yield pa.Table.from_batches([batch])
+        with tables.open_checked(dataset / "bins.parquet", ROWS_REMEDY) as file:
+            for batch in pq.ParquetFile(file).iter_batches(ROWS_IN_PIECE, columns=columns):
+                yield pa.Table.from_batches([batch])
     if parts:
         yield pa.concat_tables(parts).combine_chunks()
 
@@ -341,8 +347,7 @@ def _read_parts(dataset: Path, columns: list[str] | None = None, name: str = "")
 
 
 def _read_rows(path: Path, columns: list[str] | None) -> pa.Table:
-    with open(path, "rb") as file:  # once: by its path it is opened several times, and may be replaced between two
-        return pq.read_table(file, columns=columns, schema=SCHEMA)  # older files lack columns
+    return tables.read(path, ROWS_REMEDY, columns, SCHEMA)  # older files lack columns
 
 
 def _wanted(listing: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
@@ -438,6 +443,7 @@ def _keep_bin(dataset: Path, opened: Source, arrival: Arrival, max_pixels: int) 
         "width": picture.width,
         "height": picture.height,
         "dhash": picture.dhash,
+        "record_sha256": hashlib.sha256(arrival.recorded).hexdigest() if opened.layout == "bins" else None,
         "arrived": datetime.now(UTC).replace(tzinfo=None),
         "status": "ok",
         "reason": "",
@@ -500,8 +506,13 @@ def _create(path: Path, data: bytes) -> None:
 
 
 def _write_rows(table: pa.Table, path: Path, row_group_size: int | None = None) -> None:
-    with written_whole(path) as temporary:
-        pq.write_table(table, temporary, row_group_size)
+    tables.write(table, path, row_group_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _check_plan(path: Path, _inode: int) -> None:
+    """Compare a plan with its checksum, once for all of its batches. Raises DatasetError."""
+    tables.open_checked(path, PLAN_REMEDY).close()
 
 
 def _temporary(path: Path) -> Path:

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bincount.data import sync
+from bincount.data import sync, tables
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.disk import written_whole
 from bincount.errors import DatasetError
 from bincount.evaluation import bootstrap, slices
 from bincount.evaluation.bootstrap import Interval
@@ -21,6 +20,7 @@ from bincount.training.files import write_json
 
 logger = logging.getLogger(__name__)
 
+REMEDY = "remove its folder and run again, which tests the model again"
 SURE = 0.9  # probability from which an answer that is not the record's makes the record suspect
 
 
@@ -39,11 +39,11 @@ class Evaluation:
 
     @property
     def predictions(self) -> pd.DataFrame:
-        return pd.read_parquet(self.folder / "predictions.parquet")
+        return tables.read_frame(self.folder / "predictions.parquet", REMEDY)
 
     @property
     def slices(self) -> pd.DataFrame:
-        return pd.read_parquet(self.folder / "slices.parquet")
+        return tables.read_frame(self.folder / "slices.parquet", REMEDY)
 
 
 def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: str = "auto") -> Evaluation:
@@ -60,8 +60,7 @@ def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, dev
     kinds = slices.kinds(test, bins.reindex(test["image_id"]).reset_index(drop=True), looks)
     if untested := [name for label, name in enumerate(classes.names) if label not in labels]:
         logger.warning("the test has no image of %s, and no score says anything of that", ", ".join(untested))
-    with written_whole(folder / "slices.parquet") as temporary:
-        slices.measure(labels, scores, test["group"], classes, kinds).to_parquet(temporary, index=False)
+    tables.write_frame(slices.measure(labels, scores, test["group"], classes, kinds), folder / "slices.parquet")
     evaluation = Evaluation(
         folder=folder,
         metrics=score(labels, scores, classes),
@@ -101,8 +100,7 @@ def predict_test(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path,
     scores = probabilities(model, spec, pack.images, pack.locate(test["sha256"]))
     folder.mkdir(parents=True, exist_ok=True)
     predictions = test[["image_id", "group", "label"]].join(pd.DataFrame(scores, columns=columns(spec.classes)))
-    with written_whole(folder / "predictions.parquet") as temporary:
-        predictions.to_parquet(temporary, index=False)
+    tables.write_frame(predictions, folder / "predictions.parquet")
     return predictions
 
 

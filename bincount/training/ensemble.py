@@ -17,7 +17,7 @@ from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.training.calibration import calibrate
 from bincount.training.device import choose_device
-from bincount.training.files import Trained, read_history, write_json
+from bincount.training.files import Trained, find_finished, read_history, write_json
 from bincount.training.model import load, save
 from bincount.training.train import measure
 
@@ -30,7 +30,7 @@ def combine(members: Sequence[Trained], snapshot: Snapshot, pack: Pack, folder: 
     They learned from the same snapshot with settings that differ in the seed alone. The temperature is fitted for the
     mean, on val. history.json has, for each epoch, the mean over the members.
     """
-    trained = Trained.read(folder)
+    trained = find_finished(folder)
     if trained is not None:
         return trained
     networks, specs = zip(*(load(member.checkpoint) for member in members), strict=True)

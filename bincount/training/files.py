@@ -14,14 +14,23 @@ The folder is named by its inputs, so all that it holds belongs to the same trai
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
+
+import xxhash
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from bincount import disk
-from bincount.disk import written_whole
-from bincount.errors import DiskFull, ModelNotFound
-from bincount.settings import Classes, ImageConfig, Settings, TrainConfig
+from bincount.disk import read_sealed, sealed, written_whole
+from bincount.errors import DiskFull, ModelDamaged, ModelNotFound, TrainingFailed
+from bincount.settings import Classes, ImageConfig, ModelName, Settings, TrainConfig
 
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+HISTORY = "history_xxh3"  # in trained.json: the checksum of history.json
 PARENT_HOLDS_STDIN = "BINCOUNT_PARENT_HOLDS_STDIN"  # in the environment of a trainer that launch started
 
 
@@ -36,20 +45,33 @@ class Request(Settings):
 
 
 class ModelSpec(Settings):
-    """What is needed to rebuild a trained network and to show it a picture as in training."""
+    """What is needed to rebuild a trained network and to show it a picture as in training.
 
-    model: str
-    head: str
-    dropout: float
+    weights_sha256 is of the file of weights beside it; empty where an older release has saved them.
+    """
+
+    model: ModelName
+    head: Literal["linear", "mlp"]
+    dropout: float = Field(ge=0, lt=1)
     classes: Classes
     extra_names: tuple[str, ...] = ()
-    image_size: int
-    resize: str
-    normalization: str
-    center_crop: float
+    image_size: int = Field(ge=32, le=1024, multiple_of=32)
+    resize: Literal["squash", "crop"]
+    normalization: Literal["imagenet", "symmetric"]
+    center_crop: float = Field(gt=0, le=1)
     flip_at_test: bool = False
-    temperature: float = 1.0  # the logits are divided by it, so that probabilities mean what they say
-    members: int = 1  # networks alike whose answers are averaged
+    # The logits are divided by it, so that probabilities mean what they say.
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    members: int = Field(1, ge=1, le=20, description="networks alike whose answers are averaged")
+    weights_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+
+    @field_validator("extra_names")
+    @classmethod
+    def _not_classes(cls, names: tuple[str, ...], found: ValidationInfo) -> tuple[str, ...]:
+        every = (*found.data["classes"].names, *names) if "classes" in found.data else names
+        if len(set(every)) < len(every):
+            raise ValueError(f"the names of all outputs must be distinct, got {', '.join(every)}")
+        return names
 
     @classmethod
     def make(
@@ -105,24 +127,90 @@ class Trained:
 
     @classmethod
     def read(cls, folder: Path) -> "Trained | None":
-        """The result in a folder, or None when the training there has not finished."""
-        path = folder / "trained.json"
-        if not path.exists():
+        """The result in a folder, or None when the training there has not finished. Raises ModelDamaged."""
+        result = _read_result(folder)
+        if result is None:
             return None
-        result = json.loads(path.read_text())
+        result.pop(HISTORY, None)
         lists = {name: tuple(result.get(name, ())) for name in ("members", "member_folders")}
-        return cls(folder=folder, **result | lists)
+        try:
+            return cls(folder=folder, **result | lists)
+        except TypeError as error:
+            raise _damaged_training(folder / "trained.json", str(error)) from None
 
     def write(self) -> None:
         result = asdict(self)
         del result["folder"]  # it can be moved
-        write_json(self.folder / "trained.json", result)
+        if (self.folder / "history.json").exists():
+            result[HISTORY] = _checksum(self.folder / "history.json")
+        with written_whole(self.folder / "trained.json") as temporary:
+            temporary.write_text(sealed(result))
+
+
+def find_finished(folder: Path) -> Trained | None:
+    """The result of a training that has finished and whose files are what it wrote.
+
+    Of one whose files are not, the result is removed, so that the next training here makes them again.
+    """
+    try:
+        trained = Trained.read(folder)
+        if trained is not None:
+            read_history(folder)
+            check_weights(trained.checkpoint, read_spec(trained.checkpoint))
+    except ModelNotFound as error:
+        logger.warning("what was trained in %s is trained again: %s", folder, error)
+        (folder / "trained.json").unlink(missing_ok=True)
+        return None
+    return trained
 
 
 def read_history(folder: Path) -> list[dict]:
-    """The records of the epochs so far; empty before the first has ended."""
+    """The records of the epochs so far; empty before the first has ended. Raises ModelDamaged."""
     path = folder / "history.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    if not path.exists():
+        return []
+    result = _read_result(folder) or {}
+    try:
+        if HISTORY in result and _checksum(path) != result[HISTORY]:
+            raise ValueError("its checksum is another")  # noqa: TRY301 - as a file that cannot be read
+        history = json.loads(path.read_bytes())
+        if not all(isinstance(record["epoch"], int) for record in history):
+            raise ValueError("an epoch is no number")  # noqa: TRY301
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged_training(path, str(error)) from None
+    return history
+
+
+def _read_result(folder: Path) -> dict | None:
+    path = folder / "trained.json"
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _damaged_training(path, str(error)) from None
+
+
+def _damaged_training(path: Path, reason: str) -> ModelDamaged:
+    return ModelDamaged(f"{path} is damaged ({reason}); run again with the same settings, which trains this model anew")
+
+
+def _checksum(path: Path) -> str:
+    return xxhash.xxh3_64_hexdigest(path.read_bytes())
+
+
+def write_request(path: Path, request: Request) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(sealed(request.model_dump(mode="json")))
+
+
+def read_request(path: Path) -> Request:
+    """What launch wrote. Raises TrainingFailed where it is not that any more."""
+    try:
+        return Request.model_validate(read_sealed(path))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingFailed(f"{path} is damaged ({reason}); run again, which writes it again") from None
 
 
 def read_error(folder: Path) -> dict[str, str] | None:
@@ -130,14 +218,22 @@ def read_error(folder: Path) -> dict[str, str] | None:
     path = next(iter(sorted(folder.glob("error*.json"))), None)
     if path is None:
         return None
-    text = path.read_text()
-    return json.loads(text) if text else _described(disk.full(folder))
+    if not path.stat().st_size:
+        return _described(disk.full(folder))
+    try:
+        error = read_sealed(path)
+        return {"type": error["type"], "message": error["message"]}
+    except (OSError, ValueError, KeyError) as damage:
+        return _described(
+            TrainingFailed(f"the trainer ended with an error, and {path} is damaged ({damage}); run again")
+        )
 
 
 def write_error(folder: Path, error: Exception, rank: int) -> None:
     path = folder / f"error-{rank}.json"
     try:
-        write_json(path, _described(error))
+        with written_whole(path) as temporary:
+            temporary.write_text(sealed(_described(error)))
     except DiskFull:
         path.touch()  # no words, which takes no room and says enough
 
@@ -160,19 +256,45 @@ def remove_leftovers(folder: Path) -> None:
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write how to use the weights in a folder."""
     with written_whole(folder / "model.json") as temporary:
-        temporary.write_text(spec.model_dump_json(indent=2))
+        temporary.write_text(sealed(spec.model_dump(mode="json")))
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """How to use a model that save wrote. Raises ModelNotFound."""
-    if not (folder / "model.json").exists():
-        raise ModelNotFound(f"no model at {folder}; run `bincount train` to make one")
-    return ModelSpec.model_validate_json((folder / "model.json").read_text())
+    """How to use a model that save wrote. Raises ModelNotFound, and ModelDamaged where the file says nothing usable."""
+    path = folder / "model.json"
+    try:
+        return ModelSpec.model_validate(read_sealed(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelNotFound(f"no model at {folder}; run `bincount train` to make one") from None
+    except ValidationError as error:
+        found = error.errors()[0]
+        field = ".".join(map(str, found["loc"])) or "model"
+        raise damaged_model(path, f"{field}: {found['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise damaged_model(path, str(error)) from None
+
+
+def damaged_model(path: Path, reason: str) -> ModelDamaged:
+    """The error of a model one of whose files cannot be used."""
+    return ModelDamaged(f"{path} is damaged ({reason}); restore it from a copy, or name another model")
+
+
+def check_weights(folder: Path, spec: ModelSpec) -> None:
+    """Raise ModelDamaged where the weights are not those that model.json was written for."""
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise ModelNotFound(f"no weights at {path}; run `bincount train` to make a model")
+    try:
+        sha256 = weights_digest(folder)
+    except OSError as error:
+        raise damaged_model(path, str(error)) from error
+    if spec.weights_sha256 and sha256 != spec.weights_sha256:
+        raise damaged_model(path, "they are not the weights that were saved")
 
 
 def weights_digest(checkpoint: Path) -> str:
     """What tells one trained model from another: the SHA-256 of its weights file."""
-    with open(checkpoint / "model.safetensors", "rb") as file:
+    with open(checkpoint / WEIGHTS, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

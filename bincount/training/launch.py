@@ -16,10 +16,18 @@ from pathlib import Path
 from bincount import errors
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.disk import written_whole
-from bincount.errors import SettingsError, TrainingFailed
+from bincount.errors import ModelDamaged, SettingsError, TrainingFailed
 from bincount.settings import ImageConfig, LaunchConfig, TrainConfig
-from bincount.training.files import PARENT_HOLDS_STDIN, Request, Trained, read_error, read_history, remove_errors
+from bincount.training.files import (
+    PARENT_HOLDS_STDIN,
+    Request,
+    Trained,
+    find_finished,
+    read_error,
+    read_history,
+    remove_errors,
+    write_request,
+)
 
 logger = logging.getLogger("bincount.training")
 
@@ -51,7 +59,7 @@ def train_in_subprocess(
     resumes from its last checkpoint. An exception here, such as a cancellation, stops the trainer first. on_epoch gets
     the records of all epochs so far, whenever there is a new one and at the end.
     """
-    trained = Trained.read(folder)
+    trained = find_finished(folder)
     if trained is not None:
         logger.info("already trained: %s", folder)
         on_epoch(read_history(folder))
@@ -66,8 +74,7 @@ def train_in_subprocess(
         training=config,
         folder=folder.resolve(),
     )
-    with written_whole(folder / "request.json") as temporary:
-        temporary.write_text(request.model_dump_json(indent=2))
+    write_request(folder / "request.json", request)
 
     process = subprocess.Popen(
         _command(launch, folder / "request.json"),
@@ -82,11 +89,11 @@ def train_in_subprocess(
         process.wait()
     finally:
         _stop(process)
-        on_epoch(read_history(folder))
+        on_epoch(_history(folder))
     trained = Trained.read(folder)
     if trained is None:
         if error := read_error(folder):
-            raise getattr(errors, error["type"])(error["message"])
+            raise getattr(errors, error["type"], TrainingFailed)(error["message"])
         raise TrainingFailed(_explain(process.returncode, last_lines, folder))
     return trained
 
@@ -126,10 +133,18 @@ def _watched(lines: Iterable[str], folder: Path, on_epoch: Callable[[list[dict]]
     seen = []
     for line in lines:
         yield line
-        history = read_history(folder)
+        history = _history(folder)
         if history != seen:
             on_epoch(history)
             seen = history
+
+
+def _history(folder: Path) -> list[dict]:
+    """The records so far; none while the file is damaged, which the trainer writes again after each epoch."""
+    try:
+        return read_history(folder)
+    except ModelDamaged:
+        return []
 
 
 def _relay(lines: Iterable[str]) -> list[str]:

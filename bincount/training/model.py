@@ -20,7 +20,15 @@ from bincount.disk import written_whole
 from bincount.errors import SettingsError, WeightsUnavailable
 from bincount.training.augment import center_crop, normalize
 from bincount.training.device import is_out_of_memory
-from bincount.training.files import ModelSpec, read_spec, write_spec
+from bincount.training.files import (
+    WEIGHTS,
+    ModelSpec,
+    check_weights,
+    damaged_model,
+    read_spec,
+    weights_digest,
+    write_spec,
+)
 
 HIDDEN_UNITS = 256
 INFERENCE_BATCH = 128
@@ -200,14 +208,25 @@ def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
     """Write the two files of a model, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with written_whole(folder / "model.safetensors") as temporary:
+    with written_whole(folder / WEIGHTS) as temporary:
         safetensors.torch.save_file(tensors, temporary)
-    write_spec(folder, spec)
+    write_spec(folder, spec.model_copy(update={"weights_sha256": weights_digest(folder)}))
 
 
 def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, ModelSpec]:
-    """Read a model that save wrote, ready for evaluation. Raises ModelNotFound."""
+    """Read a model that save wrote, ready for evaluation.
+
+    Raises ModelNotFound, and ModelDamaged where the files are not what was saved, or do not fit each other.
+    """
     spec = read_spec(folder)
+    check_weights(folder, spec)
     model = build(spec)
-    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    try:
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
+        model.load_state_dict(tensors)
+    except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        first_lines = " ".join(str(error).split()[:40])
+        raise damaged_model(folder / WEIGHTS, f"they do not fit model.json: {first_lines}") from error
+    if not all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point()):
+        raise damaged_model(folder / WEIGHTS, "some of them are not finite numbers")
     return model.to(device, memory_format=torch.channels_last).eval(), spec

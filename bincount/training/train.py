@@ -40,9 +40,10 @@ from bincount.training.distributed import World
 from bincount.training.files import (
     PARENT_HOLDS_STDIN,
     ModelSpec,
-    Request,
     Trained,
+    find_finished,
     read_error,
+    read_request,
     remove_leftovers,
     write_error,
     write_json,
@@ -100,7 +101,7 @@ def fit(
         _only_trainer(folder, stop) if is_first else nullcontext(),
         distributed.joined(device, agreed=Stopped) as world,
     ):
-        trained = Trained.read(folder)
+        trained = find_finished(folder)
         if trained is None:
             trained = _fit(snapshot, pack, images, config, folder=folder, stop=stop, device=device, world=world)
         logger.info(
@@ -636,7 +637,11 @@ def main() -> None:
     if PARENT_HOLDS_STDIN in os.environ:
         threading.Thread(target=_stop_when_parent_ends, args=(stop,), daemon=True).start()
 
-    request = Request.model_validate_json(Path(sys.argv[1]).read_text())
+    try:
+        request = read_request(Path(sys.argv[1]))
+    except TrainingFailed as error:
+        logger.error("%s", error)  # noqa: TRY400 - the text says it all
+        _end_with_error()
     if read_error(request.folder):
         return  # of the try before this one
     pack = Pack(request.pack, request.images.image_size)
