@@ -391,6 +391,11 @@ class Registry:
                 return version
         there = ", ".join(f"{version.version} {version.alias}".strip() for version in self.versions())
         known = f"there are: {there}" if there else "nothing was registered yet; run `bincount run`"
+        if there and reference == CHAMPION:
+            raise ModelNotFound(
+                f"no version of {self.model_name} is champion; {known}; name one of them, or make it champion with "
+                "`bincount promote VERSION --force`"
+            )
         raise ModelNotFound(f"{self.model_name} has no version {reference}; {known}")
 
     def checkpoint(self, version: Version, folder: Path) -> Path:

@@ -232,7 +232,9 @@ class TrainConfig(Settings):
     )
     flip_at_test: bool = Field(True, description="answer with the mean over a picture and its mirror image")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="arithmetic of the network in training; auto: the fastest, on a CPU by trial"
+        "auto",
+        description="arithmetic of the network in training; auto: bfloat16 on a GPU that has it, and for ResNets and "
+        "EfficientNet on a CPU that has its instructions, else float32",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
     seed: int = Field(0, ge=0, description="decides initial weights, order and augmentation")
@@ -274,7 +276,7 @@ class RegistryConfig(Settings):
 
 
 class PromotionConfig(Settings):
-    """When a new model takes the place of the one in use."""
+    """When a new model takes the place of the one in use; the first has to beat the most frequent class of train."""
 
     metric: Literal["accuracy", "rmse", "rmse_of_expectation"] = Field(
         "accuracy", description="what a new model must be better at; the others must not get worse beyond chance"
@@ -371,7 +373,9 @@ class Workspace(Settings):
     def run(self, snapshot_digest: str, images: ImageConfig, training: TrainConfig) -> Path:
         """The folder of one training: named by its inputs, so that a retry lands in the same place and resumes.
 
-        A file of weights is one by its content too, which may be another tomorrow under the same name.
+        Where training says auto, put in its place first what that stands for on this machine (training.device.resolve):
+        another machine may train otherwise, and then in another folder. A file of weights is one by its content too,
+        which may be another tomorrow under the same name.
         """
         inputs = images.model_dump_json() + training.model_dump_json()
         if os.path.isfile(training.weights):

@@ -68,9 +68,7 @@ def of_prepare(prepared: Prepared) -> Tables:
 
 def of_night(night: "Night", retraining: RetrainConfig) -> Tables:
     """All that a night did, and what it cost."""
-    champion = night.news.champion
-    since = f"new since version {champion.version}, the champion" if champion else "new, since there was no champion"
-    about = [("images", f"{night.news.num_new:,} {since}"), ("result", night_headline(night))]
+    about = [("images", f"{night.news.num_new:,} {night.news.how_new()}"), ("result", night_headline(night))]
     about.append(("drift", night.drift.words()))
     if night.drift.num_compared and night.drift.note:
         about.append(("not compared", night.drift.note))
@@ -133,18 +131,18 @@ def of_evaluation(evaluation: Evaluation) -> Tables:
 def of_decision(decision: Decision) -> Tables:
     """What was decided about the challenger, and the numbers of both models."""
     verdict = pd.DataFrame({"": [decision.words().splitlines()[0]]})
-    return {"Decision": verdict} | of_comparison(decision, "champion", "challenger")
+    first = f"always answering {decision.majority}" if decision.is_first else "champion"
+    return {"Decision": verdict} | of_comparison(decision, first, "challenger")
 
 
 def of_comparison(decision: Decision, first: str, second: str) -> Tables:
     """The numbers of two models on the same images; no table where they could not be compared."""
     if not decision.gains:
         return {}
-    title = f"On the same {decision.num_images:,} images of {decision.num_bins:,} bins, new to both"
-    return {
-        title: card.gains(decision, first, second),
-        "Accuracy by class": card.class_changes(decision, first, second),
-    }
+    new = "new to it" if decision.is_first else "new to both"
+    title = f"On the same {decision.num_images:,} images of {decision.num_bins:,} bins, {new}"
+    tables = {title: card.gains(decision, first, second)}
+    return tables | ({"Accuracy by class": card.class_changes(decision, first, second)} if decision.by_class else {})
 
 
 def of_models(versions: Sequence[Version], moves: Sequence[Move]) -> Tables:

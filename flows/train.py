@@ -70,6 +70,7 @@ def train(
     timings = Timings()
     chosen = manifest.open_snapshot(dataset / "snapshots" / snapshot) if snapshot else manifest.latest(dataset)
     promotion_rules.check(promotion, chosen.classes)
+    training = training_tasks.choose_arithmetic(training)
     folder = places.run(chosen.digest, images, training)
     registry_tasks.check_registry(registry, places)
     with timings.step("pack for training"):

@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,11 +44,23 @@ logger = logging.getLogger("bincount.night")
 
 @dataclass(frozen=True)
 class News:
-    """What is new since the champion learned; skip says why nothing is to be trained, and is empty where it is."""
+    """What is new since the champion learned; skip says why nothing is to be trained, and is empty where it is.
+
+    Where there is no champion, since is the last version of the same source and classes, if there is one.
+    """
 
     champion: Version | None
     num_new: int
     skip: str = ""
+    since: Version | None = None
+
+    def how_new(self) -> str:
+        """`new since version 3, the champion`."""
+        if self.champion:
+            return f"new since version {self.champion.version}, the champion"
+        if self.since:
+            return f"new since version {self.since.version}, the last, as none is champion"
+        return "new, since there was no champion"
 
 
 @task(name="look at what is new", task_run_name="look at what is new", **PATIENT)
@@ -64,18 +76,24 @@ def look(
     opened = registry.open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
     opened.end_last_move()  # which a night that was killed may have begun
     champion = _find_champion_before(opened)
-    if champion is None:
+    since = champion or _find_last(opened, snapshot)
+    if since is None:
         return News(None, snapshot.num_images)
-    folder = workspace.snapshot(champion.tags.get("snapshot", "unknown"))
+    folder = workspace.snapshot(since.tags.get("snapshot", "unknown"))
     if folder:
         num_new = len(snapshot.since(manifest.open_snapshot(folder)))
     else:  # it was trained elsewhere
-        num_new = max(0, snapshot.num_images - int(champion.tags.get("num_images", 0)))
-    settings = {**images.model_dump(), **training.model_dump(exclude={"device"})}
+        num_new = max(0, snapshot.num_images - int(since.tags.get("num_images", 0)))
+    # What auto stands for may be another on the machine of another night; that alone is no reason to train again.
+    by_machine = {"device"} | ({"precision"} if training.precision == "auto" else set())
+    settings = {**images.model_dump(), **training.model_dump(exclude=by_machine)}
     if rules.warm_start:
         del settings["weights"]
-    news = News(champion, num_new, _why_not(opened, snapshot, num_new, champion, settings, rules))
-    logger.info("%d images are new since version %d, the champion. %s", num_new, champion.version, news.skip)
+    news = News(champion, num_new, since=since)
+    # a version that is no champion and has no decision yet is taken up, also where nothing is new
+    if champion or _is_settled(since):
+        news = replace(news, skip=_why_not(opened, snapshot, news, settings, rules))
+    logger.info("%d images are %s. %s", news.num_new, news.how_new(), news.skip)
     return news
 
 
@@ -89,27 +107,38 @@ def _find_champion_before(opened: Registry) -> Version | None:
     return champion
 
 
+def _find_last(opened: Registry, snapshot: Snapshot) -> Version | None:
+    """The last version of the source and the classes of a snapshot that an earlier night, or a run, has registered."""
+    of_it = {"source": snapshot.source, "classes": ",".join(snapshot.classes.names)}
+    for version in opened.versions():
+        if of_it.items() <= version.tags.items() and not _is_of_this_night(version):
+            return version
+    return None
+
+
+def _is_settled(version: Version) -> bool:
+    """Whether it was decided about, and what was decided is done: a night may have been killed before or in between."""
+    decision = version.tags.get(DECISION_TAG, "")
+    return bool(decision) and (PROMOTED_TAG in version.tags or not decision.startswith(PROMOTE))
+
+
 def _is_of_this_night(version: Version) -> bool:
     return bool(flow_run.id) and version.tags.get(NIGHT_TAG) == str(flow_run.root_flow_run_id)
 
 
-def _why_not(
-    opened: Registry, snapshot: Snapshot, num_new: int, champion: Version, settings: Mapping, rules: RetrainConfig
-) -> str:
-    if num_new < rules.min_new_images:
+def _why_not(opened: Registry, snapshot: Snapshot, news: News, settings: Mapping, rules: RetrainConfig) -> str:
+    if news.num_new < rules.min_new_images:
         return (
-            f"Nothing was trained: {num_new:,} images are new since version {champion.version}, the champion, "
+            f"Nothing was trained: {news.num_new:,} images are {news.how_new()}, "
             f"and a training needs {rules.min_new_images:,} (min_new_images)"
         )
     for version in opened.versions():
         if version.tags.get("snapshot") != snapshot.digest or _is_of_this_night(version):
             continue
-        decision = version.tags.get(DECISION_TAG, "")
-        # what was to be promoted and was not: the night was killed in between, and this one ends it
-        is_settled = decision and (PROMOTED_TAG in version.tags or not decision.startswith(PROMOTE))
-        if is_settled and opened.was_trained_with(version, settings):
+        # what was to be promoted and was not is ended by this night
+        if _is_settled(version) and opened.was_trained_with(version, settings):
             undone = opened.was_rolled_back(version)
-            since = f"It was {undone.words()}" if undone else decision.splitlines()[0]
+            since = f"It was {undone.words()}" if undone else version.tags[DECISION_TAG].splitlines()[0]
             return f"Nothing was trained: version {version.version} has learned from these images already. {since}"
     return ""
 

@@ -41,6 +41,7 @@ def promote_model(
 ) -> tuple[Version, Decision]:
     """Make a version champion if it counts better than the one there is; its card and its tags say why, or why not.
 
+    Where there is none it has to count better than always answering the most frequent class, or stays challenger.
     evaluation is of the version on the snapshot's test images, where there was one already. Returns the version as it
     is then.
     """
@@ -53,8 +54,8 @@ def promote_model(
             if _is_by_this_run(opened, champion):  # an earlier try moved it, and may not have come to saying so
                 _announce(champion, decision)
             return champion, decision
-        decision = _decided_by_people(opened, version, champion, rules) or compare(
-            opened, version, champion, rules, snapshot, evaluation, workspace, device
+        decision = _decided_by_people(opened, version, champion, rules) or _with_remedy(
+            compare(opened, version, champion, rules, snapshot, evaluation, workspace, device), version
         )
         opened.describe(version, card.with_comparison(opened.card(version), decision))
         opened.note_decision(version, decision.words())
@@ -130,37 +131,53 @@ def compare(
     workspace: Workspace,
     device: str,
 ) -> Decision:
-    """Decide on the test images of the snapshot whose bins neither version has learned from."""
-    if champion is None:
-        return promotion.first()
-    if MODEL_TAG in version.tags and champion.tags.get(MODEL_TAG) == version.tags[MODEL_TAG]:
+    """Decide on the test images of the snapshot whose bins neither version has learned from.
+
+    Without a champion the version is compared with the most frequent class of what it has learned from.
+    """
+    if champion and MODEL_TAG in version.tags and champion.tags.get(MODEL_TAG) == version.tags[MODEL_TAG]:
         return promotion.refuse(f"it has the same weights as version {champion.version}", rules)
-    learned_from = []
-    for model in (version, champion):
+    is_first = champion is None
+    models, learned_from, tables = [version] if is_first else [version, champion], [], []
+    for model in models:
         folder = workspace.snapshot(model.tags.get("snapshot", "unknown"))
         if folder is None:
             reason = f"what version {model.version} has learned from is not in the workspace {workspace.root}"
-            return promotion.refuse(f"{reason}, so that no bin is sure to be new to it", rules)
+            return promotion.refuse(f"{reason}, so that no bin is sure to be new to it", rules, is_first=is_first)
         learned_from.append(manifest.open_snapshot(folder))
-    tables = []
-    for model, known in ((version, evaluation), (champion, None)):
+    for model in models:
+        known = evaluation if model is version else None
         try:
             table = known.predictions if known else predictions(opened, model, snapshot, workspace, device)
         except ModelNotFound as error:
-            return promotion.refuse(str(error), rules)
+            return promotion.refuse(str(error), rules, is_first=is_first)
         if table is None:
-            return promotion.refuse(f"version {model.version} tells other classes than the snapshot has", rules)
+            reason = f"version {model.version} tells other classes than the snapshot has"
+            return promotion.refuse(reason, rules, is_first=is_first)
         tables.append(table)
     unseen = promotion.unseen(snapshot, learned_from)
-    challenger, defender = (table[table["image_id"].map(unseen)] for table in tables)
-    return promotion.decide(
-        challenger["label"].to_numpy(np.int64),
-        challenger["group"],
-        challenger[columns(snapshot.classes)].to_numpy(),
-        defender[columns(snapshot.classes)].to_numpy(),
-        snapshot.classes,
-        rules,
-    )
+    tables = [table[table["image_id"].map(unseen)] for table in tables]
+    labels, groups = tables[0]["label"].to_numpy(np.int64), tables[0]["group"]
+    answers = [table[columns(snapshot.classes)].to_numpy() for table in tables]
+    trained_on = _images_by_class(learned_from[0])
+    absent = np.flatnonzero(trained_on == 0).tolist()
+    if is_first:
+        return promotion.decide_first(labels, groups, *answers, trained_on.argmax(), snapshot.classes, rules, absent)
+    return promotion.decide(labels, groups, *answers, snapshot.classes, rules, absent)
+
+
+def _images_by_class(snapshot: Snapshot) -> np.ndarray:
+    """Of train, (C,)."""
+    rows = snapshot.labelled()
+    return np.bincount(rows.loc[rows["split"] == "train", "label"], minlength=len(snapshot.classes))
+
+
+def _with_remedy(decision: Decision, version: Version) -> Decision:
+    """Without a champion nothing else says how to have one."""
+    if decision.promote or not decision.is_first:
+        return decision
+    remedy = f"`bincount promote {version.version} --force` makes it champion all the same"
+    return decision.model_copy(update={"reason": f"{decision.reason}; {remedy}"})
 
 
 def predictions(

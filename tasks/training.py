@@ -1,5 +1,6 @@
 """Training as a task."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
 from tasks.registry import start_run
 from tasks.retry import transient
+
+logger = logging.getLogger("bincount.tasks")
 
 
 @task(
@@ -37,6 +40,16 @@ def train_model(
     """Train in processes of its own, with the curves live in MLflow; a retry resumes from the last checkpoint."""
     with LiveRun(lambda: start_run(snapshot, images, training, folder, config, workspace), folder / "debug") as run:
         return train_in_subprocess(snapshot, pack, images, training, folder, on_epoch=run.log, launch=launch)
+
+
+@task(name="choose arithmetic", task_run_name="choose arithmetic", cache_policy=NO_CACHE)
+def choose_arithmetic(training: TrainConfig) -> TrainConfig:
+    """Replace `auto` by the device and the precision of this machine, which a retry here finds again."""
+    from bincount.training.device import resolve  # here, since torch takes seconds to import
+
+    resolved = resolve(training)
+    logger.info("training in %s on %s", resolved.precision, resolved.device)
+    return resolved
 
 
 @task(name="average models", task_run_name="average {training.members} models", cache_policy=NO_CACHE)

@@ -1,60 +1,113 @@
-import copy
-import logging
+"""What a training computes with: the same for the same settings on the same machine, and never by a trial."""
 
 import pytest
 import torch
+from drawn_training import IMAGES, QUICK, dataset
 
-from bincount.training import device
-from bincount.training.device import Arithmetic, choose_arithmetic
+from bincount.errors import SettingsError
+from bincount.settings import MODELS, TrainConfig, Workspace
+from bincount.training.device import Arithmetic, choose_arithmetic, resolve
+from bincount.training.files import weights_digest
+from bincount.training.train import fit
+from tasks import training as training_tasks
 
-CPU = torch.device("cpu")
-NETWORK = torch.nn.Sequential(
-    torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+BY_CPU = {"with bfloat16": {"avx512_bf16": True}, "with AMX": {"amx_bf16": True}, "without": {"avx2": True}}
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Makes this machine another: a CPU by name, or a GPU with bfloat16 or without."""
+
+    def become(machine: str) -> None:
+        is_gpu = machine.startswith("GPU")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: is_gpu)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: int(is_gpu))
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: machine == "GPU with bfloat16")
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: BY_CPU.get(machine, BY_CPU["without"]))
+
+    return become
+
+
+@pytest.mark.parametrize(
+    ("machine", "model", "resolved"),
+    [
+        ("GPU with bfloat16", "mobilenet_v2", ("cuda", "bfloat16")),
+        ("GPU with bfloat16", "small", ("cuda", "bfloat16")),
+        ("GPU without", "resnet34", ("cuda", "float32")),
+        ("with bfloat16", "resnet34", ("cpu", "bfloat16")),
+        ("with AMX", "resnet18", ("cpu", "bfloat16")),
+        ("with bfloat16", "efficientnet_v2_s", ("cpu", "bfloat16")),
+        ("with bfloat16", "mobilenet_v2", ("cpu", "float32")),  # it is slower there
+        ("with bfloat16", "mobilenet_v3_small", ("cpu", "float32")),
+        ("with bfloat16", "small", ("cpu", "float32")),  # the same everywhere, for what is tried out
+        ("without", "resnet34", ("cpu", "float32")),  # it would be emulated
+    ],
 )
-BATCH = torch.rand(4, 3, 16, 16)
+def test_auto_stands_for_what_model_and_machine_say(on, machine, model, resolved):
+    on(machine)
+    settings = resolve(TrainConfig(model=model))
+    assert (settings.device, settings.precision) == resolved
+    assert resolve(settings) == settings
 
 
-def choose(precision="auto"):
-    return choose_arithmetic(NETWORK, BATCH, CPU, precision=precision, num_steps=100)
-
-
-def make_slow(monkeypatch, **slow):
-    """Each arithmetic that has one of these takes longer, by a clock that only trials move."""
-    clock = [0.0]
-
-    def stepper(arithmetic, model, batch):
-        def step():
-            clock[0] += 1 + sum(getattr(arithmetic, name) == value for name, value in slow.items())
-
-        return step
-
-    monkeypatch.setattr(device, "_stepper", stepper)
-    monkeypatch.setattr(device.time, "perf_counter", lambda: clock[0])
-
-
-@pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("bfloat16", [True, False])
-def test_on_a_cpu_the_fastest_in_a_trial_is_taken(monkeypatch, bfloat16, channels_last):
-    monkeypatch.setattr(device, "_has_bfloat16", lambda capabilities: True)
-    make_slow(monkeypatch, bfloat16=not bfloat16, channels_last=not channels_last)
-    assert choose() == Arithmetic(bfloat16, channels_last)
-
-
-def test_what_a_cpu_would_have_to_emulate_is_not_tried(monkeypatch, caplog):
-    caplog.set_level(logging.INFO, logger="bincount")
-    monkeypatch.setattr(device, "_has_bfloat16", lambda capabilities: False)
-    assert not choose().bfloat16
-    assert "bfloat16" not in caplog.text
-    assert "float32, channels first" in caplog.text
-
-
+@pytest.mark.parametrize("machine", ["with bfloat16", "without", "GPU with bfloat16", "GPU without"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_precision_that_was_asked_for_is_taken(precision):
-    assert choose(precision).bfloat16 == (precision == "bfloat16")
+def test_a_precision_that_is_set_is_one_thing_on_every_machine_and_for_every_model(on, machine, precision):
+    on(machine)
+    for model in MODELS:
+        settings = resolve(TrainConfig(model=model, precision=precision))
+        assert choose_arithmetic(settings, num_steps=10) == Arithmetic(bfloat16=precision == "bfloat16")
 
 
-def test_a_trial_leaves_the_network_as_it_was():
-    before = copy.deepcopy(NETWORK.state_dict())
-    choose("float32")
-    assert all(torch.equal(before[name], tensor) for name, tensor in NETWORK.state_dict().items())
-    assert all(parameter.grad is None for parameter in NETWORK.parameters())
+def test_long_trainings_on_a_gpu_are_compiled_and_no_others(on):
+    on("GPU with bfloat16")
+    settings = resolve(TrainConfig())
+    assert str(choose_arithmetic(settings, num_steps=1000)) == "bfloat16, channels last, compiled"
+    assert not choose_arithmetic(settings, num_steps=999).compiled
+    assert not choose_arithmetic(settings.model_copy(update={"debug": True}), num_steps=1000).compiled
+    assert not choose_arithmetic(settings.model_copy(update={"device": "cpu"}), num_steps=1000).compiled
+
+
+def test_another_device_or_precision_is_another_training_and_the_same_machine_finds_its_own(on):
+    folders = {}
+    for machine in ("with bfloat16", "without", "GPU with bfloat16", "GPU without"):
+        on(machine)
+        first, again = (Workspace().run("5" * 64, IMAGES, resolve(TrainConfig())) for _ in range(2))
+        assert first == again
+        folders[machine] = first
+    assert len(set(folders.values())) == 4
+    on("with bfloat16")
+    assert Workspace().run("5" * 64, IMAGES, resolve(TrainConfig(precision="bfloat16"))) == folders["with bfloat16"]
+    on("without")
+    asked = resolve(TrainConfig(precision="float32"))
+    assert Workspace().run("5" * 64, IMAGES, asked) == folders["without"]
+
+
+def test_the_task_hands_on_what_auto_stands_for(on):
+    on("with bfloat16")
+    settings = training_tasks.choose_arithmetic.fn(TrainConfig(model="resnet18"))
+    assert (settings.device, settings.precision) == ("cpu", "bfloat16")
+    assert settings.model_dump(exclude={"device", "precision"}) == TrainConfig(model="resnet18").model_dump(
+        exclude={"device", "precision"}
+    )
+
+
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+@pytest.mark.parametrize("model", ["small", "mobilenet_v3_small"])
+def test_the_same_settings_give_the_same_weights_to_the_bit_twice(tmp_path, model, precision):
+    snapshot, pack = dataset(tmp_path, train=32, val=8)
+    config = QUICK.model_copy(update={"model": model, "precision": precision, "epochs": 1})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    digests = []
+    for name in ("one", "two"):
+        trained = fit(snapshot, pack, IMAGES, config, tmp_path / name)
+        digests.append(weights_digest(trained.checkpoint))
+    torch.set_num_threads(threads)
+    assert digests[0] == digests[1]
+
+
+def test_a_gpu_that_is_not_there_is_said_before_anything_else(on):
+    on("without")
+    with pytest.raises(SettingsError, match="no GPU that torch can use"):
+        resolve(TrainConfig(device="cuda"))

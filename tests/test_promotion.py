@@ -192,3 +192,121 @@ def test_ids_of_another_source_are_other_bins(tmp_path):
     other = frozen(tmp_path / "there", [("1a", "1a", "test"), ("2x", "2x", "train"), ("9b", "9b", "train")], "another")
 
     assert promotion.unseen(now, [now, other]).to_dict() == {"1a": True, "2b": False}
+
+
+# --- the first champion --------------------------------------------------------------------------------------------
+
+
+def decide_first(num_bins: int, accuracy: float, seed: int, shares=(1, 1, 1, 1, 1, 1), **config) -> promotion.Decision:
+    """A model of this accuracy against always answering the class with the largest share."""
+    random = np.random.default_rng(seed)
+    labels, groups = labels_and_bins(num_bins, random)
+    labels = random.choice(6, len(labels), p=np.array(shares) / sum(shares))
+    challenger = answers(labels, random.random(num_bins)[groups], accuracy, random)
+    return promotion.decide_first(
+        labels, groups, challenger, int(np.argmax(shares)), CLASSES, PromotionConfig(**config)
+    )
+
+
+def test_the_first_champion_has_to_be_significantly_better_than_the_majority_class():
+    decision = decide_first(300, 0.6, seed=0)
+
+    assert decision.promote
+    assert decision.reason == (
+        "there was no champion, and accuracy is significantly better than always answering 0 (at 95% confidence)"
+    )
+    assert decision.is_first
+    assert decision.gains[0].champion < 0.25 < decision.gains[0].challenger
+    assert decision.gains[0].interval.low > 0
+    assert "bins that it was not trained on, against always answering 0, 95% intervals" in decision.words()
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "shares", "words"),
+    [
+        (0.17, (1, 1, 1, 1, 1, 1), "accuracy is not significantly better than always answering 0"),
+        (0.05, (5, 1, 1, 1, 1, 1), "accuracy is significantly worse than always answering 0"),
+        (0.9, (90, 2, 2, 2, 2, 2), "accuracy is not significantly better than always answering 0"),
+    ],
+)
+def test_a_first_model_no_better_than_the_majority_class_stays_challenger(accuracy, shares, words):
+    decision = decide_first(300, accuracy, seed=0, shares=shares)
+
+    assert not decision.promote
+    assert decision.reason == f"{words} (at 95% confidence)"
+    assert decision.words().startswith("No champion yet: ")
+
+
+def test_chance_makes_seldom_a_first_champion():
+    always = [decide_first(200, 1 / 6, seed).promote for seed in range(100)]
+    assert np.mean(always) <= 0.05
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "rmse", "rmse_of_expectation"])
+def test_the_first_champion_is_better_in_the_metric_of_the_gate(metric):
+    """A model that is right more often, and that is further off where it is wrong."""
+    labels, groups = np.tile([0, 5, 2, 3, 2, 1, 4, 2, 2, 3], 60), np.arange(600)
+    right = np.tile([1, 1, 1, 1, 0, 1, 1, 0, 0, 0], 60).astype(bool)
+    challenger = np.eye(6)[np.where(right, labels, np.where(labels == 2, 5, 0))]
+
+    decision = promotion.decide_first(labels, groups, challenger, 2, CLASSES, PromotionConfig(metric=metric))
+
+    assert decision.gains[0].metric == metric
+    assert decision.promote == (metric == "accuracy")
+
+
+def test_a_higher_confidence_asks_for_more():
+    assert decide_first(60, 0.36, seed=3, confidence=0.6).promote
+    assert not decide_first(60, 0.36, seed=3, confidence=0.9999).promote
+
+
+def test_a_few_bins_make_no_first_champion_unless_forced():
+    decision = decide_first(29, 1.0, seed=0)
+
+    assert not decision.promote
+    assert decision.reason == "29 bins that it was not trained on are too few to compare on, 30 are needed"
+    forced = decide_first(29, 1.0, seed=0, force=True)
+    assert forced.promote
+    assert forced.reason.startswith("forced, though 29 bins")
+
+
+def test_no_class_loss_and_no_smallest_gain_stand_against_a_first_champion():
+    assert decide_first(
+        300, 0.6, seed=0, max_class_loss=0, min_gain=90
+    ).promote  # always answering 0 is right on all 0s
+
+
+# --- what is never promoted ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("which", ["challenger", "champion"])
+def test_answers_that_are_not_numbers_promote_nothing(broken, which):
+    labels, groups = np.tile(np.arange(6), 50), np.arange(300)
+    tables = {"challenger": np.eye(6)[labels], "champion": np.eye(6)[(labels + 1) % 6]}
+    tables[which][7, 3] = broken
+
+    decision = promotion.decide(labels, groups, *tables.values(), CLASSES, PromotionConfig())
+
+    assert not decision.promote
+    assert decision.reason == f"answers of the {which} are not numbers"
+    if which == "challenger":
+        first = promotion.decide_first(labels, groups, tables[which], 0, CLASSES, PromotionConfig())
+        assert (first.promote, first.reason) == (False, "answers of the challenger are not numbers")
+
+
+@pytest.mark.parametrize("missing", [[3], [0, 5]])
+def test_a_test_that_lacks_a_class_promotes_nothing_unless_no_model_knows_the_class(missing):
+    labels = np.array([label for label in range(6) if label not in missing] * 60)
+    groups, better = np.arange(len(labels)), np.eye(6)[labels]
+    worse = np.eye(6)[(labels + 1) % 6]
+    names = ", ".join(map(str, missing))
+    reason = f"no image of class {names} is among those compared on, so that nothing is known of it"
+
+    compared = promotion.decide(labels, groups, better, worse, CLASSES, PromotionConfig())
+    first = promotion.decide_first(labels, groups, better, 1, CLASSES, PromotionConfig())
+
+    assert (compared.promote, compared.reason) == (first.promote, first.reason) == (False, reason)
+    assert promotion.decide(labels, groups, better, worse, CLASSES, PromotionConfig(), absent=missing).promote
+    assert promotion.decide_first(labels, groups, better, 1, CLASSES, PromotionConfig(), absent=missing).promote
+    assert promotion.decide(labels, groups, better, worse, CLASSES, PromotionConfig(force=True)).promote

@@ -14,7 +14,8 @@ from bincount.settings import SPLITS, Classes, ImageConfig, TrainConfig
 from bincount.training.files import ModelSpec
 
 PERCENTAGES = ("accuracy", "within_one", "calibration_error")
-COMPARISON, AFTER_COMPARISON = "## Against the champion", "## Data"
+COMPARISON, FIRST_COMPARISON = "## Against the champion", "## Against the majority class"
+AFTER_COMPARISON = "## Data"
 NAMES = {
     "accuracy": "accuracy",
     "rmse": "RMSE, items",
@@ -90,10 +91,13 @@ to {images.image_size} x {images.image_size} pixels. Logits are divided by a tem
 
 
 def with_comparison(card: str, decision: Decision) -> str:
-    """A card with what the comparison with the champion came to, in place of what an earlier one did."""
+    """A card with what the comparison with the champion came to, in place of what an earlier one did.
+
+    Without a champion it is that with the majority class.
+    """
     above, found, below = card.partition(AFTER_COMPARISON)
-    above = above.partition(COMPARISON)[0]
-    lines = [COMPARISON, "", f"{decision.words()}.", ""]
+    above = above.partition(COMPARISON)[0].partition(FIRST_COMPARISON)[0]
+    lines = [FIRST_COMPARISON if decision.is_first else COMPARISON, "", f"{decision.words()}.", ""]
     if decision.by_class:
         lines += [markdown(class_changes(decision, "champion's accuracy", "this model's accuracy")), ""]
     return above + "\n".join(lines) + "\n" + found + below

@@ -1,10 +1,11 @@
 """Challenger against champion on the same bins -> a Decision, in numbers and in words.
 
 Both models are asked about the same test images, so that what is hard about a bin is hard for both: the bootstrap draws
-bins, and for each draw the difference of the two is taken (a paired bootstrap).
+bins, and for each draw the difference of the two is taken (a paired bootstrap). Where there is no champion yet, always
+answering the most frequent class of train, which needs no picture, takes its part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from bincount.evaluation.bootstrap import FEWEST_BINS, Interval
 from bincount.settings import SPLITS, Classes, PromotionConfig, Settings
 
 PROMOTE = "Promote"  # how the words of a decision for the challenger begin
+NEW_TO_BOTH = "neither was trained on"
 NAMES = {"accuracy": "accuracy", "rmse": "RMSE", "rmse_of_expectation": "RMSE of the expected count"}
 
 
@@ -73,12 +75,15 @@ class Decision(Settings):
     """Whether the challenger takes the champion's place, why, and what that rests on.
 
     gains are empty where there was nothing to compare with or on. is_champion: the version has the place already, and
-    reason says since when.
+    reason says since when. is_first: there is no champion, and what stands in its place in gains always answers
+    majority, the name of a class.
     """
 
     promote: bool
     reason: str
     is_champion: bool = False
+    is_first: bool = False
+    majority: str = ""
     num_images: int = 0
     num_bins: int = 0
     confidence: float = 0.95
@@ -87,11 +92,18 @@ class Decision(Settings):
 
     def words(self) -> str:
         """The decision in a line, or two where models were compared."""
-        compared = f" on {self.num_images:,} images of {self.num_bins:,} bins that neither was trained on"
+        new = f"it was not trained on, against always answering {self.majority}" if self.is_first else NEW_TO_BOTH
+        compared = f" on {self.num_images:,} images of {self.num_bins:,} bins that {new}"
         numbers = "; ".join(gain.words() for gain in self.gains)
         evidence = f"\n{numbers}{compared}, {self.confidence:.0%} intervals" if self.gains else ""
-        verdict = PROMOTE if self.promote else "Champion already" if self.is_champion else "Keep the champion"
-        return f"{verdict}: {self.reason}{evidence}"
+        return f"{self._verdict()}: {self.reason}{evidence}"
+
+    def _verdict(self) -> str:
+        if self.promote:
+            return PROMOTE
+        if self.is_champion:
+            return "Champion already"
+        return "No champion yet" if self.is_first else "Keep the champion"
 
 
 def decide(
@@ -101,32 +113,70 @@ def decide(
     champion: np.ndarray,
     classes: Classes,
     config: PromotionConfig,
+    absent: Collection[int] = (),
 ) -> Decision:
     """Compare two models' probabilities (N, C) for the same images: labels (N,) in 0..C-1, groups (N,) their bins.
 
     The challenger is promoted when its gain is at least min_gain, the gain's interval lies above zero, no class loses
-    more than max_class_loss points, and no other metric gets worse beyond chance; or when config.force says so. With
-    equal models that is the case about once in 40 times, at a confidence of 95 %. Raises SettingsError as check does.
+    more than max_class_loss points, no other metric gets worse beyond chance, and every class has images here but for
+    the labels in absent, of which no model knows anything; or when config.force says so. With equal models that is the
+    case about once in 40 times, at a confidence of 95 %. Raises SettingsError as check does.
     """
     check(config, classes)
-    num_bins = len(np.unique(np.asarray(groups)))
-    if num_bins < FEWEST_BINS:
-        reason = f"{num_bins} bins that neither was trained on are too few to compare on, {FEWEST_BINS} are needed"
-        return _forced(Decision(promote=False, reason=reason, num_bins=num_bins, num_images=len(labels)), config)
-    gains = _gains(labels, groups, challenger, champion, classes, config.confidence)
+    about = {"num_images": len(labels), "num_bins": len(np.unique(np.asarray(groups)))}
+    if reason := _why_not_comparable(about["num_bins"], NEW_TO_BOTH, challenger=challenger, champion=champion):
+        return _forced(Decision(promote=False, reason=reason, **about), config)
+    main, *others = _gains(labels, groups, challenger, champion, classes, config)
     by_class = _by_class(labels, challenger, champion, classes)
-    main = next(gain for gain in gains if gain.metric == config.metric)
-    reason, promote = _judge(main, [gain for gain in gains if gain is not main], by_class, config)
+    reason, promote = _judge(main, others, by_class, config)
     decision = Decision(
         promote=promote,
         reason=reason,
-        num_images=len(labels),
-        num_bins=num_bins,
+        **about,
         confidence=config.confidence,
-        gains=(main, *(gain for gain in gains if gain is not main)),
+        gains=(main, *others),
         by_class=by_class,
     )
-    return _forced(decision, config)
+    return _forced(_unless_classes_lack(decision, labels, classes, absent), config)
+
+
+def decide_first(
+    labels: np.ndarray,
+    groups: np.ndarray | pd.Series,
+    challenger: np.ndarray,
+    majority: int,
+    classes: Classes,
+    config: PromotionConfig,
+    absent: Collection[int] = (),
+) -> Decision:
+    """Decide where there is no champion: compare a model's probabilities with always answering the label majority.
+
+    The arguments are as of decide. The challenger becomes champion when the interval of its gain in config.metric lies
+    above zero, and every class has images here; or when config.force says so.
+    """
+    check(config, classes)
+    about = {"num_images": len(labels), "num_bins": len(np.unique(np.asarray(groups))), "is_first": True}
+    if reason := _why_not_comparable(about["num_bins"], "it was not trained on", challenger=challenger):
+        return _forced(Decision(promote=False, reason=reason, **about), config)
+    always = np.tile(np.eye(len(classes))[majority], (len(labels), 1))
+    main, *others = _gains(labels, groups, challenger, always, classes, config)
+    name, rule = NAMES[config.metric], f"always answering {classes.names[majority]}"
+    chance = f"at {config.confidence:.0%} confidence"
+    if main.is_worse:
+        reason = f"{name} is significantly worse than {rule} ({chance})"
+    elif main.interval.low <= 0:
+        reason = f"{name} is not significantly better than {rule} ({chance})"
+    else:
+        reason = f"there was no champion, and {name} is significantly better than {rule} ({chance})"
+    decision = Decision(
+        promote=main.interval.low > 0,
+        reason=reason,
+        **about,
+        majority=classes.names[majority],
+        confidence=config.confidence,
+        gains=(main, *others),
+    )
+    return _forced(_unless_classes_lack(decision, labels, classes, absent), config)
 
 
 def check(config: PromotionConfig, classes: Classes) -> None:
@@ -135,14 +185,9 @@ def check(config: PromotionConfig, classes: Classes) -> None:
         raise SettingsError(f"--metric {config.metric} needs classes with an order; choose accuracy, or add --ordered")
 
 
-def first() -> Decision:
-    """The decision where there is no champion."""
-    return Decision(promote=True, reason="there was no champion")
-
-
-def refuse(reason: str, config: PromotionConfig) -> Decision:
-    """The decision where the two cannot be compared."""
-    return _forced(Decision(promote=False, reason=reason), config)
+def refuse(reason: str, config: PromotionConfig, *, is_first: bool = False) -> Decision:
+    """The decision where the two cannot be compared; is_first where there is no champion."""
+    return _forced(Decision(promote=False, reason=reason, is_first=is_first), config)
 
 
 def unseen(snapshot: Snapshot, learned_from: Sequence[Snapshot]) -> pd.Series:
@@ -166,6 +211,24 @@ def unseen(snapshot: Snapshot, learned_from: Sequence[Snapshot]) -> pd.Series:
     seen |= manifest["split"].isin([split for split in SPLITS if split != "test"])
     test = manifest[manifest["split"] == "test"]
     return pd.Series(~is_in(test["group"], manifest.loc[seen, "group"]), index=test["image_id"])
+
+
+def _why_not_comparable(num_bins: int, new: str, **probabilities: np.ndarray) -> str:
+    """Empty where they are; probabilities are by whose answers they are."""
+    if num_bins < FEWEST_BINS:
+        return f"{num_bins} bins that {new} are too few to compare on, {FEWEST_BINS} are needed"
+    broken = [name for name, of in probabilities.items() if not np.isfinite(of).all()]
+    return f"answers of the {' and the '.join(broken)} are not numbers" if broken else ""
+
+
+def _unless_classes_lack(decision: Decision, labels: np.ndarray, classes: Classes, absent: Collection[int]) -> Decision:
+    """Refuse to promote where nothing is known of a class; a decision against it stays, with its reason."""
+    present = {*np.unique(labels).tolist(), *absent}
+    lacking = [name for label, name in enumerate(classes.names) if label not in present]
+    if not decision.promote or not lacking:
+        return decision
+    reason = f"no image of class {', '.join(lacking)} is among those compared on, so that nothing is known of it"
+    return decision.model_copy(update={"promote": False, "reason": reason})
 
 
 def _judge(
@@ -200,14 +263,16 @@ def _forced(decision: Decision, config: PromotionConfig) -> Decision:
     return decision.model_copy(update={"promote": True, "reason": f"forced, though {decision.reason}"})
 
 
-def _gains(labels, groups, challenger, champion, classes: Classes, confidence: float) -> list[Gain]:
+def _gains(labels, groups, challenger, champion, classes: Classes, config: PromotionConfig) -> list[Gain]:
+    """The gain in each metric, that of config.metric first."""
     names = [name for name in NAMES if name == "accuracy" or classes.ordered]
+    names.sort(key=lambda name: name != config.metric)
     added = [bootstrap.sums(labels, probabilities, classes) for probabilities in (challenger, champion)]
     points = [bootstrap.scores(each.sum().to_frame().T, classes).iloc[0] for each in added]
     tests = bootstrap.resample(pd.concat(added, axis=1, keys=[0, 1]), groups)  # the same draws for both
     drawn = [bootstrap.scores(tests[which], classes) for which in (0, 1)]
     sign = pd.Series({name: 1 if name == "accuracy" else -1 for name in names})
-    low, high = bootstrap.quantiles((drawn[0] - drawn[1])[names] * sign, confidence)
+    low, high = bootstrap.quantiles((drawn[0] - drawn[1])[names] * sign, config.confidence)
     return [
         Gain(
             metric=name,

@@ -1,43 +1,33 @@
-"""Where a network is computed, and in which arithmetic: the fastest sound one, tried out at the start."""
+"""Where a network is computed, and in which arithmetic: both follow from the settings and the hardware."""
 
-import copy
-import logging
 import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 from bincount.errors import SettingsError
+from bincount.settings import TrainConfig
 
-logger = logging.getLogger(__name__)
-
-TRIAL_ROUNDS = 4
-TRIAL_BATCH = 16  # images: enough to tell, and a quarter of the time
+# Training steps on one core of an AMD EPYC with avx512_bf16: images/s of its time in bfloat16 and in float32, channels
+# last, the best of five steps of 16 images of 128 pixels. resnet18 50 and 26, resnet34 27 and 15, resnet50 18 and 10,
+# efficientnet_v2_s 17 and 11. Networks of depthwise convolutions are slower with it: mobilenet_v2 53 and 64 (at 64
+# pixels 112 and 204), mobilenet_v3_small 70 and 98 (114 and 160). The model small would gain too (197 and 104), but a
+# quick trial should come to the same on every CPU.
+FASTER_IN_BFLOAT16 = ("resnet18", "resnet34", "resnet50", "efficientnet_v2_s")
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # CUDA; cuBLAS and cuDNN; a CPU
 COMPILE_STEPS = 1000  # so many steps pay for the minute that torch.compile takes
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How the network is computed. It decides the result to the last bit, so that a checkpoint carries it along."""
+    """How the network is computed, with channels last. A checkpoint carries it along."""
 
     bfloat16: bool = False
-    channels_last: bool = True
     compiled: bool = False
 
     def __str__(self) -> str:
-        parts = [
-            "bfloat16" if self.bfloat16 else "float32",
-            "channels last" if self.channels_last else "channels first",
-        ]
+        parts = ["bfloat16" if self.bfloat16 else "float32", "channels last"]
         return ", ".join(parts + ["compiled"] * self.compiled)
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -52,35 +42,24 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def choose_arithmetic(
-    model: nn.Module, batch: Tensor, device: torch.device, *, precision: str, num_steps: int
-) -> Arithmetic:
-    """The fastest arithmetic for training model, which is left as it was, on batches like this, (B, 3, S, S) float32.
+def resolve(training: TrainConfig) -> TrainConfig:
+    """Replace `auto` by the device and the precision that it stands for on this machine.
 
-    A GPU's is known: bfloat16 where its hardware has it, channels last, and compiled when there are steps enough. A
-    CPU's differs by model and machine: on one with bfloat16 instructions some models gain half and others nothing. So
-    a few steps of each are timed.
+    Both decide the weights to the last bit, so they follow from the settings and the hardware and from no trial, and
+    the settings that this returns are what names a training (Workspace.run) and travels to its processes. Raises
+    SettingsError as choose_device does.
     """
-    if device.type == "cuda":
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
-        return Arithmetic(bfloat16=bfloat16, channels_last=True, compiled=num_steps >= COMPILE_STEPS)
-    kinds = {"auto": (True, False), "bfloat16": (True,), "float32": (False,)}[precision]
-    if True in kinds and precision == "auto" and not _has_bfloat16(torch.cpu.get_capabilities()):
-        kinds = (False,)  # it would be emulated
-    candidates = [Arithmetic(bfloat16, channels_last) for bfloat16 in kinds for channels_last in (True, False)]
-    batch = batch[:TRIAL_BATCH]
-    steps = {candidate: _stepper(candidate, copy.deepcopy(model), batch) for candidate in candidates}
-    seconds = {candidate: [] for candidate in candidates}
-    for _ in range(TRIAL_ROUNDS):  # in turns, so that a moment in which the machine is busy strikes them alike
-        for candidate, step in steps.items():
-            start = time.perf_counter()
-            step()
-            seconds[candidate].append(time.perf_counter() - start)
-    fastest = {candidate: min(times[1:]) for candidate, times in seconds.items()}  # the first warms up
-    for candidate in candidates:
-        logger.info("%s: %.0f images/s in a trial", candidate, len(batch) / fastest[candidate])
-    return min(candidates, key=fastest.get)
+    device = choose_device(training.device)
+    precision = training.precision
+    if precision == "auto":
+        precision = "bfloat16" if _pays_in_bfloat16(training.model, device) else "float32"
+    return training.model_copy(update={"device": device.type, "precision": precision})
+
+
+def choose_arithmetic(training: TrainConfig, num_steps: int) -> Arithmetic:
+    """The arithmetic of settings that resolve has returned, for a training of so many steps."""
+    is_long = num_steps >= COMPILE_STEPS and not training.debug
+    return Arithmetic(training.precision == "bfloat16", compiled=training.device == "cuda" and is_long)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -89,19 +68,12 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in told for words in OUT_OF_MEMORY)
 
 
+def _pays_in_bfloat16(model: str, device: torch.device) -> bool:
+    """A GPU with bfloat16 is always faster with it; a CPU that has the instructions is in some networks only."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return model in FASTER_IN_BFLOAT16 and _has_bfloat16(torch.cpu.get_capabilities())
+
+
 def _has_bfloat16(capabilities: dict) -> bool:
     return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
-
-
-def _stepper(arithmetic: Arithmetic, model: nn.Module, batch: Tensor) -> Callable[[], None]:
-    """A step of training but for the optimizer, whose part is small and the same for all."""
-    model = model.train().to(memory_format=arithmetic.memory_format)
-    batch = batch.contiguous(memory_format=arithmetic.memory_format)
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=arithmetic.bfloat16):
-            logits = model(batch)
-        model.zero_grad()
-        logits.float().logsumexp(dim=1).sum().backward()
-
-    return step

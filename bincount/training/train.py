@@ -2,7 +2,7 @@
 
 Nothing random is carried along: the order of an epoch, and the augmentation and dropout of a step, follow from the seed
 and the position alone. So a checkpoint of weights, optimizer and position is all that an exact resume needs: exact to
-the bit, on the same kind of device with the same number of threads and processes.
+the bit, on the same kind of device and processor with the same number of threads and processes.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from bincount.training import checkpoints, distributed, losses
 from bincount.training.augment import draw_views, look
 from bincount.training.calibration import calibrate
 from bincount.training.debug import Watch
-from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, is_out_of_memory
+from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, is_out_of_memory, resolve
 from bincount.training.distributed import World
 from bincount.training.files import (
     PARENT_HOLDS_STDIN,
@@ -94,6 +94,7 @@ def fit(
     TrainingFailed when it does not do for the share of one of several processes.
     """
     stop = stop or threading.Event()
+    config = resolve(config)
     folder.mkdir(parents=True, exist_ok=True)
     device = choose_device(config.device, distributed.local_rank())
     is_first = distributed.rank() == 0
@@ -140,7 +141,7 @@ def _fit(
     if config.model == "small" and device.type == "cpu":
         # Its layers are too small to share out: beside another busy process two threads take ten times as long as one.
         torch.set_num_threads(1)
-    training = _start(spec, config, class_weights, steps_per_epoch * config.epochs, folder, device, world, batch_size)
+    training = _start(spec, config, class_weights, steps_per_epoch * config.epochs, folder, device, world)
     logger.info(
         "training %s on %d images of %d pixels, %d for val; %s on %s%s",
         config.model,
@@ -154,7 +155,8 @@ def _fit(
     reader = Reader(pack.images, train.rows, device)
     # cuDNN's fastest kernels add up in another order each time: a resumed run would not equal the unbroken one.
     with (
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True),
+        # TF32 would make float32 another arithmetic on newer GPUs.
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
         training.watch.writing(folder / "debug", lambda: training.history),
     ):
         while len(training.history) < config.epochs:
@@ -208,7 +210,6 @@ def _start(
     folder: Path,
     device: torch.device,
     world: World,
-    batch_size: int,
 ) -> "Training":
     """A training at its first step, or where its newest checkpoint in folder left it."""
     torch.manual_seed(seed_for("weights", config.seed))
@@ -216,7 +217,7 @@ def _start(
     checkpoint = world.from_first(checkpoints.read(folder) if world.is_first else None)
     if checkpoint is None:
         load_weights(model, config.model, config.weights, config.seed)
-        arithmetic = _choose_arithmetic(model, spec, config, device, num_steps, world, batch_size)
+        arithmetic = world.from_first(choose_arithmetic(config, num_steps))
     else:
         arithmetic = Arithmetic(**checkpoint["arithmetic"])
     training = Training(spec, config, class_weights, num_steps, model, arithmetic, device, world)
@@ -226,23 +227,6 @@ def _start(
         training.take_up(checkpoint)
         logger.info("resuming after step %d of %d", training.step, num_steps)
     return training
-
-
-def _choose_arithmetic(
-    model: nn.Module,
-    spec: ModelSpec,
-    config: TrainConfig,
-    device: torch.device,
-    num_steps: int,
-    world: World,
-    batch_size: int,
-) -> Arithmetic:
-    if config.model == "small" and config.precision == "auto":
-        return Arithmetic()  # a step takes less time than the conversions
-    batch = torch.rand(max(2, batch_size // world.size), 3, spec.image_size, spec.image_size)
-    return world.from_first(
-        choose_arithmetic(model, batch, device, precision=config.precision, num_steps=0 if config.debug else num_steps)
-    )
 
 
 class Training:
@@ -267,7 +251,7 @@ class Training:
         self.arithmetic, self.device, self.world = arithmetic, device, world
         if world.size > 1:
             model = distributed.share_batch_norm(model, device)
-        self.model = model.to(device, memory_format=arithmetic.memory_format)
+        self.model = model.to(device, memory_format=torch.channels_last)
         self.forward = world.spread(self.model, device)
         if arithmetic.compiled:
             torch._dynamo.config.suppress_errors = True  # a host without a compiler trains too, only slower
@@ -343,7 +327,7 @@ class Training:
         config, num_classes = self.config, len(self.spec.classes)
         pixels = look(images, views, config.normalization)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic.bfloat16):
-            logits = self.forward(pixels.contiguous(memory_format=self.arithmetic.memory_format))
+            logits = self.forward(pixels)
         logits = logits.float()
         wanted = losses.targets(labels, self.values, config)
         each = losses.per_picture(logits, wanted, config) * self.class_weights[labels]

@@ -26,6 +26,7 @@ from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.evaluation.metrics import score
 from bincount.settings import DataConfig, ImageConfig, TrainConfig, Workspace
+from bincount.training.device import resolve
 from bincount.training.ensemble import combine
 from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
@@ -105,6 +106,7 @@ def prepare(workspace: Workspace, data: DataConfig, images: ImageConfig, way: st
 
 
 def train(snapshot: Snapshot, pack: Pack, images: ImageConfig, config: TrainConfig, workspace: Workspace) -> Trained:
+    config = resolve(config)
     members = [
         train_in_subprocess(snapshot, pack, images, member, workspace.run(snapshot.digest, images, member))
         for member in config.each_member()

@@ -411,19 +411,13 @@ def _augment(pictures, step: int):
 
 
 def choose(model: str, size: str, batch_size: str, device: str) -> dict:
-    """The arithmetic that a training chooses: on a CPU by trial, so it is asked for once and not in each round."""
+    """The arithmetic of a training with the default settings on this machine."""
     from dataclasses import asdict
 
-    import torch
+    from bincount.training.device import choose_arithmetic, resolve
 
-    from bincount.training.device import choose_arithmetic
-    from bincount.training.model import build
-
-    config, spec = _settings(model, int(size), int(batch_size))
-    batch = torch.rand(int(batch_size), 3, int(size), int(size))
-    chosen = choose_arithmetic(
-        build(spec), batch, torch.device(device), precision=config.precision, num_steps=STEPS_OF_A_TRAINING
-    )
+    config, _ = _settings(model, int(size), int(batch_size))
+    chosen = choose_arithmetic(resolve(config.model_copy(update={"device": device})), STEPS_OF_A_TRAINING)
     return {"arithmetic": asdict(chosen), "described": str(chosen)}
 
 

@@ -1,0 +1,205 @@
+"""Which version becomes the first champion, what the registry says of it, and what a night does while there is none."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from drawn_training import IMAGES, QUICK, dataset
+from servers import with_database
+
+from bincount import registry
+from bincount.data import manifest
+from bincount.errors import ModelNotFound
+from bincount.evaluation import promotion
+from bincount.registry import DECISION_TAG
+from bincount.settings import PromotionConfig, RegistryConfig, RetrainConfig, Workspace
+from bincount.training.train import fit
+from tasks import night as night_tasks
+from tasks import promotion as promotion_tasks
+
+ANY_NUMBER = RetrainConfig(min_new_images=10)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A workspace with a dataset and a training, which each test copies."""
+    root = with_database(tmp_path_factory.mktemp("workspace"))
+    snapshot, pack = dataset(root / "datasets" / "drawn", train=96, val=24, test=90)
+    (root / "datasets" / "drawn" / "snapshots" / "latest").write_text(snapshot.digest)
+    good = fit(snapshot, pack, IMAGES, QUICK.model_copy(update={"epochs": 8}), root / "runs" / "good")
+    bad = fit(
+        snapshot, pack, IMAGES, QUICK.model_copy(update={"epochs": 1, "learning_rate": 1e-9}), root / "runs" / "bad"
+    )
+    return root, snapshot, {"good": good.checkpoint, "bad": bad.checkpoint}
+
+
+class Kept:
+    """The registry of a workspace, and what the tasks make of its versions."""
+
+    def __init__(self, root, snapshot, checkpoints, name: str):
+        self.workspace, self.snapshot, self.checkpoints = Workspace(root=root), snapshot, checkpoints
+        self.config = RegistryConfig(model_name=name)
+        self.opened = registry.open_registry(
+            self.workspace.tracking_uri(self.config), self.workspace.artifacts, self.config
+        )
+
+    def register(self, which: str, name: str = "", snapshot=None, **tags):
+        snapshot = snapshot or self.snapshot
+        known = {"snapshot": snapshot.digest, "source": snapshot.source, "classes": "0,1,2"}
+        known |= {"num_images": str(snapshot.num_images)}
+        params = {**IMAGES.model_dump(), **QUICK.model_dump()}
+        run = self.opened.start_run(f"{self.config.model_name}-{which}{name}", params, {})
+        return self.opened.register(run, self.checkpoints[which], "# Card\n\n## Data\n", {**known, **tags}, example())
+
+    def promote(self, version, **rules):
+        rules = PromotionConfig(**rules)
+        return promotion_tasks.promote_model.fn(version, self.snapshot, None, rules, self.config, self.workspace, "cpu")
+
+    def look(self, snapshot=None, training=QUICK, rules=ANY_NUMBER):
+        return night_tasks.look.fn(snapshot or self.snapshot, IMAGES, training, rules, self.config, self.workspace)
+
+
+def example() -> bytes:
+    from bins import jpeg
+
+    return jpeg()
+
+
+@pytest.fixture
+def kept(folders, request, monkeypatch) -> Kept:
+    for name in ("emit_event", "create_markdown_artifact"):
+        monkeypatch.setattr(promotion_tasks, name, lambda *_, **__: None)
+    return Kept(*folders, name=request.node.name[:90].replace("[", "-").replace("]", ""))
+
+
+def test_a_first_version_that_beats_the_majority_class_becomes_champion(kept):
+    version, decision = kept.promote(kept.register("good"))
+
+    assert decision.promote
+    assert version.alias == "champion"
+    card = kept.opened.card(version)
+    assert (
+        "## Against the majority class\n\nPromote: there was no champion, and accuracy is significantly better" in card
+    )
+
+
+def test_a_first_version_that_does_not_stays_challenger_and_its_card_says_why_and_what_to_do(kept):
+    version, decision = kept.promote(kept.register("bad"))
+
+    assert not decision.promote
+    assert version.alias == "challenger"
+    assert kept.opened.find_champion() is None
+    why = "No champion yet: accuracy is not significantly better than always answering 0 (at 95% confidence); "
+    why += "`bincount promote 1 --force` makes it champion all the same"
+    assert f"## Against the majority class\n\n{why}" in kept.opened.card(version)
+    assert version.tags[DECISION_TAG].startswith(why)
+    with pytest.raises(
+        ModelNotFound, match="is champion; there are: 1 challenger; name one of them, or make it champion"
+    ):
+        kept.opened.find("champion")
+
+
+def test_force_makes_any_first_version_champion(kept):
+    version, decision = kept.promote(kept.register("bad"), force=True)
+
+    assert version.alias == "champion"
+    assert decision.reason.startswith("forced, though accuracy is not significantly better than always answering 0")
+
+
+def test_too_few_test_bins_make_no_champion(kept, monkeypatch):
+    monkeypatch.setattr(promotion, "FEWEST_BINS", 91)
+    version, decision = kept.promote(kept.register("good"))
+
+    assert version.alias == "challenger"
+    assert decision.reason.startswith("90 bins that it was not trained on are too few to compare on, 91 are needed; `b")
+
+
+def test_the_card_keeps_the_last_comparison_alone(kept):
+    kept.promote(kept.register("bad"))
+    kept.promote(kept.register("good"))
+    again, _ = kept.promote(kept.opened.find("1"))
+
+    card = kept.opened.card(again)
+    assert "## Against the majority class" not in card
+    assert card.count("## Against the champion") == 1
+
+
+def test_a_class_that_was_trained_on_and_has_no_test_image_keeps_a_first_version_from_it(kept):
+    rows = kept.snapshot.read()
+    fewer = rows[(rows["label"] != 2) | (rows["split"] != "test")]
+    kept.snapshot = manifest.freeze(fewer, kept.snapshot.classes, "drawn", kept.snapshot.dataset)
+    version, decision = kept.promote(kept.register("good"))
+
+    assert version.alias == "challenger"
+    assert decision.reason.startswith("no image of class 2 is among those compared on")
+
+
+# --- nights without a champion --------------------------------------------------------------------------------------
+
+
+def grown(kept, num: int):
+    """A snapshot of so many images more."""
+    rows = kept.snapshot.read()
+    more = rows.head(num).assign(
+        image_id=[f"9{number:04}" for number in range(num)],
+        group=[f"new{number}" for number in range(num)],
+        sha256=[f"{number:064}" for number in range(num)],
+    )
+    both = pd.concat([rows, more], ignore_index=True)
+    return manifest.freeze(both, kept.snapshot.classes, kept.snapshot.source, kept.snapshot.dataset)
+
+
+def test_before_the_first_version_everything_is_new(kept):
+    news = kept.look()
+    assert (news.champion, news.since, news.num_new, news.skip) == (None, None, 210, "")
+
+
+def test_without_a_champion_what_is_new_counts_from_the_last_version(kept):
+    kept.promote(kept.register("bad"))
+
+    nothing = kept.look()
+    little, enough = kept.look(grown(kept, 7)), kept.look(grown(kept, 12))
+
+    assert (nothing.champion, nothing.num_new) == (None, 0)
+    assert nothing.skip == (
+        "Nothing was trained: 0 images are new since version 1, the last, as none is champion, "
+        "and a training needs 10 (min_new_images)"
+    )
+    assert (little.num_new, "7 images are new since version 1" in little.skip) == (7, True)
+    assert (enough.num_new, enough.skip) == (12, "")
+
+
+def test_a_version_of_another_source_or_of_other_classes_is_not_counted_from(kept):
+    kept.promote(kept.register("bad", "elsewhere", source="another"))
+    kept.promote(kept.register("good", "other", classes="0,1"), force=False)
+    kept.opened.client.delete_registered_model_alias(kept.config.model_name, "champion")
+    assert kept.look().since is None
+
+
+@pytest.mark.parametrize("decided", ["", "Promote: there was no champion"])
+def test_a_version_whose_decision_was_not_carried_out_is_taken_up_though_nothing_is_new(kept, decided):
+    version = kept.register("good")
+    if decided:
+        kept.opened.note_decision(version, decided)
+    news = kept.look()
+    assert (news.num_new, news.skip) == (0, "")
+
+
+def test_other_settings_or_none_new_the_same_images_are_not_learned_from_twice(kept):
+    kept.promote(kept.register("bad"))
+    any_number = ANY_NUMBER.model_copy(update={"min_new_images": 0})
+
+    assert "version 1 has learned from these images already. No champion yet" in kept.look(rules=any_number).skip
+    other = QUICK.model_copy(update={"epochs": 9})
+    assert kept.look(training=other, rules=any_number).skip == ""
+    elsewhere = QUICK.model_copy(update={"device": "cuda"})  # what auto stands for is the machine's
+    assert kept.look(training=elsewhere, rules=any_number).skip != ""
+    asked = QUICK.model_copy(update={"precision": "bfloat16"})
+    assert kept.look(training=asked, rules=any_number).skip == ""
+
+
+def test_the_majority_class_is_that_of_train(kept):
+    rows = kept.snapshot.read()
+    rows = rows[~((rows["split"] == "train") & (rows["label"] == 0) & (np.arange(len(rows)) % 2 == 0))]
+    kept.snapshot = manifest.freeze(rows, kept.snapshot.classes, "drawn", kept.snapshot.dataset)
+    _, decision = kept.promote(kept.register("good"))
+    assert decision.majority == "1"
