@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from bins import png
 from PIL import Image
 
 from bincount.errors import ModelNotFound, SettingsError, SourceError, WeightsUnavailable
@@ -211,7 +212,17 @@ def test_classes_without_order_have_no_expectation():
     assert table.columns.tolist() == ["count", "p_good", "p_defective"]
 
 
-@pytest.mark.parametrize("content", [None, b"not an image"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"not an image",
+        b"DDS " + bytes(144),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        png(10_000, 9_000),
+    ],
+    ids=["missing", "text", "a texture", "PostScript", "too many pixels"],
+)
 def test_a_file_that_is_no_image_is_named(tmp_path, content):
     save(tmp_path / "model", build(spec()), spec())
     path = tmp_path / "broken.jpg"

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import servers
 import torch
-from bins import jpeg
+from bins import jpeg, png
 
 from bincount import pyfunc, registry
 from bincount.settings import Classes, ImageConfig, RegistryConfig, TrainConfig
@@ -103,7 +103,34 @@ def test_a_served_model_answers_as_the_checkpoint_does(address, checkpoint, form
     pd.testing.assert_frame_equal(counted, expected, check_dtype=False, rtol=1e-4)
 
 
-@pytest.mark.parametrize("bad", ["/9j/" + "A" * 1000, "no such file.jpg"], ids=["damaged", "no file"])
+def test_a_served_model_reads_data_urls(address):
+    records = [{"image": PICTURES[0]}, {"image": f"data:image/jpeg;base64,{PICTURES[0]}"}]
+
+    status, answer = ask(address, {"dataframe_records": records})
+
+    assert status == 200
+    assert answer["predictions"][0] == answer["predictions"][1]
+
+
+def test_a_path_is_refused_alike_whether_it_exists_or_not(address, tmp_path):
+    here, gone = tmp_path / "here.jpg", tmp_path / "gone.jpg"
+    here.write_bytes(jpeg())
+
+    answers = [ask(address, {"dataframe_records": [{"image": str(path)}]}) for path in (here, gone)]
+
+    assert [status for status, _ in answers] == [400, 400]
+    told = [
+        answer["message"].replace(path.name, "NAME") for (_, answer), path in zip(answers, (here, gone), strict=True)
+    ]
+    assert told[0] == told[1]
+    assert "paths are not opened here" in told[0]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["/9j/" + "A" * 1000, "no such file.jpg", base64.b64encode(png(13_000, 13_000)).decode()],
+    ids=["damaged", "no file", "too many pixels"],
+)
 def test_a_row_that_is_no_picture_is_a_bad_request_that_names_it(address, bad):
     records = [{"image": PICTURES[0]}, {"image": bad}]
 

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import struct
 import threading
 import time
 from collections import Counter
@@ -13,10 +14,10 @@ import pytest
 from bins import add_bin, bring, jpeg, png, undecodable_jpeg
 from servers import wait_for
 
-from bincount.data import doctor, manifest, packs, pictures, source, sync, tables
+from bincount.data import doctor, jpegs, manifest, packs, pictures, source, sync, tables
 from bincount.errors import DatasetError, DiskFull, SettingsError, SourceError
 from bincount.settings import Classes, DataConfig, ImageConfig
-from tasks.data import pack_fetched
+from tasks.data import pack_fetched, pack_snapshot
 
 
 def test_a_good_bin_arrives_with_its_facts(tmp_path):
@@ -148,6 +149,65 @@ def test_an_image_that_turns_out_not_to_decode_is_set_aside_once_and_comes_back_
     report, rows = prepare(bucket, data)
     assert report.num_fetched == 1
     assert (rows["status"] == "ok").all()
+
+
+WHOLE = jpeg(7, (400, 300))
+ODD = {
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
+    "a texture": (b"DDS " + struct.pack("<I", 124) + bytes(140), "not an image"),
+    "a picture of too many pixels": (png(10_000, 10_000), "too many pixels"),
+    "a JPEG that is cut and closed": (WHOLE[:4000] + b"\xff\xd9", "damaged image"),
+    "a JPEG with zeros inside": (WHOLE[:4000] + bytes(600) + WHOLE[4600:], "damaged image"),
+    "a JPEG with noise inside": (WHOLE[:3000] + bytes(range(7, 207)) * 6 + WHOLE[4200:], "damaged image"),
+    "two JPEGs in one": (WHOLE[:4000] + jpeg(8, (400, 300))[3000:], "damaged image"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+@pytest.mark.parametrize("layout", ["bins", "folders"])
+def test_one_file_that_is_no_whole_picture_is_set_aside_with_the_reason_and_all_others_are_kept(tmp_path, what, layout):
+    bucket, data = tmp_path / "bucket", tmp_path / "data"
+    if layout == "bins":
+        for number in range(4):
+            add_bin(bucket, f"{number:05d}", number)
+    else:
+        for number in range(4):
+            (bucket / str(number)).mkdir(parents=True)
+            (bucket / str(number) / "a.jpg").write_bytes(jpeg(number))
+    odd = sorted(bucket.rglob("*.jpg"))[1]
+    odd.write_bytes(ODD[what][0])
+    _, rows = prepare(bucket, data)
+    assert rows["status"].to_list() == ["ok", "set_aside", "ok", "ok"]
+    assert sync.kind(rows["reason"].iloc[1]) == ODD[what][1]
+    assert rows["split"].notna().sum() == 3
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), RuntimeError("the decoder fell over"), KeyError("P3")])
+def test_a_decoder_that_raises_something_else_costs_one_file(tmp_path, monkeypatch, error):
+    for number in range(4):
+        add_bin(tmp_path / "bucket", f"{number:05d}", number)
+    fatal, decode = (tmp_path / "bucket/bin-images/00001.jpg").read_bytes(), jpegs.decode
+
+    def fall_over(data, *others):
+        if data == fatal:
+            raise error
+        return decode(data, *others)
+
+    monkeypatch.setattr(jpegs, "decode", fall_over)
+    _, rows = prepare(tmp_path / "bucket", tmp_path / "data")
+    assert rows["status"].to_list() == ["ok", "set_aside", "ok", "ok"]
+    assert rows["reason"].iloc[1].startswith("damaged image: ")
+
+
+def test_pictures_larger_than_the_usual_limit_are_packed_where_they_were_allowed(tmp_path):
+    bucket, data = tmp_path / "bucket", tmp_path / "data"
+    for number in range(4):
+        add_bin(bucket, f"{number:05d}", number, image=png(10_000, 6_000) if number == 1 else None)
+    config = DataConfig(source=str(bucket), max_pixels=60_000_000)
+    assert bring(bucket, data, config).num_fetched == 4
+    assert len(pack_fetched.fn(config, data, ImageConfig(image_size=32))) == 4
+    snapshot = manifest.build(data, sync.merge(data), config.class_set, config.source)
+    assert len(pack_snapshot.fn(snapshot, ImageConfig(image_size=64))) == 4
 
 
 @pytest.mark.parametrize(
