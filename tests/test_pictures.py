@@ -93,6 +93,14 @@ def test_without_its_extra_heic_is_refused_in_words_that_name_the_extra(monkeypa
     assert len(str(caught.value)) < sync.REASON_LENGTH
 
 
+def test_avif_in_a_container_that_heic_has_too_needs_no_extra(monkeypatch):
+    monkeypatch.setattr(pictures, "_can_read_heif", lambda: False)
+    plain = encode(quarters(), "AVIF")
+    major = plain[:8] + b"mif1" + plain[12:]
+    assert b"avif" in major[:40]
+    assert np.array_equal(pictures.decode(major, SMALL), pictures.decode(plain, SMALL))
+
+
 def dds() -> bytes:
     """A texture of a kind that makes Pillow's decoder raise NotImplementedError."""
     header = (

@@ -28,7 +28,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,9 +38,8 @@ from bincount.data import jpegs
 from bincount.errors import BadPicture
 from bincount.settings import MAX_PIXELS, ImageConfig
 
-DECODER_VERSION = (
-    2  # raised with every change of what pixels a file gives, so that packs are renewed; 1 wrote no number
-)
+# Raised with every change of what pixels a file gives, so that packs are renewed; 1 wrote no number
+DECODER_VERSION = 2
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF", "HEIF")  # as Pillow names them; JPEG has MPO
 PICTURE_SUFFIXES = (  # under which these formats are stored, lower case; what is in a file is seen when it is read
@@ -64,7 +62,7 @@ SIGNATURES = {
     "WebP": rb"RIFF....WEBP",
     "TIFF": rb"II[*+]\0|MM\0[*+]",
     "GIF": rb"GIF8[79]a",
-    "AVIF": rb"....ftypavi[fs]",
+    "AVIF": rb"....ftyp(....){0,12}avi[fs]",  # among the brands that the container lists
     "HEIC": rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
 }
 UPRIGHT = {  # by the value of EXIF's orientation
@@ -172,26 +170,29 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def _formats(data: bytes) -> tuple[str, ...]:
-    if re.match(SIGNATURES["HEIC"], data, re.DOTALL) and not _can_read_heif():
+    if _begins_as(data) == "HEIC" and not _can_read_heif():
         raise BadPicture(
             f"{UNSUPPORTED}: HEIC needs pip install 'bincount-pipeline[heic]'; then prepare again, --retry-set-aside"
         )
     return _formats_here()
 
 
+def _begins_as(data: bytes) -> str | None:
+    return next((name for name, signature in SIGNATURES.items() if re.match(signature, data, re.DOTALL)), None)
+
+
 def _why_unidentified(data: bytes) -> str:
-    for name, signature in SIGNATURES.items():
-        if re.match(signature, data, re.DOTALL):
-            return f"{UNSUPPORTED}: a {name} file with a header that is damaged or of a rare kind"
+    if name := _begins_as(data):
+        return f"{UNSUPPORTED}: a {name} file with a header that is damaged or of a rare kind"
     return f"{NOT_AN_IMAGE}: begins with {data[:12]!r}"
 
 
 @cache
 def _can_read_heif() -> bool:
-    if find_spec("pillow_heif") is None:
+    try:
+        import pillow_heif
+    except ImportError:
         return False
-    import pillow_heif
-
     pillow_heif.register_heif_opener()
     return True
 
