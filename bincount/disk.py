@@ -52,8 +52,7 @@ def told_when_full(path: Path) -> Iterator[None]:
 
 def sealed(content: dict) -> str:
     """Content as JSON with a checksum of all of it."""
-    checksum = xxhash.xxh3_64_hexdigest(json.dumps(content).encode())
-    return json.dumps(content | {CHECKSUM: checksum}, indent=2)
+    return json.dumps(content | {CHECKSUM: _checksum(content)}, indent=2)
 
 
 def read_sealed(path: Path) -> dict:
@@ -68,9 +67,17 @@ def read_sealed(path: Path) -> dict:
         raise ValueError(f"it is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004 - of a file's content, not of an argument
-    if content.pop(CHECKSUM, None) is not None and sealed(content).encode() != data:
+    name = CHECKSUM if CHECKSUM in content else next(reversed(content), "")
+    rest = {key: value for key, value in content.items() if key != name}
+    if name != CHECKSUM and content.get(name) != _checksum(rest):  # else it is a checksum whose name has changed
+        return content
+    if sealed(rest).encode() != data:
         raise ValueError("its checksum is another")
-    return content
+    return rest
+
+
+def _checksum(content: dict) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(content).encode())
 
 
 def full(path: Path, reason: str = REASONS[0]) -> DiskFull:

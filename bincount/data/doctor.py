@@ -304,7 +304,8 @@ def _wrong_snapshots(dataset: Path) -> Iterator[Problem]:
             manifest.check(rows)
             digest, num_images = manifest.digest(rows, snapshot.classes), rows["split"].isin(settings.SPLITS).sum()
         except DAMAGE as error:
-            yield Problem(SNAPSHOT, where, f"it cannot be read ({_first_line(error)}); {remedy}")
+            reason = _reason(error, dataset)
+            yield Problem(SNAPSHOT, where, f"it cannot be read ({reason}); {remedy}")
             continue
         if (digest, digest, num_images) != (folder.name, snapshot.digest, snapshot.num_images):
             yield Problem(SNAPSHOT, where, f"its manifest is not what its digest names; {remedy}")
@@ -330,7 +331,8 @@ def _wrong_splits(dataset: Path, latest: Snapshot, rows: pd.DataFrame) -> Iterat
     if len(damaged) == 1 and (dataset / splits.COPY).exists():
         remedy = f"`bincount prepare` writes it again, since {splits.FILE} and {splits.COPY} hold the same"
     for name, error in damaged.items():
-        yield Problem(SPLITS, name, f"it cannot be read ({_first_line(error)}); {remedy}")
+        reason = _reason(error, dataset)
+        yield Problem(SPLITS, name, f"it cannot be read ({reason}); {remedy}")
     if splits.FILE in damaged:
         return
     kept = splits.load(dataset).reindex(dealt.index)
@@ -440,5 +442,6 @@ def _problem(kind: str, where: str) -> Problem:
     return Problem(kind, where, REMEDIES[kind])
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:120]
+def _reason(error: Exception, dataset: Path) -> str:
+    """What is wrong, without the remedy that the error names, and with paths as problems have them."""
+    return str(error).split("\n", 1)[0].partition("; ")[0].replace(f"{dataset}/", "")[:200]

@@ -269,9 +269,9 @@ def _read(folder: Path, about: dict) -> pd.DataFrame:
         rows = pd.read_parquet(io.BytesIO(data))
     except tables.UNREADABLE as error:
         raise tables.damaged(path, REMEDY, error) from error
-    if "manifest" not in about and identity not in _compared:
+    if "manifest" not in about and (identity, repr(about)) not in _compared:
         _check_digest(path, rows, about)
-        _compared.add(identity)
+        _compared.add((identity, repr(about)))
     return rows
 
 
@@ -281,7 +281,7 @@ def _check_content(folder: Path, about: dict) -> None:
         if "manifest" in about:
             is_whole = _checksum(path.read_bytes()) == about["manifest"]
         else:
-            is_whole = _identity(path) in _compared or _read(folder, about) is not None
+            is_whole = (_identity(path), repr(about)) in _compared or _read(folder, about) is not None
     except OSError as error:
         raise tables.damaged(path, REMEDY, error) from error
     if not is_whole:
