@@ -370,14 +370,15 @@ class Workspace(Settings):
         """A file of weights that trainings start from, named by its content."""
         return self.root / "weights" / f"{digest[:16]}.safetensors"
 
-    def run(self, snapshot_digest: str, images: ImageConfig, training: TrainConfig) -> Path:
+    def run(self, snapshot_digest: str, images: ImageConfig, training: TrainConfig, *, decoder: int = 0) -> Path:
         """The folder of one training: named by its inputs, so that a retry lands in the same place and resumes.
 
         Where training says auto, put in its place first what that stands for on this machine (training.device.resolve):
         another machine may train otherwise, and then in another folder. A file of weights is one by its content too,
-        which may be another tomorrow under the same name.
+        which may be another tomorrow under the same name; so are the pixels of a photo, which follow from the decoder
+        (data.pictures.DECODER_VERSION).
         """
-        inputs = images.model_dump_json() + training.model_dump_json()
+        inputs = f"{images.model_dump_json()}{training.model_dump_json()}{decoder}"
         if os.path.isfile(training.weights):
             with open(training.weights, "rb") as file:
                 inputs += hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,12 +1,14 @@
 """From a snapshot to a registered model."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
 
 from bincount.data import manifest
 from bincount.data.manifest import Snapshot
+from bincount.data.pictures import DECODER_VERSION
 from bincount.evaluation import promotion as promotion_rules
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision
@@ -71,15 +73,14 @@ def train(
     chosen = manifest.open_snapshot(dataset / "snapshots" / snapshot) if snapshot else manifest.latest(dataset)
     promotion_rules.check(promotion, chosen.classes)
     training = training_tasks.choose_arithmetic(training)
-    folder = places.run(chosen.digest, images, training)
+    find_folder = partial(places.run, chosen.digest, images, decoder=DECODER_VERSION)
+    folder = find_folder(training)
     registry_tasks.check_registry(registry, places)
     with timings.step("pack for training"):
         pack = data_tasks.pack_snapshot(chosen, images)
     with timings.step("train"):
         members = [
-            training_tasks.train_model(
-                chosen, pack, images, member, places.run(chosen.digest, images, member), registry, places, launch
-            )
+            training_tasks.train_model(chosen, pack, images, member, find_folder(member), registry, places, launch)
             for member in training.each_member()
         ]
         several = training.members > 1

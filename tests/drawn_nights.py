@@ -27,6 +27,7 @@ TRAINING = TrainConfig(
 SHORT = TRAINING.model_copy(update={"epochs": 1})
 RETRAINING = RetrainConfig(min_new_images=10, price_per_hour=3.6)
 PROMOTION = PromotionConfig(max_class_loss=100)  # some classes have five images
+FORCED = PromotionConfig(force=True)  # for a champion of a short training and few bins
 
 
 def opened(workspace, config=RegistryConfig()):

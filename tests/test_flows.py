@@ -12,9 +12,11 @@ from servers import wait_for, with_database
 
 from bincount import registry
 from bincount.data import drawn
+from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import SourceError
-from bincount.settings import DataConfig, ImageConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, TrainConfig, Workspace
 from bincount.training import launch
+from bincount.training.device import resolve
 from bincount.training.files import Trained
 from flows import summary
 from flows.cli import app
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.services
 
 IMAGES = ImageConfig(image_size=32)
 QUICK = TrainConfig(model="small", weights="none", epochs=3)
+FORCED = PromotionConfig(force=True)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +46,8 @@ def workspace(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(api, bucket, workspace):
-    """The main job, once."""
-    return run(DataConfig(source=str(bucket)), IMAGES, QUICK, workspace=workspace)
+    """The main job, once; its test has too few bins for a decision."""
+    return run(DataConfig(source=str(bucket)), IMAGES, QUICK, workspace=workspace, promotion=FORCED)
 
 
 def opened(workspace):
@@ -59,6 +62,7 @@ def flow_runs(api):
 
 def test_the_job_ends_with_a_champion_and_a_summary(finished):
     assert (finished.model.version.version, finished.model.version.alias) == (1, "champion")
+    assert finished.model.decision.reason.startswith("forced, though")
     tables = summary.of_run(finished.prepared, finished.model)
     assert list(tables)[:2] == ["Images", "Class balance"]
     assert {"Model", "Time"} < set(tables)
@@ -101,6 +105,8 @@ def test_one_mlflow_run_holds_params_curves_plots_and_the_dataset(finished, work
     assert kept.info.status == "FINISHED"
     assert kept.data.params["epochs"] == "3"
     assert kept.data.params["image_size"] == "32"
+    assert kept.data.params["precision"] == "float32"  # what auto stands for
+    assert kept.data.params["device"] in ("cpu", "cuda")
     assert [point.step for point in client.get_metric_history(kept.info.run_id, "val_accuracy")] == [1, 2, 3]
     assert kept.data.metrics["test/accuracy"] == finished.model.evaluation.metrics.accuracy
     assert [entry.dataset.digest for entry in kept.inputs.dataset_inputs] == [finished.prepared.snapshot.digest]
@@ -150,7 +156,7 @@ def test_a_killed_trainer_is_retried_and_resumes(api, bucket, workspace, monkeyp
     data = DataConfig(source=str(bucket))
     training = QUICK.model_copy(update={"seed": 7, "epochs": 6})
     snapshot = prepare(data, IMAGES, workspace).snapshot
-    folder = Workspace(root=workspace).run(snapshot.digest, IMAGES, training)
+    folder = Workspace(root=workspace).run(snapshot.digest, IMAGES, resolve(training), decoder=DECODER_VERSION)
     started = []
 
     class Recorded(subprocess.Popen):
@@ -182,7 +188,7 @@ def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finish
     before = first.stat().st_mtime_ns
     two = QUICK.model_copy(update={"members": 2})
 
-    model = train(data, IMAGES, two, RegistryConfig(model_name="pair"), workspace)
+    model = train(data, IMAGES, two, RegistryConfig(model_name="pair"), workspace, promotion=FORCED)
 
     assert first.stat().st_mtime_ns == before  # the model of one is a member
     assert len(model.trained.members) == 2

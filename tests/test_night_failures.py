@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 import servers
-from drawn_nights import IMAGES, RETRAINING, SHORT, DrawnNights, opened, pages
+from drawn_nights import FORCED, IMAGES, RETRAINING, SHORT, DrawnNights, opened, pages
 from faulty_s3 import FaultyS3, refused
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
@@ -53,11 +53,11 @@ def test_a_worker_leaves_the_page_of_a_night_whose_process_it_finds_dead(api, tm
 def test_what_a_killed_night_decided_and_did_not_do_is_done_by_the_next(nights, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(registry.Registry, "promote", lambda *_, **__: 1 / 0)
-        assert nights.run().type == StateType.FAILED
+        assert nights.run(promotion=FORCED).type == StateType.FAILED
     [version] = opened(nights.workspace).versions()
     assert (version.alias, version.tags[registry.DECISION_TAG].split(":")[0]) == ("challenger", "Promote")
 
-    assert nights.run().name == "Completed"
+    assert nights.run(promotion=FORCED).name == "Completed"
     [version] = opened(nights.workspace).versions()
     assert version.alias == "champion"
 
@@ -67,7 +67,7 @@ def test_a_night_that_starts_again_after_its_promotion_tells_what_it_did(nights,
     monkeypatch.setattr(promotion_tasks, "emit_event", lambda name, *_, **__: told.append(name))
     monkeypatch.setattr(summary, "night_headline", lambda night: headline(night) if len(told) > 1 else 1 / 0)
 
-    state = nights.run(retrain.with_options(retries=1, retry_delay_seconds=0))
+    state = nights.run(retrain.with_options(retries=1, retry_delay_seconds=0), promotion=FORCED)
 
     assert state.name == "Completed"
     assert "new, since there was no champion" in pages()[-1]
@@ -77,8 +77,20 @@ def test_a_night_that_starts_again_after_its_promotion_tells_what_it_did(nights,
     assert nights.run().name == "Skipped"
 
 
+def test_without_a_champion_a_night_trains_when_enough_is_new_since_the_last_version(nights):
+    first = nights.run().result()
+    assert (first.model.version.alias, first.model.decision.is_first) == ("challenger", True)
+    assert "`bincount promote 1 --force` makes it champion all the same" in pages()[-1]
+
+    assert nights.run().name == "Skipped"
+    assert "0 new since version 1, the last, as none is champion" in pages()[-1]
+    assert "nothing to compare with: there is no champion" in pages()[-1]
+    nights.grow_to(380)
+    assert nights.run().result().model.version.version == 2
+
+
 def test_a_champion_whose_files_are_gone_stops_no_night(nights):
-    nights.run()
+    nights.run(promotion=FORCED)
     shutil.rmtree(nights.workspace / "mlflow-artifacts")
     nights.grow_to(700)
 
@@ -108,7 +120,7 @@ def test_a_night_outlives_a_restart_of_the_database(nights, tmp_path, monkeypatc
 
         monkeypatch.setattr(training_tasks, "train_in_subprocess", restart_and_train)
         with servers.prefect_server(tmp_path / "prefect", **setting) as api, temporary_settings({PREFECT_API_URL: api}):
-            state = nights.run()
+            state = nights.run(promotion=FORCED)
             assert pages()[-1].startswith("## Night")
     assert state.name == "Completed"
     assert opened(nights.workspace).find_champion().version == 1
@@ -141,7 +153,7 @@ def test_a_full_disk_fails_the_night_and_with_space_the_next_goes_on(api, small_
     fetched = manifest.latest(Workspace(root=small_disk).dataset(data)).num_images
 
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
-    night = retrain(data, IMAGES, SHORT, mlflow, small_disk)
+    night = retrain(data, IMAGES, SHORT, mlflow, small_disk, promotion=FORCED)
     assert night.prepared.report.num_fetched == 0
     assert night.prepared.snapshot.num_images == fetched
     assert (night.model.version.version, night.model.version.alias) == (1, "champion")

@@ -95,6 +95,7 @@ def test_a_run_is_named_by_its_inputs():
     assert workspace.run("abc", ImageConfig(), TrainConfig()) == first
     assert workspace.run("abc", ImageConfig(), TrainConfig(seed=1)) != first
     assert workspace.run("abd", ImageConfig(), TrainConfig()) != first
+    assert workspace.run("abc", ImageConfig(), TrainConfig(), decoder=2) != first
 
 
 def test_settings_import_nothing_heavy():
