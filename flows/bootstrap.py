@@ -25,6 +25,7 @@ from bincount.errors import ServiceUnavailable, SettingsError
 from bincount.settings import DataConfig, RegistryConfig, Workspace
 from flows import automations
 from flows.automations import HEARTBEAT_SECONDS, RETRY_SECONDS, ZOMBIE_SECONDS
+from flows.server import client_access
 
 PREFECT_FILE = Path("deployments/prefect.yaml")
 NIGHTLY = "retrain/nightly"  # deployment
@@ -92,7 +93,7 @@ def connect() -> Iterator[SyncPrefectClient]:
             "no Prefect server is named; start one with `prefect server start`, then "
             "`prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`"
         )
-    services.check_prefect(api_url)
+    services.check_prefect(api_url, client_access())
     with get_client(sync_client=True) as client:
         yield client
 

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from bincount.settings import (
     TrainConfig,
     Workspace,
 )
+from flows import stacks
 
 app = App(
     name="bincount",
@@ -501,6 +503,7 @@ def notify(
 
 def main() -> None:
     """Run the command line; an error that names its remedy is shown without a traceback."""
+    stacks.sign_in(os.environ)  # before Prefect reads its settings
     try:
         app(sys.argv[1:])
     except BincountError as error:
@@ -516,10 +519,14 @@ def _chosen_classes(data: DataConfig) -> Classes | None:
 def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:
     from prefect.settings import get_current_settings
 
+    from flows.server import client_access
+
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
     services.check_all(
-        get_current_settings().api.url, Workspace(root=workspace).tracking_uri(registry) if registry else ""
+        get_current_settings().api.url,
+        Workspace(root=workspace).tracking_uri(registry) if registry else "",
+        client_access(),
     )
 
 

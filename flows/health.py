@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -11,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 import pandas as pd
 from filelock import FileLock, Timeout
 from packaging.requirements import Requirement
@@ -379,8 +379,8 @@ def _examine_mlflow(workspace: Workspace, registry: RegistryConfig) -> Iterator[
     try:
         services.check_mlflow(uri)
         if uri.startswith(("http://", "https://")):
-            answer = httpx.get(f"{uri.rstrip('/')}/version", timeout=services.TIMEOUT_SECONDS)
-            yield _in_range("MLflow server", "mlflow", answer.text.strip())
+            with services.get(f"{uri.rstrip('/')}/version", services.Access.of_mlflow(os.environ), 5) as answer:
+                yield _in_range("MLflow server", "mlflow", answer.read().decode().strip())
         else:
             yield Finding("MLflow", "a database without a server")
         yield _stale_trainings(open_existing(workspace, registry), workspace)

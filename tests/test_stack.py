@@ -108,7 +108,7 @@ def test_a_port_that_is_taken_is_named_with_the_setting(stack, tmp_path, free_po
         config = stack.StackConfig(workspace=tmp_path, prefect_port=free_port, mlflow_port=port)
         with pytest.raises(SettingsError, match=f"port {port} cannot be used.*MLFLOW_PORT={port + 1}"):
             stack.up(config)
-    assert not stack._is_up(config)
+    assert not stack.is_up(config.workspace)
 
 
 def test_one_port_for_both_servers_is_refused(stack, tmp_path, free_port):
