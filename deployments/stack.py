@@ -44,7 +44,7 @@ class StackConfig(Settings):
 
     prefect_port: int = Field(4200, ge=1, le=65535, description="loopback port of the Prefect server")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="loopback port of the MLflow server")
-    workspace: Path = Field(DEFAULT_WORKSPACE, description="folder that holds everything")
+    workspace: Path = Field(DEFAULT_WORKSPACE, validate_default=True, description="folder that holds everything")
     source: str = Field(
         "",
         description="where nights look for images: s3://NAME, or a folder [default: as before, or the public bucket]",

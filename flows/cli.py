@@ -440,8 +440,15 @@ def gc(
 def bootstrap(
     *,
     prefect_file: Annotated[Path, Parameter(help="the deployments")] = DEFAULT_PREFECT_FILE,
+    gpu: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="the pool gpu and its deployments too, for workers with a GPU; once made, they are kept up",
+        ),
+    ] = False,
     gpu_template: Annotated[
-        Path | None, Parameter(help="job template of a Kubernetes cluster for the pool gpu [default: processes]")
+        Path | None, Parameter(help="as --gpu, for jobs of a Kubernetes cluster by this template [default: processes]")
     ] = None,
     zombie_seconds: Annotated[
         float | None,
@@ -460,7 +467,7 @@ def bootstrap(
     from flows import bootstrap as setup
     from flows import summary
 
-    changes = setup.bootstrap(prefect_file, gpu_template, zombie_seconds)
+    changes = setup.bootstrap(prefect_file, gpu_template, zombie_seconds, gpu=gpu)
     summary.show({"On the Prefect server": setup.table(changes)})
 
 

@@ -25,14 +25,12 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
-    FlowRunFilterTags,
     WorkPoolFilter,
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import ObjectNotFound
 from prefect.server.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.states import State
@@ -66,7 +64,7 @@ QUIET_SECONDS, QUIET_ELSEWHERE_SECONDS = 3600, 86400
 # for an image, or a machine, to be there; longer than deployments/kubernetes/job-template.json gives a pod, of which a
 # worker that lives tells more
 PENDING_SECONDS = 2400
-SETTLE_SECONDS = 30  # the scheduler looks for new deployments every five
+SETTLE_SECONDS = 30  # the scheduler looks for new deployments, and the server for missing heartbeats, every five
 
 
 @dataclass(frozen=True)
@@ -317,39 +315,26 @@ def _of_deployment(client: SyncPrefectClient, deployment_id: UUID, types: tuple[
 
 
 def _stale_runs(client: SyncPrefectClient, window: float) -> Finding:
-    unfinished = [StateType.RUNNING, StateType.CANCELLING, StateType.PENDING]
-    runs = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(
-            tags=FlowRunFilterTags(all_=[TAG]),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unfinished)),
-        ),
-        limit=200,
-    )
+    runs = automations.unfinished(client, StateType.RUNNING, StateType.CANCELLING, StateType.PENDING)
     stale = [run for run in runs if _is_stale(client, run, window)]
     if not stale:
         return Finding("runs in Prefect", f"{len(runs)} going, none stale")
     names = ", ".join(run.name for run in stale[:3]) + (" and more" if len(stale) > 3 else "")
     crash = functools.partial(_crash, tuple(run.id for run in stale))
-    return Finding("runs in Prefect", f"{len(stale)} stale: {names}", "its process is gone; --fix ends it", crash)
+    remedy = (
+        "its process is gone, and no automation has ended it; --fix ends it, and where this comes again, "
+        "start the Prefect server again, whose log says why"
+    )
+    return Finding("runs in Prefect", f"{len(stale)} stale: {names}", remedy, crash)
 
 
 def _is_stale(client: SyncPrefectClient, run: FlowRun, window: float) -> bool:
     since = datetime.now(UTC) - timedelta(seconds=_stale_after(run.state.type, window))
-    if run.state.timestamp > since:
-        return False
-    page = client.read_events(
-        EventFilter(
-            event=EventNameFilter(prefix=["prefect.flow-run.heartbeat"]),
-            resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
-            occurred=EventOccurredFilter(since=since),
-        ),
-        limit=1,
-    )
-    return page.total == 0
+    return run.state.timestamp < since and not automations.is_heard_of(client, run.id, since)
 
 
 def _stale_after(state: StateType, window: float) -> float:
-    return PENDING_SECONDS if state == StateType.PENDING else window
+    return PENDING_SECONDS if state == StateType.PENDING else window + SETTLE_SECONDS  # the automation comes first
 
 
 def _crash(run_ids: Iterable[UUID]) -> None:

@@ -69,7 +69,7 @@ def sign_in(environment: MutableMapping[str, str]) -> None:
     if not url or environment.get("PREFECT_API_AUTH_STRING") or environment.get("PREFECT_API_KEY"):
         return
     for workspace in running():
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(OSError, ValueError, KeyError, TypeError):
             state = json.loads((folder_of(workspace) / "running.json").read_text())
             port = state["config"]["prefect_port"]
             if url in (f"http://127.0.0.1:{port}/api", f"http://localhost:{port}/api"):
