@@ -29,8 +29,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # as MLflow knows them
 TRUE = ("true", "1", "t", "yes", "y", "on")
 PREFECT_SIGN_IN = (
-    "set PREFECT_API_AUTH_STRING, or PREFECT_API_KEY for Prefect Cloud; for a server that `make up` has started, "
-    "`prefect profile use` with the name that it printed"
+    "set PREFECT_API_AUTH_STRING, or PREFECT_API_KEY for Prefect Cloud, or `prefect profile use` what `make up` printed"
 )
 MLFLOW_SIGN_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
@@ -131,7 +130,8 @@ def check_prefect(api_url: str | None, access: Access | None = None) -> None:
     service = _Service(
         name=f"the Prefect server {mask_credentials(api_url)}",
         url=api_url.rstrip("/"),
-        start="start it with `prefect server start`, or run without one: `prefect config unset PREFECT_API_URL`",
+        start="start it with `make up` or `prefect server start`, "
+        "or run without one: `prefect config unset PREFECT_API_URL`",
         address="correct PREFECT_API_URL, which ends in /api",
         sign_in=PREFECT_SIGN_IN,
         certificates="PREFECT_API_SSL_CERT_FILE",
@@ -255,7 +255,7 @@ def _explain_failure(service: _Service, error: Exception) -> str:
         if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
             return (
                 f" through the proxy {mask_credentials(proxy)} ({mask_credentials(reason)}); correct the proxy, "
-                f"or list the host in NO_PROXY; else {service.start}"
+                f"list the host in NO_PROXY, or {service.start}"
             )
     return f" ({mask_credentials(reason)}); {service.start}"
 

@@ -15,6 +15,7 @@ from uuid import UUID
 import pandas as pd
 from filelock import FileLock, Timeout
 from packaging.requirements import Requirement
+from prefect.client.base import ServerType
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import (
@@ -102,6 +103,21 @@ def mend(workspace: Workspace, registry: RegistryConfig, prefect_file: Path = PR
 
 
 def _examine_prefect(client: SyncPrefectClient, prefect_file: Path) -> Iterator[Finding]:
+    if client.server_type == ServerType.CLOUD:  # others look after its version and its settings
+        yield Finding("Prefect server", "Prefect Cloud")
+    else:
+        yield from _examine_own_server(client)
+    window = seconds_until_dead(client)
+    set_up = functools.partial(bootstrap, prefect_file)  # one and the same object, so that it is done once
+    deployments = [deployment for deployment in deployed(client) if TAG in deployment.tags]
+    yield from _automations(client, set_up)
+    yield from _pools(client, deployments, window, set_up)
+    yield _next_night(client, deployments, set_up)
+    yield from _slots(client, deployments)
+    yield _stale_runs(client, window)
+
+
+def _examine_own_server(client: SyncPrefectClient) -> Iterator[Finding]:
     yield _in_range("Prefect server", "prefect", client.request("GET", "/admin/version").json())
     settings = client.request("GET", "/admin/settings").json()
     storage = settings["server"]["concurrency"]["lease_storage"]
@@ -113,14 +129,6 @@ def _examine_prefect(client: SyncPrefectClient, prefect_file: Path) -> Iterator[
         else f"start the server with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={LEASES_ON_DISK}; "
         "without it a restart of the server crashes what runs, and keeps its slot",
     )
-    window = seconds_until_dead(client)
-    set_up = functools.partial(bootstrap, prefect_file)  # one and the same object, so that it is done once
-    deployments = [deployment for deployment in deployed(client) if TAG in deployment.tags]
-    yield from _automations(client, set_up)
-    yield from _pools(client, deployments, window, set_up)
-    yield _next_night(client, deployments, set_up)
-    yield from _slots(client, deployments)
-    yield _stale_runs(client, window)
 
 
 def _installed(name: str) -> Finding:

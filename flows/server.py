@@ -125,21 +125,35 @@ def _begin_as_writer(
 
 
 def main() -> None:
-    """Serve until a signal ends it, with the settings that `prefect server start` takes from the environment."""
+    """Serve until a signal ends it, with the settings that `prefect server start` takes from the environment.
+
+    What of the guard is not set has the values of the guard: origins are those of this server's own pages.
+    """
     import uvicorn
-    from prefect.settings import PREFECT_SERVER_CORS_ALLOWED_ORIGINS, get_current_settings, temporary_settings
+    from prefect.settings import (
+        PREFECT_SERVER_CORS_ALLOWED_ORIGINS,
+        PREFECT_SERVER_CSRF_PROTECTION_ENABLED,
+        get_current_settings,
+        temporary_settings,
+    )
 
     settings = get_current_settings().server
-    given = settings.api.cors_allowed_origins
-    origins = given if given == "*" else ",".join(dict.fromkeys([*given.split(","), *own_origins(settings.api.port)]))
-    with temporary_settings({PREFECT_SERVER_CORS_ALLOWED_ORIGINS: origins}):
+    api = settings.api
+    given = api.cors_allowed_origins.split(",") if "cors_allowed_origins" in api.model_fields_set else []
+    origins = ",".join(dict.fromkeys([*given, *own_origins(api.port)]))
+    csrf = api.csrf_protection_enabled or "csrf_protection_enabled" not in api.model_fields_set
+    with temporary_settings(
+        {PREFECT_SERVER_CORS_ALLOWED_ORIGINS: origins, PREFECT_SERVER_CSRF_PROTECTION_ENABLED: csrf}
+    ):
+        app = create_app()
+        print(f"Prefect's server is at http://{api.host}:{api.port}; Ctrl-C stops it.", flush=True)
         uvicorn.run(
-            create_app(),
-            host=settings.api.host,
-            port=settings.api.port,
-            timeout_keep_alive=settings.api.keepalive_timeout,
-            ws_ping_interval=settings.api.websocket_ping_interval,
-            ws_ping_timeout=settings.api.websocket_ping_timeout,
+            app,
+            host=api.host,
+            port=api.port,
+            timeout_keep_alive=api.keepalive_timeout,
+            ws_ping_interval=api.websocket_ping_interval,
+            ws_ping_timeout=api.websocket_ping_timeout,
             log_level=settings.logging_level.lower(),
         )
 

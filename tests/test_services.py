@@ -386,3 +386,21 @@ for host in ("127.0.0.1", "localhost", "elsewhere.example"):
         "localhost True True True",
         "elsewhere.example False False False",
     ]
+
+
+def test_an_s3_server_on_this_machine_is_reached_whatever_the_proxy(s3_client, s3_endpoint):
+    s3_client.create_bucket(Bucket="behind-a-proxy", ACL="public-read")
+    s3_client.put_object(Bucket="behind-a-proxy", Key="here", Body=b"", ACL="public-read")
+    code = f"""
+import flows, obstore, obstore.store, boto3
+store = obstore.store.S3Store("behind-a-proxy", endpoint={s3_endpoint!r}, region="us-east-1", skip_signature=True,
+                              client_options={{"allow_http": True}}, retry_config={{"max_retries": 0}})
+client = boto3.client("s3", endpoint_url={s3_endpoint!r}, region_name="us-east-1", aws_access_key_id="tests",
+                      aws_secret_access_key="tests")
+print(obstore.list(store).collect()[0]["path"], client.list_objects_v2(Bucket="behind-a-proxy")["Contents"][0]["Key"])
+"""
+    dead = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **dead}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["here", "here"]

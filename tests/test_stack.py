@@ -18,7 +18,7 @@ import tomllib
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
@@ -31,7 +31,7 @@ import yaml
 from kubernetes_asyncio import client as kubernetes
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import DeploymentStatus, FlowRun, WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
@@ -247,6 +247,48 @@ def test_the_stack_is_guarded_and_what_a_shell_has_for_another_server_stays_out_
     assert first["PREFECT_API_URL"] == "http://127.0.0.1:4300/api"
     assert "elsewhere" not in first.values()
     assert secret_of(tmp_path) not in json.dumps(config.without_password())
+
+
+# When a run could start
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+BEFORE, AFTER = NOW - timedelta(minutes=1), NOW + timedelta(seconds=1)
+
+
+def shown(worker: tuple | None, is_paused: bool = False, *deployments: tuple) -> SimpleNamespace:
+    """A client that is shown a worker, as status and last heartbeat, and deployments, as status and last poll too."""
+    workers = [SimpleNamespace(status=WorkerStatus[worker[0]], last_heartbeat_time=worker[1])] if worker else []
+    found = [
+        SimpleNamespace(name=name, tags=tags, work_pool_name=pool, status=DeploymentStatus[status], last_polled=polled)
+        for name, tags, pool, status, polled in deployments
+    ]
+    return SimpleNamespace(
+        read_workers_for_work_pool=lambda _: workers,
+        read_work_pool=lambda _: SimpleNamespace(is_paused=is_paused),
+        read_deployments=lambda limit, offset: found[offset : offset + limit],
+    )
+
+
+ONLINE = ("ONLINE", AFTER)
+READY = ("nightly", [TAG], "cpu", "READY", AFTER)
+
+
+@pytest.mark.parametrize(
+    ("client", "missing"),
+    [
+        (shown(ONLINE, False, READY), ""),
+        (shown(None), "no worker of the pool cpu is online"),
+        (shown(("OFFLINE", AFTER)), "no worker of the pool cpu is online"),
+        (shown(("ONLINE", BEFORE)), "no worker of the pool cpu is online"),  # as the server knows it from last time
+        (shown(ONLINE, False, (*READY[:3], "NOT_READY", None)), "no worker has asked for runs of nightly"),
+        (shown(ONLINE, False, (*READY[:4], BEFORE)), "no worker has asked for runs of nightly"),
+        (shown(ONLINE, True, (*READY[:3], "NOT_READY", None)), ""),  # a person has paused the pool
+        (shown(ONLINE, False, READY, ("train-gpu", [TAG], "gpu", "NOT_READY", None)), ""),
+        (shown(ONLINE, False, READY, ("theirs", [], "cpu", "NOT_READY", None)), ""),
+    ],
+)
+def test_the_stack_is_up_when_its_worker_has_asked_for_runs_since_it_was_started(stack, client, missing):
+    assert stack._missing(client, NOW) == missing
 
 
 # Procfile and environment
