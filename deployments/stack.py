@@ -4,16 +4,17 @@ The Procfile beside this file says what runs, stack.env how. The settings come f
 them: `make up PREFECT_PORT=4300`.
 """
 
-import fcntl
+import functools
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
@@ -26,11 +27,15 @@ from sqlalchemy.exc import ArgumentError
 from bincount import services
 from bincount.errors import BincountError, ServiceUnavailable, SettingsError
 from bincount.settings import DEFAULT_WORKSPACE, Settings, Workspace
+from flows import stacks
+from flows.server import guard, keep_auth_string
+from flows.stacks import is_up, lock
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(sys.executable).parent
 POOL = "cpu"
 START_SECONDS = 180
+READY_SECONDS = 180
 STOP_SECONDS = 120  # a run has 20 to write a checkpoint, and hears of it with some delay
 
 
@@ -39,7 +44,7 @@ class StackConfig(Settings):
 
     prefect_port: int = Field(4200, ge=1, le=65535, description="loopback port of the Prefect server")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="loopback port of the MLflow server")
-    workspace: Path = Field(DEFAULT_WORKSPACE, description="folder that holds everything")
+    workspace: Path = Field(DEFAULT_WORKSPACE, validate_default=True, description="folder that holds everything")
     source: str = Field(
         "",
         description="where nights look for images: s3://NAME, or a folder [default: as before, or the public bucket]",
@@ -81,7 +86,7 @@ class StackConfig(Settings):
 
     @property
     def folder(self) -> Path:
-        return self.workspace / "stack"
+        return stacks.folder_of(self.workspace)
 
     @property
     def prefect(self) -> str:
@@ -115,6 +120,8 @@ class StackConfig(Settings):
             # As a run without server has it, so that the server shows those runs too.
             "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self.workspace / 'mlflow.db'}",
             "MLFLOW_ARTIFACTS_DESTINATION": str(places.artifacts),
+            # MLflow's own list has patterns, such as 10.*, that names of strangers match.
+            "MLFLOW_SERVER_ALLOWED_HOSTS": "127.0.0.1:*,localhost:*,[[]::1]:*",
             "BINCOUNT_WORKSPACE": str(self.workspace),
         }
         if self.source:  # else the deployments keep theirs
@@ -134,7 +141,9 @@ def up(config: StackConfig) -> None:
     """
     config.folder.mkdir(parents=True, exist_ok=True)
     with open(config.folder / "running.json", "a+") as state:
-        if starting := _lock(state):
+        since = datetime.min.replace(tzinfo=UTC)
+        if starting := lock(state):
+            since = datetime.now(UTC)
             state.truncate(0)
             _check_ports(config)
             if config.database:
@@ -143,8 +152,8 @@ def up(config: StackConfig) -> None:
         elif _read(state)["config"] != config.without_password():
             raise SettingsError("the stack is up with other settings; give the same ones, or `make down` first")
     print("Waiting for the servers ...", flush=True)
-    _wait(lambda: _answer(config) or not _is_up(config), START_SECONDS)
-    if not (_is_up(config) and _answer(config)):
+    _wait(lambda: _answer(config) or not is_up(config.workspace), START_SECONDS)
+    if not (is_up(config.workspace) and _answer(config)):
         if starting:
             _stop(config)
         raise ServiceUnavailable(
@@ -153,10 +162,11 @@ def up(config: StackConfig) -> None:
     done = subprocess.run(_honcho("run", PROGRAMS / "bincount", "bootstrap"), env=_environment(config), check=False)
     if done.returncode:
         raise ServiceUnavailable("the servers are up, but not set up; see above, mend it, and `make up` again")
+    print("Waiting for the worker ...", flush=True)
+    _wait_until_ready(config, since)
     print(
-        f"\nThe stack is up; `make down` stops it, {config.folder / 'log'} has its log.\n\n"
-        f"  Prefect  {config.prefect}\n  MLflow   {config.mlflow}/#/models\n\n"
-        f"Commands reach it with PREFECT_API_URL={config.prefect}/api and --tracking-uri {config.mlflow}"
+        f"\nThe stack is up; `{_make('down', config.workspace)}` stops it, {config.folder / 'log'} has its log.\n\n"
+        f"  Prefect  {config.prefect}\n  MLflow   {config.mlflow}/#/models\n\n" + _sign_in(config)
     )
 
 
@@ -165,15 +175,55 @@ def down(config: StackConfig, force: bool) -> None:
 
     Stopped with its worker, a run would stay Running on its page for ever.
     """
-    if not _is_up(config):
-        print(f"No stack is up in {config.workspace}.")
+    if not is_up(config.workspace):
+        others = "".join(f"\n  {workspace}" for workspace in stacks.running())
+        print(f"No stack is up in {config.workspace}." + (f" Up are those in{others}" if others else ""))
         return
     with open(config.folder / "running.json") as state:
         port = _read(state)["config"]["prefect_port"]
     handle_runs = _cancel_runs if force else _refuse_while_going
-    handle_runs(f"http://127.0.0.1:{port}/api")
+    handle_runs(functools.partial(_client, config, port))
     _stop(config)
-    print("The stack is stopped; its data stays.")
+    print(f"The stack in {config.workspace} is stopped; its data stays.")
+
+
+def find(environment: Mapping[str, str]) -> StackConfig:
+    """Find the stack that is meant: that of WORKSPACE, or else the only one that runs, wherever its workspace is.
+
+    Raises SettingsError when several run and none is named.
+    """
+    config = StackConfig.read(environment)
+    if environment.get("WORKSPACE"):
+        return config
+    here = [config.workspace] if is_up(config.workspace) else []
+    running = sorted({*stacks.running(), *here})
+    if len(running) > 1:
+        commands = "\n".join(f"  {_make('down', workspace)}" for workspace in running)
+        raise SettingsError(f"{len(running)} stacks are up; say which one to stop:\n{commands}")
+    return config.model_copy(update={"workspace": running[0]}) if running else config
+
+
+def _make(target: str, workspace: Path) -> str:
+    """Return the command that is about the stack of this workspace."""
+    is_usual = workspace == DEFAULT_WORKSPACE.resolve()
+    return f"make {target}" if is_usual else f"make {target} WORKSPACE={shlex.quote(str(workspace))}"
+
+
+def _sign_in(config: StackConfig) -> str:
+    """Return how pages and commands are let in; the secret itself is shown only when it is asked for."""
+    secret = stacks.auth_file(config.workspace)
+    try:
+        stacks.write_profile(config.prefect_port, keep_auth_string(secret))
+        commands = f"Commands reach it after `prefect profile use {stacks.profile_of(config.prefect_port)}`"
+    except OSError as error:
+        commands = (
+            f"No profile could be written ({error}). Commands reach it after\n"
+            f'export PREFECT_API_URL={config.prefect}/api PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(secret))})"\n'
+        )
+    return (
+        f"Prefect's pages ask once for a password and keep it: `cat {shlex.quote(str(secret))}` shows it.\n"
+        f"{commands} and with --tracking-uri {config.mlflow}"
+    )
 
 
 def _start(config: StackConfig, state: IO[str]) -> None:
@@ -190,6 +240,11 @@ def _start(config: StackConfig, state: IO[str]) -> None:
             pass_fds=[state.fileno()],
         )
     json.dump({"pid": process.pid, "config": config.without_password()}, state)
+    state.flush()
+    try:
+        stacks.remember(config.workspace)
+    except OSError as error:
+        print(f"`make down` will need WORKSPACE={config.workspace}: it cannot be noted that the stack runs ({error})")
 
 
 def _stop(config: StackConfig) -> None:
@@ -197,7 +252,7 @@ def _stop(config: StackConfig) -> None:
         pid = _read(state)["pid"]
     with suppress(ProcessLookupError):  # it ended by itself
         os.kill(pid, signal.SIGTERM)
-    if not _wait(lambda: not _is_up(config), STOP_SECONDS):
+    if not _wait(lambda: not is_up(config.workspace), STOP_SECONDS):
         raise ServiceUnavailable(f"the stack does not stop; {config.folder / 'log'} says what it waits for")
 
 
@@ -207,24 +262,11 @@ def _honcho(*arguments: str | Path) -> list[str]:
 
 
 def _environment(config: StackConfig) -> dict[str, str]:
-    return os.environ | config.environment()
-
-
-def _lock(state: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
-    """Whether nobody else has the lock; then it is ours as long as the file, or a copy of it, is open."""
-    try:
-        fcntl.flock(state, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_up(config: StackConfig) -> bool:
-    try:
-        with open(config.folder / "running.json") as state:
-            return not _lock(state, fcntl.LOCK_SH)  # shared: two who look do not take each other for the stack
-    except FileNotFoundError:
-        return False
+    """The environment of the stack's processes: what this shell has for other Prefect servers is left out."""
+    elsewhere = ("PREFECT_API_KEY", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
+    inherited = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    sign_in = guard(config.prefect_port, keep_auth_string(stacks.auth_file(config.workspace)))
+    return inherited | config.environment() | sign_in
 
 
 def _read(state: IO[str]) -> dict:
@@ -282,18 +324,19 @@ def _for_asyncpg(url: URL) -> str:
 
 def _answer(config: StackConfig) -> bool:
     try:
-        services.check_all(f"{config.prefect}/api", config.mlflow)
+        sign_in = keep_auth_string(stacks.auth_file(config.workspace))
+        services.check_all(f"{config.prefect}/api", config.mlflow, services.Access.make_prefect(sign_in, None))
     except ServiceUnavailable:
         return False
     return True
 
 
-def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+def _wait(condition: Callable[[], bool], seconds: float, every: float = 0.2) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.2)
+        time.sleep(every)
     return True
 
 
@@ -302,12 +345,51 @@ def _end_of_log(config: StackConfig) -> str:
 
 
 @contextmanager
-def _client(api: str) -> Iterator:
+def _client(config: StackConfig, port: int) -> Iterator:
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+    sign_in = keep_auth_string(stacks.auth_file(config.workspace))
+    settings = {PREFECT_API_URL: f"http://127.0.0.1:{port}/api", PREFECT_API_AUTH_STRING: sign_in}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
         yield client
+
+
+def _wait_until_ready(config: StackConfig, since: datetime) -> None:
+    """Wait until a run could start, as the pages show it. Raises ServiceUnavailable that says what is missing.
+
+    since: when this stack was started; what the server knows of a worker from before does not count
+    """
+
+    def missing() -> str:
+        try:
+            with _client(config, config.prefect_port) as client:
+                return _missing(client, since)
+        except httpx.HTTPError as error:
+            return f"the Prefect server does not say what is ready ({error})"
+
+    if not _wait(lambda: not missing(), READY_SECONDS, every=1):
+        log = config.folder / "log"
+        raise ServiceUnavailable(f"the servers are up, but {missing()}; the end of {log}:\n{_end_of_log(config)}")
+
+
+def _missing(client, since: datetime) -> str:
+    """Return what a run would wait for; empty where it would start."""
+    from prefect.client.schemas.objects import DeploymentStatus, WorkerStatus
+
+    from flows.automations import TAG
+    from flows.bootstrap import deployed
+
+    def online(worker) -> bool:
+        return worker.status == WorkerStatus.ONLINE and worker.last_heartbeat_time > since
+
+    if not any(map(online, client.read_workers_for_work_pool(POOL))):
+        return f"no worker of the pool {POOL} is online"
+    if client.read_work_pool(POOL).is_paused:  # by a person, who wants no run to start
+        return ""
+    ours = [each for each in deployed(client) if TAG in each.tags and each.work_pool_name == POOL]
+    waits = [each.name for each in ours if each.status != DeploymentStatus.READY or each.last_polled < since]
+    return f"no worker has asked for runs of {', '.join(waits)}" if waits else ""
 
 
 def _under_way(client) -> list:
@@ -338,9 +420,9 @@ def _about_to_start(client) -> list:
     )
 
 
-def _refuse_while_going(api: str) -> None:
+def _refuse_while_going(connect: Callable[[], AbstractContextManager]) -> None:
     try:
-        with _client(api) as client:
+        with connect() as client:
             going = _under_way(client) + _about_to_start(client)
     except httpx.HTTPError as error:
         raise ServiceUnavailable(
@@ -354,7 +436,7 @@ def _refuse_while_going(api: str) -> None:
         )
 
 
-def _cancel_runs(api: str) -> None:
+def _cancel_runs(connect: Callable[[], AbstractContextManager]) -> None:
     """Cancel what the worker has started, and wait for it; what was started elsewhere is left alone."""
     from prefect.states import Cancelling
 
@@ -362,7 +444,7 @@ def _cancel_runs(api: str) -> None:
         return [run for run in _under_way(client) if run.work_pool_name == POOL]
 
     try:
-        with _client(api) as client:
+        with connect() as client:
             for run in ours():
                 print(f"Cancelling {run.name} ...", flush=True)
                 client.set_flow_run_state(run.id, Cancelling())
@@ -375,11 +457,10 @@ def _cancel_runs(api: str) -> None:
 
 
 def main() -> None:
-    config = StackConfig.read(os.environ)
     if sys.argv[1] == "up":
-        up(config)
+        up(StackConfig.read(os.environ))
     else:
-        down(config, force=bool(os.environ.get("FORCE")))
+        down(find(os.environ), force=bool(os.environ.get("FORCE")))
 
 
 if __name__ == "__main__":

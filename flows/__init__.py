@@ -6,6 +6,9 @@ Prefect and MLflow read these variables when they are imported; what is set alre
 import logging
 import os
 
+from bincount.services import reach_loopback_directly
+
+reach_loopback_directly(os.environ)  # the servers of this machine, whatever proxy there is for others
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "bincount")  # the library's log lines reach the run's page
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # the library works without a flow too
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # 20 do not do on a busy machine

@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pandas as pd
+import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import WorkPool
@@ -25,6 +26,7 @@ from bincount.errors import ServiceUnavailable, SettingsError
 from bincount.settings import DataConfig, RegistryConfig, Workspace
 from flows import automations
 from flows.automations import HEARTBEAT_SECONDS, RETRY_SECONDS, ZOMBIE_SECONDS
+from flows.server import client_access
 
 PREFECT_FILE = Path("deployments/prefect.yaml")
 NIGHTLY = "retrain/nightly"  # deployment
@@ -53,13 +55,16 @@ def bootstrap(
     gpu_template: Path | None = None,
     zombie_seconds: float | None = None,
     retry_seconds: float = RETRY_SECONDS,
+    gpu: bool = False,
 ) -> list[Change]:
     """Make what the project needs on the server that PREFECT_API_URL names, and put right what differs.
 
-    gpu_template is a base job template for Kubernetes, as `prefect work-pool create --base-job-template` takes it;
-    without one the pool gpu is of processes, or stays as it is; so does, without zombie_seconds, the time after which a
-    silent run is dead. What has other names is left alone, and a schedule that somebody paused stays paused. Run it
-    from the project's root. Raises ServiceUnavailable within seconds where no server answers.
+    The pool gpu and its deployments are made when they are asked for, by gpu or by gpu_template, and kept up where they
+    are: without a worker they would stand on Prefect's pages in red. gpu_template is a base job template for
+    Kubernetes, as `prefect work-pool create --base-job-template` takes it; without one the pool gpu is of processes, or
+    stays as it is; so does, without zombie_seconds, the time after which a silent run is dead. What has other names is
+    left alone, and a schedule that somebody paused stays paused. Run it from the project's root. Raises
+    ServiceUnavailable within seconds where no server answers.
     """
     if zombie_seconds is not None and zombie_seconds < 3 * HEARTBEAT_SECONDS:
         raise SettingsError(
@@ -69,15 +74,19 @@ def bootstrap(
     if not prefect_file.is_file():
         raise SettingsError(f"no {prefect_file} here; run this from the project's root, or give --prefect-file")
     with connect() as client:
-        changes = [
-            Change("work pool", "cpu", _ensure_pool(client, "cpu")),
-            Change("work pool", "gpu", _ensure_pool(client, "gpu", gpu_template)),
-        ]
+        changes = [Change("work pool", "cpu", _ensure_pool(client, "cpu"))]
+        of_gpu = _names(prefect_file, "gpu")
+        gpu = gpu or gpu_template is not None or _has_gpu(client, of_gpu)
+        if gpu:
+            changes.append(Change("work pool", "gpu", _ensure_pool(client, "gpu", gpu_template)))
         window = zombie_seconds or max(seconds_until_dead(client), 3 * HEARTBEAT_SECONDS)
         for wanted in automations.of_runs(window, retry_seconds):
             changes.append(Change("automation", wanted.name, automations.ensure(client, wanted)))
+        for silent in automations.watch_silent_runs(client, window):
+            changes.append(Change("run", silent.name, f"silent; it counts as dead after {window:.0f} s more"))
         before = _fingerprints(client)
-        _deploy(prefect_file, _environment(nightly_parameters(client)))
+        names = None if gpu or not of_gpu else _names(prefect_file) - of_gpu
+        _deploy(prefect_file, _environment(nightly_parameters(client)), names)
         _pause(client, {deployment_id for deployment_id, definition in before.items() if definition["paused"]})
         after = _fingerprints(client)
     return changes + [Change("deployment", name, what) for name, what in _compare(before, after)]
@@ -92,7 +101,7 @@ def connect() -> Iterator[SyncPrefectClient]:
             "no Prefect server is named; start one with `prefect server start`, then "
             "`prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`"
         )
-    services.check_prefect(api_url)
+    services.check_prefect(api_url, client_access())
     with get_client(sync_client=True) as client:
         yield client
 
@@ -185,11 +194,40 @@ def _environment(deployed_already: Mapping) -> dict[str, str]:
         "BINCOUNT_SOURCE": source or DataConfig().source,
         "MLFLOW_TRACKING_URI": uri or Workspace(root=root).tracking_uri(RegistryConfig()),
     }
-    return {**kept, **given, "BINCOUNT_WORKSPACE": str(root), "PREFECT_API_URL": get_current_settings().api.url}
+    return {**kept, **given, "BINCOUNT_WORKSPACE": str(root), **_sign_in()}
 
 
-def _deploy(prefect_file: Path, environment: Mapping[str, str]) -> None:
-    command = [sys.executable, "-m", "prefect", "deploy", "--all", "--prefect-file", str(prefect_file), "--no-prompt"]
+def _sign_in() -> dict[str, str]:
+    """The address of the server, and the sign-in to it, as they are in use here."""
+    api = get_current_settings().api
+    secrets = {"PREFECT_API_AUTH_STRING": api.auth_string, "PREFECT_API_KEY": api.key}
+    return {"PREFECT_API_URL": api.url, **{name: each.get_secret_value() for name, each in secrets.items() if each}}
+
+
+def _names(prefect_file: Path, pool: str | None = None) -> set[str]:
+    """The names of the deployments in a file: all, or those of a pool."""
+    try:
+        listed = yaml.safe_load(prefect_file.read_text()).get("deployments") or []
+        pools = {each["name"]: (each.get("work_pool") or {}).get("name") for each in listed}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise SettingsError(f"{prefect_file} cannot be read ({error}); correct it") from None
+    return {name for name, its_pool in pools.items() if pool in (None, its_pool)}
+
+
+def _has_gpu(client: SyncPrefectClient, names: Iterable[str]) -> bool:
+    """Whether the server has the pool gpu, or had it when one of these deployments was made."""
+    try:
+        client.read_work_pool("gpu")
+    except ObjectNotFound:
+        ours = [deployment for deployment in deployed(client) if automations.TAG in deployment.tags]
+        return any(deployment.name in names for deployment in ours)
+    return True
+
+
+def _deploy(prefect_file: Path, environment: Mapping[str, str], names: Iterable[str] | None = None) -> None:
+    """Deploy all that the file has, or what is named."""
+    which = ["--all"] if names is None else [word for name in sorted(names) for word in ("--name", name)]
+    command = [sys.executable, "-m", "prefect", "deploy", *which, "--prefect-file", str(prefect_file), "--no-prompt"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stdout + done.stderr).strip()[-2000:]

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from bincount.settings import (
     TrainConfig,
     Workspace,
 )
+from flows import stacks
 
 app = App(
     name="bincount",
@@ -438,8 +440,15 @@ def gc(
 def bootstrap(
     *,
     prefect_file: Annotated[Path, Parameter(help="the deployments")] = DEFAULT_PREFECT_FILE,
+    gpu: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="the pool gpu and its deployments too, for workers with a GPU; once made, they are kept up",
+        ),
+    ] = False,
     gpu_template: Annotated[
-        Path | None, Parameter(help="job template of a Kubernetes cluster for the pool gpu [default: processes]")
+        Path | None, Parameter(help="as --gpu, for jobs of a Kubernetes cluster by this template [default: processes]")
     ] = None,
     zombie_seconds: Annotated[
         float | None,
@@ -458,7 +467,7 @@ def bootstrap(
     from flows import bootstrap as setup
     from flows import summary
 
-    changes = setup.bootstrap(prefect_file, gpu_template, zombie_seconds)
+    changes = setup.bootstrap(prefect_file, gpu_template, zombie_seconds, gpu=gpu)
     summary.show({"On the Prefect server": setup.table(changes)})
 
 
@@ -501,6 +510,7 @@ def notify(
 
 def main() -> None:
     """Run the command line; an error that names its remedy is shown without a traceback."""
+    stacks.sign_in(os.environ)  # before Prefect reads its settings
     try:
         app(sys.argv[1:])
     except BincountError as error:
@@ -516,10 +526,14 @@ def _chosen_classes(data: DataConfig) -> Classes | None:
 def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:
     from prefect.settings import get_current_settings
 
+    from flows.server import client_access
+
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
     services.check_all(
-        get_current_settings().api.url, Workspace(root=workspace).tracking_uri(registry) if registry else ""
+        get_current_settings().api.url,
+        Workspace(root=workspace).tracking_uri(registry) if registry else "",
+        client_access(),
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -11,10 +12,10 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 import pandas as pd
 from filelock import FileLock, Timeout
 from packaging.requirements import Requirement
+from prefect.client.base import ServerType
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import (
@@ -25,14 +26,12 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
-    FlowRunFilterTags,
     WorkPoolFilter,
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import ObjectNotFound
 from prefect.server.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.states import State
@@ -66,7 +65,7 @@ QUIET_SECONDS, QUIET_ELSEWHERE_SECONDS = 3600, 86400
 # for an image, or a machine, to be there; longer than deployments/kubernetes/job-template.json gives a pod, of which a
 # worker that lives tells more
 PENDING_SECONDS = 2400
-SETTLE_SECONDS = 30  # the scheduler looks for new deployments every five
+SETTLE_SECONDS = 30  # the scheduler looks for new deployments, and the server for missing heartbeats, every five
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,21 @@ def mend(workspace: Workspace, registry: RegistryConfig, prefect_file: Path = PR
 
 
 def _examine_prefect(client: SyncPrefectClient, prefect_file: Path) -> Iterator[Finding]:
+    if client.server_type == ServerType.CLOUD:  # others look after its version and its settings
+        yield Finding("Prefect server", "Prefect Cloud")
+    else:
+        yield from _examine_own_server(client)
+    window = seconds_until_dead(client)
+    set_up = functools.partial(bootstrap, prefect_file)  # one and the same object, so that it is done once
+    deployments = [deployment for deployment in deployed(client) if TAG in deployment.tags]
+    yield from _automations(client, set_up)
+    yield from _pools(client, deployments, window, set_up)
+    yield _next_night(client, deployments, set_up)
+    yield from _slots(client, deployments)
+    yield _stale_runs(client, window)
+
+
+def _examine_own_server(client: SyncPrefectClient) -> Iterator[Finding]:
     yield _in_range("Prefect server", "prefect", client.request("GET", "/admin/version").json())
     settings = client.request("GET", "/admin/settings").json()
     storage = settings["server"]["concurrency"]["lease_storage"]
@@ -115,14 +129,6 @@ def _examine_prefect(client: SyncPrefectClient, prefect_file: Path) -> Iterator[
         else f"start the server with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={LEASES_ON_DISK}; "
         "without it a restart of the server crashes what runs, and keeps its slot",
     )
-    window = seconds_until_dead(client)
-    set_up = functools.partial(bootstrap, prefect_file)  # one and the same object, so that it is done once
-    deployments = [deployment for deployment in deployed(client) if TAG in deployment.tags]
-    yield from _automations(client, set_up)
-    yield from _pools(client, deployments, window, set_up)
-    yield _next_night(client, deployments, set_up)
-    yield from _slots(client, deployments)
-    yield _stale_runs(client, window)
 
 
 def _installed(name: str) -> Finding:
@@ -317,39 +323,26 @@ def _of_deployment(client: SyncPrefectClient, deployment_id: UUID, types: tuple[
 
 
 def _stale_runs(client: SyncPrefectClient, window: float) -> Finding:
-    unfinished = [StateType.RUNNING, StateType.CANCELLING, StateType.PENDING]
-    runs = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(
-            tags=FlowRunFilterTags(all_=[TAG]),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unfinished)),
-        ),
-        limit=200,
-    )
+    runs = automations.unfinished(client, StateType.RUNNING, StateType.CANCELLING, StateType.PENDING)
     stale = [run for run in runs if _is_stale(client, run, window)]
     if not stale:
         return Finding("runs in Prefect", f"{len(runs)} going, none stale")
     names = ", ".join(run.name for run in stale[:3]) + (" and more" if len(stale) > 3 else "")
     crash = functools.partial(_crash, tuple(run.id for run in stale))
-    return Finding("runs in Prefect", f"{len(stale)} stale: {names}", "its process is gone; --fix ends it", crash)
+    remedy = (
+        "its process is gone, and no automation has ended it; --fix ends it, and where this comes again, "
+        "start the Prefect server again, whose log says why"
+    )
+    return Finding("runs in Prefect", f"{len(stale)} stale: {names}", remedy, crash)
 
 
 def _is_stale(client: SyncPrefectClient, run: FlowRun, window: float) -> bool:
     since = datetime.now(UTC) - timedelta(seconds=_stale_after(run.state.type, window))
-    if run.state.timestamp > since:
-        return False
-    page = client.read_events(
-        EventFilter(
-            event=EventNameFilter(prefix=["prefect.flow-run.heartbeat"]),
-            resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
-            occurred=EventOccurredFilter(since=since),
-        ),
-        limit=1,
-    )
-    return page.total == 0
+    return run.state.timestamp < since and not automations.is_heard_of(client, run.id, since)
 
 
 def _stale_after(state: StateType, window: float) -> float:
-    return PENDING_SECONDS if state == StateType.PENDING else window
+    return PENDING_SECONDS if state == StateType.PENDING else window + SETTLE_SECONDS  # the automation comes first
 
 
 def _crash(run_ids: Iterable[UUID]) -> None:
@@ -379,8 +372,8 @@ def _examine_mlflow(workspace: Workspace, registry: RegistryConfig) -> Iterator[
     try:
         services.check_mlflow(uri)
         if uri.startswith(("http://", "https://")):
-            answer = httpx.get(f"{uri.rstrip('/')}/version", timeout=services.TIMEOUT_SECONDS)
-            yield _in_range("MLflow server", "mlflow", answer.text.strip())
+            with services.get(f"{uri.rstrip('/')}/version", services.Access.of_mlflow(os.environ), 5) as answer:
+                yield _in_range("MLflow server", "mlflow", answer.read().decode().strip())
         else:
             yield Finding("MLflow", "a database without a server")
         yield _stale_trainings(open_existing(workspace, registry), workspace)

@@ -264,7 +264,7 @@ def show_pages(tracking_uri: str) -> None:
     if get_current_settings().api.url:
         print(f"  {get_current_settings().ui_url}/runs")
     else:
-        print(f"  {_command('prefect')} server start\n  then open http://127.0.0.1:4200/runs")
+        print(f"  {_command('python')} -m flows.server\n  then open http://127.0.0.1:4200/runs")
     print("Models, curves and plots:")
     if is_server(tracking_uri):
         print(f"  {without_credentials(tracking_uri).rstrip('/')}/#/models")

@@ -2,6 +2,9 @@
 
 import json
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -13,11 +16,12 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import TagsContext
 from prefect.events.actions import DoNothing
+from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.events.utilities import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import AwaitingRetry, Crashed, Pending, Running
+from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Pending, Running
 from servers import wait_for
 
 from bincount.errors import ServiceUnavailable, SettingsError
@@ -39,6 +43,12 @@ deployments:
   concurrency_limit: {limit: 1, collision_strategy: CANCEL_NEW}
   schedules: [{cron: "17 2 * * *", timezone: UTC}]
   work_pool: {name: cpu}
+- name: train-gpu
+  description: on demand
+  entrypoint: tiny.tiny
+  tags: [bincount]
+  parameters: {data: {}, registry: {}, workspace: "{{ $BINCOUNT_WORKSPACE }}"}
+  work_pool: {name: gpu}
 """
 TINY = """
 from prefect import flow
@@ -54,16 +64,29 @@ TOLD = {
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    """A client of a server that looks for missing heartbeats every second."""
-    home = tmp_path_factory.mktemp("prefect")
-    with (
-        servers.prefect_server(home, PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY="PT1S") as url,
-        temporary_settings({PREFECT_API_URL: url}),
-        get_client(sync_client=True) as client,
-    ):
-        yield client
+def server(tmp_path_factory):
+    """A server that looks for missing heartbeats every second; called, it starts anew, after having been away."""
+    home, port = tmp_path_factory.mktemp("prefect"), servers.free_port()
+    settings = {
+        "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S",
+        "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "PT2S",  # a minute else: what is overdue at a start is forgotten
+    }
+    running = ExitStack()
+
+    def restart(meanwhile: Callable[[], object] = lambda: None) -> str:
+        running.close()
+        meanwhile()
+        return running.enter_context(servers.prefect_server(home, port, **settings))
+
+    with running, temporary_settings({PREFECT_API_URL: restart()}):
+        yield restart
         EventsWorker.drain_all(timeout=20, at_exit=False)
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with get_client(sync_client=True) as client:
+        yield client
 
 
 @pytest.fixture
@@ -113,8 +136,11 @@ def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client,
         for name, value in TOLD.items():
             shell.setenv(name, value)
         assert set(outcomes(bootstrap()).values()) == {"created"}
+        assert counts(client) == (2, 3, 1)  # nothing of the GPU, which would wait for a worker in red
+        changes = outcomes(bootstrap(gpu=True))
+    assert {name for name, what in changes.items() if what == "created"} == {"gpu", "train-gpu"}
     made = counts(client)
-    assert made == (3, 3, 1)
+    assert made == (3, 3, 2)
     for name in ("cpu", "gpu"):
         pool = client.read_work_pool(name)
         properties = pool.base_job_template["variables"]["properties"]
@@ -127,7 +153,7 @@ def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client,
     client.update_deployment_schedule(nightly(client).id, nightly(client).schedules[0].id, active=False)
     app(["bootstrap"], result_action="return_value")
     printed = capsys.readouterr().out
-    assert printed.count("there already") == 5
+    assert printed.count("there already") == 6
     assert printed.count("there already, and stays paused") == 1
     assert not {"created", "updated"} & set(printed.split())
     assert counts(client) == made
@@ -233,6 +259,71 @@ def test_the_runs_that_a_command_starts_are_known_as_ours(words, monkeypatch):
     assert found == [{automations.TAG}]
 
 
+def beat(run: FlowRun, *tags: str, deployment: UUID | None = None) -> None:
+    """As Prefect's engine does."""
+    related = [{"prefect.resource.id": f"prefect.flow.{run.flow_id}", "prefect.resource.role": "flow"}]
+    if deployment:
+        related += [{"prefect.resource.id": f"prefect.deployment.{deployment}", "prefect.resource.role": "deployment"}]
+    related += [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in tags]
+    emit_event(automations.HEARTBEAT, {"prefect.resource.id": f"prefect.flow-run.{run.id}"}, related=related)
+
+
+def running(client: SyncPrefectClient) -> FlowRun:
+    """A run of ours that was started by hand, and has been heard of once."""
+    run = client.create_flow_run(flow(name="by hand")(lambda: None), tags=["bincount"])
+    client.set_flow_run_state(run.id, Running(), force=True)
+    beat(run, "bincount")
+    return run
+
+
+def state_of(client: SyncPrefectClient, run: FlowRun) -> str:
+    return client.read_flow_run(run.id).state.name
+
+
+@pytest.fixture
+def quick_zombies(client) -> None:
+    """Silent runs count as dead after seconds, and crashed ones are not started again."""
+    for slow in automations.ours(client):
+        client.delete_automation(slow.id)
+    zombies, _ = automations.of_runs(zombie_seconds=10)
+    client.create_automation(zombies)
+
+
+@pytest.mark.services
+@pytest.mark.usefixtures("quick_zombies")
+def test_a_heartbeat_that_comes_after_the_end_of_a_run_does_not_crash_it(client):
+    def refused() -> str:
+        failed = EventFilter(event=EventNameFilter(prefix=["prefect.automation.action.failed"]))
+        return " ".join(event.model_dump_json() for event in client.read_events(failed, limit=50).events)
+
+    ended = [running(client) for _ in range(3)]
+    for run, state in zip(ended, (Completed(), Failed(), Cancelled()), strict=True):
+        client.set_flow_run_state(run.id, state, force=True)
+    for run in ended:
+        beat(run, "bincount")
+    # The automation acts on each of them, or nothing was at stake, and the server refuses.
+    wait_for(lambda: all(str(run.id) in refused() for run in ended), every=0.5)
+    assert [state_of(client, run) for run in ended] == ["Completed", "Failed", "Cancelled"]
+
+
+@pytest.mark.services
+@pytest.mark.usefixtures("quick_zombies")
+def test_dead_runs_are_noticed_again_and_again_also_after_the_server_was_away(client, server):
+    for _ in range(2):
+        dead = running(client)
+        wait_for(lambda run=dead: state_of(client, run) == "Crashed")
+    died_with_it = running(client)
+    wait_for(lambda: automations.is_heard_of(client, died_with_it.id, datetime.now(UTC) - timedelta(minutes=5)))
+    overdue = datetime.now(UTC) + timedelta(seconds=10 + 2 + 1)
+    server(meanwhile=lambda: wait_for(lambda: datetime.now(UTC) > overdue))
+    dead = running(client)
+    wait_for(lambda: state_of(client, dead) == "Crashed")
+    assert state_of(client, died_with_it) == "Running"  # the server has forgotten that it waits for it
+    assert [run.id for run in automations.watch_silent_runs(client, 10)] == [died_with_it.id]
+    wait_for(lambda: state_of(client, died_with_it) == "Crashed")
+    assert automations.watch_silent_runs(client, 10) == []
+
+
 @pytest.mark.services
 def test_dead_runs_free_their_slot_and_start_again_and_those_of_others_are_left(client):
     """By the events alone, without a worker: runs are started here, and their processes are never heard of again."""
@@ -268,21 +359,9 @@ def test_dead_runs_free_their_slot_and_start_again_and_those_of_others_are_left(
     def state(run: FlowRun) -> str:
         return client.read_flow_run(run.id).state.name
 
-    def beat(run: FlowRun, deployment: UUID, *tags: str) -> None:
-        """As Prefect's engine does."""
-        emit_event(
-            "prefect.flow-run.heartbeat",
-            {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
-            related=[
-                {"prefect.resource.id": f"prefect.flow.{flow_id}", "prefect.resource.role": "flow"},
-                {"prefect.resource.id": f"prefect.deployment.{deployment}", "prefect.resource.role": "deployment"},
-                *({"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in tags),
-            ],
-        )
-
     # What is to be left as it is comes first: what it waits for would have happened to it before the others.
     alien, alien_crashed = start(run_of(theirs)), crash(start(run_of(theirs)))
-    beat(alien, theirs, "other")
+    beat(alien, "other", deployment=theirs)
     unsubmitted = crash(start(run_of(training)), "Failed to submit flow run to infrastructure: OSError: none")
     unbegun = run_of(training)  # such as where the flow cannot be imported
     client.set_flow_run_state(unbegun.id, Pending())
@@ -291,10 +370,10 @@ def test_dead_runs_free_their_slot_and_start_again_and_those_of_others_are_left(
 
     second = crash(start_again(start(run_of(training)), 2))
     silent = start(run_of(night))
-    beat(silent, night, "bincount")
+    beat(silent, "bincount", deployment=night)
     together = [start(run_of(training)) for _ in range(2)]  # as where a machine goes down
     for run in together:
-        beat(run, training, "bincount")
+        beat(run, "bincount", deployment=training)
     assert slots(night) == 1
 
     wait_for(lambda: state(silent) == "Crashed")

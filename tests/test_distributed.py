@@ -101,6 +101,29 @@ def test_when_a_process_is_killed_all_go_on_from_the_last_checkpoint_to_the_same
 
 
 @pytest.mark.services
+def test_on_one_host_nothing_listens_but_on_loopback(data, tmp_path, monkeypatch):
+    """Neither torchrun nor the trainers, whatever interface a shell names for other jobs."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    listening, others = set(), []
+
+    def look(history: list[dict]) -> None:
+        if others:
+            return
+        family = [child for child in psutil.Process().children(recursive=True) if child.is_running()]
+        others.append(sum("bincount.training.train" in " ".join(child.cmdline()) for child in family))
+        for child in family:
+            listening.update(
+                (connection.laddr.ip, child.name())
+                for connection in child.net_connections("inet")
+                if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
+            )
+
+    train_in_subprocess(*data, IMAGES, CONFIG, tmp_path, look, launch=TWO)
+    assert others == [3]  # torchrun and two trainers were there to be looked at
+    assert listening  # gloo has to
+    assert {address for address, _ in listening} <= {"127.0.0.1", "::1"}
+
+
 def test_a_second_host_joins_by_the_command_of_the_log_to_the_same_end(data, together, tmp_path, caplog):
     """Both are this one, at an address of loopback that is not refused."""
     try:

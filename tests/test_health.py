@@ -70,7 +70,7 @@ def client(tmp_path_factory) -> Iterator[SyncPrefectClient]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.chdir(root)
-        bootstrap()
+        bootstrap(gpu=True)
         client.send_worker_heartbeat("cpu", "worker", heartbeat_interval_seconds=600)
         yield client
         EventsWorker.drain_all(timeout=20, at_exit=False)

@@ -1,13 +1,17 @@
 """Whom the Prefect server answers that this project starts."""
 
+import asyncio
 import base64
 import stat
 from collections.abc import Iterator
 
 import pytest
+import sqlalchemy
+from prefect.server.database.configurations import AioSqliteConfiguration
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.settings.legacy import _get_settings_fields
 from prefect.settings.models.root import Settings
+from sqlalchemy import event
 from starlette.testclient import TestClient
 
 from flows import server
@@ -15,6 +19,7 @@ from flows import server
 AUTH = "bincount:a-secret"
 SIGNED_IN = {"Authorization": "Basic " + base64.b64encode(AUTH.encode()).decode()}
 PORT = 4300
+LISTENER = (sqlalchemy.Engine, "before_cursor_execute", server._begin_as_writer)
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +117,66 @@ def test_a_sign_in_that_others_may_read_or_that_was_cut_off_is_mended(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_text("")
     assert server.keep_auth_string(path) == path.read_text().strip() != ""
+
+
+# The database
+
+
+@pytest.fixture
+def begins_as_writer(request) -> Iterator[None]:
+    """With or without what `create_app` adds to SQLAlchemy."""
+    if contains := event.contains(*LISTENER):
+        event.remove(*LISTENER)
+    if request.param:
+        server.wait_for_the_database()
+        server.wait_for_the_database()  # a second app in the process adds nothing
+    yield
+    if event.contains(*LISTENER):
+        event.remove(*LISTENER)
+    if contains:
+        server.wait_for_the_database()
+
+
+async def read_and_write_at_once(database: AioSqliteConfiguration) -> list[int]:
+    """Two transactions of Prefect's, of which each reads a row and then writes it, as its automations do."""
+    first_has_read, value = asyncio.Event(), sqlalchemy.text("SELECT value FROM counted")
+    add = sqlalchemy.text("UPDATE counted SET value = value + 1")
+    engine = await database.engine()
+    async with engine.begin() as connection:
+        await connection.execute(sqlalchemy.text("CREATE TABLE counted (value INTEGER)"))
+        await connection.execute(sqlalchemy.text("INSERT INTO counted VALUES (0)"))
+
+    async def first() -> None:
+        async with await database.session(engine) as session, database.begin_transaction(session):
+            await session.execute(value)
+            first_has_read.set()
+            await asyncio.wait([other], timeout=0.5)  # it is through before that where nothing makes it wait
+            await session.execute(add)
+
+    async def second() -> None:
+        await first_has_read.wait()
+        async with await database.session(engine) as session, database.begin_transaction(session):
+            await session.execute(value)
+            await session.execute(add)
+
+    other = asyncio.create_task(second())
+    await first()
+    await other
+    async with await database.session(engine) as session:
+        return list((await session.execute(value)).scalars())
+
+
+@pytest.mark.parametrize("begins_as_writer", [True], indirect=True)
+@pytest.mark.usefixtures("begins_as_writer")
+def test_who_writes_after_another_has_written_waits_for_its_turn(tmp_path):
+    database = AioSqliteConfiguration(connection_url=f"sqlite+aiosqlite:///{tmp_path}/prefect.db")
+    assert asyncio.run(read_and_write_at_once(database)) == [2]
+
+
+@pytest.mark.parametrize("begins_as_writer", [False], indirect=True)
+@pytest.mark.usefixtures("begins_as_writer")
+def test_prefect_by_itself_finds_the_database_locked(tmp_path):
+    """Once this does not happen any more, `wait_for_the_database` can go."""
+    database = AioSqliteConfiguration(connection_url=f"sqlite+aiosqlite:///{tmp_path}/prefect.db")
+    with pytest.raises(sqlalchemy.exc.OperationalError, match="database is locked"):
+        asyncio.run(read_and_write_at_once(database))

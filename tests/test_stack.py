@@ -11,12 +11,14 @@ import shutil
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
@@ -29,21 +31,29 @@ import yaml
 from kubernetes_asyncio import client as kubernetes
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import DeploymentStatus, FlowRun, WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_PROFILES_PATH,
+    Settings,
+    temporary_settings,
+)
 from prefect.settings.legacy import _get_settings_fields
 from prefect.utilities.templating import find_placeholders
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from servers import program, wait_for
 
+from bincount import services
 from bincount.data import drawn
 from bincount.errors import ServiceUnavailable, SettingsError
+from bincount.services import Access
 from bincount.settings import RegistryConfig, Workspace
 from bincount.training.launch import SECONDS_TO_STOP
-from flows import health
+from flows import health, stacks
 from flows.automations import TAG
-from flows.bootstrap import FLOW_ENVIRONMENT
+from flows.bootstrap import FLOW_ENVIRONMENT, bootstrap
 from flows.health import Finding, examine
 
 ROOT = Path(__file__).parent.parent
@@ -108,7 +118,7 @@ def test_a_port_that_is_taken_is_named_with_the_setting(stack, tmp_path, free_po
         config = stack.StackConfig(workspace=tmp_path, prefect_port=free_port, mlflow_port=port)
         with pytest.raises(SettingsError, match=f"port {port} cannot be used.*MLFLOW_PORT={port + 1}"):
             stack.up(config)
-    assert not stack._is_up(config)
+    assert not stack.is_up(config.workspace)
 
 
 def test_one_port_for_both_servers_is_refused(stack, tmp_path, free_port):
@@ -132,6 +142,153 @@ def test_a_database_server_that_is_away_is_named_without_its_password(stack, tmp
 def test_nothing_is_stopped_where_nothing_is_up(stack, tmp_path, capsys):
     stack.down(stack.StackConfig(workspace=tmp_path), force=False)
     assert "No stack is up" in capsys.readouterr().out
+
+
+# Which stack is meant
+
+
+@contextmanager
+def pretended(*workspaces: Path) -> Iterator[None]:
+    """Stacks as far as others see them: each is remembered, and holds the lock on its state."""
+    with ExitStack() as held:
+        for number, workspace in enumerate(workspaces):
+            (workspace / "stack").mkdir(parents=True)
+            state = held.enter_context(open(workspace / "stack" / "running.json", "w"))
+            json.dump({"pid": 0, "config": {"prefect_port": 4300 + number}}, state)
+            state.flush()
+            assert stacks.lock(state)
+            stacks.auth_file(workspace).write_text(f"me:{workspace.name}\n")
+            stacks.remember(workspace)
+        yield
+
+
+def test_the_only_stack_that_runs_is_found_from_any_folder(stack, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pretended(tmp_path / "a"):
+        assert stack.find({}).workspace == tmp_path / "a"
+        assert stack.find({"WORKSPACE": str(tmp_path / "b")}).workspace == tmp_path / "b"
+    assert stack.find({}).workspace == tmp_path / "bincount-data"
+    assert stacks.running() == []
+
+
+def test_of_several_stacks_that_run_one_has_to_be_named(stack, tmp_path, capsys):
+    with pretended(tmp_path / "a", tmp_path / "b c"):
+        with pytest.raises(SettingsError, match="2 stacks are up") as raised:
+            stack.find({})
+        assert f"make down WORKSPACE={tmp_path}/a\n" in str(raised.value)
+        assert f"make down WORKSPACE='{tmp_path}/b c'" in str(raised.value)
+        stack.down(stack.StackConfig(workspace=tmp_path / "c"), force=False)
+        said = capsys.readouterr().out
+        assert f"No stack is up in {tmp_path}/c" in said
+        assert str(tmp_path / "b c") in said
+
+
+def test_what_has_ended_without_make_down_or_was_deleted_is_forgotten(tmp_path):
+    with pretended(tmp_path / "killed", tmp_path / "deleted"):
+        shutil.rmtree(tmp_path / "deleted")
+        assert stacks.running() == [tmp_path / "killed"]
+    assert stacks.running() == []
+
+
+@pytest.mark.parametrize("unreadable", ["", "{", "{}", "[]"])
+def test_a_state_that_cannot_be_read_keeps_no_command_from_running(unreadable, tmp_path):
+    with pretended(tmp_path / "a"):
+        (tmp_path / "a" / "stack" / "running.json").write_text(unreadable)
+        environment = {"PREFECT_API_URL": "http://127.0.0.1:4300/api"}
+        stacks.sign_in(environment)
+        assert list(environment) == ["PREFECT_API_URL"]
+
+
+@pytest.mark.parametrize(
+    ("shell", "signed_in"),
+    [
+        ({"PREFECT_API_URL": "http://127.0.0.1:4300/api"}, "me:a"),
+        ({"PREFECT_API_URL": "http://localhost:4301/api/"}, "me:b"),
+        ({"PREFECT_API_URL": "http://127.0.0.1:4302/api"}, None),
+        ({"PREFECT_API_URL": "http://prefect.example.org:4300/api"}, None),
+        ({"PREFECT_API_URL": "http://127.0.0.1:4300/api", "PREFECT_API_AUTH_STRING": "mine"}, "mine"),
+        ({"PREFECT_API_URL": "http://127.0.0.1:4300/api", "PREFECT_API_KEY": "mine"}, None),
+        ({}, None),
+    ],
+)
+def test_a_command_that_names_a_running_stack_is_signed_in_and_others_get_no_secret(tmp_path, shell, signed_in):
+    with pretended(tmp_path / "a", tmp_path / "b"):
+        stacks.sign_in(shell)
+    assert shell.get("PREFECT_API_AUTH_STRING") == signed_in
+    stopped = {"PREFECT_API_URL": "http://127.0.0.1:4300/api"}
+    stacks.sign_in(stopped)  # whoever listens there now is somebody else
+    assert "PREFECT_API_AUTH_STRING" not in stopped
+
+
+def test_the_sign_in_goes_into_a_profile_of_its_own_that_only_the_user_can_read(tmp_path):
+    profiles = tmp_path / "profiles.toml"
+    profiles.write_text('active = "work"\n[profiles.work]\nPREFECT_API_URL = "https://elsewhere/api"\n')
+    profiles.chmod(0o644)
+    with temporary_settings({PREFECT_PROFILES_PATH: profiles}):
+        for port, secret in ((4200, "me:old"), (4200, "me:new"), (4301, "me:other")):
+            stacks.write_profile(port, secret)
+    written = tomllib.loads(profiles.read_text())
+    assert written["active"] == "work"
+    assert written["profiles"] == {
+        "work": {"PREFECT_API_URL": "https://elsewhere/api"},
+        "bincount": {"PREFECT_API_URL": "http://127.0.0.1:4200/api", "PREFECT_API_AUTH_STRING": "me:new"},
+        "bincount-4301": {"PREFECT_API_URL": "http://127.0.0.1:4301/api", "PREFECT_API_AUTH_STRING": "me:other"},
+    }
+    assert stat.S_IMODE(profiles.stat().st_mode) == 0o600
+
+
+def test_the_stack_is_guarded_and_what_a_shell_has_for_another_server_stays_out_of_it(stack, tmp_path, monkeypatch):
+    for name in ("PREFECT_API_KEY", "PREFECT_PROFILE", "PREFECT_API_AUTH_STRING", "PREFECT_API_URL"):
+        monkeypatch.setenv(name, "elsewhere")
+    config = stack.StackConfig(workspace=tmp_path, prefect_port=4300)
+    first, again = stack._environment(config), stack._environment(config)
+    assert first == again
+    assert first["PREFECT_API_AUTH_STRING"] == first["PREFECT_SERVER_API_AUTH_STRING"] == secret_of(tmp_path)
+    assert first["PREFECT_API_URL"] == "http://127.0.0.1:4300/api"
+    assert "elsewhere" not in first.values()
+    assert secret_of(tmp_path) not in json.dumps(config.without_password())
+
+
+# When a run could start
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+BEFORE, AFTER = NOW - timedelta(minutes=1), NOW + timedelta(seconds=1)
+
+
+def shown(worker: tuple | None, is_paused: bool = False, *deployments: tuple) -> SimpleNamespace:
+    """A client that is shown a worker, as status and last heartbeat, and deployments, as status and last poll too."""
+    workers = [SimpleNamespace(status=WorkerStatus[worker[0]], last_heartbeat_time=worker[1])] if worker else []
+    found = [
+        SimpleNamespace(name=name, tags=tags, work_pool_name=pool, status=DeploymentStatus[status], last_polled=polled)
+        for name, tags, pool, status, polled in deployments
+    ]
+    return SimpleNamespace(
+        read_workers_for_work_pool=lambda _: workers,
+        read_work_pool=lambda _: SimpleNamespace(is_paused=is_paused),
+        read_deployments=lambda limit, offset: found[offset : offset + limit],
+    )
+
+
+ONLINE = ("ONLINE", AFTER)
+READY = ("nightly", [TAG], "cpu", "READY", AFTER)
+
+
+@pytest.mark.parametrize(
+    ("client", "missing"),
+    [
+        (shown(ONLINE, False, READY), ""),
+        (shown(None), "no worker of the pool cpu is online"),
+        (shown(("OFFLINE", AFTER)), "no worker of the pool cpu is online"),
+        (shown(("ONLINE", BEFORE)), "no worker of the pool cpu is online"),  # as the server knows it from last time
+        (shown(ONLINE, False, (*READY[:3], "NOT_READY", None)), "no worker has asked for runs of nightly"),
+        (shown(ONLINE, False, (*READY[:4], BEFORE)), "no worker has asked for runs of nightly"),
+        (shown(ONLINE, True, (*READY[:3], "NOT_READY", None)), ""),  # a person has paused the pool
+        (shown(ONLINE, False, READY, ("train-gpu", [TAG], "gpu", "NOT_READY", None)), ""),
+        (shown(ONLINE, False, READY, ("theirs", [], "cpu", "NOT_READY", None)), ""),
+    ],
+)
+def test_the_stack_is_up_when_its_worker_has_asked_for_runs_since_it_was_started(stack, client, missing):
+    assert stack._missing(client, NOW) == missing
 
 
 # Procfile and environment
@@ -175,6 +332,11 @@ def test_prefect_and_mlflow_know_every_variable_that_is_set(stack, tmp_path):
     assert not known_to_prefect_or_mlflow("PREFECT_FLOW_HEARTBEAT_FREQUENCY")
 
 
+def test_no_other_page_may_ask_a_server_that_has_nothing_but_this_environment():
+    origins = STACK_ENV["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    assert set(origins) == {"http://127.0.0.1:4200", "http://localhost:4200"}
+
+
 def test_prefect_takes_the_values_of_its_variables(monkeypatch):
     for name, value in STACK_ENV.items():
         monkeypatch.setenv(name, value)
@@ -182,6 +344,7 @@ def test_prefect_takes_the_values_of_its_variables(monkeypatch):
     assert settings.flows.heartbeat_frequency == 30
     assert settings.server.concurrency.lease_storage == STACK_ENV["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
     assert not settings.server.analytics_enabled
+    assert settings.server.api.csrf_protection_enabled
     assert importlib.util.find_spec(settings.server.concurrency.lease_storage)
 
 
@@ -248,17 +411,47 @@ def test_the_compose_file_is_one():
 
 def test_the_compose_file_names_what_is_there():
     """What the schema cannot say: services, volumes and files that others name exist."""
-    services = COMPOSE["services"]
-    for service in services.values():
-        assert set(service.get("depends_on", {})) <= set(services)
+    parts = COMPOSE["services"]
+    for service in parts.values():
+        assert set(service.get("depends_on", {})) <= set(parts)
         assert {volume.split(":")[0] for volume in service.get("volumes", [])} <= set(COMPOSE["volumes"])
         assert {config["source"] for config in service.get("configs", [])} <= set(COMPOSE["configs"])
         assert (DEPLOYMENTS / service.get("env_file", "stack.env")).is_file()
         if "build" in service:
             context = DEPLOYMENTS / service["build"]["context"]
             assert (context / service["build"]["dockerfile"]).samefile(DEPLOYMENTS / "Dockerfile")
-    waited_for = {name for service in services.values() for name in service.get("depends_on", {})}
-    assert {name for name in waited_for if name != "bootstrap" and "healthcheck" not in services[name]} == set()
+    waited_for = {name for service in parts.values() for name in service.get("depends_on", {})}
+    # The others end, and are waited for until then.
+    assert {name for name in waited_for if "healthcheck" not in parts[name]} == {"bootstrap", "bootstrap-gpu"}
+
+
+def test_nothing_of_the_compose_file_is_published_beyond_this_machine_or_has_a_password_in_it():
+    published = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+    prefect, worker = (COMPOSE["services"][name]["environment"] for name in ("prefect", "worker"))
+    assert prefect["PREFECT_SERVER_API_AUTH_STRING"] == worker["PREFECT_API_AUTH_STRING"]
+    for secret in (
+        worker["PREFECT_API_AUTH_STRING"],
+        COMPOSE["services"]["postgres"]["environment"]["POSTGRES_PASSWORD"],
+    ):
+        assert re.search(r"\$\{[A-Z_]+:\?", secret)  # without it compose says how it is made, and starts nothing
+    for ignored in (".gitignore", ".dockerignore"):
+        assert ".env" in (ROOT / ignored).read_text().replace("**/", "").splitlines()
+
+
+def test_the_way_to_make_its_passwords_works_as_it_stands_there(tmp_path):
+    lines = [line.removeprefix("#") for line in (DEPLOYMENTS / "compose.yaml").read_text().splitlines()[:12]]
+    made = "\n".join(line for line in lines if "umask" in line or "> deployments" in line)
+    (tmp_path / "deployments").mkdir()
+    servers.installed("openssl", "openssl")
+    subprocess.run(["sh", "-c", made], cwd=tmp_path, check=True)
+    file = tmp_path / "deployments" / ".env"
+    assert file.stat().st_mode & 0o077 == 0
+    written = dict(line.split("=") for line in file.read_text().splitlines())
+    assert set(written) == {"POSTGRES_PASSWORD", "PREFECT_PASSWORD"}
+    assert all(re.fullmatch(r"[0-9a-f]{48}", password) for password in written.values())
+    assert len(set(written.values())) == 2
 
 
 @contextmanager
@@ -272,7 +465,8 @@ def composed(name: str, folder: Path, replacements: dict[str, str], port: int, h
         return text
 
     environment = os.environ | STACK_ENV | {key: here(value) for key, value in service["environment"].items()}
-    command = [program(service["command"][0]), *service["command"][1:], "--port", str(port)]
+    environment |= {"PREFECT_SERVER_API_PORT": str(port), "MLFLOW_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    command = [program(service["command"][0]), *service["command"][1:]]
     check = [sys.executable, *map(here, service["healthcheck"]["test"][2:])]
 
     def is_healthy() -> bool:
@@ -299,6 +493,7 @@ def test_the_servers_of_the_compose_file_come_up_healthy_on_postgresql(tmp_path,
     prefect, mlflow = servers.free_port(), servers.free_port()
     replacements = {
         "bincount:${POSTGRES_PASSWORD}@postgres": f"postgres@{place_of(postgres)}",
+        "${PREFECT_PASSWORD:?make it as the first lines of compose.yaml say}": "a-secret",
         "/data": str(tmp_path),
         ":4200": f":{prefect}",
         ":5000": f":{mlflow}",
@@ -311,7 +506,11 @@ def test_the_servers_of_the_compose_file_come_up_healthy_on_postgresql(tmp_path,
         assert status(mlflow, "mlflow:5000") == 200
         assert status(mlflow, "localhost:5000") == 200
         assert status(mlflow, "elsewhere.example.org:5000") == 403
-        with urllib.request.urlopen(f"http://127.0.0.1:{prefect}/api/admin/settings") as reply:
+        assert status(prefect, f"prefect:{prefect}", "/api/health") == 200
+        assert status(prefect, f"elsewhere.example.org:{prefect}", "/api/health") == 400
+        assert status(prefect, "localhost", "/api/admin/settings") == 401
+        access = Access.make_prefect("bincount:a-secret", None)
+        with services.get(f"http://127.0.0.1:{prefect}/api/admin/settings", access, 20) as reply:
             kept = json.load(reply)
         assert kept["server"]["concurrency"]["lease_storage"].endswith(".filesystem")
         assert kept["home"] == str(tmp_path / "prefect")
@@ -322,10 +521,10 @@ def place_of(database: str) -> str:
     return database.rpartition("@")[2].removesuffix("/postgres")
 
 
-def status(port: int, host: str) -> int:
+def status(port: int, host: str, path: str = "/api/2.0/mlflow/experiments/get?experiment_id=0") -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     with closing(connection):
-        connection.request("GET", "/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": host})
+        connection.request("GET", path, headers={"Host": host})
         return connection.getresponse().status
 
 
@@ -411,10 +610,21 @@ def test_every_variable_of_the_job_is_explained_and_used():
 QUICK = {"PREFECT_WORKER_QUERY_SECONDS": 1, "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": 2}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory) -> Iterator[Path]:
+    """A home folder of the tests' own, since `make up` notes there what runs, and how to sign in."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder))
+        patch.delenv("XDG_STATE_HOME", raising=False)
+        yield folder
+
+
 def make(target: str, **settings: object) -> subprocess.CompletedProcess:
     """make in this environment, without installing anything."""
     words = ["make", "-o", f"{sys.prefix}/.ready", target, f"VENV={sys.prefix}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    environment["PYTHONPATH"] = str(ROOT)
     return subprocess.run(
         [*words, *(f"{name}={value}" for name, value in settings.items())],
         cwd=ROOT,
@@ -451,7 +661,8 @@ def stack_up(workspace: Path, **settings: object) -> Iterator[dict[str, object]]
         started = make("up", **settings)
         assert started.returncode == 0, started.stdout + (workspace / "stack" / "log").read_text()
         assert f"http://127.0.0.1:{settings['PREFECT_PORT']}" in started.stdout
-        assert "`make down`" in started.stdout
+        assert f"`make down WORKSPACE={workspace}`" in started.stdout
+        assert secret_of(workspace) not in started.stdout
         yield settings
     finally:
         for pid in processes_of(workspace):
@@ -459,12 +670,8 @@ def stack_up(workspace: Path, **settings: object) -> Iterator[dict[str, object]]
                 os.kill(pid, signal.SIGKILL)
 
 
-def at_work(client) -> bool:
-    """Whether the worker is online, and the next night stands there."""
-    workers = client._client.post("/work_pools/cpu/workers/filter", json={}).json()
-    night = client.read_deployment_by_name("retrain/nightly")
-    runs = [run for run in client.read_flow_runs(limit=200) if run.deployment_id == night.id]
-    return bool([worker for worker in workers if worker["status"] == "ONLINE"]) and bool(runs)
+def secret_of(workspace: Path) -> str:
+    return stacks.auth_file(workspace).read_text().strip()
 
 
 @pytest.fixture(scope="module")
@@ -472,15 +679,15 @@ def whole(tmp_path_factory) -> Iterator[dict[str, object]]:
     """The settings of a stack that `make up` has started, for all tests until the one that takes it down."""
     folder = tmp_path_factory.mktemp("whole")
     drawn.draw(folder / "bins", 300, size=(64, 64))
-    with stack_up(folder / "workspace", SOURCE=folder / "bins") as settings, client_of(settings) as client:
-        wait_for(lambda: at_work(client))
+    with stack_up(folder / "workspace", SOURCE=folder / "bins") as settings:
         yield settings
 
 
 @contextmanager
 def client_of(settings: dict[str, object]) -> Iterator[SyncPrefectClient]:
     url = f"http://127.0.0.1:{settings['PREFECT_PORT']}/api"
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+    signed_in = {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: secret_of(settings["WORKSPACE"])}
+    with temporary_settings(signed_in), get_client(sync_client=True) as client:
         yield client
 
 
@@ -490,10 +697,84 @@ def client(whole) -> Iterator[SyncPrefectClient]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def with_gpu(whole) -> None:
+    """The pool and the deployment that wait for a worker with a GPU, which `make up` leaves out."""
+    with client_of(whole):
+        assert "gpu" in {change.name for change in bootstrap(DEPLOYMENTS / "prefect.yaml", gpu=True)}
+
+
 @pytest.fixture
-def deployed(client) -> dict[str, DeploymentResponse]:
+def deployed(client, with_gpu) -> dict[str, DeploymentResponse]:
     """The deployments of prefect.yaml."""
     return {name: client.read_deployment_by_name(name) for name in ("retrain/nightly", "run/train", "run/train-gpu")}
+
+
+@pytest.mark.services
+def test_once_the_stack_is_up_nothing_on_its_pages_is_red_and_a_run_could_start(whole, client):
+    """These states are what the pages show as green or red."""
+    pools = client.read_work_pools()
+    assert {pool.name: pool.status.value for pool in pools} == {"cpu": "READY"}
+    [worker] = client.read_workers_for_work_pool("cpu")
+    assert worker.status.value == "ONLINE"
+    assert {queue.status.value for queue in client.read_work_queues(work_pool_name="cpu")} == {"READY"}
+    found = client.read_deployments()
+    assert {each.name: each.status.value for each in found} == {"nightly": "READY", "train": "READY"}
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(
+    ("host", "origin", "expected"),
+    [
+        ("evil.example", "https://evil.example", 400),
+        ("{own}", "https://evil.example", 403),
+        ("{own}", "http://{own}", 403),  # a forged form of its own page has no token
+    ],
+)
+def test_nobody_but_who_is_signed_in_changes_anything_or_sees_a_secret(whole, host, origin, expected):
+    own = f"127.0.0.1:{whole['PREFECT_PORT']}"
+    headers = {"Host": host.format(own=own), "Origin": origin.format(own=own), "Content-Type": "application/json"}
+    for path in ("/api/deployments/", "/api/flow_runs/", "/api/block_documents/filter"):
+        connection = http.client.HTTPConnection("127.0.0.1", whole["PREFECT_PORT"], timeout=20)
+        with closing(connection):
+            connection.request("POST", path, body=b'{"include_secrets": true}', headers=headers)
+            answer = connection.getresponse()
+            assert answer.status == expected
+            assert answer.headers.get("Access-Control-Allow-Origin") != "https://evil.example"
+    assert (
+        status(whole["PREFECT_PORT"], own, "/api/block_types/slug/secret/block_documents?include_secrets=true") == 401
+    )
+    assert status(whole["MLFLOW_PORT"], "10.evil.example") == 403
+    assert status(whole["MLFLOW_PORT"], f"localhost:{whole['MLFLOW_PORT']}") == 200
+
+
+@pytest.mark.services
+def test_the_sign_in_of_the_stack_is_in_no_ones_sight(whole, home):
+    workspace, secret = whole["WORKSPACE"], secret_of(whole["WORKSPACE"])
+    holders = [stacks.auth_file(workspace), home / ".prefect" / "profiles.toml"]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in holders] == [0o600, 0o600]
+    written = [path for path in [*workspace.rglob("*"), *home.rglob("*")] if path.is_file() and path not in holders]
+    assert [path for path in written if secret.encode() in path.read_bytes()] == []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            assert secret.encode() not in (folder / "cmdline").read_bytes()
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("known_by", ["profile", "address"])
+def test_commands_reach_the_stack_without_a_secret_being_typed(whole, home, known_by):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    port = whole["PREFECT_PORT"]
+    by = {
+        "profile": {"PREFECT_PROFILE": f"bincount-{port}"},
+        "address": {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"},
+    }
+    words = [program("bincount"), "doctor", "--services"]
+    done = subprocess.run(
+        words, env=environment | by[known_by] | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert secret_of(whole["WORKSPACE"]) not in done.stdout + done.stderr
 
 
 @pytest.mark.services
@@ -592,14 +873,15 @@ def test_what_dies_is_started_again_and_make_down_leaves_nothing(whole, client):
     for pid, command in processes_of(workspace).items():
         if "mlflow server" in command and "while" not in command:
             os.kill(pid, signal.SIGKILL)
-    refused = make("down", WORKSPACE=workspace)
+    refused = make("down")  # it is the only one that runs
     assert refused.returncode != 0
     assert f"run {bins}" in refused.stdout
     assert client.read_flow_run(run.id).state.is_running()
     wait_for(lambda: servers._answers(f"http://127.0.0.1:{whole['MLFLOW_PORT']}/health"))
 
-    stopped = make("down", WORKSPACE=workspace, FORCE=1)
+    stopped = make("down", FORCE=1)
     assert stopped.returncode == 0, stopped.stdout
+    assert str(workspace) in stopped.stdout
     assert processes_of(workspace) == {}
     with closing(sqlite3.connect(workspace / "prefect" / "prefect.db")) as database:
         [state] = database.execute("SELECT state_type FROM flow_run WHERE id = ?", [str(run.id)]).fetchone()
@@ -624,9 +906,7 @@ def test_one_setting_puts_both_servers_on_postgresql(tmp_path, postgres):
     assert refused.returncode != 0
     assert "bins_mlflow and bins_prefect" in refused.stdout
 
-    with stack_up(workspace, DATABASE=f"postgresql://maker:p%40ss@{at}/bins") as settings:
-        with client_of(settings) as client:
-            wait_for(lambda: at_work(client))
+    with stack_up(workspace, DATABASE=f"postgresql://maker:p%40ss@{at}/bins"):
         tables = {}
         for name in ("bins_prefect", "bins_mlflow"):
             with psycopg.connect(f"postgresql://maker@{at}/{name}") as connection:

@@ -187,7 +187,7 @@ def stack(tmp_path_factory) -> Iterator[Stack]:
         made = Stack(folder, folder / "source", database)
         with temporary_settings({PREFECT_API_URL: made.api}), closing(made):
             made.start_server()
-            bootstrap(zombie_seconds=ZOMBIE_SECONDS, retry_seconds=RETRY_SECONDS)
+            bootstrap(zombie_seconds=ZOMBIE_SECONDS, retry_seconds=RETRY_SECONDS, gpu=True)
             made.start_worker("cpu")
             made.start_worker("gpu")
             yield made

@@ -9,11 +9,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from bincount.training.files import MEETING_FOLDER
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,13 @@ def joined(device: torch.device, agreed: type[Exception]) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if MEETING_FOLDER in os.environ:  # on one host; a file for each start, since the one before has addresses in it
+        size, start = int(os.environ["WORLD_SIZE"]), os.environ["TORCHELASTIC_RESTART_COUNT"]
+        store = dist.FileStore(str(Path(os.environ[MEETING_FOLDER], f"trainers-{start}")), size)
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=size)
+    else:
+        dist.init_process_group(backend)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     except agreed:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 HISTORY = "history_xxh3"  # in trained.json: the checksum of history.json
 PARENT_HOLDS_STDIN = "BINCOUNT_PARENT_HOLDS_STDIN"  # in the environment of a trainer that launch started
+MEETING_FOLDER = "BINCOUNT_MEETING_FOLDER"  # likewise: where the processes of one host find each other
 
 
 class Request(Settings):

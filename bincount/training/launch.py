@@ -7,8 +7,10 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +21,7 @@ from bincount.data.packs import Pack
 from bincount.errors import ModelDamaged, SettingsError, TrainingFailed
 from bincount.settings import ImageConfig, LaunchConfig, TrainConfig
 from bincount.training.files import (
+    MEETING_FOLDER,
     PARENT_HOLDS_STDIN,
     Request,
     Trained,
@@ -76,20 +79,21 @@ def train_in_subprocess(
     )
     write_request(folder / "request.json", request)
 
-    process = subprocess.Popen(
-        _command(launch, folder / "request.json"),
-        env=_environment(launch) | os.environ | {PARENT_HOLDS_STDIN: "1"},
-        stdin=subprocess.PIPE,  # never written to: its end tells the trainer that this process is gone
-        stdout=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    try:
-        last_lines = _relay(_watched(process.stdout, folder, on_epoch))
-        process.wait()
-    finally:
-        _stop(process)
-        on_epoch(_history(folder))
+    with tempfile.TemporaryDirectory(prefix="bincount-", ignore_cleanup_errors=True) as meeting:  # of mode 700
+        process = subprocess.Popen(
+            _command(launch, folder / "request.json", Path(meeting)),
+            env=_environment(launch) | os.environ | _on_loopback(launch, Path(meeting)) | {PARENT_HOLDS_STDIN: "1"},
+            stdin=subprocess.PIPE,  # never written to: its end tells the trainer that this process is gone
+            stdout=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        try:
+            last_lines = _relay(_watched(process.stdout, folder, on_epoch))
+            process.wait()
+        finally:
+            _stop(process)
+            on_epoch(_history(folder))
     trained = Trained.read(folder)
     if trained is None:
         if error := read_error(folder):
@@ -105,13 +109,26 @@ def _environment(launch: LaunchConfig) -> dict[str, str]:
     return MEMORY_SETTINGS | RESTART_SETTINGS | {"OMP_NUM_THREADS": str(threads)}
 
 
-def _command(launch: LaunchConfig, request: Path) -> list[str]:
+def _on_loopback(launch: LaunchConfig, meeting: Path) -> dict[str, str]:
+    """Return the variables that keep the processes of one host to themselves; those of several hosts have to be heard.
+
+    torch's stores listen on all interfaces, ask nobody for a password, and their values are unpickled. So the processes
+    meet in files of a folder that only this user may enter, and what gloo and NCCL open is on loopback.
+    """
+    if launch.nnodes > 1:
+        return {}
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
+    return {MEETING_FOLDER: str(meeting), "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+
+
+def _command(launch: LaunchConfig, request: Path, meeting: Path) -> list[str]:
     trainer = ["-m", "bincount.training.train", str(request.resolve())]
     if launch.nproc_per_node == launch.nnodes == 1:
         return [sys.executable, *trainer]
     options = [f"--nproc-per-node={launch.nproc_per_node}", f"--max-restarts={RESTARTS}"]
     if launch.nnodes == 1:
-        options += ["--standalone"]
+        options += ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={meeting / 'agent'}"]
+        options += [f"--rdzv-id={request.parent.name}", "--local-addr=127.0.0.1"]
     else:
         if launch.rendezvous.partition(":")[0] in ("localhost", "127.0.0.1"):
             raise SettingsError(
