@@ -1,6 +1,7 @@
 """How files are written: whole or not at all, and an error that says what to do where the disk is full."""
 
 import errno
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from bincount.errors import BincountError, DiskFull
 
+LONGEST_NAME = 180  # bytes, of the 255 that a name may have; a temporary one has a process and a thread in it too
 REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
 
 
@@ -18,7 +20,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Raises DiskFull. A killed process leaves `.NAME.PID.THREAD.new`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.new")
+    temporary = path.with_name(f".{short_name(path)}.{os.getpid()}.{threading.get_ident()}.new")
     try:
         with told_when_full(path):
             yield temporary
@@ -28,6 +30,12 @@ def written_whole(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk it takes what others need to end well
         raise
+
+
+def short_name(path: Path) -> str:
+    """Return a file's name, or its digest where a temporary name made of it would be longer than file systems take."""
+    name = os.fsencode(path.name)
+    return path.name if len(name) <= LONGEST_NAME else hashlib.sha256(name).hexdigest()[:32]
 
 
 @contextmanager
