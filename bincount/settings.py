@@ -45,8 +45,7 @@ def normalize_name(name: str) -> str:
 class Settings(BaseModel):
     """A frozen group of settings; unknown names are refused, so that a typing error is not silently a default."""
 
-    # A value that is refused is not repeated: it may hold a password, and each message names what it needs of it.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Classes(Settings):
@@ -150,7 +149,7 @@ class DataConfig(Settings):
     @classmethod
     def _without_credentials(cls, url: str | None) -> str | None:
         if url and holds_credentials(url):
-            raise ValueError(
+            raise SettingsError(  # not ValueError, which pydantic shows with the value
                 f"{mask_credentials(url)} holds credentials, which would be seen in logs and pages; give it without "
                 "them, and them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as a profile by AWS_PROFILE"
             )

@@ -132,7 +132,8 @@ def _answers(config: DataConfig, prefix: str, **question: str) -> Iterator[dict]
     bucket, _ = bucket_and_prefix(config.source)
     question = {name: value for name, value in question.items() if value}
     try:
-        client = boto3.client("s3", endpoint_url=endpoint(config), region_name=region(config), config=settings)
+        session = boto3.Session()  # its own, since the one that boto3 shares is not made for threads
+        client = session.client("s3", endpoint_url=endpoint(config), region_name=region(config), config=settings)
         paginator = client.get_paginator("list_objects_v2")
         yield from paginator.paginate(Bucket=bucket, Prefix=_below(config, prefix), **question)
     except ClientError as error:

@@ -30,6 +30,7 @@ NO_FILE = {
     errno.ENAMETOOLONG,
 }  # faults of one name, not the disk
 MOST_NAMES = 1000  # of one folder, from which a layout is told
+LEADS_OUT = "a link that leads out of the source, see --follow-links"
 MAX_LINKS = 4  # links to folders that may follow each other: two in each of many folders would make millions of paths
 
 Entry = tuple[str, str, str | None]  # key, tag, problem
@@ -121,19 +122,27 @@ def folder_pages(root: Path, prefix: str, follow_links: bool, skipped: Skipped) 
 
 
 def names_in_folder(root: Path, below: str, follow_links: bool) -> tuple[set[str], set[str]]:
-    """Find the folders and files right below a folder, without what is not listed; a thousand of them are enough."""
+    """Find the folders and files right below a folder that can be listed; a thousand of them are enough."""
     folders, files = set(), set()
-    real_root = os.path.realpath(root)
     try:
         with os.scandir(root / below) as entries:
             for entry in islice(entries, MOST_NAMES):
-                if entry.is_symlink() and not follow_links and not _is_inside(os.path.realpath(entry.path), real_root):
-                    continue
-                (folders if _is_folder(entry) else files).add(names.printable(entry.name))
+                if not names.why_unusable(entry.name) and (follow_links or not _leads_out(entry, root)):
+                    (folders if _is_folder(entry) else files).add(entry.name)
     except PermissionError:
         if not below:
             raise
     return folders, files
+
+
+def links_out(root: Path) -> list[str]:
+    """Find the links right below a folder that lead out of it."""
+    with os.scandir(root) as entries:
+        return sorted(names.printable(entry.name) for entry in entries if _leads_out(entry, root))
+
+
+def _leads_out(entry: os.DirEntry, root: Path) -> bool:
+    return entry.is_symlink() and not _is_inside(os.path.realpath(entry.path), os.path.realpath(root))
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ def _walk(root: Path, prefix: str, follow_links: bool, skipped: Skipped) -> Iter
     real_root = os.path.realpath(root)
     first = _Folder(os.path.join(root, prefix.rstrip("/")), prefix, os.path.realpath(root / prefix))
     if not follow_links and not _is_inside(first.real, real_root):
-        skipped.folders[prefix] = "a link that leads out of the source"
+        skipped.folders[prefix] = LEADS_OUT
         return
     folders = [first]
     while folders:
@@ -195,7 +204,7 @@ def _why_not_entered(below: _Folder, real_root: str, link_to: str | None, follow
     if link_to is None:
         return ""
     if not follow_links and not _is_inside(link_to, real_root):
-        return "a link that leads out of the source"
+        return LEADS_OUT
     if any(_is_inside(passed, link_to) for passed in below.came_from):
         return "a link that leads back to a folder that holds it"
     return "a link behind more links than are followed" if len(below.came_from) > MAX_LINKS else ""
@@ -211,7 +220,7 @@ def _listed(entry: os.DirEntry, key: str, leads_out: bool) -> Entry:
             raise
         return names.printable(key), "/0", f"it cannot be looked at ({error.strerror})"
     if leads_out:
-        problem = "it is a link that leads out of the source, see --follow-links"
+        problem = f"it is {LEADS_OUT}"
     elif not stat.S_ISREG(status.st_mode):
         problem = "it is no file"
     tag = f"{status.st_ino:x}-{status.st_mtime_ns // 1000:x}-{status.st_size:x}/{status.st_size}"

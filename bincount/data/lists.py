@@ -34,7 +34,8 @@ HOW_TO_WRITE = (
     "of the ids image_id, or JSON lists by class"
 )
 SUFFIXES = (".json", *names.PICTURE_SUFFIXES)
-NAMED_FILE = re.compile(rf"(?i).*[/\\].*|.*({'|'.join(map(re.escape, SUFFIXES))})")
+FILE = re.compile(rf"(?i).*({'|'.join(map(re.escape, SUFFIXES))})")
+NAMED_FILE = re.compile(rf".*[/\\].*|{FILE.pattern.removeprefix('(?i)')}", re.IGNORECASE)
 WITH_ZEROS = re.compile(r"0[0-9]+")
 PADDED = re.compile(r"0[0-9]+|[0-9]{5,}")
 NUMBER = re.compile(r"[1-9][0-9]*|0")
@@ -103,7 +104,7 @@ def read(file: Path) -> Listed:
 def _means_padded(file: Path, listed: Listed, index: "_Index") -> bool:
     """Whether the list's numbers without zeros before mean ids that have some, as random_train.txt's do.
 
-    They do where all that are ids as they are, and at least as many again, are found so. Raises SettingsError where
+    They do where all that are ids as they are, and more than as many again, are found so. Raises SettingsError where
     either may be meant.
     """
     numbers = [number for number in listed.numbers if len(number) < index.width]
@@ -113,7 +114,7 @@ def _means_padded(file: Path, listed: Listed, index: "_Index") -> bool:
         return False  # the list writes zeros where they are meant
     if (len(as_written) == len(numbers) and len(padded) * 2 <= len(as_written)) or not (as_written or padded):
         return False
-    if as_written <= padded and len(as_written) * 2 <= len(padded):
+    if as_written <= padded and len(as_written) * 2 < len(padded):
         example = min(padded - as_written, key=int)
         logger.warning(
             "%s writes its ids without the zeros before them: %s is taken as %s, and so are %d others",
@@ -163,7 +164,11 @@ class _Index:
                 if candidate in self.ids:
                     return [candidate]
         ends = (f"/{name}", f"/{_without_suffix(name)}")
-        return [each for each in self.by_end[parts[-1]] if each.endswith(ends) or _without_suffix(each).endswith(ends)]
+        return [
+            image_id
+            for image_id in self.by_end[parts[-1]]
+            if f"/{image_id}".endswith(ends) or f"/{_without_suffix(image_id)}".endswith(ends)
+        ]
 
 
 def _without_suffix(name: str) -> str:
@@ -220,9 +225,13 @@ def _cell(row: Sequence[str], place: int) -> str:
 
 
 def _is_one_file(line: str) -> bool:
-    """Whether a line with spaces is one name of a file: it ends as one, and none of its words before does."""
+    """Whether a line is one name of a file, spaces and all: it ends as one, and none of its words before does."""
     *before, last = line.split()
-    return bool(NAMED_FILE.fullmatch(last)) and not any(map(NAMED_FILE.fullmatch, before)) and not before[0].isdecimal()
+    return (
+        bool(FILE.fullmatch(last))
+        and not any(map(FILE.fullmatch, before))
+        and not line.split(maxsplit=1)[0].isdecimal()
+    )
 
 
 def _ids_among(columns: dict[str, list]) -> list[str]:

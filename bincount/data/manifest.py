@@ -129,7 +129,8 @@ def build(
     with FileLock(dataset / ".lock"):
         manifest["split"] = manifest["image_id"].map(splits.load(dataset))
         if keep_splits:
-            manifest["split"] = manifest["split"].fillna(splits.given(manifest))
+            before = manifest["split"]
+            manifest["split"] = before.astype("str").where(before.notna(), splits.given(manifest))
         manifest = splits.assign(manifest, extra_names)
         splits.save(dataset, manifest)
         if not keep_splits:

@@ -72,14 +72,9 @@ class ObjectRefused(Exception):
 
 
 class WrongRegion(SourceError):
-    """The bucket is in another region than it was asked for in."""
+    """The bucket is in another region than it was asked for in: in `region`, or ANOTHER."""
 
-    def __init__(self, config: DataConfig, region: str, detail: str):
-        asked = access.region(config)
-        said = f"in the region {region} and not in {asked}" if region != ANOTHER else f"in another region than {asked}"
-        flag = f"--region {region}" if region != ANOTHER else "its own as --region"
-        super().__init__(f"{config.source} is {said}; pass {flag} ({detail})")
-        self.region = region
+    region: str = ""
 
 
 @dataclass(frozen=True)
@@ -233,6 +228,16 @@ def wrong_region(error: Exception, config: DataConfig) -> str | None:
     return ANOTHER if re.search(MEANS_REGION, str(error)) and not region else None
 
 
+def _other_region(config: DataConfig, region: str, detail: str) -> WrongRegion:
+    asked = access.region(config)
+    said = (
+        f"another region than {asked}; pass it as" if region == ANOTHER else f"the region {region}, not {asked}; pass"
+    )
+    error = WrongRegion(f"{config.source} is in {said} --region{'' if region == ANOTHER else f' {region}'} ({detail})")
+    error.region = region
+    return error
+
+
 def access_refused(url: str, detail: str) -> SourceError:
     """The error to raise for a source that refuses to be read."""
     return SourceError(
@@ -350,7 +355,13 @@ def _detect_layout(store: Path | S3Store, config: DataConfig) -> Layout:
             return Contents.of(*access.names_below(config, f"{folder}/" if folder else ""))
 
     with _errors_explained(config.source, "cannot be listed", config=config):
-        return layouts.detect(config.source, look_into(""), look_into)
+        try:
+            return layouts.detect(config.source, look_into(""), look_into)
+        except SourceError as error:
+            out = listing.links_out(store) if isinstance(store, Path) and not config.follow_links else []
+            if out:
+                raise SourceError(f"{error}; {out[0]} in it is {listing.LEADS_OUT}") from None
+            raise
 
 
 def _names_in_bucket(store: S3Store, folder: str) -> tuple[set[str], set[str]]:
@@ -429,7 +440,7 @@ def _errors_explained(
     except (BaseError, OSError) as error:
         meaning, message = understand(error)
         if config and (region := wrong_region(error, config)):
-            raise WrongRegion(config, region, message) from error
+            raise _other_region(config, region, message) from error
         if meaning == "missing":
             raise missing or SourceError(f"{url} does not exist; check --source") from None
         if meaning == "refused":
