@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from bincount.data import names, splits
-from bincount.data.names import PICTURE_SUFFIXES
+from bincount.data.pictures import PICTURE_SUFFIXES
 from bincount.errors import SourceError
 
 Layout = Literal["bins", "folders", "splits"]

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from bincount.data import names
+from bincount.data.pictures import PICTURE_SUFFIXES
 from bincount.errors import SettingsError, SourceError
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ HOW_TO_WRITE = (
     "write one id, key or file name in a line (00523, 00523.jpg, good/1.jpg), or a table whose header calls the column "
     "of the ids image_id, or JSON lists by class"
 )
-SUFFIXES = (".json", *names.PICTURE_SUFFIXES)
+SUFFIXES = (".json", *PICTURE_SUFFIXES)
 FILE = re.compile(rf"(?i).*({'|'.join(map(re.escape, SUFFIXES))})")
 NAMED_FILE = re.compile(rf".*[/\\].*|{FILE.pattern.removeprefix('(?i)')}", re.IGNORECASE)
 WITH_ZEROS = re.compile(r"0[0-9]+")

@@ -11,10 +11,6 @@ LONGEST_PART = 255  # bytes between two slashes, which is the most that file sys
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line and paragraph separators break lines as well
 SUSPICIOUS = r"[\x{80}-\x{9f}\x{2028}\x{2029}]|[^/]{64,}"  # as RE2 writes it: what obstore lets pass
 HIDDEN = r"(?:^|/)(?:\.(?:[^./]|\.[^/])|__MACOSX/|@eaDir/|\$RECYCLE\.BIN/)"  # what tools keep for themselves
-PICTURE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".gif", ".avif", ".heic", ".heif", ".hif"),
-)
 NO_SUFFIX = "without a suffix"
 
 

@@ -33,12 +33,13 @@ from obstore.store import S3Store
 from bincount.data import access, layouts, listing, names, splits
 from bincount.data.layouts import Contents, Layout
 from bincount.data.listing import Skipped
+from bincount.data.pictures import PICTURE_SUFFIXES
 from bincount.errors import SettingsError, SourceError, SourceUnavailable, mask_credentials
 from bincount.settings import DataConfig
 
 logger = logging.getLogger(__name__)
 
-PICTURE = rf"(?i)\.({'|'.join(suffix[1:] for suffix in names.PICTURE_SUFFIXES)})$"
+PICTURE = rf"(?i)\.({'|'.join(suffix[1:] for suffix in PICTURE_SUFFIXES)})$"
 ABOVE_PICTURES = {"bins": "", "folders": "^[^/]+/", "splits": f"(?i)^({'|'.join(splits.NAMES)})/[^/]+/"}
 HIDDEN_FILES, OUTSIDE = "hidden", "pictures in no class folder"  # kinds of what is not read; others go by their suffix
 MET_EVERYWHERE = {HIDDEN_FILES, ".txt", ".md", ".csv", ".json", ".xml", ".yaml", ".yml", ".db", ".ini", ".html"}
