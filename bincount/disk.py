@@ -4,6 +4,7 @@ JSON that decides something ends with a checksum of itself, so that a changed by
 """
 
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -16,6 +17,7 @@ import xxhash
 from bincount.errors import BincountError, DiskFull
 
 CHECKSUM = "checksum"
+LONGEST_NAME = 180  # bytes, of the 255 that a name may have; a temporary one has a process and a thread in it too
 REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
 
 
@@ -25,7 +27,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Raises DiskFull. A killed process leaves `.NAME.PID.THREAD.new`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.new")
+    temporary = path.with_name(f".{short_name(path)}.{os.getpid()}.{threading.get_ident()}.new")
     try:
         with told_when_full(path):
             yield temporary
@@ -35,6 +37,12 @@ def written_whole(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk it takes what others need to end well
         raise
+
+
+def short_name(path: Path) -> str:
+    """Return a file's name, or its digest where a temporary name made of it would be longer than file systems take."""
+    name = os.fsencode(path.name)
+    return path.name if len(name) <= LONGEST_NAME else hashlib.sha256(name).hexdigest()[:32]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bincount import database
-from bincount.errors import SettingsError
+from bincount.errors import SettingsError, mask_credentials
 
 SPLITS = ("train", "val", "test")
 EXTRA = "extra"  # stands for the split of bins of no class that training learns from all the same
@@ -102,17 +102,24 @@ class DataConfig(Settings):
     """Where the images come from and what is read from them."""
 
     source: str = Field("s3://aft-vbi-pds", description="bucket as s3://NAME[/PREFIX], or a folder of the same layout")
-    layout: Literal["auto", "bins", "folders"] = Field(
+    layout: Literal["auto", "bins", "folders", "splits"] = Field(
         "auto",
-        description="bins: bin-images/ID.jpg with metadata/ID.json; folders: one folder a class; auto: look",
+        description="bins: bin-images/ID.jpg with metadata/ID.json; folders: one folder a class; splits: train/, val/ "
+        "and test/ above such folders; auto: look",
     )
+    keep_splits: bool = Field(
+        False, description="take the splits that the folders train/, val/ and test/ give [default: one pool]"
+    )
+    follow_links: bool = Field(False, description="read what links in a folder lead to outside it")
     limit: int | None = Field(
         None,
         ge=1,
         description="take so many bins, always the same first ones, neighbours together [default: all]",
     )
     only_listed: Path | None = Field(
-        None, description="take the ids that a file lists and no others: one in a line, or JSON lists by class"
+        None,
+        description="take the bins that a file lists and no others: an id, key or file name in a line, a table with a "
+        "column image_id or id, or JSON lists",
     )
     retry_set_aside: bool = Field(False, description="fetch again what was set aside, though it has not changed")
     classes: str = Field("0..5", description="counts as a range (0..5), or class names (good,defective)")
@@ -125,11 +132,28 @@ class DataConfig(Settings):
         ge=0,
         description="where classes are counts: learn also from bins that hold no class's count but up to so many items",
     )
-    region: str = Field("us-east-1", description="AWS region of the bucket")
-    endpoint: str | None = Field(None, description="URL of another S3-compatible server [default: AWS]")
+    region: str | None = Field(
+        None, description="AWS region of the bucket [default: AWS_REGION or AWS_DEFAULT_REGION, else us-east-1]"
+    )
+    endpoint: str | None = Field(
+        None, description="URL of another S3-compatible server [default: AWS_ENDPOINT_URL_S3, else AWS]"
+    )
     unsigned: bool = Field(True, description="read the bucket without credentials, as public buckets allow")
+    requester_pays: bool = Field(
+        False, description="pay for the requests to a bucket whose requester pays; they are signed"
+    )
     concurrency: int = Field(32, ge=1, le=512, description="requests under way at once")
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=178_000_000, description="larger images are set aside unread, pixels")
+
+    @field_validator("source", "endpoint")
+    @classmethod
+    def _without_credentials(cls, url: str | None) -> str | None:
+        if url and holds_credentials(url):
+            raise SettingsError(  # not ValueError, which pydantic shows with the value
+                f"{mask_credentials(url)} holds credentials, which would be seen in logs and pages; give it without "
+                "them, and them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as a profile by AWS_PROFILE"
+            )
+        return url
 
     @field_validator("classes")
     @classmethod
@@ -348,13 +372,15 @@ class Workspace(Settings):
     def dataset(self, data: DataConfig) -> Path:
         """The folder of one source's dataset; the limit and the classes are not part of it, so that it can grow.
 
-        A subset by list is a dataset of its own, so that it has those images and no others.
+        A subset by list is a dataset of its own, so that it has those images and no others; so is one that keeps the
+        source's splits.
         """
         is_bucket = data.source.startswith("s3://")
         address = data.source if is_bucket else str(Path(data.source).resolve())
         name = address.removeprefix("s3://") if is_bucket else Path(address).name
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-40:].strip("-")
         subset = f" {data.only_listed.resolve()}" if data.only_listed else ""
+        subset += " with its splits" if data.keep_splits else ""  # an image never changes its split in a dataset
         return self.root / "datasets" / f"{slug or 'source'}-{_digest(f'{data.endpoint} {address}{subset}', 8)}"
 
     def snapshot(self, digest: str) -> Path | None:
@@ -400,6 +426,11 @@ class Workspace(Settings):
     def artifacts(self) -> Path:
         """Where MLflow keeps files when it runs on the workspace's own SQLite."""
         return self.root / "mlflow-artifacts"
+
+
+def holds_credentials(url: str) -> bool:
+    """Whether a URL has a user, password or token in it."""
+    return mask_credentials(url) != url
 
 
 def _digest(text: str, length: int) -> str:

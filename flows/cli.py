@@ -385,8 +385,13 @@ def export(
 def publish(
     *,
     to: Annotated[str, Parameter(help="bucket of your own, as s3://BUCKET[/PREFIX]")],
-    to_endpoint: Annotated[str | None, Parameter(help="URL of another S3-compatible server [default: AWS]")] = None,
-    to_region: Annotated[str, Parameter(help="AWS region of that bucket")] = "us-east-1",
+    to_endpoint: Annotated[
+        str | None, Parameter(help="URL of another S3-compatible server [default: AWS_ENDPOINT_URL_S3, else AWS]")
+    ] = None,
+    to_region: Annotated[
+        str | None,
+        Parameter(help="AWS region of that bucket [default: AWS_REGION or AWS_DEFAULT_REGION, else us-east-1]"),
+    ] = None,
     data: Data = DataConfig(),
     by_split: BySplit = False,
     workspace: Root = DEFAULT_WORKSPACE,

@@ -71,7 +71,8 @@ def fetch_batch(data: DataConfig, dataset: Path, plan: Plan, number: int) -> Syn
 @task(name="deal splits", task_run_name="deal splits", cache_policy=NO_CACHE)
 def freeze_snapshot(data: DataConfig, dataset: Path) -> Snapshot:
     """Group what was fetched by bin, deal the groups to the splits, and freeze the result."""
-    return manifest.build(dataset, sync.merge(dataset), data.class_set, data.source, data.extra_names)
+    bins = sync.merge(dataset)
+    return manifest.build(dataset, bins, data.class_set, data.source, data.extra_names, data.keep_splits)
 
 
 @task(name="measure balance", task_run_name="measure balance", cache_policy=NO_CACHE)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from bincount.settings import DataConfig
@@ -32,6 +32,7 @@ class FaultyS3:
         self.objects = objects
         self.page_size = page_size
         self.times: dict[str, list[float]] = {}
+        self.headers: list[dict[str, str]] = []  # of every request, names in lower case
         self.stopping = threading.Event()
         self._faults: list[tuple[str, Fault, float]] = []
         self._lock = threading.Lock()
@@ -90,8 +91,12 @@ class _Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         bucket = self.server.bucket
+        bucket.headers.append({name.lower(): value for name, value in self.headers.items()})
         address = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(address.query).items()}
         key = unquote(address.path).removeprefix("/bins").removeprefix("/")
@@ -125,7 +130,8 @@ class _Request(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
-        self._headers_buffer.append(b"\r\n" + body[: len(body) // 2 if cut else None])
+        shown = b"" if self.command == "HEAD" else body[: len(body) // 2 if cut else None]
+        self._headers_buffer.append(b"\r\n" + shown)
         self.flush_headers()
 
     def log_message(self, *_: object) -> None:
@@ -145,6 +151,15 @@ def slow_down(request: _Request, _body: bytes) -> None:
 
 def refused(request: _Request, _body: bytes) -> None:
     _error(request, 403, "AccessDenied")
+
+
+def elsewhere(region: str, status: int = 301, *, names_it: bool = False) -> Fault:
+    """What S3 answers where a bucket is in another region, which a header says, and at times the body too."""
+    code = "PermanentRedirect" if status == 301 else "AuthorizationHeaderMalformed"
+    detail = f"<Region>{region}</Region>" if names_it else ""
+    body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code}</Message>{detail}</Error>'.encode()
+    headers = {"Content-Type": "application/xml", "x-amz-bucket-region": region} if region else {}
+    return lambda request, _body: request.send(status, body, headers)
 
 
 def missing(request: _Request, _body: bytes) -> None:
@@ -197,7 +212,9 @@ def _hang_up(request: _Request) -> None:
 def _list(bucket: FaultyS3, query: dict[str, str]) -> tuple[str, bytes]:
     """One page of ListObjectsV2, and its name. The continuation token is the number of entries before the page."""
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-    objects = {key: body for key, body in sorted(bucket.objects.items()) if key.startswith(prefix)}
+    after = query.get("start-after", "")
+    objects = {key: body for key, body in sorted(bucket.objects.items()) if key.startswith(prefix) and key > after}
+    written = (lambda key: quote(key, safe="/")) if query.get("encoding-type") == "url" else escape
     entries = {}  # in the order of keys: an object, or None for a common prefix
     for key, body in objects.items():
         rest = key[len(prefix) :]
@@ -205,21 +222,22 @@ def _list(bucket: FaultyS3, query: dict[str, str]) -> tuple[str, bytes]:
             entries[prefix + rest.split(delimiter, 1)[0] + delimiter] = None
         else:
             entries[key] = body
+    encoding = "<EncodingType>url</EncodingType>" if query.get("encoding-type") == "url" else ""
     start = int(query.get("continuation-token", 0))
     size = min(int(query.get("max-keys", 1000)), bucket.page_size)
     page = list(entries.items())[start : start + size]
     is_truncated = start + size < len(entries)
     lines = [
-        f"<CommonPrefixes><Prefix>{escape(key)}</Prefix></CommonPrefixes>"
+        f"<CommonPrefixes><Prefix>{written(key)}</Prefix></CommonPrefixes>"
         if body is None
-        else f"<Contents><Key>{escape(key)}</Key><LastModified>2020-01-01T00:00:00.000Z</LastModified>"
+        else f"<Contents><Key>{written(key)}</Key><LastModified>2020-01-01T00:00:00.000Z</LastModified>"
         f"<ETag>&quot;{_etag(body)}&quot;</ETag><Size>{len(body)}</Size></Contents>"
         for key, body in page
     ]
     token = f"<NextContinuationToken>{start + size}</NextContinuationToken>" if is_truncated else ""
     text = (
         '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-        f"<Name>bins</Name><Prefix>{escape(prefix)}</Prefix><KeyCount>{len(page)}</KeyCount>"
+        f"<Name>bins</Name>{encoding}<Prefix>{written(prefix)}</Prefix><KeyCount>{len(page)}</KeyCount>"
         f"<IsTruncated>{str(is_truncated).lower()}</IsTruncated>{token}{''.join(lines)}</ListBucketResult>"
     )
     return f"list {prefix} page {start // size + 1}", text.encode()

@@ -15,23 +15,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import obstore
 import pandas as pd
 import pyarrow as pa
-from botocore.exceptions import BotoCoreError
+import pyarrow.compute as pc
 from obstore.exceptions import BaseError
 
-from bincount.data import source
+from bincount.data import access, listing, names, source, splits
 from bincount.data.manifest import Snapshot
 from bincount.data.source import Source
-from bincount.errors import DatasetError, ServiceUnavailable, SettingsError
+from bincount.disk import short_name
+from bincount.errors import DatasetError, ServiceUnavailable, SettingsError, mask_credentials
 from bincount.progress import Progress
-from bincount.settings import Classes, DataConfig
+from bincount.settings import Classes, DataConfig, holds_credentials
 
 logger = logging.getLogger(__name__)
 
+LEADS_OUT = r"(?:^|/)\.{0,2}(?:/|$)"  # an empty part, or one that is the folder itself or the one above
 CONCURRENCY = 32
 CHUNK = 64  # images that one thread brings before the progress moves
 
@@ -80,21 +83,26 @@ def to_folder(
     return _summed(brought, len(planned), num_foreign)
 
 
-def open_bucket(url: str, endpoint: str | None = None, region: str = "us-east-1") -> Source:
+def open_bucket(url: str, endpoint: str | None = None, region: str | None = None) -> Source:
     """Connect to a bucket to write to, signed in as boto3 is: by the environment, a profile, or a role.
+
+    What is given wins over what the environment says of server and region.
 
     Raises SettingsError when the address is none or nobody is signed in.
     """
     if not re.match("s3://[^/]", url):
-        raise SettingsError(f"--to takes s3://BUCKET[/PREFIX], not {url}; into a folder goes `bincount export`")
-    try:
-        return source.open_source(
-            DataConfig(source=url, endpoint=endpoint, region=region, unsigned=False, layout="folders")
-        )
-    except (BotoCoreError, ValueError) as error:
         raise SettingsError(
-            f"no AWS credentials ({error}); set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from error
+            f"--to takes s3://BUCKET[/PREFIX], not {mask_credentials(url)}; into a folder goes `bincount export`"
+        )
+    for flag, address in (("--to", url), ("--to-endpoint", endpoint)):
+        if address and holds_credentials(address):
+            raise SettingsError(
+                f"{flag} {mask_credentials(address)} holds credentials, which would be seen in logs; give it without "
+                "them, and set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+    return source.open_source(
+        DataConfig(source=url, endpoint=endpoint, region=region, unsigned=False, layout="folders")
+    )
 
 
 def to_bucket(
@@ -113,7 +121,7 @@ def to_bucket(
     does not answer after the client's own retries, DatasetError when an image is not as the snapshot says.
     """
     planned = _plan(snapshot, classes, by_split)
-    with _bucket_explained(bucket.url):
+    with _bucket_explained(bucket):
         there = _objects(bucket)
     planned = planned.merge(there, on="key", how="left").fillna({"size_there": -1})
 
@@ -121,7 +129,7 @@ def to_bucket(
         content = _read(snapshot.dataset / image.path, image)
         if image.size_there == image.bytes and image.etag == _md5(content):
             return 0
-        with _bucket_explained(bucket.url):
+        with _bucket_explained(bucket):
             _upload(bucket, image.key, content)
         return int(image.bytes)
 
@@ -140,11 +148,48 @@ def _plan(snapshot: Snapshot, classes: Classes | None, by_split: bool) -> pd.Dat
                 "choose among them, or run `bincount prepare` with these --classes"
             )
         images = images[images["class_name"].isin(classes.names)]
-    # originals/bin-images/00523.jpg, originals/good/sub/1.jpg
-    key = images["class_name"] + "/" + images["path"].str.split("/", n=2).str[2]
+    key = images["class_name"] + "/" + _names_in_class(images, by_split)
     if by_split:
         key = images["split"] + "/" + key
+    _check_keys(key, images["path"])
     return images[["path", "bytes", "sha256"]].assign(key=key)
+
+
+def _names_in_class(images: pd.DataFrame, by_split: bool) -> pd.Series:
+    """What each image is called below its class.
+
+    That is what stands behind the class in originals/good/sub/1.jpg, or behind bin-images/. A source with train/, val/
+    and test/ above the classes may have one name in several: then that folder stands below the class, good/train/1.jpg,
+    unless it is the split that stands above it anyway.
+    """
+    parts = images["path"].str.split("/", n=3, expand=True).reindex(columns=range(4)).astype("str").fillna("")
+    name = images["path"].str.split("/", n=2).str[2]
+    given = parts[1].str.lower().map(splits.NAMES)
+    is_split = given.notna() & (parts[3] != "") & (_normal(parts[2]) == _normal(images["class_name"]))
+    is_split &= _normal(parts[1]) != _normal(images["class_name"])
+    stands_above = (given == images["split"]) & by_split
+    return name.mask(is_split, parts[1] + "/" + parts[3]).mask(is_split & stands_above, parts[3])
+
+
+def _normal(texts: pd.Series) -> pd.Series:
+    return texts.str.normalize("NFC")
+
+
+def _check_keys(keys: pd.Series, paths: pd.Series) -> None:
+    """Raise DatasetError where two images would be one file, or a name would lead out of the target."""
+    twice = keys.duplicated(keep=False)
+    if twice.any():
+        first = keys[twice].iloc[0]
+        raise DatasetError(
+            f"{' and '.join(paths[keys == first][:2])} would both be exported as {first}; rename one of them in the "
+            "source and run `bincount prepare`"
+        )
+    outside = keys.str.contains(LEADS_OUT)
+    if outside.any():
+        raise DatasetError(
+            f"{names.printable(paths[outside].iloc[0])} would not be exported below its class; rename it in the source "
+            "and run `bincount prepare`"
+        )
 
 
 def _bring_all(planned: pd.DataFrame, bring: Callable, description: str, concurrency: int) -> list[int]:
@@ -179,7 +224,7 @@ def _has(target: Path, original: Path, image, copy: bool) -> bool:
 def _write(target: Path, original: Path, image, copy: bool) -> None:
     """Link or copy an image, whole or not at all; what a killed export left is written over."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
+    temporary = target.with_name(f".{short_name(target)}.part")
     temporary.unlink(missing_ok=True)
     if copy or not _linked(original, temporary, image):
         temporary.write_bytes(_read(original, image))
@@ -224,13 +269,19 @@ def _disk_explained(target: Path) -> Iterator[None]:
 
 def _objects(bucket: Source) -> pd.DataFrame:
     """What stands under the bucket's prefix: key, size_there and etag, kept in Arrow's memory."""
-    fields = {"path": pa.string(), "size": pa.int64(), "e_tag": pa.string()}
-    batches = [pa.RecordBatch.from_arrays([pa.array([], of) for of in fields.values()], list(fields))]
-    for chunk in obstore.list(bucket.store, chunk_size=1000, return_arrow=True):
-        listed = pa.record_batch(chunk)
-        batches.append(pa.RecordBatch.from_arrays([listed[name].cast(of) for name, of in fields.items()], list(fields)))
-    there = pa.Table.from_batches(batches).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    return pd.DataFrame({"key": there["path"], "size_there": there["size"], "etag": there["e_tag"].str.strip('"')})
+    keys, tags = [pa.array([], pa.string())], [pa.array([], pa.string())]
+    for page in listing.bucket_pages(bucket.store, "", partial(access.pages, bucket.config)):
+        keys.append(page["key"])
+        tags.append(page["tag"])
+    parts = pc.extract_regex(pa.chunked_array(tags), "^(?P<etag>.*)/(?P<size>[0-9]+)$")
+    there = pa.table(
+        {
+            "key": pa.chunked_array(keys),
+            "size_there": pc.struct_field(parts, "size").cast(pa.int64()),
+            "etag": pc.struct_field(parts, "etag"),
+        }
+    )
+    return there.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
 
 
 def _upload(bucket: Source, key: str, content: bytes) -> None:
@@ -247,16 +298,22 @@ def _md5(content: bytes) -> str:
 
 
 @contextmanager
-def _bucket_explained(url: str) -> Iterator[None]:
+def _bucket_explained(bucket: Source) -> Iterator[None]:
     """Turn the client's errors into ours."""
+    url = bucket.url
     try:
         yield
     except (BaseError, OSError) as error:
         meaning, message = source.understand(error)
         if meaning == "missing":
             raise SettingsError(f"there is no bucket {url}; create it, or correct --to") from None
-        if re.search("configured region|region .{1,40} is wrong", str(error)):
-            raise SettingsError(f"{url} is in another region; give it as --to-region ({message})") from error
+        if region := source.wrong_region(error, bucket.config):
+            where = (
+                "another region; give it as --to-region"
+                if region == "another"
+                else f"{region}; give it as --to-region {region}"
+            )
+            raise SettingsError(f"{url} is in {where} ({message})") from error
         if meaning == "refused":
             remedy = "sign in as one who may list it and put objects there, such as with AWS_PROFILE"
             raise SettingsError(f"{url} refuses access; {remedy} ({message})") from error

@@ -108,14 +108,20 @@ class Snapshot:
 
 
 def build(
-    dataset: Path, bins: pd.DataFrame, classes: Classes, source: str, extra_names: tuple[str, ...] = ()
+    dataset: Path,
+    bins: pd.DataFrame,
+    classes: Classes,
+    source: str,
+    extra_names: tuple[str, ...] = (),
+    keep_splits: bool = False,
 ) -> Snapshot:
     """Label, group and deal a dataset's bins, and freeze the result.
 
     Bins of extra_names, which are counts that are no class, are dealt too; those of train become extra, and the others
     are not used. Names of classes are compared after Unicode normalisation. Photos whose copies have different labels
-    are left out. Raises DatasetError when no bin has one of the classes, or a class that is no count has none, before
-    any image is assigned to a split.
+    are left out. keep_splits takes the splits that the source's folders give, instead of assigning the images. Raises
+    DatasetError when no bin has one of the classes, or a class that is no count has none, before any image is assigned
+    to a split, and when splits are to be kept and one of the three is not given.
     """
     spellings = {name: normalize_name(name) for name in bins["class_name"].dropna().unique()}
     bins = bins.assign(class_name=bins["class_name"].map(spellings))
@@ -129,9 +135,13 @@ def build(
     balance.require_images(manifest, classes)
     with FileLock(dataset / ".lock"):
         manifest["split"] = manifest["image_id"].map(splits.load(dataset))
+        if keep_splits:
+            before = manifest["split"]
+            manifest["split"] = before.astype("str").where(before.notna(), splits.given(manifest))
         manifest = splits.assign(manifest, extra_names)
         splits.save(dataset, manifest)
-        manifest = copies.keep_in_one_split(manifest)
+        if not keep_splits:
+            manifest = copies.keep_in_one_split(manifest)
         return freeze(splits.mark_extra(manifest), classes, source, dataset)
 
 

@@ -1,8 +1,10 @@
 """The metadata JSON of a bin: what the warehouse believes is in it."""
 
 import json
+import re
 from dataclasses import dataclass
 
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # in JSON's writing, and in UTF-8 that is none
 MAX_BYTES = 1_000_000  # the largest of the public bucket's records is far below
 
 
@@ -31,6 +33,8 @@ def parse(data: bytes) -> Record:
         raise BadRecord(f"malformed record: {error}") from None
     if not isinstance(content, dict):
         raise BadRecord("malformed record: not a JSON object")
+    if SURROGATE.search(data) and not _is_unicode(content):
+        raise BadRecord("malformed record: half of a surrogate pair, which is no character, in its texts")
     quantity = content.get("EXPECTED_QUANTITY")
     if quantity is None:
         raise BadRecord("no quantity")
@@ -41,6 +45,15 @@ def parse(data: bytes) -> Record:
     if quantity > 32_767:  # the manifest keeps it as int16
         raise BadRecord(f"unusable quantity: {quantity}")
     return Record(quantity=quantity, items=_items(content.get("BIN_FCSKU_DATA")))
+
+
+def _is_unicode(content: object) -> bool:
+    """Whether every text in a record can be written to a file; JSON can hold halves of characters."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _items(listed: object) -> dict[str, int]:

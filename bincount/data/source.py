@@ -1,20 +1,25 @@
 """A bucket or a folder of bin photos: what is in it, and the bytes of one bin.
 
-Two layouts:
+Three layouts:
 
     bins       bin-images/00523.jpg with metadata/00523.json, as the Amazon Bin Image Dataset; the id is 00523
     folders    one folder a class, as torchvision's ImageFolder reads; the id is the key, such as good/0001.jpg
+    splits     train/, val/ and test/ above such folders; the id is the key, such as train/good/0001.jpg
+
+What is listed and can be no id or file here, and what is no picture, is named and stops nothing.
 """
 
 import hashlib
-import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,13 +27,31 @@ import obstore
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import LocalStore, S3Store
+from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import S3Store
 
-from bincount.errors import SettingsError, SourceError, SourceUnavailable
+from bincount.data import access, layouts, listing, names, splits
+from bincount.data.layouts import Contents, Layout
+from bincount.data.listing import Skipped
+from bincount.data.pictures import PICTURE_SUFFIXES
+from bincount.errors import SettingsError, SourceError, SourceUnavailable, mask_credentials
 from bincount.settings import DataConfig
 
-CLASS_IMAGE = r"^[^/]+/.*\.(jpg|jpeg|png|webp|bmp)$"
+logger = logging.getLogger(__name__)
+
+PICTURE = rf"(?i)\.({'|'.join(suffix[1:] for suffix in PICTURE_SUFFIXES)})$"
+ABOVE_PICTURES = {"bins": "", "folders": "^[^/]+/", "splits": f"(?i)^({'|'.join(splits.NAMES)})/[^/]+/"}
+HIDDEN_FILES, OUTSIDE = "hidden", "pictures in no class folder"  # kinds of what is not read; others go by their suffix
+MET_EVERYWHERE = {HIDDEN_FILES, ".txt", ".md", ".csv", ".json", ".xml", ".yaml", ".yml", ".db", ".ini", ".html"}
+NAMED = {
+    "bins": "bin-images/ID.jpg or metadata/ID.json",
+    "folders": "CLASS/NAME with the suffix of a picture",
+    "splits": "train|val|test/CLASS/NAME with the suffix of a picture",
+}
+NUM_KINDS = 10
+ANOTHER = "another"  # region, of which the server does not say the name
+MEANS_REGION = "without LOCATION|PermanentRedirect|region .{1,40} is wrong"
+MAY_MEAN_REGION = f"status code: (301|307|400)|IllegalLocation|{MEANS_REGION}"
 REFUSALS = (PermissionError, PermissionDeniedError, UnauthenticatedError)
 BLOCK = 100  # consecutive ids that enter a limited dataset together
 
@@ -49,42 +72,89 @@ class ObjectRefused(Exception):
     """The source lists the object and does not give it to us."""
 
 
+class WrongRegion(SourceError):
+    """The bucket is in another region than it was asked for in: in `region`, or ANOTHER."""
+
+    region: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds. bins has the columns image_id, image_tag, record_tag and problem, sorted by image_id.
+
+    A tag, by which a changed object is known, is null where the object is missing; problem is null where the bin can be
+    read. ignored counts the files that are no pictures by kind; skipped has folders that were not looked into.
+    """
+
+    bins: pd.DataFrame
+    ignored: Counter
+    skipped: dict[str, str]
+
+    def log_left_out(self, source: "Source") -> None:
+        """Name what is in the source and in no count of bins, in a line or two."""
+        if self.ignored.total():
+            kinds = [f"{count:,} {kind}" for kind, count in self.ignored.most_common(NUM_KINDS) if count]
+            is_usual = {kind for kind, count in self.ignored.items() if count} <= MET_EVERYWHERE
+            logger.log(
+                logging.INFO if is_usual else logging.WARNING,
+                "%s: %d files are not read, since they are not called %s: %s%s",
+                *(source.url, self.ignored.total(), NAMED[source.layout], ", ".join(kinds)),
+                ", ..." if len(self.ignored) > NUM_KINDS else "",
+            )
+        if self.skipped:
+            (folder, reason), *others = self.skipped.items()
+            logger.warning(
+                "%s: %s is not read: %s%s",
+                *(source.url, folder, reason, f", and so are {len(others)} more folders" if others else ""),
+            )
+
+
 @dataclass(frozen=True)
 class Source:
-    """An opened bucket or folder."""
+    """An opened bucket, or a folder, whose path is then the store."""
 
-    store: LocalStore | S3Store
+    store: Path | S3Store
     url: str
-    layout: Literal["bins", "folders"]
+    layout: Layout
+    config: DataConfig = field(default_factory=DataConfig)
+
+    @property
+    def has_records(self) -> bool:
+        return self.layout == "bins"
 
     def list_bins(self) -> pd.DataFrame:
-        """Every bin by id, sorted, with the tags by which a changed object is known.
+        """Every bin by id, sorted, with image_tag and record_tag, by which a changed object is known; see Listing."""
+        return self.list_all().bins.drop(columns="problem")
 
-        Columns image_id, image_tag, record_tag; a tag is null where the object is missing. In the folders layout there
-        are no records, and record_tag is always null. The listing stays in Arrow's memory, some 100 bytes a bin.
+    def list_all(self) -> Listing:
+        """List the source. In a layout without records record_tag is always null.
+
+        The listing stays in Arrow's memory, some 100 bytes a bin. Raises SourceError when there are no bins.
         """
-        if self.layout == "folders":
-            images = self._list("image_tag")
-            images = images.filter(pc.match_substring_regex(images["image_id"], CLASS_IMAGE, ignore_case=True))
-            bins = images.append_column("record_tag", pa.nulls(len(images), pa.string()))
-        else:
-            with ThreadPoolExecutor(2) as threads:  # a page of a listing follows from the one before
-                images = threads.submit(self._list, "image_tag", "bin-images/", ".jpg")
-                records = threads.submit(self._list, "record_tag", "metadata/", ".json")
-            bins = _paired(images.result(), records.result())
+        bins, ignored, skipped = self._bins()
+        if _has_twins(bins):  # keys that only slashes at their ends tell apart, which the client drops
+            bins, ignored, skipped = self._bins(exact=True)
+            bins = _without_twins(bins)
         if len(bins) == 0:
             raise SourceError(
-                f"{self.url} holds no images; give a bucket or folder with bin-images/, or one folder a class"
+                f"{self.url} holds no images{_left_out(ignored, skipped)}; give a bucket or folder with bin-images/, "
+                "or one folder a class"
             )
-        listing = bins.sort_by("image_id").to_pandas(types_mapper={pa.string(): pd.StringDtype(na_value=np.nan)}.get)
+        text = {pa.string(): pd.StringDtype(na_value=np.nan)}
+        frame = bins.to_pandas(types_mapper=text.get)
+        del bins
         pa.default_memory_pool().release_unused()  # else Arrow keeps twice the listing for later
-        return listing
+        return Listing(frame, ignored, skipped)
 
     def image_key(self, image_id: str) -> str:
-        return image_id if self.layout == "folders" else f"bin-images/{image_id}.jpg"
+        return f"bin-images/{image_id}.jpg" if self.has_records else image_id
 
     def record_key(self, image_id: str) -> str:
         return f"metadata/{image_id}.json"
+
+    def class_name(self, image_id: str) -> str:
+        """The folder that a picture is in, which is its class where there are no records."""
+        return image_id.split("/")[1 if self.layout == "splits" else 0]
 
     def read(self, key: str) -> bytes:
         """The bytes of one object.
@@ -93,24 +163,45 @@ class Source:
         server does not deliver it after the client's own retries.
         """
         with _errors_explained(self.url, f"does not deliver {key}", ObjectMissing(key), ObjectRefused(key)):
+            if isinstance(self.store, Path):
+                return (self.store / key).read_bytes()
             return bytes(self.store.get(key).bytes())
 
-    def _list(self, column: str, prefix: str = "", suffix: str = "") -> pa.Table:
-        """The objects between a prefix and a suffix by id, and in the named column their tags: `etag/size`.
+    def _bins(self, exact: bool = False) -> tuple[pa.Table, Counter, dict[str, str]]:
+        """The rows of a listing, sorted by image_id, and what is left out of them."""
+        ignored, skipped = Counter(), Skipped()
+        if self.has_records:
+            with ThreadPoolExecutor(2) as threads:  # a page of a listing follows from the one before
+                images = threads.submit(self._list, "image_tag", "bin-images/", r"\.jpg$", skipped, exact)
+                records = threads.submit(self._list, "record_tag", "metadata/", r"\.json$", skipped, exact)
+            (images, ignored), (records, ignored_records) = images.result(), records.result()
+            ignored += ignored_records
+            bins = _paired(images, records)
+        else:
+            images, ignored = self._list("image_tag", "", PICTURE, skipped, exact)
+            bins = images.append_column("record_tag", pa.nulls(len(images), pa.string()))
+        columns = ["image_id", "image_tag", "record_tag", "problem"]
+        return bins.select(columns).sort_by("image_id"), ignored, skipped.folders
+
+    def _list(self, column: str, prefix: str, wanted: str, skipped: Skipped, exact: bool) -> tuple[pa.Table, Counter]:
+        """The objects below a prefix whose names fit, by id, with their tags in the named column; and the other files.
 
         Every page is cut down as it comes, so that the million keys are never held as a whole.
         """
-        schema = pa.schema([("image_id", pa.string()), (column, pa.string())])
-        pages = []
-        with _errors_explained(self.url, "cannot be listed"):
-            for chunk in obstore.list(self.store, prefix=prefix or None, chunk_size=1000, return_arrow=True):
-                listed = pa.record_batch(chunk)
-                key = listed["path"].cast(pa.string())
-                image_id = pc.utf8_slice_codeunits(key, len(prefix), -len(suffix) or None)
-                version = pc.coalesce(listed["e_tag"], listed["last_modified"].cast(pa.string()))
-                tag = pc.binary_join_element_wise(pc.utf8_trim(version, '"'), listed["size"].cast(pa.string()), "/")
-                pages.append(pa.record_batch([image_id, tag], schema=schema).filter(pc.ends_with(key, suffix)))
-        return pa.Table.from_batches(pages, schema)
+        schema = pa.schema([("image_id", pa.string()), (column, pa.string()), ("problem", pa.string())])
+        length, rows, ignored = len(wanted) - 2 if prefix else 0, [], Counter()  # of the suffix in the pattern
+        with _errors_explained(self.url, "cannot be listed", config=self.config):
+            for page in self._pages(prefix, skipped, exact):
+                kept = _sort_out(page, wanted, ABOVE_PICTURES[self.layout], ignored)
+                image_id = pc.utf8_slice_codeunits(kept["key"], len(prefix), -length or None)
+                rows.append(pa.record_batch([image_id, kept["tag"], kept["problem"]], schema=schema))
+        return pa.Table.from_batches(rows, schema), ignored
+
+    def _pages(self, prefix: str, skipped: Skipped, exact: bool) -> Iterator[pa.RecordBatch]:
+        if isinstance(self.store, Path):
+            return listing.folder_pages(self.store, prefix, self.config.follow_links, skipped)
+        ask = partial(access.pages, self.config)
+        return listing.exact_bucket_pages(prefix, ask) if exact else listing.bucket_pages(self.store, prefix, ask)
 
 
 def understand(error: Exception) -> tuple[Literal["missing", "refused", "unavailable"], str]:
@@ -118,19 +209,41 @@ def understand(error: Exception) -> tuple[Literal["missing", "refused", "unavail
 
     The client names only some of the HTTP statuses by a class of their own and gives the others in its message.
     """
-    message = str(error).split("\n", 1)[0][:300]
+    message = mask_credentials(str(error).split("\n", 1)[0])[:300]
     status = re.search(r"status code: (\d{3})", message)
     if isinstance(error, FileNotFoundError) or (status and status[1] == "404"):
         return "missing", message
-    if isinstance(error, REFUSALS) or (status and status[1] in ("401", "403")):
+    if isinstance(error, (*REFUSALS, InvalidPathError)) or (status and status[1] in ("401", "403")):
         return "refused", message
     return "unavailable", message
+
+
+def wrong_region(error: Exception, config: DataConfig) -> str | None:
+    """Where an error says that a bucket is in another region: which, or ANOTHER where the server does not tell."""
+    if not config.source.startswith("s3://") or not re.search(MAY_MEAN_REGION, str(error)):
+        return None
+    named = re.search("<Region>([a-z0-9-]+)</Region>|expecting '([a-z0-9-]+)'", str(error))
+    region = (named[1] or named[2]) if named else access.bucket_region(config)
+    if region and region != access.region(config):
+        return region
+    return ANOTHER if re.search(MEANS_REGION, str(error)) and not region else None
+
+
+def _other_region(config: DataConfig, region: str, detail: str) -> WrongRegion:
+    asked = access.region(config)
+    said = (
+        f"another region than {asked}; pass it as" if region == ANOTHER else f"the region {region}, not {asked}; pass"
+    )
+    error = WrongRegion(f"{config.source} is in {said} --region{'' if region == ANOTHER else f' {region}'} ({detail})")
+    error.region = region
+    return error
 
 
 def access_refused(url: str, detail: str) -> SourceError:
     """The error to raise for a source that refuses to be read."""
     return SourceError(
-        f"{url} refuses access; for a bucket of your own pass --no-unsigned and sign in to AWS ({detail})"
+        f"{url} refuses access; for a bucket of your own pass --no-unsigned and sign in to AWS, and for one whose "
+        f"requester pays --requester-pays ({detail})"
     )
 
 
@@ -156,9 +269,20 @@ def open_source(config: DataConfig) -> Source:
 
     Raises SourceError when there is nothing to read, SourceUnavailable when the server does not answer.
     """
-    store = _open_store(config)
-    layout = config.layout if config.layout != "auto" else _look(store, config.source)
-    return Source(store=store, url=config.source, layout=layout)
+    try:
+        store = _open_store(config)
+        layout = config.layout if config.layout != "auto" else _detect_layout(store, config)
+    except WrongRegion as error:
+        if config.region or error.region == ANOTHER:
+            raise
+        return open_source(
+            config.model_copy(update={"region": error.region})
+        )  # the environment's is no more than a hint
+    if config.keep_splits and layout != "splits":
+        raise SettingsError(
+            f"--keep-splits needs folders train/, val/ and test/ above the classes, which {config.source} does not have"
+        )
+    return Source(store=store, url=config.source, layout=layout, config=config)
 
 
 def first_bins(image_ids: pd.Series, limit: int | None) -> pd.Series:
@@ -192,87 +316,132 @@ def is_padded(image_ids: pd.Series) -> np.ndarray:
     return image_ids.str.fullmatch("[0-9]{5,18}").to_numpy(bool)
 
 
-def listed_ids(file: Path) -> set[str]:
-    """The ids that a file lists: one in a line, or JSON lists of record paths by class, as student projects have them.
-
-    Raises SettingsError when it is neither.
-    """
-    try:
-        text = file.read_text()
-        names = (
-            [name for every in json.loads(text).values() for name in every] if text.startswith("{") else text.split()
-        )
-        return {PurePosixPath(name).stem for name in names}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise SettingsError(
-            f"{file} is no list of ids ({error}); --only-listed takes one id in a line, or JSON lists by class"
-        ) from error
-
-
-def _open_store(config: DataConfig) -> LocalStore | S3Store:
+def _open_store(config: DataConfig) -> Path | S3Store:
     if not config.source.startswith("s3://"):
         if "://" in config.source:
-            raise SourceError(f"{config.source} is neither s3://BUCKET nor a folder")
+            raise SourceError(f"{mask_credentials(config.source)} is neither s3://BUCKET nor a folder")
         folder = Path(config.source)
         if not folder.is_dir():
             raise SourceError(f"there is no folder {config.source}; give --source an existing folder or s3://BUCKET")
-        return LocalStore(folder.resolve())
-    bucket, _, prefix = config.source.removeprefix("s3://").strip("/").partition("/")
+        return folder.resolve()
+    bucket, prefix = access.bucket_and_prefix(config.source)
     if not bucket:
         raise SourceError("s3:// lacks the bucket's name; write s3://BUCKET")
-    access = {"endpoint": config.endpoint} if config.endpoint else {}
-    if config.unsigned:
-        access["skip_signature"] = True
-    else:
-        # One way to be signed in: boto3's session knows profiles, SSO and instance roles.
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        access["credential_provider"] = Boto3CredentialProvider()
     return S3Store(
         bucket,
         prefix=prefix or None,
-        region=config.region,
         client_options={
             "connect_timeout": CONNECT_TIMEOUT,
             "timeout": TIMEOUT,
-            "allow_http": (config.endpoint or "").startswith("http://"),
+            "allow_http": (access.endpoint(config) or "").startswith("http://"),
         },
         retry_config={
             "max_retries": MAX_RETRIES,
             "retry_timeout": RETRY_TIMEOUT,
             "backoff": {"init_backoff": FIRST_WAIT, "max_backoff": LONGEST_WAIT, "base": 2},
         },
-        **access,
+        **access.store_options(config),
     )
 
 
-def _look(store: LocalStore | S3Store, url: str) -> Literal["bins", "folders"]:
-    with _errors_explained(url, "cannot be listed"):
-        prefixes = obstore.list_with_delimiter(store)["common_prefixes"]
-    if "bin-images" in prefixes:
-        return "bins"
-    if len(prefixes) >= 2:
-        return "folders"
-    raise SourceError(f"{url} holds neither bin-images/ with metadata/ nor one folder a class; see --layout")
+def _detect_layout(store: Path | S3Store, config: DataConfig) -> Layout:
+    """See how a source is laid out; folders are looked into where their names do not tell."""
+
+    def look_into(folder: str) -> Contents:
+        if isinstance(store, Path):
+            return Contents.of(*listing.names_in_folder(store, folder, config.follow_links))
+        try:
+            return Contents.of(*_names_in_bucket(store, folder))
+        except InvalidPathError:
+            return Contents.of(*access.names_below(config, f"{folder}/" if folder else ""))
+
+    with _errors_explained(config.source, "cannot be listed", config=config):
+        try:
+            return layouts.detect(config.source, look_into(""), look_into)
+        except SourceError as error:
+            out = listing.links_out(store) if isinstance(store, Path) and not config.follow_links else []
+            if out:
+                raise SourceError(f"{error}; {out[0]} in it is {listing.LEADS_OUT}") from None
+            raise
+
+
+def _names_in_bucket(store: S3Store, folder: str) -> tuple[set[str], set[str]]:
+    """The folders and files of a bucket; below a folder those of the first thousand objects, which one answer holds."""
+    if not folder:
+        top = obstore.list_with_delimiter(store)
+        return set(top["common_prefixes"]), {entry["path"] for entry in top["objects"]}
+    keys = next(iter(obstore.list(store, prefix=f"{folder}/", chunk_size=1000)), [])
+    parts = [entry["path"].removeprefix(f"{folder}/").split("/", 1) for entry in keys]
+    return {part[0] for part in parts if len(part) > 1}, {part[0] for part in parts if len(part) == 1}
+
+
+def _sort_out(page: pa.RecordBatch, wanted: str, above: str, ignored: Counter) -> pa.RecordBatch:
+    """The rows of a page whose names fit; the others are added to ignored, by kind."""
+    key = page["key"]
+    is_named = pc.match_substring_regex(key, wanted)
+    is_placed = pc.match_substring_regex(key, above)
+    is_hidden = pc.match_substring_regex(key, names.HIDDEN)
+    fits = pc.and_(pc.and_(is_named, is_placed), pc.invert(is_hidden))
+    if pc.all(fits).as_py():
+        return page
+    ignored[HIDDEN_FILES] += pc.sum(is_hidden).as_py() or 0
+    ignored[OUTSIDE] += pc.sum(pc.and_not(pc.and_not(is_named, is_hidden), is_placed)).as_py() or 0
+    others = page.filter(pc.invert(pc.or_(is_named, is_hidden)))
+    for key, tag in zip(others["key"].to_pylist(), others["tag"].to_pylist(), strict=True):
+        kind = names.suffix(key)
+        if not (kind == names.NO_SUFFIX and tag.endswith("/0")):  # an empty object that shows a folder
+            ignored[kind] += 1
+    return page.filter(fits)
+
+
+def _left_out(ignored: Counter, skipped: dict[str, str]) -> str:
+    """What is in a source that holds no images, for the error that says so."""
+    found = [f"{folder} is {reason}" for folder, reason in list(skipped.items())[:3]]
+    found += [f"{count:,} {kind}" for kind, count in ignored.most_common(5) if count]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _has_twins(rows: pa.Table) -> bool:
+    image_id = rows["image_id"]
+    return bool(pc.any(pc.equal(image_id[1:], image_id[:-1])).as_py()) if len(rows) > 1 else False
+
+
+def _without_twins(rows: pa.Table) -> pa.Table:
+    """Of rows with one id the one that can be read, or the first."""
+    frame = rows.to_pandas()
+    first = frame.sort_values("problem", na_position="first", kind="stable").drop_duplicates("image_id").index
+    return rows.take(pa.array(sorted(first)))
 
 
 def _paired(images: pa.Table, records: pa.Table) -> pa.Table:
-    """One row an id, with nulls for what is missing: a full outer join in less memory than Arrow's own takes."""
+    """One row an id, with nulls for what is missing: a full outer join in less memory than Arrow's own takes.
+
+    A bin cannot be read where the image or the record cannot.
+    """
     record_of = pc.index_in(images["image_id"], records["image_id"])
     paired = images.append_column("record_tag", records["record_tag"].take(record_of))
+    if records["problem"].null_count < len(records):
+        problem = pc.coalesce(images["problem"], records["problem"].take(record_of))
+        paired = paired.set_column(paired.schema.get_field_index("problem"), "problem", problem)
     alone = records.filter(pc.invert(pc.is_in(records["image_id"], images["image_id"])))
     return pa.concat_tables([paired, alone], promote_options="default")
 
 
 @contextmanager
 def _errors_explained(
-    url: str, what: str, missing: Exception | None = None, refused: Exception | None = None
+    url: str,
+    what: str,
+    missing: Exception | None = None,
+    refused: Exception | None = None,
+    config: DataConfig | None = None,
 ) -> Iterator[None]:
     """Turn the client's errors into ours; missing is what a 404 means here, refused what a 401 or 403 means."""
     try:
         yield
     except (BaseError, OSError) as error:
         meaning, message = understand(error)
+        if config and (region := wrong_region(error, config)):
+            raise _other_region(config, region, message) from error
         if meaning == "missing":
             raise missing or SourceError(f"{url} does not exist; check --source") from None
         if meaning == "refused":

@@ -20,6 +20,11 @@ logger = logging.getLogger(__name__)
 
 FILE, COPY = "splits.parquet", "splits-copy.parquet"
 SHARES = (0.8, 0.1, 0.1)
+NAMES = {  # of folders above the classes, in lower case
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 JOINS_TWO = "joins bins of two splits"
 REMEDY = "restore it from a copy; those of the last snapshot stand in its manifest.parquet"
 
@@ -57,6 +62,31 @@ def assign(manifest: pd.DataFrame, extra_names: Sequence[str] = ()) -> pd.DataFr
     dealt = _deal(manifest.loc[labelled, ["group"]].assign(label=label[labelled], split=split[labelled]))
     manifest["split"] = dealt.reindex(manifest.index).astype("str").where(labelled)
     return manifest
+
+
+def given(manifest: pd.DataFrame) -> pd.Series:
+    """Read the split of each image from the folder that its id begins with, and report bins that two splits share.
+
+    Raises DatasetError when one of the three has no image with a label.
+    """
+    found = manifest["image_id"].str.split("/", n=1).str[0].str.lower().map(NAMES)
+    usable = (manifest["status"] == "ok") & manifest["label"].notna()
+    if missing := [name for name in SPLITS if name not in set(found[usable])]:
+        raise DatasetError(
+            f"the source gives no {' and no '.join(missing)} images of the classes; add folders train/, val/ and test/ "
+            "with all classes, or leave --keep-splits out, which takes all images as one pool"
+        )
+    num_splits = found[usable].groupby(manifest["group"]).nunique()
+    shared = num_splits.index[num_splits > 1]
+    if len(shared):
+        images = manifest.loc[usable & manifest["group"].isin(shared)].sort_values(["group", "image_id"])
+        _, first = next(iter(images.groupby("group")))
+        logger.warning(
+            "%d images show %d bins that the given splits share, such as %s: scores on val and test are too good for "
+            "it; they are kept as given, and without --keep-splits each bin is in one split",
+            *(len(images), len(shared), " and ".join(first["image_id"].head(2))),
+        )
+    return found
 
 
 def mark_extra(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -41,12 +41,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from bincount.data import record, source, tables
+from bincount.data import lists, names, record, source, tables
 from bincount.data.pictures import MAX_BYTES, inspect
 from bincount.data.pictures import BadPicture as BadImage
 from bincount.data.source import ObjectMissing, ObjectRefused, Source
-from bincount.disk import read_sealed, sealed, told_when_full, written_whole
-from bincount.errors import DatasetError, SourceError, SourceUnavailable
+from bincount.disk import read_sealed, sealed, short_name, told_when_full, written_whole
+from bincount.errors import BincountError, DatasetError, SourceUnavailable
 from bincount.settings import DataConfig
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,9 @@ ROWS_IN_PIECE = 50_000
 REASON_LENGTH = 200
 RECORD_FILE = "originals/metadata/{image_id}.json"  # in the dataset's folder
 MAX_IMAGE_BYTES = MAX_BYTES  # larger ones are set aside unread: concurrency times this bounds the memory
+NAME_ERRORS = {  # of the disk, where one name is at fault and not the disk
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.EILSEQ),
+}
 
 ROWS_REMEDY = "remove it and run `bincount prepare`, which fetches its bins again"
 GROWTH = "growth.json"
@@ -134,7 +137,7 @@ class Plan:
         return -(-self.num_new // BATCH)
 
     def batch(self, number: int) -> pd.DataFrame:
-        """One batch, with the columns image_id, image_tag and record_tag."""
+        """One batch, with the columns image_id, image_tag, record_tag and problem."""
         os.utime(self.path)
         _check_plan(self.path, self.path.stat().st_ino)
         return pq.ParquetFile(self.path).read_row_group(number).to_pandas()
@@ -149,7 +152,9 @@ def plan(dataset: Path, opened: Source, config: DataConfig) -> Plan:
 
     Who plans the same at the same time has the same plan, and who plans something else leaves it alone.
     """
-    listing = opened.list_bins()
+    listed = opened.list_all()
+    listed.log_left_out(opened)
+    listing = listed.bins
     _note_unlisted(dataset, listing)
     wanted = _wanted(listing, config)
     files = _files(dataset / "originals")
@@ -208,7 +213,7 @@ def fetch(dataset: Path, opened: Source, batch: pd.DataFrame, config: DataConfig
     if bad["refused"] and bad.total() == len(earlier + rows) and not _holds_good_bins(dataset):
         raise source.access_refused(opened.url, "it can be listed, but no bin can be read")
     if rows:
-        _write_rows(pa.Table.from_pylist(rows, SCHEMA), parts / f"{time.time_ns():020d}-{name}.parquet")
+        _write_rows(_as_table(rows), parts / f"{time.time_ns():020d}-{name}.parquet")
     good = [row["bytes"] for row in earlier + rows if row["status"] == "ok"]
     return SyncReport(len(good), sum(good), bad, unreachable, time.monotonic() - began)
 
@@ -264,7 +269,7 @@ def set_aside(dataset: Path, reasons: dict[str, str]) -> Counter:
                     "`bincount prepare` fetches it again"
                 )
             tags = {"image_tag": _or_none(row.image_tag), "record_tag": _or_none(row.record_tag)}
-            reason = reasons[row.sha256][:REASON_LENGTH]
+            reason = names.printable(reasons[row.sha256])[:REASON_LENGTH]
             aside.append({"image_id": row.image_id, **tags, "status": "set_aside", "reason": reason})
         if aside:
             (dataset / "parts").mkdir(exist_ok=True)
@@ -352,14 +357,7 @@ def _read_rows(path: Path, columns: list[str] | None) -> pa.Table:
 
 def _wanted(listing: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     if config.only_listed:
-        only = source.listed_ids(config.only_listed)
-        listing = listing[listing["image_id"].isin(only)]
-        if len(listing) < len(only):
-            logger.warning("%d of the %d listed ids are not in the source", len(only) - len(listing), len(only))
-        if listing.empty:
-            raise SourceError(
-                f"{config.source} has none of the ids that {config.only_listed} lists; check --only-listed"
-            )
+        listing = listing[lists.take(config.only_listed, listing["image_id"], config.source)]
     if config.limit is None:
         return listing
     return listing.loc[source.first_bins(listing["image_id"], config.limit).index.sort_values()]
@@ -403,11 +401,14 @@ def _read_bin(dataset: Path, opened: Source, wanted) -> Arrival:
     image_key, record_key = opened.image_key(wanted.image_id), opened.record_key(wanted.image_id)
     image_tag, record_tag = _or_none(wanted.image_tag), _or_none(wanted.record_tag)
     row = {"image_id": wanted.image_id, "image_tag": image_tag, "record_tag": record_tag, "status": "set_aside"}
-    if unread := _reason_not_to_read(opened.layout == "bins", image_tag, record_tag):
+    problem = _or_none(getattr(wanted, "problem", None))
+    if unread := (problem and f"unusable name: {problem}") or _reason_not_to_read(
+        opened.has_records, image_tag, record_tag
+    ):
         return Arrival(row | {"reason": unread})
     arrival = Arrival(row)
     try:
-        if opened.layout == "bins":
+        if opened.has_records:
             arrival.recorded = _get(dataset, opened, record_key, record_tag, arrival.new)
         arrival.image = _get(dataset, opened, image_key, image_tag, arrival.new)
     except ObjectMissing as error:
@@ -416,7 +417,17 @@ def _read_bin(dataset: Path, opened: Source, wanted) -> Arrival:
         row["reason"] = f"refused: {error}"
     except SourceUnavailable as error:
         arrival.unreachable = str(error)
+    except Exception as error:  # noqa: BLE001 - whatever one bin raises, the others go on
+        row["reason"] = _why_lost("unreadable", error)
     return arrival
+
+
+def _why_lost(what: str, error: Exception) -> str:
+    """Say why one bin is lost by an error that nobody expected; an error that concerns all bins is raised again."""
+    concerns_all = isinstance(error, BincountError | MemoryError)
+    if concerns_all or (isinstance(error, OSError) and error.errno not in (None, *NAME_ERRORS)):
+        raise error
+    return f"{what}: {type(error).__name__}: {error}"
 
 
 def _keep_bin(dataset: Path, opened: Source, arrival: Arrival, max_pixels: int) -> dict | str:
@@ -425,17 +436,22 @@ def _keep_bin(dataset: Path, opened: Source, arrival: Arrival, max_pixels: int) 
     if arrival.unreachable or "reason" in row:
         return arrival.unreachable or row
     try:
-        if opened.layout == "bins":
+        if opened.has_records:
             parsed = record.parse(arrival.recorded)
             row |= {"class_name": str(parsed.quantity), "quantity": parsed.quantity}
             row |= {"items": list(parsed.items.items())}
         else:
-            row |= {"class_name": row["image_id"].split("/", 1)[0]}
-        picture = inspect(data, max_pixels, with_hash=opened.layout == "folders")
+            row |= {"class_name": opened.class_name(row["image_id"])}
+        picture = inspect(data, max_pixels, with_hash=not opened.has_records)
     except (record.BadRecord, BadImage) as error:
-        return row | {"reason": str(error)[:REASON_LENGTH]}
-    for key, content in arrival.new.items():
-        _write_file(dataset / "originals" / key, content)
+        return row | {"reason": str(error)}
+    except Exception as error:  # noqa: BLE001 - as above
+        return row | {"reason": _why_lost("unreadable", error)}
+    try:
+        for key, content in arrival.new.items():
+            _write_file(dataset / "originals" / key, content)
+    except (OSError, ValueError) as error:
+        return row | {"reason": _why_lost("unusable name", error)}
     return row | {
         "path": f"originals/{opened.image_key(row['image_id'])}",
         "bytes": len(data),
@@ -448,6 +464,24 @@ def _keep_bin(dataset: Path, opened: Source, arrival: Arrival, max_pixels: int) 
         "status": "ok",
         "reason": "",
     }
+
+
+def _as_table(rows: list[dict]) -> pa.Table:
+    """The rows of bins as they are written; a row that no file can hold becomes one that says so."""
+    rows = [row | {"reason": names.printable(row["reason"])[:REASON_LENGTH]} for row in rows]
+    try:
+        return pa.Table.from_pylist(rows, SCHEMA)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        return pa.concat_tables(map(_as_table_of_one, rows))
+
+
+def _as_table_of_one(row: dict) -> pa.Table:
+    try:
+        return pa.Table.from_pylist([row], SCHEMA)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        reason = names.printable(f"unwritable row: {error}")[:REASON_LENGTH]
+        tags = {name: row[name] for name in ("image_id", "image_tag", "record_tag")}
+        return pa.Table.from_pylist([tags | {"status": "set_aside", "reason": reason}], SCHEMA)
 
 
 def _holds_good_bins(dataset: Path) -> bool:
@@ -516,7 +550,7 @@ def _check_plan(path: Path, _inode: int) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    return path.with_name(f".{short_name(path)}.{os.getpid()}.{threading.get_ident()}")
 
 
 def _digest(bins: pd.DataFrame) -> str:
@@ -546,10 +580,10 @@ def _files(folder: Path) -> pa.Table:
     """Every file below a folder: path, relative to the folder's parent, and bytes; there may be a million."""
     schema = pa.schema([("path", pa.string()), ("bytes", pa.int64())])
     pieces = [schema.empty_table()]
-    for directory, _, names in os.walk(folder):
+    for directory, _, every in os.walk(folder):
         relative = Path(directory).relative_to(folder.parent).as_posix()
-        for start in range(0, len(names), ROWS_IN_PIECE):
-            some = names[start : start + ROWS_IN_PIECE]
+        for start in range(0, len(every), ROWS_IN_PIECE):
+            some = [name for name in every[start : start + ROWS_IN_PIECE] if not names.is_torn(name)]
             sizes = [_size(f"{directory}/{name}") for name in some]
             pieces.append(pa.table([[f"{relative}/{name}" for name in some], sizes], schema=schema))
     return pa.concat_tables(pieces)
