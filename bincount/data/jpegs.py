@@ -1,7 +1,8 @@
 """JPEG files decoded strictly: to the same pixels as Pillow's, but not where data is missing or wrong.
 
 libjpeg-turbo fills what it cannot decode and warns of it; here that is an error. Two kinds of hole it does not notice,
-since the data stays in order: zeros that stand for as many blocks as they replace, and scans that are missing.
+since the data stays in order: zeros that stand for as many blocks as they replace, and scans that are missing. Both are
+looked for here. Nothing tells where other foreign data happens to stand for as many blocks as it replaces.
 """
 
 import re
@@ -10,9 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import simplejpeg
 
-MAX_SEGMENTS = (
-    1000  # of these scans, of which encoders write some ten; each passes over all pixels, however short it is
-)
+MAX_SCANS = 100  # encoders write some ten; each passes over all pixels, however short it is
 UNNAMED_SUBSAMPLING = "Could not determine subsampling"
 ZEROS = bytes(48)  # a block of luma at least, in which 63 frequencies would have one and the same value
 
@@ -50,13 +49,15 @@ def _decode_strictly(data: bytes, colorspace: str, least_size: tuple[int, int] |
 
 def _check_scans(data: bytes) -> None:
     """Raise ValueError where a picture's bits were not all sent, which its data cannot tell, or in countless scans."""
-    frame, unsent = 0, {}  # by component and frequency: how many low bits are still to come
-    for number, (marker, start, end) in enumerate(_segments(data)):
-        if number > MAX_SEGMENTS:
-            raise ValueError(f"more than {MAX_SEGMENTS} segments")
+    frame, num_scans = 0, 0
+    unsent = {}  # by component and frequency: how many low bits are still to come
+    for marker, start, end in _segments(data):
         if marker in FRAMES and not frame:
             frame, unsent = marker, {component: [None] * 64 for component in data[start + 6 : end : 3]}
         elif marker == SOS:
+            num_scans += 1
+            if num_scans > MAX_SCANS:
+                raise ValueError(f"more than {MAX_SCANS} scans")
             components, first, last, bits = _scan(data[start:end], frame in PROGRESSIVE)
             for component in components:
                 if component in unsent:

@@ -5,7 +5,8 @@ Nothing else in this library opens files that come from elsewhere. What holds fo
 - Only the formats of FORMATS are opened, and a file's content says which it is, not its name. Of several frames the
   first counts.
 - Whatever a decoder raises for one file becomes BadPicture, whose text is for people and begins with the kind of fault.
-- A picture of more than max_pixels is refused by its header, before there is memory for its pixels.
+- A picture of more than max_pixels is refused by its header, before there is memory for its pixels. Where the frame in
+  an AVIF or HEIC file is larger than the file declares, the limits of their decoders hold.
 - Pictures are upright, as their EXIF orientation says.
 - Grey values of more than 8 bits are scaled: 16 bits by their full range, 65535 becomes 255. Integers of 32 bits and
   floats do not say what is white. White is the first of these that no value exceeds: 1 (of floats), 255, 65535 (32767
