@@ -219,6 +219,22 @@ def test_of_an_image_whose_picture_and_original_are_both_damaged_all_is_fetched_
     assert found(dataset) == []
 
 
+def test_what_stopped_a_night_stops_no_other(bucket, dataset):
+    pack, original = packs.open_pack(dataset, SMALL), dataset / "originals" / "bin-images" / "00040.jpg"
+    digest = hashlib.sha256(original.read_bytes()).hexdigest()
+    (row,) = pack.locate([digest])
+    flip(original)
+    flip(pack.folder / packs.IMAGES, int(row) * pack.images[0].nbytes)
+    with pytest.raises(DatasetError, match="nor is its original"):
+        pack.images[:]
+    snapshot, pack = prepare(bucket, dataset)
+    assert "00040" not in set(snapshot.read()["image_id"])
+    assert len(pack.images[pack.locate(snapshot.labelled()["sha256"])]) == 29
+    snapshot, pack = prepare(bucket, dataset)
+    assert np.array_equal(pack.images[pack.locate([digest])][0], packs.decode(original, SMALL))
+    assert found(dataset) == []
+
+
 def test_an_interrupted_run_may_have_written_pictures_and_checksums_without_digests(dataset):
     pack = packs.open_pack(dataset, SMALL)
     rows = len(pack)

@@ -23,6 +23,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,7 +135,7 @@ class Images:
 
     What is read has been compared with its checksum after it was copied out of the file: 6 µs a picture of 224 pixels,
     where copying takes 50 and more. A damaged picture is decoded again from its original, and put back into the pack;
-    where that is not sound either, reading raises DatasetError.
+    where that is not sound either, reading raises DatasetError, and the next update packs the image again.
     """
 
     dtype = np.dtype(np.uint8)
@@ -166,7 +167,7 @@ class Images:
         pictures = np.take(self._pixels, indices, axis=0, out=out, mode=mode)
         for picture, row in zip(pictures, indices, strict=True):
             if not self._is_sound(row, picture):
-                picture[...] = self.repair(row)
+                picture[...] = self._repair_or_drop(row)
         return pictures
 
     def damaged(self, start: int, stop: int) -> list[int]:
@@ -204,6 +205,14 @@ class Images:
     def drop(self, row: int) -> None:
         """Take the digest from a row, so that nobody finds it any more."""
         self._write(DIGESTS, row * DIGEST_LENGTH, NO_DIGEST)
+
+    def _repair_or_drop(self, row: int) -> np.ndarray:
+        try:
+            return self.repair(row)
+        except DatasetError:
+            with suppress(OSError):
+                self.drop(row)  # else the next night would end here too
+            raise
 
     def _is_sound(self, row: int, picture: np.ndarray) -> bool:
         return _checksum(self._digest_of(row), picture) == self._checksums[row]
