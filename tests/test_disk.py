@@ -53,3 +53,11 @@ def test_other_errors_stay_as_they_are(tmp_path, error):
     with pytest.raises(type(error)) as caught, disk.told_when_full(tmp_path):
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ü" * 127, "short"])
+def test_a_name_as_long_as_files_have_is_written_whole(tmp_path, name):
+    with disk.written_whole(tmp_path / name) as temporary:
+        temporary.write_text("all of it")
+        assert temporary.name.startswith(".")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -118,6 +119,76 @@ def test_images_of_class_folders_keep_their_names_and_stay_apart(tmp_path):
     snapshot = prepare(tmp_path / "source", tmp_path / "data", "good,bad")
     assert export.to_folder(snapshot, tmp_path / "out").num_copied == 5
     assert files(tmp_path / "out") == set(names)
+
+
+def split_folders(folder, names):
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(jpeg(number))
+    return folder
+
+
+@pytest.mark.parametrize("keep_splits", [False, True])
+def test_one_name_in_several_split_folders_stays_apart_below_its_class(tmp_path, keep_splits):
+    names = [f"{split}/{name}/{number}.jpg" for split in ("train", "val", "test") for name in "ab" for number in "12"]
+    folder = split_folders(tmp_path / "source", names)
+    bring(folder, tmp_path / "data")
+    bins = sync.read(tmp_path / "data")
+    snapshot = manifest.build(tmp_path / "data", bins, Classes.parse("a,b"), "x", keep_splits=keep_splits)
+    export.to_folder(snapshot, tmp_path / "out")
+    assert files(tmp_path / "out") == {f"{name}/{split}/{rest}" for split, name, rest in (n.split("/") for n in names)}
+    exported = export.to_folder(snapshot, tmp_path / "by split", by_split=True)
+    assert exported.num_copied == 12
+    assert keep_splits is (files(tmp_path / "by split") == set(names))
+
+
+def test_two_images_that_would_be_one_file_are_named_and_not_exported(snapshot, tmp_path, monkeypatch):
+    rows = snapshot.labelled()
+    rows.loc[[0, 1], "path"] = ["originals/bin-images/x.jpg", "originals/0/x.jpg"]
+    rows.loc[[0, 1], "class_name"] = "0"
+    monkeypatch.setattr(export.Snapshot, "labelled", lambda self: rows)
+    with pytest.raises(DatasetError, match=r"originals/bin-images/x.jpg and originals/0/x.jpg .* as 0/x.jpg; rename"):
+        export.to_folder(snapshot, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("class_name", "path"),
+    [
+        ("..", "originals/../x.jpg"),
+        ("0", "originals/0/../../x.jpg"),
+        ("", "originals//x.jpg"),
+        ("a/..", "originals/a/x.jpg"),
+    ],
+)
+def test_a_name_that_leads_out_of_the_target_is_not_exported(snapshot, tmp_path, monkeypatch, class_name, path):
+    rows = snapshot.labelled()
+    rows.loc[0, ["class_name", "path"]] = [class_name, path]
+    monkeypatch.setattr(export.Snapshot, "labelled", lambda self: rows)
+    with pytest.raises(DatasetError, match="would not be exported below its class"):
+        export.to_folder(snapshot, tmp_path / "out")
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_name_as_long_as_files_have_is_exported(tmp_path, copy):
+    for number in range(3):
+        add_bin(tmp_path / "source", f"{number:05d}", number % 2)
+    add_bin(tmp_path / "source", "n" * 250, 1)
+    snapshot = prepare(tmp_path / "source", tmp_path / "data")
+    export.to_folder(snapshot, tmp_path / "out", copy=copy)
+    assert f"1/{'n' * 250}.jpg" in files(tmp_path / "out")
+
+
+def test_odd_keys_in_the_bucket_that_is_published_to_are_counted_as_foreign(
+    snapshot, own_bucket, s3_client, s3_endpoint
+):
+    for key in ("some/where/a//b.jpg", "some/where/x/../y.jpg", "some/where/0/z.jpg"):
+        s3_client.put_object(Bucket=own_bucket, Key=key, Body=b"x")
+    bucket = export.open_bucket(f"s3://{own_bucket}/some/where", s3_endpoint)
+    exported = export.to_bucket(snapshot, bucket)
+    assert (exported.num_copied, exported.num_foreign) == (30, 3)
+    again = export.to_bucket(snapshot, bucket)
+    assert (again.num_copied, again.num_present, again.num_foreign) == (0, 30, 3)
 
 
 @pytest.mark.parametrize("copy", [False, True])
@@ -294,7 +365,7 @@ def test_the_commands_take_the_last_snapshot_of_the_source(
 def test_the_list_of_the_student_projects_gives_their_class_folders(tmp_path):
     real = Path(os.environ["BINCOUNT_REAL_BINS"])
     only_listed = real / "lists" / "udacity_file_list.json"
-    listed = sync.source.listed_ids(only_listed)
+    listed = {Path(name).stem for every in json.loads(only_listed.read_text()).values() for name in every}
     here = {path.stem for path in (real / "bin-images").iterdir()}
     snapshot = prepare(real, tmp_path / "data", config=DataConfig(source=str(real), only_listed=only_listed))
     assert set(snapshot.labelled()["image_id"]) == listed & here

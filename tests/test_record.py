@@ -43,3 +43,16 @@ def test_a_bad_record_says_what_is_wrong(data, reason):
     with pytest.raises(record.BadRecord) as raised:
         record.parse(data)
     assert str(raised.value).startswith(reason)
+
+
+@pytest.mark.parametrize("text", [r"\ud800", r"\uDFFF and more", r"\udc00\ud800"])
+@pytest.mark.parametrize("place", ['{"%s": {"quantity": 1}}', '{"A": {"quantity": 1, "name": "%s"}}'])
+def test_half_of_a_surrogate_pair_is_no_text(text, place):
+    data = f'{{"EXPECTED_QUANTITY": 1, "BIN_FCSKU_DATA": {place % text}}}'.encode()
+    with pytest.raises(record.BadRecord, match="malformed record: half of a surrogate pair"):
+        record.parse(data)
+
+
+def test_a_whole_surrogate_pair_is_a_character():
+    data = rb'{"EXPECTED_QUANTITY": 1, "BIN_FCSKU_DATA": {"\ud83d\ude00": {"quantity": 1}}}'
+    assert record.parse(data).items == {"\U0001f600": 1}

@@ -15,7 +15,7 @@ from bins import add_bin, bring, jpeg, png, undecodable_jpeg
 from servers import wait_for
 
 from bincount.data import doctor, jpegs, manifest, packs, pictures, source, sync, tables
-from bincount.errors import DatasetError, DiskFull, SettingsError, SourceError
+from bincount.errors import DatasetError, DiskFull, SourceError
 from bincount.settings import Classes, DataConfig, ImageConfig
 from tasks.data import pack_fetched, pack_snapshot
 
@@ -413,14 +413,6 @@ def test_a_list_of_none_of_the_bins_is_an_error(tmp_path):
             tmp_path / "data",
             DataConfig(source=str(tmp_path / "bucket"), only_listed=tmp_path / "list"),
         )
-
-
-@pytest.mark.parametrize("content", ["{", '{"1": 5}', None])
-def test_a_list_that_cannot_be_read_is_explained(tmp_path, content):
-    if content is not None:
-        (tmp_path / "list").write_text(content)
-    with pytest.raises(SettingsError, match="one id in a line"):
-        source.listed_ids(tmp_path / "list")
 
 
 def test_files_of_a_killed_run_are_not_fetched_twice(tmp_path, bucket, monkeypatch):
