@@ -16,6 +16,7 @@ from bincount.data.packs import Pack
 from bincount.data.sync import Plan, SyncReport
 from bincount.errors import SourceUnavailable
 from bincount.settings import MAX_PIXELS, DataConfig, ImageConfig, normalize_name
+from bincount.text import escape_markdown
 from tasks.retry import transient
 
 logger = logging.getLogger("bincount.tasks")
@@ -85,7 +86,7 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
     create_table_artifact(
         key="class-balance",
         table=measured.table().to_dict("records"),
-        description="\n\n".join([about, *(f"Warning: {warning}" for warning in measured.warnings)]),
+        description="\n\n".join([about, *(f"Warning: {escape_markdown(warning)}" for warning in measured.warnings)]),
     )
     return measured
 

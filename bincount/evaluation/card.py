@@ -11,6 +11,7 @@ from bincount.evaluation.metrics import per_class_table
 from bincount.evaluation.promotion import NAMES as METRICS
 from bincount.evaluation.promotion import Decision
 from bincount.settings import SPLITS, Classes, ImageConfig, TrainConfig
+from bincount.text import escape_markdown
 from bincount.training.files import ModelSpec
 
 PERCENTAGES = ("accuracy", "within_one", "calibration_error")
@@ -180,7 +181,7 @@ def _license(source: str) -> str:
 
 
 def _bullets(sentences: Sequence[str]) -> str:
-    return "".join(f"\n- {sentence}" for sentence in sentences) + ("\n" if sentences else "")
+    return "".join(f"\n- {escape_markdown(sentence)}" for sentence in sentences) + ("\n" if sentences else "")
 
 
 def _average(spec: ModelSpec) -> str:
