@@ -26,8 +26,8 @@ REFUSALS = re.compile(
 
 
 def is_server(uri: str) -> bool:
-    """Whether a tracking URI is that of an MLflow server, and not of a database."""
-    return uri.startswith(("http://", "https://"))
+    """Whether a tracking URI is that of an MLflow server, a managed one among them, and not of a database."""
+    return uri.startswith(("http://", "https://", "databricks://", "arn:")) or uri == "databricks"
 
 
 def without_credentials(uri: str) -> str:

@@ -26,7 +26,6 @@ __all__ = ["check_all", "check_mlflow", "check_prefect", "mask_credentials"]
 
 TIMEOUT_SECONDS = 5
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # as MLflow knows them
 TRUE = ("true", "1", "t", "yes", "y", "on")
 PREFECT_SIGN_IN = (
     "set PREFECT_API_AUTH_STRING, or PREFECT_API_KEY for Prefect Cloud, or `prefect profile use` what `make up` printed"
@@ -152,11 +151,6 @@ def check_all(api_url: str | None, tracking_uri: str, prefect: Access | None = N
             problems.append(str(error))
     if problems:
         raise ServiceUnavailable("\n".join(problems))
-
-
-def is_database(tracking_uri: str) -> bool:
-    """Whether MLflow's client writes into a database itself, so that no server keeps the artifacts."""
-    return tracking_uri.partition(":")[0].partition("+")[0] in DATABASES
 
 
 def reach_loopback_directly(environment: MutableMapping[str, str]) -> None:

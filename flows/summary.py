@@ -266,8 +266,10 @@ def show_pages(tracking_uri: str) -> None:
     else:
         print(f"  {_command('python')} -m flows.server\n  then open http://127.0.0.1:4200/runs")
     print("Models, curves and plots:")
-    if is_server(tracking_uri):
+    if tracking_uri.startswith(("http://", "https://")):
         print(f"  {without_credentials(tracking_uri).rstrip('/')}/#/models")
+    elif is_server(tracking_uri):
+        print(f"  {tracking_uri}")
     else:
         shown = mask_credentials(tracking_uri)
         store = shlex.quote(tracking_uri) if shown == tracking_uri else '"$MLFLOW_TRACKING_URI"'

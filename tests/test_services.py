@@ -15,7 +15,7 @@ from http import HTTPStatus
 import pytest
 import servers
 
-from bincount import services
+from bincount import database, services
 from bincount.errors import ServiceUnavailable
 from bincount.services import Access
 
@@ -96,22 +96,8 @@ def test_without_servers_there_is_nothing_to_ask():
 @pytest.mark.parametrize("uri", ["databricks", "databricks://profile", "arn:aws:sagemaker:eu-west-1:1:mlflow-app/a"])
 def test_a_managed_mlflow_that_has_no_url_is_left_to_its_client(uri):
     services.check_mlflow(uri)
-
-
-@pytest.mark.parametrize(
-    ("uri", "keeps"),
-    [
-        ("sqlite:///a/mlflow.db", True),
-        ("postgresql+psycopg://me@db/bins", True),
-        ("http://mlflow:5000", False),
-        ("https://mlflow.example.org", False),
-        ("databricks", False),
-        ("databricks://profile", False),
-        ("arn:aws:sagemaker:eu-west-1:1:mlflow-app/a", False),
-    ],
-)
-def test_only_beside_a_database_are_a_models_files_kept_here(uri, keeps):
-    assert services.is_database(uri) == keeps
+    assert database.is_server(uri)  # which keeps a model's files too
+    database.check(uri)
 
 
 def test_every_server_that_is_away_is_named_with_its_remedy(free_port):
