@@ -16,7 +16,7 @@ from bincount.errors import BincountError, DiskFull, ServiceUnavailable, Setting
 
 KINDS = ("sqlite", "postgresql", "mysql", "mssql")
 CONNECT_SECONDS = 5
-LOCKED_SECONDS = 10  # that another process may keep a SQLite file locked for; MLflow's own writes take milliseconds
+LOCKED_SECONDS = 8  # that another process may keep a SQLite file locked for; MLflow's own writes take milliseconds
 # As SQLite, PostgreSQL and their drivers say it, from the first that fits.
 REFUSALS = re.compile(
     r"authentication failed|no password supplied|Access denied|permission denied|does not exist|Unknown database|"
@@ -28,6 +28,15 @@ REFUSALS = re.compile(
 def is_server(uri: str) -> bool:
     """Whether a tracking URI is that of an MLflow server, a managed one among them, and not of a database."""
     return uri.startswith(("http://", "https://", "databricks://", "arn:")) or uri == "databricks"
+
+
+def has_secret(uri: str) -> bool:
+    """Whether a tracking URI holds what nobody else should read: a password, or for a server any name before its host.
+
+    The name of a database's user is none.
+    """
+    named = uri if is_server(uri) else re.sub(r"(?<=://)[^\s/:@]*@", "", uri)
+    return mask_credentials(named) != named
 
 
 def without_credentials(uri: str) -> str:

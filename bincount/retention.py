@@ -144,8 +144,9 @@ def plan(workspace: Workspace, registry: Registry, config: RetentionConfig, now:
     known = needs.snapshots.keys() | needs.trainings.keys()
     if not known & {place.path.name for place in places} and any(place.kind != LEFTOVER for place in going):
         raise ModelNotFound(
-            f"{mask_credentials(registry.client.tracking_uri)} has no version of anything in {workspace.root}, so that it may not be "
-            "where its models are registered, and nothing is removed; correct --tracking-uri or --workspace"
+            f"{mask_credentials(registry.client.tracking_uri)} has no version of anything in {workspace.root}, so "
+            "that it may not be where its models are registered, and nothing is removed; correct --tracking-uri or "
+            "--workspace"
         )
     return Plan(workspace, config, now, going, staying)
 

@@ -291,12 +291,29 @@ class RegistryConfig(Settings):
     """Where runs and models are kept."""
 
     tracking_uri: str | None = Field(
-        None, description="MLflow server or database URI [default: SQLite in the workspace]"
+        None,
+        description="MLflow server or database URI, without a password "
+        "[default: MLFLOW_TRACKING_URI, else SQLite in the workspace]",
     )
     experiment: str = Field("bincount", min_length=1, description="MLflow experiment of the runs")
     model_name: str = Field(
         "bincount", pattern=r"^[^/:%'\"`]+$", max_length=100, description="name of the registered model"
     )
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _without_password(cls, uri: str | None) -> str | None:
+        """Refuse what flow runs, process lists and histories of shells would keep for everybody to read."""
+        if not uri or not database.has_secret(uri):
+            return uri
+        remedy = (
+            "put it into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the "
+            "environment"
+            if database.is_server(uri)
+            else "put the whole URI into MLFLOW_TRACKING_URI in the environment, and leave it out here"
+        )
+        # Not ValueError, of which pydantic would make an error that shows the value.
+        raise SettingsError(f"--tracking-uri has a password in it, which others could read; {remedy}")
 
 
 class PromotionConfig(Settings):

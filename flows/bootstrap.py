@@ -22,8 +22,9 @@ from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
 from bincount import services
+from bincount.database import has_secret
 from bincount.errors import ServiceUnavailable, SettingsError
-from bincount.settings import DataConfig, RegistryConfig, Workspace
+from bincount.settings import DataConfig, Workspace
 from flows import automations
 from flows.automations import HEARTBEAT_SECONDS, RETRY_SECONDS, ZOMBIE_SECONDS
 from flows.server import client_access
@@ -186,14 +187,16 @@ def _environment(deployed_already: Mapping) -> dict[str, str]:
     given = {name: value for name, value in os.environ.items() if value}
     source = (deployed_already.get("data") or {}).get("source")
     root, uri = deployed_already.get("workspace"), (deployed_already.get("registry") or {}).get("tracking_uri")
-    if root and uri == Workspace(root=root).tracking_uri(RegistryConfig()):
+    if root and uri == Workspace(root=root).own_tracking_uri:
         uri = None  # which goes along where the workspace goes
     if "BINCOUNT_WORKSPACE" in given or not root:
         root = Path(given.get("BINCOUNT_WORKSPACE") or Workspace().root).resolve()
     kept = {
         "BINCOUNT_SOURCE": source or DataConfig().source,
-        "MLFLOW_TRACKING_URI": uri or Workspace(root=root).tracking_uri(RegistryConfig()),
+        "MLFLOW_TRACKING_URI": uri or Workspace(root=root).own_tracking_uri,
     }
+    if has_secret(given.get("MLFLOW_TRACKING_URI", "")):
+        given["MLFLOW_TRACKING_URI"] = ""  # anybody may read a deployment; the worker's environment has to have it
     return {**kept, **given, "BINCOUNT_WORKSPACE": str(root), **_sign_in()}
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
-from bincount import services
+from bincount import database, services
 from bincount.errors import BincountError, SettingsError
 from bincount.settings import (
     DEFAULT_WORKSPACE,
@@ -196,11 +196,12 @@ def predict(
     """Count the items in image files."""
     from bincount.evaluation.predict import predict_files
     from bincount.registry import find_checkpoint
+    from bincount.text import harmless_csv
 
     with find_checkpoint(model, Workspace(root=workspace), registry) as checkpoint:
         counted = predict_files(checkpoint, images)
     if output == "csv":
-        print(counted.to_csv(index=False), end="")
+        print(harmless_csv(counted).to_csv(index=False), end="")
     elif output == "json":
         print(counted.to_json(orient="records", indent=2))
     else:
@@ -535,11 +536,12 @@ def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
+    places = Workspace(root=workspace)
     services.check_all(
-        get_current_settings().api.url,
-        Workspace(root=workspace).tracking_uri(registry) if registry else "",
-        client_access(),
+        get_current_settings().api.url, places.tracking_uri(registry) if registry else "", client_access()
     )
+    if registry:
+        database.check(places.tracking_uri(registry), write=True)
 
 
 def _examine_services(registry: RegistryConfig, workspace: Path, prefect_file: Path, fix: bool) -> None:

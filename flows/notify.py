@@ -56,12 +56,14 @@ NEWS = {
 }
 
 OF_RUN = """\
-{{{{ flow_run.name }}}} is {{{{ flow_run.state.name }}}}, start {{{{ flow_run.run_count }}}}.
-{{{{ flow_run.state.message or "No reason was given." }}}}
+{{{{ flow_run.name{plain} }}}} is {{{{ flow_run.state.name }}}}, start {{{{ flow_run.run_count }}}}.
+{{{{ (flow_run.state.message or "No reason was given."){plain} }}}}
 {link}"""
 OF_MODEL = """\
-{{{{ event.resource.name }}}} version {{{{ event.payload.version }}}}: {{{{ event.payload.words }}}}
+{{{{ event.resource.name{plain} }}}} version {{{{ event.payload.version }}}}: {{{{ event.payload.words{plain} }}}}
 {{% if flow_run %}}{link}{{% endif %}}"""
+# In a chat <!channel> calls everybody; names and reasons may hold anything.
+PLAIN = ' | replace("<", "‹") | replace(">", "›")'
 LINK = "{ui}/runs/flow-run/{{{{ flow_run.id }}}}"
 # {% set %}, so that the whole text becomes one JSON string whatever is in it
 PAYLOAD = (
@@ -162,7 +164,8 @@ def _automation(channel: Channel, kind: str, block_id: UUID) -> AutomationCore:
 def _action(channel: Channel, kind: str, block_id: UUID) -> CallWebhook | SendNotification:
     news = NEWS[kind]
     ui = (get_current_settings().ui_url or "").rstrip("/")
-    body = (OF_MODEL if news.is_of_model else OF_RUN).format(link=LINK.format(ui=ui))
+    plain = "" if channel == "webhook" else PLAIN  # there, whoever reads it knows what to escape
+    body = (OF_MODEL if news.is_of_model else OF_RUN).format(link=LINK.format(ui=ui), plain=plain)
     subject = f"bincount: {news.subject}"
     if channel == "webhook":
         payload = PAYLOAD.format(body=body, kind=json.dumps(kind), subject=json.dumps(subject))

@@ -31,6 +31,7 @@ from bincount.settings import (
     TrainConfig,
     Workspace,
 )
+from bincount.text import escape_markdown
 from flows import summary
 from flows.automations import TAG
 from flows.prepare import Prepared, prepare
@@ -66,7 +67,7 @@ def tell_of_end(flow: Flow, flow_run: FlowRun, state: State) -> None:  # so name
     """Leave a page of a night that did not come to its own, which says why and that what was done is kept."""
     reason = state.message or "no reason was given"
     kept = "What was done is kept: the next night, or a retry, goes on from there."
-    told = f"## Night\n\n{state.name}: {reason}\n\n{kept}"
+    told = f"## Night\n\n{state.name}: {escape_markdown(reason)}\n\n{kept}"
     with get_client(sync_client=True) as client:
         client.create_artifact(
             ArtifactCreate(key="night", type="markdown", description=state.name, data=told, flow_run_id=flow_run.id)
@@ -155,5 +156,5 @@ def retrain(
         removed = cleaned.result() if cleaned.is_completed() else None
         night = Night(prepared, news, drifted, model, page, removed, timings, flow_run.run_count)
         told = summary.markdown(summary.of_night(night, retraining))
-        create_markdown_artifact(key="night", markdown=told, description=summary.night_headline(night))
+        create_markdown_artifact(key="night", markdown=told, description=escape_markdown(summary.night_headline(night)))
         return night if model else Completed(name="Skipped", message=news.skip, data=night)

@@ -18,6 +18,7 @@ from bincount.settings import (
     TrainConfig,
     Workspace,
 )
+from bincount.text import escape_markdown
 from flows import summary
 from flows.automations import TAG
 from flows.prepare import Prepared, prepare
@@ -65,6 +66,8 @@ def run(
     finished = Finished(prepared, model)
     logger.info(summary.headline(model))
     create_markdown_artifact(
-        key="summary", markdown=summary.markdown(summary.of_run(prepared, model)), description=f"Run on {data.source}"
+        key="summary",
+        markdown=summary.markdown(summary.of_run(prepared, model)),
+        description=f"Run on {escape_markdown(data.source)}",
     )
     return finished

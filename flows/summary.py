@@ -14,18 +14,19 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bincount.data import sync
 from bincount.data.doctor import Diagnosis, Mended
 from bincount.data.export import Exported
-from bincount.database import is_server, without_credentials
-from bincount.errors import mask_credentials
+from bincount.database import has_secret, is_server, without_credentials
 from bincount.evaluation import card
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision
 from bincount.registry import Move, Version
 from bincount.retention import Place, Plan, Removed
 from bincount.settings import SPLITS, RetrainConfig
+from bincount.text import CONTROL, escape_markdown, markdown_link
 from flows.prepare import Prepared
 from flows.timing import Timings
 from flows.train import TrainedModel
@@ -79,7 +80,7 @@ def of_night(night: "Night", retraining: RetrainConfig) -> Tables:
     elif night.removed.gone:
         about.append(("removed, which no version needs", _megabytes(night.removed.gone)))
     if night.page:
-        about.append(("in MLflow", f"[version {night.model.version.version}]({night.page})"))
+        about.append(("in MLflow", markdown_link(f"version {night.model.version.version}", night.page)))
     images = of_prepare(night.prepared)
     del images["Time"]
     tables = {"Night": pd.DataFrame(about, columns=["", "value"])} | images
@@ -271,8 +272,7 @@ def show_pages(tracking_uri: str) -> None:
     elif is_server(tracking_uri):
         print(f"  {tracking_uri}")
     else:
-        shown = mask_credentials(tracking_uri)
-        store = shlex.quote(tracking_uri) if shown == tracking_uri else '"$MLFLOW_TRACKING_URI"'
+        store = '"$MLFLOW_TRACKING_URI"' if has_secret(tracking_uri) else shlex.quote(tracking_uri)
         print(f"  {_command('mlflow')} server --backend-store-uri {store}\n  then open http://127.0.0.1:5000/#/models")
 
 
@@ -280,9 +280,9 @@ def show(tables: Tables, console: Console | None = None) -> None:
     """Print the tables."""
     console = console or Console()
     for title, frame in tables.items():
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for position, column in enumerate(frame.columns):
-            table.add_column(str(column), justify="left" if position == 0 else "right", overflow="fold")
+            table.add_column(_text(column), justify="left" if position == 0 else "right", overflow="fold")
         for row in frame.itertuples(index=False):
             table.add_row(*map(_cell, row))
         console.print(table)
@@ -290,7 +290,7 @@ def show(tables: Tables, console: Console | None = None) -> None:
 
 def markdown(tables: Tables) -> str:
     """The tables as Markdown."""
-    return "\n\n".join(f"## {title}\n\n{card.markdown(frame)}" for title, frame in tables.items())
+    return "\n\n".join(f"## {escape_markdown(title)}\n\n{card.markdown(frame)}" for title, frame in tables.items())
 
 
 def _balance(table: pd.DataFrame) -> pd.DataFrame:
@@ -337,12 +337,17 @@ def _megabytes(places: Sequence[Place]) -> str:
     return f"{sum(place.num_bytes for place in places) / 1e6:,.1f} MB"
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> str | Text:
     if isinstance(value, Integral):
         return f"{value:,}"
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.3f}"
-    return str(value)
+    return _text(value)
+
+
+def _text(value: object) -> Text:
+    """Text as it is: rich would read brackets as its own markup, and a terminal control characters as orders."""
+    return Text(CONTROL.sub(" ", str(value)))
 
 
 def _command(name: str) -> str:

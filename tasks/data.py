@@ -15,6 +15,7 @@ from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.data.sync import Plan, SyncReport
 from bincount.errors import SourceUnavailable
+from bincount.evaluation import card
 from bincount.settings import MAX_PIXELS, DataConfig, ImageConfig, normalize_name
 from bincount.text import escape_markdown
 from tasks.retry import transient
@@ -85,7 +86,7 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
     about = f"Images by class and split in snapshot {snapshot.digest[:12]}; imbalance {measured.imbalance:.1f}"
     create_table_artifact(
         key="class-balance",
-        table=measured.table().to_dict("records"),
+        table=card.records(measured.table()),
         description="\n\n".join([about, *(f"Warning: {escape_markdown(warning)}" for warning in measured.warnings)]),
     )
     return measured

@@ -11,6 +11,7 @@ from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
 from bincount.evaluation import card
 from bincount.evaluation.evaluate import Evaluation, evaluate, mistakes, suspects
+from bincount.text import escape_markdown
 
 
 @task(name="evaluate model", task_run_name="evaluate on test", cache_policy=NO_CACHE)
@@ -22,7 +23,7 @@ def evaluate_model(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Pat
         key="test-scores",
         markdown=card.markdown(card.scores(evaluation)),
         description=f"Accuracy {metrics.accuracy:.1%} on {metrics.num_images:,} test images; "
-        f"always answering {baseline.class_name}: {baseline.accuracy:.1%}",
+        f"always answering {escape_markdown(baseline.class_name)}: {baseline.accuracy:.1%}",
     )
     _show(card.by_class(evaluation), "test-metrics", "Scores by class")
     names = list(snapshot.classes.names)
@@ -36,6 +37,4 @@ def evaluate_model(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Pat
 
 
 def _show(table: pd.DataFrame, key: str, description: str) -> None:
-    rounded = table.round(3).astype(object)
-    rows = rounded.where(rounded.notna(), None).to_dict("records")
-    create_table_artifact(key=key, table=rows, description=description)
+    create_table_artifact(key=key, table=card.records(table), description=description)

@@ -36,6 +36,7 @@ from bincount.settings import (
     TrainConfig,
     Workspace,
 )
+from bincount.text import escape_markdown
 from bincount.training.files import read_spec, weights_digest
 from tasks.registry import NIGHT_TAG, PATIENT
 
@@ -166,7 +167,7 @@ def measure_drift(
         found = _compare(
             champion, snapshot, manifest.open_snapshot(folder), pack, news, rules, config, workspace, device
         )
-    create_markdown_artifact(key="drift", markdown=_drift_page(found), description=found.words())
+    create_markdown_artifact(key="drift", markdown=_drift_page(found), description=escape_markdown(found.words()))
     for warning in found.warnings:
         logger.warning(warning)
     if is_known:
@@ -234,7 +235,8 @@ def _score_of_tag(text: str) -> tuple[float, Interval]:
 
 def _drift_page(found: Drift) -> str:
     tables = [card.markdown(table) for table in (found.table(), found.balance()) if len(table)]
-    return "\n\n".join([found.words(), *([found.note] if found.indices and found.note else []), *tables])
+    said = map(escape_markdown, [found.words(), *([found.note] if found.indices and found.note else [])])
+    return "\n\n".join([*said, *tables])
 
 
 @task(name="remove what is not needed", task_run_name="remove what is not needed", **PATIENT)

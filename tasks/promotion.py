@@ -23,6 +23,7 @@ from bincount.evaluation.evaluate import Evaluation, columns, predict_test
 from bincount.evaluation.promotion import Decision
 from bincount.registry import MODEL_TAG, Registry, Version
 from bincount.settings import PromotionConfig, RegistryConfig, Workspace
+from bincount.text import escape_markdown
 from bincount.training.files import model_digest, read_spec
 from tasks.registry import PATIENT
 
@@ -68,7 +69,7 @@ def promote_model(
     create_markdown_artifact(
         key="promotion",
         markdown=card.with_comparison("", decision),
-        description=f"{version.name} version {version.version}",
+        description=escape_markdown(f"{version.name} version {version.version}"),
     )
     return opened.find(str(version.version)), decision
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pandas as pd
 from PIL import Image
@@ -21,11 +22,13 @@ from bincount import registry
 from bincount.data import balance
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
+from bincount.database import is_server, without_credentials
 from bincount.evaluation import card
 from bincount.evaluation.evaluate import Evaluation, columns, mistakes, suspects
 from bincount.evaluation.metrics import reliability
 from bincount.registry import Registry, Version
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.text import escape_markdown
 from bincount.training.files import Trained, read_history, read_spec
 from tasks.retry import transient
 
@@ -118,9 +121,10 @@ def register_model(
         )
         tags = {**_tags(snapshot, images), **_headline(evaluation)}
         version = opened.register(run_id, trained.checkpoint, text, tags, _example(snapshot, pack))
-    create_markdown_artifact(key="model-card", markdown=text, description=f"{version.name} version {version.version}")
+    name = escape_markdown(f"{version.name} version {version.version}")
+    create_markdown_artifact(key="model-card", markdown=text, description=name)
     if link := version_page(version, workspace.tracking_uri(config)):
-        create_link_artifact(key="model-version", link=link, link_text=f"{version.name} version {version.version}")
+        create_link_artifact(key="model-version", link=link, link_text=name)
     return version
 
 
@@ -135,9 +139,9 @@ def _log_training(opened: Registry, run_id: str, folder: Path) -> list[dict]:
 
 def version_page(version: Version, tracking_uri: str) -> str:
     """Where MLflow shows a version; empty without a server."""
-    if not tracking_uri.startswith("http"):
+    if not is_server(tracking_uri):
         return ""
-    return f"{tracking_uri.rstrip('/')}/#/models/{version.name}/versions/{version.version}"
+    return f"{without_credentials(tracking_uri).rstrip('/')}/#/models/{quote(version.name)}/versions/{version.version}"
 
 
 def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snapshot: Snapshot, pack: Pack) -> None:

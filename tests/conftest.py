@@ -9,6 +9,7 @@ from bincount.settings import DataConfig
 
 # Small nets are quickest on one thread, most of all beside other busy processes; trainers inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # a server of somebody's own
 
 LONGEST = ("test_unattended.py", "test_nights.py", "test_night_failures.py", "test_stack.py")
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bins import described_snapshot
+from markdown_it import MarkdownIt
 
 from bincount.evaluation import bootstrap, card, metrics
 from bincount.evaluation.bootstrap import Interval
@@ -111,3 +112,62 @@ def test_the_card_says_what_to_look_at_in_the_data(tmp_path):
 
     assert "| 2 | 2 | 0 | 0 |\n\n- too few images to judge a class by: 2\n\nThe images are" in text
     assert "| 2 | 2 | 0 | 0 |\n\nThe images are" in describe(tmp_path / "without")
+
+
+CRUEL = ("<script>alert(1)</script>", "[a](http://b)", "x\n\n## Data\n\n| 1 |", "`a` *b* ## Data", "a|b")
+
+
+def read(text: str) -> tuple[str, set[str]]:
+    """What a page shows of Markdown: all its text, and the kinds of its parts."""
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
+    parts = [child for token in tokens for child in (token.children or [token])]
+    return " ".join(part.content for part in parts if part.content), {part.type for part in parts}
+
+
+@pytest.mark.parametrize("name", CRUEL)
+def test_names_of_classes_and_sources_are_text_on_the_card(tmp_path, name):
+    classes = Classes(names=(name, "other", "third"), ordered=False)
+    balance = BALANCE.assign(**{"class": classes.names})
+    decision = BETTER.model_copy(
+        update={
+            "reason": f"class {name} loses 9 points",
+            "by_class": (BETTER.by_class[0].model_copy(update={"name": name}),),
+        }
+    )
+
+    text = card.describe(
+        described_snapshot(tmp_path, classes, f"/photos/{name}"),
+        balance,
+        spec=ModelSpec.make(ImageConfig(), TrainConfig(), classes),
+        images=ImageConfig(),
+        training=TrainConfig(weights=f"/weights/{name}"),
+        evaluation=evaluation(classes),
+    )
+    compared = card.with_comparison(card.with_comparison(text, decision), decision)
+
+    shown, kinds = read(compared)
+    assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence"}
+    plain = " ".join(name.split())
+    for told in (f"which it is: {plain}, other", f"/photos/{plain}", f"/weights/{plain}", f"class {plain} loses 9"):
+        assert told in " ".join(shown.split())
+    headings = [line for line in compared.splitlines() if line.startswith("## ")]
+    assert [heading.partition(":")[0] for heading in headings] == [
+        "## Test",
+        "## Against the champion",
+        "## Data",
+        "## Training",
+        "## Limits",
+    ]
+    assert max(compared.count(cell) for cell in ("| 190 |",)) == 1
+
+
+@pytest.mark.parametrize("name", CRUEL)
+def test_the_rows_for_a_page_of_tables_hold_names_as_text_and_numbers_as_numbers(name):
+    table = pd.DataFrame({"class": [name, None], "images": [3, 4], "accuracy": [0.12345, np.nan]})
+
+    first, second = card.records(table)
+
+    shown, kinds = read(f"Class {first['class']}")
+    assert "".join(shown.split()) == "".join(f"Class {name}".split())
+    assert kinds <= {"paragraph_open", "paragraph_close", "text", "inline"}
+    assert (first["images"], first["accuracy"], second) == (3, 0.123, {"class": None, "images": 4, "accuracy": None})

@@ -11,7 +11,7 @@ from bincount.evaluation.metrics import per_class_table
 from bincount.evaluation.promotion import NAMES as METRICS
 from bincount.evaluation.promotion import Decision
 from bincount.settings import SPLITS, Classes, ImageConfig, TrainConfig
-from bincount.text import escape_markdown
+from bincount.text import escape_markdown, markdown_code
 from bincount.training.files import ModelSpec
 
 PERCENTAGES = ("accuracy", "within_one", "calibration_error")
@@ -66,7 +66,7 @@ In brackets the interval that holds the score with 95 % confidence, had other bi
 
 {AFTER_COMPARISON}
 
-{snapshot.source}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} images, \
+From {escape_markdown(snapshot.source)}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} images, \
 {", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. All images of one bin are in the same split.\
 {beside}
 
@@ -96,12 +96,14 @@ def with_comparison(card: str, decision: Decision) -> str:
 
     Without a champion it is that with the majority class.
     """
-    above, found, below = card.partition(AFTER_COMPARISON)
-    above = above.partition(COMPARISON)[0].partition(FIRST_COMPARISON)[0]
-    lines = [FIRST_COMPARISON if decision.is_first else COMPARISON, "", f"{decision.words()}.", ""]
+    above, found, below = f"\n{card}".partition(f"\n{AFTER_COMPARISON}\n")
+    for heading in (COMPARISON, FIRST_COMPARISON):
+        above = above.partition(f"\n{heading}\n")[0]
+    heading = FIRST_COMPARISON if decision.is_first else COMPARISON
+    lines = [heading, "", f"{escape_markdown(decision.words())}.", ""]
     if decision.by_class:
         lines += [markdown(class_changes(decision, "champion's accuracy", "this model's accuracy")), ""]
-    return above + "\n".join(lines) + "\n" + found + below
+    return f"{above}\n".lstrip("\n") + "\n".join(lines) + found + below
 
 
 def gains(decision: Decision, first: str, second: str) -> pd.DataFrame:
@@ -147,18 +149,30 @@ def by_class(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table as Markdown: floats with three digits, missing ones empty, whole numbers in thousands."""
+    """A table as Markdown: floats with three digits, missing ones empty, whole numbers in thousands.
+
+    Text is shown as it is, unless it is a text.Markdown.
+    """
 
     def cell(value) -> str:
         if value is None or pd.isna(value):
             return ""
         if isinstance(value, float):
             return f"{value:.3f}"
-        return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+        return f"{value:,}" if isinstance(value, int) else escape_markdown(value)
 
     table = table.astype(object)
     rows = [table.columns, ["---"] * table.shape[1], *table.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in rows)
+
+
+def records(table: pd.DataFrame) -> list[dict]:
+    """The rows of a table for Prefect's pages, which read the text of a cell as Markdown; missing values are None."""
+    rounded = table.round(3).astype(object)
+    rows = rounded.where(rounded.notna(), None).to_dict("records")
+    return [
+        {name: escape_markdown(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows
+    ]
 
 
 def _with_interval(name: str, value: float, intervals: Mapping[str, Interval]) -> str:
@@ -171,7 +185,7 @@ def _with_interval(name: str, value: float, intervals: Mapping[str, Interval]) -
 def _purpose(classes: Classes) -> str:
     if all(map(str.isdecimal, classes.names)):
         return f"Counts the items in a bin from a photo: {classes.names[0]} to {classes.names[-1]}."
-    return f"Tells from a photo which it is: {', '.join(classes.names)}."
+    return f"Tells from a photo which it is: {', '.join(map(escape_markdown, classes.names))}."
 
 
 def _license(source: str) -> str:
@@ -189,4 +203,4 @@ def _average(spec: ModelSpec) -> str:
 
 
 def _listing(training: TrainConfig) -> str:
-    return ", ".join(f"{name} `{value}`" for name, value in training.model_dump().items())
+    return ", ".join(f"{name} {markdown_code(value)}" for name, value in training.model_dump().items())
