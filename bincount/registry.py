@@ -91,6 +91,8 @@ LONGEST_PARAM = 6000
 LONGEST_DESCRIPTION = 5000
 LONGEST_TAG = 5000
 LONGEST_PAUSE = 30  # seconds between two tries while MLflow is away; the first is 1 s, and each twice the one before
+VERSIONS_AT_ONCE = 10_000  # in one answer of a server
+NUM_NAMED = 20  # versions in an error
 SECONDS_TO_MIGRATE = 180  # dozens of migrations, on a busy machine
 SECONDS_TO_SETTLE = 3  # between two looks at tables that another is making
 SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives a cancelled flow 10 s in all
@@ -273,7 +275,7 @@ class Registry:
         version = _as_version(entry, self._aliases())
         if not self._has_card(version):  # later it also says how the version compares
             self.describe(version, description)
-        if not version.alias and version.version == self.versions()[0].version:  # an older one had its time
+        if not version.alias and version.version == self.versions(1)[0].version:  # an older one had its time
             version = replace(version, alias=CHALLENGER)
             self.client.set_registered_model_alias(version.name, version.alias, str(version.version))
         logger.info("%s version %d, %s", version.name, version.version, version.alias or "without alias")
@@ -368,13 +370,29 @@ class Registry:
         asked = {name: str(value)[:LONGEST_PARAM] for name, value in _flatten(settings).items()}
         return all(kept.get(name, value) == value for name, value in asked.items())
 
-    def versions(self) -> list[Version]:
-        """Every registered version, the newest first; none when nothing was registered yet."""
+    def versions(self, newest: int | None = None) -> list[Version]:
+        """The registered versions, or so many of them, the newest first; none when nothing was registered yet."""
+        return self._search(newest=newest)
+
+    def versions_of(self, snapshot: str) -> list[Version]:
+        """The versions that were trained on the snapshot with this digest, the newest first."""
+        return self._search(f"tags.snapshot = '{snapshot}'")
+
+    def _search(self, condition: str = "", newest: int | None = None) -> list[Version]:
+        """In as few requests as MLflow allows: each version for itself would take it a minute for some hundreds."""
         aliases = self._aliases()
-        versions = [
-            _as_version(entry, aliases) for entry in self.client.search_model_versions(f"name = '{self.model_name}'")
-        ]
-        return sorted(versions, key=lambda version: version.version, reverse=True)
+        condition = " and ".join(filter(None, [f"name = '{self.model_name}'", condition]))
+        found, token = [], None
+        while newest is None or len(found) < newest:
+            wanted = VERSIONS_AT_ONCE if newest is None else min(newest - len(found), VERSIONS_AT_ONCE)
+            page = self.client.search_model_versions(
+                condition, max_results=wanted, order_by=["version_number DESC"], page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                break
+        return [_as_version(entry, aliases) for entry in found]
 
     def find_champion(self) -> Version | None:
         """The version that counts, or None when nothing was registered yet."""
@@ -385,12 +403,15 @@ class Registry:
 
     def find(self, reference: str) -> Version:
         """The version with an alias or a number. Raises ModelNotFound naming those there are."""
-        number = self._aliases().get(reference, reference)
-        for version in self.versions():
-            if number == str(version.version):
-                return version
-        there = ", ".join(f"{version.version} {version.alias}".strip() for version in self.versions())
-        known = f"there are: {there}" if there else "nothing was registered yet; run `bincount run`"
+        aliases = self._aliases()
+        number = aliases.get(reference, reference)
+        if re.fullmatch("[1-9][0-9]{0,8}", number):
+            with unless_gone():
+                return _as_version(self.client.get_model_version(self.model_name, number), aliases)
+        versions = self.versions(NUM_NAMED + 1)
+        there = ", ".join(f"{version.version} {version.alias}".strip() for version in versions[:NUM_NAMED])
+        older = " and older ones" if len(versions) > NUM_NAMED else ""
+        known = f"there are: {there}{older}" if there else "nothing was registered yet; run `bincount run`"
         if there and reference == CHAMPION:
             raise ModelNotFound(
                 f"no version of {self.model_name} is champion; {known}; name one of them, or make it champion with "

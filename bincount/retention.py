@@ -56,6 +56,7 @@ NAMES = (
     (WEIGHTS, "weights", WEIGHTS_NAME),
     (SNAPSHOT, "datasets/*/snapshots", SNAPSHOT_NAME),
 )
+PLACE_NAME = re.compile("|".join(name for _, _, name in NAMES))
 VERSIONS_AT_ONCE = 200_000  # the most that MLflow gives; what is deleted between two pages would hide one from both
 SECONDS_TO_READ = 60  # the workspace's SQLite, while somebody writes to it
 # Of versions that were not deleted, their own and those of the runs that they came from.
@@ -154,19 +155,20 @@ def plan(workspace: Workspace, registry: Registry, config: RetentionConfig, now:
 def remove(plan: Plan, registry: Registry) -> Removed:
     """Remove what a plan says goes; just before each, the registry and the workspace are looked at again.
 
-    Each is renamed before it is deleted: what is there under its own name is whole, and the next removal ends what this
-    one did not. Raises ServiceUnavailable or ModelNotFound when the registry, or the workspace's SQLite, cannot be read
-    any more; what went before that is gone.
+    All of both is read again only where that look finds a change, so that the time grows with the number of places and
+    not with its square. Each is renamed before it is deleted: what is there under its own name is whole, and the next
+    removal ends what this one did not. Raises ServiceUnavailable or ModelNotFound when the registry, or the workspace's
+    SQLite, cannot be read any more; what went before that is gone.
     """
-    versions = _Versions(registry)
+    view = _View(plan, registry)
     gone, left = [], []
     for place in plan.going:
         try:
             with _held(place):
-                needs = _needs_in_workspace(plan.workspace, registry) | versions.read()
-                why = _why_it_stays_now(plan, place, needs)
+                why = view.why_it_stays(place)
                 if not why:
                     _delete(place.path)
+                    view.forget(place)
         except Timeout:
             why = "somebody is at work there"
         except FileNotFoundError:
@@ -182,6 +184,54 @@ def remove(plan: Plan, registry: Registry) -> Removed:
     return Removed(tuple(gone), tuple(left))
 
 
+class _View:
+    """The registry and the workspace as they were read last, and whether they are still so.
+
+    What changed is told by the version that was registered or updated last, by the names of all places, by the times
+    of trainings' folders, which change when a trainer begins, and by which snapshots are the latest.
+    """
+
+    def __init__(self, plan: Plan, registry: Registry):
+        self._plan, self._registry, self._versions = plan, registry, _Versions(registry)
+        self._state: dict | None = None
+        self._places: dict[Path, Place] = {}
+        self._reasons: dict[Path, str] | None = None  # None: to be found again
+
+    def why_it_stays(self, place: Place) -> str:
+        """Empty where it still goes. Who asks holds its lock, and its folder's time may be that of the lock."""
+        state = self._look()
+        if self._state is None or state | {place.path: 0} != self._state | {place.path: 0}:
+            # Looked at before it is read: what changes meanwhile makes the next look differ.
+            self._needs = _needs_in_workspace(self._plan.workspace, self._registry) | self._versions.read()
+            self._places = {found.path: found for found in _find(self._plan.workspace, self._plan.now)}
+            self._state, self._reasons = state, None
+        elif place.path in self._places:
+            found = _measure(place.path, place.kind, self._plan.now)
+            if found.days < self._places[place.path].days:
+                self._reasons = None
+            self._places[place.path] = found
+        if self._reasons is None or place.kind != self._kind:  # a snapshot goes after the trainings on it
+            self._reasons = _reasons_to_stay(list(self._places.values()), self._needs, self._plan.config, removing=True)
+            self._kind = place.kind
+        return self._reasons.get(place.path, "")
+
+    def forget(self, place: Place) -> None:
+        """Take note that a place was removed here, so that the next look does not find a change in that."""
+        self._state.pop(place.path, None)
+        self._places.pop(place.path, None)
+
+    def _look(self) -> dict:
+        """What tells whether something changed, from one request and the names of folders."""
+        workspace = self._plan.workspace
+        state = {"registry": self._versions.last_change(), "own": _database_state(workspace, self._registry)}
+        for folder in {folder for _, folder, _ in NAMES}:
+            for parent in workspace.root.glob(folder):
+                state |= _entries(parent, with_times=folder == "runs")
+        for path in workspace.root.glob("datasets/*/snapshots/latest"):
+            state[path] = _latest(path.parent)
+        return state
+
+
 class _Versions:
     """The versions of all registered models, as often as they are asked for; each run is read once."""
 
@@ -191,12 +241,23 @@ class _Versions:
 
     def read(self) -> Needs:
         """What they need now. Raises ServiceUnavailable."""
-        try:
+        with self._explained():
             return Needs.told_by(
                 (f"{version.name} version {version.version}", *tag)
                 for version in self._all()
                 for tag in (*version.tags.items(), *self._run(version.run_id).items())
             )
+
+    def last_change(self) -> tuple:
+        """The version that was registered or updated last, and when. Raises ServiceUnavailable."""
+        with self._explained():
+            found = self._client.search_model_versions(max_results=1, order_by=["last_updated_timestamp DESC"])
+            return tuple((each.name, each.version, each.last_updated_timestamp) for each in found)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except (mlflow_registry.mlflow.MlflowException, BincountError) as error:
             raise ServiceUnavailable(
                 f"the versions in {mask_credentials(self._client.tracking_uri)} could not be read ({error}), and "
@@ -238,6 +299,27 @@ def _needs_in_workspace(workspace: Workspace, registry: Registry) -> Needs:
             f"`mlflow db upgrade {own}`, or move it out of {workspace.root} where none of them is needed any more"
         ) from error
     return Needs.told_by((f"{version} in {path.name}", key, value) for version, key, value in tags)
+
+
+def _database_state(workspace: Workspace, registry: Registry) -> tuple:
+    """What changes when somebody writes to the workspace's own SQLite, where that is not the registry that is asked."""
+    own = workspace.own_tracking_uri
+    path = sqlite_path(own)
+    if registry.client.tracking_uri == own or not path.exists():
+        return ()
+    beside = path.with_name(f"{path.name}-wal")
+    return tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in (path, beside) if file.exists())
+
+
+def _entries(folder: Path, *, with_times: bool) -> dict[Path, int]:
+    """The folder's entries that are named as places are, and when each changed; others come and go as they like."""
+    found = {}
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if PLACE_NAME.fullmatch(entry.name) and not entry.is_symlink():
+                with suppress(FileNotFoundError):  # another removal was quicker
+                    found[Path(entry.path)] = entry.stat().st_mtime_ns if with_times else 0
+    return found
 
 
 def _find(workspace: Workspace, now: datetime) -> list[Place]:
@@ -326,12 +408,6 @@ def _why_a_snapshot_stays(place: Place, latest: str, needs: Needs, used: Contain
     if place.path.name in needs.snapshots:
         return f"{needs.snapshots[place.path.name]} has learned from it"
     return "a training that stays has learned from it" if _short(place) in used else ""
-
-
-def _why_it_stays_now(plan: Plan, place: Place, needs: Needs) -> str:
-    """Empty where it still goes."""
-    places = _find(plan.workspace, plan.now)
-    return _reasons_to_stay(places, needs, plan.config, removing=True).get(place.path, "")
 
 
 def _why_it_goes(place: Place) -> str:

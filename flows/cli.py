@@ -222,7 +222,7 @@ def models(
     from flows import summary
 
     opened = open_existing(Workspace(root=workspace), registry)
-    summary.show(summary.of_models(opened.versions()[:newest], opened.moves()[-newest:]))
+    summary.show(summary.of_models(opened.versions(newest), opened.moves()[-newest:]))
 
 
 @app.command(sort_key=7)
@@ -290,7 +290,7 @@ def rollback(
 
     opened = open_existing(Workspace(root=workspace), registry)
     opened.roll_back(by=who(), reason=reason)
-    summary.show(summary.of_models(opened.versions()[:5], opened.moves()[-5:]))
+    summary.show(summary.of_models(opened.versions(5), opened.moves()[-5:]))
 
 
 @app.command(sort_key=10)

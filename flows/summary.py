@@ -2,11 +2,12 @@
 
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Number
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,35 +18,35 @@ from rich.table import Table
 from rich.text import Text
 
 from bincount.data import sync
-from bincount.data.doctor import Diagnosis, Mended
-from bincount.data.export import Exported
 from bincount.database import has_secret, is_server, without_credentials
 from bincount.evaluation import card
-from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.promotion import Decision
-from bincount.registry import Move, Version
-from bincount.retention import Place, Plan, Removed
 from bincount.settings import SPLITS, RetrainConfig
 from bincount.text import CONTROL, escape_markdown, markdown_link
-from flows.prepare import Prepared
 from flows.timing import Timings
-from flows.train import TrainedModel
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they import torch, MLflow and Prefect, which a command that only shows something need not wait for
+    from bincount.data.doctor import Diagnosis, Mended
+    from bincount.data.export import Exported
+    from bincount.evaluation.evaluate import Evaluation
+    from bincount.evaluation.promotion import Decision
+    from bincount.registry import Move, Version
+    from bincount.retention import Place, Plan, Removed
+    from flows.prepare import Prepared
     from flows.retrain import Night  # which needs this module for its page
+    from flows.train import TrainedModel
 
 Tables = dict[str, pd.DataFrame]
 NUM_SHOWN = 5  # places of one kind of problem
 
 
-def of_run(prepared: Prepared, model: TrainedModel) -> Tables:
+def of_run(prepared: "Prepared", model: "TrainedModel") -> Tables:
     """The tables of the whole job."""
     tables = of_prepare(prepared)
     del tables["Time"]
     return tables | of_train(model) | {"Time": _times(Timings(**prepared.timings, **model.timings))}
 
 
-def of_prepare(prepared: Prepared) -> Tables:
+def of_prepare(prepared: "Prepared") -> Tables:
     """Images, set aside and balance."""
     manifest = prepared.snapshot.read()
     aside = manifest[manifest["status"] != "ok"]["reason"].map(sync.kind).value_counts()
@@ -98,7 +99,7 @@ def night_headline(night: "Night") -> str:
     return f"{headline(night.model)}. {night.model.decision.words().splitlines()[0]}"
 
 
-def of_train(model: TrainedModel) -> Tables:
+def of_train(model: "TrainedModel") -> Tables:
     """The test result against the majority class, and what was registered."""
     trained, version = model.trained, model.version
     facts = [
@@ -115,7 +116,7 @@ def of_train(model: TrainedModel) -> Tables:
     return tables | {"Model": pd.DataFrame(facts, columns=["", "value"]), "Time": _times(model.timings)}
 
 
-def headline(model: TrainedModel) -> str:
+def headline(model: "TrainedModel") -> str:
     """The result in a sentence."""
     version, metrics, baseline = model.version, model.evaluation.metrics, model.evaluation.baseline
     name = f"{version.name} version {version.version}, {version.alias or 'without alias'}"
@@ -123,20 +124,20 @@ def headline(model: TrainedModel) -> str:
     return f"{name}: {result}; always answering {baseline.class_name}: {baseline.accuracy:.1%}"
 
 
-def of_evaluation(evaluation: Evaluation) -> Tables:
+def of_evaluation(evaluation: "Evaluation") -> Tables:
     """The test result against the majority class, and by class."""
     title = f"Test, {evaluation.metrics.num_images:,} images, with 95 % intervals"
     return {title: card.scores(evaluation), "Test by class": card.by_class(evaluation)}
 
 
-def of_decision(decision: Decision) -> Tables:
+def of_decision(decision: "Decision") -> Tables:
     """What was decided about the challenger, and the numbers of both models."""
     verdict = pd.DataFrame({"": [decision.words().splitlines()[0]]})
     first = f"always answering {decision.majority}" if decision.is_first else "champion"
     return {"Decision": verdict} | of_comparison(decision, first, "challenger")
 
 
-def of_comparison(decision: Decision, first: str, second: str) -> Tables:
+def of_comparison(decision: "Decision", first: str, second: str) -> Tables:
     """The numbers of two models on the same images; no table where they could not be compared."""
     if not decision.gains:
         return {}
@@ -146,21 +147,26 @@ def of_comparison(decision: Decision, first: str, second: str) -> Tables:
     return tables | ({"Accuracy by class": card.class_changes(decision, first, second)} if decision.by_class else {})
 
 
-def of_models(versions: Sequence[Version], moves: Sequence[Move]) -> Tables:
-    """The registered versions, the newest first, and how the champion's alias moved, the last move first."""
-    rows = [
-        {
-            "version": version.version,
-            "alias": version.alias,
-            "registered, UTC": version.registered.strftime("%Y-%m-%d %H:%M"),
-            "accuracy": version.tags.get("test_accuracy", "").partition(" ")[0],
-            "RMSE": version.tags.get("test_rmse", "").partition(" ")[0],
-            "images": version.tags.get("num_images", ""),
-            "data": version.tags.get("snapshot", "")[:8],
-        }
-        for version in versions
-    ]
-    tables = {"Versions": pd.DataFrame(rows)}
+def of_models(versions: Sequence["Version"], moves: Sequence["Move"]) -> Tables:
+    """The registered versions, the newest first, and how the champion's alias moved, the last move first.
+
+    n is how many test images the scores are from, and data how the snapshot's digest begins.
+    """
+    if not versions:
+        nothing = "None is registered yet; `bincount run` trains a model and registers it."
+        return {"Versions": pd.DataFrame({"": [nothing]})}
+    tags = [version.tags for version in versions]
+    columns = {
+        "no.": [version.version for version in versions],
+        "alias": [version.alias for version in versions],
+        "registered": [f"{version.registered:%Y-%m-%d}" for version in versions],
+        "n": [_whole(each.get("test_images", "")) for each in tags],
+        "accuracy, %": _scores([each.get("test_accuracy", "") for each in tags], factor=100, digits=1),
+        "RMSE, items": _scores([each.get("test_rmse", "") for each in tags], factor=1, digits=2),
+        "data": [each.get("snapshot", "")[:6] for each in tags],
+    }
+    table = pd.DataFrame({name: cells for name, cells in columns.items() if any(cells)})
+    tables = {"Versions, on n test images; in brackets 95 % intervals": table}
     if moves:
         lines = [
             (move.at, f"{move.action} {move.version}", move.over or "", move.by, move.reason)
@@ -170,7 +176,7 @@ def of_models(versions: Sequence[Version], moves: Sequence[Move]) -> Tables:
     return tables
 
 
-def of_versions(first: Version, second: Version, params: Sequence[Mapping[str, str]]) -> Tables:
+def of_versions(first: "Version", second: "Version", params: Sequence[Mapping[str, str]]) -> Tables:
     """Two versions beside each other: what the registry says of each, and the settings that differ."""
     kept = ("source", "snapshot", "num_images", "classes", "image_size", "test_images", "test_accuracy", "test_rmse")
     facts = [
@@ -194,7 +200,7 @@ def of_predictions(counted: pd.DataFrame) -> pd.DataFrame:
     return counted.drop(columns=list(counted.filter(regex="^p_"))).assign(probability=likeliest)
 
 
-def of_diagnosis(diagnosis: Diagnosis) -> Tables:
+def of_diagnosis(diagnosis: "Diagnosis") -> Tables:
     """What is good, what is set aside for which reason, and the problems by kind."""
     numbers = [
         ("good bins", diagnosis.num_good),
@@ -218,7 +224,7 @@ def of_diagnosis(diagnosis: Diagnosis) -> Tables:
     }
 
 
-def of_mended(mended: Mended) -> Tables:
+def of_mended(mended: "Mended") -> Tables:
     """What was removed."""
     rows = [
         ("damaged bins, to be fetched again", mended.num_bins),
@@ -230,7 +236,7 @@ def of_mended(mended: Mended) -> Tables:
     return {"Removed or repaired": pd.DataFrame(rows, columns=["", "number"])}
 
 
-def of_export(exported: Exported, where: str) -> Tables:
+def of_export(exported: "Exported", where: str) -> Tables:
     """What was brought, and what stood there before."""
     rows = [
         ("brought now", exported.num_copied),
@@ -241,7 +247,7 @@ def of_export(exported: Exported, where: str) -> Tables:
     return {title: pd.DataFrame(rows, columns=["", "files"])}
 
 
-def of_retention(plan: Plan) -> Tables:
+def of_retention(plan: "Plan") -> Tables:
     """What would go and what stays."""
     root = plan.workspace.root
     return {
@@ -250,7 +256,7 @@ def of_retention(plan: Plan) -> Tables:
     }
 
 
-def of_gc(removed: Removed, root: Path) -> Tables:
+def of_gc(removed: "Removed", root: Path) -> Tables:
     """What was removed, how much room that gave back, and what stayed against the plan."""
     tables = {f"Removed, {removed.num_bytes / 1e6:,.1f} MB given back": _places(removed.gone, root)}
     return tables | ({"Stay after all": _places(removed.left, root)} if removed.left else {})
@@ -280,12 +286,22 @@ def show(tables: Tables, console: Console | None = None) -> None:
     """Print the tables."""
     console = console or Console()
     for title, frame in tables.items():
-        table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=_text(title),
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            collapse_padding=True,
+        )
         for position, column in enumerate(frame.columns):
-            table.add_column(_text(column), justify="left" if position == 0 else "right", overflow="fold")
+            is_text = position == 0 and not frame.iloc[:, 0].map(lambda cell: isinstance(cell, Number)).all()
+            table.add_column(_text(column), justify="left" if is_text else "right", overflow="fold")
         for row in frame.itertuples(index=False):
             table.add_row(*map(_cell, row))
         console.print(table)
+        console.print()
 
 
 def markdown(tables: Tables) -> str:
@@ -319,7 +335,7 @@ def _costs(timings: Timings, retraining: RetrainConfig) -> pd.DataFrame:
     return table
 
 
-def _places(places: Sequence[Place], root: Path) -> pd.DataFrame:
+def _places(places: Sequence["Place"], root: Path) -> pd.DataFrame:
     rows = [
         (
             str(place.path.relative_to(root)),
@@ -333,8 +349,26 @@ def _places(places: Sequence[Place], root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["in the workspace", "what", "size", "age", "why"])
 
 
-def _megabytes(places: Sequence[Place]) -> str:
+def _megabytes(places: Sequence["Place"]) -> str:
     return f"{sum(place.num_bytes for place in places) / 1e6:,.1f} MB"
+
+
+def _whole(text: str) -> str:
+    """A tag's number as people write it; people may have edited the tag."""
+    return f"{int(text):,}" if text.isdecimal() else text
+
+
+def _scores(texts: Sequence[str], factor: float, digits: int) -> list[str]:
+    """Scores with their intervals, as tags have them: `0.4031 (0.3712 to 0.4350)`; the points one below the other."""
+    found = [re.fullmatch(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", text) for text in texts]
+    numbers = [[f"{factor * float(number):.{digits}f}" for number in each.groups()] if each else [] for each in found]
+    widths = [max(map(len, column)) for column in zip(*filter(None, numbers), strict=True)]
+    return [
+        "{} ({}-{})".format(*(number.rjust(width) for number, width in zip(each, widths, strict=True)))
+        if each
+        else text
+        for each, text in zip(numbers, texts, strict=True)
+    ]
 
 
 def _cell(value: object) -> str | Text:

@@ -133,8 +133,8 @@ def _why_not(opened: Registry, snapshot: Snapshot, news: News, settings: Mapping
             f"Nothing was trained: {news.num_new:,} images are {news.how_new()}, "
             f"and a training needs {rules.min_new_images:,} (min_new_images)"
         )
-    for version in opened.versions():
-        if version.tags.get("snapshot") != snapshot.digest or _is_of_this_night(version):
+    for version in opened.versions_of(snapshot.digest):
+        if _is_of_this_night(version):
             continue
         # what was to be promoted and was not is ended by this night
         if _is_settled(version) and opened.was_trained_with(version, settings):

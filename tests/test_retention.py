@@ -351,6 +351,57 @@ def test_a_version_that_is_registered_during_the_removal_keeps_what_is_left(work
     assert snapshot_of(workspace, SECOND).exists()
 
 
+def test_a_training_that_begins_during_the_removal_keeps_the_others_on_its_snapshot(workspace, monkeypatch):
+    register(workspace, run_of(workspace, LAST), LAST)
+    for settings in "2345":
+        train(workspace.root, FIRST, 100, settings * 12)
+    delete, deleted = retention._delete, []
+
+    def delete_while_another_begins(path):
+        deleted.append(path)
+        delete(path)
+        if len(deleted) == 2:
+            (run_of(workspace, FIRST, "5" * 12) / "request.json").write_text("{}")
+
+    monkeypatch.setattr(retention, "_delete", delete_while_another_begins)
+    removed = collect(workspace)
+
+    assert deleted[:2] == [run_of(workspace, FIRST, settings * 12) for settings in "12"]
+    left = {place.path: place.why for place in removed.left}
+    assert left[run_of(workspace, FIRST, "3" * 12)] == "another training on its snapshot is young"
+    assert run_of(workspace, FIRST, "5" * 12).exists()
+    assert snapshot_of(workspace, FIRST).exists()
+
+
+def test_the_cost_of_a_removal_grows_with_the_number_of_places_and_not_with_its_square(workspace, monkeypatch):
+    register(workspace, run_of(workspace, LAST), LAST)
+    reg, calls = opened(workspace), []
+    for owner, name in ((retention, "_measure"), (retention, "_reasons_to_stay"), (registry.MlflowClient, "get_run")):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name), calls))
+    search = registry.MlflowClient.search_model_versions
+    monkeypatch.setattr(registry.MlflowClient, "search_model_versions", counted(search, calls))
+    costs = []
+    for number in (1, 8, 16, 32):  # the first takes what the workspace has beside them
+        for settings in range(number):
+            train(workspace.root, FIRST, 100, f"{settings:012x}")
+            add(workspace.root / "evaluations" / f"{FIRST[:12]}-{settings:012x}", 100, "predictions.parquet")
+        planned = plan(workspace, reg, MONTH, NOW)
+        calls.clear()
+        assert len(remove(planned, reg).gone) >= 2 * number
+        costs.append(len(calls))
+
+    assert costs[3] - costs[2] == 2 * (costs[2] - costs[1])
+    assert costs[3] < 4 * 2 * 32  # of 64 places
+
+
+def counted(call, calls: list):
+    def count(*arguments, **options):
+        calls.append(call)
+        return call(*arguments, **options)
+
+    return count
+
+
 def test_a_snapshot_that_becomes_the_latest_between_plan_and_removal_stays(workspace):
     register(workspace, run_of(workspace, LAST), LAST)
     reg = opened(workspace)

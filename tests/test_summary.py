@@ -1,0 +1,81 @@
+"""What commands print: aligned at 80 columns, and whatever names hold."""
+
+import io
+from datetime import UTC, datetime
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from bincount.registry import Version
+from flows import summary
+
+TAGS = {
+    "test_images": "53523",
+    "test_accuracy": "0.5570 (0.5528 to 0.5612)",
+    "test_rmse": "0.9312 (0.9250 to 0.9375)",
+    "snapshot": "0123456789abcdef",
+}
+
+
+def version(number: int, alias: str = "", **tags: str) -> Version:
+    return Version("bincount", number, alias, "m-1", "run", datetime(2026, 11, 27, 2, 17, tzinfo=UTC), tags)
+
+
+def printed(tables: summary.Tables, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    summary.show(tables, console)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_versions_are_listed_with_n_and_intervals_one_line_each_at_80_columns():
+    versions = [
+        version(301, "challenger", **TAGS | {"test_accuracy": "0.0931 (0.0812 to 0.1050)"}),
+        version(300, "champion", **TAGS),
+        version(7, "", **TAGS | {"test_images": "596", "snapshot": "f" * 16}),
+    ]
+
+    lines = printed(summary.of_models(versions, ()))
+
+    assert max(map(len, lines)) <= 80
+    assert lines[1:6] == [
+        "no.       alias  registered       n       accuracy, %       RMSE, items    data",
+        "───────────────────────────────────────────────────────────────────────────────",
+        "301  challenger  2026-11-27  53,523   9.3 ( 8.1-10.5)  0.93 (0.93-0.94)  012345",
+        "300    champion  2026-11-27  53,523  55.7 (55.3-56.1)  0.93 (0.93-0.94)  012345",
+        "  7              2026-11-27     596  55.7 (55.3-56.1)  0.93 (0.93-0.94)  ffffff",
+    ]
+
+
+def test_versions_of_classes_without_order_and_those_without_scores_are_listed_too():
+    ordered_not = {name: value for name, value in TAGS.items() if name != "test_rmse"}
+
+    lines = printed(summary.of_models([version(2, **ordered_not), version(1, test_images="many")], ()))
+
+    rows = [line.split() for line in lines if line[:3].strip().isdecimal()]
+    assert rows == [["2", "2026-11-27", "53,523", "55.7", "(55.3-56.1)", "012345"], ["1", "2026-11-27", "many"]]
+    assert "RMSE" not in "".join(lines)
+
+
+def test_where_no_version_is_registered_the_list_says_so_and_how_to_make_one():
+    assert "None is registered yet; `bincount run` trains a model and registers it." in "\n".join(
+        printed(summary.of_models([], ()))
+    )
+
+
+@pytest.mark.parametrize("name", ["[red]x", "[/]", "[link=http://b]a[/link]", "a\x1b[2Jb", "a\nb", "\u202eabc"])
+def test_any_name_is_printed_as_text(name):
+    lines = printed({name: pd.DataFrame({name: [name], "images": [3]})})
+
+    said = "".join(lines)
+    assert "\x1b" not in said
+    assert "\u202e" not in said
+    if name.isprintable():
+        assert said.count(name) == 3
+
+
+def test_an_odd_name_is_text_on_the_page_of_a_run():
+    made = summary.markdown({"<b>": pd.DataFrame({"": ["<script>", "[a](http://b)"]})})
+
+    assert "<" not in made
+    assert "\\[a\\](http://b)" in made
