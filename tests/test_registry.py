@@ -717,3 +717,45 @@ def test_files_that_do_not_fit_the_disk_are_not_gone(tmp_path, small_disk):
         opened.checkpoint(version, small_disk)
     with pytest.raises(ServiceUnavailable, match="cannot be fetched"):
         opened.checkpoint(version, small_disk / "others")
+
+
+def test_versions_are_read_and_found_in_a_few_requests_however_many_there_are(kept, monkeypatch):
+    calls = []
+    for name in ("search_model_versions", "get_model_version", "search_registered_models", "get_run"):
+        monkeypatch.setattr(MlflowClient, name, counted(getattr(MlflowClient, name), calls, name))
+    monkeypatch.setattr(registry, "VERSIONS_AT_ONCE", 2)
+    source = kept.client.get_model_version("bincount", "1").source
+    run_id, before = kept.start_run("many", {}, {}), len(kept.versions())
+    for number in range(5):
+        kept.client.create_model_version("bincount", source, run_id, tags={"snapshot": "ab"[number % 2] * 32})
+
+    calls.clear()
+    numbers = [version.version for version in kept.versions()]
+    assert numbers == list(range(before + 5, 0, -1))
+    assert calls.count("search_model_versions") == (before + 6) // 2
+    calls.clear()
+    assert [version.version for version in kept.versions(3)] == numbers[:3]
+    assert kept.find("1").version == 1
+    assert kept.find("champion").alias == "champion"
+    assert [version.version for version in kept.versions_of("b" * 32)] == [before + 4, before + 2]
+    assert len(calls) <= 10
+
+
+def counted(call, calls: list, name: str):
+    def count(*arguments, **options):
+        calls.append(name)
+        return call(*arguments, **options)
+
+    return count
+
+
+def test_a_version_that_is_not_there_is_told_with_the_newest_that_are(kept, monkeypatch):
+    monkeypatch.setattr(registry, "NUM_NAMED", 1)
+    newest = kept.versions(1)[0]
+    if newest.version == 1:
+        source = kept.client.get_model_version("bincount", "1").source
+        newest = kept.client.create_model_version("bincount", source, kept.start_run("second", {}, {}))
+
+    for missing in ("99", "0", "-1", "1.0", "canary", "9" * 30):
+        with pytest.raises(ModelNotFound, match=rf"has no version {re.escape(missing)}; there are: {newest.version}"):
+            kept.find(missing)

@@ -102,3 +102,48 @@ def test_settings_import_nothing_heavy():
     code = "import sys, bincount.settings; print(*{'torch', 'prefect', 'mlflow', 'pandas'}.intersection(sys.modules))"
     imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert imported.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("uri", "remedy"),
+    [
+        ("https://anna:SECRET@mlflow.example.org", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("https://SECRET@mlflow.example.org/", "MLFLOW_TRACKING_TOKEN"),
+        ("http://mlflow.example.org?token=SECRET", "MLFLOW_TRACKING_TOKEN"),
+        ("postgresql+psycopg://anna:SECRET@host/bins", "the whole URI into MLFLOW_TRACKING_URI in the environment"),
+        ("postgresql+psycopg://anna:SEC/RET@host/bins", "MLFLOW_TRACKING_URI in the environment"),
+        ("postgresql+psycopg://host/bins?user=anna&password=SECRET", "MLFLOW_TRACKING_URI in the environment"),
+        ("mysql+pymysql://anna:SECRET@host/bins", "MLFLOW_TRACKING_URI in the environment"),
+    ],
+)
+def test_a_password_in_the_tracking_uri_is_refused_with_where_to_put_it_and_not_repeated(uri, remedy):
+    with pytest.raises(SettingsError, match=remedy) as refused:
+        RegistryConfig(tracking_uri=uri)
+
+    assert "SEC" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://127.0.0.1:5000",
+        "postgresql+psycopg://anna@host:5432/bins",
+        "postgresql+psycopg://host/bins?sslmode=require",
+        "sqlite:////data/a@b/mlflow.db",
+        "sqlite+pysqlite:///file:/what%20%3F/mlflow.db?uri=true",
+    ],
+)
+def test_a_tracking_uri_without_a_secret_is_taken(uri):
+    assert RegistryConfig(tracking_uri=uri).tracking_uri == uri
+
+
+def test_the_tracking_uri_is_the_setting_else_that_of_the_environment_else_in_the_workspace(tmp_path, monkeypatch):
+    workspace = Workspace(root=tmp_path)
+    assert workspace.tracking_uri(RegistryConfig()) == f"sqlite:///{tmp_path}/mlflow.db"
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg://anna:SECRET@host/bins")
+
+    assert workspace.tracking_uri(RegistryConfig()) == "postgresql+psycopg://anna:SECRET@host/bins"
+    assert workspace.tracking_uri(RegistryConfig(tracking_uri="http://mlflow:5000")) == "http://mlflow:5000"
+    assert workspace.own_tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+    assert "SECRET" not in f"{workspace!r} {RegistryConfig()!r} {RegistryConfig().model_dump_json()}"

@@ -79,3 +79,14 @@ def test_an_odd_name_is_text_on_the_page_of_a_run():
 
     assert "<" not in made
     assert "\\[a\\](http://b)" in made
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://anna:SECRET@mlflow.example.org", "postgresql+psycopg://anna:SECRET@host/bins"]
+)
+def test_the_way_to_the_pages_is_shown_without_the_password(capsys, uri):
+    summary.show_pages(uri)
+
+    said = capsys.readouterr().out
+    assert "SECRET" not in said
+    assert "https://mlflow.example.org/#/models" in said or '--backend-store-uri "$MLFLOW_TRACKING_URI"' in said
