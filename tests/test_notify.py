@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email import message_from_string
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from uuid import uuid4
 
 import pytest
 import servers
+from jinja2.sandbox import SandboxedEnvironment
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
@@ -257,3 +259,17 @@ def test_a_password_is_never_sent_in_the_clear(smtp, start, mode):
     assert url.startswith(start)
     assert f"mode={mode}" in url
     assert "from=robot%40example.com" in url
+
+
+@pytest.mark.parametrize(("channel", "calls_nobody"), [("slack", True), ("email", True), ("webhook", False)])
+def test_a_name_in_a_message_calls_nobody_in_a_chat_and_stays_as_it_is_for_programs(channel, calls_nobody):
+    called = "<!channel> <http://b|a>"
+    event = {"resource": {"name": called}, "payload": {"version": 3, "words": f"class {called} gains"}}
+    run = {"id": "1", "name": f"retrain on {called}", "run_count": 1, "state": {"name": "Failed", "message": called}}
+
+    for kind in ("promoted", "failed"):
+        action = notify._action(channel, kind, uuid4())
+        template = action.payload if channel == "webhook" else action.body
+        text = SandboxedEnvironment().from_string(template).render(event=event, flow_run=run)
+        assert ("<" in text or "\\u003c" in text) != calls_nobody
+        assert "channel" in text
