@@ -333,6 +333,15 @@ def test_a_renewal_that_was_killed_goes_on_and_the_older_pack_stays_until_its_en
     assert not older.exists()
 
 
+def test_an_older_pack_goes_first_where_the_disk_has_no_room_for_both(dataset, monkeypatch):
+    older, there = make_older(dataset), []
+    rows, append = manifest.latest(dataset).labelled(), packs._append
+    monkeypatch.setattr(packs.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(packs, "_append", lambda *written: (there.append(older.exists()), append(*written)))
+    assert len(packs.update(dataset, SMALL, rows["path"], rows["sha256"])) == 30
+    assert set(there) == {False}
+
+
 def test_doctor_removes_a_pack_of_an_older_decoder_that_nobody_renews(dataset):
     older = make_older(dataset)
     assert doctor.mend(dataset, doctor.diagnose(dataset)).num_packs == 1
@@ -348,12 +357,12 @@ def test_a_table_is_read_by_any_reader_of_parquet_and_no_bit_of_it_changes_unsee
     assert pd.read_parquet(path).equals(frame)
     assert pq.read_table(path).to_pandas().equals(frame)
     whole = path.read_bytes()
-    for position in range(len(whole)):
+    for position in range(0, len(whole), 5):
         flip(path, position, position % 8)
         with pytest.raises(DatasetError, match=r"table\.parquet is damaged .*; do this"):
             tables.read_frame(path, "do this")
         path.write_bytes(whole)
-    for size in range(0, len(whole), 97):
+    for size in range(0, len(whole), 397):
         path.write_bytes(whole[:size])
         with pytest.raises(DatasetError, match="do this"):
             tables.read_frame(path, "do this")

@@ -23,7 +23,6 @@ from bincount.settings import Classes, ImageConfig, RegistryConfig, TrainConfig,
 from bincount.training import files, train
 from bincount.training import model as models
 from bincount.training.files import ModelSpec, Request, Trained, read_history, read_spec
-from bincount.training.launch import train_in_subprocess
 from tasks import night
 from tasks import promotion as promotion_tasks
 
@@ -311,8 +310,6 @@ def test_a_label_that_changed_never_reaches_the_trainer(trained, tmp_path):
     rows.to_parquet(snapshot.path / "manifest.parquet", index=False)
     with pytest.raises(DatasetError, match=r"manifest\.parquet is damaged"):
         train.fit(snapshot, pack, IMAGES, CONFIG, tmp_path / "again")
-    with pytest.raises(DatasetError, match=r"manifest\.parquet is damaged"):
-        train_in_subprocess(snapshot, pack, IMAGES, CONFIG, tmp_path / "process")
 
 
 def test_a_request_that_changed_is_told_by_the_trainer(trained, tmp_path, monkeypatch, caplog):

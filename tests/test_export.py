@@ -191,9 +191,20 @@ def test_odd_keys_in_the_bucket_that_is_published_to_are_counted_as_foreign(
     assert (again.num_copied, again.num_present, again.num_foreign) == (0, 30, 3)
 
 
+def cut_off(path):
+    os.truncate(path, 100)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut_off, flip])
 @pytest.mark.parametrize("copy", [False, True])
-def test_an_image_that_is_not_as_the_snapshot_says_is_not_exported(snapshot, tmp_path, copy):
-    os.truncate(snapshot.dataset / "originals" / "bin-images" / "00040.jpg", 100)
+def test_an_image_that_is_not_as_the_snapshot_says_is_not_exported(snapshot, tmp_path, copy, damage):
+    damage(snapshot.dataset / "originals" / "bin-images" / "00040.jpg")
     with pytest.raises(DatasetError, match=r"00040.jpg is not as the snapshot says; run `bincount doctor --fix`"):
         export.to_folder(snapshot, tmp_path / "out", copy=copy)
     assert not (tmp_path / "out" / "1" / "00040.jpg").exists()

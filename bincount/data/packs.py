@@ -11,8 +11,8 @@ under two ids shares one. A picture is appended before its checksum, and that be
 last digest is the rest of an interrupted run and is cut off by the next. A row that turned out damaged and could not be
 decoded again has 64 dashes for a digest, by which nobody finds it.
 
-The folder's name has the decoder's version. A pack of an older decoder is left as it is, for who reads it at the
-moment, until the new one beside it holds what is wanted.
+The folder's name has the decoder's version. A pack of an older decoder is left as it is, for who is about to read it,
+until the new one beside it holds what is wanted, unless there is no room for both.
 """
 
 import errno
@@ -274,6 +274,8 @@ def update(
     older = list(_older(pack.folder))
     if older:
         logger.info("an older release has decoded the pictures in %s; they are decoded anew", older[0])
+        if not _has_room_for(older):
+            _remove(older)
     pack.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(pack.folder / ".lock"):
         kept = _cut_off_unfinished(pack)
@@ -284,8 +286,7 @@ def update(
                 new.setdefault(file_digest, []).append(path)  # the same photo under several ids
         failed = _append_all(dataset, config, max_pixels, pack.folder, new)
     logger.info("pack %s: %d images added to %d", pack.folder.name, len(new) - len(failed), kept)
-    for folder in older:
-        shutil.rmtree(folder, ignore_errors=True)
+    _remove(older)
     if failed:
         raise _not_packed(dataset, new, failed)
     return Pack(pack.folder, pack.image_size)
@@ -390,6 +391,18 @@ def _older(folder: Path) -> Iterator[Path]:
         name = Name.parse(path.name)
         if name and name[:2] == wanted[:2] and name.version < wanted.version:
             yield path
+
+
+def _has_room_for(folders: list[Path]) -> bool:
+    """Whether the disk could hold them a second time."""
+    files = [path for folder in folders for path in folder.glob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files) < shutil.disk_usage(folders[0]).free
+
+
+def _remove(folders: list[Path]) -> None:
+    """Remove packs that nobody opens any more; who has one open reads on."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sizes(image_size: int) -> dict[str, int]:

@@ -23,6 +23,7 @@ import xxhash
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from bincount import disk
+from bincount.data.pictures import DECODER_VERSION
 from bincount.disk import read_sealed, sealed, written_whole
 from bincount.errors import DiskFull, ModelDamaged, ModelNotFound, TrainingFailed
 from bincount.settings import Classes, ImageConfig, ModelName, Settings, TrainConfig
@@ -300,9 +301,9 @@ def weights_digest(checkpoint: Path) -> str:
 
 
 def model_digest(checkpoint: Path) -> str:
-    """What tells one way of answering from another: the SHA-256 of the weights and of how they are used."""
+    """What tells one way of answering from another: the SHA-256 of the weights, their use, and the decoder."""
     spec = (checkpoint / "model.json").read_bytes()
-    return hashlib.sha256(weights_digest(checkpoint).encode() + spec).hexdigest()
+    return hashlib.sha256(weights_digest(checkpoint).encode() + spec + str(DECODER_VERSION).encode()).hexdigest()
 
 
 def write_json(path: Path, content: dict | list) -> None:
