@@ -8,9 +8,9 @@ import pytest
 from bins import add_bin, bring, jpeg, record
 from faulty_s3 import FaultyS3
 
-from bincount.data import listing, names, source, sync
+from bincount.data import listing, manifest, names, source, sync
 from bincount.errors import DiskFull, SourceError, SourceUnavailable
-from bincount.settings import DataConfig
+from bincount.settings import Classes, DataConfig
 
 LONG = "n" * 240
 ODD_KEYS = ["a//b", "a/../b", "a/./b", "line\nbreak", "tab\tkey", "del\x7f", "sep\u2028", "c1\x85", "w" * 252]
@@ -309,6 +309,16 @@ def test_every_picture_of_a_class_folder_is_a_bin_and_the_rest_is_counted_by_suf
     bring(tmp_path / "source", tmp_path / "data")
     assert "11 files are not read, since they are not called CLASS/NAME" in caplog.text
     assert "2 .svg" in caplog.text
+
+
+def test_hidden_pictures_that_an_earlier_version_fetched_are_not_learned(tmp_path):
+    bring(folders_of(tmp_path / "source"), tmp_path / "data")
+    bins = sync.read(tmp_path / "data")
+    fetched = bins["image_id"].replace("good/1.jpg", "good/.ipynb_checkpoints/1.jpg")
+    classes = Classes.parse("good,bad")
+    rows = manifest.build(tmp_path / "data", bins.assign(image_id=fetched), classes, "x").read().set_index("image_id")
+    assert rows.loc["good/.ipynb_checkpoints/1.jpg", "status"] == "set_aside"
+    assert rows["split"].notna().sum() == 5
 
 
 def test_pictures_beside_those_of_the_bins_layout_are_counted_and_named(tmp_path, caplog):
