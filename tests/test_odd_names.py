@@ -3,7 +3,9 @@
 import os
 from collections import Counter
 from pathlib import Path
+from xml.sax.saxutils import escape
 
+import faulty_s3
 import pytest
 from bins import add_bin, bring, jpeg, record
 from faulty_s3 import FaultyS3
@@ -57,6 +59,14 @@ def test_a_picture_of_class_folders_in_a_bucket_is_quarantined_by_its_name(tmp_p
         report = bring(None, tmp_path, server.config())
     assert report.num_fetched == 6
     assert report.set_aside == Counter({"unusable name": 1})
+
+
+def test_a_key_that_a_server_can_write_in_no_xml_is_quarantined(tmp_path, monkeypatch):
+    monkeypatch.setattr(faulty_s3, "escape", lambda key: escape(key).replace("\0", "&#x0;"))
+    objects = {f"{name}/{number}.jpg": jpeg(number) for number in range(3) for name in ("good", "bad")}
+    with FaultyS3(objects | {"good/zero\0.jpg": jpeg(9)}) as server:
+        report = bring(None, tmp_path, server.config())
+    assert (report.num_fetched, report.set_aside) == (6, Counter({"unusable name": 1}))
 
 
 def test_keys_that_only_slashes_at_the_ends_tell_apart_are_not_taken_for_each_other(tmp_path):

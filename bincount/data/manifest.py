@@ -137,6 +137,7 @@ def build(
     with FileLock(dataset / ".lock"):
         manifest["split"] = manifest["image_id"].map(splits.load(dataset))
         if keep_splits:
+            manifest = copies.leave_out_moved(manifest, sync.unlisted(dataset))
             before = manifest["split"]
             manifest["split"] = before.astype("str").where(before.notna(), splits.given(manifest))
         manifest = splits.assign(manifest, extra_names)
