@@ -18,7 +18,9 @@ LISTING = "list *"
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch, tmp_path):
     """No credentials and no settings of the machine, nor a look at an address where clouds keep some."""
-    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
@@ -96,10 +98,11 @@ def own_server(s3_client, s3_endpoint, tmp_path):
     return name, s3_endpoint
 
 
-@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"])
 def test_without_a_flag_the_environment_names_the_server(tmp_path, server, monkeypatch, name):
     monkeypatch.setenv(name, server.config().endpoint)
-    monkeypatch.setenv("AWS_ENDPOINT_URL" if name.endswith("S3") else "UNUSED", DEAD)
+    if name == "AWS_ENDPOINT_URL_S3":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", DEAD)
     assert bring(None, tmp_path, DataConfig(source="s3://bins")).num_fetched == 1
 
 
@@ -204,7 +207,7 @@ def test_the_command_line_refuses_them_without_repeating_them(capsys, monkeypatc
     assert "http://***@127.0.0.1:9 holds credentials" in shown.err
 
 
-@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"])
 def test_an_endpoint_of_the_environment_with_credentials_is_refused_without_repeating_them(monkeypatch, caplog, name):
     monkeypatch.setenv(name, SECRET)
     with caplog.at_level(logging.DEBUG), pytest.raises(SettingsError, match="holds credentials") as raised:

@@ -136,6 +136,19 @@ def test_bins_that_given_splits_share_are_reported_and_left_as_they_are(tmp_path
     )
 
 
+def test_a_picture_that_was_moved_to_another_split_folder_is_in_that_split_alone(tmp_path):
+    folder = tmp_path / "source"
+    for number, split in enumerate(["train"] * 5 + ["val"] * 3 + ["test"] * 3):
+        for offset, name in enumerate(("intact", "damaged")):
+            write(folder, f"{split}/{name}/{number}.jpg")
+            (folder / split / name / f"{number}.jpg").write_bytes(jpeg(2 * number + offset))
+    kept(folder, tmp_path / "data")
+    (folder / "train" / "intact" / "0.jpg").rename(folder / "test" / "intact" / "0.jpg")
+    rows = kept(folder, tmp_path / "data")
+    assert rows.loc["test/intact/0.jpg", "split"] == "test"
+    assert rows.loc["train/intact/0.jpg", "reason"] == "moved in the source"
+
+
 def test_splits_that_are_not_all_given_cannot_be_kept(tmp_path):
     split_folders(tmp_path / "source", ("train", "test"))
     with pytest.raises(DatasetError, match=r"gives no val images of the classes; .* leave --keep-splits out"):

@@ -3,14 +3,16 @@
 import os
 from collections import Counter
 from pathlib import Path
+from xml.sax.saxutils import escape
 
+import faulty_s3
 import pytest
 from bins import add_bin, bring, jpeg, record
 from faulty_s3 import FaultyS3
 
-from bincount.data import listing, names, source, sync
+from bincount.data import listing, manifest, names, source, sync
 from bincount.errors import DiskFull, SourceError, SourceUnavailable
-from bincount.settings import DataConfig
+from bincount.settings import Classes, DataConfig
 
 LONG = "n" * 240
 ODD_KEYS = ["a//b", "a/../b", "a/./b", "line\nbreak", "tab\tkey", "del\x7f", "sep\u2028", "c1\x85", "w" * 252]
@@ -57,6 +59,14 @@ def test_a_picture_of_class_folders_in_a_bucket_is_quarantined_by_its_name(tmp_p
         report = bring(None, tmp_path, server.config())
     assert report.num_fetched == 6
     assert report.set_aside == Counter({"unusable name": 1})
+
+
+def test_a_key_that_a_server_can_write_in_no_xml_is_quarantined(tmp_path, monkeypatch):
+    monkeypatch.setattr(faulty_s3, "escape", lambda key: escape(key).replace("\0", "&#x0;"))
+    objects = {f"{name}/{number}.jpg": jpeg(number) for number in range(3) for name in ("good", "bad")}
+    with FaultyS3(objects | {"good/zero\0.jpg": jpeg(9)}) as server:
+        report = bring(None, tmp_path, server.config())
+    assert (report.num_fetched, report.set_aside) == (6, Counter({"unusable name": 1}))
 
 
 def test_keys_that_only_slashes_at_the_ends_tell_apart_are_not_taken_for_each_other(tmp_path):
@@ -309,6 +319,16 @@ def test_every_picture_of_a_class_folder_is_a_bin_and_the_rest_is_counted_by_suf
     bring(tmp_path / "source", tmp_path / "data")
     assert "11 files are not read, since they are not called CLASS/NAME" in caplog.text
     assert "2 .svg" in caplog.text
+
+
+def test_hidden_pictures_that_an_earlier_version_fetched_are_not_learned(tmp_path):
+    bring(folders_of(tmp_path / "source"), tmp_path / "data")
+    bins = sync.read(tmp_path / "data")
+    fetched = bins["image_id"].replace("good/1.jpg", "good/.ipynb_checkpoints/1.jpg")
+    classes = Classes.parse("good,bad")
+    rows = manifest.build(tmp_path / "data", bins.assign(image_id=fetched), classes, "x").read().set_index("image_id")
+    assert rows.loc["good/.ipynb_checkpoints/1.jpg", "status"] == "set_aside"
+    assert rows["split"].notna().sum() == 5
 
 
 def test_pictures_beside_those_of_the_bins_layout_are_counted_and_named(tmp_path, caplog):

@@ -42,6 +42,16 @@ def leave_out_contradictions(
     return manifest
 
 
+def leave_out_moved(manifest: pd.DataFrame, unlisted: Collection[str]) -> pd.DataFrame:
+    """Leave out photos that the source lists under another id now, as in another split folder; returns a copy."""
+    good = manifest["status"] == "ok"
+    is_listed = ~manifest["image_id"].isin(list(unlisted))
+    moved = good & ~is_listed & manifest["sha256"].isin(manifest.loc[good & is_listed, "sha256"])
+    manifest = manifest.copy()
+    manifest.loc[moved, ["status", "reason"]] = ["set_aside", MOVED]
+    return manifest
+
+
 def keep_in_one_split(manifest: pd.DataFrame) -> pd.DataFrame:
     """Leave out the copies of photos that are in an earlier split too, train before val before test; returns a copy."""
     order = manifest["split"].map({split: number for number, split in enumerate(SPLITS)})

@@ -15,7 +15,7 @@ from pathlib import Path
 import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
-from obstore.exceptions import InvalidPathError
+from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import S3Store
 
 from bincount.data import names
@@ -59,7 +59,9 @@ def bucket_pages(store: S3Store, prefix: str, ask: Ask) -> Iterator[pa.RecordBat
                 listed = pa.record_batch(chunk)
                 yield _page(listed)
                 after = listed["path"][-1].as_py() if len(listed) else after
-        except InvalidPathError:
+        except BaseError as error:
+            if not refuses_a_key(error):
+                raise
             for entries in ask(prefix, after):
                 yield _page_of_entries(entries)
                 after = entries[-1]["Key"]
@@ -69,6 +71,11 @@ def bucket_pages(store: S3Store, prefix: str, ask: Ask) -> Iterator[pa.RecordBat
                 return
         else:
             return
+
+
+def refuses_a_key(error: Exception) -> bool:
+    """Whether the client refuses a page of a listing for a key in it: it takes it for no path, or cannot read it."""
+    return isinstance(error, InvalidPathError) or "invalid list response" in str(error)
 
 
 def exact_bucket_pages(prefix: str, ask: Ask) -> Iterator[pa.RecordBatch]:

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import xxhash
 from filelock import FileLock
 
-from bincount.data import balance, copies, groups, splits, sync, tables
+from bincount.data import balance, copies, groups, names, splits, sync, tables
 from bincount.disk import read_sealed, sealed, told_when_full, written_whole
 from bincount.errors import DatasetError, SnapshotNotFound
 from bincount.settings import EXTRA, SPLITS, Classes, normalize_name
@@ -125,6 +125,7 @@ def build(
     """
     spellings = {name: normalize_name(name) for name in bins["class_name"].dropna().unique()}
     bins = bins.assign(class_name=bins["class_name"].map(spellings))
+    bins = _without_hidden(bins)
     good = bins[bins["status"] == "ok"]
     by_picture = good["items"].isna().all()
     manifest = bins.assign(group=groups.assign(good, by_picture=by_picture).reindex(bins.index))
@@ -136,6 +137,7 @@ def build(
     with FileLock(dataset / ".lock"):
         manifest["split"] = manifest["image_id"].map(splits.load(dataset))
         if keep_splits:
+            manifest = copies.leave_out_moved(manifest, sync.unlisted(dataset))
             before = manifest["split"]
             manifest["split"] = before.astype("str").where(before.notna(), splits.given(manifest))
         manifest = splits.assign(manifest, extra_names)
@@ -143,6 +145,17 @@ def build(
         if not keep_splits:
             manifest = copies.keep_in_one_split(manifest)
         return freeze(splits.mark_extra(manifest), classes, source, dataset)
+
+
+def _without_hidden(bins: pd.DataFrame) -> pd.DataFrame:
+    """Set aside what tools keep beside the pictures, such as .ipynb_checkpoints; it is not fetched any more."""
+    hidden = (bins["status"] == "ok") & bins["image_id"].str.contains(names.HIDDEN)
+    if not hidden.any():
+        return bins
+    return bins.assign(
+        status=bins["status"].mask(hidden, "set_aside"),
+        reason=bins["reason"].mask(hidden, "hidden: a copy that a tool keeps beside the pictures"),
+    )
 
 
 def check(manifest: pd.DataFrame) -> None:

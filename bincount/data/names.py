@@ -43,8 +43,9 @@ def why_unusable(key: str) -> str:
 
 
 def suffix(name: str) -> str:
-    """Return the suffix of a file's name, as it is counted in messages."""
-    return PurePosixPath(name).suffix or NO_SUFFIX
+    """Return the suffix of a file's name, as it is counted in messages; one that is too odd to name is none."""
+    found = PurePosixPath(name).suffix
+    return found if re.fullmatch(r"\.\w{1,12}", found) else NO_SUFFIX
 
 
 def is_torn(name: str) -> bool:

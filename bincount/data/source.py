@@ -49,6 +49,7 @@ NAMED = {
     "splits": "train|val|test/CLASS/NAME with the suffix of a picture",
 }
 NUM_KINDS = 10
+LONGEST_SHOWN = 100  # characters of a folder's name
 ANOTHER = "another"  # region, of which the server does not say the name
 MEANS_REGION = "without LOCATION|PermanentRedirect|region .{1,40} is wrong"
 MAY_MEAN_REGION = f"status code: (301|307|400)|IllegalLocation|{MEANS_REGION}"
@@ -105,7 +106,12 @@ class Listing:
             (folder, reason), *others = self.skipped.items()
             logger.warning(
                 "%s: %s is not read: %s%s",
-                *(source.url, folder, reason, f", and so are {len(others)} more folders" if others else ""),
+                *(
+                    source.url,
+                    folder[:LONGEST_SHOWN],
+                    reason,
+                    f", and so are {len(others)} more folders" if others else "",
+                ),
             )
 
 
@@ -280,7 +286,8 @@ def open_source(config: DataConfig) -> Source:
         )  # the environment's is no more than a hint
     if config.keep_splits and layout != "splits":
         raise SettingsError(
-            f"--keep-splits needs folders train/, val/ and test/ above the classes, which {config.source} does not have"
+            f"--keep-splits needs folders train/, val/ and test/ above the classes; {config.source} is read in the layout "
+            f"{layout}, see --layout"
         )
     return Source(store=store, url=config.source, layout=layout, config=config)
 
@@ -352,7 +359,9 @@ def _detect_layout(store: Path | S3Store, config: DataConfig) -> Layout:
             return Contents.of(*listing.names_in_folder(store, folder, config.follow_links))
         try:
             return Contents.of(*_names_in_bucket(store, folder))
-        except InvalidPathError:
+        except BaseError as error:
+            if not listing.refuses_a_key(error):
+                raise
             return Contents.of(*access.names_below(config, f"{folder}/" if folder else ""))
 
     with _errors_explained(config.source, "cannot be listed", config=config):
