@@ -54,9 +54,10 @@ def leave_out_moved(manifest: pd.DataFrame, unlisted: Collection[str]) -> pd.Dat
 
 def keep_in_one_split(manifest: pd.DataFrame) -> pd.DataFrame:
     """Leave out the copies of photos that are in an earlier split too, train before val before test; returns a copy."""
-    order = manifest["split"].map({split: number for number, split in enumerate(SPLITS)})
-    first = order.groupby(manifest["sha256"]).transform("min")
-    later = order.notna() & (order > first)
+    assigned = manifest.loc[manifest["split"].notna(), ["sha256", "split"]]
+    copies = assigned[assigned["sha256"].duplicated(keep=False)]
+    order = copies["split"].map({split: number for number, split in enumerate(SPLITS)})
+    later = copies.index[order > order.groupby(copies["sha256"]).transform("min")]
     manifest = manifest.copy()
     manifest.loc[later, ["status", "reason"]] = ["set_aside", JOINS_TWO]
     manifest.loc[later, "split"] = None
