@@ -89,6 +89,10 @@ class StackConfig(Settings):
         return stacks.folder_of(self.workspace)
 
     @property
+    def prefect_home(self) -> Path:
+        return self.workspace / "prefect"
+
+    @property
     def prefect(self) -> str:
         return f"http://127.0.0.1:{self.prefect_port}"
 
@@ -112,13 +116,13 @@ class StackConfig(Settings):
         told = {
             "PATH": f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             # Database and leases, apart from those of a run without server.
-            "PREFECT_HOME": str(self.workspace / "prefect"),
+            "PREFECT_HOME": str(self.prefect_home),
             "PREFECT_API_URL": f"{self.prefect}/api",
             "PREFECT_SERVER_API_PORT": str(self.prefect_port),
             "MLFLOW_PORT": str(self.mlflow_port),
             "MLFLOW_TRACKING_URI": self.mlflow,
             # As a run without server has it, so that the server shows those runs too.
-            "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self.workspace / 'mlflow.db'}",
+            "MLFLOW_BACKEND_STORE_URI": places.own_tracking_uri,
             "MLFLOW_ARTIFACTS_DESTINATION": str(places.artifacts),
             # MLflow's own list has patterns, such as 10.*, that names of strangers match.
             "MLFLOW_SERVER_ALLOWED_HOSTS": "127.0.0.1:*,localhost:*,[[]::1]:*",
@@ -139,7 +143,7 @@ def up(config: StackConfig) -> None:
     Raises SettingsError when a port is taken or the stack is up with other settings, and ServiceUnavailable when a
     server does not start.
     """
-    config.folder.mkdir(parents=True, exist_ok=True)
+    _make_private(config.folder, config.prefect_home)
     with open(config.folder / "running.json", "a+") as state:
         since = datetime.min.replace(tzinfo=UTC)
         if starting := lock(state):
@@ -148,6 +152,8 @@ def up(config: StackConfig) -> None:
             _check_ports(config)
             if config.database:
                 _create_databases(config)
+            else:
+                _prepare(config)
             _start(config, state)
         elif _read(state)["config"] != config.without_password():
             raise SettingsError("the stack is up with other settings; give the same ones, or `make down` first")
@@ -310,6 +316,23 @@ def _create_databases(config: StackConfig) -> None:
         ) from None
     except psycopg.OperationalError as error:
         raise ServiceUnavailable(f"no connection to {where} ({error}); start PostgreSQL, or correct DATABASE") from None
+
+
+def _make_private(*folders: Path) -> None:
+    """Make folders that only this user may enter: Prefect's database holds the key to the secrets in it."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        except OSError as error:
+            raise SettingsError(f"{folder} cannot be made this user's own ({error}); give another WORKSPACE") from None
+
+
+def _prepare(config: StackConfig) -> None:
+    """Make MLflow's tables, and bring their paths up to date where the workspace was moved, before servers use them."""
+    from bincount.registry import prepare_workspace
+
+    prepare_workspace(Workspace(root=config.workspace))
 
 
 def _text(url: URL) -> str:

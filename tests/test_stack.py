@@ -83,7 +83,7 @@ def stack():
 def test_the_stack_has_its_data_where_a_run_without_servers_has_it(stack, tmp_path):
     told = stack.StackConfig.read({"WORKSPACE": str(tmp_path)}).environment()
     places = Workspace(root=tmp_path)
-    assert told["MLFLOW_BACKEND_STORE_URI"] == places.tracking_uri(RegistryConfig())
+    assert told["MLFLOW_BACKEND_STORE_URI"] == places.own_tracking_uri
     assert told["MLFLOW_ARTIFACTS_DESTINATION"] == str(places.artifacts)
     assert told["BINCOUNT_WORKSPACE"] == str(tmp_path)
 
@@ -119,6 +119,12 @@ def test_a_port_that_is_taken_is_named_with_the_setting(stack, tmp_path, free_po
         with pytest.raises(SettingsError, match=f"port {port} cannot be used.*MLFLOW_PORT={port + 1}"):
             stack.up(config)
     assert not stack.is_up(config.workspace)
+
+
+def test_a_workspace_that_cannot_be_written_is_named(stack, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"file/workspace/stack cannot be made.*another WORKSPACE"):
+        stack.up(stack.StackConfig(workspace=tmp_path / "file" / "workspace"))
 
 
 def test_one_port_for_both_servers_is_refused(stack, tmp_path, free_port):
@@ -753,6 +759,9 @@ def test_the_sign_in_of_the_stack_is_in_no_ones_sight(whole, home):
     workspace, secret = whole["WORKSPACE"], secret_of(whole["WORKSPACE"])
     holders = [stacks.auth_file(workspace), home / ".prefect" / "profiles.toml"]
     assert [stat.S_IMODE(path.stat().st_mode) for path in holders] == [0o600, 0o600]
+    # The database holds the blocks' secrets, and the key to them.
+    private = [workspace / "stack", workspace / "prefect"]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in private] == [0o700, 0o700]
     written = [path for path in [*workspace.rglob("*"), *home.rglob("*")] if path.is_file() and path not in holders]
     assert [path for path in written if secret.encode() in path.read_bytes()] == []
     for folder in Path("/proc").glob("[0-9]*"):
