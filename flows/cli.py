@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import Number
@@ -33,6 +33,9 @@ from bincount.settings import (
     Workspace,
 )
 from flows import interrupts, stacks, usage
+
+if TYPE_CHECKING:
+    import pandas
 
 app = App(
     name="bincount",
@@ -239,29 +242,41 @@ def evaluate(
 
 @app.command(sort_key=5)
 def predict(
-    images: Annotated[list[Path], Parameter(help="image files")],
+    pictures: Annotated[
+        list[str],
+        Parameter(help="image files, folders with all below them, patterns as 'day1/*.jpg', or s3://BUCKET[/PREFIX]"),
+    ],
     /,
     *,
     model: Model = "champion",
+    device: Device = "auto",
     output: Annotated[Literal["table", "csv", "json"], Parameter(help="csv and json have every probability")] = "table",
+    bucket: Bucket = PUBLIC_BUCKET,
     registry: Registry = RegistryConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
-    """Count the items in image files."""
-    from bincount.evaluation.predict import predict_files
+    """Count the items in pictures; ends with 1 when one of them cannot be read, after the others are predicted."""
+    from bincount import preflight
     from bincount.registry import find_checkpoint
-    from bincount.text import harmless_csv
 
+    data = _whole(DataConfig, bucket)
+    preflight.check_device(device)
+    preflight.check_registry(registry)
+    preflight.check_url("--endpoint", data.endpoint, preflight.WEB)
+    from bincount.evaluation import batch  # with torch
+    from bincount.training.device import choose_device
+
+    threads = data.concurrency if any("://" in name for name in pictures) else None
     with find_checkpoint(model, Workspace(root=workspace), registry) as checkpoint:
-        counted = predict_files(checkpoint, images)
-    if output == "csv":
-        print(harmless_csv(counted).to_csv(index=False), end="")
-    elif output == "json":
-        print(counted.to_json(orient="records", indent=2))
-    else:
-        from flows import summary
-
-        summary.show({"": summary.of_predictions(counted)})
+        found = batch.find(pictures, data)
+        table, bad = batch.predict_inputs(checkpoint, found.inputs, choose_device(device), threads=threads)
+    if found.inputs:
+        _show_predictions(table, output)
+    unreadable = found.unreadable | bad
+    for name, reason in unreadable.items():
+        print(f"bincount: {name} is not an image that can be read ({reason})", file=sys.stderr)
+    if unreadable:
+        sys.exit(1)
 
 
 @app.command(sort_key=6)
@@ -608,6 +623,19 @@ def main() -> None:
             usage.fail("\n".join(usage.explain_values(error)))
         except BincountError as error:
             usage.fail(str(error))
+
+
+def _show_predictions(table: "pandas.DataFrame", output: str) -> None:
+    if output == "csv":
+        from bincount import text
+
+        print(text.harmless_csv(table).to_csv(index=False), end="")
+    elif output == "json":
+        print(table.to_json(orient="records", indent=2))
+    elif len(table):
+        from flows import summary
+
+        summary.show({"": summary.of_predictions(table)})
 
 
 def _chosen_classes(data: DataConfig) -> Classes | None:

@@ -195,7 +195,7 @@ def of_versions(first: "Version", second: "Version", params: Sequence[Mapping[st
 
 
 def of_predictions(counted: pd.DataFrame) -> pd.DataFrame:
-    """Of the columns of predict_files those that people read first."""
+    """Of the columns of predict_inputs those that people read first."""
     likeliest = counted.filter(regex="^p_").max(axis=1)
     return counted.drop(columns=list(counted.filter(regex="^p_"))).assign(probability=likeliest)
 

@@ -161,6 +161,11 @@ class Source:
         pa.default_memory_pool().release_unused()  # else Arrow keeps twice the listing for later
         return Listing(frame, ignored, skipped)
 
+    def list_keys(self) -> list[str]:
+        """List every object's key, whatever it is."""
+        with _errors_explained(self.url, "cannot be listed", config=self.config):
+            return [key for page in self._pages("", Skipped(), exact=False) for key in page["key"].to_pylist()]
+
     def image_key(self, image_id: str) -> str:
         return f"bin-images/{image_id}.jpg" if self.has_records else image_id
 
