@@ -26,7 +26,7 @@ from bincount.settings import (
     TrainConfig,
     Workspace,
 )
-from bincount.training.files import check_weights
+from bincount.training.files import check_initial_weights
 
 WEB = ("http", "https")
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -183,7 +183,7 @@ def _check_training(
     classes: Classes,
 ) -> None:
     check_registry(registry)
-    check_weights(training)
+    check_initial_weights(training)
     check_device(training.device, launch.nproc_per_node)
     promotion_rules.check(promotion, classes)
     if launch.nnodes > 1:

@@ -99,12 +99,12 @@ def _flow_runs(registry: RegistryConfig | None, workspace: Path) -> Iterator[Non
 
     By the tag automations and `doctor --services` know them. Raises ServiceUnavailable.
     """
-    _check_services(registry, workspace)
     from prefect import tags
 
     from flows import temporary
     from flows.automations import TAG
 
+    _check_services(registry, workspace)
     with temporary.serving(), tags(TAG):
         interrupts.watch_flow_runs()
         yield

@@ -102,7 +102,7 @@ class ModelSpec(Settings):
         return ImageConfig(image_size=self.image_size, resize=self.resize)
 
 
-def check_weights(config: TrainConfig) -> None:
+def check_initial_weights(config: TrainConfig) -> None:
     """Raise WeightsUnavailable where a training would start from a file that is not there, or SettingsError."""
     if config.weights == "imagenet" and config.model == "small":
         raise SettingsError("there are no ImageNet weights for the model small; train it with `--weights none`")
