@@ -5,6 +5,8 @@ Prefect and MLflow read these variables when they are imported; what is set alre
 
 import logging
 import os
+import signal
+import sys
 
 from bincount.services import reach_loopback_directly
 
@@ -16,3 +18,14 @@ os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # for the auto
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 logging.getLogger("bincount").setLevel(logging.INFO)
+
+
+def _end(*_: object) -> None:
+    os.write(2, b"bincount: stopped before it began\n")
+    os._exit(128 + signal.SIGINT)
+
+
+# While the command line imports what it needs, there is nothing to clean up; then flows.interrupts takes over.
+is_command = os.path.basename(sys.argv[0]) == "bincount" or "flows.cli" in sys.orig_argv
+if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end)

@@ -1,15 +1,18 @@
 """The command line. Heavy imports wait for the command that needs them, so that --help is quick."""
 
-import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import Number
+from pydantic import BaseModel, ValidationError, create_model
+from rich.text import Text
 
 from bincount import database, services
 from bincount.errors import BincountError, SettingsError
@@ -25,23 +28,57 @@ from bincount.settings import (
     RetentionConfig,
     RetrainConfig,
     RunnerConfig,
+    Settings,
     TrainConfig,
     Workspace,
 )
-from flows import stacks
+from flows import interrupts, stacks, usage
+
+if TYPE_CHECKING:
+    import pandas
 
 app = App(
     name="bincount",
     help="Count the items in warehouse bins from photos: from a bucket of images to a registered model.",
-    version_flags=[],
+    version=lambda: version("bincount-pipeline"),
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
+    error_formatter=lambda error: Text(usage.explain(error)),
 )
+app.register_install_completion_command(help="Let the shell complete commands and options of bincount.")
+
+
+def _some_of(model: type[BaseModel], *names: str) -> type[Settings]:
+    """Make a group of settings of those that a command uses; what would have no effect is no option of it."""
+    fields: Any = {name: (model.model_fields[name].annotation, model.model_fields[name]) for name in names}
+    return create_model(model.__name__, __base__=Settings, **fields)
+
+
+def _whole(model: type[BaseModel], some: BaseModel, **others: object) -> Any:
+    """The settings of a group that `_some_of` made, as functions take them."""
+    return model(**{name: getattr(some, name) for name in some.model_fields_set}, **others)
+
+
+# Of a dataset that was prepared, its settings say no more than which one it is: `Workspace.dataset` reads these.
+DatasetConfig = _some_of(DataConfig, "source", "keep_splits", "only_listed", "endpoint")
+ExportConfig = _some_of(DataConfig, "source", "keep_splits", "only_listed", "endpoint", "classes", "concurrency")
+PictureConfig = _some_of(DataConfig, "region", "endpoint", "unsigned", "requester_pays", "limit", "concurrency")
+ComparisonConfig = _some_of(PromotionConfig, *(name for name in PromotionConfig.model_fields if name != "force"))
+ServerConfig = _some_of(RegistryConfig, "tracking_uri", "experiment")
+THE_DATASET, ALL_CLASSES, PUBLIC_BUCKET = DatasetConfig(), ExportConfig(), PictureConfig()
+COMPARISON, SERVERS = ComparisonConfig(), ServerConfig()
 
 Data = Annotated[DataConfig, Parameter(name="*", group=Group("Data", sort_key=1))]
+Dataset = Annotated[DatasetConfig, Parameter(name="*", group=Group("Data", sort_key=1))]
+ToExport = Annotated[ExportConfig, Parameter(name="*", group=Group("Data", sort_key=1))]
+Bucket = Annotated[PictureConfig, Parameter(name="*", group=Group("Pictures in a bucket", sort_key=1))]
 Images = Annotated[ImageConfig, Parameter(name="*", group=Group("Images", sort_key=2))]
 Training = Annotated[TrainConfig, Parameter(name="*", group=Group("Training", sort_key=3))]
 Launch = Annotated[LaunchConfig, Parameter(name="*", group=Group("Processes", sort_key=4))]
 Registry = Annotated[RegistryConfig, Parameter(name="*", group=Group("Registry", sort_key=5))]
 Promotion = Annotated[PromotionConfig, Parameter(name="*", group=Group("Promotion", sort_key=7))]
+Comparison = Annotated[ComparisonConfig, Parameter(name="*", group=Group("Promotion", sort_key=7))]
+Servers = Annotated[ServerConfig, Parameter(name="*", group=Group("Registry", sort_key=5))]
 Retraining = Annotated[RetrainConfig, Parameter(name="*", group=Group("Night", sort_key=8))]
 Drift = Annotated[DriftConfig, Parameter(name="*", group=Group("Drift", sort_key=9))]
 Retention = Annotated[RetentionConfig, Parameter(name="*", group=Group("Retention", sort_key=10))]
@@ -56,23 +93,24 @@ BySplit = Annotated[bool, Parameter(negative="", help="put train, val and test a
 DEFAULT_PREFECT_FILE = Path("deployments/prefect.yaml")
 
 
-def _tagged(command: Callable[..., None]) -> Callable[..., None]:
-    """The flow runs that a command starts have our tag, by which automations and `doctor --services` know them."""
+@contextmanager
+def _flow_runs(registry: RegistryConfig | None, workspace: Path) -> Iterator[None]:
+    """Let flows run in the block: servers answer, or there is one for its time, and the runs have our tag.
 
-    @functools.wraps(command)
-    def run_tagged(*arguments: object, **settings: object) -> None:
-        from prefect import tags
+    By the tag automations and `doctor --services` know them. Raises ServiceUnavailable.
+    """
+    from prefect import tags
 
-        from flows.automations import TAG
+    from flows import temporary
+    from flows.automations import TAG
 
-        with tags(TAG):
-            command(*arguments, **settings)
-
-    return run_tagged
+    _check_services(registry, workspace)
+    with temporary.serving(), tags(TAG):
+        interrupts.watch_flow_runs()
+        yield
 
 
 @app.command(sort_key=1)
-@_tagged
 def run(
     *,
     data: Data = DataConfig(),
@@ -88,17 +126,21 @@ def run(
 
     What an earlier run has done is not done again; an interrupted one goes on where it was.
     """
-    _check_services(registry, workspace)
-    from flows import run as flow
-    from flows import summary
+    from bincount import preflight
+    from bincount.data import source
 
-    finished = flow.run(data, images, training, registry, workspace, runner, launch, promotion)
-    summary.show(summary.of_run(finished.prepared, finished.model))
-    summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
+    preflight.check_run(data, training, registry, Workspace(root=workspace), runner, launch, promotion)
+    source.probe(data)
+    with _flow_runs(registry, workspace):
+        from flows import run as flow
+        from flows import summary
+
+        finished = flow.run(data, images, training, registry, workspace, runner, launch, promotion)
+        summary.show(summary.of_run(finished.prepared, finished.model))
+        summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
 @app.command(sort_key=1.5)
-@_tagged
 def retrain(
     *,
     data: Data = DataConfig(),
@@ -114,19 +156,23 @@ def retrain(
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """What the nightly deployment does: fetch what is new, and train where enough of it is."""
-    _check_services(registry, workspace)
-    from flows import retrain as flow
-    from flows import summary
+    from bincount import preflight
+    from bincount.data import source
 
-    night = flow.retrain(
-        data, images, training, registry, workspace, retraining, drift, promotion, retention, runner, launch
-    )
-    summary.show(summary.of_night(night, retraining))
-    summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
+    preflight.check_run(data, training, registry, Workspace(root=workspace), runner, launch, promotion)
+    source.probe(data)
+    with _flow_runs(registry, workspace):
+        from flows import retrain as flow
+        from flows import summary
+
+        night = flow.retrain(
+            data, images, training, registry, workspace, retraining, drift, promotion, retention, runner, launch
+        )
+        summary.show(summary.of_night(night, retraining))
+        summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
 @app.command(sort_key=2)
-@_tagged
 def prepare(
     *,
     data: Data = DataConfig(),
@@ -135,18 +181,22 @@ def prepare(
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """Fetch what is new, pack the images, and deal the splits."""
-    _check_services(None, workspace)
-    from flows import prepare as flow
-    from flows import summary
+    from bincount import preflight
+    from bincount.data import source
 
-    summary.show(summary.of_prepare(flow.prepare(data, images, workspace, runner)))
+    preflight.check_prepare(data, runner, Workspace(root=workspace))
+    source.probe(data)
+    with _flow_runs(None, workspace):
+        from flows import prepare as flow
+        from flows import summary
+
+        summary.show(summary.of_prepare(flow.prepare(data, images, workspace, runner)))
 
 
 @app.command(sort_key=3)
-@_tagged
 def train(
     *,
-    data: Data = DataConfig(),
+    data: Dataset = THE_DATASET,
     images: Images = ImageConfig(),
     training: Training = TrainConfig(),
     registry: Registry = RegistryConfig(),
@@ -156,58 +206,77 @@ def train(
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """Train on a prepared snapshot, evaluate on its test split, register the model, and promote it if it is better."""
-    _check_services(registry, workspace)
-    from flows import summary
-    from flows import train as flow
+    from bincount import preflight
 
-    model = flow.train(data, images, training, registry, workspace, snapshot, launch, promotion)
-    summary.show(summary.of_train(model))
-    summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
+    data = _whole(DataConfig, data)
+    preflight.check_train(data, training, registry, Workspace(root=workspace), snapshot, launch, promotion)
+    with _flow_runs(registry, workspace):
+        from flows import summary
+        from flows import train as flow
+
+        model = flow.train(data, images, training, registry, workspace, snapshot, launch, promotion)
+        summary.show(summary.of_train(model))
+        summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
 @app.command(sort_key=4)
-@_tagged
 def evaluate(
     model: Model = "champion",
     *,
-    data: Data = DataConfig(),
+    data: Dataset = THE_DATASET,
     registry: Registry = RegistryConfig(),
     device: Device = "auto",
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """Score a model on the test images of the last prepared snapshot."""
-    _check_services(registry, workspace)
-    from flows import evaluate as flow
-    from flows import summary
+    from bincount import preflight
 
-    summary.show(summary.of_evaluation(flow.evaluate(model, data, registry, device, workspace)))
+    data = _whole(DataConfig, data)
+    preflight.check_evaluate(model, data, registry, device, Workspace(root=workspace))
+    with _flow_runs(registry, workspace):
+        from flows import evaluate as flow
+        from flows import summary
+
+        summary.show(summary.of_evaluation(flow.evaluate(model, data, registry, device, workspace)))
 
 
 @app.command(sort_key=5)
 def predict(
-    images: Annotated[list[Path], Parameter(help="image files")],
+    pictures: Annotated[
+        list[str],
+        Parameter(help="image files, folders with all below them, patterns as 'day1/*.jpg', or s3://BUCKET[/PREFIX]"),
+    ],
     /,
     *,
     model: Model = "champion",
+    device: Device = "auto",
     output: Annotated[Literal["table", "csv", "json"], Parameter(help="csv and json have every probability")] = "table",
+    bucket: Bucket = PUBLIC_BUCKET,
     registry: Registry = RegistryConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
-    """Count the items in image files."""
-    from bincount.evaluation.predict import predict_files
+    """Count the items in pictures; ends with 1 when one of them cannot be read, after the others are predicted."""
+    from bincount import preflight
     from bincount.registry import find_checkpoint
-    from bincount.text import harmless_csv
 
+    data = _whole(DataConfig, bucket)
+    preflight.check_device(device)
+    preflight.check_registry(registry)
+    preflight.check_url("--endpoint", data.endpoint, preflight.WEB)
+    from bincount.evaluation import batch  # with torch
+    from bincount.training.device import choose_device
+
+    threads = data.concurrency if any("://" in name for name in pictures) else None
     with find_checkpoint(model, Workspace(root=workspace), registry) as checkpoint:
-        counted = predict_files(checkpoint, images)
-    if output == "csv":
-        print(harmless_csv(counted).to_csv(index=False), end="")
-    elif output == "json":
-        print(counted.to_json(orient="records", indent=2))
-    else:
-        from flows import summary
-
-        summary.show({"": summary.of_predictions(counted)})
+        found = batch.find(pictures, data)
+        table, bad = batch.predict_inputs(checkpoint, found.inputs, choose_device(device), threads=threads)
+    if found.inputs:
+        _show_predictions(table, output)
+    unreadable = found.unreadable | bad
+    for name, reason in unreadable.items():
+        print(f"bincount: {name} is not an image that can be read ({reason})", file=sys.stderr)
+    if unreadable:
+        sys.exit(1)
 
 
 @app.command(sort_key=6)
@@ -226,13 +295,12 @@ def models(
 
 
 @app.command(sort_key=7)
-@_tagged
 def compare(
     first: Annotated[str, Parameter(help="champion, challenger, or a version's number")],
     second: Annotated[str, Parameter(help="the same")],
     *,
-    data: Data = DataConfig(),
-    promotion: Promotion = PromotionConfig(),
+    data: Dataset = THE_DATASET,
+    promotion: Comparison = COMPARISON,
     registry: Registry = RegistryConfig(),
     device: Device = "auto",
     workspace: Root = DEFAULT_WORKSPACE,
@@ -241,39 +309,46 @@ def compare(
 
     The decision is the one that would be taken if the first were champion and the second challenged it.
     """
-    _check_services(registry, workspace)
+    from bincount import preflight
     from bincount.registry import open_existing
-    from flows import promote as flow
-    from flows import summary
 
-    opened = open_existing(Workspace(root=workspace), registry)
-    pair = [opened.find(first), opened.find(second)]
-    first, second = (str(version.version) for version in pair)  # whatever an alias does meanwhile
-    decision = flow.compare(first, second, data, promotion, registry, device, workspace)
-    names = [f"version {version.version}" for version in pair]
-    tables = summary.of_versions(*pair, [opened.params(version) for version in pair])
-    summary.show(tables | summary.of_comparison(decision, *names))
-    verdict = "would take" if decision.promote else "would not take"
-    print(f"{names[1].capitalize()} {verdict} the place of {names[0]} as champion: {decision.reason}")
+    data, promotion = _whole(DataConfig, data), _whole(PromotionConfig, promotion)
+    preflight.check_versions([first, second], data, promotion, registry, device, Workspace(root=workspace))
+    with _flow_runs(registry, workspace):
+        from flows import promote as flow
+        from flows import summary
+
+        opened = open_existing(Workspace(root=workspace), registry)
+        pair = [opened.find(first), opened.find(second)]
+        first, second = (str(each.version) for each in pair)  # whatever an alias does meanwhile
+        decision = flow.compare(first, second, data, promotion, registry, device, workspace)
+        names = [f"version {each.version}" for each in pair]
+        tables = summary.of_versions(*pair, [opened.params(each) for each in pair])
+        summary.show(tables | summary.of_comparison(decision, *names))
+        verdict = "would take" if decision.promote else "would not take"
+        print(f"{names[1].capitalize()} {verdict} the place of {names[0]} as champion: {decision.reason}")
 
 
 @app.command(sort_key=8)
-@_tagged
 def promote(
     model: Annotated[str, Parameter(help="challenger, or a version's number")] = "challenger",
     *,
-    data: Data = DataConfig(),
+    data: Dataset = THE_DATASET,
     promotion: Promotion = PromotionConfig(),
     registry: Registry = RegistryConfig(),
     device: Device = "auto",
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """Make a registered version champion if it counts better than the one there is, or with --force anyway."""
-    _check_services(registry, workspace)
-    from flows import promote as flow
-    from flows import summary
+    from bincount import preflight
 
-    summary.show(summary.of_decision(flow.promote(model, data, promotion, registry, device, workspace)))
+    data = _whole(DataConfig, data)
+    preflight.check_versions([model], data, promotion, registry, device, Workspace(root=workspace))
+    with _flow_runs(registry, workspace):
+        from flows import promote as flow
+        from flows import summary
+
+        summary.show(summary.of_decision(flow.promote(model, data, promotion, registry, device, workspace)))
 
 
 @app.command(sort_key=9)
@@ -322,7 +397,7 @@ def demo(
 @app.command(sort_key=11)
 def doctor(
     *,
-    data: Data = DataConfig(),
+    data: Dataset = THE_DATASET,
     quick: Annotated[bool, Parameter(negative="", help="compare sizes only, and read no image")] = False,
     services: Annotated[
         bool, Parameter(negative="", help="check servers, schedule, workers and runs instead of the dataset")
@@ -346,7 +421,7 @@ def doctor(
     from bincount.data.doctor import diagnose, mend
     from flows import summary
 
-    dataset = Workspace(root=workspace).dataset(data)
+    dataset = Workspace(root=workspace).dataset(_whole(DataConfig, data))
     diagnosis = diagnose(dataset, quick=quick)
     summary.show(summary.of_diagnosis(diagnosis))
     problems = diagnosis.problems
@@ -362,7 +437,7 @@ def doctor(
 def export(
     *,
     folder: Annotated[Path, Parameter(help="where the class folders are to stand")],
-    data: Data = DataConfig(),
+    data: ToExport = ALL_CLASSES,
     by_split: BySplit = False,
     copy: Annotated[bool, Parameter(negative="", help="copy even where a hard link would do, as for editing")] = False,
     workspace: Root = DEFAULT_WORKSPACE,
@@ -375,6 +450,7 @@ def export(
     from bincount.data.export import to_folder
     from flows import summary
 
+    data = _whole(DataConfig, data)
     snapshot = manifest.latest(Workspace(root=workspace).dataset(data))
     exported = to_folder(
         snapshot, folder, classes=_chosen_classes(data), by_split=by_split, copy=copy, concurrency=data.concurrency
@@ -393,7 +469,7 @@ def publish(
         str | None,
         Parameter(help="AWS region of that bucket [default: AWS_REGION or AWS_DEFAULT_REGION, else us-east-1]"),
     ] = None,
-    data: Data = DataConfig(),
+    data: ToExport = ALL_CLASSES,
     by_split: BySplit = False,
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
@@ -405,6 +481,7 @@ def publish(
     from bincount.data.export import open_bucket, to_bucket
     from flows import summary
 
+    data = _whole(DataConfig, data)
     snapshot = manifest.latest(Workspace(root=workspace).dataset(data))
     bucket = open_bucket(to, to_endpoint, to_region)
     exported = to_bucket(
@@ -420,7 +497,7 @@ def gc(
         bool, Parameter(negative="", help="list what would go and what stays, and remove nothing")
     ] = False,
     retention: Retention = RetentionConfig(),
-    registry: Registry = RegistryConfig(),
+    registry: Servers = SERVERS,
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """Remove old trainings, tests and snapshots that no registered version needs, of whatever model.
@@ -434,7 +511,7 @@ def gc(
     from flows import summary
 
     places = Workspace(root=workspace)
-    opened = open_existing(places, registry)
+    opened = open_existing(places, _whole(RegistryConfig, registry))
     planned = plan(places, opened, retention, datetime.now(UTC))
     if dry_run:
         summary.show(summary.of_retention(planned))
@@ -514,14 +591,51 @@ def notify(
         print("Nobody is told anything; `bincount notify --help` says how.")
 
 
+KEPT = {
+    "prepare": "what was fetched and packed is kept",
+    "train": "the last checkpoint is kept",
+    "evaluate": "nothing was changed",
+    "compare": "nothing was changed",
+    "promote": "the champion's move is made as a whole or not at all",
+    "rollback": "the champion's move is made as a whole or not at all",
+    "predict": "nothing was changed",
+    "models": "nothing was changed",
+    "doctor": "nothing is removed by halves",
+    "export": "the files that were brought are kept",
+    "publish": "the files that were uploaded are kept",
+    "gc": "what was removed is gone, and nothing is by halves",
+    "bootstrap": "what was set up is kept",
+    "demo": "what was drawn, packed and trained up to the last checkpoint is kept",
+}
+KEPT_BY_A_RUN = "what was fetched, packed and trained up to the last checkpoint is kept"
+
+
 def main() -> None:
     """Run the command line; an error that names its remedy is shown without a traceback."""
+    kept = KEPT.get(next((word for word in sys.argv[1:] if not word.startswith("-")), ""), KEPT_BY_A_RUN)
     stacks.sign_in(os.environ)  # before Prefect reads its settings
-    try:
-        app(sys.argv[1:])
-    except BincountError as error:
-        print(f"bincount: {error}", file=sys.stderr)
-        sys.exit(1)
+    with interrupts.handled(f"{kept}, and the same command goes on from there"):
+        try:
+            app(sys.argv[1:], exit_on_error=False, print_error=False)
+        except CycloptsError as error:
+            usage.fail(usage.explain(error))
+        except ValidationError as error:
+            usage.fail("\n".join(usage.explain_values(error)))
+        except BincountError as error:
+            usage.fail(str(error))
+
+
+def _show_predictions(table: "pandas.DataFrame", output: str) -> None:
+    if output == "csv":
+        from bincount import text
+
+        print(text.harmless_csv(table).to_csv(index=False), end="")
+    elif output == "json":
+        print(table.to_json(orient="records", indent=2))
+    elif len(table):
+        from flows import summary
+
+        summary.show({"": summary.of_predictions(table)})
 
 
 def _chosen_classes(data: DataConfig) -> Classes | None:

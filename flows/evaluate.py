@@ -4,6 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from bincount import preflight
 from bincount.data import manifest
 from bincount.evaluation.evaluate import Evaluation
 from bincount.registry import find_checkpoint
@@ -31,6 +32,8 @@ def evaluate(
         workspace: folder that holds everything the pipeline makes
     """
     places = Workspace(root=workspace)
+    preflight.check_device(device)
+    preflight.check_registry(registry)
     snapshot = manifest.latest(places.dataset(data))
     with find_checkpoint(model, places, registry) as checkpoint:
         pack = data_tasks.pack_snapshot(snapshot, read_spec(checkpoint).images)

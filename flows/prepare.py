@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect import flow, unmapped
 from prefect.futures import as_completed
 
+from bincount import preflight
 from bincount.data.balance import ClassBalance
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
@@ -47,7 +48,9 @@ def prepare(
         workspace: folder that holds everything the pipeline makes
         runner: where batches of bins are fetched
     """
-    dataset = Workspace(root=workspace).dataset(data)
+    places = Workspace(root=workspace)
+    preflight.check_prepare(data, runner, places)
+    dataset = places.dataset(data)
     timings = Timings()
     with timings.step("sync"):
         plan = data_tasks.plan_sync(data, dataset)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from bincount import preflight
 from bincount.data import manifest
 from bincount.evaluation.promotion import Decision
 from bincount.registry import open_existing
@@ -31,6 +32,7 @@ def promote(
         workspace: folder that holds everything the pipeline makes
     """
     places = Workspace(root=workspace)
+    preflight.check_versions([model], data, promotion, registry, device, places)
     snapshot = manifest.latest(places.dataset(data))
     version = open_existing(places, registry).find(model)
     return promotion_tasks.promote_model(version, snapshot, None, promotion, registry, places, device)[1]
@@ -58,6 +60,7 @@ def compare(
         workspace: folder that holds everything the pipeline makes
     """
     places = Workspace(root=workspace)
+    preflight.check_versions([first, second], data, promotion, registry, device, places)
     return promotion_tasks.compare_models(
         first, second, manifest.latest(places.dataset(data)), promotion, registry, places, device
     )

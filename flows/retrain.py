@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
+from bincount import preflight
 from bincount.evaluation.drift import Drift
 from bincount.retention import Removed
 from bincount.settings import (
@@ -131,6 +132,7 @@ def retrain(
         launch: on how many processes and hosts the training runs
     """
     places = Workspace(root=workspace)
+    preflight.check_run(data, training, registry, places, runner, launch, promotion)
     timings = Timings()
     with only_night(workspace):
         registry_tasks.check_registry(registry, places)

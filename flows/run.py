@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect import flow, tags
 from prefect.artifacts import create_markdown_artifact
 
+from bincount import preflight
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
@@ -60,7 +61,9 @@ def run(
         launch: on how many processes and hosts the training runs
         promotion: when the new model takes the champion's place
     """
-    registry_tasks.check_registry(registry, Workspace(root=workspace))
+    places = Workspace(root=workspace)
+    preflight.check_run(data, training, registry, places, runner, launch, promotion)
+    registry_tasks.check_registry(registry, places)
     prepared = prepare(data, images, workspace, runner)
     model = train(data, images, training, registry, workspace, prepared.snapshot.digest, launch, promotion)
     finished = Finished(prepared, model)

@@ -195,7 +195,7 @@ def of_versions(first: "Version", second: "Version", params: Sequence[Mapping[st
 
 
 def of_predictions(counted: pd.DataFrame) -> pd.DataFrame:
-    """Of the columns of predict_files those that people read first."""
+    """Of the columns of predict_inputs those that people read first."""
     likeliest = counted.filter(regex="^p_").max(axis=1)
     return counted.drop(columns=list(counted.filter(regex="^p_"))).assign(probability=likeliest)
 
@@ -268,7 +268,7 @@ def show_pages(tracking_uri: str) -> None:
 
     # not through rich, which would break the lines that are to be copied
     print("Runs and their artifacts:")
-    if get_current_settings().api.url:
+    if get_current_settings().ui_url:  # which a server for the time of a command has not
         print(f"  {get_current_settings().ui_url}/runs")
     else:
         print(f"  {_command('python')} -m flows.server\n  then open http://127.0.0.1:4200/runs")

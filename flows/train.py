@@ -6,10 +6,10 @@ from pathlib import Path
 
 from prefect import flow
 
+from bincount import preflight
 from bincount.data import manifest
 from bincount.data.manifest import Snapshot
 from bincount.data.pictures import DECODER_VERSION
-from bincount.evaluation import promotion as promotion_rules
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision
 from bincount.registry import Version
@@ -70,8 +70,7 @@ def train(
     places = Workspace(root=workspace)
     dataset = places.dataset(data)
     timings = Timings()
-    chosen = manifest.open_snapshot(dataset / "snapshots" / snapshot) if snapshot else manifest.latest(dataset)
-    promotion_rules.check(promotion, chosen.classes)
+    chosen = preflight.check_train(data, training, registry, places, snapshot, launch, promotion)
     training = training_tasks.choose_arithmetic(training)
     find_folder = partial(places.run, chosen.digest, images, decoder=DECODER_VERSION)
     folder = find_folder(training)

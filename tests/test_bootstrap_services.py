@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -24,8 +24,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Pending, Running
 from servers import wait_for
 
+from bincount import preflight
+from bincount.data import source
 from bincount.errors import ServiceUnavailable, SettingsError
-from flows import automations, cli
+from flows import automations, cli, temporary
 from flows import bootstrap as setup
 from flows.bootstrap import FLOW_ENVIRONMENT, bootstrap
 from flows.cli import app
@@ -246,17 +248,26 @@ def test_a_deployment_that_cannot_be_made_is_an_error_that_says_why(client, proj
     assert "absent" in str(raised.value)
 
 
+def test_the_runs_that_a_command_starts_are_known_as_ours(monkeypatch, tmp_path):
+    monkeypatch.setattr(temporary, "serving", nullcontext)
+    with cli._flow_runs(None, tmp_path):
+        assert TagsContext.get().current_tags == {automations.TAG}
+
+
 @pytest.mark.parametrize(
     "words",
     [["run"], ["retrain"], ["prepare"], ["train"], ["evaluate"], ["compare", "1", "2"], ["promote"]],
     ids=lambda words: words[0],
 )
-def test_the_runs_that_a_command_starts_are_known_as_ours(words, monkeypatch):
-    found = []
-    monkeypatch.setattr(cli, "_check_services", lambda *_: found.append(TagsContext.get().current_tags) or sys.exit())
+def test_a_command_starts_its_flow_where_runs_are_known_as_ours(words, monkeypatch):
+    entered = []
+    for name in [name for name in dir(preflight) if name.startswith("check_")]:
+        monkeypatch.setattr(preflight, name, lambda *_: None)
+    monkeypatch.setattr(source, "probe", lambda _: None)
+    monkeypatch.setattr(cli, "_flow_runs", lambda *_: entered.append(words) or sys.exit())
     with pytest.raises(SystemExit):
         app(words)
-    assert found == [{automations.TAG}]
+    assert entered == [words]
 
 
 def beat(run: FlowRun, *tags: str, deployment: UUID | None = None) -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 from collections import Counter
 
 import pandas as pd
@@ -227,6 +228,18 @@ def test_splits_that_differ_from_the_last_snapshot_are_found(dataset):
     assert problems[0].remedy.startswith("2 images, such as ")
     (dataset / "splits.parquet").write_bytes(b"")
     assert found(dataset) == [(doctor.SPLITS, "splits.parquet")]
+
+
+def test_a_size_that_was_tried_and_left_is_a_warning_while_another_pack_is_whole(dataset):
+    labelled = manifest.latest(dataset).labelled()
+    packs.update(dataset, ImageConfig(image_size=64), labelled["path"][:5], labelled["sha256"][:5])
+    diagnosis = doctor.diagnose(dataset)
+    assert diagnosis.problems == ()
+    (warning,) = diagnosis.warnings
+    assert warning.startswith("packs/64-squash")
+    assert "`bincount prepare --image-size 64 --resize squash` adds them, or remove the folder" in warning
+    shutil.rmtree(dataset / PACK)
+    assert [kind for kind, _ in found(dataset)] == [doctor.PACK]  # none is whole: the preparation did not end
 
 
 def test_a_pack_is_checked_where_there_is_one(bucket, dataset):

@@ -10,7 +10,7 @@ from drawn_training import IMAGES, draw
 from PIL import Image
 
 from bincount.data import manifest, packs
-from bincount.evaluation import drift
+from bincount.evaluation import batch, drift
 from bincount.evaluation.bootstrap import Interval
 from bincount.evaluation.drift import (
     Accuracy,
@@ -23,8 +23,7 @@ from bincount.evaluation.drift import (
     on_new_images,
     psi,
 )
-from bincount.evaluation.predict import predict_files
-from bincount.settings import Classes, DriftConfig, ImageConfig, TrainConfig
+from bincount.settings import Classes, DataConfig, DriftConfig, ImageConfig, TrainConfig
 from bincount.training.files import ModelSpec
 from bincount.training.model import build, save
 
@@ -269,7 +268,8 @@ def checkpoint(tmp_path_factory):
 
 
 def share_right(checkpoint, folder, rows):
-    counted = predict_files(checkpoint, [folder / path for path in rows["path"]])["count"]
+    found = batch.find([str(folder / path) for path in rows["path"]], DataConfig())
+    counted = batch.predict_inputs(checkpoint, found.inputs)[0]["count"].astype(str)
     return (counted.to_numpy() == rows["class_name"].to_numpy()).mean()
 
 

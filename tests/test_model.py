@@ -7,11 +7,9 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from bins import png
-from PIL import Image
 
-from bincount.errors import ModelNotFound, SettingsError, SourceError, WeightsUnavailable
-from bincount.evaluation.predict import predict_files, predict_images
+from bincount.errors import ModelNotFound, SettingsError, WeightsUnavailable
+from bincount.evaluation.predict import predict_images
 from bincount.settings import MODELS, Classes, ImageConfig, TrainConfig
 from bincount.training.files import ModelSpec
 from bincount.training.model import build, load, load_weights, normalize, probabilities, save
@@ -193,43 +191,10 @@ def test_probabilities_of_chosen_rows_are_those_of_the_whole():
     assert probabilities(network, spec(), pictures(0)).shape == (0, 6)
 
 
-def test_files_are_counted_with_the_expectation_of_the_count(tmp_path):
-    save(tmp_path / "model", build(spec(Classes.parse("1..3"))), spec(Classes.parse("1..3")))
-    paths = [tmp_path / "one.jpg", tmp_path / "two.png"]
-    for path, picture in zip(paths, pictures(2), strict=True):
-        Image.fromarray(picture).resize((80, 60)).save(path)
-    table = predict_files(tmp_path / "model", paths)
-    assert table.columns.tolist() == ["path", "count", "expected_count", "p_1", "p_2", "p_3"]
-    assert table["path"].tolist() == [str(path) for path in paths]
-    shares = table[["p_1", "p_2", "p_3"]].to_numpy()
-    np.testing.assert_allclose(table["expected_count"], shares @ [1, 2, 3], atol=1e-5)
-    assert table["count"].tolist() == [str(label + 1) for label in shares.argmax(axis=1)]
-
-
 def test_classes_without_order_have_no_expectation():
     kinds = spec(Classes.parse("good,defective"))
     table = predict_images(build(kinds), kinds, list(pictures(2)))
     assert table.columns.tolist() == ["count", "p_good", "p_defective"]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        None,
-        b"not an image",
-        b"DDS " + bytes(144),
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        png(10_000, 9_000),
-    ],
-    ids=["missing", "text", "a texture", "PostScript", "too many pixels"],
-)
-def test_a_file_that_is_no_image_is_named(tmp_path, content):
-    save(tmp_path / "model", build(spec()), spec())
-    path = tmp_path / "broken.jpg"
-    if content:
-        path.write_bytes(content)
-    with pytest.raises(SourceError, match=r"broken\.jpg"):
-        predict_files(tmp_path / "model", [path])
 
 
 # --- weights of a model that was trained here ------------------------------------------------------------------------

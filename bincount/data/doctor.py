@@ -81,7 +81,8 @@ class Problem:
 class Diagnosis:
     """How a dataset is: num_good bins in it, set_aside by kind of reason, and what is wrong with it.
 
-    warnings are of the last snapshot, for a person to put right at the source: photos that stand in two classes.
+    warnings are of the last snapshot, for a person to look at: photos that stand in two classes, packs of sizes that
+    were tried and left.
     """
 
     num_good: int
@@ -121,11 +122,13 @@ def diagnose(dataset: Path, *, quick: bool = False) -> Diagnosis:
     aside, warnings = Counter(bins.loc[~good, "reason"].map(sync.kind)), ()
     if latest := _latest(dataset, problems):
         rows = latest.read()
-        problems += [*_wrong_splits(dataset, latest, rows), *_incomplete_packs(dataset, rows)]
+        problems += _wrong_splits(dataset, latest, rows)
+        incomplete, abandoned = _incomplete_packs(dataset, rows)
+        problems += incomplete
         left_out = rows.assign(kind=rows["reason"].map(sync.kind))
         left_out = left_out[left_out["kind"].isin(LEFT_OUT) & left_out["image_id"].isin(bins.loc[good, "image_id"])]
         aside += Counter(left_out["kind"])
-        warnings = tuple(filter(None, [balance.contradictions(rows)]))
+        warnings = tuple(filter(None, [balance.contradictions(rows), *abandoned]))
     return Diagnosis(len(bins) - aside.total(), aside, tuple(problems), warnings)
 
 
@@ -387,16 +390,25 @@ def _damaged_rows(pack: packs.Pack) -> list[int]:
         return damaged
 
 
-def _incomplete_packs(dataset: Path, rows: pd.DataFrame) -> Iterator[Problem]:
+def _incomplete_packs(dataset: Path, rows: pd.DataFrame) -> tuple[list[Problem], list[str]]:
+    """Find the packs that lack images of the last snapshot: as problems, or as warnings where another one has all.
+
+    Then they are of sizes that were tried and left, which harm nothing: a training at such a size adds what is missing.
+    """
     digests = rows.loc[rows["split"].notna(), "sha256"]
+    found, num_complete = [], 0
     for pack, name in _packs(dataset):
         if name.is_older:
             continue
         try:
             pack.locate(digests)
+            num_complete += 1
         except DatasetError:
             adds = f"{_again(name)} adds them, or remove the folder"
-            yield Problem(PACK, f"packs/{pack.folder.name}", f"it lacks images of the last snapshot; {adds}")
+            found.append(Problem(PACK, f"packs/{pack.folder.name}", f"it lacks images of the last snapshot; {adds}"))
+    if num_complete:
+        return [], [f"{problem.where}: {problem.remedy}" for problem in found]
+    return found, []
 
 
 def _again(name: packs.Name) -> str:

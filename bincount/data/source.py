@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -63,6 +63,21 @@ TIMEOUT = timedelta(seconds=30)  # of one request with its body
 MAX_RETRIES = 5
 RETRY_TIMEOUT = timedelta(seconds=60)  # after this long no request is begun again
 FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=0.2), timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the client waits for a server, and how often it asks again."""
+
+    connect: timedelta = CONNECT_TIMEOUT
+    timeout: timedelta = TIMEOUT
+    retries: int = MAX_RETRIES
+    retry_timeout: timedelta = RETRY_TIMEOUT
+
+
+PATIENT = Patience()
+# Whether there is a server at all is known sooner: the error comes within 20 seconds, however it fails to answer.
+PROBE = Patience(timedelta(seconds=4), timedelta(seconds=8), retries=2, retry_timeout=timedelta(seconds=7))
 
 
 class ObjectMissing(Exception):
@@ -151,6 +166,11 @@ class Source:
         del bins
         pa.default_memory_pool().release_unused()  # else Arrow keeps twice the listing for later
         return Listing(frame, ignored, skipped)
+
+    def list_keys(self) -> list[str]:
+        """List every object's key, whatever it is."""
+        with _errors_explained(self.url, "cannot be listed", config=self.config):
+            return [key for page in self._pages("", Skipped(), exact=False) for key in page["key"].to_pylist()]
 
     def image_key(self, image_id: str) -> str:
         return f"bin-images/{image_id}.jpg" if self.has_records else image_id
@@ -292,6 +312,32 @@ def open_source(config: DataConfig) -> Source:
     return Source(store=store, url=config.source, layout=layout, config=config)
 
 
+def check(config: DataConfig) -> None:
+    """Raise SourceError where the source is no address or no folder."""
+    _open_store(config)
+
+
+def probe(config: DataConfig) -> DataConfig:
+    """Ask a bucket for its first key, with little patience: what cannot be reached is told within 20 seconds.
+
+    Returns the settings with the region that the server names. Raises SourceUnavailable when it does not answer, and
+    SourceError when it does not let us read.
+    """
+    store = _open_store(config, PROBE)
+    if isinstance(store, Path):
+        return config
+    try:
+        with _errors_explained(config.source, "cannot be reached", config=config), suppress(InvalidPathError):
+            next(iter(obstore.list(store, chunk_size=1)), None)  # a key that no path can be is an answer too
+    except WrongRegion as error:
+        if config.region or error.region == ANOTHER:
+            raise
+        return probe(config.model_copy(update={"region": error.region}))
+    except SourceUnavailable as error:
+        raise SourceUnavailable(f"{error}; check the network, --source and --endpoint, and run again") from error
+    return config
+
+
 def first_bins(image_ids: pd.Series, limit: int | None) -> pd.Series:
     """The first `limit` ids in the order in which a limited dataset grows.
 
@@ -323,7 +369,7 @@ def is_padded(image_ids: pd.Series) -> np.ndarray:
     return image_ids.str.fullmatch("[0-9]{5,18}").to_numpy(bool)
 
 
-def _open_store(config: DataConfig) -> Path | S3Store:
+def _open_store(config: DataConfig, patience: Patience = PATIENT) -> Path | S3Store:
     if not config.source.startswith("s3://"):
         if "://" in config.source:
             raise SourceError(f"{mask_credentials(config.source)} is neither s3://BUCKET nor a folder")
@@ -338,13 +384,13 @@ def _open_store(config: DataConfig) -> Path | S3Store:
         bucket,
         prefix=prefix or None,
         client_options={
-            "connect_timeout": CONNECT_TIMEOUT,
-            "timeout": TIMEOUT,
+            "connect_timeout": patience.connect,
+            "timeout": patience.timeout,
             "allow_http": (access.endpoint(config) or "").startswith("http://"),
         },
         retry_config={
-            "max_retries": MAX_RETRIES,
-            "retry_timeout": RETRY_TIMEOUT,
+            "max_retries": patience.retries,
+            "retry_timeout": patience.retry_timeout,
             "backoff": {"init_backoff": FIRST_WAIT, "max_backoff": LONGEST_WAIT, "base": 2},
         },
         **access.store_options(config),

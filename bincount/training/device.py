@@ -30,13 +30,22 @@ class Arithmetic:
         return ", ".join(parts + ["compiled"] * self.compiled)
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of a setting. Raises SettingsError when it asks for a GPU that is not there."""
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose_device(name: str, local_rank: int = 0, num_processes: int | None = None) -> torch.device:
+    """The device of a setting. Raises SettingsError when there is no such device, or not one for each process.
+
+    num_processes: of this host; by default as many as torchrun says
+    """
+    if name not in DEVICES:
+        raise SettingsError(f"there is no device {name!r}; choose from {', '.join(DEVICES)} with --device")
     if name == "cuda" and not torch.cuda.is_available():
         raise SettingsError("this machine has no GPU that torch can use; train with `--device auto` or `--device cpu`")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    num_gpus, num_processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    num_gpus = torch.cuda.device_count()
+    num_processes = num_processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if num_processes > num_gpus:
         raise SettingsError(f"this machine has {num_gpus} GPUs; give --nproc-per-node no more than that")
     return torch.device("cuda", local_rank)

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from bincount import disk
 from bincount.data.pictures import DECODER_VERSION
 from bincount.disk import read_sealed, sealed, written_whole
-from bincount.errors import DiskFull, ModelDamaged, ModelNotFound, TrainingFailed
+from bincount.errors import DiskFull, ModelDamaged, ModelNotFound, SettingsError, TrainingFailed, WeightsUnavailable
 from bincount.settings import Classes, ImageConfig, ModelName, Settings, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,18 @@ class ModelSpec(Settings):
     def images(self) -> ImageConfig:
         """How packs.decode makes pictures for this model."""
         return ImageConfig(image_size=self.image_size, resize=self.resize)
+
+
+def check_initial_weights(config: TrainConfig) -> None:
+    """Raise WeightsUnavailable where a training would start from a file that is not there, or SettingsError."""
+    if config.weights == "imagenet" and config.model == "small":
+        raise SettingsError("there are no ImageNet weights for the model small; train it with `--weights none`")
+    if config.weights in ("imagenet", "none"):
+        return
+    if not Path(config.weights).is_file():
+        raise WeightsUnavailable(
+            f"there is no weights file {config.weights}; give `--weights` a .pth or .safetensors file, imagenet or none"
+        )
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ def train_in_subprocess(
             _command(launch, folder / "request.json", Path(meeting)),
             env=_environment(launch) | os.environ | _on_loopback(launch, Path(meeting)) | {PARENT_HOLDS_STDIN: "1"},
             stdin=subprocess.PIPE,  # never written to: its end tells the trainer that this process is gone
+            start_new_session=True,  # Ctrl-C reaches this process alone, which stops the trainer with its checkpoint
             stdout=subprocess.PIPE,
             text=True,
             errors="replace",
@@ -92,7 +93,7 @@ def train_in_subprocess(
             last_lines = _relay(_watched(process.stdout, folder, on_epoch))
             process.wait()
         finally:
-            _stop(process)
+            _stop(process, alone=launch.nproc_per_node == launch.nnodes == 1)
             on_epoch(_history(folder))
     trained = Trained.read(folder)
     if trained is None:
@@ -178,11 +179,14 @@ def _relay(lines: Iterable[str]) -> list[str]:
     return list(last_lines)
 
 
-def _stop(process: subprocess.Popen) -> None:
-    if process.poll() is None:
+def _stop(process: subprocess.Popen, *, alone: bool) -> None:
+    """Let the trainer write its checkpoint and end. Several are told by the end of standard input: torchrun would log
+    a signal as a failure of its own.
+    """
+    if alone and process.poll() is None:
         process.terminate()
     try:
-        process.communicate(timeout=SECONDS_TO_STOP)
+        process.communicate(timeout=SECONDS_TO_STOP)  # which closes standard input
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()

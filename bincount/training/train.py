@@ -617,7 +617,7 @@ def main() -> None:
     sys.excepthook = _end_broken
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started it, who sends SIGTERM
     if PARENT_HOLDS_STDIN in os.environ:
         threading.Thread(target=_stop_when_parent_ends, args=(stop,), daemon=True).start()
 
