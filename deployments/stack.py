@@ -118,7 +118,7 @@ class StackConfig(Settings):
             "MLFLOW_PORT": str(self.mlflow_port),
             "MLFLOW_TRACKING_URI": self.mlflow,
             # As a run without server has it, so that the server shows those runs too.
-            "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self.workspace / 'mlflow.db'}",
+            "MLFLOW_BACKEND_STORE_URI": places.own_tracking_uri,
             "MLFLOW_ARTIFACTS_DESTINATION": str(places.artifacts),
             # MLflow's own list has patterns, such as 10.*, that names of strangers match.
             "MLFLOW_SERVER_ALLOWED_HOSTS": "127.0.0.1:*,localhost:*,[[]::1]:*",
