@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
@@ -65,6 +65,7 @@ from mlflow.entities import (
     Metric,
     Param,
     RunTag,
+    ViewType,
 )
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model, infer_signature
@@ -92,6 +93,7 @@ LONGEST_DESCRIPTION = 5000
 LONGEST_TAG = 5000
 LONGEST_PAUSE = 30  # seconds between two tries while MLflow is away; the first is 1 s, and each twice the one before
 VERSIONS_AT_ONCE = 10_000  # in one answer of a server
+RUNS_AT_ONCE = 100  # in one question
 NUM_NAMED = 20  # versions in an error
 SECONDS_TO_MIGRATE = 180  # dozens of migrations, on a busy machine
 SECONDS_TO_SETTLE = 3  # between two looks at tables that another is making
@@ -363,6 +365,21 @@ class Registry:
     def params(self, version: Version) -> dict[str, str]:
         """The settings that a version was trained with."""
         return self.client.get_run(version.run_id).data.params
+
+    def tags_of_runs(self, run_ids: Collection[str]) -> dict[str, Mapping[str, str]]:
+        """The tags of runs of whatever experiment, deleted ones too; none of one that was removed for good."""
+        ids, tags = sorted(run_ids), {run_id: {} for run_id in run_ids}
+        experiments, token = [], None
+        while ids and (token or not experiments):
+            page = self.client.search_experiments(view_type=ViewType.ALL, page_token=token)
+            experiments += [experiment.experiment_id for experiment in page]
+            token = page.token
+        for start in range(0, len(ids), RUNS_AT_ONCE):
+            asked = ", ".join(f"'{run_id}'" for run_id in ids[start : start + RUNS_AT_ONCE])
+            condition = f"attributes.run_id IN ({asked})"
+            found = self.client.search_runs(experiments, condition, ViewType.ALL, max_results=RUNS_AT_ONCE)
+            tags |= {run.info.run_id: run.data.tags for run in found}
+        return tags
 
     def was_trained_with(self, version: Version, settings: Mapping) -> bool:
         """Whether a version's settings are these, as far as it has them; an older release may have had fewer."""

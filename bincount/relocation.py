@@ -82,8 +82,11 @@ def _rows(connection: sqlite3.Connection) -> Iterator[tuple[str, str, int, str]]
 def _is_here(rows: list[tuple], before: Path, artifacts: Path) -> bool:
     """Whether the files that were in one folder are now in the other.
 
-    Else the database and the files lie in two places on purpose, or the disk with the files is not mounted now.
+    Else both are one folder, by a link or a second mount, the files lie apart from the database on purpose, or the disk
+    that they are on is not mounted now.
     """
+    if before.exists() and artifacts.exists() and before.samefile(artifacts):
+        return False
     inside = [_below(location, before) for table, *_, location in rows if table != "experiments"]
     if any((artifacts / place).exists() for place in inside):
         return True

@@ -33,7 +33,6 @@ from filelock import FileLock, Timeout
 from bincount import registry as mlflow_registry
 from bincount.database import sqlite_path
 from bincount.errors import BincountError, ModelDamaged, ModelNotFound, ServiceUnavailable, mask_credentials
-from bincount.ledger import unless_gone
 from bincount.registry import MODEL_TAG, RUN_TAG, Registry
 from bincount.settings import RetentionConfig, Workspace
 from bincount.training.files import Trained, weights_digest
@@ -236,16 +235,20 @@ class _Versions:
     """The versions of all registered models, as often as they are asked for; each run is read once."""
 
     def __init__(self, registry: Registry):
-        self._client = registry.client
+        self._registry, self._client = registry, registry.client
         self._runs: dict[str, Mapping[str, str]] = {}
 
     def read(self) -> Needs:
         """What they need now. Raises ServiceUnavailable."""
         with self._explained():
+            versions = list(self._all())
+            self._runs |= self._registry.tags_of_runs(
+                {version.run_id for version in versions if version.run_id} - self._runs.keys()
+            )
             return Needs.told_by(
                 (f"{version.name} version {version.version}", *tag)
-                for version in self._all()
-                for tag in (*version.tags.items(), *self._run(version.run_id).items())
+                for version in versions
+                for tag in (*version.tags.items(), *self._runs.get(version.run_id, {}).items())
             )
 
     def last_change(self) -> tuple:
@@ -271,14 +274,6 @@ class _Versions:
         while page.token:
             page = self._client.search_model_versions(max_results=VERSIONS_AT_ONCE, page_token=page.token)
             yield from page
-
-    def _run(self, run_id: str | None) -> Mapping[str, str]:
-        """The tags of a run; none where it was removed for good."""
-        if run_id not in self._runs:
-            self._runs[run_id] = {}
-            with unless_gone():
-                self._runs[run_id] = self._client.get_run(run_id).data.tags if run_id else {}
-        return self._runs[run_id]
 
 
 def _needs_in_workspace(workspace: Workspace, registry: Registry) -> Needs:

@@ -376,7 +376,11 @@ def test_a_training_that_begins_during_the_removal_keeps_the_others_on_its_snaps
 def test_the_cost_of_a_removal_grows_with_the_number_of_places_and_not_with_its_square(workspace, monkeypatch):
     register(workspace, run_of(workspace, LAST), LAST)
     reg, calls = opened(workspace), []
-    for owner, name in ((retention, "_measure"), (retention, "_reasons_to_stay"), (registry.MlflowClient, "get_run")):
+    for owner, name in (
+        (retention, "_measure"),
+        (retention, "_reasons_to_stay"),
+        (registry.MlflowClient, "search_runs"),
+    ):
         monkeypatch.setattr(owner, name, counted(getattr(owner, name), calls))
     search = registry.MlflowClient.search_model_versions
     monkeypatch.setattr(registry.MlflowClient, "search_model_versions", counted(search, calls))

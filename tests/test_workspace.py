@@ -222,6 +222,21 @@ def test_files_that_lie_elsewhere_on_purpose_stay_there(tmp_path):
     assert paths(workspace.root) == before
 
 
+def test_where_a_link_leads_from_the_old_place_to_the_new_both_can_be_used(tmp_path):
+    old, new = with_model(tmp_path / "old", tmp_path), Workspace(root=tmp_path / "new")
+    old.root.rename(new.root)
+    old.root.symlink_to(new.root)
+    before = paths(new.root)
+
+    assert has_its_model(new)
+    assert has_its_model(old)
+    assert paths(new.root) == before
+
+    old.root.unlink()
+    assert has_its_model(new)
+    assert paths(new.root) != before
+
+
 def test_locations_that_are_no_local_folders_stay(tmp_path):
     workspace = Workspace(root=with_database(tmp_path / "ws"))
     with closing(sqlite3.connect(workspace.root / "mlflow.db")) as connection:
