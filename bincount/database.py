@@ -39,9 +39,11 @@ def has_secret(uri: str) -> bool:
     return mask_credentials(named) != named
 
 
-def without_credentials(uri: str) -> str:
-    """Return the address of a server as a link to its pages: without a name and a password in it."""
-    parts = urlsplit(uri)
+def pages_of(uri: str) -> str:
+    """Return the link to a server's pages, without a name and a password in it; empty where the URI tells none."""
+    if not uri.startswith(("http://", "https://")):
+        return ""
+    parts = urlsplit(uri.rstrip("/"))
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bincount.data import sync
-from bincount.database import has_secret, is_server, without_credentials
+from bincount.database import has_secret, is_server, pages_of
 from bincount.evaluation import card
 from bincount.settings import SPLITS, RetrainConfig
 from bincount.text import CONTROL, escape_markdown, markdown_link
@@ -273,10 +273,10 @@ def show_pages(tracking_uri: str) -> None:
     else:
         print(f"  {_command('python')} -m flows.server\n  then open http://127.0.0.1:4200/runs")
     print("Models, curves and plots:")
-    if tracking_uri.startswith(("http://", "https://")):
-        print(f"  {without_credentials(tracking_uri).rstrip('/')}/#/models")
+    if pages := pages_of(tracking_uri):
+        print(f"  {pages}/#/models")
     elif is_server(tracking_uri):
-        print(f"  {tracking_uri}")
+        print(f"  in {tracking_uri}")
     else:
         store = '"$MLFLOW_TRACKING_URI"' if has_secret(tracking_uri) else shlex.quote(tracking_uri)
         print(f"  {_command('mlflow')} server --backend-store-uri {store}\n  then open http://127.0.0.1:5000/#/models")

@@ -22,7 +22,7 @@ from bincount import registry
 from bincount.data import balance
 from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.database import is_server, without_credentials
+from bincount.database import pages_of
 from bincount.evaluation import card
 from bincount.evaluation.evaluate import Evaluation, columns, mistakes, suspects
 from bincount.evaluation.metrics import reliability
@@ -139,9 +139,8 @@ def _log_training(opened: Registry, run_id: str, folder: Path) -> list[dict]:
 
 def version_page(version: Version, tracking_uri: str) -> str:
     """Where MLflow shows a version; empty without a server."""
-    if not is_server(tracking_uri):
-        return ""
-    return f"{without_credentials(tracking_uri).rstrip('/')}/#/models/{quote(version.name)}/versions/{version.version}"
+    pages = pages_of(tracking_uri)
+    return f"{pages}/#/models/{quote(version.name)}/versions/{version.version}" if pages else ""
 
 
 def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snapshot: Snapshot, pack: Pack) -> None:

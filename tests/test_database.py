@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from bins import add_bin
 from mlflow.exceptions import MlflowException
 from servers import with_database
 from sqlalchemy.exc import OperationalError
@@ -181,9 +182,7 @@ def test_a_database_that_refuses_is_not_asked_again(said):
     assert "SECRET" not in str(error)
 
 
-@pytest.mark.parametrize(
-    "uri", ["databricks", "file:///mlruns", "mlruns", "s3://bucket/mlflow", "postgres://host/name", ""]
-)
+@pytest.mark.parametrize("uri", ["uc", "file:///mlruns", "mlruns", "s3://bucket/mlflow", "postgres://host/name", ""])
 def test_what_mlflow_cannot_be_kept_in_is_refused_with_what_can(uri):
     with pytest.raises(SettingsError, match=r"(http, https|postgresql\+psycopg)"):
         database.check(uri)
@@ -223,10 +222,15 @@ def test_what_mlflow_answers_is_no_failure_of_the_database(workspace):
         open_in(workspace).client.get_run("0" * 32)
 
 
-@pytest.mark.parametrize("command", [["models"], ["predict", "x.jpg"], ["rollback"], ["gc"], ["run"], ["train"]])
+@pytest.mark.parametrize(
+    "command", [["models"], ["predict", "x.jpg"], ["rollback"], ["gc"], ["run", "--source", "bins"]]
+)
 def test_a_command_says_it_in_one_line_before_anything_starts(tmp_path, monkeypatch, capsys, command):
     (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
-    monkeypatch.setattr(sys, "argv", ["bincount", *command, "--workspace", str(tmp_path)])
+    add_bin(tmp_path / "bins", "00001")
+    monkeypatch.chdir(tmp_path)
+    small = ["--model", "small", "--weights", "none"] if "run" in command else []
+    monkeypatch.setattr(sys, "argv", ["bincount", *command, *small, "--workspace", str(tmp_path)])
 
     with pytest.raises(SystemExit) as ended:
         cli.main()

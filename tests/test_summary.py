@@ -90,3 +90,9 @@ def test_the_way_to_the_pages_is_shown_without_the_password(capsys, uri):
     said = capsys.readouterr().out
     assert "SECRET" not in said
     assert "https://mlflow.example.org/#/models" in said or '--backend-store-uri "$MLFLOW_TRACKING_URI"' in said
+
+
+def test_a_managed_mlflow_is_named_where_its_uri_is_no_link(capsys):
+    summary.show_pages("databricks://profile")
+
+    assert "  in databricks://profile\n" in capsys.readouterr().out
