@@ -431,11 +431,12 @@ def _cut_off_unfinished(pack: Pack) -> int:
     rows = len(pack)
     for name, size in _sizes(pack.image_size).items():
         path = pack.folder / name
-        if not rows:  # a file is lost: who still reads the others is not to lose what they have open
-            path.unlink(missing_ok=True)
         path.touch()
         if path.stat().st_size > rows * size:
-            os.truncate(path, rows * size)
+            if rows:
+                os.truncate(path, rows * size)
+            else:  # a file is lost: who has the others open is not to lose what is in them
+                path.unlink()
     return rows
 
 
