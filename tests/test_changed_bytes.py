@@ -235,6 +235,19 @@ def test_what_stopped_a_night_stops_no_other(bucket, dataset):
     assert found(dataset) == []
 
 
+@pytest.mark.parametrize("name", [packs.IMAGES, packs.CHECKSUMS, packs.DIGESTS])
+def test_a_pack_that_lost_a_file_is_told_and_made_anew_and_who_has_it_open_reads_on(bucket, dataset, name):
+    pack = packs.open_pack(dataset, SMALL)
+    expected = pack.images[:]
+    (pack.folder / name).unlink()
+    assert (doctor.PACK, "packs/32-squash-v2") in found(dataset)
+    snapshot, again = prepare(bucket, dataset)
+    rows = again.locate(snapshot.labelled()["sha256"])
+    assert np.array_equal(np.sort(again.images[rows], axis=0), np.sort(expected, axis=0))
+    assert np.array_equal(pack.images[:], expected)
+    assert found(dataset) == []
+
+
 def test_an_interrupted_run_may_have_written_pictures_and_checksums_without_digests(dataset):
     pack = packs.open_pack(dataset, SMALL)
     rows = len(pack)

@@ -178,6 +178,12 @@ def test_the_weights_of_another_model_of_the_same_kind_are_refused(model, tmp_pa
         models.load(model)
 
 
+def test_no_training_starts_from_a_model_whose_weights_changed(model):
+    flip(model / "model.safetensors")
+    with pytest.raises(ModelDamaged, match=r"model\.safetensors is damaged"):
+        models.load_weights(models.build(read_spec(model)), "small", str(model / "model.safetensors"))
+
+
 # A registered model
 
 

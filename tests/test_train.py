@@ -506,7 +506,7 @@ def test_a_trainer_that_has_no_room_even_for_its_error_says_so_all_the_same(tmp_
     def full(*_):
         raise DiskFull("no room")
 
-    monkeypatch.setattr(files, "write_json", full)
+    monkeypatch.setattr(files, "write_sealed", full)
     files.write_error(tmp_path, DiskFull("no room"), rank=0)
     assert read_error(tmp_path)["type"] == "DiskFull"
     assert "free some space and run again" in read_error(tmp_path)["message"]

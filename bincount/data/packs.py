@@ -433,7 +433,10 @@ def _cut_off_unfinished(pack: Pack) -> int:
         path = pack.folder / name
         path.touch()
         if path.stat().st_size > rows * size:
-            os.truncate(path, rows * size)
+            if rows:
+                os.truncate(path, rows * size)
+            else:  # a file is lost: who has the others open is not to lose what is in them
+                path.unlink()
     return rows
 
 

@@ -157,8 +157,7 @@ class Trained:
         del result["folder"]  # it can be moved
         if (self.folder / "history.json").exists():
             result[HISTORY] = _checksum(self.folder / "history.json")
-        with written_whole(self.folder / "trained.json") as temporary:
-            temporary.write_text(sealed(result))
+        write_sealed(self.folder / "trained.json", result)
 
 
 def find_finished(folder: Path) -> Trained | None:
@@ -214,8 +213,7 @@ def _checksum(path: Path) -> str:
 
 
 def write_request(path: Path, request: Request) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(sealed(request.model_dump(mode="json")))
+    write_sealed(path, request.model_dump(mode="json"))
 
 
 def read_request(path: Path) -> Request:
@@ -246,8 +244,7 @@ def read_error(folder: Path) -> dict[str, str] | None:
 def write_error(folder: Path, error: Exception, rank: int) -> None:
     path = folder / f"error-{rank}.json"
     try:
-        with written_whole(path) as temporary:
-            temporary.write_text(sealed(_described(error)))
+        write_sealed(path, _described(error))
     except DiskFull:
         path.touch()  # no words, which takes no room and says enough
 
@@ -269,8 +266,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write how to use the weights in a folder."""
-    with written_whole(folder / "model.json") as temporary:
-        temporary.write_text(sealed(spec.model_dump(mode="json")))
+    write_sealed(folder / "model.json", spec.model_dump(mode="json"))
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -321,3 +317,9 @@ def model_digest(checkpoint: Path) -> str:
 def write_json(path: Path, content: dict | list) -> None:
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2))
+
+
+def write_sealed(path: Path, content: dict) -> None:
+    """Write what disk.read_sealed reads."""
+    with written_whole(path) as temporary:
+        temporary.write_text(sealed(content))

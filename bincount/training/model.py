@@ -88,7 +88,8 @@ def load_weights(model: nn.Module, name: str, weights: str, seed: int = 0) -> No
 
     name is the model's, weights as in TrainConfig. Of a file that save wrote the head is taken too when it has the same
     outputs, and of several members the one that the seed falls on. Whatever else a file holds, such as a head of its
-    own, is left out. Raises WeightsUnavailable when the weights cannot be read or lack a tensor of the backbone.
+    own, is left out. Raises WeightsUnavailable when the weights cannot be read or lack a tensor of the backbone,
+    and ModelDamaged when they are not what save wrote.
     """
     if weights == "none":
         return
@@ -141,6 +142,8 @@ def _fetch_imagenet(name: str) -> dict[str, Tensor]:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.name == WEIGHTS and (path.parent / "model.json").exists():
+        check_weights(path.parent, read_spec(path.parent))
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
