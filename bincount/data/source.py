@@ -286,8 +286,8 @@ def open_source(config: DataConfig) -> Source:
         )  # the environment's is no more than a hint
     if config.keep_splits and layout != "splits":
         raise SettingsError(
-            f"--keep-splits needs folders train/, val/ and test/ above the classes; {config.source} is read in the layout "
-            f"{layout}, see --layout"
+            f"--keep-splits needs folders train/, val/ and test/ above the classes; {config.source} is read in the "
+            f"layout {layout}, see --layout"
         )
     return Source(store=store, url=config.source, layout=layout, config=config)
 
