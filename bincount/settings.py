@@ -341,7 +341,10 @@ class RetrainConfig(Settings):
         description="take so many more bins of the source each night, where it does not grow by itself [default: all]",
     )
     min_new_images: int = Field(
-        500, ge=1, description="train only when so many images are new or changed since the champion's training"
+        500,
+        ge=1,
+        description="train only when so many images are new or changed since the champion's training, or without a "
+        "champion since the last one",
     )
     warm_start: bool = Field(
         False, description="start from the champion's weights where it is a model of the same kind, not from `weights`"
