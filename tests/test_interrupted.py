@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from bins import jpeg, record
 from faulty_s3 import FaultyS3
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from servers import prefect_server, wait_for, with_database, with_prefect_database
 
 from bincount.data import drawn
@@ -158,7 +160,8 @@ def test_on_a_server_of_its_own_a_run_has_crashed_too_and_is_not_running_for_eve
             started.press()
             assert started.end() == 130
             assert_one_line(started, "what was fetched and packed is kept")
-        assert flow_states(home) == ["CRASHED"]
+        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+            assert [flow_run.state.name for flow_run in client.read_flow_runs()] == ["Crashed"]
 
 
 @pytest.mark.services

@@ -79,7 +79,12 @@ def test_shells_can_complete_commands_and_options():
 
 # --- options that have an effect --------------------------------------------------------------------------------------
 
-DATASET = {"source", "only_listed", "endpoint"}  # which dataset is meant; what is in it was decided by a prepare
+DATASET = {
+    "source",
+    "keep_splits",
+    "only_listed",
+    "endpoint",
+}  # which dataset is meant; what is in it was decided by a prepare
 ALL = {
     model: set(model.model_fields)
     for model in (
@@ -103,7 +108,18 @@ OPTIONS = {
     "prepare": ALL[DataConfig] | ALL[ImageConfig] | ALL[RunnerConfig] | {"workspace"},
     "train": A_RUN - ALL[DataConfig] - ALL[RunnerConfig] | DATASET | {"snapshot"},
     "evaluate": {"model"} | DATASET | ALL[RegistryConfig] | {"device", "workspace"},
-    "predict": {"pictures", "model", "device", "output", "region", "endpoint", "unsigned", "limit", "concurrency"}
+    "predict": {
+        "pictures",
+        "model",
+        "device",
+        "output",
+        "region",
+        "endpoint",
+        "unsigned",
+        "requester_pays",
+        "limit",
+        "concurrency",
+    }
     | ALL[RegistryConfig]
     | {"workspace"},
     "models": {"newest"} | ALL[RegistryConfig] | {"workspace"},
