@@ -1,5 +1,6 @@
-"""Every command in the README can be typed."""
+"""Every command in the README can be typed, and every promise in docs/guarantees.md names tests that exist."""
 
+import ast
 import os
 import re
 import shlex
@@ -61,3 +62,19 @@ def test_a_file_that_the_readme_points_to_is_there(link):
 def test_every_command_of_the_program_is_in_the_readme():
     mentioned = {words[1] for words in commands("bincount")} | {"demo"}  # which is `make demo`
     assert mentioned == {name for name in app if not name.startswith("-")}
+
+
+GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text()
+PROMISES = re.findall(r"^\| (?!---|fault )(.+?) \| (.+?) \| (.+?) \|$", GUARANTEES, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("fault", "promise", "tests"), PROMISES, ids=[fault[:60] for fault, _, _ in PROMISES])
+def test_a_promise_names_tests_that_exist(fault, promise, tests):
+    named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", tests)
+    assert named
+    assert [name for file, name in named if name not in functions(file)] == []
+
+
+def functions(file):
+    tree = ast.parse((ROOT / "tests" / f"{file}.py").read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
