@@ -12,6 +12,7 @@ from bincount.errors import ModelNotFound
 from bincount.evaluation import promotion
 from bincount.registry import DECISION_TAG
 from bincount.settings import PromotionConfig, RegistryConfig, RetrainConfig, Workspace
+from bincount.text import escape_markdown
 from bincount.training.train import fit
 from tasks import night as night_tasks
 from tasks import promotion as promotion_tasks
@@ -90,7 +91,7 @@ def test_a_first_version_that_does_not_stays_challenger_and_its_card_says_why_an
     assert kept.opened.find_champion() is None
     why = "No champion yet: accuracy is not significantly better than always answering 0 (at 95% confidence); "
     why += "`bincount promote 1 --force` makes it champion all the same"
-    assert f"## Against the majority class\n\n{why}" in kept.opened.card(version)
+    assert f"## Against the majority class\n\n{escape_markdown(why)}" in kept.opened.card(version)
     assert version.tags[DECISION_TAG].startswith(why)
     with pytest.raises(
         ModelNotFound, match="is champion; there are: 1 challenger; name one of them, or make it champion"
