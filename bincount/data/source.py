@@ -69,13 +69,12 @@ FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=0.2), timedelta(seconds=10)
 class Patience:
     """How long the client waits for a server, and how often it asks again."""
 
-    connect: timedelta = CONNECT_TIMEOUT
-    timeout: timedelta = TIMEOUT
-    retries: int = MAX_RETRIES
-    retry_timeout: timedelta = RETRY_TIMEOUT
+    connect: timedelta
+    timeout: timedelta
+    retries: int
+    retry_timeout: timedelta
 
 
-PATIENT = Patience()
 # Whether there is a server at all is known sooner: the error comes within 20 seconds, however it fails to answer.
 PROBE = Patience(timedelta(seconds=4), timedelta(seconds=8), retries=2, retry_timeout=timedelta(seconds=7))
 
@@ -369,7 +368,7 @@ def is_padded(image_ids: pd.Series) -> np.ndarray:
     return image_ids.str.fullmatch("[0-9]{5,18}").to_numpy(bool)
 
 
-def _open_store(config: DataConfig, patience: Patience = PATIENT) -> Path | S3Store:
+def _open_store(config: DataConfig, patience: Patience | None = None) -> Path | S3Store:
     if not config.source.startswith("s3://"):
         if "://" in config.source:
             raise SourceError(f"{mask_credentials(config.source)} is neither s3://BUCKET nor a folder")
@@ -380,6 +379,7 @@ def _open_store(config: DataConfig, patience: Patience = PATIENT) -> Path | S3St
     bucket, prefix = access.bucket_and_prefix(config.source)
     if not bucket:
         raise SourceError("s3:// lacks the bucket's name; write s3://BUCKET")
+    patience = patience or Patience(CONNECT_TIMEOUT, TIMEOUT, MAX_RETRIES, RETRY_TIMEOUT)
     return S3Store(
         bucket,
         prefix=prefix or None,
