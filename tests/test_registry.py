@@ -538,7 +538,7 @@ def test_a_rollback_puts_the_champion_before_back_and_remembers_why(three):
 def test_a_rollback_without_a_champion_names_the_versions_there_are(three):
     opened, _ = three
 
-    with pytest.raises(ModelNotFound, match="no version of .* is champion; there are: 3 challenger, 2, 1"):
+    with pytest.raises(ModelNotFound, match=r"no version of .* is champion; there are: 3 challenger, 2, 1"):
         opened.roll_back(by="Ann", reason="none")
 
 
