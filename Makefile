@@ -34,7 +34,7 @@ down:  ## stop them, unless a run is going; FORCE=1 cancels it
 test: $(READY)  ## the tests, but for those that start servers; two files at a time
 	$(BIN)/python -m pytest -m "not services" --numprocesses 2 --dist loadfile
 
-test-services: $(READY)  ## the tests that start servers and workers, break them, or run whole flows; three files at a time
+test-services: $(READY)  ## the tests that start servers and workers, break them, or run whole flows and benchmarks; three files at a time
 	$(BIN)/python -m pytest -m services --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10
 
 bench-sync: $(READY)  ## how fast a sync is, beside boto3 and s5cmd: 5 minutes and 6 GB; needs nginx

@@ -12,6 +12,8 @@ from bins import add_thirty_bins
 
 from bincount.data import drawn
 
+pytestmark = pytest.mark.services
+
 BENCH = Path(__file__).parent / "bench"
 
 
@@ -71,7 +73,6 @@ def test_the_benchmark_of_a_training(monkeypatch, capsys):
     assert {name for name, *_ in measured} == set(train.MEASUREMENTS)
 
 
-@pytest.mark.services
 def test_the_benchmark_of_nights(api, monkeypatch, tmp_path, capsys):
     add_thirty_bins(tmp_path / "bins")
 
@@ -82,7 +83,6 @@ def test_the_benchmark_of_nights(api, monkeypatch, tmp_path, capsys):
     assert "1 % new / first night: " in said
 
 
-@pytest.mark.services
 def test_the_benchmark_of_accuracy(monkeypatch, tmp_path, capsys):
     drawn.draw(tmp_path / "bins", 300, size=(48, 48))
     recipe = ["--weights", "none", "--model", "small", "--normalization", "imagenet", "--image-size", 32, "--epochs", 1]

@@ -78,6 +78,7 @@ def open_at_once(barrier, roots: list[Path], failures) -> None:
             failures.put(repr(error))
 
 
+@pytest.mark.services
 def test_two_first_runs_at_once_make_one_database(tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier, failures = context.Barrier(2), context.Queue()
