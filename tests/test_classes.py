@@ -72,8 +72,29 @@ def test_a_named_class_without_images_is_an_error_that_names_it_and_the_folders_
 
 def test_folders_whose_names_have_blanks_around_them_are_other_folders_and_suggested(source):
     (source / "good").rename(source / " good ")
-    with pytest.raises(DatasetError, match=r"no class took: ' good ' \(40 images\); did you mean  good \?"):
+    with pytest.raises(
+        DatasetError, match=r"no class took: ' good ' \(40 images\); did you mean ' good '\?.*rename that folder"
+    ):
         build(source)
+
+
+@pytest.mark.parametrize(
+    ("folder", "classes", "words"),
+    [
+        (
+            "good, new",
+            "good,new,defective",
+            "cannot name 'good, new', for its comma or outer blanks: rename that folder",
+        ),
+        ("good\u200b", "good,defective", r"did you mean 'good\u200b'?"),
+        ("very\u00a0good", "very good,defective", r"did you mean 'very\xa0good'?"),
+    ],
+)
+def test_a_folder_whose_name_cannot_be_written_or_seen_is_shown_as_it_is(source, folder, classes, words):
+    (source / "good").rename(source / folder)
+    with pytest.raises(DatasetError) as raised:
+        build(source, classes)
+    assert words in str(raised.value)
 
 
 def test_several_classes_without_images_are_named_together_and_nothing_is_guessed_that_is_not_alike(source):
