@@ -262,6 +262,24 @@ def test_a_photo_that_moved_to_another_class_is_learned_in_the_one_where_it_is(s
     assert splits_of(snapshot)["defective/007b.jpg"] == before["good/007.jpg"]
 
 
+@pytest.mark.parametrize("place", [0, 6, 60, -12])
+def test_a_damaged_list_of_what_is_gone_is_found_and_the_next_prepare_writes_it_again(source, place):
+    build(source)
+    (source / "good" / "007.jpg").unlink()
+    build(source)
+    path = source.parent / "data" / "unlisted.parquet"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(DatasetError, match=r"unlisted.parquet is damaged \(.*\); run `bincount prepare`"):
+        sync.unlisted(source.parent / "data")
+    problems = doctor.diagnose(source.parent / "data", quick=True).problems
+    assert "unlisted.parquet" in [problem.where for problem in problems]
+    build(source)
+    assert sync.unlisted(source.parent / "data") == {"good/007.jpg"}
+
+
 def test_a_photo_removed_from_the_source_is_kept_as_before(source):
     before = splits_of(build(source))
     (source / "good" / "007.jpg").unlink()
