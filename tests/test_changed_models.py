@@ -96,7 +96,7 @@ def test_a_model_of_an_older_release_is_loaded_as_it_is(model):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("temperature", value) for value in (0, -1, float("nan"), float("inf"), "warm", None)),
+        *(("temperature", value) for value in (0, -1, 1e-300, 1e308, float("nan"), float("inf"), "warm", None)),
         *(("members", value) for value in (0, -3, 1.5, 10**9)),
         *(("image_size", value) for value in (0, 31, -224, 100_000, "large")),
         *(("center_crop", value) for value in (0, -0.5, 1.01)),

@@ -72,8 +72,29 @@ def test_a_named_class_without_images_is_an_error_that_names_it_and_the_folders_
 
 def test_folders_whose_names_have_blanks_around_them_are_other_folders_and_suggested(source):
     (source / "good").rename(source / " good ")
-    with pytest.raises(DatasetError, match=r"no class took: ' good ' \(40 images\); did you mean  good \?"):
+    with pytest.raises(
+        DatasetError, match=r"no class took: ' good ' \(40 images\); did you mean ' good '\?.*rename that folder"
+    ):
         build(source)
+
+
+@pytest.mark.parametrize(
+    ("folder", "classes", "words"),
+    [
+        (
+            "good, new",
+            "good,new,defective",
+            "cannot name 'good, new', for its comma or outer blanks: rename that folder",
+        ),
+        ("good\u200b", "good,defective", r"did you mean 'good\u200b'?"),
+        ("very\u00a0good", "very good,defective", r"did you mean 'very\xa0good'?"),
+    ],
+)
+def test_a_folder_whose_name_cannot_be_written_or_seen_is_shown_as_it_is(source, folder, classes, words):
+    (source / "good").rename(source / folder)
+    with pytest.raises(DatasetError) as raised:
+        build(source, classes)
+    assert words in str(raised.value)
 
 
 def test_several_classes_without_images_are_named_together_and_nothing_is_guessed_that_is_not_alike(source):
@@ -239,6 +260,24 @@ def test_a_photo_that_moved_to_another_class_is_learned_in_the_one_where_it_is(s
     assert pd.isna(moved["split"])
     assert moved["reason"] == f"{copies.MOVED}: also defective/007b.jpg as defective"
     assert splits_of(snapshot)["defective/007b.jpg"] == before["good/007.jpg"]
+
+
+@pytest.mark.parametrize("place", [0, 6, 60, -12])
+def test_a_damaged_list_of_what_is_gone_is_found_and_the_next_prepare_writes_it_again(source, place):
+    build(source)
+    (source / "good" / "007.jpg").unlink()
+    build(source)
+    path = source.parent / "data" / "unlisted.parquet"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(DatasetError, match=r"unlisted.parquet is damaged \(.*\); run `bincount prepare`"):
+        sync.unlisted(source.parent / "data")
+    problems = doctor.diagnose(source.parent / "data", quick=True).problems
+    assert "unlisted.parquet" in [problem.where for problem in problems]
+    build(source)
+    assert sync.unlisted(source.parent / "data") == {"good/007.jpg"}
 
 
 def test_a_photo_removed_from_the_source_is_kept_as_before(source):

@@ -51,12 +51,18 @@ def png(width: int, height: int, bits: int, color: int, rows: bytes = b"", trans
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + hidden + data + chunk(b"IEND", b"")
 
 
-def tiff(pixels: np.ndarray, bits: int, sample_format: int = 1, photometric: int = 1, **tags: int) -> bytes:
-    """An uncompressed grey TIFF of one strip; tags are by number, as t322=16."""
+def tiff(pixels: np.ndarray, bits: int, sample_format: int = 1, photometric: int = 1, **tags: int | tuple) -> bytes:
+    """An uncompressed TIFF, grey and of one strip unless tags say else, which are by number, as t322=16."""
     content, (height, width) = pixels.tobytes(), pixels.shape
     entries = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height}
     entries |= {279: len(content), 339: sample_format} | {int(name[1:]): value for name, value in tags.items()}
-    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
+    directory = b""
+    for tag, value in sorted(entries.items()):
+        if isinstance(value, tuple):
+            directory += struct.pack("<HHII", tag, 4, len(value), 8 + len(content))
+            content += struct.pack(f"<{len(value)}I", *value)
+        else:
+            directory += struct.pack("<HHII", tag, 4, 1, value)
     return (
         b"II*\0"
         + struct.pack("<I", 8 + len(content))
@@ -308,6 +314,17 @@ DEEP = {
 }
 
 
+def planes_of_16_bits() -> bytes:
+    """Grey as RGB, first all that is red, then green, then blue."""
+    planes = np.tile((LEVELS * 257).astype("<u2"), (3, 1))
+    size, num_bytes = LEVELS.shape[0], planes.nbytes // 3
+    offsets, counts = tuple(8 + num_bytes * number for number in range(3)), (num_bytes,) * 3
+    return tiff(planes, 16, photometric=2, t257=size, t277=3, t278=size, t273=offsets, t279=counts, t284=2)
+
+
+DEEP["16-bit TIFF, in planes"] = planes_of_16_bits()
+
+
 @pytest.mark.parametrize("what", DEEP)
 def test_every_level_of_grey_is_told_apart_and_none_is_clipped(what):
     seen = pictures.decode(DEEP[what], RAMP)
@@ -373,6 +390,15 @@ SEE_THROUGH = {
 def test_transparent_areas_show_white_and_not_the_colour_that_they_hide(what):
     seen = pictures.decode(SEE_THROUGH[what], SMALL)
     assert np.array_equal(seen[:, :16], np.full((32, 16, 3), 60))
+    assert np.array_equal(seen[:, 16:], np.full((32, 16, 3), 255))
+
+
+@pytest.mark.parametrize(("bits", "row"), [(2, "55"), (4, "11"), (8, "01")])
+def test_a_transparent_grey_is_compared_as_it_is_stored_whatever_its_bits(bits, row):
+    shown, hidden = bytes(2 * bits), bytes.fromhex(row) * (2 * bits)  # 16 pixels each of 0, and of 1
+    image = png(32, 32, bits, 0, (b"\0" + shown + hidden) * 32, struct.pack(">H", 1))
+    seen = pictures.decode(image, SMALL)
+    assert np.array_equal(seen[:, :16], np.full((32, 16, 3), 0))
     assert np.array_equal(seen[:, 16:], np.full((32, 16, 3), 255))
 
 

@@ -255,6 +255,35 @@ def test_the_first_champion_is_better_in_the_metric_of_the_gate(metric):
     assert decision.promote == (metric == "accuracy")
 
 
+@pytest.mark.parametrize(
+    ("metric", "one_answer", "words"),
+    [
+        ("rmse", [0, 0, 1, 0, 0, 0], "RMSE 1.378 is not significantly better than the 1.378 of answering 2"),
+        (
+            "rmse_of_expectation",
+            [0, 0.4, 0.2, 0.2, 0.1, 0.1],
+            "RMSE of the expected count 1.345 is not significantly better than the 1.345 of answering 2.30",
+        ),
+    ],
+)
+def test_a_first_model_that_answers_every_picture_alike_stays_challenger_whatever_the_metric(metric, one_answer, words):
+    """It errs by less than the most frequent class, 1, since most of the others are far from that."""
+    labels, challenger = np.tile([1, 1, 1, 1, 2, 2, 3, 3, 4, 5], 60), np.tile(one_answer, (600, 1)).astype(float)
+
+    decision = promotion.decide_first(
+        labels, np.arange(600), challenger, 1, CLASSES, PromotionConfig(metric=metric), absent=[0]
+    )
+
+    assert decision.gains[0].interval.low > 0
+    assert not decision.promote
+    assert decision.reason == f"{words} to every picture (at 95% confidence)"
+
+
+@pytest.mark.parametrize("metric", ["rmse", "rmse_of_expectation"])
+def test_a_first_model_that_looks_at_the_pictures_is_promoted_by_its_error_in_items(metric):
+    assert decide_first(300, 0.6, seed=0, shares=(5, 3, 2, 1, 1, 1), metric=metric).promote
+
+
 def test_a_higher_confidence_asks_for_more():
     assert decide_first(60, 0.36, seed=3, confidence=0.6).promote
     assert not decide_first(60, 0.36, seed=3, confidence=0.9999).promote

@@ -99,7 +99,11 @@ def require_images(manifest: pd.DataFrame, classes: Classes) -> None:
     elif usable.empty:
         sentences.append("there is no good image of any other class either")
     if guesses := [guess for name in empty for guess in _similar(name, untaken)]:
-        sentences.append(f"did you mean {', '.join(guesses[:NUM_NAMED])}?")
+        sentences.append(f"did you mean {', '.join(map(_visible, guesses[:NUM_NAMED]))}?")
+    if unwritable := [repr(name) for name in untaken if "," in name or name != name.strip()]:
+        sentences.append(
+            f"--classes cannot name {_listed(unwritable)}, for its comma or outer blanks: rename that folder"
+        )
     raise DatasetError("; ".join([*sentences, "correct --classes, or give the source images of every class"]))
 
 
@@ -179,6 +183,11 @@ def _similar(name: str, others: Iterable[str], *, only_spelling: bool = False) -
     if not forms and not only_spelling:
         forms = difflib.get_close_matches(_form(name), list(by_form), n=2, cutoff=0.75)
     return [other for form in forms for other in by_form[form]]
+
+
+def _visible(name: str) -> str:
+    """A name in quotation marks where nobody would see all of it: blanks around it, or characters without a shape."""
+    return name if name.isprintable() and name == name.strip() else repr(name)
 
 
 def _form(name: str) -> str:

@@ -197,8 +197,8 @@ def _unreadable_rows(dataset: Path) -> Iterator[Problem]:
 
 
 def _damaged_plans(dataset: Path) -> Iterator[Problem]:
-    """Plans of syncs, by the bin and by the night, that are not what was written."""
-    for path in sorted(dataset.glob(sync.PLANS)):
+    """Plans of syncs, by the bin and by the night, and what they list no more, that are not what was written."""
+    for path in (*sorted(dataset.glob(sync.PLANS)), dataset / sync.UNLISTED):
         try:
             tables.read(path, sync.PLAN_REMEDY)
         except FileNotFoundError:  # whose sync has ended by now

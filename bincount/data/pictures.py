@@ -75,6 +75,11 @@ UPRIGHT = {  # by the value of EXIF's orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SCALE_TO_8_BITS = {  # what Pillow does to the values of a PNG, but not to the one that is transparent
+    "L;2": lambda value: (value & 3) * 85,
+    "L;4": lambda value: (value & 15) * 17,
+    "RGB;16B": lambda values: tuple(value >> 8 for value in values),
+}
 
 # Of sizes, which are checked here, and of odd metadata, which is no reason to say anything
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -269,10 +274,12 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 def _flatten(image: Image.Image) -> Image.Image:
     """An image as RGB, or as L where it is grey, which takes a quarter of the memory."""
-    has_high_bytes = bool(image.tile) and image.tile[0].args == "RGB;16B"  # of which Pillow keeps these alone
+    raw_mode = image.tile[0].args if image.tile else None
+    if image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tag_v2.get(258, (0,))[0] == 16:
+        _read_planes_of_16_bits(image)
     image.load()
-    if has_high_bytes and "transparency" in image.info:
-        image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
+    if raw_mode in SCALE_TO_8_BITS and "transparency" in image.info:
+        image.info["transparency"] = SCALE_TO_8_BITS[raw_mode](image.info["transparency"])
     if image.mode.startswith(("I", "F")):
         return _to_8_bits(image)
     if not image.has_transparency_data:
@@ -284,6 +291,17 @@ def _flatten(image: Image.Image) -> Image.Image:
     flat = Image.new("RGB", image.size, BACKGROUND)
     flat.paste(image, mask=image)
     return flat
+
+
+def _read_planes_of_16_bits(image: Image.Image) -> None:
+    """Say that the bands of a TIFF, stored one after the other, have 16 bits: Pillow takes them for 8, uncompressed."""
+    order = "L" if image.tag_v2.prefix == b"II" else "B"
+    image.tile = [
+        tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:]))
+        if tile.codec_name == "raw" and len(tile.args[0]) == 1
+        else tile
+        for tile in image.tile
+    ]
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

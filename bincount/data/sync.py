@@ -63,6 +63,8 @@ NAME_ERRORS = {  # of the disk, where one name is at fault and not the disk
 
 ROWS_REMEDY = "remove it and run `bincount prepare`, which fetches its bins again"
 GROWTH = "growth.json"
+UNLISTED = "unlisted.parquet"
+UNLISTED_REMEDY = "run `bincount prepare`, which writes it again"
 PLANS = "plan*.parquet"
 PLAN_REMEDY = "remove it and run `bincount prepare` again, which goes on from there"
 PLAN_SECONDS = 7 * 86400  # a plan that nobody has looked into for so long is of no use any more
@@ -187,9 +189,14 @@ def grow(dataset: Path, by: int, night: str) -> int:
 
 
 def unlisted(dataset: Path) -> set[str]:
-    """The bins that are here and were not in the last listing of the source; what was fetched is kept all the same."""
-    path = dataset / "unlisted.parquet"
-    return set(pq.read_table(path)["image_id"].to_pylist()) if path.exists() else set()
+    """The bins that are here and were not in the last listing of the source; what was fetched is kept all the same.
+
+    Raises DatasetError where the file is damaged.
+    """
+    try:
+        return set(tables.read(dataset / UNLISTED, UNLISTED_REMEDY)["image_id"].to_pylist())
+    except FileNotFoundError:
+        return set()
 
 
 def fetch(dataset: Path, opened: Source, batch: pd.DataFrame, config: DataConfig) -> SyncReport:
@@ -326,8 +333,12 @@ def _note_unlisted(dataset: Path, listing: pd.DataFrame) -> None:
         is_gone = np.ones(len(ids), bool)
         is_gone[found.to_numpy()] = False
         gone += ids.filter(pa.array(is_gone)).to_pylist()
-    if set(gone) != unlisted(dataset):
-        _write_rows(pa.table({"image_id": pa.array(sorted(set(gone)), pa.string())}), dataset / "unlisted.parquet")
+    try:
+        is_known = set(gone) == unlisted(dataset)
+    except DatasetError:  # it is written again here
+        is_known = False
+    if not is_known:
+        _write_rows(pa.table({"image_id": pa.array(sorted(set(gone)), pa.string())}), dataset / UNLISTED)
 
 
 def _pieces(dataset: Path, columns: list[str]) -> Iterator[pa.Table]:

@@ -152,7 +152,8 @@ def decide_first(
     """Decide where there is no champion: compare a model's probabilities with always answering the label majority.
 
     The arguments are as of decide. The challenger becomes champion when the interval of its gain in config.metric lies
-    above zero, and every class has images here; or when config.force says so.
+    above zero, and every class has images here; or when config.force says so. Of errors in items the most frequent
+    class is not the least that one answer for all pictures makes: there it has to beat that answer too.
     """
     check(config, classes)
     about = {"num_images": len(labels), "num_bins": len(np.unique(np.asarray(groups))), "is_first": True}
@@ -162,14 +163,17 @@ def decide_first(
     main, *others = _gains(labels, groups, challenger, always, classes, config)
     name, rule = NAMES[config.metric], f"always answering {classes.names[majority]}"
     chance = f"at {config.confidence:.0%} confidence"
+    promote = False
     if main.is_worse:
         reason = f"{name} is significantly worse than {rule} ({chance})"
     elif main.interval.low <= 0:
         reason = f"{name} is not significantly better than {rule} ({chance})"
+    elif reason := _why_no_better_than_one_answer(labels, groups, challenger, classes, config):
+        reason = f"{reason} ({chance})"
     else:
-        reason = f"there was no champion, and {name} is significantly better than {rule} ({chance})"
+        promote, reason = True, f"there was no champion, and {name} is significantly better than {rule} ({chance})"
     decision = Decision(
-        promote=main.interval.low > 0,
+        promote=promote,
         reason=reason,
         **about,
         majority=classes.names[majority],
@@ -219,6 +223,31 @@ def _why_not_comparable(num_bins: int, new: str, **probabilities: np.ndarray) ->
         return f"{num_bins} bins that {new} are too few to compare on, {FEWEST_BINS} are needed"
     broken = [name for name, of in probabilities.items() if not np.isfinite(of).all()]
     return f"answers of the {' and the '.join(broken)} are not numbers" if broken else ""
+
+
+def _why_no_better_than_one_answer(
+    labels: np.ndarray,
+    groups: np.ndarray | pd.Series,
+    challenger: np.ndarray,
+    classes: Classes,
+    config: PromotionConfig,
+) -> str:
+    """Empty where it is, and of accuracy, whose best single answer is the most frequent class."""
+    if config.metric == "accuracy":
+        return ""
+    values = np.array(classes.values)
+    if config.metric == "rmse":
+        best = int(np.abs(values - values[labels].mean()).argmin())  # the mean has the least squared error of all
+        one, answer = np.eye(len(classes))[best], classes.names[best]
+    else:
+        one = np.bincount(labels, minlength=len(classes)) / len(labels)
+        answer = f"{one @ values:.2f}"
+    gain = _gains(labels, groups, challenger, np.tile(one, (len(labels), 1)), classes, config)[0]
+    if gain.interval.low > 0:
+        return ""
+    its, of_one = gain.challenger, gain.champion
+    name = NAMES[config.metric]
+    return f"{name} {its:.3f} is not significantly better than the {of_one:.3f} of answering {answer} to every picture"
 
 
 def _unless_classes_lack(decision: Decision, labels: np.ndarray, classes: Classes, absent: Collection[int]) -> Decision:

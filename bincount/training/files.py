@@ -62,8 +62,9 @@ class ModelSpec(Settings):
     normalization: Literal["imagenet", "symmetric"]
     center_crop: float = Field(gt=0, le=1)
     flip_at_test: bool = False
-    # The logits are divided by it, so that probabilities mean what they say.
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    # The logits are divided by it, so that probabilities mean what they say. Fitted ones are 0.1 to 10; far beyond the
+    # bounds here, no float32 holds the quotients.
+    temperature: float = Field(1.0, ge=0.001, le=1000)
     members: int = Field(1, ge=1, le=20, description="networks alike whose answers are averaged")
     weights_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
 
