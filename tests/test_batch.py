@@ -178,6 +178,14 @@ def test_csv_holds_no_formulas(tmp_path, capsys, monkeypatch):
     assert row.split(",")[1] in ("'=cmd()", "'@sum")
 
 
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(checkpoint, tmp_path):
+    good = write(tmp_path / "good.jpg", jpeg(1))
+    os.mkfifo(tmp_path / "pipe.jpg")
+    table, unreadable = batch.predict_inputs(checkpoint, batch.find([str(tmp_path)], DataConfig()).inputs)
+    assert table["path"].tolist() == [good]
+    assert unreadable == {f"{tmp_path}/pipe.jpg": "empty image"}
+
+
 def test_a_device_that_is_not_there_is_told_first(checkpoint, tmp_path, monkeypatch, capsys):
     import torch
 

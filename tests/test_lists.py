@@ -34,6 +34,7 @@ def taken(folder: Path, text: str | bytes, ids: list[str]) -> list[str]:
         ("00002,3\n00003,1\n", ["00002", "00003"]),
         ("id,label,split\n00004,5,val\n00005,4,train\n", ["00004", "00005"]),
         ("id\n00004\n", ["00004"]),
+        ("Image ID,Label\n00004,5\n", ["00004"]),
         (",label,Image_ID\n0,5,00004\n1,4,00005\n", ["00004", "00005"]),
         ("id;file_name;label\n1;00004.jpg;5\n10;00005.jpg;4\n", ["00004", "00005"]),
         ("\ufeffimage,label\nbin-images/00004.jpg,5\n", ["00004"]),
@@ -136,6 +137,7 @@ def test_numbers_are_taken_as_they_are_where_nothing_else_can_be_meant(tmp_path,
         ('[["a", 1], [2, 1]]', "do not begin with an id"),
         ("", "lists no ids"),
         ("[]", "lists no ids"),
+        ("image_id,label\n", "lists no ids"),
         (b"\xff\xfe\x00", "is no list of ids"),
         ("[" * 100_000, "is no list of ids"),
     ],
@@ -148,8 +150,19 @@ def test_what_is_no_list_or_does_not_say_what_it_means_is_refused_with_what_to_w
 
 
 def test_a_list_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(SettingsError, match="No such file"):
+    with pytest.raises(SettingsError, match="there is no such file; correct --only-listed"):
         lists.read(tmp_path / "none")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingsError, match="pipe is no list of ids: there is no such file"):
+        lists.read(tmp_path / "pipe")
+
+
+def test_files_whose_names_begin_as_a_column_may_be_called_are_names(tmp_path):
+    ids = ["good/photo 1.jpg", "good/photo 2.jpg", "bad/image 1.jpg"]
+    assert taken(tmp_path, "photo 1.jpg\nphoto 2.jpg\n", ids) == ids[:2]
 
 
 def test_a_file_name_that_two_classes_have_is_refused(tmp_path):

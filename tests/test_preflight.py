@@ -43,6 +43,9 @@ def no_server(monkeypatch):
 
 MISTAKES = {
     "no folder": (["--source", "nowhere"], "there is no folder nowhere; give --source"),
+    "an empty source": (["--source", ""], "--source is empty; give an existing folder or s3://BUCKET"),
+    "no layout": (["--source", "empty", "--weights", "none"], "empty holds no pictures in a layout that is known"),
+    "no splits": (["--keep-splits", "--weights", "none"], "--keep-splits needs folders train/, val/ and test/"),
     "no address": (["--source", "gs://bucket"], "gs://bucket is neither s3://BUCKET nor a folder"),
     "no list": (["--only-listed", "ids.txt"], "ids.txt is no list of ids"),
     "no weights": (["--weights", "none.pth"], "there is no weights file none.pth; give `--weights`"),
@@ -67,6 +70,7 @@ def test_a_mistake_is_told_once_in_a_line_before_a_server_starts(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
     where = [] if "--source" in words else ["--source", str(bins)]
     said = refused(["run", *where, *words], monkeypatch, capsys)
     assert told in said

@@ -91,6 +91,8 @@ def take(file: Path, image_ids: pd.Series, source: str) -> pd.Series:
 
 def read(file: Path) -> Listed:
     """Read the names that a list has. Raises SettingsError, in words on what to write, when it is none."""
+    if not file.is_file():  # a pipe would be waited for, and be empty when it is read again
+        raise SettingsError(f"{file} is no list of ids: there is no such file; correct --only-listed")
     try:
         text = _decode(file.read_bytes()).strip()
         found = _names_in_json(text) if text.startswith(("{", "[")) else _names_in_text(text)
@@ -192,16 +194,16 @@ def _names_in_text(text: str) -> list[str]:
     delimiter = next((mark for mark in ("\t", ",", ";") if all(mark in line for line in lines)), None)
     rows = list(csv.reader(lines, delimiter=delimiter)) if delimiter else [line.split() for line in lines]
     rows = [[cell.strip() for cell in row] for row in rows]
-    header = [cell.lower() for cell in rows[0]]
-    if any(name in header for name in ID_COLUMNS) and len(rows) > 1:
+    if not delimiter and all(_is_one_file(line) for line in lines):
+        return lines  # names with spaces in them
+    header = [_column(cell) for cell in rows[0]]
+    if any(name in header for name in ID_COLUMNS) and (len(rows) > 1 or (delimiter and len(header) > 1)):
         if not delimiter and len(header) > 1:
             _check_widths(rows)
         columns = {name: [_cell(row, place) for row in rows[1:]] for place, name in enumerate(header)}
         return _ids_among(columns) if delimiter or len(header) > 1 else lines[1:]
     if all(len(row) == 1 for row in rows):
         return [row[0] for row in rows]
-    if not delimiter and all(_is_one_file(line) for line in lines):
-        return lines  # names with spaces in them
     _check_widths(rows)
     columns = [list(column) for column in zip(*rows, strict=True)]
     if len(rows) > 1 and not any(NAMED_FILE.fullmatch(cell) or cell.isdecimal() for cell in rows[0]):
@@ -219,6 +221,11 @@ def _check_widths(rows: Sequence[Sequence[str]]) -> None:
     odd = next((number for number, row in enumerate(rows, 1) if len(row) != len(rows[0])), None)
     if odd:
         raise ValueError(f"line {odd} has {len(rows[odd - 1])} words and the first line {len(rows[0])}")
+
+
+def _column(name: str) -> str:
+    """A column's name as ID_COLUMNS writes it: Image ID is image_id."""
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def _cell(row: Sequence[str], place: int) -> str:
@@ -269,7 +276,7 @@ def _names_in(content: object) -> list[str]:
     if all(isinstance(entry, list) and entry for entry in content):
         return _firsts([entry[0] for entry in content])
     if all(isinstance(entry, dict) for entry in content):
-        columns = {name.lower(): [entry.get(name) for entry in content] for name in content[0]}
+        columns = {_column(name): [entry.get(name) for entry in content] for name in content[0]}
         if any(name in columns for name in ID_COLUMNS):
             return _ids_among(columns)
         raise ValueError(f"of its fields {', '.join(columns)} none is called as the ids are")

@@ -143,9 +143,16 @@ def _content(file: bytes | Path | BinaryIO) -> bytes:
         return file
     if not isinstance(file, str | os.PathLike):
         return file.read(MAX_BYTES + 1)
-    with open(file, "rb") as opened:
+    with open(file, "rb", opener=_open_at_once) as opened:
         size = os.fstat(opened.fileno()).st_size  # 0 of a device or a pipe, whatever comes from it
         return opened.read() if 0 < size <= MAX_BYTES else opened.read(MAX_BYTES + 1)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting: a pipe that nobody writes to is empty, where open() would wait for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 @contextmanager

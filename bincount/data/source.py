@@ -319,11 +319,12 @@ def check(config: DataConfig) -> None:
 def probe(config: DataConfig) -> DataConfig:
     """Ask a bucket for its first key, with little patience: what cannot be reached is told within 20 seconds.
 
-    Returns the settings with the region that the server names. Raises SourceUnavailable when it does not answer, and
-    SourceError when it does not let us read.
+    A folder's layout is looked at, so that a wrong one is told as early. Returns the settings with the region that the
+    server names. Raises SourceUnavailable when it does not answer, and SourceError when it does not let us read.
     """
     store = _open_store(config, PROBE)
     if isinstance(store, Path):
+        open_source(config)
         return config
     try:
         with _errors_explained(config.source, "cannot be reached", config=config), suppress(InvalidPathError):
@@ -370,6 +371,8 @@ def is_padded(image_ids: pd.Series) -> np.ndarray:
 
 def _open_store(config: DataConfig, patience: Patience | None = None) -> Path | S3Store:
     if not config.source.startswith("s3://"):
+        if not config.source.strip():  # as of a variable that is not set; else it would be the current folder
+            raise SourceError("--source is empty; give an existing folder or s3://BUCKET")
         if "://" in config.source:
             raise SourceError(f"{mask_credentials(config.source)} is neither s3://BUCKET nor a folder")
         folder = Path(config.source)

@@ -41,7 +41,7 @@ def choose_device(name: str, local_rank: int = 0, num_processes: int | None = No
     if name not in DEVICES:
         raise SettingsError(f"there is no device {name!r}; choose from {', '.join(DEVICES)} with --device")
     if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("this machine has no GPU that torch can use; train with `--device auto` or `--device cpu`")
+        raise SettingsError("this machine has no GPU that torch can use; give `--device auto` or `--device cpu`")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     num_gpus = torch.cuda.device_count()
