@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from bincount.errors import BincountError, DiskFull, ServiceUnavailable, SettingsError, mask_credentials
+from bincount.errors import BincountError, DiskFull, ServiceUnavailable, SettingsError, mask_address, mask_credentials
 
 KINDS = ("sqlite", "postgresql", "mysql", "mssql")
 CONNECT_SECONDS = 5
@@ -36,7 +36,7 @@ def has_secret(uri: str) -> bool:
     The name of a database's user is none.
     """
     named = uri if is_server(uri) else re.sub(r"(?<=://)[^\s/:@]*@", "", uri)
-    return mask_credentials(named) != named
+    return mask_address(named) != named
 
 
 def pages_of(uri: str) -> str:
@@ -82,7 +82,7 @@ def check(uri: str, *, write: bool = False) -> None:
         _check_sqlite(path, write=write)
     elif uri.partition("+")[0].partition(":")[0] not in KINDS or ":/" not in uri:
         raise SettingsError(
-            f"{mask_credentials(uri)} is no MLflow server (http, https) and no database (sqlite, postgresql+psycopg); "
+            f"{mask_address(uri)} is no MLflow server (http, https) and no database (sqlite, postgresql+psycopg); "
             "correct --tracking-uri, or MLFLOW_TRACKING_URI in the environment"
         )
     elif not uri.startswith("sqlite"):
@@ -174,8 +174,10 @@ def _check_server(uri: str) -> None:
         limit = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_SECONDS}
         engine = create_engine(url, connect_args={} if uri.startswith("mssql") else limit)
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
+        # A ValueError is of what should be the port, and repeats it: where an @ or a colon is not escaped, a password.
+        said = "its port is no number" if isinstance(error, ValueError) else mask_credentials(error)
         raise SettingsError(
-            f"{mask_credentials(uri)} cannot be used ({mask_credentials(error)}); write "
+            f"{mask_credentials(uri)} cannot be used ({said}); write "
             "postgresql+psycopg://USER@HOST:PORT/NAME, and pip install 'bincount-pipeline[postgres]'"
         ) from None
     try:

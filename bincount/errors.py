@@ -20,10 +20,15 @@ import re
 
 MASK = "***"
 USERINFO = re.compile(r"(?<=://)[^\s/]*@")  # up to the last @ of the host's part, since a password may hold one too
-SLASHED_USERINFO = re.compile(r"(?<=://)[^\s/@:]+:(?!\d+/)[^\s@]*@")  # a password with a slash, and not HOST:PORT/
-QUERY_SECRET = re.compile(
-    r"(?i)(?<=[?&;])((?:ssl)?password|passwd|pwd|(?:access_|session_)?token|secret|api_?key|x-amz-(?:signature|security-token))"
-    r"=[^&\s;'\"]+"
+SLASHED_USERINFO = re.compile(
+    r"(?<=://)(?:\*{3}@)?[^\s/@:]+:(?!\d+/)[^\s@]*@"
+)  # a password with a slash, and not HOST:PORT/
+# What is named as a secret, in the query of a URL or in the words of a driver: password=, X-Amz-Signature=, sig=.
+NAMED_SECRET = re.compile(
+    r"(?i)(?:(?<=[?&;#\s'\"])|^)"
+    r"([\w%-]*(?:passw(?:or)?d|passphrase|pwd|secret|token|signature|credentials?|api[_-]?key|access[_-]?key|account[_-]?key)"
+    r"|(?:[\w-]+[_-])?(?:sig|auth|pass)|odbc_connect|(?<=[?&])key)"
+    r"=('[^']*'|[\"'][^&\s;'\"]+|[^&\s;'\"]+)"
 )
 
 
@@ -33,7 +38,13 @@ def mask_credentials(text: object) -> str:
     What stands before the @ of a URL is masked as a whole, since a token may be written as the user's name.
     """
     masked = SLASHED_USERINFO.sub(f"{MASK}@", USERINFO.sub(f"{MASK}@", str(text)))
-    return QUERY_SECRET.sub(rf"\1={MASK}", masked)
+    return NAMED_SECRET.sub(rf"\1={MASK}", masked)
+
+
+def mask_address(address: str) -> str:
+    """As mask_credentials, of what was given as one address: also where the scheme is missing or a blank is in it."""
+    before_host = r"(?s)(?<=://)[^/]*@" if "://" in address else r"(?s)^.*@"
+    return re.sub(before_host, f"{MASK}@", mask_credentials(address))
 
 
 class BincountError(Exception):

@@ -21,10 +21,11 @@ from bincount.evaluation.predict import predict_images
 from bincount.training import model as models
 
 ROWS_AT_ONCE = 256  # decoded in memory: 38 MB at 224 pixels
-# Where one of these has such a value, paths are not opened: they come from whoever may ask, and name this host's files.
-PATHS_REFUSED = {
-    "_MLFLOW_IS_IN_SERVING_ENVIRONMENT": ("true", "1"),  # MLflow's model server sets it
-    "BINCOUNT_ALLOW_PATHS": ("0", "false", "no", "off"),  # for other servers
+# Unless each of these is unset, empty or has such a value, paths are not opened: they come from whoever may ask, and
+# name this host's files. A value that is not known here refuses them.
+PATHS_ALLOWED = {
+    "_MLFLOW_IS_IN_SERVING_ENVIRONMENT": ("false", "0"),  # MLflow's model server sets it to true
+    "BINCOUNT_ALLOW_PATHS": ("1", "true", "yes", "on"),  # for other servers, 0
 }
 
 
@@ -79,7 +80,7 @@ def as_input(picture: bytes) -> pd.DataFrame:
 
 def _may_open_paths() -> bool:
     """Whether paths may be opened: a matter of the environment, so that no request can decide it."""
-    return not any(os.environ.get(name, "").lower() in values for name, values in PATHS_REFUSED.items())
+    return all(os.environ.get(name, "").strip().lower() in ("", *values) for name, values in PATHS_ALLOWED.items())
 
 
 def _content(value: bytes | str) -> bytes | Path:

@@ -608,6 +608,8 @@ def open_registry(tracking_uri: str, artifacts: Path, config: RegistryConfig, *,
     seconds when a server or a database does not answer, SettingsError when it cannot be used or the experiment was
     deleted, and ModelNotFound when there is none and it is not to be created.
     """
+    if database.has_secret(tracking_uri):
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it prints a run's link with the sign-in in it
     if database.is_server(tracking_uri):
         check_mlflow(tracking_uri)
         return _open(_Client(tracking_uri, registry_uri=tracking_uri), artifacts, config, create=create)

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from bincount import database
-from bincount.errors import SettingsError, mask_credentials
+from bincount.errors import SettingsError, mask_address
 
 SPLITS = ("train", "val", "test")
 EXTRA = "extra"  # stands for the split of bins of no class that training learns from all the same
@@ -150,7 +150,7 @@ class DataConfig(Settings):
     def _without_credentials(cls, url: str | None) -> str | None:
         if url and holds_credentials(url):
             raise SettingsError(  # not ValueError, which pydantic shows with the value
-                f"{mask_credentials(url)} holds credentials, which would be seen in logs and pages; give it without "
+                f"{mask_address(url)} holds credentials, which would be seen in logs and pages; give it without "
                 "them, and them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as a profile by AWS_PROFILE"
             )
         return url
@@ -197,6 +197,16 @@ class RunnerConfig(Settings):
     dask_address: str | None = Field(
         None, description="tcp://HOST:PORT of a Dask scheduler whose workers share the workspace [default: made here]"
     )
+
+    @field_validator("dask_address")
+    @classmethod
+    def _without_credentials(cls, url: str | None) -> str | None:
+        if url and holds_credentials(url):
+            raise SettingsError(  # not ValueError, which pydantic shows with the value
+                f"--dask-address {mask_address(url)} holds credentials, which a scheduler does not ask for and others "
+                "would see; write tcp://HOST:PORT, or tls://HOST:PORT with the certificates in Dask's configuration"
+            )
+        return url
 
 
 class TrainConfig(Settings):
@@ -450,7 +460,7 @@ class Workspace(Settings):
 
 def holds_credentials(url: str) -> bool:
     """Whether a URL has a user, password or token in it."""
-    return mask_credentials(url) != url
+    return mask_address(url) != url
 
 
 def _digest(text: str, length: int) -> str:

@@ -15,6 +15,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\
 MARKUP = re.compile(r"[\\`*_\[\]~|]")
 # What spreadsheets take for the start of a formula (OWASP, CSV Injection), in full width too.
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+BLANKS = " \u00a0\u2009\u200b\u202f\u3000\ufeff"  # which some programs pass over before they look for a formula
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*([eE][+-]?\d+)?")
 
 
@@ -66,6 +67,6 @@ def harmless_csv(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _harmless(cell: object) -> object:
-    if not isinstance(cell, str) or not cell.lstrip(" ").startswith(FORMULA) or NUMBER.fullmatch(cell):
+    if not isinstance(cell, str) or not cell.lstrip(BLANKS).startswith(FORMULA) or NUMBER.fullmatch(cell):
         return cell
     return f"'{cell}"

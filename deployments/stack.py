@@ -25,8 +25,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from bincount import services
-from bincount.errors import BincountError, ServiceUnavailable, SettingsError
-from bincount.settings import DEFAULT_WORKSPACE, Settings, Workspace
+from bincount.errors import BincountError, ServiceUnavailable, SettingsError, mask_credentials
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Settings, Workspace
 from flows import stacks
 from flows.server import guard, keep_auth_string
 from flows.stacks import is_up, lock
@@ -61,14 +61,16 @@ class StackConfig(Settings):
     @field_validator("source")
     @classmethod
     def _address(cls, source: str) -> str:
-        return source if not source or "://" in source else str(Path(source).expanduser().resolve())
+        if "://" not in source:
+            return str(Path(source).expanduser().resolve()) if source else source
+        return DataConfig(source=source).source  # which refuses credentials: a deployment keeps it
 
     @field_validator("database")
     @classmethod
     def _postgresql(cls, database: str) -> str:
         try:
             url = make_url(database or "postgresql://host/name")
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # ValueError: a port that is no number, or a part of a password
             url = None
         if not url or url.drivername != "postgresql" or not url.database:
             raise ValueError("write postgresql://USER:PASSWORD@HOST:PORT/NAME")
@@ -107,7 +109,7 @@ class StackConfig(Settings):
 
     def without_password(self) -> dict:
         """What may lie on disk, and tells one stack from another."""
-        shown = make_url(self.database).render_as_string(hide_password=True) if self.database else ""
+        shown = _without_secrets(make_url(self.database)) if self.database else ""
         return self.model_dump(mode="json") | {"database": shown}
 
     def environment(self) -> dict[str, str]:
@@ -303,7 +305,7 @@ def _create_databases(config: StackConfig) -> None:
 
     wanted = {url.database for url in config.databases().values()}
     server = make_url(config.database).set(database="postgres")
-    where = server.set(password=None)
+    where = _without_secrets(server.set(password=None))
     try:
         with psycopg.connect(_text(server), autocommit=True, connect_timeout=services.TIMEOUT_SECONDS) as connection:
             known = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
@@ -316,6 +318,8 @@ def _create_databases(config: StackConfig) -> None:
         ) from None
     except psycopg.OperationalError as error:
         raise ServiceUnavailable(f"no connection to {where} ({error}); start PostgreSQL, or correct DATABASE") from None
+    except psycopg.Error as error:  # such as a parameter that there is not
+        raise SettingsError(f"{where} cannot be used ({error}); correct DATABASE") from None
 
 
 def _make_private(*folders: Path) -> None:
@@ -333,6 +337,12 @@ def _prepare(config: StackConfig) -> None:
     from bincount.registry import prepare_workspace
 
     prepare_workspace(Workspace(root=config.workspace))
+
+
+def _without_secrets(url: URL) -> str:
+    """Write a URL with its user, and without passwords, those in its query among them."""
+    address, mark, query = url.render_as_string(hide_password=True).partition("?")
+    return address + mask_credentials(mark + query)
 
 
 def _text(url: URL) -> str:

@@ -197,6 +197,9 @@ def _environment(deployed_already: Mapping) -> dict[str, str]:
     }
     if has_secret(given.get("MLFLOW_TRACKING_URI", "")):
         given["MLFLOW_TRACKING_URI"] = ""  # anybody may read a deployment; the worker's environment has to have it
+    DataConfig(
+        source=given.get("BINCOUNT_SOURCE") or kept["BINCOUNT_SOURCE"]
+    )  # refuses credentials, for the same reason
     return {**kept, **given, "BINCOUNT_WORKSPACE": str(root), **_sign_in()}
 
 

@@ -210,6 +210,12 @@ def test_the_shell_says_where_things_are_else_they_stay_where_they_are_deployed(
     assert [environment[name] for name in TOLD] == [value.format(here=Path.cwd()) for value in told]
 
 
+def test_credentials_in_the_source_are_not_deployed_for_everybody_to_read(project, monkeypatch):
+    monkeypatch.setenv("BINCOUNT_SOURCE", "s3://KEY:SECRET@bins")
+    with pytest.raises(SettingsError, match=r"s3://\*\*\*@bins holds credentials"):
+        setup._environment({})
+
+
 @pytest.mark.services
 def test_a_pool_of_kubernetes_jobs_is_made_from_a_template(client, project, monkeypatch):
     monkeypatch.setattr(setup, "_deploy", lambda *_: None)

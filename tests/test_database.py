@@ -154,6 +154,14 @@ def test_a_server_of_databases_that_is_down_is_told_without_the_password(free_po
     assert not Path("unused").exists()
 
 
+@pytest.mark.parametrize("sign_in", ["anna:pass@word:SECRET", "anna:SECRET@b:SECRET", "anna:a@b:SECRET/c"])
+def test_a_password_whose_signs_are_not_escaped_is_not_taken_for_a_port_and_repeated(sign_in):
+    with pytest.raises(SettingsError, match="its port is no number") as caught:
+        database.check(f"postgresql+psycopg://{sign_in}@127.0.0.1/bins")
+
+    assert "SECRET" not in str(caught.value)
+
+
 def test_a_server_of_databases_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(database, "CONNECT_SECONDS", 2)  # the shortest that PostgreSQL's client knows
     with socket.socket() as silent:

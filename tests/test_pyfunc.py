@@ -38,7 +38,7 @@ def counter(tmp_path_factory) -> pyfunc.CountModel:
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch):
-    for name in pyfunc.PATHS_REFUSED:
+    for name in pyfunc.PATHS_ALLOWED:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -87,6 +87,9 @@ SERVED = [
     ("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "1"),
     ("BINCOUNT_ALLOW_PATHS", "0"),
     ("BINCOUNT_ALLOW_PATHS", "false"),
+    ("BINCOUNT_ALLOW_PATHS", " 0 "),
+    ("BINCOUNT_ALLOW_PATHS", "n"),
+    ("BINCOUNT_ALLOW_PATHS", "disabled"),
 ]
 
 

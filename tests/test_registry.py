@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from importlib.metadata import distribution
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import mlflow
 import numpy as np
@@ -759,3 +760,16 @@ def test_a_version_that_is_not_there_is_told_with_the_newest_that_are(kept, monk
     for missing in ("99", "0", "-1", "1.0", "canary", "9" * 30):
         with pytest.raises(ModelNotFound, match=rf"has no version {re.escape(missing)}; there are: {newest.version}"):
             kept.find(missing)
+
+
+def test_mlflow_prints_no_link_that_has_the_sign_in_in_it(monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "false")
+    monkeypatch.setattr(registry, "check_mlflow", lambda uri: None)
+    monkeypatch.setattr(registry, "_open", lambda client, *_, **__: client)
+    monkeypatch.setattr("mlflow.store.tracking.rest_store.RestStore.get_run", lambda *_: MagicMock())
+    for uri, is_printed in [("http://host:5000", True), ("http://anna:SECRET@host:5000", False)]:
+        client = registry.open_registry(uri, Path("unused"), RegistryConfig())
+
+        client._tracking_client._log_url("run")
+
+        assert ("View run" in capsys.readouterr().out) == is_printed

@@ -113,6 +113,9 @@ def test_settings_import_nothing_heavy():
         ("postgresql+psycopg://anna:SECRET@host/bins", "the whole URI into MLFLOW_TRACKING_URI in the environment"),
         ("postgresql+psycopg://anna:SEC/RET@host/bins", "MLFLOW_TRACKING_URI in the environment"),
         ("postgresql+psycopg://host/bins?user=anna&password=SECRET", "MLFLOW_TRACKING_URI in the environment"),
+        ("postgresql+psycopg://host/bins?sslpassword=SECRET", "MLFLOW_TRACKING_URI in the environment"),
+        ("anna:SECRET@host:5000", "MLFLOW_TRACKING_URI in the environment"),
+        ("http://mlflow.example.org/?X-Amz-Signature=SECRET", "MLFLOW_TRACKING_TOKEN"),
         ("mysql+pymysql://anna:SECRET@host/bins", "MLFLOW_TRACKING_URI in the environment"),
     ],
 )
@@ -121,6 +124,14 @@ def test_a_password_in_the_tracking_uri_is_refused_with_where_to_put_it_and_not_
         RegistryConfig(tracking_uri=uri)
 
     assert "SEC" not in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["tcp://anna:SECRET@host:8786", "tcp://SECRET@host:8786", "anna:SECRET@host:8786"])
+def test_a_password_in_the_address_of_a_scheduler_is_refused_and_not_repeated(address):
+    with pytest.raises(SettingsError, match=r"\*\*\*@host:8786 holds credentials") as refused:
+        RunnerConfig(runner="dask", dask_address=address)
+
+    assert "SECRET" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,11 @@ def test_both_servers_get_a_database_of_their_own_from_one_setting(stack):
     assert "a%40b" not in str(config.without_password())
 
 
+def test_a_password_in_the_query_of_the_database_is_not_kept_in_the_state(stack):
+    config = stack.StackConfig.read({"DATABASE": "postgresql://me@db/bins?password=SECRET&sslmode=require"})
+    assert config.without_password()["database"] == "postgresql://me@db/bins?password=***&sslmode=require"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -104,6 +109,8 @@ def test_both_servers_get_a_database_of_their_own_from_one_setting(stack):
         ({"MLFLOW_PORT": "70000"}, "MLFLOW_PORT: "),
         ({"DATABASE": "mysql://db/bins"}, "DATABASE: .*POSTGRESQL://"),
         ({"DATABASE": "postgresql://db"}, "DATABASE: .*NAME"),
+        ({"DATABASE": "postgresql://me:a@b:c@db/bins"}, "DATABASE: .*POSTGRESQL://"),
+        ({"SOURCE": "s3://me:secret@bins"}, r"s3://\*\*\*@bins holds credentials"),
         ({"DATABASE": "bins"}, "DATABASE: .*POSTGRESQL://"),
     ],
 )

@@ -68,7 +68,9 @@ def test_a_page_shows_any_text_as_it_is():
     assert escape_html('<b a="\'">&') == "&lt;b a=&quot;&#x27;&quot;&gt;&amp;"
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "  ="])
+@pytest.mark.parametrize(
+    "start", ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "  =", "\u00a0=", "\ufeff@"]
+)
 def test_text_that_a_spreadsheet_would_run_is_marked_as_text(start):
     text = f"{start}cmd|'/c calc'!A0"
 

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bincount.errors import SettingsError, mask_credentials
+from bincount.errors import SettingsError, mask_address
 from bincount.settings import DataConfig, holds_credentials
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def endpoint(config: DataConfig) -> str | None:
     url = config.endpoint or next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
     if url and holds_credentials(url):
         raise SettingsError(
-            f"the endpoint {mask_credentials(url)} holds credentials, which would be seen in logs; give it without "
+            f"the endpoint {mask_address(url)} holds credentials, which would be seen in logs; give it without "
             "them, and them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as a profile by AWS_PROFILE"
         )
     return url

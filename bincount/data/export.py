@@ -28,7 +28,7 @@ from bincount.data import access, listing, names, source, splits
 from bincount.data.manifest import Snapshot
 from bincount.data.source import Source
 from bincount.disk import short_name
-from bincount.errors import DatasetError, ServiceUnavailable, SettingsError, mask_credentials
+from bincount.errors import DatasetError, ServiceUnavailable, SettingsError, mask_address
 from bincount.progress import Progress
 from bincount.settings import Classes, DataConfig, holds_credentials
 
@@ -92,12 +92,12 @@ def open_bucket(url: str, endpoint: str | None = None, region: str | None = None
     """
     if not re.match("s3://[^/]", url):
         raise SettingsError(
-            f"--to takes s3://BUCKET[/PREFIX], not {mask_credentials(url)}; into a folder goes `bincount export`"
+            f"--to takes s3://BUCKET[/PREFIX], not {mask_address(url)}; into a folder goes `bincount export`"
         )
     for flag, address in (("--to", url), ("--to-endpoint", endpoint)):
         if address and holds_credentials(address):
             raise SettingsError(
-                f"{flag} {mask_credentials(address)} holds credentials, which would be seen in logs; give it without "
+                f"{flag} {mask_address(address)} holds credentials, which would be seen in logs; give it without "
                 "them, and set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
     return source.open_source(
