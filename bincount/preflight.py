@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bincount.data import lists, manifest, source
+from bincount.data import balance, lists, manifest, source, sync
 from bincount.data.manifest import Snapshot
 from bincount.errors import SettingsError, SnapshotNotFound, mask_credentials
 from bincount.evaluation import promotion as promotion_rules
@@ -40,6 +40,15 @@ def check_prepare(data: DataConfig, runner: RunnerConfig, workspace: Workspace) 
     check_url("--endpoint", data.endpoint, WEB)
     check_runner(runner)
     check_writable(workspace.root)
+    check_classes(data, workspace)
+
+
+def check_classes(data: DataConfig, workspace: Workspace) -> None:
+    """Raise DatasetError where neither a folder nor what was fetched from it before has one of the named classes."""
+    folders = None if data.class_set.are_counts else source.class_folders(data)
+    if folders is not None:
+        known = sync.read(workspace.dataset(data), ["image_id", "class_name"])["class_name"].dropna()
+        balance.require_folders(folders | set(known), data.class_set)
 
 
 def check_run(

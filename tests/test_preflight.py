@@ -3,13 +3,15 @@
 import socket
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from bins import jpeg, record
 from test_cli import refused
 
 from bincount import preflight
-from bincount.data import source
-from bincount.errors import BincountError, SettingsError, SourceError, SourceUnavailable
+from bincount.data import source, sync
+from bincount.errors import BincountError, DatasetError, SettingsError, SourceError, SourceUnavailable
 from bincount.settings import (
     DataConfig,
     LaunchConfig,
@@ -61,6 +63,27 @@ MISTAKES = {
     "a meeting without port": (["--weights", "none", "--nnodes", "2", "--rendezvous", "a"], "--rendezvous tcp://a"),
     "RMSE of names": (["--weights", "none", "--classes", "a,b", "--metric", "rmse"], "--metric rmse needs classes"),
 }
+
+
+@pytest.mark.parametrize("above", [("",), ("train", "val", "test")], ids=["classes", "splits above classes"])
+def test_a_class_without_a_folder_is_told_before_anything_is_fetched_unless_it_was_fetched_before(tmp_path, above):
+    for folder in above:
+        for name in ("good", "defective"):
+            path = tmp_path / "parts" / folder / name / "1.jpg"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(jpeg(1))
+    data = DataConfig(source=str(tmp_path / "parts"), classes="good,defectiv")
+    workspace = Workspace(root=tmp_path / "workspace")
+
+    with pytest.raises(DatasetError, match="no folder of the class defectiv; no class took: 'defective'; did you mean"):
+        preflight.check_prepare(data, RunnerConfig(), workspace)
+
+    preflight.check_prepare(data.model_copy(update={"classes": "good,defective"}), RunnerConfig(), workspace)
+    parts = workspace.dataset(data) / "parts"
+    parts.mkdir(parents=True)
+    row = {"image_id": "defectiv/1.jpg", "class_name": "defectiv", "status": "ok"}
+    pq.write_table(pa.Table.from_pylist([row], sync.SCHEMA), parts / "1.parquet")
+    preflight.check_prepare(data, RunnerConfig(), workspace)
 
 
 @pytest.mark.parametrize(("words", "told"), MISTAKES.values(), ids=MISTAKES)

@@ -3,7 +3,7 @@
 import difflib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -98,13 +98,30 @@ def require_images(manifest: pd.DataFrame, classes: Classes) -> None:
         sentences.append(f"no class took: {_counted(untaken)}")
     elif usable.empty:
         sentences.append("there is no good image of any other class either")
+    raise DatasetError("; ".join([*sentences, *_hints(empty, untaken)]))
+
+
+def require_folders(folders: Collection[str], classes: Classes) -> None:
+    """Raise DatasetError when a source of class folders lacks that of a named class; what is in them is seen later."""
+    there = set(map(normalize_name, folders))
+    empty = [name for name in classes.names if normalize_name(name) not in there]
+    if not empty or classes.are_counts:
+        return
+    taken = set(map(normalize_name, classes.names))
+    untaken = sorted(name for name in folders if normalize_name(name) not in taken)
+    sentences = [f"there is no folder of {_one_or_several(empty, 'the class', 'the classes')}"]
+    if untaken:
+        sentences.append(f"no class took: {_listed([repr(name) for name in untaken])}")
+    raise DatasetError("; ".join([*sentences, *_hints(empty, untaken)]))
+
+
+def _hints(empty: list[str], untaken: Collection[str]) -> Iterator[str]:
+    """What may have been meant by classes without images, and what to do."""
     if guesses := [guess for name in empty for guess in _similar(name, untaken)]:
-        sentences.append(f"did you mean {', '.join(map(_visible, guesses[:NUM_NAMED]))}?")
+        yield f"did you mean {', '.join(map(_visible, guesses[:NUM_NAMED]))}?"
     if unwritable := [repr(name) for name in untaken if "," in name or name != name.strip()]:
-        sentences.append(
-            f"--classes cannot name {_listed(unwritable)}, for its comma or outer blanks: rename that folder"
-        )
-    raise DatasetError("; ".join([*sentences, "correct --classes, or give the source images of every class"]))
+        yield f"--classes cannot name {_listed(unwritable)}, for its comma or outer blanks: rename that folder"
+    yield "correct --classes, or give the source images of every class"
 
 
 def contradictions(manifest: pd.DataFrame) -> str:

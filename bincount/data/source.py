@@ -316,6 +316,26 @@ def check(config: DataConfig) -> None:
     _open_store(config)
 
 
+def class_folders(config: DataConfig) -> set[str] | None:
+    """The names of the class folders in a folder; None of a bucket, and where records say what is in a bin.
+
+    Raises SourceError as open_source does.
+    """
+    if config.source.startswith("s3://"):
+        return None
+    opened = open_source(config)
+    if opened.layout == "bins":
+        return None
+    folders = _shown_folders(opened.store, "", config)
+    if opened.layout == "folders":
+        return folders
+    return {name for split in folders for name in _shown_folders(opened.store, split, config)}
+
+
+def _shown_folders(root: Path, folder: str, config: DataConfig) -> set[str]:
+    return set(Contents.of(*listing.names_in_folder(root, folder, config.follow_links)).folders)
+
+
 def probe(config: DataConfig) -> DataConfig:
     """Ask a bucket for its first key, with little patience: what cannot be reached is told within 20 seconds.
 
