@@ -7,7 +7,14 @@ import threading
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from servers import wait_for, with_database
 
 from bincount import registry
@@ -216,11 +223,16 @@ def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path)
 
 
 def test_a_source_that_does_not_exist_fails_at_once_with_the_remedy(api, tmp_path):
+    nowhere = tmp_path / "nowhere"
     with pytest.raises(SourceError, match="existing folder"):
-        prepare(DataConfig(source=str(tmp_path / "nowhere")), workspace=tmp_path / "workspace")
+        prepare(DataConfig(source=str(nowhere)), workspace=tmp_path / "workspace")
     with get_client(sync_client=True) as client:
-        failed = [task_run for task_run in client.read_task_runs() if task_run.state.is_failed()]
-    assert [task_run.run_count for task_run in failed if task_run.name == "list bins"] == [1]
+        failed = [run for run in client.read_flow_runs() if run.parameters["data"]["source"] == str(nowhere)]
+        tasks = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in failed]))
+        )
+    assert [(run.state.is_failed(), run.run_count) for run in failed] == [(True, 1)]
+    assert tasks == []  # not even the first step began
 
 
 def test_weights_that_do_not_fit_fail_at_once_with_the_option(api, bucket, workspace, tmp_path):

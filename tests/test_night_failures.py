@@ -18,6 +18,7 @@ from bincount import registry, retention
 from bincount.data import drawn, manifest
 from bincount.errors import SourceError
 from bincount.settings import DataConfig, RegistryConfig, Workspace
+from bincount.text import escape_markdown
 from bincount.training.files import Trained
 from flows import summary
 from flows.retrain import retrain
@@ -80,7 +81,7 @@ def test_a_night_that_starts_again_after_its_promotion_tells_what_it_did(nights,
 def test_without_a_champion_a_night_trains_when_enough_is_new_since_the_last_version(nights):
     first = nights.run().result()
     assert (first.model.version.alias, first.model.decision.is_first) == ("challenger", True)
-    assert "`bincount promote 1 --force` makes it champion all the same" in pages()[-1]
+    assert escape_markdown("`bincount promote 1 --force` makes it champion all the same") in pages()[-1]
 
     assert nights.run().name == "Skipped"
     assert "0 new since version 1, the last, as none is champion" in pages()[-1]
@@ -104,7 +105,7 @@ def test_a_champion_whose_files_are_gone_stops_no_night(nights):
     assert "clean-up" in pages()[-1].rpartition("Time and cost")[2]
     assert opened(nights.workspace).params(night.model.version)["weights"] == "none"
     assert not night.model.decision.promote
-    assert "`bincount promote VERSION --force` puts another version in its place" in pages()[-1]
+    assert escape_markdown("`bincount promote VERSION --force` puts another version in its place") in pages()[-1]
 
 
 def test_a_night_outlives_a_restart_of_the_database(nights, tmp_path, monkeypatch):

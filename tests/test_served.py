@@ -113,14 +113,14 @@ def test_a_served_model_reads_data_urls(address):
 
 
 def test_a_path_is_refused_alike_whether_it_exists_or_not(address, tmp_path):
-    here, gone = tmp_path / "here.jpg", tmp_path / "gone.jpg"
+    here, gone = tmp_path / "seen1.jpg", tmp_path / "seen2.jpg"
     here.write_bytes(jpeg())
 
     answers = [ask(address, {"dataframe_records": [{"image": str(path)}]}) for path in (here, gone)]
 
     assert [status for status, _ in answers] == [400, 400]
     told = [
-        answer["message"].replace(path.name, "NAME") for (_, answer), path in zip(answers, (here, gone), strict=True)
+        answer["message"].replace(path.stem, "NAME") for (_, answer), path in zip(answers, (here, gone), strict=True)
     ]
     assert told[0] == told[1]
     assert "paths are not opened here" in told[0]
