@@ -56,6 +56,9 @@ def test_the_benchmark_of_a_training(monkeypatch, capsys):
     """All but the first measurement in this process, since importing torch for each takes most of the time."""
     train = load("train")
     measure, measured = train._measure, []
+    for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"):  # which it changes for its measurements
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(train.signal, "signal", lambda *_: None)  # of this process, which has other tests to run
 
     def here(name: str, *values: object) -> dict:
         measured.append((name, *values))
