@@ -11,22 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bincount.data import balance, lists, manifest, source, sync
-from bincount.data.manifest import Snapshot
+from bincount.data import balance, lists, snapshots, source, sync
+from bincount.data.snapshots import Snapshot
 from bincount.errors import SettingsError, SnapshotNotFound, mask_credentials
 from bincount.evaluation import promotion as promotion_rules
-from bincount.registry import open_existing
-from bincount.settings import (
-    Classes,
-    DataConfig,
-    LaunchConfig,
-    PromotionConfig,
-    RegistryConfig,
-    RunnerConfig,
-    TrainConfig,
-    Workspace,
-)
+from bincount.problem import Classes
+from bincount.settings import DataConfig, LaunchConfig, PromotionConfig, RegistryConfig, RunnerConfig, TrainConfig
+from bincount.tracking.registry import open_existing
 from bincount.training.files import check_initial_weights
+from bincount.workspace import Workspace
 
 WEB = ("http", "https")
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -112,7 +105,7 @@ def find_snapshot(workspace: Workspace, data: DataConfig, digest: str | None = N
     """Open the snapshot of a dataset with this digest, or its last one. Raises SnapshotNotFound."""
     dataset = workspace.dataset(data)
     if digest is None:
-        return manifest.latest(dataset)
+        return snapshots.latest(dataset)
     folder = dataset / "snapshots" / digest
     if os.sep in digest or not (folder / "snapshot.json").is_file():
         have = sorted(path.parent.name[:12] for path in dataset.glob("snapshots/*/snapshot.json"))
@@ -120,7 +113,7 @@ def find_snapshot(workspace: Workspace, data: DataConfig, digest: str | None = N
             f"no snapshot {digest} in {dataset}; give the whole digest of one that is there "
             f"({', '.join(have[:5]) or 'there is none: run `bincount prepare`'}), or leave --snapshot out"
         )
-    return manifest.open_snapshot(folder)
+    return snapshots.open_snapshot(folder)
 
 
 def check_registry(config: RegistryConfig) -> None:

@@ -30,12 +30,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bincount import registry as mlflow_registry
 from bincount.database import sqlite_path
 from bincount.errors import BincountError, ModelDamaged, ModelNotFound, ServiceUnavailable, mask_credentials
-from bincount.registry import MODEL_TAG, RUN_TAG, Registry
-from bincount.settings import RetentionConfig, Workspace
+from bincount.settings import RetentionConfig
+from bincount.tracking import registry as mlflow_registry
+from bincount.tracking.registry import MODEL_TAG, RUN_TAG, Registry
 from bincount.training.files import Trained, weights_digest
+from bincount.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 

@@ -3,22 +3,16 @@
 This module imports nothing heavy, so that `bincount --help` is quick.
 """
 
-import hashlib
-import os
-import re
-import unicodedata
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from bincount import database
 from bincount.errors import SettingsError, mask_address
+from bincount.frozen import Frozen
+from bincount.problem import Classes
 
-SPLITS = ("train", "val", "test")
-EXTRA = "extra"  # stands for the split of bins of no class that training learns from all the same
-LONGEST_CLASS_NAME = 100
 MAX_PIXELS = 50_000_000  # of a picture, unless set otherwise
 DEFAULT_WORKSPACE = Path("bincount-data")
 MODELS = (
@@ -34,71 +28,12 @@ ModelName = Literal[
     "small", "resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_v2_s"
 ]
 
+Device = Literal["auto", "cpu", "cuda"]
+
 WEIGHT_DECAY = {"adamw": 0.1, "adam": 1e-4, "sgd": 1e-4}  # by optimizer, where none is set
 
 
-def normalize_name(name: str) -> str:
-    """Compose accents (NFC): macOS writes é as two characters, everybody else as one, and both mean the same class."""
-    return unicodedata.normalize("NFC", name)
-
-
-class Settings(BaseModel):
-    """A frozen group of settings; unknown names are refused, so that a typing error is not silently a default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Classes(Settings):
-    """The classes of a problem, in order of their labels 0..C-1."""
-
-    names: tuple[str, ...] = Field(min_length=2, description="class names; the position is the label")
-    ordered: bool = Field(description="whether the order means more, so that RMSE and expectation make sense")
-
-    @field_validator("names")
-    @classmethod
-    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(map(normalize_name, names))) < len(names):
-            raise ValueError(f"class names must be distinct, got {', '.join(names)}")
-        longest = max(names, key=len)
-        if len(longest) > LONGEST_CLASS_NAME:  # they are part of the names of metrics
-            raise ValueError(f"class names have at most {LONGEST_CLASS_NAME} characters, got {longest}")
-        return names
-
-    @classmethod
-    def parse(cls, text: str, ordered: bool | None = None) -> "Classes":
-        """Read `0..5` (a range of counts) or `good,defective` (names).
-
-        Classes are ordered unless said otherwise when every name is a whole number.
-        """
-        counts = re.fullmatch(r"\s*(\d+)\s*\.\.\s*(\d+)\s*", text)
-        if counts:
-            low, high = int(counts[1]), int(counts[2])
-            names = tuple(str(count) for count in range(low, high + 1))
-        else:
-            names = tuple(normalize_name(name.strip()) for name in text.split(",") if name.strip())
-        if len(names) < 2:
-            raise SettingsError(
-                f"{text!r} names fewer than two classes; write a range as 0..5 or names as good,defective"
-            )
-        return cls(names=names, ordered=all(map(str.isdecimal, names)) if ordered is None else ordered)
-
-    @cached_property
-    def values(self) -> tuple[float, ...]:
-        """What each class counts, for RMSE and expectation: the names as numbers, or their positions."""
-        if all(map(str.isdecimal, self.names)):
-            return tuple(float(name) for name in self.names)
-        return tuple(float(label) for label in range(len(self.names)))
-
-    @property
-    def are_counts(self) -> bool:
-        """Whether the names are whole numbers, such as 0..5."""
-        return all(map(str.isdecimal, self.names))
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-class DataConfig(Settings):
+class DataConfig(Frozen):
     """Where the images come from and what is read from them."""
 
     source: str = Field("s3://aft-vbi-pds", description="bucket as s3://NAME[/PREFIX], or a folder of the same layout")
@@ -177,7 +112,7 @@ class DataConfig(Settings):
         return tuple(str(n) for n in range(self.extra_counts + 1) if str(n) not in classes.names)
 
 
-class ImageConfig(Settings):
+class ImageConfig(Frozen):
     """How a picture becomes the square that models see."""
 
     image_size: int = Field(224, ge=32, le=1024, multiple_of=32, description="side of the square input, pixels")
@@ -187,7 +122,7 @@ class ImageConfig(Settings):
     )
 
 
-class RunnerConfig(Settings):
+class RunnerConfig(Frozen):
     """Where batches of bins are fetched."""
 
     runner: Literal["threads", "dask"] = Field(
@@ -209,7 +144,7 @@ class RunnerConfig(Settings):
         return url
 
 
-class TrainConfig(Settings):
+class TrainConfig(Frozen):
     """How a model is trained."""
 
     model: ModelName = Field(
@@ -270,7 +205,7 @@ class TrainConfig(Settings):
         description="arithmetic of the network in training; auto: bfloat16 on a GPU that has it, and for ResNets and "
         "EfficientNet on a CPU that has its instructions, else float32",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one")
+    device: Device = Field("auto", description="auto: the GPU when there is one")
     seed: int = Field(0, ge=0, description="decides initial weights, order and augmentation")
     members: int = Field(
         1,
@@ -287,7 +222,7 @@ class TrainConfig(Settings):
         return [self.model_copy(update={"members": 1, "seed": self.seed + number}) for number in range(self.members)]
 
 
-class LaunchConfig(Settings):
+class LaunchConfig(Frozen):
     """On how many processes and hosts a training runs; the result is the same but for rounding and dropout."""
 
     nproc_per_node: int = Field(1, ge=1, description="processes on each host: as many as it has GPUs")
@@ -297,7 +232,7 @@ class LaunchConfig(Settings):
     )
 
 
-class RegistryConfig(Settings):
+class RegistryConfig(Frozen):
     """Where runs and models are kept."""
 
     tracking_uri: str | None = Field(
@@ -326,7 +261,7 @@ class RegistryConfig(Settings):
         raise SettingsError(f"--tracking-uri has a password in it, which others could read; {remedy}")
 
 
-class PromotionConfig(Settings):
+class PromotionConfig(Frozen):
     """When a new model takes the place of the one in use; the first has to beat the most frequent class of train."""
 
     metric: Literal["accuracy", "rmse", "rmse_of_expectation"] = Field(
@@ -342,7 +277,7 @@ class PromotionConfig(Settings):
     force: bool = Field(False, description="promote whatever the comparison says; it is recorded all the same")
 
 
-class RetrainConfig(Settings):
+class RetrainConfig(Frozen):
     """What a night adds, when it trains, and what from."""
 
     grow_by: int | None = Field(
@@ -365,7 +300,7 @@ class RetrainConfig(Settings):
     currency: str = Field("USD", min_length=1, max_length=10, description="of the price")
 
 
-class DriftConfig(Settings):
+class DriftConfig(Frozen):
     """When new images are too unlike those that the champion learned from, so that somebody should look."""
 
     max_psi: float = Field(
@@ -379,89 +314,32 @@ class DriftConfig(Settings):
     min_images: int = Field(100, ge=30, description="fewer new images than this are not compared")
 
 
-class RetentionConfig(Settings):
+class RetentionConfig(Frozen):
     """How long the workspace keeps what no registered version needs."""
 
     keep_days: int = Field(30, ge=1, description="snapshots, checkpoints and evaluations younger than this stay, days")
 
 
-class Workspace(Settings):
-    """The folder that holds everything the pipeline makes."""
+class Job(Frozen):
+    """All settings, in sections; each command, flow and task takes this, or the sections that it uses."""
 
-    root: Path = DEFAULT_WORKSPACE
-
-    @field_validator("root")
-    @classmethod
-    def _encodable(cls, root: Path) -> Path:
-        try:
-            str(root.resolve()).encode()
-        except UnicodeEncodeError:  # MLflow would look for its files in another folder
-            raise SettingsError(f"the path of the workspace {str(root)!r} is not UTF-8; choose another name") from None
-        return root
-
-    def dataset(self, data: DataConfig) -> Path:
-        """The folder of one source's dataset; the limit and the classes are not part of it, so that it can grow.
-
-        A subset by list is a dataset of its own, so that it has those images and no others; so is one that keeps the
-        source's splits.
-        """
-        is_bucket = data.source.startswith("s3://")
-        address = data.source if is_bucket else str(Path(data.source).resolve())
-        name = address.removeprefix("s3://") if is_bucket else Path(address).name
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-40:].strip("-")
-        subset = f" {data.only_listed.resolve()}" if data.only_listed else ""
-        subset += " with its splits" if data.keep_splits else ""  # an image never changes its split in a dataset
-        return self.root / "datasets" / f"{slug or 'source'}-{_digest(f'{data.endpoint} {address}{subset}', 8)}"
-
-    def snapshot(self, digest: str) -> Path | None:
-        """The folder of the snapshot with this digest, of whatever dataset; None where it is not here."""
-        found = self.root.glob(f"datasets/*/snapshots/{digest}/snapshot.json")
-        return next((path.parent for path in sorted(found)), None)
-
-    def evaluation(self, snapshot_digest: str, model_digest: str) -> Path:
-        """The folder of one model's test on one snapshot."""
-        return self.root / "evaluations" / f"{snapshot_digest[:12]}-{model_digest[:12]}"
-
-    def weights(self, digest: str) -> Path:
-        """A file of weights that trainings start from, named by its content."""
-        return self.root / "weights" / f"{digest[:16]}.safetensors"
-
-    def run(self, snapshot_digest: str, images: ImageConfig, training: TrainConfig, *, decoder: int = 0) -> Path:
-        """The folder of one training: named by its inputs, so that a retry lands in the same place and resumes.
-
-        Where training says auto, put in its place first what that stands for on this machine (training.device.resolve):
-        another machine may train otherwise, and then in another folder. A file of weights is one by its content too,
-        which may be another tomorrow under the same name; so are the pixels of a photo, which follow from the decoder
-        (data.pictures.DECODER_VERSION).
-        """
-        inputs = f"{images.model_dump_json()}{training.model_dump_json()}{decoder}"
-        if os.path.isfile(training.weights):
-            with open(training.weights, "rb") as file:
-                inputs += hashlib.file_digest(file, "sha256").hexdigest()
-        return self.root / "runs" / f"{snapshot_digest[:12]}-{_digest(inputs, 12)}"
-
-    def tracking_uri(self, registry: RegistryConfig) -> str:
-        """The MLflow URI in use: the configured one, that of the environment, or SQLite beside the datasets.
-
-        It may hold a password; errors.mask_credentials makes it fit to be shown.
-        """
-        return registry.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or self.own_tracking_uri
-
-    @property
-    def own_tracking_uri(self) -> str:
-        """The SQLite file beside the datasets, as MLflow takes it."""
-        return database.sqlite_uri((self.root / "mlflow.db").resolve())
-
-    @property
-    def artifacts(self) -> Path:
-        """Where MLflow keeps files when it runs on the workspace's own SQLite."""
-        return self.root / "mlflow-artifacts"
+    data: DataConfig = Field(DataConfig(), description="where the images come from and what is read from them")
+    images: ImageConfig = Field(ImageConfig(), description="how a picture becomes the square that models see")
+    training: TrainConfig = Field(TrainConfig(), description="how a model is trained")
+    registry: RegistryConfig = Field(RegistryConfig(), description="where runs and models are kept")
+    launch: LaunchConfig = Field(LaunchConfig(), description="on how many processes and hosts a training runs")
+    promotion: PromotionConfig = Field(PromotionConfig(), description="when a new model takes the champion's place")
+    runner: RunnerConfig = Field(RunnerConfig(), description="where batches of bins are fetched")
+    retraining: RetrainConfig = Field(
+        RetrainConfig(), description="how much the dataset grows, when a nightly run trains, and from which weights"
+    )
+    drift: DriftConfig = Field(DriftConfig(), description="when new images are too unlike the old ones")
+    retention: RetentionConfig = Field(
+        RetentionConfig(), description="how long the workspace keeps what no registered version needs"
+    )
+    workspace: Path = Field(DEFAULT_WORKSPACE, description="folder that holds everything the pipeline makes")
 
 
 def holds_credentials(url: str) -> bool:
     """Whether a URL has a user, password or token in it."""
     return mask_address(url) != url
-
-
-def _digest(text: str, length: int) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -26,7 +26,9 @@ from sqlalchemy.exc import ArgumentError
 
 from bincount import services
 from bincount.errors import BincountError, ServiceUnavailable, SettingsError, mask_credentials
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Settings, Workspace
+from bincount.frozen import Frozen
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig
+from bincount.workspace import Workspace
 from flows import stacks
 from flows.server import guard, keep_auth_string
 from flows.stacks import is_up, lock
@@ -39,7 +41,7 @@ READY_SECONDS = 180
 STOP_SECONDS = 120  # a run has 20 to write a checkpoint, and hears of it with some delay
 
 
-class StackConfig(Settings):
+class StackConfig(Frozen):
     """Where the stack listens, and where it keeps what."""
 
     prefect_port: int = Field(4200, ge=1, le=65535, description="loopback port of the Prefect server")
@@ -334,7 +336,7 @@ def _make_private(*folders: Path) -> None:
 
 def _prepare(config: StackConfig) -> None:
     """Make MLflow's tables, and bring their paths up to date where the workspace was moved, before servers use them."""
-    from bincount.registry import prepare_workspace
+    from bincount.tracking.registry import prepare_workspace
 
     prepare_workspace(Workspace(root=config.workspace))
 

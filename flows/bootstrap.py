@@ -24,7 +24,8 @@ from prefect.workers.process import ProcessWorker
 from bincount import services
 from bincount.database import has_secret
 from bincount.errors import ServiceUnavailable, SettingsError
-from bincount.settings import DataConfig, Workspace
+from bincount.settings import DataConfig
+from bincount.workspace import Workspace
 from flows import automations
 from flows.automations import HEARTBEAT_SECONDS, RETRY_SECONDS, ZOMBIE_SECONDS
 from flows.server import client_access

@@ -16,9 +16,10 @@ from rich.text import Text
 
 from bincount import database, services
 from bincount.errors import BincountError, SettingsError
+from bincount.frozen import Frozen
+from bincount.problem import Classes
 from bincount.settings import (
     DEFAULT_WORKSPACE,
-    Classes,
     DataConfig,
     DriftConfig,
     ImageConfig,
@@ -28,10 +29,9 @@ from bincount.settings import (
     RetentionConfig,
     RetrainConfig,
     RunnerConfig,
-    Settings,
     TrainConfig,
-    Workspace,
 )
+from bincount.workspace import Workspace
 from flows import interrupts, stacks, usage
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ app = App(
 app.register_install_completion_command(help="Let the shell complete commands and options of bincount.")
 
 
-def _some_of(model: type[BaseModel], *names: str) -> type[Settings]:
+def _some_of(model: type[BaseModel], *names: str) -> type[Frozen]:
     """Make a group of settings of those that a command uses; what would have no effect is no option of it."""
     fields: Any = {name: (model.model_fields[name].annotation, model.model_fields[name]) for name in names}
-    return create_model(model.__name__, __base__=Settings, **fields)
+    return create_model(model.__name__, __base__=Frozen, **fields)
 
 
 def _whole(model: type[BaseModel], some: BaseModel, **others: object) -> Any:
@@ -257,7 +257,7 @@ def predict(
 ) -> None:
     """Count the items in pictures; ends with 1 when one of them cannot be read, after the others are predicted."""
     from bincount import preflight
-    from bincount.registry import find_checkpoint
+    from bincount.tracking.registry import find_checkpoint
 
     data = _whole(DataConfig, bucket)
     preflight.check_device(device)
@@ -287,7 +287,7 @@ def models(
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """List the registered versions: aliases, scores and data; and who made which the champion, when and why."""
-    from bincount.registry import open_existing
+    from bincount.tracking.registry import open_existing
     from flows import summary
 
     opened = open_existing(Workspace(root=workspace), registry)
@@ -310,7 +310,7 @@ def compare(
     The decision is the one that would be taken if the first were champion and the second challenged it.
     """
     from bincount import preflight
-    from bincount.registry import open_existing
+    from bincount.tracking.registry import open_existing
 
     data, promotion = _whole(DataConfig, data), _whole(PromotionConfig, promotion)
     preflight.check_versions([first, second], data, promotion, registry, device, Workspace(root=workspace))
@@ -359,7 +359,7 @@ def rollback(
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """Put the champion before this one back; what is rolled back is not promoted again but by `promote --force`."""
-    from bincount.registry import open_existing
+    from bincount.tracking.registry import open_existing
     from flows import summary
     from tasks.promotion import who
 
@@ -376,9 +376,9 @@ def demo(
     folder: Annotated[Path, Parameter(help="where to draw them, and for everything made of them")] = Path("demo"),
 ) -> None:
     """Draw bins and run the whole job on them: a small net at 64 pixels, in about two minutes on two cores."""
-    from bincount.data import drawn
+    from bincount.data import synthetic
 
-    drawn.draw(folder / "bucket", bins)
+    synthetic.draw(folder / "bucket", bins)
     run(
         data=DataConfig(source=str(folder / "bucket")),
         images=ImageConfig(image_size=64),
@@ -418,7 +418,7 @@ def doctor(
     if services:
         _examine_services(registry, workspace, prefect_file, fix)
         return
-    from bincount.data.doctor import diagnose, mend
+    from bincount.data.check import diagnose, mend
     from flows import summary
 
     dataset = Workspace(root=workspace).dataset(_whole(DataConfig, data))
@@ -446,12 +446,12 @@ def export(
 
     --classes takes some of the snapshot's classes only. Run again, it brings what is missing or different.
     """
-    from bincount.data import manifest
+    from bincount.data import snapshots
     from bincount.data.export import to_folder
     from flows import summary
 
     data = _whole(DataConfig, data)
-    snapshot = manifest.latest(Workspace(root=workspace).dataset(data))
+    snapshot = snapshots.latest(Workspace(root=workspace).dataset(data))
     exported = to_folder(
         snapshot, folder, classes=_chosen_classes(data), by_split=by_split, copy=copy, concurrency=data.concurrency
     )
@@ -477,12 +477,12 @@ def publish(
 
     --classes takes some of the snapshot's classes only. Run again, it uploads what is missing or different.
     """
-    from bincount.data import manifest
+    from bincount.data import snapshots
     from bincount.data.export import open_bucket, to_bucket
     from flows import summary
 
     data = _whole(DataConfig, data)
-    snapshot = manifest.latest(Workspace(root=workspace).dataset(data))
+    snapshot = snapshots.latest(Workspace(root=workspace).dataset(data))
     bucket = open_bucket(to, to_endpoint, to_region)
     exported = to_bucket(
         snapshot, bucket, classes=_chosen_classes(data), by_split=by_split, concurrency=data.concurrency
@@ -506,8 +506,8 @@ def gc(
     """
     from datetime import UTC, datetime
 
-    from bincount.registry import open_existing
     from bincount.retention import plan, remove
+    from bincount.tracking.registry import open_existing
     from flows import summary
 
     places = Workspace(root=workspace)

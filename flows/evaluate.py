@@ -5,11 +5,12 @@ from pathlib import Path
 from prefect import flow
 
 from bincount import preflight
-from bincount.data import manifest
+from bincount.data import snapshots
 from bincount.evaluation.evaluate import Evaluation
-from bincount.registry import find_checkpoint
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, RegistryConfig, Workspace
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, RegistryConfig
+from bincount.tracking.registry import find_checkpoint
 from bincount.training.files import model_digest, read_spec
+from bincount.workspace import Workspace
 from tasks import data as data_tasks
 from tasks import evaluation as evaluation_tasks
 
@@ -34,7 +35,7 @@ def evaluate(
     places = Workspace(root=workspace)
     preflight.check_device(device)
     preflight.check_registry(registry)
-    snapshot = manifest.latest(places.dataset(data))
+    snapshot = snapshots.latest(places.dataset(data))
     with find_checkpoint(model, places, registry) as checkpoint:
         pack = data_tasks.pack_snapshot(snapshot, read_spec(checkpoint).images)
         folder = places.evaluation(snapshot.digest, model_digest(checkpoint))

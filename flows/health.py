@@ -38,8 +38,9 @@ from prefect.states import State
 
 from bincount import services
 from bincount.errors import BincountError, ModelNotFound, ServiceUnavailable
-from bincount.registry import Registry, open_existing
-from bincount.settings import RegistryConfig, Workspace
+from bincount.settings import RegistryConfig
+from bincount.tracking.registry import Registry, open_existing
+from bincount.workspace import Workspace
 from flows import automations
 from flows.automations import TAG
 from flows.bootstrap import (

@@ -9,11 +9,12 @@ from prefect.futures import as_completed
 
 from bincount import preflight
 from bincount.data.balance import ClassBalance
-from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
 from bincount.data.sync import BATCH, Plan, SyncReport
 from bincount.progress import track
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, RunnerConfig, Workspace
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, RunnerConfig
+from bincount.workspace import Workspace
 from flows.runners import open_runner
 from flows.timing import Timings
 from tasks import data as data_tasks

@@ -5,10 +5,11 @@ from pathlib import Path
 from prefect import flow
 
 from bincount import preflight
-from bincount.data import manifest
+from bincount.data import snapshots
 from bincount.evaluation.promotion import Decision
-from bincount.registry import open_existing
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, PromotionConfig, RegistryConfig, Workspace
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, PromotionConfig, RegistryConfig
+from bincount.tracking.registry import open_existing
+from bincount.workspace import Workspace
 from tasks import promotion as promotion_tasks
 
 
@@ -33,7 +34,7 @@ def promote(
     """
     places = Workspace(root=workspace)
     preflight.check_versions([model], data, promotion, registry, device, places)
-    snapshot = manifest.latest(places.dataset(data))
+    snapshot = snapshots.latest(places.dataset(data))
     version = open_existing(places, registry).find(model)
     return promotion_tasks.promote_model(version, snapshot, None, promotion, registry, places, device)[1]
 
@@ -62,5 +63,5 @@ def compare(
     places = Workspace(root=workspace)
     preflight.check_versions([first, second], data, promotion, registry, device, places)
     return promotion_tasks.compare_models(
-        first, second, manifest.latest(places.dataset(data)), promotion, registry, places, device
+        first, second, snapshots.latest(places.dataset(data)), promotion, registry, places, device
     )

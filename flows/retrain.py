@@ -30,18 +30,18 @@ from bincount.settings import (
     RetrainConfig,
     RunnerConfig,
     TrainConfig,
-    Workspace,
 )
 from bincount.text import escape_markdown
+from bincount.workspace import Workspace
 from flows import summary
 from flows.automations import TAG
 from flows.prepare import Prepared, prepare
 from flows.timing import Timings
 from flows.train import TrainedModel, train
 from tasks import data as data_tasks
-from tasks import night as night_tasks
-from tasks import registry as registry_tasks
-from tasks.night import News
+from tasks import registration as registry_tasks
+from tasks import retraining as night_tasks
+from tasks.retraining import News
 
 logger = logging.getLogger("bincount.night")
 

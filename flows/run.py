@@ -17,14 +17,14 @@ from bincount.settings import (
     RegistryConfig,
     RunnerConfig,
     TrainConfig,
-    Workspace,
 )
 from bincount.text import escape_markdown
+from bincount.workspace import Workspace
 from flows import summary
 from flows.automations import TAG
 from flows.prepare import Prepared, prepare
 from flows.train import TrainedModel, train
-from tasks import registry as registry_tasks
+from tasks import registration as registry_tasks
 
 logger = logging.getLogger("bincount.flows")
 

@@ -19,18 +19,19 @@ from rich.text import Text
 
 from bincount.data import sync
 from bincount.database import has_secret, is_server, pages_of
-from bincount.evaluation import card
-from bincount.settings import SPLITS, RetrainConfig
+from bincount.problem import SPLITS
+from bincount.reporting import card
+from bincount.settings import RetrainConfig
 from bincount.text import CONTROL, escape_markdown, markdown_link
 from flows.timing import Timings
 
 if TYPE_CHECKING:  # they import torch, MLflow and Prefect, which a command that only shows something need not wait for
-    from bincount.data.doctor import Diagnosis, Mended
+    from bincount.data.check import Diagnosis, Mended
     from bincount.data.export import Exported
     from bincount.evaluation.evaluate import Evaluation
     from bincount.evaluation.promotion import Decision
-    from bincount.registry import Move, Version
     from bincount.retention import Place, Plan, Removed
+    from bincount.tracking.registry import Move, Version
     from flows.prepare import Prepared
     from flows.retrain import Night  # which needs this module for its page
     from flows.train import TrainedModel

@@ -7,12 +7,11 @@ from pathlib import Path
 from prefect import flow
 
 from bincount import preflight
-from bincount.data import manifest
-from bincount.data.manifest import Snapshot
+from bincount.data import snapshots
 from bincount.data.pictures import DECODER_VERSION
+from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision
-from bincount.registry import Version
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
@@ -21,14 +20,15 @@ from bincount.settings import (
     PromotionConfig,
     RegistryConfig,
     TrainConfig,
-    Workspace,
 )
+from bincount.tracking.registry import Version
 from bincount.training.files import Trained
+from bincount.workspace import Workspace
 from flows.timing import Timings
 from tasks import data as data_tasks
 from tasks import evaluation as evaluation_tasks
 from tasks import promotion as promotion_tasks
-from tasks import registry as registry_tasks
+from tasks import registration as registry_tasks
 from tasks import training as training_tasks
 
 
@@ -101,5 +101,5 @@ def train(
 
 def _to_compare_on(dataset: Path, chosen: Snapshot) -> Snapshot:
     """The last snapshot, since an older one may have been asked for; the chosen one where that has other classes."""
-    latest = manifest.latest(dataset)
+    latest = snapshots.latest(dataset)
     return latest if latest.classes == chosen.classes else chosen

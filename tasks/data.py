@@ -9,14 +9,15 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run, task_run
 
-from bincount.data import balance, doctor, manifest, packs, source, sync
+from bincount.data import balance, check, packs, snapshots, source, sync
 from bincount.data.balance import ClassBalance
-from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
 from bincount.data.sync import Plan, SyncReport
 from bincount.errors import SourceUnavailable
-from bincount.evaluation import card
-from bincount.settings import MAX_PIXELS, DataConfig, ImageConfig, normalize_name
+from bincount.problem import normalize_name
+from bincount.reporting import card
+from bincount.settings import MAX_PIXELS, DataConfig, ImageConfig
 from bincount.text import escape_markdown
 from tasks.retry import transient
 
@@ -74,7 +75,7 @@ def fetch_batch(data: DataConfig, dataset: Path, plan: Plan, number: int) -> Syn
 def freeze_snapshot(data: DataConfig, dataset: Path) -> Snapshot:
     """Group what was fetched by bin, deal the groups to the splits, and freeze the result."""
     bins = sync.merge(dataset)
-    return manifest.build(dataset, bins, data.class_set, data.source, data.extra_names, data.keep_splits)
+    return snapshots.build(dataset, bins, data.class_set, data.source, data.extra_names, data.keep_splits)
 
 
 @task(name="measure balance", task_run_name="measure balance", cache_policy=NO_CACHE)
@@ -105,7 +106,7 @@ def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
         aside = sync.set_aside(dataset, error.reasons)
         if aside:
             logger.warning("%d images do not decode and were set aside", aside.total())
-        lost = doctor.forget(dataset, bins.loc[bins["sha256"].isin(list(error.damaged)), "path"])
+        lost = check.forget(dataset, bins.loc[bins["sha256"].isin(list(error.damaged)), "path"])
         if len(lost):
             logger.warning(
                 "%d images are lost or changed on disk, such as %s; they are left out until the next prepare, "

@@ -7,10 +7,10 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.evaluation import card
+from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation, evaluate, mistakes, suspects
+from bincount.reporting import card
 from bincount.text import escape_markdown
 
 

@@ -14,18 +14,20 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from bincount import registry
-from bincount.data import manifest, packs, tables
-from bincount.data.manifest import Snapshot
+from bincount.data import packs, snapshots, tables
+from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, ModelNotFound
-from bincount.evaluation import card, promotion
+from bincount.evaluation import promotion
 from bincount.evaluation.evaluate import Evaluation, columns, predict_test
 from bincount.evaluation.promotion import Decision
-from bincount.registry import MODEL_TAG, Registry, Version
-from bincount.settings import PromotionConfig, RegistryConfig, Workspace
+from bincount.reporting import card
+from bincount.settings import PromotionConfig, RegistryConfig
 from bincount.text import escape_markdown
+from bincount.tracking import registry
+from bincount.tracking.registry import MODEL_TAG, Registry, Version
 from bincount.training.files import model_digest, read_spec
-from tasks.registry import PATIENT
+from bincount.workspace import Workspace
+from tasks.registration import PATIENT
 
 logger = logging.getLogger("bincount.promotion")
 
@@ -145,7 +147,7 @@ def compare(
         if folder is None:
             reason = f"what version {model.version} has learned from is not in the workspace {workspace.root}"
             return promotion.refuse(f"{reason}, so that no bin is sure to be new to it", rules, is_first=is_first)
-        learned_from.append(manifest.open_snapshot(folder))
+        learned_from.append(snapshots.open_snapshot(folder))
     for model in models:
         known = evaluation if model is version else None
         try:

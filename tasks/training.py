@@ -7,13 +7,14 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
-from bincount.registry import LiveRun
-from bincount.settings import ImageConfig, LaunchConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.data.snapshots import Snapshot
+from bincount.settings import ImageConfig, LaunchConfig, RegistryConfig, TrainConfig
+from bincount.tracking.registry import LiveRun
 from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
-from tasks.registry import start_run
+from bincount.workspace import Workspace
+from tasks.registration import start_run
 from tasks.retry import transient
 
 logger = logging.getLogger("bincount.tasks")

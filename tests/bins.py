@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from bincount.data import source, sync
-from bincount.data.manifest import Snapshot
-from bincount.settings import Classes, DataConfig
+from bincount.data.snapshots import Snapshot
+from bincount.problem import Classes
+from bincount.settings import DataConfig
 
 
 def jpeg(seed: int = 0, size: tuple[int, int] = (64, 48)) -> bytes:

@@ -7,17 +7,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.states import State
 
-from bincount import registry
-from bincount.data import drawn
-from bincount.settings import (
-    DataConfig,
-    ImageConfig,
-    PromotionConfig,
-    RegistryConfig,
-    RetrainConfig,
-    TrainConfig,
-    Workspace,
-)
+from bincount.data import synthetic
+from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, RetrainConfig, TrainConfig
+from bincount.tracking import registry
+from bincount.workspace import Workspace
 from flows.retrain import Night, retrain
 
 IMAGES = ImageConfig(image_size=32)
@@ -51,7 +44,7 @@ class DrawnNights:
         self.grow_to(num_bins)
 
     def grow_to(self, num_bins: int) -> None:
-        drawn.draw(self.source, num_bins, size=(64, 64))
+        synthetic.draw(self.source, num_bins, size=(64, 64))
 
     def run(self, night=retrain, **settings) -> State[Night]:
         settings = {"training": SHORT, "retraining": RETRAINING, "promotion": PROMOTION} | settings

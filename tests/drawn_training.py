@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from bincount.data import manifest, packs
-from bincount.data.manifest import Snapshot
+from bincount.data import packs, snapshots
 from bincount.data.packs import Pack
-from bincount.settings import Classes, ImageConfig, TrainConfig
+from bincount.data.snapshots import Snapshot
+from bincount.problem import Classes
+from bincount.settings import ImageConfig, TrainConfig
 
 IMAGES = ImageConfig(image_size=32)
 QUICK = TrainConfig(
@@ -56,7 +57,7 @@ def dataset(folder: Path, train: int = 96, val: int = 24, test: int = 0) -> tupl
             }
         )
     table = pd.DataFrame(rows)
-    snapshot = manifest.freeze(table, Classes.parse("0..2"), "drawn", folder)
+    snapshot = snapshots.freeze(table, Classes.parse("0..2"), "drawn", folder)
     return snapshot, packs.update(folder, IMAGES, table["path"], table["sha256"])
 
 

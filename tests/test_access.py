@@ -6,9 +6,10 @@ import pytest
 from bins import add_thirty_bins, bring, jpeg, record
 from faulty_s3 import FaultyS3, elsewhere, refused
 
-from bincount.data import export, manifest, source, sync
+from bincount.data import export, snapshots, source, sync
 from bincount.errors import ServiceUnavailable, SettingsError, SourceError, SourceUnavailable
-from bincount.settings import Classes, DataConfig
+from bincount.problem import Classes
+from bincount.settings import DataConfig
 from flows.cli import main
 
 OBJECTS = {"bin-images/00001.jpg": jpeg(1), "metadata/00001.json": record(1)}
@@ -45,7 +46,7 @@ def snapshot(tmp_path):
     add_thirty_bins(tmp_path / "source")
     bring(tmp_path / "source", tmp_path / "data")
     bins = sync.read(tmp_path / "data")
-    return manifest.build(tmp_path / "data", bins, Classes.parse("0..5"), "source")
+    return snapshots.build(tmp_path / "data", bins, Classes.parse("0..5"), "source")
 
 
 def region_of(headers: dict[str, str]) -> str:

@@ -13,7 +13,8 @@ from test_cli import refused
 
 from bincount.errors import SourceError, SourceUnavailable
 from bincount.evaluation import batch
-from bincount.settings import Classes, DataConfig, ImageConfig, TrainConfig
+from bincount.problem import Classes
+from bincount.settings import DataConfig, ImageConfig, TrainConfig
 from bincount.training.files import ModelSpec
 from bincount.training.model import build, save
 from flows.cli import app

@@ -13,9 +13,9 @@ import servers
 from mlflow.entities import Run
 from playwright.sync_api import Browser, Error, Page, Response, expect, sync_playwright
 
-from bincount import registry
-from bincount.data import drawn
+from bincount.data import synthetic
 from bincount.settings import RegistryConfig
+from bincount.tracking import registry
 
 pytestmark = pytest.mark.services
 
@@ -52,7 +52,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def bins(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bins")
-    drawn.draw(folder, 300, size=(64, 64))
+    synthetic.draw(folder, 300, size=(64, 64))
     return folder
 
 

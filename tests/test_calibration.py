@@ -8,7 +8,7 @@ import torch
 from drawn_training import IMAGES, QUICK, dataset
 
 from bincount.evaluation import metrics
-from bincount.settings import Classes
+from bincount.problem import Classes
 from bincount.training import calibration
 from bincount.training import model as models
 from bincount.training.files import ModelSpec, read_spec

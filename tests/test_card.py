@@ -8,11 +8,13 @@ import pytest
 from bins import described_snapshot
 from markdown_it import MarkdownIt
 
-from bincount.evaluation import bootstrap, card, metrics
-from bincount.evaluation.bootstrap import Interval
+from bincount.evaluation import intervals, metrics
 from bincount.evaluation.evaluate import Evaluation
+from bincount.evaluation.intervals import Interval
 from bincount.evaluation.promotion import ClassChange, Decision, Gain
-from bincount.settings import Classes, ImageConfig, TrainConfig
+from bincount.problem import Classes
+from bincount.reporting import card
+from bincount.settings import ImageConfig, TrainConfig
 from bincount.training.files import ModelSpec
 
 COUNTS = Classes.parse("0..2")
@@ -36,7 +38,7 @@ def evaluation(classes: Classes = COUNTS) -> Evaluation:
         folder=Path("evaluation"),
         metrics=metrics.score(labels, scores, classes),
         baseline=metrics.majority(np.array([1]), labels, classes),
-        intervals=bootstrap.intervals(labels, scores, np.arange(120), classes),
+        intervals=intervals.intervals(labels, scores, np.arange(120), classes),
     )
 
 

@@ -6,25 +6,18 @@ import pytest
 from prefect.client.orchestration import get_client
 from servers import with_database
 
-from bincount import registry
-from bincount.data import drawn
+from bincount.data import synthetic
 from bincount.errors import SettingsError
 from bincount.evaluation import promotion
-from bincount.settings import (
-    DataConfig,
-    ImageConfig,
-    PromotionConfig,
-    RegistryConfig,
-    RetrainConfig,
-    TrainConfig,
-    Workspace,
-)
+from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, RetrainConfig, TrainConfig
+from bincount.tracking import registry
+from bincount.workspace import Workspace
 from flows.cli import app
 from flows.promote import compare, promote
 from flows.run import run
 from flows.train import train
-from tasks import night as night_tasks
 from tasks import promotion as promotion_tasks
+from tasks import retraining as night_tasks
 
 pytestmark = pytest.mark.services
 
@@ -45,7 +38,7 @@ def few_bins_are_enough():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bins")
-    drawn.draw(folder, 600, size=(64, 64))
+    synthetic.draw(folder, 600, size=(64, 64))
     return DataConfig(source=str(folder))
 
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 from bins import add_bin, add_thirty_bins, bring, jpeg
 
-from bincount import disk
-from bincount.data import doctor, manifest, packs, record, splits, sync, tables
+from bincount import files
+from bincount.data import check, packs, record, snapshots, splits, sync, tables
 from bincount.errors import DatasetError, SnapshotNotFound
 from bincount.evaluation import slices
-from bincount.settings import Classes, DataConfig, ImageConfig
+from bincount.problem import Classes
+from bincount.settings import DataConfig, ImageConfig
 from bincount.training.reader import Reader
 from tasks.data import pack_fetched
 
@@ -31,7 +32,7 @@ def prepare(bucket, dataset):
     """What the prepare flow makes."""
     bring(bucket, dataset)
     pack = pack_fetched.fn(DataConfig(source=str(bucket)), dataset, SMALL)
-    return manifest.build(dataset, sync.read(dataset), CLASSES, str(bucket)), pack
+    return snapshots.build(dataset, sync.read(dataset), CLASSES, str(bucket)), pack
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def flip(path, position=None, bit=6):
 
 
 def found(dataset):
-    return [(problem.kind, problem.where) for problem in doctor.diagnose(dataset).problems]
+    return [(problem.kind, problem.where) for problem in check.diagnose(dataset).problems]
 
 
 KINDS_OF_FILES = (
@@ -99,7 +100,7 @@ def test_doctor_names_the_file_in_which_a_bit_has_changed(dataset, pattern):
     chance = random.Random(where)
     for position in chance.sample(range(len(whole)), FLIPS):
         flip(path, position, chance.randrange(8))
-        problems = doctor.diagnose(dataset).problems
+        problems = check.diagnose(dataset).problems
         named = [problem for problem in problems if problem.where == where or path.name in problem.remedy]
         assert named, f"byte {position} of {where}: {problems}"
         path.write_bytes(whole)
@@ -111,7 +112,7 @@ def test_doctor_names_the_file_in_which_a_bit_has_changed(dataset, pattern):
 
 @pytest.mark.parametrize("file", [packs.IMAGES, packs.CHECKSUMS])
 def test_a_damaged_picture_is_decoded_again_where_it_is_read_and_the_pack_is_whole_again(dataset, file, caplog):
-    snapshot, pack = manifest.latest(dataset), packs.open_pack(dataset, SMALL)
+    snapshot, pack = snapshots.latest(dataset), packs.open_pack(dataset, SMALL)
     rows = pack.locate(snapshot.labelled()["sha256"])
     expected = pack.images[rows]
     flip(pack.folder / file)
@@ -163,7 +164,7 @@ def test_a_read_only_dataset_is_read_right_and_stays_as_it_is(dataset, monkeypat
 
 
 def test_a_digest_that_changed_is_another_files_and_the_image_is_packed_again(bucket, dataset):
-    snapshot, pack = manifest.latest(dataset), packs.open_pack(dataset, SMALL)
+    snapshot, pack = snapshots.latest(dataset), packs.open_pack(dataset, SMALL)
     digests = snapshot.labelled()["sha256"]
     expected = pack.images[pack.locate(digests)]
     flip(pack.folder / packs.DIGESTS, bit=0)
@@ -171,8 +172,8 @@ def test_a_digest_that_changed_is_another_files_and_the_image_is_packed_again(bu
         packs.open_pack(dataset, SMALL).locate(digests)
     _, pack = prepare(bucket, dataset)
     assert np.array_equal(pack.images[pack.locate(digests)], expected)
-    assert found(dataset) == [(doctor.PICTURES, "packs/32-squash-v2/digests.txt")]
-    assert doctor.mend(dataset, doctor.diagnose(dataset)).num_pictures == 1
+    assert found(dataset) == [(check.PICTURES, "packs/32-squash-v2/digests.txt")]
+    assert check.mend(dataset, check.diagnose(dataset)).num_pictures == 1
     assert found(dataset) == []
     assert np.array_equal(pack.images[pack.locate(digests)], expected)
 
@@ -194,25 +195,25 @@ def test_doctor_repairs_a_pack_whose_originals_are_sound_and_a_quick_look_reads_
     whole = (pack.folder / packs.IMAGES).read_bytes()
     flip(pack.folder / packs.IMAGES, 0)
     flip(pack.folder / packs.IMAGES, -1)
-    assert doctor.diagnose(dataset, quick=True).problems == ()
-    diagnosis = doctor.diagnose(dataset)
+    assert check.diagnose(dataset, quick=True).problems == ()
+    diagnosis = check.diagnose(dataset)
     assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [
-        (doctor.PICTURES, "packs/32-squash-v2/images.uint8")
+        (check.PICTURES, "packs/32-squash-v2/images.uint8")
     ]
-    assert doctor.mend(dataset, diagnosis).num_pictures == 2
+    assert check.mend(dataset, diagnosis).num_pictures == 2
     assert (pack.folder / packs.IMAGES).read_bytes() == whole
     assert found(dataset) == []
 
 
 def test_of_an_image_whose_picture_and_original_are_both_damaged_all_is_fetched_again(bucket, dataset):
-    _, pack = manifest.latest(dataset), packs.open_pack(dataset, SMALL)
+    _, pack = snapshots.latest(dataset), packs.open_pack(dataset, SMALL)
     original = dataset / "originals" / "bin-images" / "00040.jpg"
     digest = hashlib.sha256(original.read_bytes()).hexdigest()
     (row,) = pack.locate([digest])
     expected = pack.images[int(row)]
     flip(original)
     flip(pack.folder / packs.IMAGES, int(row) * expected.nbytes)
-    doctor.mend(dataset, doctor.diagnose(dataset))
+    check.mend(dataset, check.diagnose(dataset))
     snapshot, pack = prepare(bucket, dataset)
     assert np.array_equal(pack.images[pack.locate([digest])][0], expected)
     assert "00040" in set(snapshot.labelled()["image_id"])
@@ -240,7 +241,7 @@ def test_a_pack_that_lost_a_file_is_told_and_made_anew_and_who_has_it_open_reads
     pack = packs.open_pack(dataset, SMALL)
     expected = pack.images[:]
     (pack.folder / name).unlink()
-    assert (doctor.PACK, "packs/32-squash-v2") in found(dataset)
+    assert (check.PACK, "packs/32-squash-v2") in found(dataset)
     snapshot, again = prepare(bucket, dataset)
     rows = again.locate(snapshot.labelled()["sha256"])
     assert np.array_equal(np.sort(again.images[rows], axis=0), np.sort(expected, axis=0))
@@ -255,8 +256,8 @@ def test_an_interrupted_run_may_have_written_pictures_and_checksums_without_dige
         with open(pack.folder / name, "ab") as file:
             file.write(b"\1" * 10_000)
     assert len(packs.open_pack(dataset, SMALL)) == rows
-    assert found(dataset) == [(doctor.PACK, "packs/32-squash-v2")]
-    labelled = manifest.latest(dataset).labelled()
+    assert found(dataset) == [(check.PACK, "packs/32-squash-v2")]
+    labelled = snapshots.latest(dataset).labelled()
     packs.update(dataset, SMALL, labelled["path"], labelled["sha256"])
     assert found(dataset) == []
 
@@ -276,12 +277,12 @@ def test_an_original_that_is_not_what_was_fetched_is_not_packed_and_the_next_pre
     assert len(pack) == 29  # of 30 with a class
     with pytest.raises(DatasetError):
         pack.locate([digest])
-    snapshot = manifest.build(dataset, sync.merge(dataset), CLASSES, str(bucket))
+    snapshot = snapshots.build(dataset, sync.merge(dataset), CLASSES, str(bucket))
     assert "00040" not in set(snapshot.read()["image_id"])
     assert bring(bucket, dataset).num_fetched == 1
     pack = pack_fetched.fn(data, dataset, large)
     assert np.array_equal(pack.images[pack.locate([digest])][0], packs.decode(original, large))
-    again = manifest.build(dataset, sync.merge(dataset), CLASSES, str(bucket))
+    again = snapshots.build(dataset, sync.merge(dataset), CLASSES, str(bucket))
     before = splits.load(dataset)
     assert again.labelled().set_index("image_id")["split"]["00040"] == before["00040"]
 
@@ -311,7 +312,7 @@ def test_a_pack_of_an_older_decoder_is_told_and_the_next_prepare_decodes_its_ima
     caplog.set_level(logging.INFO)
     expected = packs.open_pack(dataset, SMALL).images[:]
     older = make_older(dataset)
-    assert (doctor.OLD_PACK, "packs/32-squash") in found(dataset)
+    assert (check.OLD_PACK, "packs/32-squash") in found(dataset)
     reading = np.memmap(older / packs.IMAGES, np.uint8, "r")
     _, pack = prepare(bucket, dataset)
     assert np.array_equal(np.sort(pack.images[:], axis=0), np.sort(expected, axis=0))
@@ -323,7 +324,7 @@ def test_a_pack_of_an_older_decoder_is_told_and_the_next_prepare_decodes_its_ima
 
 def test_a_renewal_that_was_killed_goes_on_and_the_older_pack_stays_until_its_end(dataset, monkeypatch):
     older = make_older(dataset)
-    rows = manifest.latest(dataset).labelled()
+    rows = snapshots.latest(dataset).labelled()
     monkeypatch.setattr(packs, "CHUNK", 10)
     append, calls = packs._append, []
 
@@ -348,7 +349,7 @@ def test_a_renewal_that_was_killed_goes_on_and_the_older_pack_stays_until_its_en
 
 def test_an_older_pack_goes_first_where_the_disk_has_no_room_for_both(dataset, monkeypatch):
     older, there = make_older(dataset), []
-    rows, append = manifest.latest(dataset).labelled(), packs._append
+    rows, append = snapshots.latest(dataset).labelled(), packs._append
     monkeypatch.setattr(packs.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
     monkeypatch.setattr(packs, "_append", lambda *written: (there.append(older.exists()), append(*written)))
     assert len(packs.update(dataset, SMALL, rows["path"], rows["sha256"])) == 30
@@ -357,7 +358,7 @@ def test_an_older_pack_goes_first_where_the_disk_has_no_room_for_both(dataset, m
 
 def test_doctor_removes_a_pack_of_an_older_decoder_that_nobody_renews(dataset):
     older = make_older(dataset)
-    assert doctor.mend(dataset, doctor.diagnose(dataset)).num_packs == 1
+    assert check.mend(dataset, check.diagnose(dataset)).num_packs == 1
     assert not older.exists()
 
 
@@ -389,16 +390,16 @@ def test_tables_of_older_releases_are_read_as_they_are(tmp_path):
 
 def test_no_bit_of_a_sealed_json_changes_unseen_and_older_files_are_read_as_they_are(tmp_path):
     path, content = tmp_path / "state.json", {"name": "é", "numbers": [1, 2.5], "nothing": None}
-    path.write_text(disk.sealed(content))
-    assert disk.read_sealed(path) == content
+    path.write_text(files.sealed(content))
+    assert files.read_sealed(path) == content
     whole = path.read_bytes()
     for position in range(len(whole)):
         flip(path, position, position % 7)
         with pytest.raises(ValueError, match=r"JSON|checksum"):
-            disk.read_sealed(path)
+            files.read_sealed(path)
         path.write_bytes(whole)
     path.write_text(json.dumps(content))
-    assert disk.read_sealed(path) == content
+    assert files.read_sealed(path) == content
 
 
 @pytest.mark.parametrize(("name", "remedy"), [("bins.parquet", "remove it and run"), ("splits.parquet", "restore it")])
@@ -410,10 +411,10 @@ def test_a_table_that_changed_stops_a_prepare_in_words(bucket, dataset, name, re
 
 
 def test_splits_are_read_from_their_copy_where_they_are_damaged(bucket, dataset):
-    before, snapshot = splits.load(dataset), manifest.latest(dataset)
+    before, snapshot = splits.load(dataset), snapshots.latest(dataset)
     flip(dataset / "splits.parquet")
     assert splits.load(dataset).equals(before)
-    problems = doctor.diagnose(dataset).problems
+    problems = check.diagnose(dataset).problems
     assert [problem.where for problem in problems] == ["splits.parquet"]
     assert "`bincount prepare` writes it again" in problems[0].remedy
     assert prepare(bucket, dataset)[0] == snapshot
@@ -436,21 +437,21 @@ def test_a_plan_that_changed_is_told_and_another_try_makes_it_again(bucket, data
 @pytest.mark.parametrize("name", ["manifest.parquet", "snapshot.json"])
 @pytest.mark.parametrize("is_older", [False, True], ids=["with checksums", "of an older release"])
 def test_a_snapshot_that_changed_is_not_opened_not_read_and_frozen_again_by_a_prepare(bucket, dataset, name, is_older):
-    snapshot = manifest.latest(dataset)
+    snapshot = snapshots.latest(dataset)
     rows = snapshot.read()
     if is_older:
         rows.to_parquet(snapshot.path / "manifest.parquet", index=False)
         about = json.loads((snapshot.path / "snapshot.json").read_text())
         del about["checksum"], about["manifest"]
         (snapshot.path / "snapshot.json").write_text(json.dumps(about, indent=2))
-    assert manifest.latest(dataset) == snapshot
+    assert snapshots.latest(dataset) == snapshot
     if name == "snapshot.json":
         text = (snapshot.path / name).read_text()
         (snapshot.path / name).write_text(text.replace('"5"', '"7"'))
     else:
         rows.loc[0, "label"] = (rows["label"][0] + 1) % 6
         rows.to_parquet(snapshot.path / name, index=False)
-    for read in (lambda: manifest.open_snapshot(snapshot.path), lambda: manifest.latest(dataset), snapshot.labelled):
+    for read in (lambda: snapshots.open_snapshot(snapshot.path), lambda: snapshots.latest(dataset), snapshot.labelled):
         with pytest.raises(DatasetError, match=r"is damaged .*restore the snapshot from a copy, or remove its folder"):
             read()
     assert prepare(bucket, dataset)[0] == snapshot
@@ -461,7 +462,7 @@ def test_a_snapshot_that_changed_is_not_opened_not_read_and_frozen_again_by_a_pr
 def test_a_pointer_that_is_no_text_is_no_snapshot(dataset):
     (dataset / "snapshots" / "latest").write_bytes(b"\xff\xfe")
     with pytest.raises(SnapshotNotFound, match="run `bincount prepare`"):
-        manifest.latest(dataset)
+        snapshots.latest(dataset)
 
 
 # Records
@@ -487,8 +488,8 @@ def test_a_record_of_the_right_size_that_says_something_else_is_found_and_fetche
         without_digests(dataset)
     assert found(dataset) == []
     path.write_bytes(whole.replace(old, new))
-    assert found(dataset) == [(doctor.ALTERED, "originals/metadata/00040.json")]
-    doctor.mend(dataset, doctor.diagnose(dataset))
+    assert found(dataset) == [(check.ALTERED, "originals/metadata/00040.json")]
+    check.mend(dataset, check.diagnose(dataset))
     bring(bucket, dataset)
     assert path.read_bytes() == whole
     assert found(dataset) == []

@@ -15,16 +15,19 @@ from drawn_training import IMAGES, QUICK, dataset
 from PIL import Image
 from servers import with_database
 
-from bincount import registry, retention
+from bincount import retention
 from bincount.data import packs
 from bincount.errors import DatasetError, ModelDamaged, ModelNotFound, TrainingDiverged, TrainingFailed
 from bincount.evaluation.drift import Drift
-from bincount.settings import Classes, ImageConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.problem import Classes
+from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
+from bincount.tracking import registry
 from bincount.training import files, train
 from bincount.training import model as models
 from bincount.training.files import ModelSpec, Request, Trained, read_history, read_spec
-from tasks import night
+from bincount.workspace import Workspace
 from tasks import promotion as promotion_tasks
+from tasks import retraining
 
 CONFIG = QUICK.model_copy(update={"epochs": 1})
 FLIPS = 25
@@ -359,12 +362,12 @@ def test_a_training_whose_result_cannot_be_read_keeps_what_it_may_average(tmp_pa
 
 def test_a_drift_that_was_kept_and_changed_is_measured_again(tmp_path, caplog):
     path, drift = tmp_path / "drift.json", Drift(num_new=7, note="few")
-    assert night._read_drift(path) is None
+    assert retraining._read_drift(path) is None
     path.write_text(drift.model_dump_json())  # as an older release has
-    assert night._read_drift(path) == drift
+    assert retraining._read_drift(path) == drift
     for content in ("", "{", "[]", '{"num_new": "some"}', path.read_text().replace("num", "nun")):
         path.write_text(content)
-        assert night._read_drift(path) is None
+        assert retraining._read_drift(path) is None
     assert "the drift is measured again" in caplog.text
 
 

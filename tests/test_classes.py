@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 from bins import add_bin, bring, jpeg
 
-from bincount.data import balance, copies, doctor, manifest, splits, sync
+from bincount.data import balance, check, copies, snapshots, splits, sync
 from bincount.errors import DatasetError
-from bincount.settings import Classes, DataConfig, normalize_name
+from bincount.problem import Classes, normalize_name
+from bincount.settings import DataConfig
 from tasks import data as data_tasks
 
 NFC, NFD = (unicodedata.normalize(form, "défectueux") for form in ("NFC", "NFD"))
@@ -38,7 +39,7 @@ def build(source, classes="good,defective", **settings):
     """A snapshot, as the flow prepare makes it."""
     data, dataset = DataConfig(source=str(source), classes=classes, **settings), source.parent / "data"
     bring(source, dataset, data)
-    return manifest.build(dataset, sync.merge(dataset), data.class_set, str(source), data.extra_names)
+    return snapshots.build(dataset, sync.merge(dataset), data.class_set, str(source), data.extra_names)
 
 
 def warnings(snapshot) -> str:
@@ -226,7 +227,7 @@ def test_a_photo_in_two_classes_is_left_out_of_both_and_all_else_stays_where_it_
         "one photo in two classes: also good/007.jpg as good",
     ]
     assert splits_of(snapshot).equals(before.drop("good/007.jpg"))
-    manifest.check(snapshot.read())
+    snapshots.check(snapshot.read())
 
 
 @pytest.mark.parametrize("put_right", ["the copy is removed", "the copy is replaced", "the original is removed"])
@@ -274,7 +275,7 @@ def test_a_damaged_list_of_what_is_gone_is_found_and_the_next_prepare_writes_it_
 
     with pytest.raises(DatasetError, match=r"unlisted.parquet is damaged \(.*\); run `bincount prepare`"):
         sync.unlisted(source.parent / "data")
-    problems = doctor.diagnose(source.parent / "data", quick=True).problems
+    problems = check.diagnose(source.parent / "data", quick=True).problems
     assert "unlisted.parquet" in [problem.where for problem in problems]
     build(source)
     assert sync.unlisted(source.parent / "data") == {"good/007.jpg"}
@@ -330,7 +331,7 @@ def test_doctor_and_balance_report_the_photos_in_two_classes_with_numbers_and_ex
         "defective/904.jpg as defective is also good/004.jpg as good; leave each photo in one class of the source"
     )
     assert told in warnings(snapshot)
-    diagnosis = doctor.diagnose(snapshot.dataset)
+    diagnosis = check.diagnose(snapshot.dataset)
     assert diagnosis.problems == ()
     assert diagnosis.warnings == (told,)
     assert diagnosis.set_aside == {copies.TWO_CLASSES: 4}

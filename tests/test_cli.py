@@ -90,7 +90,7 @@ def test_an_error_that_names_its_remedy_is_shown_without_a_traceback(tmp_path, m
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    from bincount.settings import Classes
+    from bincount.problem import Classes
     from bincount.training.files import ModelSpec
     from bincount.training.model import build, save
 

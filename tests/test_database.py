@@ -14,10 +14,12 @@ from mlflow.exceptions import MlflowException
 from servers import with_database
 from sqlalchemy.exc import OperationalError
 
-from bincount import database, registry
+from bincount import database
 from bincount.errors import DiskFull, ServiceUnavailable, SettingsError
-from bincount.registry import Registry
-from bincount.settings import RegistryConfig, Workspace
+from bincount.settings import RegistryConfig
+from bincount.tracking import registry
+from bincount.tracking.registry import Registry
+from bincount.workspace import Workspace
 from flows import cli
 
 CONFIG = RegistryConfig()

@@ -5,10 +5,11 @@ import torch
 from drawn_training import IMAGES, QUICK, dataset
 
 from bincount.errors import SettingsError
-from bincount.settings import MODELS, TrainConfig, Workspace
+from bincount.settings import MODELS, TrainConfig
 from bincount.training.device import Arithmetic, choose_arithmetic, resolve
 from bincount.training.files import weights_digest
 from bincount.training.train import fit
+from bincount.workspace import Workspace
 from tasks import training as training_tasks
 
 BY_CPU = {"with bfloat16": {"avx512_bf16": True}, "with AMX": {"amx_bf16": True}, "without": {"avx2": True}}

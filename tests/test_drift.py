@@ -9,9 +9,8 @@ import pytest
 from drawn_training import IMAGES, draw
 from PIL import Image
 
-from bincount.data import manifest, packs
+from bincount.data import packs, snapshots
 from bincount.evaluation import batch, drift
-from bincount.evaluation.bootstrap import Interval
 from bincount.evaluation.drift import (
     Accuracy,
     Drift,
@@ -23,7 +22,9 @@ from bincount.evaluation.drift import (
     on_new_images,
     psi,
 )
-from bincount.settings import Classes, DataConfig, DriftConfig, ImageConfig, TrainConfig
+from bincount.evaluation.intervals import Interval
+from bincount.problem import Classes
+from bincount.settings import DataConfig, DriftConfig, ImageConfig, TrainConfig
 from bincount.training.files import ModelSpec
 from bincount.training.model import build, save
 
@@ -63,10 +64,10 @@ def bins(folder, start, num, *, light=1.0, side=32, counts=(0, 1, 2), per_bin=1,
 
 def night(folder, learned, new, classes=COUNTS):
     """The newest snapshot, that which the champion learned from, and the pack of the newest."""
-    before = manifest.freeze(learned, classes, "drawn", folder)
+    before = snapshots.freeze(learned, classes, "drawn", folder)
     now = pd.concat([learned, new], ignore_index=True)
     return (
-        manifest.freeze(now, classes, "drawn", folder),
+        snapshots.freeze(now, classes, "drawn", folder),
         before,
         packs.update(folder, IMAGES, now["path"], now["sha256"]),
     )
@@ -191,11 +192,11 @@ def test_blurred_pictures_are_a_shift_of_sharpness(learned):
 
 def test_new_is_what_is_added_and_what_has_another_picture_or_label(learned):
     folder, rows = learned
-    before = manifest.freeze(rows, COUNTS, "drawn", folder)
+    before = snapshots.freeze(rows, COUNTS, "drawn", folder)
     now = pd.concat([rows, bins(folder, 300, 40)], ignore_index=True)
     now.loc[0, ["label", "class_name", "quantity"]] = [2, "2", 2]
     now.loc[1, "sha256"] = now.loc[2, "sha256"]
-    snapshot = manifest.freeze(now, COUNTS, "drawn", folder)
+    snapshot = snapshots.freeze(now, COUNTS, "drawn", folder)
     pack = packs.update(folder, IMAGES, now["path"], now["sha256"])
     assert compare(snapshot, before, pack, RULES).num_new == 42
 
@@ -212,9 +213,9 @@ def test_few_new_images_are_not_compared_and_it_says_so(learned):
 def test_images_that_are_no_longer_here_are_not_looked_at(learned, tmp_path):
     folder, rows = learned
     (tmp_path / "elsewhere").mkdir()
-    before = manifest.freeze(rows, COUNTS, "elsewhere", tmp_path / "elsewhere")
+    before = snapshots.freeze(rows, COUNTS, "elsewhere", tmp_path / "elsewhere")
     new = bins(folder, 300, 60)
-    snapshot = manifest.freeze(pd.concat([rows[:20], new], ignore_index=True), COUNTS, "drawn", folder)
+    snapshot = snapshots.freeze(pd.concat([rows[:20], new], ignore_index=True), COUNTS, "drawn", folder)
     pack = packs.update(folder, IMAGES, [*rows["path"][:20], *new["path"]], [*rows["sha256"][:20], *new["sha256"]])
     found = compare(snapshot, before, pack, RULES)
     assert list(found.indices) == ["class balance", "image size"]
@@ -224,9 +225,9 @@ def test_images_that_are_no_longer_here_are_not_looked_at(learned, tmp_path):
 
 def test_of_other_classes_the_balance_is_not_compared(learned):
     folder, rows = learned
-    before = manifest.freeze(rows, Classes.parse("0..3"), "drawn", folder)
+    before = snapshots.freeze(rows, Classes.parse("0..3"), "drawn", folder)
     now = pd.concat([rows, bins(folder, 300, 60)], ignore_index=True)
-    snapshot = manifest.freeze(now, COUNTS, "drawn", folder)
+    snapshot = snapshots.freeze(now, COUNTS, "drawn", folder)
     pack = packs.update(folder, IMAGES, now["path"], now["sha256"])
     found = compare(snapshot, before, pack, RULES)
     assert list(found.indices) == ["brightness", "sharpness", "image size"]
@@ -291,13 +292,13 @@ def test_the_champion_is_asked_about_new_images_of_bins_that_it_has_not_learned_
 
 def test_a_bin_is_known_by_its_pictures_its_ids_and_its_name(learned, checkpoint):
     folder, rows = learned
-    before = manifest.freeze(rows, COUNTS, "drawn", folder)
+    before = snapshots.freeze(rows, COUNTS, "drawn", folder)
     now = pd.concat([rows, bins(folder, 300, 60)], ignore_index=True)
     now.loc[[5, 300], "group"] = "renamed"
     now.loc[[6, 301], "group"] = "renamed and photographed again"
     now.loc[6, ["path", "sha256"]] = now.loc[359, ["path", "sha256"]]
     now.loc[302, "group"] = "00007"
-    snapshot = manifest.freeze(now.drop([7, 359]), COUNTS, "drawn", folder)
+    snapshot = snapshots.freeze(now.drop([7, 359]), COUNTS, "drawn", folder)
     assert len(snapshot.since(before)) == 60
     accuracy = count_new(snapshot, before, checkpoint, "cpu", *TEST, RULES)
     assert accuracy.num_images == 60 - 4  # 00006 and those of 300 to 302
@@ -308,8 +309,8 @@ def test_another_source_may_have_the_same_ids_and_is_known_by_its_pictures(learn
     (tmp_path / "elsewhere").mkdir()
     strange = rows.assign(sha256=[hashlib.sha256(str(place).encode()).hexdigest() for place in range(len(rows))])
     strange.loc[0, "sha256"] = rows.loc[0, "sha256"]
-    before = manifest.freeze(strange, COUNTS, "elsewhere", tmp_path / "elsewhere")
-    snapshot = manifest.freeze(rows, COUNTS, "drawn", folder)
+    before = snapshots.freeze(strange, COUNTS, "elsewhere", tmp_path / "elsewhere")
+    snapshot = snapshots.freeze(rows, COUNTS, "drawn", folder)
     assert count_new(snapshot, before, checkpoint, "cpu", *TEST, RULES).num_images == 299
 
 

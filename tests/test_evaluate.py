@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from drawn_training import IMAGES, QUICK, dataset
 
-from bincount.data import manifest
+from bincount.data import snapshots
 from bincount.errors import DatasetError
 from bincount.evaluation import metrics
 from bincount.evaluation.evaluate import evaluate, mistakes, suspects
-from bincount.settings import Classes
+from bincount.problem import Classes
 from bincount.training.train import fit
 
 COUNTS = Classes.parse("0..2")
@@ -54,7 +54,7 @@ def test_a_snapshot_without_test_images_is_refused_with_the_remedy(tested, tmp_p
 def test_a_model_of_other_classes_is_refused_with_the_remedy(tested, tmp_path):
     snapshot, pack, checkpoint = tested
     table = snapshot.read().assign(class_name="5", label=0)
-    other = manifest.freeze(table, Classes.parse("5,6"), "drawn", tmp_path)
+    other = snapshots.freeze(table, Classes.parse("5,6"), "drawn", tmp_path)
 
     with pytest.raises(DatasetError, match="tells 0, 1, 2 and the snapshot has 5, 6; prepare with the same --classes"):
         evaluate(other, pack, checkpoint, tmp_path / "evaluation", "cpu")

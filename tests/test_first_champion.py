@@ -6,16 +6,17 @@ import pytest
 from drawn_training import IMAGES, QUICK, dataset
 from servers import with_database
 
-from bincount import registry
-from bincount.data import manifest
+from bincount.data import snapshots
 from bincount.errors import ModelNotFound
 from bincount.evaluation import promotion
-from bincount.registry import DECISION_TAG
-from bincount.settings import PromotionConfig, RegistryConfig, RetrainConfig, Workspace
+from bincount.settings import PromotionConfig, RegistryConfig, RetrainConfig
 from bincount.text import escape_markdown
+from bincount.tracking import registry
+from bincount.tracking.registry import DECISION_TAG
 from bincount.training.train import fit
-from tasks import night as night_tasks
+from bincount.workspace import Workspace
 from tasks import promotion as promotion_tasks
+from tasks import retraining as night_tasks
 
 ANY_NUMBER = RetrainConfig(min_new_images=10)
 
@@ -127,7 +128,7 @@ def test_the_card_keeps_the_last_comparison_alone(kept):
 def test_a_class_that_was_trained_on_and_has_no_test_image_keeps_a_first_version_from_it(kept):
     rows = kept.snapshot.read()
     fewer = rows[(rows["label"] != 2) | (rows["split"] != "test")]
-    kept.snapshot = manifest.freeze(fewer, kept.snapshot.classes, "drawn", kept.snapshot.dataset)
+    kept.snapshot = snapshots.freeze(fewer, kept.snapshot.classes, "drawn", kept.snapshot.dataset)
     version, decision = kept.promote(kept.register("good"))
 
     assert version.alias == "challenger"
@@ -146,7 +147,7 @@ def grown(kept, num: int):
         sha256=[f"{number:064}" for number in range(num)],
     )
     both = pd.concat([rows, more], ignore_index=True)
-    return manifest.freeze(both, kept.snapshot.classes, kept.snapshot.source, kept.snapshot.dataset)
+    return snapshots.freeze(both, kept.snapshot.classes, kept.snapshot.source, kept.snapshot.dataset)
 
 
 def test_before_the_first_version_everything_is_new(kept):
@@ -201,6 +202,6 @@ def test_other_settings_or_none_new_the_same_images_are_not_learned_from_twice(k
 def test_the_majority_class_is_that_of_train(kept):
     rows = kept.snapshot.read()
     rows = rows[~((rows["split"] == "train") & (rows["label"] == 0) & (np.arange(len(rows)) % 2 == 0))]
-    kept.snapshot = manifest.freeze(rows, kept.snapshot.classes, "drawn", kept.snapshot.dataset)
+    kept.snapshot = snapshots.freeze(rows, kept.snapshot.classes, "drawn", kept.snapshot.dataset)
     _, decision = kept.promote(kept.register("good"))
     assert decision.majority == "1"

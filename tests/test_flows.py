@@ -17,14 +17,15 @@ from prefect.client.schemas.filters import (
 )
 from servers import wait_for, with_database
 
-from bincount import registry
-from bincount.data import drawn
+from bincount.data import synthetic
 from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import SourceError
-from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, TrainConfig
+from bincount.tracking import registry
 from bincount.training import launch
 from bincount.training.device import resolve
 from bincount.training.files import Trained
+from bincount.workspace import Workspace
 from flows import summary
 from flows.cli import app
 from flows.evaluate import evaluate
@@ -42,7 +43,7 @@ FORCED = PromotionConfig(force=True)
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bins")
-    drawn.draw(folder, 300, size=(64, 64))
+    synthetic.draw(folder, 300, size=(64, 64))
     return folder
 
 
@@ -76,7 +77,7 @@ def test_the_job_ends_with_a_champion_and_a_summary(finished):
     images = dict(tables["Images"].to_numpy().tolist())
     assert images["in the source"] == 300
     assert images["set aside"] == sum(count for name, count in images.items() if name.startswith("- "))
-    assert images["set aside"] == len(set(drawn.broken_ids(300).values()) - {"copy"})
+    assert images["set aside"] == len(set(synthetic.broken_ids(300).values()) - {"copy"})
     assert "| accuracy |" in summary.markdown(tables)
 
 
@@ -150,7 +151,7 @@ def test_a_model_is_evaluated_and_asked_by_its_alias(finished, bucket, workspace
 
 
 def test_a_bucket_that_grows_moves_no_image_and_makes_a_challenger(finished, bucket, workspace, tmp_path):
-    drawn.draw(bucket, 400, size=(64, 64))
+    synthetic.draw(bucket, 400, size=(64, 64))
     grown = run(DataConfig(source=str(bucket)), IMAGES, QUICK, workspace=workspace)
     before = finished.prepared.snapshot.labelled().set_index("image_id")["split"]
     after = grown.prepared.snapshot.labelled().set_index("image_id")["split"]
@@ -212,7 +213,7 @@ def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finish
 
 
 def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path):
-    drawn.draw_folders(tmp_path / "cartons", 150, size=(64, 64))
+    synthetic.draw_folders(tmp_path / "cartons", 150, size=(64, 64))
     data = DataConfig(source=str(tmp_path / "cartons"), classes="defective,good")
     done = run(data, IMAGES, QUICK, RegistryConfig(model_name="cartons"), tmp_path / "workspace")
     assert done.model.version.name == "cartons"

@@ -23,8 +23,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, Pending, Running, Scheduled
 from servers import wait_for
 
-from bincount import registry
-from bincount.settings import RegistryConfig, Workspace
+from bincount.settings import RegistryConfig
+from bincount.tracking import registry
+from bincount.workspace import Workspace
 from flows import automations, health, notify
 from flows import bootstrap as setup
 from flows.automations import TAG

@@ -17,7 +17,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from servers import prefect_server, wait_for, with_database, with_prefect_database
 
-from bincount.data import drawn
+from bincount.data import synthetic
 from flows import interrupts
 
 SLOW = 60  # seconds that an object takes: longer than any command may go on
@@ -44,7 +44,7 @@ def home(tmp_path):
 @pytest.fixture(scope="module")
 def bins(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bins")
-    drawn.draw(folder, 300, size=(64, 64))
+    synthetic.draw(folder, 300, size=(64, 64))
     return str(folder)
 
 

@@ -6,9 +6,11 @@ import pytest
 from bins import add_bin, bring, jpeg, record
 from faulty_s3 import FaultyS3
 
-from bincount.data import manifest, source, sync
+from bincount.data import snapshots, source, sync
 from bincount.errors import DatasetError, SettingsError, SourceError
-from bincount.settings import Classes, DataConfig, Workspace
+from bincount.problem import Classes
+from bincount.settings import DataConfig
+from bincount.workspace import Workspace
 from tasks.data import freeze_snapshot
 
 SPLITS = {"train": 8, "val": 3, "test": 3}
@@ -170,7 +172,7 @@ def test_the_pool_gets_splits_of_its_own_by_bin(tmp_path):
     split_folders(tmp_path / "source")
     bring(tmp_path / "source", tmp_path / "data")
     bins = sync.read(tmp_path / "data")
-    rows = manifest.build(tmp_path / "data", bins, Classes.parse("intact,damaged"), "x").read()
+    rows = snapshots.build(tmp_path / "data", bins, Classes.parse("intact,damaged"), "x").read()
     assert set(rows["split"]) == {"train", "val", "test"}
     assert (rows.groupby("group")["split"].nunique() == 1).all()
     assert (rows["split"] != rows["image_id"].str.split("/").str[0]).any()

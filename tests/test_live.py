@@ -13,16 +13,18 @@ import pytest
 import servers
 from servers import wait_for
 
-from bincount import registry
-from bincount.data import manifest, packs
-from bincount.data.manifest import Snapshot
+from bincount.data import packs, snapshots
+from bincount.data.snapshots import Snapshot
 from bincount.errors import ServiceUnavailable, TrainingDiverged, TrainingFailed
-from bincount.registry import LiveRun, Registry
-from bincount.settings import Classes, ImageConfig, LaunchConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.problem import Classes
+from bincount.settings import ImageConfig, LaunchConfig, RegistryConfig, TrainConfig
+from bincount.tracking import registry
+from bincount.tracking.registry import LiveRun, Registry
 from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
+from bincount.workspace import Workspace
 from tasks import training as training_tasks
-from tasks.registry import start_run
+from tasks.registration import start_run
 
 IMAGES, TRAINING = ImageConfig(image_size=32), TrainConfig(epochs=4)
 HISTORY = [
@@ -50,7 +52,7 @@ def snapshot(tmp_path_factory) -> Snapshot:
         {"image_id": split, "group": split, "split": split, "path": split, "bytes": 9, "sha256": split, **picture}
         for split in ("train", "val", "test")
     ]
-    return manifest.freeze(pd.DataFrame(rows), Classes.parse("0..2"), "drawn", tmp_path_factory.mktemp("dataset"))
+    return snapshots.freeze(pd.DataFrame(rows), Classes.parse("0..2"), "drawn", tmp_path_factory.mktemp("dataset"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from bincount.evaluation import metrics
 from bincount.evaluation.metrics import Metrics
-from bincount.settings import Classes
+from bincount.problem import Classes
 
 COUNTS = Classes.parse("0..2")
 LABELS = np.array([0, 0, 1, 2])

@@ -10,7 +10,8 @@ import torchvision
 
 from bincount.errors import ModelNotFound, SettingsError, WeightsUnavailable
 from bincount.evaluation.predict import predict_images
-from bincount.settings import MODELS, Classes, ImageConfig, TrainConfig
+from bincount.problem import Classes
+from bincount.settings import MODELS, ImageConfig, TrainConfig
 from bincount.training.files import ModelSpec
 from bincount.training.model import build, load, load_weights, normalize, probabilities, save
 

@@ -14,12 +14,14 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
-from bincount import registry, retention
-from bincount.data import drawn, manifest
+from bincount import retention
+from bincount.data import snapshots, synthetic
 from bincount.errors import SourceError
-from bincount.settings import DataConfig, RegistryConfig, Workspace
+from bincount.settings import DataConfig, RegistryConfig
 from bincount.text import escape_markdown
+from bincount.tracking import registry
 from bincount.training.files import Trained
+from bincount.workspace import Workspace
 from flows import summary
 from flows.retrain import retrain
 from tasks import promotion as promotion_tasks
@@ -143,7 +145,7 @@ def test_a_bucket_that_refuses_access_fails_the_night_with_the_remedy(api, tmp_p
 
 
 def test_a_full_disk_fails_the_night_and_with_space_the_next_goes_on(api, small_disk, tmp_path, monkeypatch):
-    drawn.draw(tmp_path / "bins", 320, size=(64, 64))
+    synthetic.draw(tmp_path / "bins", 320, size=(64, 64))
     monkeypatch.setattr(training_tasks.train_model, "retry_delay_seconds", [0, 0])
     mlflow = RegistryConfig(tracking_uri=f"sqlite:///{servers.with_database(tmp_path)}/mlflow.db")
     data = DataConfig(source=str(tmp_path / "bins"))
@@ -151,7 +153,7 @@ def test_a_full_disk_fails_the_night_and_with_space_the_next_goes_on(api, small_
     state = retrain(data, IMAGES, SHORT, mlflow, small_disk, return_state=True)
     assert state.type == StateType.FAILED
     assert "No space left on device; free some space and run again, nothing is lost" in state.message
-    fetched = manifest.latest(Workspace(root=small_disk).dataset(data)).num_images
+    fetched = snapshots.latest(Workspace(root=small_disk).dataset(data)).num_images
 
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     night = retrain(data, IMAGES, SHORT, mlflow, small_disk, promotion=FORCED)

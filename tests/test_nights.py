@@ -14,8 +14,9 @@ from prefect.client.schemas.objects import StateType
 from prefect.server.schemas.schedules import CronSchedule
 from prefect.states import State
 
-from bincount.settings import RetrainConfig, Workspace
+from bincount.settings import RetrainConfig
 from bincount.training.files import weights_digest
+from bincount.workspace import Workspace
 from flows.retrain import Night, only_night
 
 pytestmark = pytest.mark.services

@@ -10,9 +10,10 @@ import pytest
 from bins import add_bin, bring, jpeg, record
 from faulty_s3 import FaultyS3
 
-from bincount.data import listing, manifest, names, source, sync
+from bincount.data import listing, names, snapshots, source, sync
 from bincount.errors import DiskFull, SourceError, SourceUnavailable
-from bincount.settings import Classes, DataConfig
+from bincount.problem import Classes
+from bincount.settings import DataConfig
 
 LONG = "n" * 240
 ODD_KEYS = ["a//b", "a/../b", "a/./b", "line\nbreak", "tab\tkey", "del\x7f", "sep\u2028", "c1\x85", "w" * 252]
@@ -326,7 +327,7 @@ def test_hidden_pictures_that_an_earlier_version_fetched_are_not_learned(tmp_pat
     bins = sync.read(tmp_path / "data")
     fetched = bins["image_id"].replace("good/1.jpg", "good/.ipynb_checkpoints/1.jpg")
     classes = Classes.parse("good,bad")
-    rows = manifest.build(tmp_path / "data", bins.assign(image_id=fetched), classes, "x").read().set_index("image_id")
+    rows = snapshots.build(tmp_path / "data", bins.assign(image_id=fetched), classes, "x").read().set_index("image_id")
     assert rows.loc["good/.ipynb_checkpoints/1.jpg", "status"] == "set_aside"
     assert rows["split"].notna().sum() == 5
 

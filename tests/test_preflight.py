@@ -12,16 +12,9 @@ from test_cli import refused
 from bincount import preflight
 from bincount.data import source, sync
 from bincount.errors import BincountError, DatasetError, SettingsError, SourceError, SourceUnavailable
-from bincount.settings import (
-    DataConfig,
-    LaunchConfig,
-    PromotionConfig,
-    RegistryConfig,
-    RunnerConfig,
-    TrainConfig,
-    Workspace,
-)
+from bincount.settings import DataConfig, LaunchConfig, PromotionConfig, RegistryConfig, RunnerConfig, TrainConfig
 from bincount.training.device import choose_device
+from bincount.workspace import Workspace
 from flows import temporary
 from tasks.retry import transient
 

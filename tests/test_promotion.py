@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bincount.data import manifest
+from bincount.data import snapshots
 from bincount.errors import SettingsError
 from bincount.evaluation import promotion
-from bincount.settings import Classes, PromotionConfig
+from bincount.problem import Classes
+from bincount.settings import PromotionConfig
 
 CLASSES = Classes.parse("0..5")
 
@@ -161,7 +162,7 @@ def frozen(folder, rows: list[tuple[str, str, str | None]], source: str = "bucke
     table["sha256"] = table["image_id"].str[-1]
     table["label"] = table["label"].where(table["split"].notna() & (table["split"] != "extra"))
     table = table.assign(status="ok", reason="")
-    return manifest.freeze(table, CLASSES, source, folder)
+    return snapshots.freeze(table, CLASSES, source, folder)
 
 
 def test_bins_that_one_of_the_models_has_learned_from_are_not_compared_on(tmp_path):

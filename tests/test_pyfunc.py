@@ -15,8 +15,9 @@ from bins import jpeg
 from mlflow.exceptions import MlflowException
 from PIL import Image, ImageFile
 
-from bincount import pyfunc, registry
-from bincount.settings import Classes, ImageConfig, TrainConfig
+from bincount.problem import Classes
+from bincount.settings import ImageConfig, TrainConfig
+from bincount.tracking import pyfunc, registry
 from bincount.training import model as models
 from bincount.training.files import ModelSpec
 

@@ -29,15 +29,17 @@ from packaging.requirements import Requirement
 from PIL import Image
 from servers import mlflow_server, with_database
 
-from bincount import registry
+import bincount
 from bincount.errors import DiskFull, ModelNotFound, ServiceUnavailable, SettingsError
 from bincount.evaluation import metrics
-from bincount.ledger import Ledger
-from bincount.registry import Registry, Version
-from bincount.settings import Classes, ImageConfig, RegistryConfig, TrainConfig
+from bincount.problem import Classes
+from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
+from bincount.tracking import registry
+from bincount.tracking.ledger import Ledger
+from bincount.tracking.registry import Registry, Version
 from bincount.training import model as models
 from bincount.training.files import ModelSpec
-from tasks.registry import code_tags
+from tasks.registration import code_tags
 
 CLASSES = Classes.parse("0..2")
 BALANCE = pd.DataFrame({"class": ["0", "1", "2"], "train": [8, 1600, 2], "val": [1, 2, 0], "test": [1, 2, 0]})
@@ -101,7 +103,7 @@ def test_a_run_of_the_same_name_is_taken_up_again(tmp_path):
 def test_the_commit_is_that_of_this_code_and_not_of_a_repository_around_an_installation(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     package = tmp_path / "venv" / "site-packages" / "bincount"
-    monkeypatch.setattr(registry, "__file__", str(package / "registry.py"))
+    monkeypatch.setattr(bincount, "__file__", str(package / "__init__.py"))
 
     assert set(code_tags.__wrapped__()) == {"bincount_version"}
 

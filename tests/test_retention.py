@@ -10,13 +10,15 @@ import pytest
 import servers
 from filelock import FileLock
 
-from bincount import registry, retention
-from bincount.data import drawn
+from bincount import retention
+from bincount.data import synthetic
 from bincount.errors import ModelNotFound, ServiceUnavailable
-from bincount.registry import MODEL_TAG
 from bincount.retention import plan, remove
-from bincount.settings import DataConfig, ImageConfig, RegistryConfig, RetentionConfig, TrainConfig, Workspace
+from bincount.settings import DataConfig, ImageConfig, RegistryConfig, RetentionConfig, TrainConfig
+from bincount.tracking import registry
+from bincount.tracking.registry import MODEL_TAG
 from bincount.training.files import Trained, weights_digest
+from bincount.workspace import Workspace
 from flows.cli import app
 from flows.run import run
 
@@ -540,7 +542,7 @@ def test_a_registry_that_cannot_be_read_any_more_removes_nothing_more(workspace,
 
 @pytest.mark.services
 def test_after_real_trainings_what_their_versions_need_is_there_and_nothing_is_trained_again(api, tmp_path):
-    drawn.draw(tmp_path / "bins", 300, size=(64, 64))
+    synthetic.draw(tmp_path / "bins", 300, size=(64, 64))
     data, images = DataConfig(source=str(tmp_path / "bins")), ImageConfig(image_size=32)
     quick = TrainConfig(model="small", weights="none", epochs=1)
     two, other = quick.model_copy(update={"members": 2}), quick.model_copy(update={"seed": 5})

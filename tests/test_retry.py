@@ -26,7 +26,7 @@ def test_only_what_another_try_may_mend_is_tried_again(error, again):
 def test_a_registration_is_tried_again_when_mlflow_failed():
     from mlflow.exceptions import MlflowException
 
-    from tasks.registry import server_may_return
+    from tasks.registration import server_may_return
 
     assert server_may_return(None, None, Failed(data=MlflowException("the server went away")))
     assert not server_may_return(None, None, Failed(data=TypeError("a mistake in the code")))

@@ -15,8 +15,9 @@ import servers
 import torch
 from bins import jpeg, png
 
-from bincount import pyfunc, registry
-from bincount.settings import Classes, ImageConfig, RegistryConfig, TrainConfig
+from bincount.problem import Classes
+from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
+from bincount.tracking import pyfunc, registry
 from bincount.training import model as models
 from bincount.training.files import ModelSpec
 

@@ -5,8 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from bincount.errors import SettingsError
+from bincount.problem import Classes
 from bincount.settings import (
-    Classes,
     DataConfig,
     ImageConfig,
     LaunchConfig,
@@ -14,8 +14,8 @@ from bincount.settings import (
     RegistryConfig,
     RunnerConfig,
     TrainConfig,
-    Workspace,
 )
+from bincount.workspace import Workspace
 
 
 def test_a_range_of_counts_is_ordered_and_counts_items():

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from bincount.evaluation import slices
-from bincount.settings import Classes
+from bincount.problem import Classes
 
 COUNTS = Classes.parse("0..2")
 

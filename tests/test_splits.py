@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from bincount.data import splits
-from bincount.settings import SPLITS
+from bincount.problem import SPLITS
 
 
 def manifest(count, start=0, seed=0):

@@ -46,11 +46,12 @@ from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from servers import program, wait_for
 
 from bincount import services
-from bincount.data import drawn
+from bincount.data import synthetic
 from bincount.errors import ServiceUnavailable, SettingsError
 from bincount.services import Access
-from bincount.settings import RegistryConfig, Workspace
+from bincount.settings import RegistryConfig
 from bincount.training.launch import SECONDS_TO_STOP
+from bincount.workspace import Workspace
 from flows import health, stacks
 from flows.automations import TAG
 from flows.bootstrap import FLOW_ENVIRONMENT, bootstrap
@@ -691,7 +692,7 @@ def secret_of(workspace: Path) -> str:
 def whole(tmp_path_factory) -> Iterator[dict[str, object]]:
     """The settings of a stack that `make up` has started, for all tests until the one that takes it down."""
     folder = tmp_path_factory.mktemp("whole")
-    drawn.draw(folder / "bins", 300, size=(64, 64))
+    synthetic.draw(folder / "bins", 300, size=(64, 64))
     with stack_up(folder / "workspace", SOURCE=folder / "bins") as settings:
         yield settings
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bincount.registry import Version
+from bincount.tracking.registry import Version
 from flows import summary
 
 TAGS = {

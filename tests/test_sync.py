@@ -14,9 +14,10 @@ import pytest
 from bins import add_bin, bring, jpeg, png, undecodable_jpeg
 from servers import wait_for
 
-from bincount.data import doctor, jpegs, manifest, packs, pictures, source, sync, tables
+from bincount.data import check, jpegs, packs, pictures, snapshots, source, sync, tables
 from bincount.errors import DatasetError, DiskFull, SourceError
-from bincount.settings import Classes, DataConfig, ImageConfig
+from bincount.problem import Classes
+from bincount.settings import DataConfig, ImageConfig
 from tasks.data import pack_fetched, pack_snapshot
 
 
@@ -130,7 +131,7 @@ def prepare(folder, dataset):
     config = DataConfig(source=str(folder))
     report = bring(folder, dataset, config)
     pack_fetched.fn(config, dataset, ImageConfig(image_size=32))
-    snapshot = manifest.build(dataset, sync.merge(dataset), config.class_set, config.source)
+    snapshot = snapshots.build(dataset, sync.merge(dataset), config.class_set, config.source)
     return report, snapshot.read().set_index("image_id")
 
 
@@ -142,7 +143,7 @@ def test_an_image_that_turns_out_not_to_decode_is_set_aside_once_and_comes_back_
     _, rows = prepare(bucket, data)
     assert rows["status"].to_list() == ["ok", "ok", "set_aside", "ok", "ok"]
     assert rows["reason"]["00002"].startswith("damaged image: ")
-    assert doctor.diagnose(data) == doctor.Diagnosis(4, Counter({"damaged image": 1}), ())
+    assert check.diagnose(data) == check.Diagnosis(4, Counter({"damaged image": 1}), ())
     report, _ = prepare(bucket, data)
     assert (report.num_fetched, report.set_aside) == (0, Counter())
     add_bin(bucket, "00002")
@@ -206,7 +207,7 @@ def test_pictures_larger_than_the_usual_limit_are_packed_where_they_were_allowed
     config = DataConfig(source=str(bucket), max_pixels=60_000_000)
     assert bring(bucket, data, config).num_fetched == 4
     assert len(pack_fetched.fn(config, data, ImageConfig(image_size=32))) == 4
-    snapshot = manifest.build(data, sync.merge(data), config.class_set, config.source)
+    snapshot = snapshots.build(data, sync.merge(data), config.class_set, config.source)
     assert len(pack_snapshot.fn(snapshot, ImageConfig(image_size=64))) == 4
 
 
@@ -344,14 +345,14 @@ def test_two_sources_of_ten_and_then_twenty_bins_equal_twenty_at_once(tmp_path):
         return DataConfig(source=str(tmp_path / "bucket"), limit=limit)
 
     bring(tmp_path / "bucket", tmp_path / "grown", config(10))
-    first = manifest.build(tmp_path / "grown", sync.read(tmp_path / "grown"), Classes.parse("0..5"), "bucket").read()
+    first = snapshots.build(tmp_path / "grown", sync.read(tmp_path / "grown"), Classes.parse("0..5"), "bucket").read()
     bring(tmp_path / "bucket", tmp_path / "grown", config(20))
     bring(tmp_path / "bucket", tmp_path / "whole", config(20))
     grown, whole = sync.read(tmp_path / "grown"), sync.read(tmp_path / "whole")
     assert grown.drop(columns="arrived").equals(whole.drop(columns="arrived"))
-    second = manifest.build(tmp_path / "grown", grown, Classes.parse("0..5"), "bucket").read().set_index("image_id")
+    second = snapshots.build(tmp_path / "grown", grown, Classes.parse("0..5"), "bucket").read().set_index("image_id")
     assert second.loc[first["image_id"], "split"].to_list() == first["split"].to_list()
-    at_once = manifest.build(tmp_path / "whole", whole, Classes.parse("0..5"), "bucket").read().set_index("image_id")
+    at_once = snapshots.build(tmp_path / "whole", whole, Classes.parse("0..5"), "bucket").read().set_index("image_id")
     assert second["group"].equals(at_once["group"])
 
 
@@ -458,7 +459,7 @@ def test_real_bins_are_synced_grouped_dealt_and_packed(tmp_path):
     config = DataConfig(source=real, limit=800)
     report = bring(Path(real), tmp_path, config)
     assert (report.num_fetched, report.set_aside.total()) == (800, 0)
-    snapshot = manifest.build(tmp_path, sync.read(tmp_path), Classes.parse("0..5"), real)
+    snapshot = snapshots.build(tmp_path, sync.read(tmp_path), Classes.parse("0..5"), real)
     rows = snapshot.read()
     twins = rows["group"].map(rows["group"].value_counts()) > 1
     assert 0.65 < twins.mean() < 0.85  # 75 % in the whole sample
@@ -489,7 +490,7 @@ def test_every_class_of_the_real_sample_is_within_a_point_and_a_half_of_80_10_10
     bins = sync.read(tmp_path).reindex(range(len(rows)))
     for column in rows[0]:
         bins[column] = [row[column] for row in rows]
-    snapshot = manifest.build(tmp_path, bins, Classes.parse("0..5"), "real")
+    snapshot = snapshots.build(tmp_path, bins, Classes.parse("0..5"), "real")
     dealt = snapshot.labelled()
     shares = dealt.groupby("label")["split"].value_counts(normalize=True).unstack()
     assert (shares[["train", "val", "test"]] - [0.8, 0.1, 0.1]).abs().to_numpy().max() < 0.015

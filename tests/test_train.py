@@ -19,18 +19,18 @@ import torch
 from drawn_training import IMAGES, QUICK, STEPS_PER_EPOCH, OnFirstEpoch, dataset
 from filelock import FileLock
 
-from bincount.data import manifest
-from bincount.data.manifest import Snapshot
+from bincount.data import snapshots
 from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, DiskFull, SettingsError, TrainingDiverged, TrainingFailed, WeightsUnavailable
-from bincount.settings import Classes
+from bincount.problem import Classes
 from bincount.training import checkpoints, files, launch, losses, model, train
-from bincount.training.debug import Watch
 from bincount.training.device import is_out_of_memory
 from bincount.training.distributed import World
 from bincount.training.files import PARENT_HOLDS_STDIN, Request, Trained, read_error, read_history
 from bincount.training.launch import train_in_subprocess
 from bincount.training.model import load
+from bincount.training.monitor import Watch
 from bincount.training.train import Stopped, epoch_order, fit, learning_rate
 
 
@@ -174,7 +174,7 @@ def test_extra_counts_are_learned_beside_the_classes(tmp_path):
     two = rows["class_name"] == "2"
     rows.loc[two, "label"] = pd.NA
     rows.loc[two, "split"] = rows.loc[two, "split"].map({"train": "extra"})
-    beside = manifest.freeze(rows, Classes.parse("0..1"), "drawn", tmp_path)
+    beside = snapshots.freeze(rows, Classes.parse("0..1"), "drawn", tmp_path)
     trained = fit(beside, pack, IMAGES, QUICK.model_copy(update={"sampling": "balanced"}), tmp_path / "run")
     model, spec = load(trained.checkpoint)
     assert (spec.classes.names, spec.extra_names) == (("0", "1"), ("2",))
@@ -297,7 +297,7 @@ def test_memory_that_ran_out_is_known_whoever_says_so(error, is_memory):
 
 def test_ordinal_targets_of_classes_without_order_are_refused(data, tmp_path):
     snapshot, pack = data
-    snapshot = manifest.freeze(snapshot.read(), Classes.parse("good,damaged,empty"), "drawn", tmp_path)
+    snapshot = snapshots.freeze(snapshot.read(), Classes.parse("good,damaged,empty"), "drawn", tmp_path)
     with pytest.raises(SettingsError, match="--loss ordinal needs classes with an order"):
         fit(snapshot, pack, IMAGES, QUICK.model_copy(update={"loss": "ordinal"}), tmp_path / "run")
 

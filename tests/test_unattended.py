@@ -20,11 +20,12 @@ from prefect.states import Scheduled
 from prefect.types._datetime import now
 from servers import free_port, mlflow_server, postgres, prefect_server, program, with_database
 
-from bincount import registry
-from bincount.data import drawn
-from bincount.registry import RUN_TAG
-from bincount.settings import RegistryConfig, Workspace
+from bincount.data import synthetic
+from bincount.settings import RegistryConfig
+from bincount.tracking import registry
+from bincount.tracking.registry import RUN_TAG
 from bincount.training.files import read_history
+from bincount.workspace import Workspace
 from flows.bootstrap import bootstrap
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(1800)]
@@ -181,7 +182,7 @@ class Case:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
-    drawn.draw(folder / "source", 350, size=(64, 64))
+    synthetic.draw(folder / "source", 350, size=(64, 64))
     # PostgreSQL, as several workers want it: on SQLite this server now and then stands still for a minute.
     with postgres(folder) as database:
         made = Stack(folder, folder / "source", database)

@@ -13,11 +13,13 @@ import pytest
 from servers import with_database
 from test_registry import checkpoint, picture
 
-from bincount import database, registry
+from bincount import database
 from bincount.errors import SettingsError
-from bincount.registry import Registry
-from bincount.relocation import relocate
-from bincount.settings import RegistryConfig, Workspace
+from bincount.settings import RegistryConfig
+from bincount.tracking import registry
+from bincount.tracking.registry import Registry
+from bincount.tracking.relocation import relocate
+from bincount.workspace import Workspace
 
 CONFIG = RegistryConfig()
 NAMES = (
@@ -264,7 +266,7 @@ def test_a_move_that_is_killed_while_paths_are_brought_up_to_date_is_done_whole_
         return "file:///half"
 
     with monkeypatch.context() as patch:
-        patch.setattr("bincount.relocation._with_folder", killed)
+        patch.setattr("bincount.tracking.relocation._with_folder", killed)
         with pytest.raises(KeyboardInterrupt):
             open_in(Workspace(root=tmp_path / "moved"))
     assert paths(tmp_path / "moved") == before

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bincount.data.copies import TWO_CLASSES
 from bincount.errors import DatasetError
-from bincount.settings import EXTRA, SPLITS, Classes, normalize_name
+from bincount.problem import EXTRA, SPLITS, Classes, normalize_name
 
 FEWEST_IN_SPLIT = 10  # images of a class in val or test: of fewer, one image is more than ten points of its accuracy
 NUM_NAMED = 10  # classes or folders in a sentence

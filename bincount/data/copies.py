@@ -13,7 +13,7 @@ from collections.abc import Collection
 import pandas as pd
 
 from bincount.data.splits import JOINS_TWO
-from bincount.settings import SPLITS
+from bincount.problem import SPLITS
 
 TWO_CLASSES = "one photo in two classes"  # the kind of reason
 MOVED = "moved in the source"

@@ -25,12 +25,13 @@ import pyarrow.compute as pc
 from obstore.exceptions import BaseError
 
 from bincount.data import access, listing, names, source, splits
-from bincount.data.manifest import Snapshot
+from bincount.data.snapshots import Snapshot
 from bincount.data.source import Source
-from bincount.disk import short_name
 from bincount.errors import DatasetError, ServiceUnavailable, SettingsError, mask_address
+from bincount.files import short_name
+from bincount.problem import Classes
 from bincount.progress import Progress
-from bincount.settings import Classes, DataConfig, holds_credentials
+from bincount.settings import DataConfig, holds_credentials
 
 logger = logging.getLogger(__name__)
 

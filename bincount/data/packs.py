@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 import xxhash
 from filelock import FileLock
 
-from bincount import disk
+from bincount import files
 from bincount.data import pictures, sync
 from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import BadPicture, BincountError, DatasetError
@@ -303,7 +303,7 @@ def _append_all(
     """Append the pictures of files, whose paths come by digest; of those that were not, why, by digest."""
     todo, failed = list(new.items()), {}
     with (
-        disk.told_when_full(folder),
+        files.told_when_full(folder),
         open(folder / IMAGES, "ab") as images,
         open(folder / CHECKSUMS, "ab") as checksums,
         open(folder / DIGESTS, "ab") as digest_file,

@@ -14,7 +14,7 @@ import pandas as pd
 
 from bincount.data import tables
 from bincount.errors import DatasetError
-from bincount.settings import EXTRA, SPLITS
+from bincount.problem import EXTRA, SPLITS
 
 logger = logging.getLogger(__name__)
 

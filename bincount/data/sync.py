@@ -45,8 +45,8 @@ from bincount.data import lists, names, record, source, tables
 from bincount.data.pictures import MAX_BYTES, inspect
 from bincount.data.pictures import BadPicture as BadImage
 from bincount.data.source import ObjectMissing, ObjectRefused, Source
-from bincount.disk import read_sealed, sealed, short_name, told_when_full, written_whole
 from bincount.errors import BincountError, DatasetError, SourceUnavailable
+from bincount.files import read_sealed, sealed, short_name, told_when_full, written_whole
 from bincount.settings import DataConfig
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from bincount.disk import written_whole
 from bincount.errors import DatasetError
+from bincount.files import written_whole
 
 SEAL = b"bincxxh3"
 SEAL_LENGTH = len(SEAL) + 8

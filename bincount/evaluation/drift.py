@@ -14,11 +14,13 @@ import pandas as pd
 from pydantic import Field
 
 from bincount.data import packs
-from bincount.data.manifest import Snapshot, is_in
 from bincount.data.packs import Pack
-from bincount.evaluation import bootstrap, slices
-from bincount.evaluation.bootstrap import FEWEST_BINS, Interval
-from bincount.settings import Classes, DriftConfig, Settings
+from bincount.data.snapshots import Snapshot, is_in
+from bincount.evaluation import intervals, slices
+from bincount.evaluation.intervals import FEWEST_BINS, Interval
+from bincount.frozen import Frozen
+from bincount.problem import Classes
+from bincount.settings import DriftConfig
 from bincount.training.files import read_spec
 
 SMALLEST_SHARE = 1e-6  # the logarithm of nothing is not a number
@@ -29,7 +31,7 @@ MOST_IMAGES = 5000  # whose pictures are looked at on either side: some seconds
 BALANCE, IMAGE_SIZE = "class balance", "image size"
 
 
-class Index(Settings):
+class Index(Frozen):
     """A population stability index, how large it gets by chance alone once in 1,000 times, and how large it may be."""
 
     value: float
@@ -47,7 +49,7 @@ class Index(Settings):
         return "shifted" if self.is_shift else "may be chance"
 
 
-class ClassShare(Settings):
+class ClassShare(Frozen):
     """The share of one class in the new images, and in those that the champion learned from."""
 
     name: str
@@ -55,7 +57,7 @@ class ClassShare(Settings):
     learned: float
 
 
-class Accuracy(Settings):
+class Accuracy(Frozen):
     """How many of the new images the champion counts right, and of those of its own test, with 95 % intervals.
 
     Shares; max_loss in points. Its bins are new to the champion.
@@ -81,7 +83,7 @@ class Accuracy(Settings):
         return f"{100 * self.value:.1f} % ({low:.1f} to {high:.1f})"
 
 
-class Drift(Settings):
+class Drift(Frozen):
     """What compare found; num_compared of num_new images were looked at, and note says what was not compared, and why.
 
     indices are by what they are of: class balance, brightness, sharpness, image size.
@@ -254,7 +256,7 @@ def on_new_images(
         return None
     return Accuracy(
         value=np.mean(answers.argmax(axis=1) == labels),
-        interval=bootstrap.intervals(labels, answers, groups, classes)["accuracy"],
+        interval=intervals.intervals(labels, answers, groups, classes)["accuracy"],
         test=test_accuracy,
         test_interval=test_interval,
         max_loss=config.max_accuracy_loss,

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from bincount.data import sync, tables
-from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
-from bincount.evaluation import bootstrap, slices
-from bincount.evaluation.bootstrap import Interval
+from bincount.evaluation import intervals, slices
+from bincount.evaluation.intervals import Interval
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
-from bincount.settings import Classes
+from bincount.problem import Classes
 from bincount.training.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, dev
         folder=folder,
         metrics=score(labels, scores, classes),
         baseline=majority(train["label"].to_numpy(np.int64), labels, classes),
-        intervals=bootstrap.intervals(labels, scores, test["group"], classes),
+        intervals=intervals.intervals(labels, scores, test["group"], classes),
     )
     write_json(
         folder / "metrics.json",

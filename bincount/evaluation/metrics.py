@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bincount.settings import Classes, Settings
+from bincount.frozen import Frozen
+from bincount.problem import Classes
 
 CONFIDENCE_BINS = 10  # of equal width, as the calibration error is mostly reported
 
 
-class ClassScore(Settings):
+class ClassScore(Frozen):
     """How the images of one class were counted.
 
     All but support is None for a class without images, and rmse also where the classes have no order.
@@ -33,7 +34,7 @@ class ClassScore(Settings):
         return self.recall
 
 
-class Average(Settings):
+class Average(Frozen):
     """Precision, recall and F1 over the classes that have images."""
 
     precision: float
@@ -41,7 +42,7 @@ class Average(Settings):
     f1: float
 
 
-class Metrics(Settings):
+class Metrics(Frozen):
     """Scores of one model on one set of images.
 
     Errors are in items, by Classes.values; they are None where the classes have no order. brier is the sum over the
@@ -78,7 +79,7 @@ class Metrics(Settings):
         return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
-class Baseline(Settings):
+class Baseline(Frozen):
     """What always answering the most frequent training class achieves; rmse is None where the classes have no order."""
 
     class_name: str

@@ -10,18 +10,20 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 
-from bincount.data.manifest import Snapshot, is_in
+from bincount.data.snapshots import Snapshot, is_in
 from bincount.errors import SettingsError
-from bincount.evaluation import bootstrap
-from bincount.evaluation.bootstrap import FEWEST_BINS, Interval
-from bincount.settings import SPLITS, Classes, PromotionConfig, Settings
+from bincount.evaluation import intervals
+from bincount.evaluation.intervals import FEWEST_BINS, Interval
+from bincount.frozen import Frozen
+from bincount.problem import SPLITS, Classes
+from bincount.settings import PromotionConfig
 
 PROMOTE = "Promote"  # how the words of a decision for the challenger begin
 NEW_TO_BOTH = "neither was trained on"
 NAMES = {"accuracy": "accuracy", "rmse": "RMSE", "rmse_of_expectation": "RMSE of the expected count"}
 
 
-class Gain(Settings):
+class Gain(Frozen):
     """How much better the challenger is by one metric: more of accuracy, less of an error; the interval is of the gain.
 
     Accuracies are shares, errors items.
@@ -57,7 +59,7 @@ class Gain(Settings):
         return f"{NAMES[self.metric]} {challenger} against {champion}: {change} ({interval})"
 
 
-class ClassChange(Settings):
+class ClassChange(Frozen):
     """The accuracy of both models on one class, as shares; images is how many of the class were compared."""
 
     name: str
@@ -71,7 +73,7 @@ class ClassChange(Settings):
         return 100 * (self.champion - self.challenger)
 
 
-class Decision(Settings):
+class Decision(Frozen):
     """Whether the challenger takes the champion's place, why, and what that rests on.
 
     gains are empty where there was nothing to compare with or on. is_champion: the version has the place already, and
@@ -296,12 +298,12 @@ def _gains(labels, groups, challenger, champion, classes: Classes, config: Promo
     """The gain in each metric, that of config.metric first."""
     names = [name for name in NAMES if name == "accuracy" or classes.ordered]
     names.sort(key=lambda name: name != config.metric)
-    added = [bootstrap.sums(labels, probabilities, classes) for probabilities in (challenger, champion)]
-    points = [bootstrap.scores(each.sum().to_frame().T, classes).iloc[0] for each in added]
-    tests = bootstrap.resample(pd.concat(added, axis=1, keys=[0, 1]), groups)  # the same draws for both
-    drawn = [bootstrap.scores(tests[which], classes) for which in (0, 1)]
+    added = [intervals.sums(labels, probabilities, classes) for probabilities in (challenger, champion)]
+    points = [intervals.scores(each.sum().to_frame().T, classes).iloc[0] for each in added]
+    tests = intervals.resample(pd.concat(added, axis=1, keys=[0, 1]), groups)  # the same draws for both
+    drawn = [intervals.scores(tests[which], classes) for which in (0, 1)]
     sign = pd.Series({name: 1 if name == "accuracy" else -1 for name in names})
-    low, high = bootstrap.quantiles((drawn[0] - drawn[1])[names] * sign, config.confidence)
+    low, high = intervals.quantiles((drawn[0] - drawn[1])[names] * sign, config.confidence)
     return [
         Gain(
             metric=name,

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bincount.evaluation import bootstrap
-from bincount.evaluation.bootstrap import FEWEST_BINS
-from bincount.settings import Classes
+from bincount.evaluation import intervals
+from bincount.evaluation.intervals import FEWEST_BINS
+from bincount.problem import Classes
 
 MOST_ITEMS = 4  # different items; more are one slice
 
@@ -29,7 +29,7 @@ def measure(
     is of 95 %; rmse is missing where the classes have no order. A value that fewer than 30 bins have is left out, and
     so is a kind with less than two values.
     """
-    added = bootstrap.sums(labels, probabilities, classes)
+    added = intervals.sums(labels, probabilities, classes)
     groups = np.asarray(groups)
     rows = []
     for kind, values in kinds.items():
@@ -38,8 +38,8 @@ def measure(
             continue
         for value, where in enough:
             here = added.iloc[where]
-            score = bootstrap.scores(here.sum().to_frame().T, classes).iloc[0]
-            interval = bootstrap.intervals(labels[where], probabilities[where], groups[where], classes)["accuracy"]
+            score = intervals.scores(here.sum().to_frame().T, classes).iloc[0]
+            interval = intervals.intervals(labels[where], probabilities[where], groups[where], classes)["accuracy"]
             rows.append(
                 {
                     "slice": kind,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bincount.disk import written_whole
+from bincount.files import written_whole
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
 from bincount.training.calibration import calibrate
 from bincount.training.device import choose_device
 from bincount.training.files import Trained, find_finished, read_history, write_json

@@ -22,11 +22,13 @@ from typing import Literal
 import xxhash
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from bincount import disk
+from bincount import files
 from bincount.data.pictures import DECODER_VERSION
-from bincount.disk import read_sealed, sealed, written_whole
 from bincount.errors import DiskFull, ModelDamaged, ModelNotFound, SettingsError, TrainingFailed, WeightsUnavailable
-from bincount.settings import Classes, ImageConfig, ModelName, Settings, TrainConfig
+from bincount.files import read_sealed, sealed, written_whole
+from bincount.frozen import Frozen
+from bincount.problem import Classes
+from bincount.settings import ImageConfig, ModelName, TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ PARENT_HOLDS_STDIN = "BINCOUNT_PARENT_HOLDS_STDIN"  # in the environment of a tr
 MEETING_FOLDER = "BINCOUNT_MEETING_FOLDER"  # likewise: where the processes of one host find each other
 
 
-class Request(Settings):
+class Request(Frozen):
     """What a trainer's process is to do: the arguments of fit, as they travel in a file."""
 
     snapshot: Path
@@ -46,7 +48,7 @@ class Request(Settings):
     folder: Path
 
 
-class ModelSpec(Settings):
+class ModelSpec(Frozen):
     """What is needed to rebuild a trained network and to show it a picture as in training.
 
     weights_sha256 is of the file of weights beside it; empty where an older release has saved them.
@@ -232,7 +234,7 @@ def read_error(folder: Path) -> dict[str, str] | None:
     if path is None:
         return None
     if not path.stat().st_size:
-        return _described(disk.full(folder))
+        return _described(files.full(folder))
     try:
         error = read_sealed(path)
         return {"type": error["type"], "message": error["message"]}
@@ -321,6 +323,6 @@ def write_json(path: Path, content: dict | list) -> None:
 
 
 def write_sealed(path: Path, content: dict) -> None:
-    """Write what disk.read_sealed reads."""
+    """Write what files.read_sealed reads."""
     with written_whole(path) as temporary:
         temporary.write_text(sealed(content))

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bincount import errors
-from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
 from bincount.errors import ModelDamaged, SettingsError, TrainingFailed
 from bincount.settings import ImageConfig, LaunchConfig, TrainConfig
 from bincount.training.files import (

@@ -4,7 +4,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bincount.errors import SettingsError
-from bincount.settings import Classes, TrainConfig
+from bincount.problem import Classes
+from bincount.settings import TrainConfig
 
 FALL_OFF = 1.0  # of ordinal targets: each item further away leaves exp(-1) of the weight
 

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bincount.disk import written_whole
 from bincount.errors import SettingsError, WeightsUnavailable
+from bincount.files import written_whole
 from bincount.training.augment import center_crop, normalize
 from bincount.training.device import is_out_of_memory
 from bincount.training.files import (

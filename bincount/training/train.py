@@ -24,17 +24,17 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from bincount import disk
+from bincount import files
 from bincount.data import balance
-from bincount.data.manifest import Snapshot, open_snapshot
 from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot, open_snapshot
 from bincount.errors import BincountError, DatasetError, SettingsError, TrainingDiverged, TrainingFailed
+from bincount.problem import Classes
 from bincount.progress import Progress
-from bincount.settings import Classes, ImageConfig, TrainConfig
+from bincount.settings import ImageConfig, TrainConfig
 from bincount.training import checkpoints, distributed, losses
 from bincount.training.augment import draw_views, look
 from bincount.training.calibration import calibrate
-from bincount.training.debug import Watch
 from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, is_out_of_memory, resolve
 from bincount.training.distributed import World
 from bincount.training.files import (
@@ -49,6 +49,7 @@ from bincount.training.files import (
     write_json,
 )
 from bincount.training.model import build, load_weights, probabilities, save
+from bincount.training.monitor import Watch
 from bincount.training.reader import Reader
 
 logger = logging.getLogger(__name__)
@@ -630,7 +631,7 @@ def main() -> None:
         return  # of the try before this one
     pack = Pack(request.pack, request.images.image_size)
     try:
-        with disk.told_when_full(request.folder):
+        with files.told_when_full(request.folder):
             fit(open_snapshot(request.snapshot), pack, request.images, request.training, request.folder, stop=stop)
     except Stopped:
         sys.exit(0 if distributed.started_by_torchrun() else STOPPED)

@@ -21,16 +21,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bincount.data import groups, manifest, packs, source, splits, sync
-from bincount.data.manifest import Snapshot
+from bincount.data import groups, packs, snapshots, source, splits, sync
 from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
 from bincount.evaluation.metrics import score
-from bincount.settings import DataConfig, ImageConfig, TrainConfig, Workspace
+from bincount.settings import DataConfig, ImageConfig, TrainConfig
 from bincount.training.device import resolve
 from bincount.training.ensemble import combine
 from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
 from bincount.training.model import load, probabilities
+from bincount.workspace import Workspace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ def prepare(workspace: Workspace, data: DataConfig, images: ImageConfig, way: st
         label=rows["class_name"].map(labels).where(good).astype("Int8"),
     )
     table = splits.mark_extra(splits.assign(table, data.extra_names))
-    snapshot = manifest.freeze(table, data.class_set, data.source, dataset)
+    snapshot = snapshots.freeze(table, data.class_set, data.source, dataset)
     wanted = pd.concat([snapshot.labelled(), snapshot.extra()])
     return snapshot, packs.update(dataset, images, wanted["path"], wanted["sha256"])
 

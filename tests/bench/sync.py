@@ -226,7 +226,7 @@ def compile_modules() -> None:
     with suppress(ImportError):
         import boto3  # noqa: F401
 
-    from bincount.data import manifest, sync  # noqa: F401
+    from bincount.data import snapshots, sync  # noqa: F401
 
 
 def sync_bucket(endpoint: str, dataset: str, _: str) -> None:
@@ -320,7 +320,7 @@ def make_whole_bucket(folder: str, num_bins: str) -> None:
 def whole_bucket(folder: str, num_bins: str) -> None:
     import pyarrow as pa
 
-    from bincount.data import manifest, source, sync
+    from bincount.data import snapshots, source, sync
     from bincount.settings import DataConfig
 
     dataset, ids = Path(folder), _ids(int(num_bins))
@@ -346,7 +346,7 @@ def whole_bucket(folder: str, num_bins: str) -> None:
     (dataset / "new").rename(dataset / "parts")
     bins = _timed("merge", lambda: sync.merge(dataset))
     assert len(bins) == len(ids)
-    snapshot = _timed("snapshot", lambda: manifest.build(dataset, bins, config.class_set, config.source))
+    snapshot = _timed("snapshot", lambda: snapshots.build(dataset, bins, config.class_set, config.source))
     rows = snapshot.read()
     twins = rows["group"].map(rows["group"].value_counts()) > 1
     print(f"{twins.mean():.0%} of the bins were photographed more than once")

@@ -143,7 +143,7 @@ def prepare(folder: str, images: str, count: str, size: str) -> dict:
     import numpy as np
     import torch
 
-    from bincount.data import drawn, packs
+    from bincount.data import packs, synthetic
     from bincount.settings import ImageConfig
 
     dataset = Path(folder)
@@ -151,7 +151,7 @@ def prepare(folder: str, images: str, count: str, size: str) -> dict:
         found = sorted(path for path in Path(images).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
         chosen = random.Random(0).sample(found, min(int(count), len(found)))
     else:
-        drawn.draw(dataset, int(count), size=PICTURE, broken=False)
+        synthetic.draw(dataset, int(count), size=PICTURE, broken=False)
         chosen = sorted((dataset / "bin-images").iterdir())
     labels = [position % NUM_CLASSES for position in range(len(chosen))]  # speed does not depend on what is learnt
     contents = [path.read_bytes() for path in chosen]
@@ -449,7 +449,8 @@ def train_as_here(
 
 
 def _settings(model: str, size: int, batch_size: int):
-    from bincount.settings import Classes, ImageConfig, TrainConfig
+    from bincount.problem import Classes
+    from bincount.settings import ImageConfig, TrainConfig
     from bincount.training.files import ModelSpec
 
     classes = Classes(names=tuple(map(str, range(NUM_CLASSES))), ordered=True)

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from test_plots import SLICES
 
-from bincount.evaluation import metrics, report
+from bincount.evaluation import metrics
 from bincount.evaluation.metrics import Metrics
-from bincount.settings import Classes
+from bincount.problem import Classes
+from bincount.reporting import pages
 
 CONFIDENCE = pd.DataFrame(
     {
@@ -95,7 +96,7 @@ def scored(classes: Classes, without: int | None = None) -> Metrics:
 
 
 def page(scores: Metrics, slices: pd.DataFrame = SLICES, title: str = "Test", intervals=None) -> Page:
-    return Page(report.page(scores, CONFIDENCE, slices, title, intervals or {}))
+    return Page(pages.page(scores, CONFIDENCE, slices, title, intervals or {}))
 
 
 def test_the_page_needs_nothing_from_elsewhere():
@@ -223,6 +224,6 @@ def test_twenty_classes_get_a_higher_matrix_than_six_and_all_their_names():
 def test_the_same_test_makes_the_same_page():
     scores = scored(Classes.parse("0..5"))
 
-    first, second = (report.page(scores, CONFIDENCE, SLICES, "Test", {}) for _ in range(2))
+    first, second = (pages.page(scores, CONFIDENCE, SLICES, "Test", {}) for _ in range(2))
 
     assert first == second

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bincount.evaluation.metrics import Metrics
-from bincount.settings import SPLITS
+from bincount.problem import SPLITS
 
 INK = "#333333"
 GREY = "#8c8c8c"

@@ -11,7 +11,8 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from bincount.settings import Classes, Settings
+from bincount.frozen import Frozen
+from bincount.problem import Classes
 
 RESAMPLES = 2000
 FEWEST_BINS = 30  # that an interval can be drawn from
@@ -19,7 +20,7 @@ RATES = ("accuracy", "within_one", "recall")
 WEIGHTS_AT_ONCE = 1_000_000  # 8 MB
 
 
-class Interval(Settings):
+class Interval(Frozen):
     """Where a score lies with the confidence that was asked for."""
 
     low: float

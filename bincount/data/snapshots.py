@@ -32,9 +32,9 @@ import xxhash
 from filelock import FileLock
 
 from bincount.data import balance, copies, groups, names, splits, sync, tables
-from bincount.disk import read_sealed, sealed, told_when_full, written_whole
 from bincount.errors import DatasetError, SnapshotNotFound
-from bincount.settings import EXTRA, SPLITS, Classes, normalize_name
+from bincount.files import read_sealed, sealed, told_when_full, written_whole
+from bincount.problem import EXTRA, SPLITS, Classes, normalize_name
 
 logger = logging.getLogger(__name__)
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from bincount.data.manifest import Snapshot
-from bincount.evaluation.bootstrap import Interval
+from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation
+from bincount.evaluation.intervals import Interval
 from bincount.evaluation.metrics import per_class_table
 from bincount.evaluation.promotion import NAMES as METRICS
 from bincount.evaluation.promotion import Decision
-from bincount.settings import SPLITS, Classes, ImageConfig, TrainConfig
+from bincount.problem import SPLITS, Classes
+from bincount.settings import ImageConfig, TrainConfig
 from bincount.text import escape_markdown, markdown_code
 from bincount.training.files import ModelSpec
 

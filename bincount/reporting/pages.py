@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from bincount.evaluation.metrics import ClassScore, Metrics
-from bincount.evaluation.plots import BLUE, GREEN, GREY, INK, ORANGE, slice_rows, wrap
+from bincount.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, slice_rows, wrap
 
 FONT = "system-ui, sans-serif"
 LEGEND_ABOVE = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}

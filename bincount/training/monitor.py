@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
-from bincount.disk import written_whole
+from bincount.files import written_whole
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from bins import add_bin, add_thirty_bins, bring, jpeg
 
-from bincount.data import doctor, manifest, packs, splits, sync
+from bincount.data import check, packs, snapshots, splits, sync
 from bincount.errors import DatasetError, SnapshotNotFound
-from bincount.settings import Classes, DataConfig, ImageConfig, Workspace
+from bincount.problem import Classes
+from bincount.settings import DataConfig, ImageConfig
+from bincount.workspace import Workspace
 from flows.cli import app
 
 SMALL = ImageConfig(image_size=32)
@@ -22,7 +24,7 @@ PACK = "packs/32-squash-v2"
 def prepare(bucket, dataset):
     """What the prepare flow makes."""
     bring(bucket, dataset)
-    snapshot = manifest.build(dataset, sync.read(dataset), Classes.parse("0..5"), str(bucket))
+    snapshot = snapshots.build(dataset, sync.read(dataset), Classes.parse("0..5"), str(bucket))
     labelled = snapshot.labelled()
     packs.update(dataset, SMALL, labelled["path"], labelled["sha256"])
     return snapshot
@@ -41,11 +43,11 @@ def dataset(bucket, tmp_path):
 
 
 def found(dataset, **options):
-    return [(problem.kind, problem.where) for problem in doctor.diagnose(dataset, **options).problems]
+    return [(problem.kind, problem.where) for problem in check.diagnose(dataset, **options).problems]
 
 
 def test_a_healthy_dataset_has_no_problems_and_says_what_is_set_aside(dataset):
-    assert doctor.diagnose(dataset) == doctor.Diagnosis(31, Counter({"empty image": 1}), ())
+    assert check.diagnose(dataset) == check.Diagnosis(31, Counter({"empty image": 1}), ())
 
 
 def test_a_dataset_that_grew_is_healthy(bucket, dataset):
@@ -53,7 +55,7 @@ def test_a_dataset_that_grew_is_healthy(bucket, dataset):
         add_bin(bucket, f"{number * 40 + 10:05d}", 2)
     prepare(bucket, dataset)
     assert len(list((dataset / "snapshots").iterdir())) == 3  # two, and the name of the last
-    assert doctor.diagnose(dataset).problems == ()
+    assert check.diagnose(dataset).problems == ()
 
 
 def test_class_folders_need_no_records(tmp_path):
@@ -62,8 +64,8 @@ def test_class_folders_need_no_records(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(number))
     bring(tmp_path / "bucket", tmp_path / "data")
-    manifest.build(tmp_path / "data", sync.read(tmp_path / "data"), Classes.parse("good,bad"), "bucket")
-    assert doctor.diagnose(tmp_path / "data") == doctor.Diagnosis(12, Counter(), ())
+    snapshots.build(tmp_path / "data", sync.read(tmp_path / "data"), Classes.parse("good,bad"), "bucket")
+    assert check.diagnose(tmp_path / "data") == check.Diagnosis(12, Counter(), ())
 
 
 def test_a_bin_that_joins_two_splits_counts_as_set_aside(bucket, dataset):
@@ -73,7 +75,7 @@ def test_a_bin_that_joins_two_splits_counts_as_set_aside(bucket, dataset):
     for image_id in (train, val, "50000"):  # two that change, and so show the same bin as a new one beside them
         add_bin(bucket, image_id, 1, items, photo)
     prepare(bucket, dataset)
-    diagnosis = doctor.diagnose(dataset)
+    diagnosis = check.diagnose(dataset)
     assert diagnosis.problems == ()
     assert diagnosis.set_aside == Counter({"empty image": 1, splits.JOINS_TWO: 2})  # the new one, and that of val
     assert diagnosis.num_good == 30
@@ -96,19 +98,19 @@ def alter(path):
 @pytest.mark.parametrize(
     ("damage", "where", "kind"),
     [
-        (lose, IMAGE, doctor.LOST),
-        (lose, RECORD, doctor.LOST),
-        (truncate, IMAGE, doctor.WRONG_SIZE),
-        (truncate, RECORD, doctor.WRONG_SIZE),
-        (alter, IMAGE, doctor.ALTERED),
+        (lose, IMAGE, check.LOST),
+        (lose, RECORD, check.LOST),
+        (truncate, IMAGE, check.WRONG_SIZE),
+        (truncate, RECORD, check.WRONG_SIZE),
+        (alter, IMAGE, check.ALTERED),
     ],
 )
 def test_a_damaged_bin_is_found_removed_and_fetched_again(bucket, dataset, damage, where, kind):
     damage(dataset / where)
-    diagnosis = doctor.diagnose(dataset)
+    diagnosis = check.diagnose(dataset)
     assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [(kind, where)]
     assert "`bincount prepare` fetches the bin again" in diagnosis.problems[0].remedy
-    assert doctor.mend(dataset, diagnosis) == doctor.Mended(1, 0, 0, ())
+    assert check.mend(dataset, diagnosis) == check.Mended(1, 0, 0, ())
     assert "00040" not in set(sync.read(dataset)["image_id"])
     assert found(dataset) == []
     assert bring(bucket, dataset).num_fetched == 1
@@ -117,9 +119,9 @@ def test_a_damaged_bin_is_found_removed_and_fetched_again(bucket, dataset, damag
 
 
 def test_mending_leaves_the_other_bins_and_every_split_as_they_were(bucket, dataset):
-    rows, snapshot = sync.read(dataset), manifest.latest(dataset)
+    rows, snapshot = sync.read(dataset), snapshots.latest(dataset)
     truncate(dataset / IMAGE)
-    doctor.mend(dataset, doctor.diagnose(dataset))
+    check.mend(dataset, check.diagnose(dataset))
     assert prepare(bucket, dataset) == snapshot
     facts = ["image_id", "image_tag", "record_tag", "class_name", "quantity", "path", "sha256", "dhash", "status"]
     assert sync.read(dataset)[facts].equals(rows[facts])
@@ -130,7 +132,7 @@ def test_a_quick_look_sees_sizes_and_no_content(dataset):
     alter(dataset / IMAGE)
     assert found(dataset, quick=True) == []
     truncate(dataset / IMAGE)
-    assert found(dataset, quick=True) == [(doctor.WRONG_SIZE, IMAGE)]
+    assert found(dataset, quick=True) == [(check.WRONG_SIZE, IMAGE)]
 
 
 def test_files_that_no_bin_claims_and_leftovers_of_killed_runs_are_found_and_removed(dataset):
@@ -140,12 +142,12 @@ def test_files_that_no_bin_claims_and_leftovers_of_killed_runs_are_found_and_rem
         (dataset / where).write_bytes(b"half")
     (dataset / "snapshots" / ".abc.12").mkdir()
     (dataset / "snapshots" / ".abc.12" / "manifest.parquet").write_bytes(b"half")
-    expected = {(doctor.STRAY, where) for where in strays}
-    expected |= {(doctor.LEFTOVER, where) for where in [*leftovers, "snapshots/.abc.12"]}
-    diagnosis = doctor.diagnose(dataset)
+    expected = {(check.STRAY, where) for where in strays}
+    expected |= {(check.LEFTOVER, where) for where in [*leftovers, "snapshots/.abc.12"]}
+    diagnosis = check.diagnose(dataset)
     assert {(problem.kind, problem.where) for problem in diagnosis.problems} == expected
     assert all("`bincount doctor --fix` removes it" in problem.remedy for problem in diagnosis.problems)
-    assert doctor.mend(dataset, diagnosis) == doctor.Mended(0, 3, 5, ())
+    assert check.mend(dataset, diagnosis) == check.Mended(0, 3, 5, ())
     assert found(dataset) == []
 
 
@@ -156,23 +158,23 @@ def test_nothing_is_removed_while_a_sync_may_be_at_work(bucket, dataset):
     plan = sync.plan(dataset, opened, config)
     arriving = dataset / "originals" / "bin-images" / "00001.jpg"
     arriving.write_bytes(b"on its way")
-    diagnosis = doctor.diagnose(dataset)
+    diagnosis = check.diagnose(dataset)
     with pytest.raises(DatasetError, match="let `bincount prepare` end"):
-        doctor.mend(dataset, diagnosis)
+        check.mend(dataset, diagnosis)
     assert arriving.exists()
     long_ago = arriving.stat().st_mtime - 2 * sync.TEMPORARY_SECONDS
     for path in (plan.path, dataset / "parts"):
         os.utime(path, (long_ago, long_ago))
-    assert doctor.mend(dataset, diagnosis).num_strays == 1
+    assert check.mend(dataset, diagnosis).num_strays == 1
 
 
 def test_what_a_bin_has_claimed_since_the_diagnosis_is_kept(bucket, dataset):
     add_bin(bucket, "00001")
     arriving = dataset / "originals" / "bin-images" / "00001.jpg"
     arriving.write_bytes((bucket / "bin-images" / "00001.jpg").read_bytes())
-    diagnosis = doctor.diagnose(dataset)
+    diagnosis = check.diagnose(dataset)
     bring(bucket, dataset)
-    assert doctor.mend(dataset, diagnosis).num_strays == 0
+    assert check.mend(dataset, diagnosis).num_strays == 0
     assert found(dataset) == []
 
 
@@ -201,20 +203,20 @@ def empty_the_description(snapshot):
     ids=lambda f: f.__name__,
 )
 def test_a_snapshot_that_is_not_what_its_digest_names_is_found_and_left_alone(dataset, damage):
-    snapshot = manifest.latest(dataset)
+    snapshot = snapshots.latest(dataset)
     damage(snapshot)
-    diagnosis = doctor.diagnose(dataset)
+    diagnosis = check.diagnose(dataset)
     assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [
-        (doctor.SNAPSHOT, f"snapshots/{snapshot.digest}")
+        (check.SNAPSHOT, f"snapshots/{snapshot.digest}")
     ]
     assert "restore it from a copy, or remove it" in diagnosis.problems[0].remedy
-    assert doctor.mend(dataset, diagnosis) == doctor.Mended(0, 0, 0, diagnosis.problems)
+    assert check.mend(dataset, diagnosis) == check.Mended(0, 0, 0, diagnosis.problems)
     assert snapshot.path.exists()
 
 
 def test_a_pointer_to_no_snapshot_is_found(bucket, dataset):
     (dataset / "snapshots" / "latest").write_text("nowhere")
-    assert found(dataset) == [(doctor.SNAPSHOT, "snapshots/latest")]
+    assert found(dataset) == [(check.SNAPSHOT, "snapshots/latest")]
     prepare(bucket, dataset)
     assert found(dataset) == []
 
@@ -223,34 +225,34 @@ def test_splits_that_differ_from_the_last_snapshot_are_found(dataset):
     table = pd.read_parquet(dataset / "splits.parquet")
     table.loc[0, "split"] = "test" if table.loc[0, "split"] != "test" else "val"
     table.drop(index=1).to_parquet(dataset / "splits.parquet", index=False)
-    problems = doctor.diagnose(dataset).problems
-    assert [(problem.kind, problem.where) for problem in problems] == [(doctor.SPLITS, "splits.parquet")]
+    problems = check.diagnose(dataset).problems
+    assert [(problem.kind, problem.where) for problem in problems] == [(check.SPLITS, "splits.parquet")]
     assert problems[0].remedy.startswith("2 images, such as ")
     (dataset / "splits.parquet").write_bytes(b"")
-    assert found(dataset) == [(doctor.SPLITS, "splits.parquet")]
+    assert found(dataset) == [(check.SPLITS, "splits.parquet")]
 
 
 def test_a_size_that_was_tried_and_left_is_a_warning_while_another_pack_is_whole(dataset):
-    labelled = manifest.latest(dataset).labelled()
+    labelled = snapshots.latest(dataset).labelled()
     packs.update(dataset, ImageConfig(image_size=64), labelled["path"][:5], labelled["sha256"][:5])
-    diagnosis = doctor.diagnose(dataset)
+    diagnosis = check.diagnose(dataset)
     assert diagnosis.problems == ()
     (warning,) = diagnosis.warnings
     assert warning.startswith("packs/64-squash")
     assert "`bincount prepare --image-size 64 --resize squash` adds them, or remove the folder" in warning
     shutil.rmtree(dataset / PACK)
-    assert [kind for kind, _ in found(dataset)] == [doctor.PACK]  # none is whole: the preparation did not end
+    assert [kind for kind, _ in found(dataset)] == [check.PACK]  # none is whole: the preparation did not end
 
 
 def test_a_pack_is_checked_where_there_is_one(bucket, dataset):
     folder = dataset / PACK
     with open(folder / "images.uint8", "ab") as images:
         images.write(b"half a picture")
-    problems = doctor.diagnose(dataset).problems
-    assert [(problem.kind, problem.where) for problem in problems] == [(doctor.PACK, PACK)]
+    problems = check.diagnose(dataset).problems
+    assert [(problem.kind, problem.where) for problem in problems] == [(check.PACK, PACK)]
     assert "`bincount prepare --image-size 32 --resize squash` cuts off" in problems[0].remedy
     os.truncate(folder / "images.uint8", 5 * 32 * 32 * 3)
-    assert found(dataset) == [(doctor.PACK, PACK)] * 2  # its lengths, and images that it lacks
+    assert found(dataset) == [(check.PACK, PACK)] * 2  # its lengths, and images that it lacks
     prepare(bucket, dataset)
     assert found(dataset) == []
     for file in folder.iterdir():
@@ -261,10 +263,10 @@ def test_a_pack_is_checked_where_there_is_one(bucket, dataset):
 
 def test_rows_that_cannot_be_read_are_found_and_files_are_not_taken_for_strays(bucket, dataset):
     os.truncate(dataset / "bins.parquet", 1000)
-    diagnosis = doctor.diagnose(dataset)
-    assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [(doctor.ROWS, "bins.parquet")]
+    diagnosis = check.diagnose(dataset)
+    assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [(check.ROWS, "bins.parquet")]
     with pytest.raises(DatasetError, match="remove it and run `bincount prepare`"):
-        doctor.mend(dataset, diagnosis)
+        check.mend(dataset, diagnosis)
     (dataset / "bins.parquet").unlink()
     bring(bucket, dataset)
     assert found(dataset) == []
@@ -272,7 +274,7 @@ def test_rows_that_cannot_be_read_are_found_and_files_are_not_taken_for_strays(b
 
 def test_a_dataset_that_was_never_prepared_is_an_error(tmp_path):
     with pytest.raises(SnapshotNotFound, match="run `bincount prepare`"):
-        doctor.diagnose(tmp_path / "nothing")
+        check.diagnose(tmp_path / "nothing")
 
 
 def run_doctor(bucket, workspace, *flags):

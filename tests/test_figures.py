@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bincount.evaluation import metrics, plots
-from bincount.settings import Classes
+from bincount.evaluation import metrics
+from bincount.problem import Classes
+from bincount.reporting import figures
 
 BALANCE = pd.DataFrame({"class": ["0", "1"], "train": [80, 1600], "val": [10, 200], "test": [10, 200]})
 CONFIDENCE = pd.DataFrame(
@@ -49,14 +50,14 @@ def texts(figure) -> list[str]:
 
 
 def test_the_balance_says_the_images_and_the_share_of_each_class():
-    figure = plots.class_balance(BALANCE)
+    figure = figures.class_balance(BALANCE)
 
     assert texts(figure) == ["100  (5%)", "2,000  (95%)"]
 
 
 @pytest.mark.parametrize("num_epochs", [1, 20])
 def test_the_curves_mark_the_best_epoch(num_epochs):
-    loss, accuracy = plots.training_curves(history(num_epochs), best_epoch=1).axes
+    loss, accuracy = figures.training_curves(history(num_epochs), best_epoch=1).axes
 
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "val", "best, epoch 1: 3.000"]
     assert [text.get_text() for text in accuracy.get_legend().get_texts()][-1] == "best, epoch 1: 40.0%"
@@ -66,7 +67,7 @@ def test_the_confusion_matrix_says_images_and_shares_of_the_recorded_class():
     labels = np.array([0, 0, 0, 1])
     probabilities = np.array([[1, 0], [1, 0], [0, 1], [0, 1]])
 
-    figure = plots.confusion(metrics.score(labels, probabilities, Classes.parse("0..1")))
+    figure = figures.confusion(metrics.score(labels, probabilities, Classes.parse("0..1")))
 
     assert texts(figure) == ["2\n67%", "1\n33%", "1\n100%"]
 
@@ -76,7 +77,7 @@ def test_pictures_are_written_and_grow_with_the_number_of_classes(tmp_path, clas
     classes = Classes.parse(classes)
     path = tmp_path / "confusion.png"
 
-    plots.confusion(scored(classes)).savefig(path)
+    figures.confusion(scored(classes)).savefig(path)
 
     with Image.open(path) as image:
         assert image.format == "PNG"
@@ -85,7 +86,7 @@ def test_pictures_are_written_and_grow_with_the_number_of_classes(tmp_path, clas
 
 
 def test_reliability_shows_accuracy_where_there_are_answers_and_images_where_they_are():
-    curve, strip = plots.reliability(CONFIDENCE, ece=0.042).axes
+    curve, strip = figures.reliability(CONFIDENCE, ece=0.042).axes
 
     assert curve.get_title(loc="left") == "Expected calibration error 4.2%"
     (points,) = curve.collections
@@ -95,7 +96,7 @@ def test_reliability_shows_accuracy_where_there_are_answers_and_images_where_the
 
 
 def test_slices_stand_below_the_name_of_their_kind_with_their_images_and_errors():
-    (axes,) = plots.by_slice(SLICES, accuracy=0.65).axes
+    (axes,) = figures.by_slice(SLICES, accuracy=0.65).axes
 
     rows = {label.get_text(): row for row, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
     assert sorted(rows, key=rows.get) == ["sharpness", "blurred", "sharp", "brightness", "dark"]
@@ -107,7 +108,7 @@ def test_slices_stand_below_the_name_of_their_kind_with_their_images_and_errors(
 
 
 def test_slices_show_their_intervals_beside_the_accuracy_over_all_images():
-    (axes,) = plots.by_slice(SLICES, accuracy=0.65).axes
+    (axes,) = figures.by_slice(SLICES, accuracy=0.65).axes
 
     overall, dots = axes.lines
     assert overall.get_xdata() == [0.65, 0.65]
@@ -117,13 +118,13 @@ def test_slices_show_their_intervals_beside_the_accuracy_over_all_images():
 
 
 def test_slices_without_errors_have_no_column_for_them():
-    notes = texts(plots.by_slice(SLICES.assign(rmse=np.nan), accuracy=0.65))
+    notes = texts(figures.by_slice(SLICES.assign(rmse=np.nan), accuracy=0.65))
 
     assert notes == ["images", "40", "1,960", "300"]
 
 
 def test_a_test_without_slices_is_drawn_too(tmp_path):
-    plots.by_slice(pd.DataFrame(columns=SLICES.columns), accuracy=0.65).savefig(tmp_path / "slices.png")
+    figures.by_slice(pd.DataFrame(columns=SLICES.columns), accuracy=0.65).savefig(tmp_path / "slices.png")
 
     with Image.open(tmp_path / "slices.png") as image:
         assert image.format == "PNG"
@@ -134,7 +135,7 @@ def test_a_sheet_has_each_picture_above_its_caption(num_pictures):
     pictures = [np.full((32, 32, 3), shade, np.uint8) for shade in range(num_pictures)]
     captions = [f"recorded {number}\npredicted 0" for number in range(num_pictures)]
 
-    figure = plots.sheet(pictures, captions, "Wrong")
+    figure = figures.sheet(pictures, captions, "Wrong")
 
     assert [axes.images[0].get_array()[0, 0, 0] for axes in figure.axes] == list(range(num_pictures))
     assert texts(figure) == captions
@@ -142,7 +143,7 @@ def test_a_sheet_has_each_picture_above_its_caption(num_pictures):
 
 def test_the_pictures_of_a_sheet_and_their_captions_keep_clear_of_each_other():
     captions = ["bin-images/2024/north/00034512.jpg\nrecorded 12, counted 10 (100%)"] * 13
-    figure = plots.sheet([np.zeros((224, 224, 3), np.uint8)] * 13, captions, "Wrong")
+    figure = figures.sheet([np.zeros((224, 224, 3), np.uint8)] * 13, captions, "Wrong")
 
     figure.draw_without_rendering()
     boxes = [artist.get_window_extent() for axes in figure.axes for artist in (axes, *axes.texts)]
@@ -153,13 +154,13 @@ def test_the_pictures_of_a_sheet_and_their_captions_keep_clear_of_each_other():
 
 
 def test_a_sheet_without_pictures_says_so():
-    figure = plots.sheet([], [], "Wrong")
+    figure = figures.sheet([], [], "Wrong")
 
     assert [text.get_text() for text in figure.texts] == ["Wrong", "There are no pictures."]
 
 
 def test_a_caption_is_cut_to_two_short_lines():
-    (caption,) = texts(plots.sheet([np.zeros((8, 8, 3), np.uint8)], [f"{'long ' * 20}\nsure\nmore"], "Wrong"))
+    (caption,) = texts(figures.sheet([np.zeros((8, 8, 3), np.uint8)], [f"{'long ' * 20}\nsure\nmore"], "Wrong"))
 
     first, second = caption.split("\n")
     assert first.startswith("long long")
@@ -171,7 +172,7 @@ def test_a_caption_is_cut_to_two_short_lines():
 def test_a_sheet_of_thirty_pictures_is_small_even_where_they_do_not_compress(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (30, 224, 224, 3), np.uint8)
 
-    plots.sheet(list(pictures), ["caption"] * 30, "Noise").savefig(tmp_path / "sheet.png")
+    figures.sheet(list(pictures), ["caption"] * 30, "Noise").savefig(tmp_path / "sheet.png")
 
     assert (tmp_path / "sheet.png").stat().st_size < 2.5e6  # photos take half of it
 
@@ -179,13 +180,13 @@ def test_a_sheet_of_thirty_pictures_is_small_even_where_they_do_not_compress(tmp
 def test_a_dollar_in_a_name_is_drawn_as_a_dollar(tmp_path):
     names = Classes(names=(r"$\oops$", "$5 and $6"), ordered=False)
 
-    plots.confusion(scored(names)).savefig(tmp_path / "confusion.png")  # as a formula, the first cannot be read
+    figures.confusion(scored(names)).savefig(tmp_path / "confusion.png")  # as a formula, the first cannot be read
 
 
 def test_drawing_leaves_matplotlib_as_it_was():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    plots.class_balance(BALANCE)
+    figures.class_balance(BALANCE)
 
     assert dict(matplotlib.rcParams) == before

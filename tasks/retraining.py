@@ -15,30 +15,25 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from bincount import registry, retention
-from bincount.data import manifest
-from bincount.data.manifest import Snapshot
+from bincount import retention
+from bincount.data import snapshots
 from bincount.data.packs import Pack
-from bincount.disk import read_sealed, sealed, written_whole
+from bincount.data.snapshots import Snapshot
 from bincount.errors import ModelNotFound
-from bincount.evaluation import card, drift
-from bincount.evaluation.bootstrap import Interval
+from bincount.evaluation import drift
 from bincount.evaluation.drift import Drift
+from bincount.evaluation.intervals import Interval
 from bincount.evaluation.promotion import PROMOTE
-from bincount.registry import DECISION_TAG, MODEL_TAG, PROMOTED_TAG, Registry, Version
+from bincount.files import read_sealed, sealed, written_whole
+from bincount.reporting import card
 from bincount.retention import Removed
-from bincount.settings import (
-    DriftConfig,
-    ImageConfig,
-    RegistryConfig,
-    RetentionConfig,
-    RetrainConfig,
-    TrainConfig,
-    Workspace,
-)
+from bincount.settings import DriftConfig, ImageConfig, RegistryConfig, RetentionConfig, RetrainConfig, TrainConfig
 from bincount.text import escape_markdown
+from bincount.tracking import registry
+from bincount.tracking.registry import DECISION_TAG, MODEL_TAG, PROMOTED_TAG, Registry, Version
 from bincount.training.files import read_spec, weights_digest
-from tasks.registry import NIGHT_TAG, PATIENT
+from bincount.workspace import Workspace
+from tasks.registration import NIGHT_TAG, PATIENT
 
 logger = logging.getLogger("bincount.night")
 
@@ -82,7 +77,7 @@ def look(
         return News(None, snapshot.num_images)
     folder = workspace.snapshot(since.tags.get("snapshot", "unknown"))
     if folder:
-        num_new = len(snapshot.since(manifest.open_snapshot(folder)))
+        num_new = len(snapshot.since(snapshots.open_snapshot(folder)))
     else:  # it was trained elsewhere
         num_new = max(0, snapshot.num_images - int(since.tags.get("num_images", 0)))
     # What auto stands for may be another on the machine of another night; that alone is no reason to train again.
@@ -165,7 +160,7 @@ def measure_drift(
     is_known = found is not None  # as on every night until something is new
     if not is_known:
         found = _compare(
-            champion, snapshot, manifest.open_snapshot(folder), pack, news, rules, config, workspace, device
+            champion, snapshot, snapshots.open_snapshot(folder), pack, news, rules, config, workspace, device
         )
     create_markdown_artifact(key="drift", markdown=_drift_page(found), description=escape_markdown(found.words()))
     for warning in found.warnings:

@@ -18,18 +18,20 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 
-from bincount import registry
+import bincount
 from bincount.data import balance
-from bincount.data.manifest import Snapshot
 from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
 from bincount.database import pages_of
-from bincount.evaluation import card
 from bincount.evaluation.evaluate import Evaluation, columns, mistakes, suspects
 from bincount.evaluation.metrics import reliability
-from bincount.registry import Registry, Version
-from bincount.settings import ImageConfig, RegistryConfig, TrainConfig, Workspace
+from bincount.reporting import card
+from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
 from bincount.text import escape_markdown
+from bincount.tracking import registry
+from bincount.tracking.registry import Registry, Version
 from bincount.training.files import Trained, read_history, read_spec
+from bincount.workspace import Workspace
 from tasks.retry import transient
 
 if TYPE_CHECKING:
@@ -91,7 +93,9 @@ def register_model(
     workspace: Workspace,
 ) -> Version:
     """Keep the training as one MLflow run and its model as one version, however often this is tried."""
-    from bincount.evaluation import plots  # here, since it takes a second, which a flow that does nothing need not wait
+    from bincount.reporting import (
+        figures,  # here, since it takes a second, which a flow that does nothing need not wait
+    )
 
     for name, member in zip(trained.member_folders, training.each_member(), strict=False):  # one alone has no folders
         folder = trained.folder.with_name(name)
@@ -105,8 +109,8 @@ def register_model(
         history = _log_training(opened, run_id, trained.folder)
         opened.log_metrics(run_id, {"train/seconds": trained.seconds})
         opened.log_table(run_id, measured.table(), "class_balance.json")
-        opened.log_figure(run_id, plots.class_balance(by_class), "class_balance.png")
-        opened.log_figure(run_id, plots.training_curves(history, trained.best_epoch), "training_curves.png")
+        opened.log_figure(run_id, figures.class_balance(by_class), "class_balance.png")
+        opened.log_figure(run_id, figures.training_curves(history, trained.best_epoch), "training_curves.png")
         _log_evaluation(opened, run_id, evaluation, snapshot, pack)
 
         text = card.describe(
@@ -145,7 +149,7 @@ def version_page(version: Version, tracking_uri: str) -> str:
 
 def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snapshot: Snapshot, pack: Pack) -> None:
     """All that the test has shown: numbers, tables, pictures, and a page that opens without a server."""
-    from bincount.evaluation import plots, report
+    from bincount.reporting import figures, pages
 
     metrics, predictions, by_slice = evaluation.metrics, evaluation.predictions, evaluation.slices
     scores = predictions[columns(snapshot.classes)].to_numpy()
@@ -164,23 +168,23 @@ def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snaps
     for name, table in tables.items():
         opened.log_table(run_id, table, f"{name}.json")
     figures = {
-        "confusion_matrix": plots.confusion(metrics),
-        "reliability": plots.reliability(confidence, metrics.calibration_error),
+        "confusion_matrix": figures.confusion(metrics),
+        "reliability": figures.reliability(confidence, metrics.calibration_error),
         "worst_mistakes": _sheet(wrong.head(NUM_WORST), snapshot, pack),
     }
     if len(by_slice):
-        figures["slices"] = plots.by_slice(by_slice, metrics.accuracy)
+        figures["slices"] = figures.by_slice(by_slice, metrics.accuracy)
     for name, figure in figures.items():
         opened.log_figure(run_id, figure, f"{name}.png")
     intervals = {name: (interval.low, interval.high) for name, interval in evaluation.intervals.items()}
     title = f"Test on {metrics.num_images:,} images of {snapshot.source}"
-    opened.log_text(run_id, report.page(metrics, confidence, by_slice, title, intervals), "test.html")
+    opened.log_text(run_id, pages.page(metrics, confidence, by_slice, title, intervals), "test.html")
     for name in ("predictions.parquet", "metrics.json"):
         opened.log_file(run_id, evaluation.folder / name)
 
 
 def _sheet(wrong: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> "Figure":
-    from bincount.evaluation import plots
+    from bincount.reporting import figures
 
     digests = snapshot.labelled().set_index("image_id")["sha256"]
     pictures = [pack.images[row] for row in pack.locate(digests[wrong["image_id"]])]
@@ -188,7 +192,7 @@ def _sheet(wrong: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> "Figure":
         f"{row.image_id}\nrecorded {row.recorded}, counted {row.counted} ({row.confidence:.0%})"
         for row in wrong.itertuples()
     ]
-    return plots.sheet(pictures, captions, f"The {len(wrong)} test images whose record was held least likely")
+    return figures.sheet(pictures, captions, f"The {len(wrong)} test images whose record was held least likely")
 
 
 def _headline(evaluation: Evaluation) -> dict[str, str]:
@@ -218,7 +222,7 @@ def _tags(snapshot: Snapshot, images: ImageConfig) -> dict[str, str]:
 def code_tags() -> dict[str, str]:
     """Which code trained the model: the release, and the commit where it runs from a git checkout."""
     tags = {"bincount_version": installed_version("bincount-pipeline")}
-    checkout = Path(registry.__file__).parents[1]
+    checkout = Path(bincount.__file__).parents[1]
     if (checkout / ".git").exists():  # else git would find the repository that the environment happens to lie in
         asked = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
         with suppress(OSError, subprocess.CalledProcessError):

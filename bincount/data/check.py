@@ -24,10 +24,10 @@ import pyarrow.compute as pc
 from filelock import FileLock
 
 from bincount import settings
-from bincount.data import balance, copies, manifest, packs, record, source, splits, sync, tables
-from bincount.data.manifest import Snapshot
-from bincount.disk import read_sealed
+from bincount.data import balance, copies, packs, record, snapshots, source, splits, sync, tables
+from bincount.data.snapshots import Snapshot
 from bincount.errors import BincountError, DatasetError, SnapshotNotFound
+from bincount.files import read_sealed
 from bincount.progress import Progress, track
 
 logger = logging.getLogger(__name__)
@@ -302,10 +302,10 @@ def _wrong_snapshots(dataset: Path) -> Iterator[Problem]:
         where = f"snapshots/{folder.name}"
         remedy = "restore it from a copy, or remove it and run `bincount prepare`, which freezes the dataset as it is"
         try:
-            snapshot = manifest.open_snapshot(folder)
+            snapshot = snapshots.open_snapshot(folder)
             rows = snapshot.read()
-            manifest.check(rows)
-            digest, num_images = manifest.digest(rows, snapshot.classes), rows["split"].isin(settings.SPLITS).sum()
+            snapshots.check(rows)
+            digest, num_images = snapshots.digest(rows, snapshot.classes), rows["split"].isin(settings.SPLITS).sum()
         except DAMAGE as error:
             reason = _reason(error, dataset)
             yield Problem(SNAPSHOT, where, f"it cannot be read ({reason}); {remedy}")
@@ -324,7 +324,7 @@ def _latest(dataset: Path, problems: list[Problem]) -> Snapshot | None:
     if not (dataset / LATEST).exists() or LATEST in wrong:
         return None
     folder = f"snapshots/{(dataset / LATEST).read_text().strip()}"
-    return None if folder in wrong else manifest.open_snapshot(dataset / folder)
+    return None if folder in wrong else snapshots.open_snapshot(dataset / folder)
 
 
 def _wrong_splits(dataset: Path, latest: Snapshot, rows: pd.DataFrame) -> Iterator[Problem]:

@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from bins import add_bin, bring, jpeg
 
-from bincount.data import balance, manifest, sync
+from bincount.data import balance, snapshots, sync
 from bincount.errors import DatasetError, DiskFull, SnapshotNotFound
-from bincount.settings import Classes, DataConfig
+from bincount.problem import Classes
+from bincount.settings import DataConfig
 
 COUNTS = Classes.parse("0..5")
 
@@ -24,7 +25,7 @@ def dataset(tmp_path):
 
 
 def build(dataset, classes=COUNTS):
-    return manifest.build(dataset, sync.read(dataset), classes, "bucket")
+    return snapshots.build(dataset, sync.read(dataset), classes, "bucket")
 
 
 def test_larger_quantities_stay_in_the_manifest_without_label_and_split(dataset):
@@ -38,7 +39,7 @@ def test_larger_quantities_stay_in_the_manifest_without_label_and_split(dataset)
 
 def test_extra_counts_are_learned_from_and_not_judged_on(dataset):
     without = build(dataset)
-    snapshot = manifest.build(dataset, sync.read(dataset), COUNTS, "bucket", extra_names=("6",))
+    snapshot = snapshots.build(dataset, sync.read(dataset), COUNTS, "bucket", extra_names=("6",))
     assert snapshot.extra()["quantity"].to_list() == [6] * 4  # one of the five went to val or test
     assert snapshot.labelled().equals(without.labelled())
     assert (snapshot.num_images, without.extra().empty) == (without.num_images, True)
@@ -56,7 +57,7 @@ def test_extra_counts_are_those_up_to_the_limit_that_are_no_class(classes, extra
 def test_the_same_bins_make_the_same_snapshot(dataset):
     first = build(dataset)
     assert build(dataset) == first
-    assert manifest.latest(dataset) == first
+    assert snapshots.latest(dataset) == first
     assert len(first.digest) == 32
 
 
@@ -64,9 +65,9 @@ def test_another_picture_label_or_class_is_another_snapshot(dataset):
     rows = sync.read(dataset)
     digests = {build(dataset).digest, build(dataset, Classes.parse("1..5")).digest}
     changed = rows.assign(sha256=rows["sha256"].where(rows["image_id"] != "00003", "0" * 64))
-    digests.add(manifest.build(dataset, changed, COUNTS, "bucket").digest)
+    digests.add(snapshots.build(dataset, changed, COUNTS, "bucket").digest)
     relabelled = rows.assign(class_name=rows["class_name"].where(rows["image_id"] != "00003", "4"))
-    digests.add(manifest.build(dataset, relabelled, COUNTS, "bucket").digest)
+    digests.add(snapshots.build(dataset, relabelled, COUNTS, "bucket").digest)
     assert len(digests) == 4
 
 
@@ -86,9 +87,9 @@ def test_classes_that_no_image_has_are_an_error_that_names_those_found(dataset):
 
 def test_without_a_snapshot_the_error_names_the_command_that_makes_one(tmp_path):
     with pytest.raises(SnapshotNotFound, match="bincount prepare"):
-        manifest.latest(tmp_path)
+        snapshots.latest(tmp_path)
     with pytest.raises(SnapshotNotFound, match="bincount prepare"):
-        manifest.open_snapshot(tmp_path / "nothing")
+        snapshots.open_snapshot(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize(
@@ -103,11 +104,11 @@ def test_without_a_snapshot_the_error_names_the_command_that_makes_one(tmp_path)
 )
 def test_a_manifest_that_breaks_a_promise_is_not_frozen(dataset, change, message):
     with pytest.raises(DatasetError, match=message):
-        manifest.check(change(build(dataset).read()))
+        snapshots.check(change(build(dataset).read()))
 
 
 def test_classes_and_source_come_back_with_the_snapshot(dataset):
-    snapshot = manifest.open_snapshot(build(dataset).path)
+    snapshot = snapshots.open_snapshot(build(dataset).path)
     assert (snapshot.classes, snapshot.source, snapshot.dataset) == (COUNTS, "bucket", dataset)
 
 
@@ -168,7 +169,7 @@ def test_a_full_disk_is_told_and_leaves_no_snapshot(dataset, monkeypatch):
         with pytest.raises(DiskFull, match="No space left on device; free some space and run again, nothing is lost"):
             build(dataset, Classes.parse("1..5"))
     assert {path.name for path in (dataset / "snapshots").iterdir()} == {first.digest, "latest"}
-    assert manifest.latest(dataset) == first
+    assert snapshots.latest(dataset) == first
 
 
 def test_two_at_once_deal_every_image_to_one_split(dataset):
@@ -177,4 +178,4 @@ def test_two_at_once_deal_every_image_to_one_split(dataset):
     splits = one.labelled().set_index("image_id")["split"]
     others = other.labelled().set_index("image_id")["split"]
     assert splits[others.index].equals(others)
-    assert manifest.latest(dataset) in (one, other)
+    assert snapshots.latest(dataset) in (one, other)

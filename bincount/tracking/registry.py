@@ -30,8 +30,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 import bincount
 from bincount import database
-from bincount.data.manifest import Snapshot
-from bincount.disk import told_when_full
+from bincount.data.snapshots import Snapshot
 from bincount.errors import (
     BincountError,
     ModelDamaged,
@@ -40,9 +39,11 @@ from bincount.errors import (
     SettingsError,
     mask_credentials,
 )
+from bincount.files import told_when_full
 from bincount.services import check_mlflow
-from bincount.settings import RegistryConfig, Workspace
+from bincount.settings import RegistryConfig
 from bincount.training.files import check_weights, read_spec, weights_digest
+from bincount.workspace import Workspace
 
 # MLflow reads these when it is imported; without them one call to a dead server blocks for four minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -71,8 +72,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model, infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_VERSIONS
 
-from bincount.ledger import Action, Ledger, Move, unless_gone
-from bincount.relocation import relocate
+from bincount.tracking.ledger import Action, Ledger, Move, unless_gone
+from bincount.tracking.relocation import relocate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # which takes a second to import
@@ -98,7 +99,7 @@ NUM_NAMED = 20  # versions in an error
 SECONDS_TO_MIGRATE = 180  # dozens of migrations, on a busy machine
 SECONDS_TO_SETTLE = 3  # between two looks at tables that another is making
 SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives a cancelled flow 10 s in all
-# What bincount.pyfunc imports, by way of the library
+# What bincount.tracking.pyfunc imports, by way of the library
 INFERENCE_PACKAGES = (
     *("mlflow", "torch", "torchvision", "safetensors", "pydantic"),
     *("numpy", "pandas", "pillow", "pillow-heif", "simplejpeg", "xxhash"),
@@ -731,7 +732,7 @@ def find_checkpoint(reference: str, workspace: Workspace, config: RegistryConfig
 
 
 def _save_pyfunc(folder: Path, checkpoint: Path, input_example: bytes, about: Model) -> None:
-    from bincount import pyfunc
+    from bincount.tracking import pyfunc
 
     counter, example = pyfunc.CountModel(), pyfunc.as_input(input_example)
     counter.load(checkpoint)
