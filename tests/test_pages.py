@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from test_plots import SLICES
+from test_figures import SLICES
 
 from bincount.evaluation import metrics
 from bincount.evaluation.metrics import Metrics

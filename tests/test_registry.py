@@ -640,7 +640,7 @@ assert not loaded & {{"prefect", "boto3", "obstore", "sklearn"}}, loaded
 def test_the_champion_loads_where_this_library_is_not_installed(kept, tmp_path):
     path = tmp_path / "bin.jpg"
     path.write_bytes(picture())
-    code = READER.format(project=str(Path(registry.__file__).parents[1]), path=str(path))
+    code = READER.format(project=str(Path(bincount.__file__).parents[1]), path=str(path))
     environment = {**os.environ, "MLFLOW_TRACKING_URI": kept.client.tracking_uri}
     environment.pop("PYTHONPATH", None)
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
-from bincount import settings
+from bincount import problem
 from bincount.data import balance, copies, packs, record, snapshots, source, splits, sync, tables
 from bincount.data.snapshots import Snapshot
 from bincount.errors import BincountError, DatasetError, SnapshotNotFound
@@ -305,7 +305,7 @@ def _wrong_snapshots(dataset: Path) -> Iterator[Problem]:
             snapshot = snapshots.open_snapshot(folder)
             rows = snapshot.read()
             snapshots.check(rows)
-            digest, num_images = snapshots.digest(rows, snapshot.classes), rows["split"].isin(settings.SPLITS).sum()
+            digest, num_images = snapshots.digest(rows, snapshot.classes), rows["split"].isin(problem.SPLITS).sum()
         except DAMAGE as error:
             reason = _reason(error, dataset)
             yield Problem(SNAPSHOT, where, f"it cannot be read ({reason}); {remedy}")
@@ -329,7 +329,7 @@ def _latest(dataset: Path, problems: list[Problem]) -> Snapshot | None:
 
 def _wrong_splits(dataset: Path, latest: Snapshot, rows: pd.DataFrame) -> Iterator[Problem]:
     remedy = f"restore it from a copy; the right ones stand in snapshots/{latest.digest}/manifest.parquet"
-    dealt = rows[rows["split"].notna()].set_index("image_id")["split"].replace(settings.EXTRA, "train")
+    dealt = rows[rows["split"].notna()].set_index("image_id")["split"].replace(problem.EXTRA, "train")
     damaged = dict(_damaged_splits(dataset))
     if len(damaged) == 1 and (dataset / splits.COPY).exists():
         remedy = f"`bincount prepare` writes it again, since {splits.FILE} and {splits.COPY} hold the same"
