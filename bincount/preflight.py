@@ -1,6 +1,6 @@
-"""Whether a job can work, looked at before it starts anything: a mistake is told at once, once, and with its remedy.
+"""Checks whether a job can work before it starts anything, so that a mistake is reported at once and with its remedy.
 
-The command line asks before it starts a server, and each flow as its first step, so that a deployment fails as early.
+The command line checks before it starts a server, and each flow as its first step, so that a deployment fails as early.
 Nothing is changed here, and nothing is read that takes long.
 """
 
@@ -16,7 +16,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.errors import SettingsError, SnapshotNotFound, mask_credentials
 from bincount.evaluation import promotion as promotion_rules
 from bincount.problem import Classes
-from bincount.settings import DataConfig, LaunchConfig, PromotionConfig, RegistryConfig, RunnerConfig, TrainConfig
+from bincount.settings import Device, Job, RegistryConfig, RunnerConfig
 from bincount.tracking.registry import open_existing
 from bincount.training.files import check_initial_weights
 from bincount.workspace import Workspace
@@ -25,85 +25,71 @@ WEB = ("http", "https")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def check_prepare(data: DataConfig, runner: RunnerConfig, workspace: Workspace) -> None:
+def check_prepare(job: Job) -> None:
     """Raise SettingsError or SourceError where a dataset cannot be prepared with these settings."""
-    source.check(data)
-    if data.only_listed:
-        lists.read(data.only_listed)
-    check_url("--endpoint", data.endpoint, WEB)
-    check_runner(runner)
-    check_writable(workspace.root)
-    check_classes(data, workspace)
+    source.check(job.data)
+    if job.data.only_listed:
+        lists.read(job.data.only_listed)
+    check_url("--endpoint", job.data.endpoint, WEB)
+    check_runner(job.runner)
+    check_writable(job.workspace)
+    check_classes(job)
 
 
-def check_classes(data: DataConfig, workspace: Workspace) -> None:
+def check_classes(job: Job) -> None:
     """Raise DatasetError where neither a folder nor what was fetched from it before has one of the named classes."""
+    data = job.data
     folders = None if data.class_set.are_counts else source.class_folders(data)
     if folders is not None:
-        known = sync.read(workspace.dataset(data), ["image_id", "class_name"])["class_name"].dropna()
+        dataset = Workspace(root=job.workspace).dataset(data)
+        known = sync.read(dataset, ["image_id", "class_name"])["class_name"].dropna()
         balance.require_folders(folders | set(known), data.class_set)
 
 
-def check_run(
-    data: DataConfig,
-    training: TrainConfig,
-    registry: RegistryConfig,
-    workspace: Workspace,
-    runner: RunnerConfig,
-    launch: LaunchConfig,
-    promotion: PromotionConfig,
-) -> None:
+def check_run(job: Job) -> None:
     """Raise an error where the whole job, or a nightly run, cannot work with these settings."""
-    check_prepare(data, runner, workspace)
-    _check_training(training, registry, launch, promotion, data.class_set)
+    check_prepare(job)
+    _check_training(job, job.data.class_set)
 
 
-def check_train(
-    data: DataConfig,
-    training: TrainConfig,
-    registry: RegistryConfig,
-    workspace: Workspace,
-    snapshot: str | None,
-    launch: LaunchConfig,
-    promotion: PromotionConfig,
-) -> Snapshot:
-    """Return the snapshot that is to be trained on; raise an error where that cannot work with these settings."""
-    check_writable(workspace.root)
-    chosen = find_snapshot(workspace, data, snapshot)
-    _check_training(training, registry, launch, promotion, chosen.classes)
-    return chosen
+def check_train(job: Job, snapshot: str | None) -> Snapshot:
+    """Return the snapshot with this digest, or the last one; raise an error where it cannot be trained on."""
+    check_writable(job.workspace)
+    asked = find_snapshot(job, snapshot)
+    _check_training(job, asked.classes)
+    return asked
 
 
-def check_evaluate(model: str, data: DataConfig, registry: RegistryConfig, device: str, workspace: Workspace) -> None:
-    """Raise an error where there is no such model, no snapshot to evaluate it on, or no such device."""
+def check_evaluate(job: Job, device: Device) -> None:
+    """Raise an error where there is no snapshot to evaluate a model on, or no such device."""
     check_device(device)
-    check_registry(registry)
-    find_snapshot(workspace, data)
-    check_writable(workspace.root)
-    if not (Path(model) / "model.safetensors").exists():
-        open_existing(workspace, registry).find(model)
+    check_registry(job.registry)
+    find_snapshot(job)
+    check_writable(job.workspace)
 
 
-def check_versions(
-    models: Sequence[str],
-    data: DataConfig,
-    promotion: PromotionConfig,
-    registry: RegistryConfig,
-    device: str,
-    workspace: Workspace,
-) -> None:
-    """Raise an error where one of these registered versions, or what they are to be compared on, is not there."""
+def check_comparison(job: Job, device: Device) -> None:
+    """Raise an error where models cannot be compared on the last snapshot, or there is no such device."""
     check_device(device)
-    check_registry(registry)
-    promotion_rules.check(promotion, find_snapshot(workspace, data).classes)
-    opened = open_existing(workspace, registry)
-    for model in models:
-        opened.find(model)
+    check_registry(job.registry)
+    promotion_rules.check(job.promotion, find_snapshot(job).classes)
 
 
-def find_snapshot(workspace: Workspace, data: DataConfig, digest: str | None = None) -> Snapshot:
-    """Open the snapshot of a dataset with this digest, or its last one. Raises SnapshotNotFound."""
-    dataset = workspace.dataset(data)
+def check_models(job: Job, models: Sequence[str]) -> None:
+    """Raise ModelNotFound where one is no folder with a model and no registered version either.
+
+    This asks the registry, so a flow leaves it to a task, which tries again while the registry is away.
+    """
+    registered = [model for model in models if not (Path(model) / "model.safetensors").exists()]
+    if registered:
+        registry = open_existing(Workspace(root=job.workspace), job.registry)
+        for model in registered:
+            registry.find(model)
+
+
+def find_snapshot(job: Job, digest: str | None = None) -> Snapshot:
+    """Open the snapshot of the job's dataset with this digest, or its last one. Raises SnapshotNotFound."""
+    dataset = Workspace(root=job.workspace).dataset(job.data)
     if digest is None:
         return snapshots.latest(dataset)
     folder = dataset / "snapshots" / digest
@@ -137,7 +123,7 @@ def check_runner(config: RunnerConfig) -> None:
     check_url("--dask-address", config.dask_address, ("tcp", "tls"), needs_port=True)
 
 
-def check_device(device: str, num_processes: int = 1) -> None:
+def check_device(device: Device, num_processes: int = 1) -> None:
     """Raise SettingsError where there is no such device; torch is asked only where a GPU is asked for by name."""
     if device in ("auto", "cpu") and num_processes == 1:
         return
@@ -177,16 +163,10 @@ def check_url(flag: str, url: str | None, schemes: Sequence[str], *, needs_port:
         raise SettingsError(f"{flag} {mask_credentials(url)} is no address of a server; write {form}")
 
 
-def _check_training(
-    training: TrainConfig,
-    registry: RegistryConfig,
-    launch: LaunchConfig,
-    promotion: PromotionConfig,
-    classes: Classes,
-) -> None:
-    check_registry(registry)
-    check_initial_weights(training)
-    check_device(training.device, launch.nproc_per_node)
-    promotion_rules.check(promotion, classes)
-    if launch.nnodes > 1:
-        check_url("--rendezvous", f"tcp://{launch.rendezvous}", ("tcp",), needs_port=True)
+def _check_training(job: Job, classes: Classes) -> None:
+    check_registry(job.registry)
+    check_initial_weights(job.training)
+    check_device(job.training.device, job.launch.nproc_per_node)
+    promotion_rules.check(job.promotion, classes)
+    if job.launch.nnodes > 1:
+        check_url("--rendezvous", f"tcp://{job.launch.rendezvous}", ("tcp",), needs_port=True)

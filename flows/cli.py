@@ -23,6 +23,7 @@ from bincount.settings import (
     DataConfig,
     DriftConfig,
     ImageConfig,
+    Job,
     LaunchConfig,
     PromotionConfig,
     RegistryConfig,
@@ -57,6 +58,11 @@ def _some_of(model: type[BaseModel], *names: str) -> type[Frozen]:
 def _whole(model: type[BaseModel], some: BaseModel, **others: object) -> Any:
     """The settings of a group that `_some_of` made, as functions take them."""
     return model(**{name: getattr(some, name) for name in some.model_fields_set}, **others)
+
+
+def _sections(job: Job) -> dict[str, Any]:
+    """Return the sections that a command has set, as its flow takes them."""
+    return {name: getattr(job, name) for name in job.model_fields_set}
 
 
 # Of a dataset that was prepared, its settings say no more than which one it is: `Workspace.dataset` reads these.
@@ -129,13 +135,23 @@ def run(
     from bincount import preflight
     from bincount.data import source
 
-    preflight.check_run(data, training, registry, Workspace(root=workspace), runner, launch, promotion)
+    job = Job(
+        data=data,
+        images=images,
+        training=training,
+        registry=registry,
+        launch=launch,
+        promotion=promotion,
+        runner=runner,
+        workspace=workspace,
+    )
+    preflight.check_run(job)
     source.probe(data)
     with _flow_runs(registry, workspace):
         from flows import run as flow
         from flows import summary
 
-        finished = flow.run(data, images, training, registry, workspace, runner, launch, promotion)
+        finished = flow.run(**_sections(job))
         summary.show(summary.of_run(finished.prepared, finished.model))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
@@ -159,15 +175,26 @@ def retrain(
     from bincount import preflight
     from bincount.data import source
 
-    preflight.check_run(data, training, registry, Workspace(root=workspace), runner, launch, promotion)
+    job = Job(
+        data=data,
+        images=images,
+        training=training,
+        registry=registry,
+        launch=launch,
+        promotion=promotion,
+        runner=runner,
+        retraining=retraining,
+        drift=drift,
+        retention=retention,
+        workspace=workspace,
+    )
+    preflight.check_run(job)
     source.probe(data)
     with _flow_runs(registry, workspace):
         from flows import retrain as flow
         from flows import summary
 
-        night = flow.retrain(
-            data, images, training, registry, workspace, retraining, drift, promotion, retention, runner, launch
-        )
+        night = flow.retrain(**_sections(job))
         summary.show(summary.of_night(night, retraining))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
@@ -184,13 +211,14 @@ def prepare(
     from bincount import preflight
     from bincount.data import source
 
-    preflight.check_prepare(data, runner, Workspace(root=workspace))
+    job = Job(data=data, images=images, runner=runner, workspace=workspace)
+    preflight.check_prepare(job)
     source.probe(data)
     with _flow_runs(None, workspace):
         from flows import prepare as flow
         from flows import summary
 
-        summary.show(summary.of_prepare(flow.prepare(data, images, workspace, runner)))
+        summary.show(summary.of_prepare(flow.prepare(**_sections(job))))
 
 
 @app.command(sort_key=3)
@@ -208,13 +236,21 @@ def train(
     """Train on a prepared snapshot, evaluate on its test split, register the model, and promote it if it is better."""
     from bincount import preflight
 
-    data = _whole(DataConfig, data)
-    preflight.check_train(data, training, registry, Workspace(root=workspace), snapshot, launch, promotion)
+    job = Job(
+        data=_whole(DataConfig, data),
+        images=images,
+        training=training,
+        registry=registry,
+        launch=launch,
+        promotion=promotion,
+        workspace=workspace,
+    )
+    preflight.check_train(job, snapshot)
     with _flow_runs(registry, workspace):
         from flows import summary
         from flows import train as flow
 
-        model = flow.train(data, images, training, registry, workspace, snapshot, launch, promotion)
+        model = flow.train(**_sections(job), snapshot=snapshot)
         summary.show(summary.of_train(model))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
@@ -231,13 +267,14 @@ def evaluate(
     """Score a model on the test images of the last prepared snapshot."""
     from bincount import preflight
 
-    data = _whole(DataConfig, data)
-    preflight.check_evaluate(model, data, registry, device, Workspace(root=workspace))
+    job = Job(data=_whole(DataConfig, data), registry=registry, workspace=workspace)
+    preflight.check_evaluate(job, device)
+    preflight.check_models(job, [model])
     with _flow_runs(registry, workspace):
         from flows import evaluate as flow
         from flows import summary
 
-        summary.show(summary.of_evaluation(flow.evaluate(model, data, registry, device, workspace)))
+        summary.show(summary.of_evaluation(flow.evaluate(model, **_sections(job), device=device)))
 
 
 @app.command(sort_key=5)
@@ -312,8 +349,14 @@ def compare(
     from bincount import preflight
     from bincount.tracking.registry import open_existing
 
-    data, promotion = _whole(DataConfig, data), _whole(PromotionConfig, promotion)
-    preflight.check_versions([first, second], data, promotion, registry, device, Workspace(root=workspace))
+    job = Job(
+        data=_whole(DataConfig, data),
+        registry=registry,
+        promotion=_whole(PromotionConfig, promotion),
+        workspace=workspace,
+    )
+    preflight.check_comparison(job, device)
+    preflight.check_models(job, [first, second])
     with _flow_runs(registry, workspace):
         from flows import promote as flow
         from flows import summary
@@ -321,7 +364,7 @@ def compare(
         opened = open_existing(Workspace(root=workspace), registry)
         pair = [opened.find(first), opened.find(second)]
         first, second = (str(each.version) for each in pair)  # whatever an alias does meanwhile
-        decision = flow.compare(first, second, data, promotion, registry, device, workspace)
+        decision = flow.compare(first, second, **_sections(job), device=device)
         names = [f"version {each.version}" for each in pair]
         tables = summary.of_versions(*pair, [opened.params(each) for each in pair])
         summary.show(tables | summary.of_comparison(decision, *names))
@@ -342,13 +385,14 @@ def promote(
     """Make a registered version champion if it counts better than the one there is, or with --force anyway."""
     from bincount import preflight
 
-    data = _whole(DataConfig, data)
-    preflight.check_versions([model], data, promotion, registry, device, Workspace(root=workspace))
+    job = Job(data=_whole(DataConfig, data), registry=registry, promotion=promotion, workspace=workspace)
+    preflight.check_comparison(job, device)
+    preflight.check_models(job, [model])
     with _flow_runs(registry, workspace):
         from flows import promote as flow
         from flows import summary
 
-        summary.show(summary.of_decision(flow.promote(model, data, promotion, registry, device, workspace)))
+        summary.show(summary.of_decision(flow.promote(model, **_sections(job), device=device)))
 
 
 @app.command(sort_key=9)

@@ -7,7 +7,7 @@ from prefect import flow
 from bincount import preflight
 from bincount.data import snapshots
 from bincount.evaluation.evaluate import Evaluation
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, RegistryConfig
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, RegistryConfig
 from bincount.tracking.registry import find_checkpoint
 from bincount.training.files import model_digest, read_spec
 from bincount.workspace import Workspace
@@ -18,23 +18,21 @@ from tasks import evaluation as evaluation_tasks
 @flow(name="evaluate", flow_run_name="evaluate {model} on {data.source}", persist_result=False)
 def evaluate(
     model: str = "champion",
+    *,
     data: DataConfig = DataConfig(),
     registry: RegistryConfig = RegistryConfig(),
-    device: str = "auto",
     workspace: Path = DEFAULT_WORKSPACE,
+    device: Device = "auto",
 ) -> Evaluation:
     """Score a model on the test images of the last prepared snapshot.
 
     Args:
         model: champion, challenger, a version's number, or a folder with model.safetensors
-        data: the source that was prepared
-        registry: where models are kept
         device: auto, cpu or cuda
-        workspace: folder that holds everything the pipeline makes
     """
+    job = Job(data=data, registry=registry, workspace=workspace)
     places = Workspace(root=workspace)
-    preflight.check_device(device)
-    preflight.check_registry(registry)
+    preflight.check_evaluate(job, device)
     snapshot = snapshots.latest(places.dataset(data))
     with find_checkpoint(model, places, registry) as checkpoint:
         pack = data_tasks.pack_snapshot(snapshot, read_spec(checkpoint).images)

@@ -1,20 +1,17 @@
 """From a bucket or a folder of photos to a snapshot with splits and a pack of decoded images."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import flow, unmapped
 from prefect.futures import as_completed
 
 from bincount import preflight
-from bincount.data.balance import ClassBalance
-from bincount.data.packs import Pack
-from bincount.data.snapshots import Snapshot
 from bincount.data.sync import BATCH, Plan, SyncReport
 from bincount.progress import track
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, RunnerConfig
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, Job, RunnerConfig
 from bincount.workspace import Workspace
+from flows.results import Prepared
 from flows.runners import open_runner
 from flows.timing import Timings
 from tasks import data as data_tasks
@@ -22,36 +19,18 @@ from tasks import data as data_tasks
 logger = logging.getLogger("bincount.flows")
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What the prepare flow made, and what it found on the way."""
-
-    plan: Plan
-    report: SyncReport
-    snapshot: Snapshot
-    balance: ClassBalance
-    pack: Pack
-    timings: Timings
-
-
 @flow(name="prepare", flow_run_name="prepare {data.source}", persist_result=False)
 def prepare(
+    *,
     data: DataConfig = DataConfig(),
     images: ImageConfig = ImageConfig(),
-    workspace: Path = DEFAULT_WORKSPACE,
     runner: RunnerConfig = RunnerConfig(),
+    workspace: Path = DEFAULT_WORKSPACE,
 ) -> Prepared:
-    """Fetch what is new, pack the images, and deal the splits.
-
-    Args:
-        data: where the images come from and what is read from them
-        images: how a picture becomes the square that models see
-        workspace: folder that holds everything the pipeline makes
-        runner: where batches of bins are fetched
-    """
-    places = Workspace(root=workspace)
-    preflight.check_prepare(data, runner, places)
-    dataset = places.dataset(data)
+    """Fetch what is new, pack the images, and deal the splits."""
+    job = Job(data=data, images=images, runner=runner, workspace=workspace)
+    preflight.check_prepare(job)
+    dataset = Workspace(root=workspace).dataset(data)
     timings = Timings()
     with timings.step("sync"):
         plan = data_tasks.plan_sync(data, dataset)

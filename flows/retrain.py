@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,13 +15,12 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
 from bincount import preflight
-from bincount.evaluation.drift import Drift
-from bincount.retention import Removed
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
     DriftConfig,
     ImageConfig,
+    Job,
     LaunchConfig,
     PromotionConfig,
     RegistryConfig,
@@ -35,33 +33,15 @@ from bincount.text import escape_markdown
 from bincount.workspace import Workspace
 from flows import summary
 from flows.automations import TAG
-from flows.prepare import Prepared, prepare
+from flows.prepare import prepare
+from flows.results import NightlyRun
 from flows.timing import Timings
-from flows.train import TrainedModel, train
+from flows.train import train
 from tasks import data as data_tasks
 from tasks import registration as registry_tasks
 from tasks import retraining as night_tasks
-from tasks.retraining import News
 
 logger = logging.getLogger("bincount.night")
-
-
-@dataclass(frozen=True)
-class Night:
-    """What a night did.
-
-    model is missing where it was not worth a training, and news says why; removed is missing where the clean-up failed.
-    starts is how often the night was started, where it was killed.
-    """
-
-    prepared: Prepared
-    news: News
-    drift: Drift
-    model: TrainedModel | None
-    page: str
-    removed: Removed | None
-    timings: Timings
-    starts: int = 1
 
 
 def tell_of_end(flow: Flow, flow_run: FlowRun, state: State) -> None:  # so named, since a worker's runner gives names
@@ -101,44 +81,45 @@ def only_night(workspace: Path) -> Iterator[None]:
 )
 @tags(TAG)  # the runs of its parts inherit none from a deployment
 def retrain(
+    *,
     data: DataConfig = DataConfig(),
     images: ImageConfig = ImageConfig(),
     training: TrainConfig = TrainConfig(),
     registry: RegistryConfig = RegistryConfig(),
-    workspace: Path = DEFAULT_WORKSPACE,
+    launch: LaunchConfig = LaunchConfig(),
+    promotion: PromotionConfig = PromotionConfig(),
+    runner: RunnerConfig = RunnerConfig(),
     retraining: RetrainConfig = RetrainConfig(),
     drift: DriftConfig = DriftConfig(),
-    promotion: PromotionConfig = PromotionConfig(),
     retention: RetentionConfig = RetentionConfig(),
-    runner: RunnerConfig = RunnerConfig(),
-    launch: LaunchConfig = LaunchConfig(),
-) -> Night | State[Night]:
+    workspace: Path = DEFAULT_WORKSPACE,
+) -> NightlyRun | State[NightlyRun]:
     """Fetch what is new, look at it, and train, evaluate, register and promote where enough of it is new.
 
     A night that trains nothing ends as Skipped and says why. One that was killed goes on where it was. Of two nights
     in one workspace the second waits.
-
-    Args:
-        data: where the images come from and what is read from them
-        images: how a picture becomes the square that models see
-        training: how the model is trained
-        registry: where runs and models are kept
-        workspace: folder that holds everything the pipeline makes
-        retraining: how much the dataset grows, when a night trains, and from which weights
-        drift: when new images are too unlike the old ones
-        promotion: when the new model takes the champion's place
-        retention: how long is kept what no registered version needs
-        runner: where batches of bins are fetched
-        launch: on how many processes and hosts the training runs
     """
+    job = Job(
+        data=data,
+        images=images,
+        training=training,
+        registry=registry,
+        launch=launch,
+        promotion=promotion,
+        runner=runner,
+        retraining=retraining,
+        drift=drift,
+        retention=retention,
+        workspace=workspace,
+    )
     places = Workspace(root=workspace)
-    preflight.check_run(data, training, registry, places, runner, launch, promotion)
+    preflight.check_run(job)
     timings = Timings()
     with only_night(workspace):
         registry_tasks.check_registry(registry, places)
         if retraining.grow_by:
             data = data_tasks.grow(data, places.dataset(data), retraining.grow_by)
-        prepared = prepare(data, images, workspace, runner)
+        prepared = prepare(data=data, images=images, runner=runner, workspace=workspace)
         timings |= prepared.timings
         with timings.step("drift"):
             news = night_tasks.look(prepared.snapshot, images, training, retraining, registry, places)
@@ -150,13 +131,22 @@ def retrain(
             if retraining.warm_start and news.champion:
                 with timings.step("start from champion"):
                     training = night_tasks.start_from(news.champion, training, registry, places)
-            model = train(data, images, training, registry, workspace, prepared.snapshot.digest, launch, promotion)
+            model = train(
+                data=data,
+                images=images,
+                training=training,
+                registry=registry,
+                launch=launch,
+                promotion=promotion,
+                workspace=workspace,
+                snapshot=prepared.snapshot.digest,
+            )
             timings |= model.timings
         page = registry_tasks.version_page(model.version, places.tracking_uri(registry)) if model else ""
         with timings.step("clean-up"):  # a night is as good as its model, also where this fails
             cleaned = night_tasks.clean_up(retention, registry, places, return_state=True)
         removed = cleaned.result() if cleaned.is_completed() else None
-        night = Night(prepared, news, drifted, model, page, removed, timings, flow_run.run_count)
+        night = NightlyRun(prepared, news, drifted, model, page, removed, timings, flow_run.run_count)
         told = summary.markdown(summary.of_night(night, retraining))
         create_markdown_artifact(key="night", markdown=told, description=escape_markdown(summary.night_headline(night)))
         return night if model else Completed(name="Skipped", message=news.skip, data=night)

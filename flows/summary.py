@@ -32,9 +32,7 @@ if TYPE_CHECKING:  # they import torch, MLflow and Prefect, which a command that
     from bincount.evaluation.promotion import Decision
     from bincount.retention import Place, Plan, Removed
     from bincount.tracking.registry import Move, Version
-    from flows.prepare import Prepared
-    from flows.retrain import Night  # which needs this module for its page
-    from flows.train import TrainedModel
+    from flows.results import NightlyRun, Prepared, TrainedModel
 
 Tables = dict[str, pd.DataFrame]
 NUM_SHOWN = 5  # places of one kind of problem
@@ -69,7 +67,7 @@ def of_prepare(prepared: "Prepared") -> Tables:
     }
 
 
-def of_night(night: "Night", retraining: RetrainConfig) -> Tables:
+def of_night(night: "NightlyRun", retraining: RetrainConfig) -> Tables:
     """All that a night did, and what it cost."""
     about = [("images", f"{night.news.num_new:,} {night.news.how_new()}"), ("result", night_headline(night))]
     about.append(("drift", night.drift.words()))
@@ -85,7 +83,7 @@ def of_night(night: "Night", retraining: RetrainConfig) -> Tables:
         about.append(("in MLflow", markdown_link(f"version {night.model.version.version}", night.page)))
     images = of_prepare(night.prepared)
     del images["Time"]
-    tables = {"Night": pd.DataFrame(about, columns=["", "value"])} | images
+    tables = {"NightlyRun": pd.DataFrame(about, columns=["", "value"])} | images
     if len(found := night.drift.table()):
         tables |= {"New images against those that the champion learned from": found}
     if night.model:
@@ -93,7 +91,7 @@ def of_night(night: "Night", retraining: RetrainConfig) -> Tables:
     return tables | {"Time and cost": _costs(night.timings, retraining)}
 
 
-def night_headline(night: "Night") -> str:
+def night_headline(night: "NightlyRun") -> str:
     """What came of a night, in a sentence."""
     if night.model is None:
         return night.news.skip

@@ -1,6 +1,5 @@
 """From a snapshot to a registered model."""
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,20 +9,18 @@ from bincount import preflight
 from bincount.data import snapshots
 from bincount.data.pictures import DECODER_VERSION
 from bincount.data.snapshots import Snapshot
-from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.promotion import Decision
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
     ImageConfig,
+    Job,
     LaunchConfig,
     PromotionConfig,
     RegistryConfig,
     TrainConfig,
 )
-from bincount.tracking.registry import Version
-from bincount.training.files import Trained
 from bincount.workspace import Workspace
+from flows.results import TrainedModel
 from flows.timing import Timings
 from tasks import data as data_tasks
 from tasks import evaluation as evaluation_tasks
@@ -32,45 +29,36 @@ from tasks import registration as registry_tasks
 from tasks import training as training_tasks
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """What the train flow made."""
-
-    snapshot: Snapshot
-    trained: Trained
-    evaluation: Evaluation
-    version: Version
-    decision: Decision
-    timings: Timings
-
-
 @flow(name="train", flow_run_name="train {training.model} on {data.source}", persist_result=False)
 def train(
+    *,
     data: DataConfig = DataConfig(),
     images: ImageConfig = ImageConfig(),
     training: TrainConfig = TrainConfig(),
     registry: RegistryConfig = RegistryConfig(),
-    workspace: Path = DEFAULT_WORKSPACE,
-    snapshot: str | None = None,
     launch: LaunchConfig = LaunchConfig(),
     promotion: PromotionConfig = PromotionConfig(),
+    workspace: Path = DEFAULT_WORKSPACE,
+    snapshot: str | None = None,
 ) -> TrainedModel:
     """Train on a prepared snapshot, evaluate on its test split, register the model, and promote it if it is better.
 
     Args:
-        data: the source that was prepared
-        images: how a picture becomes the square that models see
-        training: how the model is trained
-        registry: where runs and models are kept
-        workspace: folder that holds everything the pipeline makes
         snapshot: digest of the snapshot to train on; the last one that was prepared when left out
-        launch: on how many processes and hosts the training runs
-        promotion: when the new model takes the champion's place
     """
+    job = Job(
+        data=data,
+        images=images,
+        training=training,
+        registry=registry,
+        launch=launch,
+        promotion=promotion,
+        workspace=workspace,
+    )
     places = Workspace(root=workspace)
     dataset = places.dataset(data)
     timings = Timings()
-    chosen = preflight.check_train(data, training, registry, places, snapshot, launch, promotion)
+    chosen = preflight.check_train(job, snapshot)
     training = training_tasks.choose_arithmetic(training)
     find_folder = partial(places.run, chosen.digest, images, decoder=DECODER_VERSION)
     folder = find_folder(training)

@@ -11,7 +11,8 @@ from bincount.data import synthetic
 from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, RetrainConfig, TrainConfig
 from bincount.tracking import registry
 from bincount.workspace import Workspace
-from flows.retrain import Night, retrain
+from flows.results import NightlyRun
+from flows.retrain import retrain
 
 IMAGES = ImageConfig(image_size=32)
 TRAINING = TrainConfig(
@@ -46,6 +47,6 @@ class DrawnNights:
     def grow_to(self, num_bins: int) -> None:
         synthetic.draw(self.source, num_bins, size=(64, 64))
 
-    def run(self, night=retrain, **settings) -> State[Night]:
+    def run(self, night=retrain, **settings) -> State[NightlyRun]:
         settings = {"training": SHORT, "retraining": RETRAINING, "promotion": PROMOTION} | settings
-        return night(self.data, IMAGES, workspace=self.workspace, **settings, return_state=True)
+        return night(data=self.data, images=IMAGES, workspace=self.workspace, **settings, return_state=True)

@@ -47,8 +47,8 @@ def nights(api, data, tmp_path_factory):
     """A weak model that was forced to be champion for want of another, a strong one; and the workspace of both."""
     workspace = with_database(tmp_path_factory.mktemp("workspace"))
     return (
-        run(data, IMAGES, WEAK, workspace=workspace, promotion=PromotionConfig(force=True)),
-        run(data, IMAGES, STRONG, workspace=workspace, promotion=ANY_CLASS_MAY_LOSE),
+        run(data=data, images=IMAGES, training=WEAK, workspace=workspace, promotion=PromotionConfig(force=True)),
+        run(data=data, images=IMAGES, training=STRONG, workspace=workspace, promotion=ANY_CLASS_MAY_LOSE),
         workspace,
     )
 
@@ -99,7 +99,7 @@ def test_the_card_and_the_pages_say_how_it_compares(nights):
 
 def test_a_comparison_the_other_way_round_promotes_nothing(nights, data, capsys):
     _, _, workspace = nights
-    decision = compare("2", "1", data, workspace=workspace)
+    decision = compare("2", "1", data=data, workspace=workspace)
     assert not decision.promote
     assert "worse beyond chance" in decision.reason
     command("compare", "1", "2", "--source", data.source, "--workspace", workspace, "--max-class-loss", 100)
@@ -115,7 +115,7 @@ def test_a_rollback_holds_until_someone_forces_the_model_back(nights, data, caps
     assert "counts tape" in capsys.readouterr().out
     assert opened(workspace).find_champion().version == 1
 
-    again = run(data, IMAGES, STRONG, workspace=workspace)  # as the next night does it
+    again = run(data=data, images=IMAGES, training=STRONG, workspace=workspace)  # as the next night does it
     assert again.model.version.version == 2
     assert again.model.decision.reason.startswith("it was rolled back")
     assert opened(workspace).find_champion().version == 1
@@ -123,7 +123,7 @@ def test_a_rollback_holds_until_someone_forces_the_model_back(nights, data, caps
     news = night_tasks.look.fn(again.prepared.snapshot, IMAGES, STRONG, nothing_is_enough, RegistryConfig(), places)
     assert "version 2 has learned from these images already. It was rolled back" in news.skip
 
-    forced = promote("2", data, PromotionConfig(force=True), workspace=workspace)
+    forced = promote("2", data=data, promotion=PromotionConfig(force=True), workspace=workspace)
     assert forced.reason.startswith("forced, though it was rolled back")
     command("models", "--workspace", workspace)
     printed = capsys.readouterr().out
@@ -134,19 +134,21 @@ def test_a_rollback_holds_until_someone_forces_the_model_back(nights, data, caps
 def test_models_that_cannot_be_compared_fairly_are_not_promoted(nights, data, tmp_path):
     _, second, workspace = nights
     other = DataConfig(source=data.source, classes="1..4")
-    fewer_classes = run(other, IMAGES, WEAK, workspace=workspace)
+    fewer_classes = run(data=other, images=IMAGES, training=WEAK, workspace=workspace)
     assert fewer_classes.model.decision.reason == "version 2 tells other classes than the snapshot has"
     assert fewer_classes.model.version.alias == "challenger"
-    same_night_again = run(other, IMAGES, WEAK, workspace=workspace)
+    same_night_again = run(data=other, images=IMAGES, training=WEAK, workspace=workspace)
     assert same_night_again.model.decision == fewer_classes.model.decision
-    meanwhile = train(data, IMAGES, WEAK, workspace=workspace, snapshot=second.prepared.snapshot.digest)
+    meanwhile = train(
+        data=data, images=IMAGES, training=WEAK, workspace=workspace, snapshot=second.prepared.snapshot.digest
+    )
     assert "accuracy" in meanwhile.decision.reason  # on its own snapshot, though the last one has other classes
 
     elsewhere = tmp_path / "elsewhere"  # where the snapshot that the champion has learned from is not
     shutil.copytree(workspace, elsewhere)
     shutil.rmtree(next(elsewhere.glob(f"datasets/*/snapshots/{second.prepared.snapshot.digest}")))
     config = RegistryConfig(tracking_uri=f"sqlite:///{workspace}/mlflow.db")
-    decision = promote("3", other, registry=config, workspace=elsewhere)
+    decision = promote("3", data=other, registry=config, workspace=elsewhere)
     assert decision.reason.startswith("what version 2 has learned from is not in the workspace")
 
 
@@ -165,7 +167,7 @@ def test_a_promotion_that_is_overtaken_compares_again_with_the_new_champion(nigh
 
     monkeypatch.setattr(promotion_tasks, "compare", compare_while_another_is_promoted)
     monkeypatch.setattr(registry.Registry, "was_rolled_back", lambda self, version: None)
-    promote("2", data, PromotionConfig(force=True), workspace=workspace)
+    promote("2", data=data, promotion=PromotionConfig(force=True), workspace=workspace)
 
     assert compared == [1, 3]
     assert [(move.version, move.over) for move in reg.moves()[-2:]] == [(3, 1), (2, 3)]
@@ -177,9 +179,9 @@ def test_where_the_champion_was_removed_nothing_takes_its_place_unless_forced(ni
     reg = opened(workspace)
     reg.client.delete_registered_model_alias("bincount", "champion")
 
-    assert promote("3", data, workspace=workspace).reason.startswith("the champion was removed in MLflow")
+    assert promote("3", data=data, workspace=workspace).reason.startswith("the champion was removed in MLflow")
     assert reg.find_champion() is None
-    assert promote("2", data, PromotionConfig(force=True), workspace=workspace).promote
+    assert promote("2", data=data, promotion=PromotionConfig(force=True), workspace=workspace).promote
     assert reg.find_champion().version == 2
 
 
@@ -188,7 +190,7 @@ def test_a_champion_that_is_trained_again_stays_and_its_card_too(nights, data):
     reg = opened(workspace)
     before = reg.card(second.model.version)
 
-    again = run(data, IMAGES, STRONG, workspace=workspace)
+    again = run(data=data, images=IMAGES, training=STRONG, workspace=workspace)
 
     assert again.model.decision.words().startswith("Champion already: promoted at")
     assert reg.card(second.model.version) == before

@@ -55,7 +55,9 @@ def workspace(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(api, bucket, workspace):
     """The main job, once; its test has too few bins for a decision."""
-    return run(DataConfig(source=str(bucket)), IMAGES, QUICK, workspace=workspace, promotion=FORCED)
+    return run(
+        data=DataConfig(source=str(bucket)), images=IMAGES, training=QUICK, workspace=workspace, promotion=FORCED
+    )
 
 
 def opened(workspace):
@@ -132,7 +134,7 @@ def test_one_mlflow_run_holds_params_curves_plots_and_the_dataset(finished, work
 def test_the_same_job_again_trains_nothing_and_registers_nothing(finished, bucket, workspace):
     result = finished.model.trained.folder / "trained.json"
     before = result.stat().st_mtime_ns
-    again = run(DataConfig(source=str(bucket)), IMAGES, QUICK, workspace=workspace)
+    again = run(data=DataConfig(source=str(bucket)), images=IMAGES, training=QUICK, workspace=workspace)
     assert again.prepared.report.num_fetched == 0
     assert result.stat().st_mtime_ns == before
     assert again.model.version == finished.model.version
@@ -141,7 +143,7 @@ def test_the_same_job_again_trains_nothing_and_registers_nothing(finished, bucke
 
 def test_a_model_is_evaluated_and_asked_by_its_alias(finished, bucket, workspace, capsys):
     data = DataConfig(source=str(bucket))
-    again = evaluate("champion", data, workspace=workspace)
+    again = evaluate("champion", data=data, workspace=workspace)
     assert again.metrics == finished.model.evaluation.metrics
     app(
         ["predict", str(bucket / "bin-images" / "00001.jpg"), "--workspace", str(workspace), "--output", "csv"],
@@ -152,7 +154,7 @@ def test_a_model_is_evaluated_and_asked_by_its_alias(finished, bucket, workspace
 
 def test_a_bucket_that_grows_moves_no_image_and_makes_a_challenger(finished, bucket, workspace, tmp_path):
     synthetic.draw(bucket, 400, size=(64, 64))
-    grown = run(DataConfig(source=str(bucket)), IMAGES, QUICK, workspace=workspace)
+    grown = run(data=DataConfig(source=str(bucket)), images=IMAGES, training=QUICK, workspace=workspace)
     before = finished.prepared.snapshot.labelled().set_index("image_id")["split"]
     after = grown.prepared.snapshot.labelled().set_index("image_id")["split"]
     assert grown.prepared.report.num_fetched == pytest.approx(100, abs=5)
@@ -163,7 +165,7 @@ def test_a_bucket_that_grows_moves_no_image_and_makes_a_challenger(finished, buc
 def test_a_killed_trainer_is_retried_and_resumes(api, bucket, workspace, monkeypatch):
     data = DataConfig(source=str(bucket))
     training = QUICK.model_copy(update={"seed": 7, "epochs": 6})
-    snapshot = prepare(data, IMAGES, workspace).snapshot
+    snapshot = prepare(data=data, images=IMAGES, workspace=workspace).snapshot
     folder = Workspace(root=workspace).run(snapshot.digest, IMAGES, resolve(training), decoder=DECODER_VERSION)
     started = []
 
@@ -180,7 +182,7 @@ def test_a_killed_trainer_is_retried_and_resumes(api, bucket, workspace, monkeyp
     monkeypatch.setattr(launch.subprocess, "Popen", Recorded)
     killer = threading.Thread(target=kill_after_first_epoch)
     killer.start()
-    model = train(data, IMAGES, training, workspace=workspace)
+    model = train(data=data, images=IMAGES, training=training, workspace=workspace)
     killer.join()
     assert len(started) == 2
     assert model.trained == Trained.read(folder)
@@ -196,7 +198,14 @@ def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finish
     before = first.stat().st_mtime_ns
     two = QUICK.model_copy(update={"members": 2})
 
-    model = train(data, IMAGES, two, RegistryConfig(model_name="pair"), workspace, promotion=FORCED)
+    model = train(
+        data=data,
+        images=IMAGES,
+        training=two,
+        registry=RegistryConfig(model_name="pair"),
+        promotion=FORCED,
+        workspace=workspace,
+    )
 
     assert first.stat().st_mtime_ns == before  # the model of one is a member
     assert len(model.trained.members) == 2
@@ -215,7 +224,13 @@ def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finish
 def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path):
     synthetic.draw_folders(tmp_path / "cartons", 150, size=(64, 64))
     data = DataConfig(source=str(tmp_path / "cartons"), classes="defective,good")
-    done = run(data, IMAGES, QUICK, RegistryConfig(model_name="cartons"), tmp_path / "workspace")
+    done = run(
+        data=data,
+        images=IMAGES,
+        training=QUICK,
+        registry=RegistryConfig(model_name="cartons"),
+        workspace=tmp_path / "workspace",
+    )
     assert done.model.version.name == "cartons"
     assert done.model.evaluation.metrics.rmse is None
     balance = done.prepared.balance.table().set_index("class")
@@ -226,7 +241,7 @@ def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path)
 def test_a_source_that_does_not_exist_fails_at_once_with_the_remedy(api, tmp_path):
     nowhere = tmp_path / "nowhere"
     with pytest.raises(SourceError, match="existing folder"):
-        prepare(DataConfig(source=str(nowhere)), workspace=tmp_path / "workspace")
+        prepare(data=DataConfig(source=str(nowhere)), workspace=tmp_path / "workspace")
     with get_client(sync_client=True) as client:
         failed = [run for run in client.read_flow_runs() if run.parameters["data"]["source"] == str(nowhere)]
         tasks = client.read_task_runs(
@@ -239,4 +254,4 @@ def test_a_source_that_does_not_exist_fails_at_once_with_the_remedy(api, tmp_pat
 def test_weights_that_do_not_fit_fail_at_once_with_the_option(api, bucket, workspace, tmp_path):
     training = TrainConfig(model="resnet18", weights=str(tmp_path / "missing.pth"), epochs=1)
     with pytest.raises(Exception, match="--weights"):
-        train(DataConfig(source=str(bucket)), IMAGES, training, workspace=workspace)
+        train(data=DataConfig(source=str(bucket)), images=IMAGES, training=training, workspace=workspace)

@@ -38,14 +38,14 @@ def nights(api, tmp_path) -> DrawnNights:
 def test_a_night_that_fails_leaves_a_page_too(api, tmp_path):
     data = DataConfig(source=str(tmp_path / "nowhere"))
     with pytest.raises(SourceError):
-        retrain(data, IMAGES, SHORT, workspace=tmp_path / "workspace")
+        retrain(data=data, images=IMAGES, training=SHORT, workspace=tmp_path / "workspace")
     assert "nowhere" in pages()[-1]
     assert "What was done is kept" in pages()[-1]
 
 
 def test_a_worker_leaves_the_page_of_a_night_whose_process_it_finds_dead(api, tmp_path):
     data = DataConfig(source=str(tmp_path / "nowhere"))
-    state = retrain(data, IMAGES, SHORT, workspace=tmp_path / "workspace", return_state=True)
+    state = retrain(data=data, images=IMAGES, training=SHORT, workspace=tmp_path / "workspace", return_state=True)
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(state.state_details.flow_run_id)
     [hook] = retrain.on_crashed_hooks
@@ -138,7 +138,9 @@ def test_a_clean_up_that_fails_spoils_no_night(nights, monkeypatch):
 def test_a_bucket_that_refuses_access_fails_the_night_with_the_remedy(api, tmp_path):
     with FaultyS3({}) as server:
         server.fail("*", refused)
-        state = retrain(server.config(), IMAGES, SHORT, workspace=tmp_path / "workspace", return_state=True)
+        state = retrain(
+            data=server.config(), images=IMAGES, training=SHORT, workspace=tmp_path / "workspace", return_state=True
+        )
     assert state.type == StateType.FAILED
     assert "refuses access; for a bucket of your own pass --no-unsigned" in state.message
     assert "refuses access" in pages()[-1]
@@ -150,13 +152,13 @@ def test_a_full_disk_fails_the_night_and_with_space_the_next_goes_on(api, small_
     mlflow = RegistryConfig(tracking_uri=f"sqlite:///{servers.with_database(tmp_path)}/mlflow.db")
     data = DataConfig(source=str(tmp_path / "bins"))
 
-    state = retrain(data, IMAGES, SHORT, mlflow, small_disk, return_state=True)
+    state = retrain(data=data, images=IMAGES, training=SHORT, registry=mlflow, workspace=small_disk, return_state=True)
     assert state.type == StateType.FAILED
     assert "No space left on device; free some space and run again, nothing is lost" in state.message
     fetched = snapshots.latest(Workspace(root=small_disk).dataset(data)).num_images
 
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
-    night = retrain(data, IMAGES, SHORT, mlflow, small_disk, promotion=FORCED)
+    night = retrain(data=data, images=IMAGES, training=SHORT, registry=mlflow, workspace=small_disk, promotion=FORCED)
     assert night.prepared.report.num_fetched == 0
     assert night.prepared.snapshot.num_images == fetched
     assert (night.model.version.version, night.model.version.alias) == (1, "champion")

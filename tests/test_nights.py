@@ -17,7 +17,8 @@ from prefect.states import State
 from bincount.settings import RetrainConfig
 from bincount.training.files import weights_digest
 from bincount.workspace import Workspace
-from flows.retrain import Night, only_night
+from flows.results import NightlyRun
+from flows.retrain import only_night
 
 pytestmark = pytest.mark.services
 
@@ -35,7 +36,7 @@ def workspace(growing) -> Path:
 
 
 @pytest.fixture(scope="module")
-def states(growing) -> list[State[Night]]:
+def states(growing) -> list[State[NightlyRun]]:
     """Five nights of a source that grows, but for the fourth; the last starts from the champion's weights."""
     ended = []
     for num_bins in BINS:
@@ -47,7 +48,7 @@ def states(growing) -> list[State[Night]]:
 
 
 @pytest.fixture(scope="module")
-def nights(states) -> list[Night]:
+def nights(states) -> list[NightlyRun]:
     return [state.result() for state in states]
 
 

@@ -12,7 +12,7 @@ from test_cli import refused
 from bincount import preflight
 from bincount.data import source, sync
 from bincount.errors import BincountError, DatasetError, SettingsError, SourceError, SourceUnavailable
-from bincount.settings import DataConfig, LaunchConfig, PromotionConfig, RegistryConfig, RunnerConfig, TrainConfig
+from bincount.settings import DataConfig, Job, LaunchConfig, PromotionConfig, RegistryConfig, RunnerConfig, TrainConfig
 from bincount.training.device import choose_device
 from bincount.workspace import Workspace
 from flows import temporary
@@ -69,14 +69,15 @@ def test_a_class_without_a_folder_is_told_before_anything_is_fetched_unless_it_w
     workspace = Workspace(root=tmp_path / "workspace")
 
     with pytest.raises(DatasetError, match="no folder of the class defectiv; no class took: 'defective'; did you mean"):
-        preflight.check_prepare(data, RunnerConfig(), workspace)
+        preflight.check_prepare(Job(data=data, workspace=workspace.root))
 
-    preflight.check_prepare(data.model_copy(update={"classes": "good,defective"}), RunnerConfig(), workspace)
+    named = data.model_copy(update={"classes": "good,defective"})
+    preflight.check_prepare(Job(data=named, workspace=workspace.root))
     parts = workspace.dataset(data) / "parts"
     parts.mkdir(parents=True)
     row = {"image_id": "defectiv/1.jpg", "class_name": "defectiv", "status": "ok"}
     pq.write_table(pa.Table.from_pylist([row], sync.SCHEMA), parts / "1.parquet")
-    preflight.check_prepare(data, RunnerConfig(), workspace)
+    preflight.check_prepare(Job(data=data, workspace=workspace.root))
 
 
 @pytest.mark.parametrize(("words", "told"), MISTAKES.values(), ids=MISTAKES)
@@ -133,15 +134,16 @@ def test_the_longest_that_a_bucket_may_keep_silent_is_twenty_seconds():
 
 
 def test_settings_that_can_work_pass(bins, tmp_path):
-    preflight.check_run(
-        DataConfig(source=str(bins)),
-        TrainConfig(model="small", weights="none"),
-        RegistryConfig(tracking_uri="postgresql+psycopg://me@db/mlflow"),
-        Workspace(root=tmp_path / "not" / "there" / "yet"),
-        RunnerConfig(runner="dask", dask_address="tcp://scheduler:8786"),
-        LaunchConfig(nnodes=2, rendezvous="train1.example.org:29400"),
-        PromotionConfig(metric="rmse"),
+    job = Job(
+        data=DataConfig(source=str(bins)),
+        training=TrainConfig(model="small", weights="none"),
+        registry=RegistryConfig(tracking_uri="postgresql+psycopg://me@db/mlflow"),
+        launch=LaunchConfig(nnodes=2, rendezvous="train1.example.org:29400"),
+        promotion=PromotionConfig(metric="rmse"),
+        runner=RunnerConfig(runner="dask", dask_address="tcp://scheduler:8786"),
+        workspace=tmp_path / "not" / "there" / "yet",
     )
+    preflight.check_run(job)
     assert not (tmp_path / "not").exists()
 
 
@@ -167,14 +169,14 @@ def test_a_snapshot_that_is_not_there_is_told_with_those_that_are(tmp_path):
         with pytest.raises(
             BincountError, match=r"no snapshot .*give the whole digest of one that is there \(abababababab"
         ):
-            preflight.find_snapshot(workspace, data, digest)
+            preflight.find_snapshot(Job(data=data, workspace=tmp_path), digest)
 
 
 def test_what_a_flow_finds_wrong_at_its_start_is_not_tried_again():
     from prefect.states import Failed
 
     with pytest.raises(SourceError) as missing:
-        preflight.check_prepare(DataConfig(source="nowhere"), RunnerConfig(), Workspace())
+        preflight.check_prepare(Job(data=DataConfig(source="nowhere")))
     assert not transient(None, None, Failed(data=missing.value))
 
 

@@ -547,8 +547,8 @@ def test_after_real_trainings_what_their_versions_need_is_there_and_nothing_is_t
     quick = TrainConfig(model="small", weights="none", epochs=1)
     two, other = quick.model_copy(update={"members": 2}), quick.model_copy(update={"seed": 5})
     workspace = Workspace(root=servers.with_database(tmp_path / "workspace"))
-    run(data, images, two, workspace=workspace.root)
-    unneeded = run(data, images, other, workspace=workspace.root).model
+    run(data=data, images=images, training=two, workspace=workspace.root)
+    unneeded = run(data=data, images=images, training=other, workspace=workspace.root).model
     reg = opened(workspace)
     reg.client.delete_model_version("bincount", str(unneeded.version.version))
     for path in workspace.root.rglob("*"):
@@ -559,7 +559,7 @@ def test_after_real_trainings_what_their_versions_need_is_there_and_nothing_is_t
 
     assert [place.path for place in removed.gone] == [unneeded.trained.folder]
     assert len(before) == 4
-    again = run(data, images, two, workspace=workspace.root).model
+    again = run(data=data, images=images, training=two, workspace=workspace.root).model
     assert again.version.version == 1
     after = {path: path.stat().st_mtime_ns for path in workspace.root.glob("runs/*/model/model.safetensors")}
     assert after == {path: then for path, then in before.items() if unneeded.trained.folder not in path.parents}

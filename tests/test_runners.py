@@ -52,14 +52,14 @@ def cluster(tmp_path):
 
 @pytest.fixture
 def with_threads(api, bucket, tmp_path):
-    return prepare(DataConfig(source=str(bucket)), IMAGES, tmp_path / "threads")
+    return prepare(data=DataConfig(source=str(bucket)), images=IMAGES, workspace=tmp_path / "threads")
 
 
 @pytest.mark.services
 def test_two_dask_workers_make_the_same_snapshot_as_threads(with_threads, bucket, cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(sync, "BATCH", 10)
     runner = RunnerConfig(runner="dask", dask_address=cluster.scheduler_address)
-    made = prepare(DataConfig(source=str(bucket)), IMAGES, tmp_path / "dask", runner)
+    made = prepare(data=DataConfig(source=str(bucket)), images=IMAGES, runner=runner, workspace=tmp_path / "dask")
     assert made.plan.num_batches == NUM_BINS / 10
     assert made.report.num_fetched == NUM_BINS
     assert made.snapshot.digest == with_threads.snapshot.digest
@@ -86,7 +86,7 @@ def test_a_killed_worker_loses_nothing(with_threads, bucket, cluster, tmp_path, 
     with cluster.get_client() as client:
         client.run(kill_self_once)
     runner = RunnerConfig(runner="dask", dask_address=cluster.scheduler_address)
-    made = prepare(data, IMAGES, tmp_path / "dask", runner)
+    made = prepare(data=data, images=IMAGES, runner=runner, workspace=tmp_path / "dask")
     assert marker.exists()
     assert made.snapshot.digest == with_threads.snapshot.digest
     assert made.report.num_fetched == NUM_BINS

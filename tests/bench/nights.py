@@ -29,7 +29,7 @@ def main() -> None:
     for _ in range(options.runs):
         with tempfile.TemporaryDirectory() as workspace:
             for night, limit in nights.items():
-                prepared = prepare(data.model_copy(update={"limit": limit}), workspace=Path(workspace))
+                prepared = prepare(data=data.model_copy(update={"limit": limit}), workspace=Path(workspace))
                 runs.append({"night": night, "images": prepared.report.num_fetched, **prepared.timings})
     table = pd.DataFrame(runs).assign(together=lambda row: row.drop(columns=["night", "images"]).sum(axis=1))
     seconds = table.groupby("night", sort=False).median()

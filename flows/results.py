@@ -1,0 +1,66 @@
+"""What flows return."""
+
+from dataclasses import dataclass
+
+from bincount.data.balance import ClassBalance
+from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
+from bincount.data.sync import Plan, SyncReport
+from bincount.evaluation.drift import Drift
+from bincount.evaluation.evaluate import Evaluation
+from bincount.evaluation.promotion import Decision
+from bincount.retention import Removed
+from bincount.tracking.registry import Version
+from bincount.training.files import Trained
+from flows.timing import Timings
+from tasks.retraining import News
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset brought up to date, and what was found on the way."""
+
+    plan: Plan
+    report: SyncReport
+    snapshot: Snapshot
+    balance: ClassBalance
+    pack: Pack
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model that was trained, evaluated and registered, and the decision whether it became champion."""
+
+    snapshot: Snapshot
+    trained: Trained
+    evaluation: Evaluation
+    version: Version
+    decision: Decision
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A dataset and the model that was trained on it."""
+
+    prepared: Prepared
+    model: TrainedModel
+
+
+@dataclass(frozen=True)
+class NightlyRun:
+    """The result of a nightly run.
+
+    model is None where no training was worthwhile, and news says why; removed is None where the clean-up failed. starts
+    is how often the run was started, where its process was killed.
+    """
+
+    prepared: Prepared
+    news: News
+    drift: Drift
+    model: TrainedModel | None
+    page: str
+    removed: Removed | None
+    timings: Timings
+    starts: int = 1
