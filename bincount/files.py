@@ -1,6 +1,7 @@
-"""How files are written: whole or not at all, and an error that says what to do where the disk is full.
+"""Write files atomically, and raise errors that name the remedy when the disk is full.
 
-JSON that decides something ends with a checksum of itself, so that a changed byte is found where it is read.
+JSON files on which later steps depend end with a checksum of their own content, so that a changed byte is detected when
+they are read.
 """
 
 import errno
@@ -17,41 +18,41 @@ import xxhash
 from bincount.errors import BincountError, DiskFull
 
 CHECKSUM = "checksum"
-LONGEST_NAME = 180  # bytes, of the 255 that a name may have; a temporary one has a process and a thread in it too
+LONGEST_NAME = 180  # bytes of the 255 that a name may have; a temporary name also holds the process and the thread
 REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; it becomes path when all went well, so that path is never half a file.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, and rename it to path when the block succeeds: path is never half a file.
 
-    Raises DiskFull. A killed process leaves `.NAME.PID.THREAD.new`.
+    Raises DiskFull. A killed process leaves `.NAME.PID.THREAD.new` behind.
     """
     temporary = path.with_name(f".{short_name(path)}.{os.getpid()}.{threading.get_ident()}.new")
     try:
-        with told_when_full(path):
+        with raise_on_disk_full(path):
             yield temporary
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk it takes what others need to end well
+        temporary.unlink(missing_ok=True)  # on a full disk, others need its space
         raise
 
 
 def short_name(path: Path) -> str:
-    """Return a file's name, or its digest where a temporary name made of it would be longer than file systems take."""
+    """Return a file's name, or its digest when a temporary name made from it would be too long for file systems."""
     name = os.fsencode(path.name)
     return path.name if len(name) <= LONGEST_NAME else hashlib.sha256(name).hexdigest()[:32]
 
 
 @contextmanager
-def told_when_full(path: Path) -> Iterator[None]:
-    """Raise DiskFull where the block fails since path, which it writes to, has no room, or no quota, left."""
+def raise_on_disk_full(path: Path) -> Iterator[None]:
+    """Raise DiskFull when the block fails because there is no space or quota left at path, to which it writes."""
     try:
         yield
     except Exception as error:
-        # by the text, since what safetensors raises is no OSError
+        # matched by text, since safetensors raises an error of its own and no OSError
         found = [reason for reason in REASONS if reason in str(error)]
         if not found or isinstance(error, BincountError):
             raise
@@ -59,14 +60,15 @@ def told_when_full(path: Path) -> Iterator[None]:
 
 
 def sealed(content: dict) -> str:
-    """Content as JSON with a checksum of all of it."""
+    """Return content as JSON with a checksum of all of it."""
     return json.dumps(content | {CHECKSUM: _checksum(content)}, indent=2)
 
 
 def read_sealed(path: Path) -> dict:
-    """Read what `sealed` made, without its checksum; an older release wrote none, and its files are read as they are.
+    """Read a file that `sealed` made, and return its content without the checksum.
 
-    Raises ValueError, in words, when it was cut off or changed, and FileNotFoundError.
+    Older releases wrote no checksum; their files are read unchecked. Raises ValueError with the reason when the file
+    was truncated or changed, and FileNotFoundError.
     """
     data = path.read_bytes()
     try:
@@ -77,10 +79,10 @@ def read_sealed(path: Path) -> dict:
         raise ValueError("it is not a JSON object")  # noqa: TRY004 - of a file's content, not of an argument
     name = CHECKSUM if CHECKSUM in content else next(reversed(content), "")
     rest = {key: value for key, value in content.items() if key != name}
-    if name != CHECKSUM and content.get(name) != _checksum(rest):  # else it is a checksum whose name has changed
+    if name != CHECKSUM and content.get(name) != _checksum(rest):  # else it is a checksum whose key was damaged
         return content
     if sealed(rest).encode() != data:
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum does not match")
     return rest
 
 
@@ -89,4 +91,5 @@ def _checksum(content: dict) -> str:
 
 
 def full(path: Path, reason: str = REASONS[0]) -> DiskFull:
+    """Make the error for a disk without space, or a quota without any left."""
     return DiskFull(f"cannot write {path}: {reason}; free some space and run again, nothing is lost")

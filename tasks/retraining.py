@@ -24,7 +24,7 @@ from bincount.evaluation import drift
 from bincount.evaluation.drift import Drift
 from bincount.evaluation.intervals import Interval
 from bincount.evaluation.promotion import PROMOTE
-from bincount.files import read_sealed, sealed, written_whole
+from bincount.files import atomic_write, read_sealed, sealed
 from bincount.reporting import card
 from bincount.retention import Removed
 from bincount.settings import DriftConfig, ImageConfig, RegistryConfig, RetentionConfig, RetrainConfig, TrainConfig
@@ -174,7 +174,7 @@ def measure_drift(
             payload={"version": champion.version, "words": found.words()},
         )
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(kept) as temporary:
+    with atomic_write(kept) as temporary:
         temporary.write_text(sealed(found.model_dump(mode="json")))
     return found
 
@@ -267,6 +267,6 @@ def start_from(champion: Version, training: TrainConfig, config: RegistryConfig,
         # named by its content, so that a retry finds the same settings and resumes
         kept = workspace.weights(weights_digest(checkpoint))
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(kept) as temporary:
+        with atomic_write(kept) as temporary:
             shutil.copyfile(checkpoint / "model.safetensors", temporary)
     return training.model_copy(update={"weights": str(kept)})

@@ -10,9 +10,9 @@ from bincount.errors import DatasetError, DiskFull
 
 def test_what_goes_wrong_while_a_file_is_written_leaves_the_one_before_and_no_other(tmp_path):
     path = tmp_path / "result.json"
-    with files.written_whole(path) as temporary:
+    with files.atomic_write(path) as temporary:
         temporary.write_text("whole")
-    with pytest.raises(UnicodeEncodeError), files.written_whole(path) as temporary:
+    with pytest.raises(UnicodeEncodeError), files.atomic_write(path) as temporary:
         temporary.write_text("half \ud800")
     assert path.read_text() == "whole"
     assert os.listdir(tmp_path) == ["result.json"]
@@ -26,7 +26,7 @@ def write_to_full_device(path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_an_error_with_the_remedy(tmp_path):
     remedy = r"cannot write .*/table: No space left on device; free some space and run again, nothing is lost"
-    with pytest.raises(DiskFull, match=remedy), files.written_whole(tmp_path / "table") as temporary:
+    with pytest.raises(DiskFull, match=remedy), files.atomic_write(tmp_path / "table") as temporary:
         write_to_full_device(temporary)
     assert os.listdir(tmp_path) == []
 
@@ -42,7 +42,7 @@ def test_a_full_disk_is_an_error_with_the_remedy(tmp_path):
     ids=["quota", "safetensors"],
 )
 def test_there_are_several_ways_of_saying_that_a_disk_is_full(tmp_path, error):
-    with pytest.raises(DiskFull, match="free some space and run again"), files.told_when_full(tmp_path):
+    with pytest.raises(DiskFull, match="free some space and run again"), files.raise_on_disk_full(tmp_path):
         raise error
 
 
@@ -50,14 +50,14 @@ def test_there_are_several_ways_of_saying_that_a_disk_is_full(tmp_path, error):
     "error", [PermissionError(errno.EACCES, "Permission denied"), DatasetError("No space left on device, it says")]
 )
 def test_other_errors_stay_as_they_are(tmp_path, error):
-    with pytest.raises(type(error)) as caught, files.told_when_full(tmp_path):
+    with pytest.raises(type(error)) as caught, files.raise_on_disk_full(tmp_path):
         raise error
     assert caught.value is error
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "ü" * 127, "short"])
-def test_a_name_as_long_as_files_have_is_written_whole(tmp_path, name):
-    with files.written_whole(tmp_path / name) as temporary:
+def test_a_name_as_long_as_files_have_is_written_atomically(tmp_path, name):
+    with files.atomic_write(tmp_path / name) as temporary:
         temporary.write_text("all of it")
         assert temporary.name.startswith(".")
     assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -267,17 +267,17 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, monkeypatch):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_rows_that_a_full_disk_does_not_take_come_with_the_next_sync(tmp_path, monkeypatch):
     add_bin(tmp_path / "bucket", "00001")
-    written_whole = tables.written_whole
+    atomic_write = tables.atomic_write
 
     @contextmanager
     def on_a_full_disk(path):
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             if path.parent.name == "parts":
                 temporary.symlink_to("/dev/full")
             yield temporary
 
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "written_whole", on_a_full_disk)
+        patch.setattr(tables, "atomic_write", on_a_full_disk)
         with pytest.raises(DiskFull, match="No space left on device; free some space and run again, nothing is lost"):
             bring(tmp_path / "bucket", tmp_path / "data")
     assert list((tmp_path / "data" / "parts").iterdir()) == []

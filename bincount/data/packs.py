@@ -303,7 +303,7 @@ def _append_all(
     """Append the pictures of files, whose paths come by digest; of those that were not, why, by digest."""
     todo, failed = list(new.items()), {}
     with (
-        files.told_when_full(folder),
+        files.raise_on_disk_full(folder),
         open(folder / IMAGES, "ab") as images,
         open(folder / CHECKSUMS, "ab") as checksums,
         open(folder / DIGESTS, "ab") as digest_file,

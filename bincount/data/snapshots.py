@@ -33,7 +33,7 @@ from filelock import FileLock
 
 from bincount.data import balance, copies, groups, names, splits, sync, tables
 from bincount.errors import DatasetError, SnapshotNotFound
-from bincount.files import read_sealed, sealed, told_when_full, written_whole
+from bincount.files import atomic_write, raise_on_disk_full, read_sealed, sealed
 from bincount.problem import EXTRA, SPLITS, Classes, normalize_name
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path)
     if not _is_whole(folder):
         about = {"digest": name, "num_images": num_images, "classes": classes.model_dump(), "source": source}
         _write(folder, manifest, about)
-    with written_whole(dataset / "snapshots" / "latest") as pointer:
+    with atomic_write(dataset / "snapshots" / "latest") as pointer:
         pointer.write_text(name)
     logger.info("snapshot %s: %d images with a label, %d rows", name[:12], num_images, len(manifest))
     return Snapshot(path=folder, digest=name, num_images=num_images)
@@ -230,11 +230,11 @@ def _write(folder: Path, manifest: pd.DataFrame, about: dict) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with told_when_full(folder):
+        with raise_on_disk_full(folder):
             temporary.mkdir(parents=True)
             tables.write_frame(manifest, temporary / "manifest.parquet")
             checksum = _checksum((temporary / "manifest.parquet").read_bytes())
-            with written_whole(temporary / "snapshot.json") as path:
+            with atomic_write(temporary / "snapshot.json") as path:
                 path.write_text(sealed(about | {"manifest": checksum}))
             if folder.exists():
                 shutil.rmtree(folder.with_name(f".{folder.name}.gone"), ignore_errors=True)

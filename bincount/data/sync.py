@@ -46,7 +46,7 @@ from bincount.data.pictures import MAX_BYTES, inspect
 from bincount.data.pictures import BadPicture as BadImage
 from bincount.data.source import ObjectMissing, ObjectRefused, Source
 from bincount.errors import BincountError, DatasetError, SourceUnavailable
-from bincount.files import read_sealed, sealed, short_name, told_when_full, written_whole
+from bincount.files import atomic_write, raise_on_disk_full, read_sealed, sealed, short_name
 from bincount.settings import DataConfig
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ PLANS = "plan*.parquet"
 PLAN_REMEDY = "remove it and run `bincount prepare` again, which goes on from there"
 PLAN_SECONDS = 7 * 86400  # a plan that nobody has looked into for so long is of no use any more
 
-TEMPORARY = re.compile(r"\..+\.\d+\.\d+(\.new)?")  # names that _temporary and written_whole make
+TEMPORARY = re.compile(r"\..+\.\d+\.\d+(\.new)?")  # names that _temporary and atomic_write make
 TEMPORARY_SECONDS = 3600  # such a file lives for moments; an older one is a killed process's
 
 SCHEMA = pa.schema(
@@ -183,7 +183,7 @@ def grow(dataset: Path, by: int, night: str) -> int:
     if last.get("night") != night:
         last = {"night": night, "limit": len(read(dataset, ["image_id"])) + by}
         dataset.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(sealed(last))
     return last["limit"]
 
@@ -530,9 +530,9 @@ def _get(dataset: Path, opened: Source, key: str, tag: str, arrived: dict[str, b
 
 
 def _write_file(path: Path, data: bytes) -> None:
-    temporary = _temporary(path)  # not written_whole: waiting for the disk would take longer than the network
+    temporary = _temporary(path)  # not atomic_write: waiting for the disk would take longer than the network
     try:
-        with told_when_full(path):
+        with raise_on_disk_full(path):
             try:
                 _create(temporary, data)
             except FileNotFoundError:

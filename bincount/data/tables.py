@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from bincount.errors import DatasetError
-from bincount.files import written_whole
+from bincount.files import atomic_write
 
 SEAL = b"bincxxh3"
 SEAL_LENGTH = len(SEAL) + 8
@@ -33,7 +33,7 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)  # as
 
 def write(table: pa.Table, path: Path, row_group_size: int | None = None) -> None:
     """Write a table to path, whole or not at all. Raises DiskFull."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary, row_group_size)
         _seal(temporary)
 

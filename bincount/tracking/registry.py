@@ -39,7 +39,7 @@ from bincount.errors import (
     SettingsError,
     mask_credentials,
 )
-from bincount.files import told_when_full
+from bincount.files import raise_on_disk_full
 from bincount.services import check_mlflow
 from bincount.settings import RegistryConfig
 from bincount.training.files import check_weights, read_spec, weights_digest
@@ -447,7 +447,7 @@ class Registry:
         with unless_gone():
             source = f"{self.client.get_model_version_download_uri(version.name, str(version.version))}/artifacts"
             try:
-                with told_when_full(folder):
+                with raise_on_disk_full(folder):
                     fetched = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder), tracking_uri=uri))
                 if (fetched / "model.safetensors").exists() and (fetched / "model.json").exists():
                     return _compared(fetched, version)
@@ -478,7 +478,7 @@ class Registry:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             about = Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id)
-            with told_when_full(folder):
+            with raise_on_disk_full(folder):
                 _save_pyfunc(folder, checkpoint, input_example, about)
             self.client.log_model_artifacts(logged.model_id, str(folder))
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bincount.files import written_whole
+from bincount.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def write(folder: Path, step: int, num_halvings: int, content: dict) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     name = f"checkpoint-{step:09d}-{num_halvings}-{_digest(buffer.getbuffer())}.pt"
-    with written_whole(folder / name) as temporary:
+    with atomic_write(folder / name) as temporary:
         temporary.write_bytes(buffer.getbuffer())
     for path in _newest_first(folder)[KEPT:]:
         path.unlink()

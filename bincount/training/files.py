@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from bincount import files
 from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import DiskFull, ModelDamaged, ModelNotFound, SettingsError, TrainingFailed, WeightsUnavailable
-from bincount.files import read_sealed, sealed, written_whole
+from bincount.files import atomic_write, read_sealed, sealed
 from bincount.frozen import Frozen
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, ModelName, TrainConfig
@@ -318,11 +318,11 @@ def model_digest(checkpoint: Path) -> str:
 
 
 def write_json(path: Path, content: dict | list) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2))
 
 
 def write_sealed(path: Path, content: dict) -> None:
     """Write what files.read_sealed reads."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(sealed(content))

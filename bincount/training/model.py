@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bincount.errors import SettingsError, WeightsUnavailable
-from bincount.files import written_whole
+from bincount.files import atomic_write
 from bincount.training.augment import center_crop, normalize
 from bincount.training.device import is_out_of_memory
 from bincount.training.files import (
@@ -211,7 +211,7 @@ def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
     """Write the two files of a model, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with written_whole(folder / WEIGHTS) as temporary:
+    with atomic_write(folder / WEIGHTS) as temporary:
         safetensors.torch.save_file(tensors, temporary)
     write_spec(folder, spec.model_copy(update={"weights_sha256": weights_digest(folder)}))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
-from bincount.files import written_whole
+from bincount.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -91,17 +91,17 @@ class Watch:
         folder.mkdir(parents=True, exist_ok=True)
         first = self.gradients[0]["step"] if self.gradients else math.inf
         self.gradients = _before(first, folder / "gradients.csv") + self.gradients
-        with written_whole(folder / "gradients.csv") as temporary, open(temporary, "w", newline="") as file:
+        with atomic_write(folder / "gradients.csv") as temporary, open(temporary, "w", newline="") as file:
             table = csv.DictWriter(file, ["step", "layer", "gradient_norm", "weight_norm"])
             table.writeheader()
             table.writerows(self.gradients)
         if self.profile:
-            with written_whole(folder / "trace.json") as temporary:
+            with atomic_write(folder / "trace.json") as temporary:
                 self.profile.export_chrome_trace(str(temporary))
             self.profile = None
         waiting = [record["waiting_for_data"] for record in history]
         content = {"findings": self.findings(), "waiting_for_data": waiting, "dead_channels": self.dead}
-        with written_whole(folder / "findings.json") as temporary:
+        with atomic_write(folder / "findings.json") as temporary:
             temporary.write_text(json.dumps(content, indent=2))
 
     def _end_profile(self) -> None:

@@ -631,7 +631,7 @@ def main() -> None:
         return  # of the try before this one
     pack = Pack(request.pack, request.images.image_size)
     try:
-        with files.told_when_full(request.folder):
+        with files.raise_on_disk_full(request.folder):
             fit(open_snapshot(request.snapshot), pack, request.images, request.training, request.folder, stop=stop)
     except Stopped:
         sys.exit(0 if distributed.started_by_torchrun() else STOPPED)
