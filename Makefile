@@ -51,6 +51,11 @@ bench-train: $(READY)  ## how fast loading and training are, beside ImageFolder,
 bench-accuracy: $(READY)  ## how well the recipe counts on real bins: SOURCE=FOLDER WEIGHTS=FILE, 2 hours on two cores
 	$(BIN)/python tests/bench/accuracy.py $(SOURCE) --weights $(WEIGHTS)
 
+docs: $(READY)  ## build the pages of docs/ into docs/site, with the reference made from the code
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group docs
+	$(BIN)/python docs/reference.py
+	$(BIN)/zensical build --strict --config-file docs/mkdocs.yml
+
 lint: $(READY)  ## formatter, linter and the import rule
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -64,7 +69,7 @@ lock: $(READY)  ## renew requirements.lock: newest versions, with hashes, withou
 	$(BIN)/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 --upgrade \
 		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" --quiet --output-file requirements.lock
 
-clean:  ## remove the demo's results and caches; the installation and bincount-data/ stay
-	rm -rf demo .pytest_cache .ruff_cache .import_linter_cache
+clean:  ## remove the demo's results, the site and caches; the installation and bincount-data/ stay
+	rm -rf demo docs/site docs/.cache .pytest_cache .ruff_cache .import_linter_cache
 
-.PHONY: help setup demo up down test test-services bench-sync bench-train bench-nights bench-accuracy lint format lock clean
+.PHONY: help setup demo up down test test-services bench-sync bench-train bench-nights bench-accuracy docs lint format lock clean
