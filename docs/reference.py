@@ -44,24 +44,18 @@ BOUNDS = {
 
 def make() -> str:
     """Return the page as Markdown."""
-    groups = dict(find_groups())
+    groups, commands = dict(find_groups()), dict(find_commands(app, "bincount"))
     described = {
-        (_flag(name), field.description): title
+        (name, field.description): title
         for title, model in groups.items()
         for name, field in model.model_fields.items()
         if field.description
     }
-    commands = dict(find_commands(app, "bincount"))
-    negatives = {
-        argument.names[0]: argument.negatives
-        for command in commands.values()
-        for argument in find_arguments(command)
-        if argument.names[0].startswith("--")
-    }
+    options = {_key(argument): argument for command in commands.values() for argument in find_arguments(command)}
     parts = [INTRODUCTION, _every_command(), "## Commands\n"]
     parts += [_command(name, command, described) for name, command in commands.items()]
     parts.append("## Settings\n")
-    parts += [_group(title, model, negatives) for title, model in groups.items()]
+    parts += [_group(title, model, options) for title, model in groups.items()]
     return "\n".join(parts)
 
 
@@ -111,7 +105,7 @@ def _every_command() -> str:
 def _command(name: str, command: App, described: dict[tuple[str, str], str]) -> str:
     own, groups = [], {}
     for argument in find_arguments(command):
-        title = described.get((argument.names[0], argument.parameter.help))
+        title = described.get(_key(argument))
         if title:
             groups.setdefault(title, []).append(f"`{argument.names[0]}`")
         else:
@@ -131,18 +125,21 @@ def _command(name: str, command: App, described: dict[tuple[str, str], str]) -> 
     return "\n".join(lines)
 
 
-def _group(title: str, model: type[BaseModel], negatives: dict[str, tuple[str, ...]]) -> str:
+def _group(title: str, model: type[BaseModel], options: dict[tuple[str, str], Any]) -> str:
     lines = [f"### {title}\n", f"{inspect.getdoc(model)}\n", COLUMNS.format("setting")]
     for name, field in model.model_fields.items():
+        option = options.get((name, field.description))
+        names = _names(option.names[0], option.negatives) if option else f"`{name}`"
         description, default = _split_default(field.description or "")
         if not default and not field.is_required():
             default = _value(field.get_default(call_default_factory=False))
-        flag = _flag(name)
-        lines.append(
-            f"| {_names(flag, negatives.get(flag, ()))} | {_takes(field.annotation, field.metadata)} "
-            f"| {default} | {_text(description)} |"
-        )
+        lines.append(f"| {names} | {_takes(field.annotation, field.metadata)} | {default} | {_text(description)} |")
     return "\n".join([*lines, ""])
+
+
+def _key(argument: Any) -> tuple[str, str]:
+    """Name and description, by which an option is known as a setting of a group."""
+    return argument.field_info.name, argument.parameter.help
 
 
 def _row(argument: Any) -> str:
@@ -201,10 +198,6 @@ def _value(default: Any) -> str:
 
 def _names(flag: str, negatives: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in (flag, *negatives[:1]))
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _anchor(title: str) -> str:

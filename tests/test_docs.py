@@ -32,7 +32,8 @@ COMMANDS = [
 
 
 def commands(program):
-    return [shlex.split(line) for line in dict.fromkeys(COMMANDS) if line.split()[0] == program]
+    typed = (line.partition(" > ")[0] for line in dict.fromkeys(COMMANDS))
+    return [shlex.split(line) for line in typed if line.split()[0] == program]
 
 
 def name(path):
