@@ -48,7 +48,7 @@ def make() -> str:
     described = {
         (name, field.description): title
         for title, model in groups.items()
-        for name, field in model.model_fields.items()
+        for name, field in _plain_fields(model).items()
         if field.description
     }
     options = {_key(argument): argument for command in commands.values() for argument in find_arguments(command)}
@@ -78,6 +78,7 @@ def find_groups() -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield title and model of every group of settings: a model with a field that has a description and a default.
 
     The title is the name of its section where a model holds the groups as sections, else its own name.
+    That model comes last, for its settings that are in no section.
     """
     models = [model for model in vars(settings).values() if inspect.isclass(model) and issubclass(model, BaseModel)]
     models = [model for model in models if model.__module__ == settings.__name__]
@@ -88,11 +89,10 @@ def find_groups() -> Iterator[tuple[str, type[BaseModel]]]:
         for kind in _kinds(field.annotation)
         if kind in models
     }
-    for model in models:
-        fields = model.model_fields.values()
-        if any(field.description and not field.is_required() and not _is_group(field) for field in fields):
-            title = sections.get(model, model.__name__.removesuffix("Config"))
-            yield title.replace("_", " ").capitalize(), model
+    for model in sorted(models, key=_has_sections):
+        if any(field.description and not field.is_required() for field in _plain_fields(model).values()):
+            title = "Other settings" if _has_sections(model) else sections.get(model, model.__name__)
+            yield title.removesuffix("Config").replace("_", " ").capitalize(), model
 
 
 def _every_command() -> str:
@@ -126,8 +126,10 @@ def _command(name: str, command: App, described: dict[tuple[str, str], str]) -> 
 
 
 def _group(title: str, model: type[BaseModel], options: dict[tuple[str, str], Any]) -> str:
-    lines = [f"### {title}\n", f"{inspect.getdoc(model)}\n", COLUMNS.format("setting")]
-    for name, field in model.model_fields.items():
+    lines = [f"### {title}\n", COLUMNS.format("setting")]
+    if not _has_sections(model):
+        lines.insert(1, f"{inspect.getdoc(model)}\n")
+    for name, field in _plain_fields(model).items():
         option = options.get((name, field.description))
         names = _names(option.names[0], option.negatives) if option else f"`{name}`"
         description, default = _split_default(field.description or "")
@@ -176,6 +178,15 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 def _kinds(annotation: Any) -> tuple[Any, ...]:
     inside = get_args(annotation)
     return tuple(kind for each in inside for kind in _kinds(each)) if inside else (annotation,)
+
+
+def _plain_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model that are settings, and no groups of settings."""
+    return {name: field for name, field in model.model_fields.items() if not _is_group(field)}
+
+
+def _has_sections(model: type[BaseModel]) -> bool:
+    return len(_plain_fields(model)) < len(model.model_fields)
 
 
 def _is_group(field: FieldInfo) -> bool:

@@ -95,6 +95,16 @@ def test_a_make_target_that_a_sentence_quotes_exists(path):
     assert [target for target in quoted if target not in targets] == []
 
 
+@pytest.mark.parametrize("path", BY_HAND, ids=name)
+def test_a_file_of_the_project_that_a_sentence_quotes_exists(path):
+    quoted = re.findall(
+        r"`((?:bincount|tasks|flows|deployments|tests|docs)/[\w./-]*|\w+\.py)(?:::\w+)?`", BY_HAND[path]
+    )
+    made = {"docs/site"}
+    lost = [file for file in set(quoted) - made if not (ROOT / file).exists() and not any(ROOT.glob(f"*/**/{file}"))]
+    assert lost == []
+
+
 def test_every_command_of_the_program_is_shown_in_a_page_written_by_hand():
     mentioned = {words[1] for words in commands("bincount")} | {"demo"}  # which is `make demo`
     assert mentioned == {name for name in app if not name.startswith("-")}
