@@ -200,9 +200,9 @@ def test_a_champion_that_is_trained_again_stays_and_its_card_too(nights, data):
 def test_a_metric_that_means_nothing_is_refused_before_the_training(nights, data, tmp_path):
     with pytest.raises(SettingsError, match="--metric rmse needs classes with an order"):
         run(
-            data.model_copy(update={"ordered": False}),
-            IMAGES,
-            WEAK,
+            data=data.model_copy(update={"ordered": False}),
+            images=IMAGES,
+            training=WEAK,
             workspace=tmp_path,
             promotion=PromotionConfig(metric="rmse"),
         )
