@@ -18,7 +18,7 @@ from mlflow.entities import Run
 
 Action = Literal["promoted", "rolled back"]
 
-LEDGER_TAG = "bincount.tracking.ledger"  # on the registered model: the run's id
+LEDGER_TAG = "bincount.ledger"  # on the registered model: the run's id; stored, and so not the name of this module
 RUN_NAME = "promotions"
 LINE = "move/"
 DONE = "done/"  # tags of the run: lines whose alias was set
