@@ -1,12 +1,14 @@
 """A workspace that an earlier commit made keeps working: its models, its dataset, and nights that go on in it.
 
 tests/data/workspace_e87d28a.tar.xz has it, moved from where it was made, with the bucket that it was made from;
-make_workspace_e87d28a.py beside it says how. It has two versions: of the first, which averages two networks, somebody
-made the second champion by force. A third was deleted in MLflow, and a later `prepare` made the latest snapshot.
+make_workspace_e87d28a.py beside it says how. It has two versions. The first averages two networks; the second took its
+place by force, was rolled back, and took it again. A third was deleted in MLflow, and a later `prepare` made the latest
+snapshot.
 """
 
 import io
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -137,15 +139,24 @@ def test_the_archive_is_small():
     assert ARCHIVE.stat().st_size < 300_000
 
 
-def test_models_lists_its_versions_and_who_made_which_champion(bincount):
+def test_models_lists_its_versions_and_who_made_which_champion_when_and_why(bincount):
     shown = bincount("models")
 
     assert is_champion(shown, 2)
     assert not is_champion(shown, 1)
-    history = [line for line in shown.splitlines() if " promoted " in line]
-    assert len(history) == 2
-    assert "forced, though 24 bins that neither was trained on are too few to compare on, 30 are needed" in history[0]
-    assert "there was no champion" in history[1]
+    assert {"24", "16.7", "2.34"} <= set(row_of(shown, "2"))
+    assert {"19", "26.3", "2.87"} <= set(row_of(shown, "1"))
+    history = [line for line in shown.splitlines() if re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line)]
+    beginnings = ("promoted 2 1", "rolled back 1 2", "promoted 2 1", "promoted 1")
+    reasons = (
+        ", though it was rolled back at 2026-11-27 18:52:48 UTC to version 1 by root@vm: a mistake",
+        "a mistake",
+        "forced, though 24 bins that neither was trained on are too few to compare on, 30 are needed",
+        "there was no champion",
+    )
+    for line, beginning, reason in zip(history, beginnings, reasons, strict=True):
+        assert " ".join(line.split()[2:]).startswith(beginning)
+        assert line.rstrip().endswith(reason)
 
 
 @pytest.mark.parametrize("model", ["champion", "1"])
@@ -246,6 +257,8 @@ def test_its_versions_are_compared_and_promoted(api, bincount):
 
     assert is_champion(bincount("models"), 1)
     bincount("rollback")
+    assert is_champion(bincount("models"), 2)
+    assert "rolled back" in bincount("promote", "1", *words)
     assert is_champion(bincount("models"), 2)
 
 

@@ -24,7 +24,6 @@ from contextlib import closing, redirect_stdout
 from pathlib import Path
 
 BUCKET = "bincount-fixture"
-NUM_BINS = (260, 290, 310, 320)  # in the bucket at each of four commands
 SOURCE = ["--source", f"s3://{BUCKET}", "--image-size", "32"]
 TRAINING = ["--model", "small", "--weights", "none", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
 
@@ -113,18 +112,20 @@ def make(folder: Path) -> None:
     launch._command = lambda _, request: [sys.executable, __file__, "--train", str(request.resolve())]
 
     retrain = ["retrain", *SOURCE, *TRAINING, "--min-new-images", "1"]
-    commands = [
-        ["run", *SOURCE, *TRAINING, "--members", "2"],
-        [*retrain, "--warm-start", "--force"],
-        retrain,
-        ["prepare", *SOURCE],
+    commands = [  # with the number of bins in the bucket before each
+        (260, ["run", *SOURCE, *TRAINING, "--members", "2"]),
+        (290, [*retrain, "--warm-start", "--force"]),
+        (290, ["rollback", "--reason", "a mistake"]),
+        (290, ["promote", "2", "--source", f"s3://{BUCKET}", "--force"]),
+        (310, retrain),
+        (320, ["prepare", *SOURCE]),
     ]
     start = 1
-    for stop, command in zip(NUM_BINS, commands, strict=True):
-        add_bins(bucket, start, stop + 1)
+    for num_bins, command in commands:
+        add_bins(bucket, start, num_bins + 1)
         upload()
         app([*command, "--workspace", str(workspace)], result_action="return_value", exit_on_error=False)
-        start = stop + 1
+        start = num_bins + 1
     pictures = [str(bucket / "bin-images" / f"{40 * number:05d}.jpg") for number in range(1, 14)]
     pictures.remove(str(bucket / "bin-images" / "00280.jpg"))  # which is empty
     for model in ("champion", "1"):
