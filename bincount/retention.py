@@ -20,21 +20,19 @@ import logging
 import os
 import re
 import shutil
-import sqlite3
 import stat
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bincount.database import sqlite_path
-from bincount.errors import BincountError, ModelDamaged, ModelNotFound, ServiceUnavailable, mask_credentials
+from bincount.errors import ModelDamaged, ModelNotFound
 from bincount.settings import RetentionConfig
-from bincount.tracking import registry as mlflow_registry
-from bincount.tracking.registry import MODEL_TAG, RUN_TAG, Registry
+from bincount.tracking.lineage import Lineage, LineageReader
+from bincount.tracking.registry import Registry
 from bincount.training.files import Trained, weights_digest
 from bincount.workspace import Workspace
 
@@ -57,18 +55,6 @@ NAMES = (
     (SNAPSHOT, "datasets/*/snapshots", SNAPSHOT_NAME),
 )
 PLACE_NAME = re.compile("|".join(name for _, _, name in NAMES))
-VERSIONS_AT_ONCE = 200_000  # the most that MLflow gives; what is deleted between two pages would hide one from both
-SECONDS_TO_READ = 60  # the workspace's SQLite, while somebody writes to it
-# Of versions that were not deleted, their own and those of the runs that they came from.
-ALL_TAGS = """
-SELECT name || ' version ' || version, key, value
-FROM model_versions JOIN model_version_tags USING (name, version)
-WHERE current_stage IS NOT 'Deleted_Internal'
-UNION ALL
-SELECT name || ' version ' || version, key, value
-FROM model_versions JOIN tags ON run_uuid = run_id
-WHERE current_stage IS NOT 'Deleted_Internal'
-"""
 
 
 @dataclass(frozen=True)
@@ -105,49 +91,23 @@ class Removed:
         return sum(place.num_bytes for place in self.gone)
 
 
-@dataclass(frozen=True)
-class Needs:
-    """Which version needs what: by the digest of a snapshot, the folder of a training, and the SHA-256 of weights."""
-
-    snapshots: Mapping[str, str]
-    trainings: Mapping[str, str]
-    weights: Mapping[str, str]
-
-    @classmethod
-    def told_by(cls, tags: Iterable[tuple[str, str, str]]) -> "Needs":
-        """By the tags of versions and of the runs that they came from: the version's name, the key and the value."""
-        found = {"snapshot": {}, RUN_TAG: {}, "mlflow.runName": {}, MODEL_TAG: {}}
-        for version, key, value in tags:
-            if key in found:
-                found[key][value] = version
-        # Several say the same, since people can take away a version's tags and rename a run in MLflow's pages.
-        return cls(found["snapshot"], found["mlflow.runName"] | found[RUN_TAG], found[MODEL_TAG])
-
-    def __or__(self, other: "Needs") -> "Needs":
-        return Needs(
-            {**self.snapshots, **other.snapshots},
-            {**self.trainings, **other.trainings},
-            {**self.weights, **other.weights},
-        )
-
-
 def plan(workspace: Workspace, registry: Registry, config: RetentionConfig, now: datetime) -> Plan:
     """Find what may go; nothing is changed.
 
     Raises ServiceUnavailable when the registry cannot be read, and ModelNotFound when it has no version of anything in
     this workspace, so that it is likely to be another one, or when what the workspace's own SQLite has cannot be told.
     """
-    needs = _Versions(registry).read()
+    reader = LineageReader(registry, workspace)
+    lineage = reader.read()
     places = _find(workspace, now)
-    reasons = _reasons_to_stay(places, _needs_in_workspace(workspace, registry) | needs, config)
+    reasons = _reasons_to_stay(places, reader.read_own() | lineage, config)
     going = tuple(replace(place, why=_why_it_goes(place)) for place in places if place.path not in reasons)
     staying = tuple(replace(place, why=reasons[place.path]) for place in places if place.path in reasons)
-    known = needs.snapshots.keys() | needs.trainings.keys()
+    known = lineage.snapshots.keys() | lineage.trainings.keys()
     if not known & {place.path.name for place in places} and any(place.kind != LEFTOVER for place in going):
         raise ModelNotFound(
-            f"{mask_credentials(registry.client.tracking_uri)} has no version of anything in {workspace.root}, so "
-            "that it may not be where its models are registered, and nothing is removed; correct --tracking-uri or "
-            "--workspace"
+            f"{reader.tracking_uri} has no version of anything in {workspace.root}, so that it may not be where its "
+            "models are registered, and nothing is removed; correct --tracking-uri or --workspace"
         )
     return Plan(workspace, config, now, going, staying)
 
@@ -192,7 +152,7 @@ class _View:
     """
 
     def __init__(self, plan: Plan, registry: Registry):
-        self._plan, self._registry, self._versions = plan, registry, _Versions(registry)
+        self._plan, self._reader = plan, LineageReader(registry, plan.workspace)
         self._state: dict | None = None
         self._places: dict[Path, Place] = {}
         self._reasons: dict[Path, str] | None = None  # None: to be found again
@@ -202,7 +162,7 @@ class _View:
         state = self._look()
         if self._state is None or state | {place.path: 0} != self._state | {place.path: 0}:
             # Looked at before it is read: what changes meanwhile makes the next look differ.
-            self._needs = _needs_in_workspace(self._plan.workspace, self._registry) | self._versions.read()
+            self._lineage = self._reader.read_own() | self._reader.read()
             self._places = {found.path: found for found in _find(self._plan.workspace, self._plan.now)}
             self._state, self._reasons = state, None
         elif place.path in self._places:
@@ -211,7 +171,9 @@ class _View:
                 self._reasons = None
             self._places[place.path] = found
         if self._reasons is None or place.kind != self._kind:  # a snapshot goes after the trainings on it
-            self._reasons = _reasons_to_stay(list(self._places.values()), self._needs, self._plan.config, removing=True)
+            self._reasons = _reasons_to_stay(
+                list(self._places.values()), self._lineage, self._plan.config, removing=True
+            )
             self._kind = place.kind
         return self._reasons.get(place.path, "")
 
@@ -223,88 +185,13 @@ class _View:
     def _look(self) -> dict:
         """What tells whether something changed, from one request and the names of folders."""
         workspace = self._plan.workspace
-        state = {"registry": self._versions.last_change(), "own": _database_state(workspace, self._registry)}
+        state = {"registry": self._reader.state()}
         for folder in {folder for _, folder, _ in NAMES}:
             for parent in workspace.root.glob(folder):
                 state |= _entries(parent, with_times=folder == "runs")
         for path in workspace.root.glob("datasets/*/snapshots/latest"):
             state[path] = _latest(path.parent)
         return state
-
-
-class _Versions:
-    """The versions of all registered models, as often as they are asked for; each run is read once."""
-
-    def __init__(self, registry: Registry):
-        self._registry, self._client = registry, registry.client
-        self._runs: dict[str, Mapping[str, str]] = {}
-
-    def read(self) -> Needs:
-        """What they need now. Raises ServiceUnavailable."""
-        with self._explained():
-            versions = list(self._all())
-            self._runs |= self._registry.tags_of_runs(
-                {version.run_id for version in versions if version.run_id} - self._runs.keys()
-            )
-            return Needs.told_by(
-                (f"{version.name} version {version.version}", *tag)
-                for version in versions
-                for tag in (*version.tags.items(), *self._runs.get(version.run_id, {}).items())
-            )
-
-    def last_change(self) -> tuple:
-        """The version that was registered or updated last, and when. Raises ServiceUnavailable."""
-        with self._explained():
-            found = self._client.search_model_versions(max_results=1, order_by=["last_updated_timestamp DESC"])
-            return tuple((each.name, each.version, each.last_updated_timestamp) for each in found)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (mlflow_registry.mlflow.MlflowException, BincountError) as error:
-            raise ServiceUnavailable(
-                f"the versions in {mask_credentials(self._client.tracking_uri)} could not be read ({error}), and "
-                "nothing is removed without; run `bincount gc` again when it answers"
-            ) from error
-
-    def _all(self) -> Iterator:
-        """Those of every stage; the ones that were deleted are not among them."""
-        page = self._client.search_model_versions(max_results=VERSIONS_AT_ONCE)
-        yield from page
-        while page.token:
-            page = self._client.search_model_versions(max_results=VERSIONS_AT_ONCE, page_token=page.token)
-            yield from page
-
-
-def _needs_in_workspace(workspace: Workspace, registry: Registry) -> Needs:
-    """What the versions in the workspace's own SQLite need, where that is not the registry that was asked.
-
-    It is read with SQL, since MLflow would bring a database of an older release up to date. Raises ModelNotFound.
-    """
-    own = workspace.own_tracking_uri
-    path = sqlite_path(own)
-    if registry.client.tracking_uri == own or not path.exists():
-        return Needs({}, {}, {})
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=SECONDS_TO_READ)) as database:
-            tags = database.execute(ALL_TAGS).fetchall()
-    except sqlite3.Error as error:
-        raise ModelNotFound(
-            f"which versions {path} has cannot be read ({error}), and nothing is removed without; run "
-            f"`mlflow db upgrade {own}`, or move it out of {workspace.root} where none of them is needed any more"
-        ) from error
-    return Needs.told_by((f"{version} in {path.name}", key, value) for version, key, value in tags)
-
-
-def _database_state(workspace: Workspace, registry: Registry) -> tuple:
-    """What changes when somebody writes to the workspace's own SQLite, where that is not the registry that is asked."""
-    own = workspace.own_tracking_uri
-    path = sqlite_path(own)
-    if registry.client.tracking_uri == own or not path.exists():
-        return ()
-    beside = path.with_name(f"{path.name}-wal")
-    return tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in (path, beside) if file.exists())
 
 
 def _entries(folder: Path, *, with_times: bool) -> dict[Path, int]:
@@ -341,14 +228,14 @@ def _measure(path: Path, kind: str, now: datetime) -> Place:
 
 
 def _reasons_to_stay(
-    places: Sequence[Place], needs: Needs, config: RetentionConfig, *, removing: bool = False
+    places: Sequence[Place], lineage: Lineage, config: RetentionConfig, *, removing: bool = False
 ) -> dict[Path, str]:
     """Why each place stays that does.
 
     removing: who asks holds the lock of the place in question, and a snapshot stays for every training that is there.
     """
     trainings = [place for place in places if place.kind == TRAINING]
-    reasons = _needed_trainings(trainings, needs, config)
+    reasons = _needed_trainings(trainings, lineage, config)
     # Members of one model are trained one after the other, and no version needs them before the last has ended.
     beside = {short: min(place.days for place in of) for short, of in _by_snapshot(trainings).items()}
     for place in trainings:
@@ -363,7 +250,7 @@ def _reasons_to_stay(
     used = {_short(place) for place in trainings if removing or place.path in reasons}
     latest = {place.path.parent: _latest(place.path.parent) for place in places if place.kind == SNAPSHOT}
     for place in places:
-        if place.kind == SNAPSHOT and (why := _why_a_snapshot_stays(place, latest[place.path.parent], needs, used)):
+        if place.kind == SNAPSHOT and (why := _why_a_snapshot_stays(place, latest[place.path.parent], lineage, used)):
             reasons[place.path] = why
         elif place.kind == TEST and _short(place) in {digest[:SHORT] for digest in latest.values()}:
             reasons[place.path] = "it is on a latest snapshot"
@@ -372,13 +259,13 @@ def _reasons_to_stay(
     return reasons
 
 
-def _needed_trainings(trainings: Sequence[Place], needs: Needs, config: RetentionConfig) -> dict[Path, str]:
+def _needed_trainings(trainings: Sequence[Place], lineage: Lineage, config: RetentionConfig) -> dict[Path, str]:
     """Those that versions came from, by name or by their weights, and those of their members."""
     reasons, members = {}, {}
     for place in trainings:
-        version = needs.trainings.get(place.path.name)
+        version = lineage.trainings.get(place.path.name)
         if version is None and place.days >= config.keep_days:  # its run may have another name by now, or be gone
-            version = needs.weights.get(_weights(place.path, place.days))
+            version = lineage.weights.get(_weights(place.path, place.days))
         if version is None:
             continue
         reasons[place.path] = f"{version} came from it"
@@ -396,13 +283,13 @@ def _needed_trainings(trainings: Sequence[Place], needs: Needs, config: Retentio
     return {place.path: members[place.path.name] for place in trainings if place.path.name in members} | reasons
 
 
-def _why_a_snapshot_stays(place: Place, latest: str, needs: Needs, used: Container[str]) -> str:
+def _why_a_snapshot_stays(place: Place, latest: str, lineage: Lineage, used: Container[str]) -> str:
     if not latest:
         return "which snapshot of its dataset is the latest cannot be read"
     if place.path.name == latest:
         return "it is the latest of its dataset"
-    if place.path.name in needs.snapshots:
-        return f"{needs.snapshots[place.path.name]} has learned from it"
+    if place.path.name in lineage.snapshots:
+        return f"{lineage.snapshots[place.path.name]} has learned from it"
     return "a training that stays has learned from it" if _short(place) in used else ""
 
 

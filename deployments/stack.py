@@ -336,7 +336,7 @@ def _make_private(*folders: Path) -> None:
 
 def _prepare(config: StackConfig) -> None:
     """Make MLflow's tables, and bring their paths up to date where the workspace was moved, before servers use them."""
-    from bincount.tracking.registry import prepare_workspace
+    from bincount.tracking.connection import prepare_workspace
 
     prepare_workspace(Workspace(root=config.workspace))
 

@@ -294,7 +294,7 @@ def predict(
 ) -> None:
     """Count the items in pictures; ends with 1 when one of them cannot be read, after the others are predicted."""
     from bincount import preflight
-    from bincount.tracking.registry import find_checkpoint
+    from bincount.tracking.connection import find_checkpoint
 
     data = _whole(DataConfig, bucket)
     preflight.check_device(device)
@@ -324,11 +324,11 @@ def models(
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """List the registered versions: aliases, scores and data; and who made which the champion, when and why."""
-    from bincount.tracking.registry import open_existing
+    from bincount.tracking.connection import open_existing
     from flows import summary
 
     opened = open_existing(Workspace(root=workspace), registry)
-    summary.show(summary.of_models(opened.versions(newest), opened.moves()[-newest:]))
+    summary.show(summary.of_models(opened.versions(newest), opened.history()[-newest:]))
 
 
 @app.command(sort_key=7)
@@ -347,7 +347,7 @@ def compare(
     The decision is the one that would be taken if the first were champion and the second challenged it.
     """
     from bincount import preflight
-    from bincount.tracking.registry import open_existing
+    from bincount.tracking.connection import open_existing
 
     job = Job(
         data=_whole(DataConfig, data),
@@ -366,7 +366,7 @@ def compare(
         first, second = (str(each.version) for each in pair)  # whatever an alias does meanwhile
         decision = flow.compare(first, second, **_sections(job), device=device)
         names = [f"version {each.version}" for each in pair]
-        tables = summary.of_versions(*pair, [opened.params(each) for each in pair])
+        tables = summary.of_versions(*pair, [opened.runs.read_params(each.run_id) for each in pair])
         summary.show(tables | summary.of_comparison(decision, *names))
         verdict = "would take" if decision.promote else "would not take"
         print(f"{names[1].capitalize()} {verdict} the place of {names[0]} as champion: {decision.reason}")
@@ -403,13 +403,13 @@ def rollback(
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """Put the champion before this one back; what is rolled back is not promoted again but by `promote --force`."""
-    from bincount.tracking.registry import open_existing
+    from bincount.tracking.connection import open_existing
     from flows import summary
     from tasks.promotion import who
 
     opened = open_existing(Workspace(root=workspace), registry)
-    opened.roll_back(by=who(), reason=reason)
-    summary.show(summary.of_models(opened.versions(5), opened.moves()[-5:]))
+    opened.rollback(by=who(), reason=reason)
+    summary.show(summary.of_models(opened.versions(5), opened.history()[-5:]))
 
 
 @app.command(sort_key=10)
@@ -551,7 +551,7 @@ def gc(
     from datetime import UTC, datetime
 
     from bincount.retention import plan, remove
-    from bincount.tracking.registry import open_existing
+    from bincount.tracking.connection import open_existing
     from flows import summary
 
     places = Workspace(root=workspace)

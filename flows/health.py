@@ -39,7 +39,8 @@ from prefect.states import State
 from bincount import services
 from bincount.errors import BincountError, ModelNotFound, ServiceUnavailable
 from bincount.settings import RegistryConfig
-from bincount.tracking.registry import Registry, open_existing
+from bincount.tracking.connection import open_existing
+from bincount.tracking.registry import Registry
 from bincount.workspace import Workspace
 from flows import automations
 from flows.automations import TAG
@@ -385,14 +386,14 @@ def _examine_mlflow(workspace: Workspace, registry: RegistryConfig) -> Iterator[
 
 
 def _stale_trainings(opened: Registry, workspace: Workspace) -> Finding:
-    stale = opened.stale_runs(functools.partial(_patience, workspace))
+    stale = opened.runs.find_stale(functools.partial(_patience, workspace))
     if not stale:
         return Finding("runs in MLflow", "none stale")
     names = ", ".join(stale.values())
 
     def end() -> None:
         for run_id in stale:
-            opened.end_run(run_id, "KILLED")
+            opened.runs.end(run_id, "KILLED")
 
     return Finding(
         "runs in MLflow", f"{len(stale)} stale: {names}", "its trainer is gone; --fix ends it as KILLED", end

@@ -8,7 +8,7 @@ from bincount import preflight
 from bincount.data import snapshots
 from bincount.evaluation.promotion import Decision
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, PromotionConfig, RegistryConfig
-from bincount.tracking.registry import open_existing
+from bincount.tracking.connection import open_existing
 from bincount.workspace import Workspace
 from tasks import promotion as promotion_tasks
 

@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -29,9 +28,11 @@ if TYPE_CHECKING:  # they import torch, MLflow and Prefect, which a command that
     from bincount.data.check import Diagnosis, Mended
     from bincount.data.export import Exported
     from bincount.evaluation.evaluate import Evaluation
+    from bincount.evaluation.intervals import Score
     from bincount.evaluation.promotion import Decision
     from bincount.retention import Place, Plan, Removed
-    from bincount.tracking.registry import Move, Version
+    from bincount.tracking.champion import AliasChange
+    from bincount.tracking.registry import Version
     from flows.results import NightlyRun, Prepared, TrainedModel
 
 Tables = dict[str, pd.DataFrame]
@@ -146,32 +147,31 @@ def of_comparison(decision: "Decision", first: str, second: str) -> Tables:
     return tables | ({"Accuracy by class": card.class_changes(decision, first, second)} if decision.by_class else {})
 
 
-def of_models(versions: Sequence["Version"], moves: Sequence["Move"]) -> Tables:
-    """The registered versions, the newest first, and how the champion's alias moved, the last move first.
+def of_models(versions: Sequence["Version"], history: Sequence["AliasChange"]) -> Tables:
+    """The registered versions, the newest first, and how the champion's alias changed, the last change first.
 
     n is how many test images the scores are from, and data how the snapshot's digest begins.
     """
     if not versions:
         nothing = "None is registered yet; `bincount run` trains a model and registers it."
         return {"Versions": pd.DataFrame({"": [nothing]})}
-    tags = [version.tags for version in versions]
     columns = {
         "no.": [version.version for version in versions],
         "alias": [version.alias for version in versions],
         "registered": [f"{version.registered:%Y-%m-%d}" for version in versions],
-        "n": [_whole(each.get("test_images", "")) for each in tags],
-        "accuracy, %": _scores([each.get("test_accuracy", "") for each in tags], factor=100, digits=1),
-        "RMSE, items": _scores([each.get("test_rmse", "") for each in tags], factor=1, digits=2),
-        "data": [each.get("snapshot", "")[:6] for each in tags],
+        "n": [_whole(version.tags.get("test_images", "")) for version in versions],
+        "accuracy, %": _scores([version.scores.get("accuracy") for version in versions], factor=100, digits=1),
+        "RMSE, items": _scores([version.scores.get("rmse") for version in versions], factor=1, digits=2),
+        "data": [version.snapshot_digest[:6] for version in versions],
     }
     table = pd.DataFrame({name: cells for name, cells in columns.items() if any(cells)})
     tables = {"Versions, on n test images; in brackets 95 % intervals": table}
-    if moves:
-        lines = [
-            (move.at, f"{move.action} {move.version}", move.over or "", move.by, move.reason)
-            for move in reversed(moves)
+    if history:
+        rows = [
+            (change.at, f"{change.action} {change.version}", change.over or "", change.by, change.reason)
+            for change in reversed(history)
         ]
-        tables["Champions"] = pd.DataFrame(lines, columns=["UTC", "what", "over", "by", "why"])
+        tables["Champions"] = pd.DataFrame(rows, columns=["UTC", "what", "over", "by", "why"])
     return tables
 
 
@@ -357,16 +357,16 @@ def _whole(text: str) -> str:
     return f"{int(text):,}" if text.isdecimal() else text
 
 
-def _scores(texts: Sequence[str], factor: float, digits: int) -> list[str]:
-    """Scores with their intervals, as tags have them: `0.4031 (0.3712 to 0.4350)`; the points one below the other."""
-    found = [re.fullmatch(r"([\d.]+) \(([\d.]+) to ([\d.]+)\)", text) for text in texts]
-    numbers = [[f"{factor * float(number):.{digits}f}" for number in each.groups()] if each else [] for each in found]
+def _scores(scores: Sequence["Score | None"], factor: float, digits: int) -> list[str]:
+    """Write scores with their intervals, the points one below the other; nothing where a version has none."""
+    numbers = [
+        [f"{factor * number:.{digits}f}" for number in (each.value, each.low, each.high)] if each else []
+        for each in scores
+    ]
     widths = [max(map(len, column)) for column in zip(*filter(None, numbers), strict=True)]
     return [
-        "{} ({}-{})".format(*(number.rjust(width) for number, width in zip(each, widths, strict=True)))
-        if each
-        else text
-        for each, text in zip(numbers, texts, strict=True)
+        "{} ({}-{})".format(*(number.rjust(width) for number, width in zip(each, widths, strict=True))) if each else ""
+        for each in numbers
     ]
 
 

@@ -23,16 +23,18 @@ from bincount.evaluation.promotion import Decision
 from bincount.reporting import card
 from bincount.settings import PromotionConfig, RegistryConfig
 from bincount.text import escape_markdown
-from bincount.tracking import registry
-from bincount.tracking.registry import MODEL_TAG, Registry, Version
+from bincount.tracking.champion import AliasChange
+from bincount.tracking.connection import open_existing
+from bincount.tracking.packaging import MODEL_TAG
+from bincount.tracking.registry import Registry, Version
 from bincount.training.files import model_digest, read_spec
 from bincount.workspace import Workspace
-from tasks.registration import PATIENT
+from tasks.registration import MLFLOW_RETRIES, task_registry
 
 logger = logging.getLogger("bincount.promotion")
 
 
-@task(name="promote model", task_run_name="compare version {version.version} with the champion", **PATIENT)
+@task(name="promote model", task_run_name="compare version {version.version} with the champion", **MLFLOW_RETRIES)
 def promote_model(
     version: Version,
     snapshot: Snapshot,
@@ -48,21 +50,24 @@ def promote_model(
     evaluation is of the version on the snapshot's test images, where there was one already. Returns the version as it
     is then.
     """
-    opened = registry.open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
-    opened.end_last_move()
+    registry = task_registry(config, workspace)
+    registry.recover_pending()
     while True:
-        champion = opened.find_champion()
+        champion = registry.find_champion()
         if champion and champion.version == version.version:
-            decision = _standing(opened, champion)
-            if _is_by_this_run(opened, champion):  # an earlier try moved it, and may not have come to saying so
+            change = _last_change(registry, champion)
+            decision = _standing(change)
+            if _is_by_this_run(change):  # an earlier try moved it, and may not have come to saying so
                 _announce(champion, decision)
             return champion, decision
-        decision = _decided_by_people(opened, version, champion, rules) or _with_remedy(
-            compare(opened, version, champion, rules, snapshot, evaluation, workspace, device), version
+        decision = _decided_by_people(registry, version, champion, rules) or _with_remedy(
+            compare(registry, version, champion, rules, snapshot, evaluation, workspace, device), version
         )
-        opened.describe(version, card.with_comparison(opened.card(version), decision))
-        opened.note_decision(version, decision.words())
-        if not decision.promote or opened.promote(version, champion, by=who(), reason=decision.reason):
+        registry.describe(version, card.with_comparison(registry.card(version), decision))
+        registry.record_decision(version, decision)
+        if not decision.promote or registry.promote(
+            version, champion, by=who(), reason=decision.reason, flow_run=root_flow_run()
+        ):
             break
         logger.info("another model became champion meanwhile: comparing again")
     logger.info("%s version %d: %s", version.name, version.version, decision.words())
@@ -73,7 +78,7 @@ def promote_model(
         markdown=card.with_comparison("", decision),
         description=escape_markdown(f"{version.name} version {version.version}"),
     )
-    return opened.find(str(version.version)), decision
+    return registry.find(str(version.version)), decision
 
 
 def _announce(version: Version, decision: Decision) -> None:
@@ -84,31 +89,36 @@ def _announce(version: Version, decision: Decision) -> None:
     )
 
 
-def _is_by_this_run(opened: Registry, champion: Version) -> bool:
-    moves = opened.moves()
-    is_its_move = bool(moves) and (moves[-1].action, moves[-1].version) == ("promoted", champion.version)
-    return is_its_move and bool(flow_run.id) and str(flow_run.root_flow_run_id) in moves[-1].by
+def _last_change(registry: Registry, champion: Version) -> AliasChange | None:
+    """Return the change that made a version champion, unless the alias was set by hand since."""
+    changes = registry.history()
+    return changes[-1] if changes and changes[-1].version == champion.version else None
 
 
-def _standing(opened: Registry, champion: Version) -> Decision:
-    moves = opened.moves()
-    since = moves[-1].words() if moves and moves[-1].version == champion.version else "moved there by hand"
+def _is_by_this_run(change: AliasChange | None) -> bool:
+    return (
+        change is not None and change.action == "promoted" and bool(run := root_flow_run()) and change.flow_run == run
+    )
+
+
+def _standing(change: AliasChange | None) -> Decision:
+    since = change.describe() if change else "moved there by hand"
     return Decision(promote=False, is_champion=True, reason=since)
 
 
 def _decided_by_people(
-    opened: Registry, version: Version, champion: Version | None, rules: PromotionConfig
+    registry: Registry, version: Version, champion: Version | None, rules: PromotionConfig
 ) -> Decision | None:
     """What follows from what people did to the versions, who know more than the test bins do."""
-    if undone := opened.was_rolled_back(version):
-        return promotion.refuse(f"it was {undone.words()}", rules)
-    if champion is None and opened.moves():
+    if undone := registry.find_rollback(version):
+        return promotion.refuse(f"it was {undone.describe()}", rules)
+    if champion is None and registry.history():
         reason = f"the champion was removed in MLflow; `bincount promote {version.version} --force` makes it this one"
         return promotion.refuse(reason, rules)
     return None
 
 
-@task(name="compare models", task_run_name="compare {first} with {second}", **PATIENT)
+@task(name="compare models", task_run_name="compare {first} with {second}", **MLFLOW_RETRIES)
 def compare_models(
     first: str,
     second: str,
@@ -119,13 +129,13 @@ def compare_models(
     device: str,
 ) -> Decision:
     """What promote_model would decide about the second version if the first were champion; nothing is changed."""
-    opened = registry.open_existing(workspace, config)
-    defender, challenger = opened.find(first), opened.find(second)
-    return compare(opened, challenger, defender, rules, snapshot, None, workspace, device)
+    registry = open_existing(workspace, config)
+    defender, challenger = registry.find(first), registry.find(second)
+    return compare(registry, challenger, defender, rules, snapshot, None, workspace, device)
 
 
 def compare(
-    opened: Registry,
+    registry: Registry,
     version: Version,
     champion: Version | None,
     rules: PromotionConfig,
@@ -143,7 +153,7 @@ def compare(
     is_first = champion is None
     models, learned_from, tables = [version] if is_first else [version, champion], [], []
     for model in models:
-        folder = workspace.snapshot(model.tags.get("snapshot", "unknown"))
+        folder = workspace.snapshot(model.snapshot_digest or "unknown")
         if folder is None:
             reason = f"what version {model.version} has learned from is not in the workspace {workspace.root}"
             return promotion.refuse(f"{reason}, so that no bin is sure to be new to it", rules, is_first=is_first)
@@ -151,7 +161,7 @@ def compare(
     for model in models:
         known = evaluation if model is version else None
         try:
-            table = known.predictions if known else predictions(opened, model, snapshot, workspace, device)
+            table = known.predictions if known else predictions(registry, model, snapshot, workspace, device)
         except ModelNotFound as error:
             return promotion.refuse(str(error), rules, is_first=is_first)
         if table is None:
@@ -184,11 +194,11 @@ def _with_remedy(decision: Decision, version: Version) -> Decision:
 
 
 def predictions(
-    opened: Registry, version: Version, snapshot: Snapshot, workspace: Workspace, device: str
+    registry: Registry, version: Version, snapshot: Snapshot, workspace: Workspace, device: str
 ) -> pd.DataFrame | None:
     """What a version makes of the snapshot's test images, asked once; None where it tells other classes."""
     with tempfile.TemporaryDirectory() as temporary:
-        checkpoint = opened.checkpoint(version, Path(temporary))
+        checkpoint = registry.checkpoint(version, Path(temporary))
         spec = read_spec(checkpoint)
         if spec.classes != snapshot.classes:
             return None
@@ -205,8 +215,13 @@ def predictions(
         return predict_test(snapshot, pack, checkpoint, folder, device)
 
 
+def root_flow_run() -> str:
+    """Return the id of the flow run that this one is a part of, or its own; it is empty outside flows."""
+    return str(flow_run.root_flow_run_id) if flow_run.id else ""
+
+
 def who() -> str:
-    """Who moves an alias: the user and the host, and the flow run where there is one, with the id of its root."""
+    """Name for people who changes an alias: the user and the host, and the flow run where there is one."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name

@@ -15,7 +15,7 @@ from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run, task_run
 from prefect.settings import PREFECT_UI_URL
 
 import bincount
@@ -24,11 +24,12 @@ from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.database import pages_of
 from bincount.evaluation.evaluate import Evaluation, columns, mistakes, suspects
+from bincount.evaluation.intervals import Score
 from bincount.evaluation.metrics import reliability
 from bincount.reporting import card
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
 from bincount.text import escape_markdown
-from bincount.tracking import registry
+from bincount.tracking.connection import connect, is_transient
 from bincount.tracking.registry import Registry, Version
 from bincount.training.files import Trained, read_history, read_spec
 from bincount.workspace import Workspace
@@ -37,21 +38,17 @@ from tasks.retry import transient
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
 NIGHT_TAG = "root_flow_run"  # the run that the flow run is a part of: the night, or itself
 NUM_WORST = 30  # mistakes on the sheet
 
 
 def server_may_return(task: Any, task_run: TaskRun, state: State) -> bool:
-    """Whether another try may help: also where MLflow's client failed, since a retry finds again what was written."""
-    error = state.result(raise_on_failure=False)
-    if isinstance(error, registry.mlflow.MlflowException):
-        return error.error_code not in REFUSALS
-    return transient(task, task_run, state)
+    """Return whether another try may help: also where MLflow failed, since a retry finds what an earlier one wrote."""
+    return is_transient(state.result(raise_on_failure=False)) or transient(task, task_run, state)
 
 
-# of a task that reads or writes MLflow, and finds again what an earlier try has written
-PATIENT = {
+# of a task that reads or writes MLflow, and finds what an earlier try has written
+MLFLOW_RETRIES = {
     "cache_policy": NO_CACHE,
     "retries": 4,
     "retry_delay_seconds": [5, 30, 120, 600],
@@ -59,10 +56,15 @@ PATIENT = {
 }
 
 
-@task(name="check registry", task_run_name="check registry", **PATIENT)
+@task(name="check registry", task_run_name="check registry", **MLFLOW_RETRIES)
 def check_registry(config: RegistryConfig, workspace: Workspace) -> None:
     """Find out that MLflow is away before the training, and not after it."""
-    registry.open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
+    task_registry(config, workspace)
+
+
+def task_registry(registry_config: RegistryConfig, workspace: Workspace) -> Registry:
+    """Return the registry, opened once for all tasks of this process, and again for a task that is tried again."""
+    return connect(workspace, registry_config).open(anew=task_run.run_count > 1)
 
 
 def start_run(
@@ -73,15 +75,15 @@ def start_run(
     config: RegistryConfig,
     workspace: Workspace,
 ) -> tuple[Registry, str]:
-    """Open the registry and start the run of the training in folder, or take it up, with all that is known before."""
-    opened = registry.open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
+    """Open the registry and start the run of the training in folder, or resume it, with all that is known before."""
+    registry = task_registry(config, workspace)
     params = {**images.model_dump(), **training.model_dump()}
-    run_id = opened.start_run(folder.name, params, _tags(snapshot, images))
-    opened.log_dataset(run_id, snapshot, balance.measure(snapshot.read(), snapshot.classes).by_class())
-    return opened, run_id
+    run_id = registry.runs.start(folder.name, params, _tags(snapshot, images))
+    registry.runs.log_dataset(run_id, snapshot, balance.measure(snapshot.read(), snapshot.classes).by_class())
+    return registry, run_id
 
 
-@task(name="register model", task_run_name="register {config.model_name}", **PATIENT)
+@task(name="register model", task_run_name="register {config.model_name}", **MLFLOW_RETRIES)
 def register_model(
     snapshot: Snapshot,
     pack: Pack,
@@ -99,19 +101,24 @@ def register_model(
 
     for name, member in zip(trained.member_folders, training.each_member(), strict=False):  # one alone has no folders
         folder = trained.folder.with_name(name)
-        opened, run_id = start_run(snapshot, images, member, folder, config, workspace)
-        with opened.ending(run_id):
-            _log_training(opened, run_id, folder)
-    opened, run_id = start_run(snapshot, images, training, trained.folder, config, workspace)
-    with opened.ending(run_id):
+        registry, run_id = start_run(snapshot, images, member, folder, config, workspace)
+        with registry.runs.ending(run_id):
+            _log_training(registry, run_id, folder)
+    registry, run_id = start_run(snapshot, images, training, trained.folder, config, workspace)
+    with registry.runs.ending(run_id):
         measured = balance.examine(snapshot.read(), snapshot.classes)
         by_class = measured.by_class()
-        history = _log_training(opened, run_id, trained.folder)
-        opened.log_metrics(run_id, {"train/seconds": trained.seconds})
-        opened.log_table(run_id, measured.table(), "class_balance.json")
-        opened.log_figure(run_id, figures.class_balance(by_class), "class_balance.png")
-        opened.log_figure(run_id, figures.training_curves(history, trained.best_epoch), "training_curves.png")
-        _log_evaluation(opened, run_id, evaluation, snapshot, pack)
+        history = _log_training(registry, run_id, trained.folder)
+        metrics = {f"test/{name}": value for name, value in evaluation.metrics.scalars().items()}
+        majority = {"test/majority_accuracy": evaluation.baseline.accuracy}
+        registry.runs.log_metrics(run_id, {"train/seconds": trained.seconds, **metrics, **majority})
+        found = _evaluation_files(evaluation, snapshot, pack)
+        found["tables"] |= {"class_balance.json": measured.table()}
+        found["figures"] |= {
+            "class_balance.png": figures.class_balance(by_class),
+            "training_curves.png": figures.training_curves(history, trained.best_epoch),
+        }
+        registry.runs.log_files(run_id, **found)
 
         text = card.describe(
             snapshot,
@@ -123,8 +130,9 @@ def register_model(
             num_extra=len(snapshot.extra()),
             warnings=measured.warnings,
         )
-        tags = {**_tags(snapshot, images), **_headline(evaluation)}
-        version = opened.register(run_id, trained.checkpoint, text, tags, _example(snapshot, pack))
+        tags = {**_tags(snapshot, images), "test_images": str(evaluation.metrics.num_images)}
+        example, scores = _example(snapshot, pack), _scores(evaluation)
+        version = registry.register(run_id, trained.checkpoint, text, tags, example, scores)
     name = escape_markdown(f"{version.name} version {version.version}")
     create_markdown_artifact(key="model-card", markdown=text, description=name)
     if link := version_page(version, workspace.tracking_uri(config)):
@@ -132,12 +140,12 @@ def register_model(
     return version
 
 
-def _log_training(opened: Registry, run_id: str, folder: Path) -> list[dict]:
+def _log_training(registry: Registry, run_id: str, folder: Path) -> list[dict]:
     """What a training has left in its folder, of which MLflow may have missed something; its records, an epoch each."""
     history = read_history(folder)
-    opened.log_history(run_id, history)
+    registry.runs.log_history(run_id, history)
     for path in sorted((folder / "debug").glob("*")):
-        opened.log_file(run_id, path, "debug")
+        registry.runs.log_file(run_id, path, "debug")
     return history
 
 
@@ -147,8 +155,8 @@ def version_page(version: Version, tracking_uri: str) -> str:
     return f"{pages}/#/models/{quote(version.name)}/versions/{version.version}" if pages else ""
 
 
-def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snapshot: Snapshot, pack: Pack) -> None:
-    """All that the test has shown: numbers, tables, pictures, and a page that opens without a server."""
+def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) -> dict[str, dict]:
+    """Make tables, figures and texts of all that the test has shown, as Runs.log_files takes them."""
     from bincount.reporting import figures, pages
 
     metrics, predictions, by_slice = evaluation.metrics, evaluation.predictions, evaluation.slices
@@ -156,8 +164,6 @@ def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snaps
     confidence = reliability(predictions["label"].to_numpy(), scores)
     wrong = mistakes(predictions, snapshot.classes)
 
-    opened.log_metrics(run_id, {f"test/{name}": value for name, value in metrics.scalars().items()})
-    opened.log_metrics(run_id, {"test/majority_accuracy": evaluation.baseline.accuracy})
     tables = {
         "test_scores": card.scores(evaluation),
         "test_metrics": card.by_class(evaluation),
@@ -165,8 +171,6 @@ def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snaps
         "mistakes": wrong,
         "suspects": suspects(wrong),
     }
-    for name, table in tables.items():
-        opened.log_table(run_id, table, f"{name}.json")
     figures = {
         "confusion_matrix": figures.confusion(metrics),
         "reliability": figures.reliability(confidence, metrics.calibration_error),
@@ -174,13 +178,14 @@ def _log_evaluation(opened: Registry, run_id: str, evaluation: Evaluation, snaps
     }
     if len(by_slice):
         figures["slices"] = figures.by_slice(by_slice, metrics.accuracy)
-    for name, figure in figures.items():
-        opened.log_figure(run_id, figure, f"{name}.png")
     intervals = {name: (interval.low, interval.high) for name, interval in evaluation.intervals.items()}
     title = f"Test on {metrics.num_images:,} images of {snapshot.source}"
-    opened.log_text(run_id, pages.page(metrics, confidence, by_slice, title, intervals), "test.html")
-    for name in ("predictions.parquet", "metrics.json"):
-        opened.log_file(run_id, evaluation.folder / name)
+    return {
+        "tables": {f"{name}.json": table for name, table in tables.items()},
+        "figures": {f"{name}.png": figure for name, figure in figures.items()},
+        "texts": {"test.html": pages.page(metrics, confidence, by_slice, title, intervals)},
+        "paths": {name: evaluation.folder / name for name in ("predictions.parquet", "metrics.json")},
+    }
 
 
 def _sheet(wrong: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> "Figure":
@@ -195,14 +200,11 @@ def _sheet(wrong: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> "Figure":
     return figures.sheet(pictures, captions, f"The {len(wrong)} test images whose record was held least likely")
 
 
-def _headline(evaluation: Evaluation) -> dict[str, str]:
-    """The scores that tell versions apart at a glance."""
-    found, intervals = evaluation.metrics.scalars(), evaluation.intervals
-    names = [name for name in ("accuracy", "rmse", "rmse_of_expectation") if name in found]
-    scores = {name: f"{found[name]:.4f} ({intervals[name].low:.4f} to {intervals[name].high:.4f})" for name in names}
-    return {f"test_{name}": value for name, value in scores.items()} | {
-        "test_images": str(evaluation.metrics.num_images)
-    }
+def _scores(evaluation: Evaluation) -> dict[str, Score]:
+    """Return the scores that tell versions apart at a glance."""
+    values, intervals = evaluation.metrics.scalars(), evaluation.intervals
+    names = [name for name in ("accuracy", "rmse", "rmse_of_expectation") if name in values]
+    return {name: Score(value=values[name], low=intervals[name].low, high=intervals[name].high) for name in names}
 
 
 def _tags(snapshot: Snapshot, images: ImageConfig) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import re
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -23,17 +22,17 @@ from bincount.errors import ModelNotFound
 from bincount.evaluation import drift
 from bincount.evaluation.drift import Drift
 from bincount.evaluation.intervals import Interval
-from bincount.evaluation.promotion import PROMOTE
 from bincount.files import atomic_write, read_sealed, sealed
 from bincount.reporting import card
 from bincount.retention import Removed
 from bincount.settings import DriftConfig, ImageConfig, RegistryConfig, RetentionConfig, RetrainConfig, TrainConfig
 from bincount.text import escape_markdown
-from bincount.tracking import registry
-from bincount.tracking.registry import DECISION_TAG, MODEL_TAG, PROMOTED_TAG, Registry, Version
+from bincount.tracking.connection import find_checkpoint
+from bincount.tracking.packaging import MODEL_TAG
+from bincount.tracking.registry import Registry, Version
 from bincount.training.files import read_spec, weights_digest
 from bincount.workspace import Workspace
-from tasks.registration import NIGHT_TAG, PATIENT
+from tasks.registration import MLFLOW_RETRIES, NIGHT_TAG, task_registry
 
 logger = logging.getLogger("bincount.night")
 
@@ -59,7 +58,7 @@ class News:
         return "new, since there was no champion"
 
 
-@task(name="look at what is new", task_run_name="look at what is new", **PATIENT)
+@task(name="look at what is new", task_run_name="look at what is new", **MLFLOW_RETRIES)
 def look(
     snapshot: Snapshot,
     images: ImageConfig,
@@ -69,17 +68,17 @@ def look(
     workspace: Workspace,
 ) -> News:
     """Count the images since the champion, and find out whether they are worth a training."""
-    opened = registry.open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
-    opened.end_last_move()  # which a night that was killed may have begun
-    champion = _find_champion_before(opened)
-    since = champion or _find_last(opened, snapshot)
+    registry = task_registry(config, workspace)
+    registry.recover_pending()  # which a night that was killed may have begun
+    champion = _find_champion_before(registry)
+    since = champion or _find_last(registry, snapshot)
     if since is None:
         return News(None, snapshot.num_images)
-    folder = workspace.snapshot(since.tags.get("snapshot", "unknown"))
+    folder = workspace.snapshot(since.snapshot_digest or "unknown")
     if folder:
         num_new = len(snapshot.since(snapshots.open_snapshot(folder)))
     else:  # it was trained elsewhere
-        num_new = max(0, snapshot.num_images - int(since.tags.get("num_images", 0)))
+        num_new = max(0, snapshot.num_images - since.num_images)
     # What auto stands for may be another on the machine of another night; that alone is no reason to train again.
     by_machine = {"device"} | ({"precision"} if training.precision == "auto" else set())
     settings = {**images.model_dump(), **training.model_dump(exclude=by_machine)}
@@ -88,25 +87,26 @@ def look(
     news = News(champion, num_new, since=since)
     # a version that is no champion and has no decision yet is taken up, also where nothing is new
     if champion or _is_settled(since):
-        news = replace(news, skip=_why_not(opened, snapshot, news, settings, rules))
+        news = replace(news, skip=_why_not(registry, snapshot, news, settings, rules))
     logger.info("%d images are %s. %s", news.num_new, news.how_new(), news.skip)
     return news
 
 
-def _find_champion_before(opened: Registry) -> Version | None:
+def _find_champion_before(registry: Registry) -> Version | None:
     """The champion that this night has found, which may have put another in its place before it was started again."""
-    champion = opened.find_champion()
-    moves = opened.moves()
-    if champion and moves and moves[-1].version == champion.version and _is_of_this_night(champion):
-        with suppress(ModelNotFound):
-            return opened.find(str(moves[-1].over)) if moves[-1].over else None
+    champion = registry.find_champion()
+    if champion and _is_of_this_night(champion):
+        last = next(reversed(registry.history()), None)
+        if last and last.version == champion.version:
+            with suppress(ModelNotFound):
+                return registry.find(str(last.over)) if last.over else None
     return champion
 
 
-def _find_last(opened: Registry, snapshot: Snapshot) -> Version | None:
+def _find_last(registry: Registry, snapshot: Snapshot) -> Version | None:
     """The last version of the source and the classes of a snapshot that an earlier night, or a run, has registered."""
     of_it = {"source": snapshot.source, "classes": ",".join(snapshot.classes.names)}
-    for version in opened.versions():
+    for version in registry.versions():
         if of_it.items() <= version.tags.items() and not _is_of_this_night(version):
             return version
     return None
@@ -114,32 +114,31 @@ def _find_last(opened: Registry, snapshot: Snapshot) -> Version | None:
 
 def _is_settled(version: Version) -> bool:
     """Whether it was decided about, and what was decided is done: a night may have been killed before or in between."""
-    decision = version.tags.get(DECISION_TAG, "")
-    return bool(decision) and (PROMOTED_TAG in version.tags or not decision.startswith(PROMOTE))
+    return version.decision is not None and (version.is_promoted or not version.decision.promote)
 
 
 def _is_of_this_night(version: Version) -> bool:
     return bool(flow_run.id) and version.tags.get(NIGHT_TAG) == str(flow_run.root_flow_run_id)
 
 
-def _why_not(opened: Registry, snapshot: Snapshot, news: News, settings: Mapping, rules: RetrainConfig) -> str:
+def _why_not(registry: Registry, snapshot: Snapshot, news: News, settings: Mapping, rules: RetrainConfig) -> str:
     if news.num_new < rules.min_new_images:
         return (
             f"Nothing was trained: {news.num_new:,} images are {news.how_new()}, "
             f"and a training needs {rules.min_new_images:,} (min_new_images)"
         )
-    for version in opened.versions_of(snapshot.digest):
+    for version in registry.versions_of(snapshot.digest):
         if _is_of_this_night(version):
             continue
         # what was to be promoted and was not is ended by this night
-        if _is_settled(version) and opened.was_trained_with(version, settings):
-            undone = opened.was_rolled_back(version)
-            since = f"It was {undone.words()}" if undone else version.tags[DECISION_TAG].splitlines()[0]
+        if _is_settled(version) and registry.runs.was_trained_with(version.run_id, settings):
+            undone = registry.find_rollback(version)
+            since = f"It was {undone.describe()}" if undone else version.decision.words().splitlines()[0]
             return f"Nothing was trained: version {version.version} has learned from these images already. {since}"
     return ""
 
 
-@task(name="measure drift", task_run_name="measure drift", **PATIENT)
+@task(name="measure drift", task_run_name="measure drift", **MLFLOW_RETRIES)
 def measure_drift(
     news: News,
     snapshot: Snapshot,
@@ -151,7 +150,7 @@ def measure_drift(
 ) -> Drift:
     """How unlike the new images are to those of the champion; a warning and an event where somebody should look."""
     champion = news.champion
-    folder = champion and workspace.snapshot(champion.tags.get("snapshot", "unknown"))
+    folder = champion and workspace.snapshot(champion.snapshot_digest or "unknown")
     if folder is None:
         reason = f"what version {champion.version} learned from is not here" if champion else "there is no champion"
         return Drift(num_new=news.num_new, note=f"nothing to compare with: {reason}")
@@ -193,7 +192,7 @@ def _read_drift(kept: Path) -> Drift | None:
 def _place_of_drift(champion: Version, snapshot: Snapshot, rules: DriftConfig, workspace: Workspace) -> Path:
     """Named by what the comparison follows from."""
     model = champion.tags.get(MODEL_TAG, champion.run_id)
-    inputs = f"{champion.tags['snapshot']} {champion.tags.get('test_accuracy')} {rules.model_dump_json()}"
+    inputs = f"{champion.snapshot_digest} {champion.tags.get('test_accuracy')} {rules.model_dump_json()}"
     name = hashlib.sha256(inputs.encode()).hexdigest()[:12]
     return workspace.evaluation(snapshot.digest, model) / f"drift-{name}.json"
 
@@ -210,22 +209,17 @@ def _compare(
     device: str,
 ) -> Drift:
     accuracy, missing = None, ""
-    if news.num_new >= rules.min_images and (in_its_test := champion.tags.get("test_accuracy")):
+    if news.num_new >= rules.min_images and (score := champion.scores.get("accuracy")):
         try:
-            with registry.find_checkpoint(str(champion.version), workspace, config) as checkpoint:
+            with find_checkpoint(str(champion.version), workspace, config) as checkpoint:
+                interval = Interval(low=score.low, high=score.high)
                 accuracy = drift.count_new(
-                    snapshot, learned_from, checkpoint, device, *_score_of_tag(in_its_test), config=rules
+                    snapshot, learned_from, checkpoint, device, score.value, interval, config=rules
                 )
         except ModelNotFound as error:
             missing = f"the champion was not asked: {error}"
     found = drift.compare(snapshot, learned_from, pack, rules, accuracy)
     return found.model_copy(update={"note": "; ".join(filter(None, [found.note, missing]))})
-
-
-def _score_of_tag(text: str) -> tuple[float, Interval]:
-    """0.4031 (0.3712 to 0.4350)"""
-    value, low, high = map(float, re.findall(r"\d+\.\d+", text))
-    return value, Interval(low=low, high=high)
 
 
 def _drift_page(found: Drift) -> str:
@@ -234,24 +228,24 @@ def _drift_page(found: Drift) -> str:
     return "\n\n".join([*said, *tables])
 
 
-@task(name="remove what is not needed", task_run_name="remove what is not needed", **PATIENT)
+@task(name="remove what is not needed", task_run_name="remove what is not needed", **MLFLOW_RETRIES)
 def clean_up(rules: RetentionConfig, config: RegistryConfig, workspace: Workspace) -> Removed:
     """Remove old trainings, tests and snapshots that no version needs."""
-    opened = registry.open_registry(workspace.tracking_uri(config), workspace.artifacts, config)
+    registry = task_registry(config, workspace)
     try:
-        planned = retention.plan(workspace, opened, rules, datetime.now(UTC))
+        planned = retention.plan(workspace, registry, rules, datetime.now(UTC))
     except ModelNotFound as error:  # no version is of this workspace
         logger.warning("nothing is removed: %s", error)
         return Removed((), ())
-    return retention.remove(planned, opened)
+    return retention.remove(planned, registry)
 
 
-@task(name="start from champion", task_run_name="start from version {champion.version}", **PATIENT)
+@task(name="start from champion", task_run_name="start from version {champion.version}", **MLFLOW_RETRIES)
 def start_from(champion: Version, training: TrainConfig, config: RegistryConfig, workspace: Workspace) -> TrainConfig:
     """The settings with the champion's weights to start from; as they were, where it is another kind of model."""
     with ExitStack() as stack:
         try:
-            checkpoint = stack.enter_context(registry.find_checkpoint(str(champion.version), workspace, config))
+            checkpoint = stack.enter_context(find_checkpoint(str(champion.version), workspace, config))
         except ModelNotFound as error:
             logger.warning("not started from the champion's weights: %s", error)
             return training

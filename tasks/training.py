@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.settings import ImageConfig, LaunchConfig, RegistryConfig, TrainConfig
-from bincount.tracking.registry import LiveRun
+from bincount.tracking.live import LiveRun
 from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
 from bincount.workspace import Workspace

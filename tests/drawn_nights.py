@@ -9,7 +9,7 @@ from prefect.states import State
 
 from bincount.data import synthetic
 from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, RetrainConfig, TrainConfig
-from bincount.tracking import registry
+from bincount.tracking import connection
 from bincount.workspace import Workspace
 from flows.results import NightlyRun
 from flows.retrain import retrain
@@ -26,7 +26,7 @@ FORCED = PromotionConfig(force=True)  # for a champion of a short training and f
 
 def opened(workspace, config=RegistryConfig()):
     places = Workspace(root=workspace)
-    return registry.open_registry(places.tracking_uri(config), places.artifacts, config)
+    return connection.open_registry(places.tracking_uri(config), places.artifacts, config)
 
 
 def pages() -> list[str]:

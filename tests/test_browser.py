@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Error, Page, Response, expect, sync_pla
 
 from bincount.data import synthetic
 from bincount.settings import RegistryConfig
-from bincount.tracking import registry
+from bincount.tracking import connection
 
 pytestmark = pytest.mark.services
 
@@ -63,7 +63,7 @@ def site(request, browser, bins, tmp_path_factory) -> Iterator[Site]:
         database = stack.enter_context(servers.postgres(folder)) if request.param == "postgresql" else None
         url = stack.enter_context(servers.mlflow_server(folder, database))
         run_pipeline(bins, folder, url)
-        opened = registry.open_registry(url, folder, RegistryConfig())
+        opened = connection.open_registry(url, folder, RegistryConfig())
         champion = opened.find_champion()
         card = opened.client.get_model_version(champion.name, str(champion.version)).description
         yield Site(url, opened.client.get_run(champion.run_id), card)

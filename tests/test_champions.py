@@ -10,7 +10,7 @@ from bincount.data import synthetic
 from bincount.errors import SettingsError
 from bincount.evaluation import promotion
 from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, RetrainConfig, TrainConfig
-from bincount.tracking import registry
+from bincount.tracking import connection, registry
 from bincount.workspace import Workspace
 from flows.cli import app
 from flows.promote import compare, promote
@@ -54,7 +54,7 @@ def nights(api, data, tmp_path_factory):
 
 
 def opened(workspace):
-    return registry.open_existing(Workspace(root=workspace), RegistryConfig())
+    return connection.open_existing(Workspace(root=workspace), RegistryConfig())
 
 
 def command(*words):
@@ -68,7 +68,7 @@ def test_a_weak_first_model_is_champion_by_force_alone_and_a_better_one_takes_it
     assert second.model.decision.promote
     assert second.model.decision.gains[0].interval.low > 0
     assert (second.model.version.version, second.model.version.alias) == (2, "champion")
-    moves = opened(workspace).moves()
+    moves = opened(workspace).history()
     assert [(move.version, move.over) for move in moves] == [(1, 0), (2, 1)]
     assert "flow run train small" in moves[1].by
 
@@ -166,11 +166,11 @@ def test_a_promotion_that_is_overtaken_compares_again_with_the_new_champion(nigh
         return compare_two(opened, version, champion, *rest)
 
     monkeypatch.setattr(promotion_tasks, "compare", compare_while_another_is_promoted)
-    monkeypatch.setattr(registry.Registry, "was_rolled_back", lambda self, version: None)
+    monkeypatch.setattr(registry.Registry, "find_rollback", lambda self, version: None)
     promote("2", data=data, promotion=PromotionConfig(force=True), workspace=workspace)
 
     assert compared == [1, 3]
-    assert [(move.version, move.over) for move in reg.moves()[-2:]] == [(3, 1), (2, 3)]
+    assert [(move.version, move.over) for move in reg.history()[-2:]] == [(3, 1), (2, 3)]
     assert reg.find("2").tags["bincount.decision"].startswith("Promote: forced, though version 2 tells other classes")
 
 

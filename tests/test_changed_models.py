@@ -21,7 +21,8 @@ from bincount.errors import DatasetError, ModelDamaged, ModelNotFound, TrainingD
 from bincount.evaluation.drift import Drift
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
-from bincount.tracking import registry
+from bincount.tracking import connection
+from bincount.tracking.lineage import Lineage
 from bincount.training import files, train
 from bincount.training import model as models
 from bincount.training.files import ModelSpec, Request, Trained, read_history, read_spec
@@ -200,9 +201,9 @@ def picture():
 def registered_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("registered")
     uri = f"sqlite:///{with_database(folder)}/mlflow.db"
-    opened = registry.open_registry(uri, folder / "artifacts", RegistryConfig())
+    opened = connection.open_registry(uri, folder / "artifacts", RegistryConfig())
     make_model(folder / "model")
-    version = opened.register(opened.start_run("run", {}, {}), folder / "model", "card", {}, picture())
+    version = opened.register(opened.runs.start("run", {}, {}), folder / "model", "card", {}, picture())
     return opened, version, folder
 
 
@@ -351,8 +352,8 @@ def test_a_training_whose_result_cannot_be_read_keeps_what_it_may_average(tmp_pa
         Trained(folder, 1, 1, 0.5, 1.0, 10, 10).write()
         trainings.append(retention.Place(folder, retention.TRAINING, 1, 90.0))
     flip(trainings[0].path / "trained.json")
-    needs = retention.Needs({}, {trainings[0].path.name: "bincount version 1"}, {})
-    reasons = retention._reasons_to_stay(trainings, needs, retention.RetentionConfig())
+    lineage = Lineage({}, {trainings[0].path.name: "bincount version 1"}, {})
+    reasons = retention._reasons_to_stay(trainings, lineage, retention.RetentionConfig())
     assert reasons[trainings[0].path] == "bincount version 1 came from it"
     assert reasons[trainings[1].path] == "bincount version 1 may average it"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from bins import add_bin
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from servers import with_database
 from sqlalchemy.exc import OperationalError
@@ -17,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from bincount import database
 from bincount.errors import DiskFull, ServiceUnavailable, SettingsError
 from bincount.settings import RegistryConfig
-from bincount.tracking import registry
+from bincount.tracking import connection
 from bincount.tracking.registry import Registry
 from bincount.workspace import Workspace
 from flows import cli
@@ -26,7 +27,7 @@ CONFIG = RegistryConfig()
 
 
 def open_in(workspace: Workspace, *, create: bool = True) -> Registry:
-    return registry.open_registry(workspace.own_tracking_uri, workspace.artifacts, CONFIG, create=create)
+    return connection.open_registry(workspace.own_tracking_uri, workspace.artifacts, CONFIG, create=create)
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ def workspace(tmp_path) -> Workspace:
 @contextmanager
 def locked(path: Path, how: str = "EXCLUSIVE"):
     """Another connection in the middle of a transaction, as that of another process."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute(f"BEGIN {how}")
+    with closing(sqlite3.connect(path, isolation_level=None)) as sqlite:
+        sqlite.execute(f"BEGIN {how}")
         yield
 
 
@@ -134,11 +135,11 @@ def test_a_read_only_workspace_can_be_read_and_what_writes_is_refused(small_disk
 
 
 def test_tables_of_another_release_are_told_with_both_ways(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "SECONDS_TO_SETTLE", 0)
+    monkeypatch.setattr(connection, "SECONDS_TO_SETTLE", 0)
     workspace = Workspace(root=with_database(tmp_path / "ws"))
-    with closing(sqlite3.connect(workspace.root / "mlflow.db")) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
-        connection.commit()
+    with closing(sqlite3.connect(workspace.root / "mlflow.db")) as sqlite:
+        sqlite.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+        sqlite.commit()
 
     with pytest.raises(SettingsError, match=r"another release of MLflow .*ffffffffffff.*`mlflow db upgrade"):
         open_in(workspace)
@@ -150,7 +151,7 @@ def test_a_server_of_databases_that_is_down_is_told_without_the_password(free_po
     with pytest.raises(
         ServiceUnavailable, match=r"does not answer .*refused.*; start it, or correct --track"
     ) as caught:
-        registry.open_registry(uri, Path("unused"), CONFIG)
+        connection.open_registry(uri, Path("unused"), CONFIG)
 
     assert "SECRET" not in str(caught.value)
     assert not Path("unused").exists()
@@ -220,9 +221,9 @@ def test_what_goes_wrong_after_the_opening_is_told_as_well(workspace, monkeypatc
         cause = OperationalError("UPDATE runs SET …", {}, sqlite3.OperationalError(said))
         raise MlflowException(cause, error_code=5) from cause
 
-    monkeypatch.setattr(registry.MlflowClient, "create_run", fail)
+    monkeypatch.setattr(MlflowClient, "create_run", fail)
     with pytest.raises(kind, match=words) as caught:
-        opened.start_run("first", {}, {})
+        opened.runs.start("first", {}, {})
 
     assert "UPDATE" not in str(caught.value)
 

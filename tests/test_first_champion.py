@@ -9,10 +9,11 @@ from servers import with_database
 from bincount.data import snapshots
 from bincount.errors import ModelNotFound
 from bincount.evaluation import promotion
+from bincount.evaluation.promotion import Decision
 from bincount.settings import PromotionConfig, RegistryConfig, RetrainConfig
 from bincount.text import escape_markdown
-from bincount.tracking import registry
-from bincount.tracking.registry import DECISION_TAG
+from bincount.tracking import connection
+from bincount.tracking.facts import DECISION_TAG
 from bincount.training.train import fit
 from bincount.workspace import Workspace
 from tasks import promotion as promotion_tasks
@@ -40,7 +41,7 @@ class Kept:
     def __init__(self, root, snapshot, checkpoints, name: str):
         self.workspace, self.snapshot, self.checkpoints = Workspace(root=root), snapshot, checkpoints
         self.config = RegistryConfig(model_name=name)
-        self.opened = registry.open_registry(
+        self.opened = connection.open_registry(
             self.workspace.tracking_uri(self.config), self.workspace.artifacts, self.config
         )
 
@@ -49,7 +50,7 @@ class Kept:
         known = {"snapshot": snapshot.digest, "source": snapshot.source, "classes": "0,1,2"}
         known |= {"num_images": str(snapshot.num_images)}
         params = {**IMAGES.model_dump(), **QUICK.model_dump()}
-        run = self.opened.start_run(f"{self.config.model_name}-{which}{name}", params, {})
+        run = self.opened.runs.start(f"{self.config.model_name}-{which}{name}", params, {})
         return self.opened.register(run, self.checkpoints[which], "# Card\n\n## Data\n", {**known, **tags}, example())
 
     def promote(self, version, **rules):
@@ -177,11 +178,14 @@ def test_a_version_of_another_source_or_of_other_classes_is_not_counted_from(kep
     assert kept.look().since is None
 
 
-@pytest.mark.parametrize("decided", ["", "Promote: there was no champion"])
+@pytest.mark.parametrize("decided", ["not yet", "now", "by an earlier release"])
 def test_a_version_whose_decision_was_not_carried_out_is_taken_up_though_nothing_is_new(kept, decided):
     version = kept.register("good")
-    if decided:
-        kept.opened.note_decision(version, decided)
+    if decided == "now":
+        kept.opened.record_decision(version, Decision(promote=True, reason="there was no champion"))
+    elif decided == "by an earlier release":
+        text = "Promote: there was no champion"
+        kept.opened.client.set_model_version_tag(version.name, str(version.version), DECISION_TAG, text)
     news = kept.look()
     assert (news.num_new, news.skip) == (0, "")
 

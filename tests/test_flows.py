@@ -21,7 +21,7 @@ from bincount.data import synthetic
 from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import SourceError
 from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, TrainConfig
-from bincount.tracking import registry
+from bincount.tracking import connection, live, runs
 from bincount.training import launch
 from bincount.training.device import resolve
 from bincount.training.files import Trained
@@ -62,7 +62,7 @@ def finished(api, bucket, workspace):
 
 def opened(workspace):
     places = Workspace(root=workspace)
-    return registry.open_registry(places.tracking_uri(RegistryConfig()), places.artifacts, RegistryConfig())
+    return connection.open_registry(places.tracking_uri(RegistryConfig()), places.artifacts, RegistryConfig())
 
 
 def flow_runs(api):
@@ -193,7 +193,7 @@ def test_a_killed_trainer_is_retried_and_resumes(api, bucket, workspace, monkeyp
 
 
 def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finished, bucket, workspace, monkeypatch):
-    monkeypatch.setattr(registry.LiveRun, "log", lambda *_: None)  # as where MLflow is away until all is trained
+    monkeypatch.setattr(live.LiveRun, "log", lambda *_: None)  # as where MLflow is away until all is trained
     data, first = DataConfig(source=str(bucket)), finished.model.trained.folder / "trained.json"
     before = first.stat().st_mtime_ns
     two = QUICK.model_copy(update={"members": 2})
@@ -215,7 +215,7 @@ def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finish
     client = opened(workspace).client
     assert [point.step for point in client.get_metric_history(model.version.run_id, "val_accuracy")] == [1, 2, 3]
     for name in model.trained.member_folders:
-        [member] = client.search_runs([opened(workspace).experiment_id], f"tags.`{registry.RUN_TAG}` = '{name}'")
+        [member] = client.search_runs([opened(workspace).experiment_id], f"tags.`{runs.RUN_TAG}` = '{name}'")
         points = client.get_metric_history(member.info.run_id, "val_accuracy")
         assert (member.info.status, [point.step for point in points]) == ("FINISHED", [1, 2, 3])
     assert "the mean over 2 networks" in client.get_model_version("pair", "1").description

@@ -24,7 +24,7 @@ from prefect.states import Crashed, Pending, Running, Scheduled
 from servers import wait_for
 
 from bincount.settings import RegistryConfig
-from bincount.tracking import registry
+from bincount.tracking import connection
 from bincount.workspace import Workspace
 from flows import automations, health, notify
 from flows import bootstrap as setup
@@ -294,9 +294,9 @@ def test_a_repair_that_cannot_be_done_here_is_said_and_the_others_are_done(clien
 def test_where_the_nights_keep_their_models_is_looked_at(client, monkeypatch, capsys):
     """Their deployment says where, so that nobody has to say it again."""
     root = Path(nightly(client).parameters["workspace"])
-    opened = registry.open_registry(Workspace(root=root).tracking_uri(CONFIG), root / "files", CONFIG)
+    opened = connection.open_registry(Workspace(root=root).tracking_uri(CONFIG), root / "files", CONFIG)
     (root / "runs" / "killed").mkdir(parents=True)
-    run_id = opened.start_run("killed", {}, {})
+    run_id = opened.runs.start("killed", {}, {})
     monkeypatch.setattr(health, "QUIET_SECONDS", -1)
     with pytest.raises(SystemExit):
         app(["doctor", "--services"])
@@ -321,8 +321,8 @@ def test_servers_that_are_away_are_problems_and_not_the_end(free_port):
 def test_of_trainings_in_mlflow_those_are_stale_whose_trainer_is_gone(tmp_path, monkeypatch, name, here, locked, stale):
     workspace = Workspace(root=tmp_path)
     monkeypatch.setattr(health, "QUIET_SECONDS", -1)
-    opened = registry.open_registry(workspace.tracking_uri(CONFIG), workspace.artifacts, CONFIG)
-    run_id = opened.start_run(name, {}, {})
+    opened = connection.open_registry(workspace.tracking_uri(CONFIG), workspace.artifacts, CONFIG)
+    run_id = opened.runs.start(name, {}, {})
     opened.client.create_run(opened.experiment_id, run_name="not a training")
     folder = tmp_path / "runs" / name
     if here:
@@ -339,10 +339,10 @@ def test_of_trainings_in_mlflow_those_are_stale_whose_trainer_is_gone(tmp_path, 
 
 def test_a_training_is_stale_only_after_its_patience(tmp_path):
     workspace = Workspace(root=tmp_path)
-    opened = registry.open_registry(workspace.tracking_uri(CONFIG), workspace.artifacts, CONFIG)
-    run_id = opened.start_run("slow", {}, {})
-    assert opened.stale_runs(lambda _: 3600) == {}
-    assert opened.stale_runs({"slow": -1}.__getitem__) == {run_id: "slow"}
+    opened = connection.open_registry(workspace.tracking_uri(CONFIG), workspace.artifacts, CONFIG)
+    run_id = opened.runs.start("slow", {}, {})
+    assert opened.runs.find_stale(lambda _: 3600) == {}
+    assert opened.runs.find_stale({"slow": -1}.__getitem__) == {run_id: "slow"}
     ahead = {"epoch": 1, "train_loss": 1.0, "ended": 4e9}
-    opened.log_history(run_id, [ahead])
-    assert opened.stale_runs(lambda _: -1) == {}
+    opened.runs.log_history(run_id, [ahead])
+    assert opened.runs.find_stale(lambda _: -1) == {}

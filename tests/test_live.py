@@ -18,8 +18,9 @@ from bincount.data.snapshots import Snapshot
 from bincount.errors import ServiceUnavailable, TrainingDiverged, TrainingFailed
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, LaunchConfig, RegistryConfig, TrainConfig
-from bincount.tracking import registry
-from bincount.tracking.registry import LiveRun, Registry
+from bincount.tracking import connection, live, runs
+from bincount.tracking.live import LiveRun
+from bincount.tracking.registry import Registry
 from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
 from bincount.workspace import Workspace
@@ -42,7 +43,7 @@ def workspace(tmp_path_factory) -> Workspace:
 @pytest.fixture(scope="module")
 def kept(workspace) -> Registry:
     """What MLflow has, read from its database."""
-    return registry.open_registry(workspace.tracking_uri(RegistryConfig()), workspace.artifacts, RegistryConfig())
+    return connection.open_registry(workspace.tracking_uri(RegistryConfig()), workspace.artifacts, RegistryConfig())
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def trained(snapshot, workspace, monkeypatch) -> Callable[..., Trained]:
 
 
 def find(kept: Registry, name: str):
-    (run,) = kept.client.search_runs([kept.experiment_id], f"tags.`{registry.RUN_TAG}` = '{name}'") or [None]
+    (run,) = kept.client.search_runs([kept.experiment_id], f"tags.`{runs.RUN_TAG}` = '{name}'") or [None]
     return run
 
 
@@ -122,7 +123,7 @@ def test_a_training_that_ends_early_says_so_and_a_retry_takes_its_run_up(kept, t
 
 @pytest.mark.parametrize("error", [ServiceUnavailable("no answer"), httpx.HTTPError("Prefect, which knows the run")])
 def test_an_mlflow_that_is_away_when_a_training_starts_misses_nothing(kept, monkeypatch, caplog, tmp_path, error):
-    monkeypatch.setattr(registry, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(live, "LONGEST_PAUSE", 0.01)
     caplog.set_level("INFO")
     tries = []
 
@@ -130,7 +131,7 @@ def test_an_mlflow_that_is_away_when_a_training_starts_misses_nothing(kept, monk
         tries.append(len(tries))
         if len(tries) < 4:
             raise error
-        return kept, kept.start_run("late", {}, {})
+        return kept, kept.runs.start("late", {}, {})
 
     with LiveRun(start, tmp_path) as run:
         run.log(HISTORY[:3])
@@ -142,7 +143,7 @@ def test_an_mlflow_that_is_away_when_a_training_starts_misses_nothing(kept, monk
 
 
 def test_an_mlflow_that_hangs_does_not_hold_up_the_end_of_a_training(monkeypatch, tmp_path):
-    monkeypatch.setattr(registry, "SECONDS_TO_END", 0.01)
+    monkeypatch.setattr(live, "SECONDS_TO_END", 0.01)
     answers, gone = threading.Event(), threading.Event()
 
     def start() -> tuple[Registry, str]:
@@ -162,7 +163,7 @@ def test_what_a_debugged_training_has_found_before_it_failed_is_kept(kept, tmp_p
     (tmp_path / "findings.json").write_text("{}")
     with (
         pytest.raises(TrainingDiverged),
-        LiveRun(lambda: (kept, kept.start_run("diverged", {}, {})), tmp_path),
+        LiveRun(lambda: (kept, kept.runs.start("diverged", {}, {})), tmp_path),
     ):
         raise TrainingDiverged("no number")
     run = find(kept, "diverged")
@@ -187,7 +188,7 @@ def test_what_is_logged_beside_a_training_belongs_to_its_flow_run(tmp_path):
 
 @pytest.mark.services
 def test_an_mlflow_server_that_goes_away_misses_no_epoch(kept, trained, workspace, snapshot, monkeypatch, caplog):
-    monkeypatch.setattr(registry, "LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(live, "LONGEST_PAUSE", 0.5)
     caplog.set_level("INFO")
     port = servers.free_port()
     config = RegistryConfig(tracking_uri=f"http://127.0.0.1:{port}")
@@ -215,8 +216,8 @@ def test_an_mlflow_server_that_goes_away_misses_no_epoch(kept, trained, workspac
     assert find(kept, "away").info.status == "RUNNING"
     folder = workspace.root / "runs" / "away"
     opened, run_id = start_run(snapshot, IMAGES, TRAINING, folder, RegistryConfig(), workspace)
-    with opened.ending(run_id):
-        opened.log_history(run_id, HISTORY)
+    with opened.runs.ending(run_id):
+        opened.runs.log_history(run_id, HISTORY)
     assert epochs(kept, "away") == epochs(kept, "away", "train_loss") == [1, 2, 3, 4]
     assert (caplog.text.count("nothing reaches MLflow"), caplog.text.count("MLflow is reached again")) == (2, 1)
     assert find(kept, "away").info.status == "FINISHED"

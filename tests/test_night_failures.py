@@ -58,7 +58,7 @@ def test_what_a_killed_night_decided_and_did_not_do_is_done_by_the_next(nights, 
         patch.setattr(registry.Registry, "promote", lambda *_, **__: 1 / 0)
         assert nights.run(promotion=FORCED).type == StateType.FAILED
     [version] = opened(nights.workspace).versions()
-    assert (version.alias, version.tags[registry.DECISION_TAG].split(":")[0]) == ("challenger", "Promote")
+    assert (version.alias, version.decision.promote) == ("challenger", True)
 
     assert nights.run(promotion=FORCED).name == "Completed"
     [version] = opened(nights.workspace).versions()

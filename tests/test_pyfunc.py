@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, TrainConfig
-from bincount.tracking import pyfunc, registry
+from bincount.tracking import packaging, pyfunc
 from bincount.training import model as models
 from bincount.training.files import ModelSpec
 
@@ -213,6 +213,6 @@ def test_pictures_are_seen_as_they_were_packed(counter):
 
 
 def test_a_version_needs_what_reads_its_pictures():
-    assert {"pillow", "simplejpeg"} <= set(registry.INFERENCE_PACKAGES)
-    pins = registry._pinned(registry.INFERENCE_PACKAGES)
+    assert {"pillow", "simplejpeg"} <= set(packaging.INFERENCE_PACKAGES)
+    pins = packaging.pin(packaging.INFERENCE_PACKAGES)
     assert any(pin.startswith("simplejpeg==") for pin in pins)

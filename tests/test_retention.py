@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import servers
 from filelock import FileLock
+from mlflow import MlflowClient
 
 from bincount import retention
 from bincount.data import synthetic
 from bincount.errors import ModelNotFound, ServiceUnavailable
 from bincount.retention import plan, remove
 from bincount.settings import DataConfig, ImageConfig, RegistryConfig, RetentionConfig, TrainConfig
-from bincount.tracking import registry
-from bincount.tracking.registry import MODEL_TAG
+from bincount.tracking import connection, lineage, registry
+from bincount.tracking.packaging import MODEL_TAG
 from bincount.training.files import Trained, weights_digest
 from bincount.workspace import Workspace
 from flows.cli import app
@@ -32,7 +33,7 @@ def workspace(tmp_path):
     """A workspace with four snapshots, 100, 80, 60 and 40 days old, and a training and a test on each."""
     root = servers.with_database(tmp_path / "workspace")
     made = Workspace(root=root)
-    registry.open_registry(made.tracking_uri(RegistryConfig()), made.artifacts, RegistryConfig())
+    connection.open_registry(made.tracking_uri(RegistryConfig()), made.artifacts, RegistryConfig())
     for digest, days in ((FIRST, 100), (SECOND, 80), (THIRD, 60), (LAST, 40)):
         add(root / "datasets/bins/snapshots" / digest, days, "manifest.parquet", "snapshot.json")
         train(root, digest, days)
@@ -71,7 +72,7 @@ def train(root: Path, digest: str, days: float, settings: str = "1" * 12, member
 
 
 def opened(workspace: Workspace, model_name: str = "bincount") -> registry.Registry:
-    return registry.open_existing(workspace, RegistryConfig(model_name=model_name))
+    return connection.open_existing(workspace, RegistryConfig(model_name=model_name))
 
 
 def register(
@@ -82,9 +83,9 @@ def register(
     config: RegistryConfig | None = None,
 ) -> str:
     """A version as a night makes it, but for the files that MLflow keeps; its number."""
-    reg = registry.open_existing(workspace, config) if config else opened(workspace, model_name)
-    run_id = reg.start_run(training.name, {}, {"snapshot": digest})
-    reg.ledger.ensure_model("as tests do")
+    reg = connection.open_existing(workspace, config) if config else opened(workspace, model_name)
+    run_id = reg.runs.start(training.name, {}, {"snapshot": digest})
+    reg.champion_alias.history.ensure_model("as tests do")
     tags = {"snapshot": digest, MODEL_TAG: weights_digest(training / "model")}
     return str(reg.client.create_model_version(model_name, training.as_uri(), run_id, tags=tags).version)
 
@@ -197,9 +198,9 @@ def test_versions_of_every_registered_model_keep_what_they_need(workspace):
 
 def test_the_versions_of_another_experiment_count_too(workspace):
     other = RegistryConfig(experiment="elsewhere", model_name="other")
-    reg = registry.open_registry(workspace.tracking_uri(other), workspace.artifacts, other)
-    run_id = reg.start_run(run_of(workspace, FIRST).name, {}, {})
-    reg.ledger.ensure_model("as tests do")
+    reg = connection.open_registry(workspace.tracking_uri(other), workspace.artifacts, other)
+    run_id = reg.runs.start(run_of(workspace, FIRST).name, {}, {})
+    reg.champion_alias.history.ensure_model("as tests do")
     reg.client.create_model_version("other", run_of(workspace, FIRST).as_uri(), run_id, tags={"snapshot": FIRST})
     collect(workspace)
     assert run_of(workspace, FIRST).exists()
@@ -208,7 +209,7 @@ def test_the_versions_of_another_experiment_count_too(workspace):
 def test_more_versions_than_mlflow_gives_at_once_all_keep_what_they_need(workspace, monkeypatch):
     for digest in (FIRST, SECOND, THIRD):
         register(workspace, run_of(workspace, digest), digest)
-    monkeypatch.setattr(retention, "VERSIONS_AT_ONCE", 1)
+    monkeypatch.setattr(lineage, "VERSIONS_AT_ONCE", 1)
     collect(workspace)
     assert all(run_of(workspace, digest).exists() for digest in (FIRST, SECOND, THIRD))
 
@@ -381,11 +382,11 @@ def test_the_cost_of_a_removal_grows_with_the_number_of_places_and_not_with_its_
     for owner, name in (
         (retention, "_measure"),
         (retention, "_reasons_to_stay"),
-        (registry.MlflowClient, "search_runs"),
+        (MlflowClient, "search_runs"),
     ):
         monkeypatch.setattr(owner, name, counted(getattr(owner, name), calls))
-    search = registry.MlflowClient.search_model_versions
-    monkeypatch.setattr(registry.MlflowClient, "search_model_versions", counted(search, calls))
+    search = MlflowClient.search_model_versions
+    monkeypatch.setattr(MlflowClient, "search_model_versions", counted(search, calls))
     costs = []
     for number in (1, 8, 16, 32):  # the first takes what the workspace has beside them
         for settings in range(number):
@@ -571,14 +572,14 @@ def test_a_server_that_is_away_removes_nothing(workspace, monkeypatch):
     with servers.mlflow_server(root) as url:
         config = RegistryConfig(tracking_uri=url)
         register(workspace, run_of(workspace, LAST), LAST)
-        reg = registry.open_existing(workspace, config)
+        reg = connection.open_existing(workspace, config)
         planned = plan(workspace, reg, MONTH, NOW)
         assert run_of(workspace, LAST) in {place.path for place in planned.staying}
     before = everything(workspace)
     with pytest.raises(ServiceUnavailable):
         remove(planned, reg)
     with pytest.raises(ServiceUnavailable, match="does not answer"):
-        registry.open_existing(workspace, config)
+        connection.open_existing(workspace, config)
     assert everything(workspace) == before
 
 
@@ -608,14 +609,14 @@ def moved(workspace, tmp_path):
     register(workspace, run_of(workspace, FIRST), FIRST)
     (servers.with_database(tmp_path / "server") / "mlflow.db").rename(tmp_path / "server.db")
     config = RegistryConfig(tracking_uri=f"sqlite:///{tmp_path}/server.db")
-    registry.open_registry(config.tracking_uri, workspace.artifacts, config)
+    connection.open_registry(config.tracking_uri, workspace.artifacts, config)
     register(workspace, run_of(workspace, LAST), LAST, config=config)
     return config
 
 
 def test_after_a_move_to_another_registry_what_versions_in_the_workspace_need_stays(workspace, moved):
     before = (workspace.root / "mlflow.db").read_bytes()
-    reg = registry.open_existing(workspace, moved)
+    reg = connection.open_existing(workspace, moved)
 
     planned = plan(workspace, reg, MONTH, NOW)
     removed = remove(planned, reg)
@@ -635,7 +636,7 @@ def test_after_a_move_to_another_registry_what_versions_in_the_workspace_need_st
 def test_after_a_move_a_version_of_the_workspace_that_is_registered_during_the_removal_keeps_what_it_needs(
     workspace, moved
 ):
-    reg = registry.open_existing(workspace, moved)
+    reg = connection.open_existing(workspace, moved)
     planned = plan(workspace, reg, MONTH, NOW)
     register(workspace, run_of(workspace, SECOND), SECOND)
     remove(planned, reg)
@@ -645,14 +646,14 @@ def test_after_a_move_a_version_of_the_workspace_that_is_registered_during_the_r
 
 def test_after_a_move_what_only_a_version_that_was_deleted_in_the_workspace_needed_goes(workspace, moved):
     opened(workspace).client.delete_model_version("bincount", "1")
-    reg = registry.open_existing(workspace, moved)
+    reg = connection.open_existing(workspace, moved)
     remove(plan(workspace, reg, MONTH, NOW), reg)
     assert not run_of(workspace, FIRST).exists()
     assert not snapshot_of(workspace, FIRST).exists()
 
 
 def test_after_a_move_a_workspace_whose_versions_cannot_be_read_keeps_everything(workspace, moved):
-    reg = registry.open_existing(workspace, moved)
+    reg = connection.open_existing(workspace, moved)
     planned = plan(workspace, reg, MONTH, NOW)
     (workspace.root / "mlflow.db").write_bytes(b"no database")
     before = everything(workspace)

@@ -17,7 +17,7 @@ from bins import jpeg, png
 
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
-from bincount.tracking import pyfunc, registry
+from bincount.tracking import connection, pyfunc
 from bincount.training import model as models
 from bincount.training.files import ModelSpec
 
@@ -48,8 +48,8 @@ def registered(checkpoint, tmp_path_factory) -> Iterator[tuple[str, str]]:
     """The URL of an MLflow server whose champion is the checkpoint, and the champion's URI there."""
     folder = tmp_path_factory.mktemp("mlflow")
     with servers.mlflow_server(folder) as url:
-        opened = registry.open_registry(url, folder, RegistryConfig())
-        version = opened.register(opened.start_run("served", {}, {}), checkpoint, "a model", {}, jpeg())
+        opened = connection.open_registry(url, folder, RegistryConfig())
+        version = opened.register(opened.runs.start("served", {}, {}), checkpoint, "a model", {}, jpeg())
         opened.promote(version, None, by="a test", reason="the first")
         yield url, f"models:/{version.name}@champion"
 

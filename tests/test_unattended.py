@@ -22,8 +22,8 @@ from servers import free_port, mlflow_server, postgres, prefect_server, program,
 
 from bincount.data import synthetic
 from bincount.settings import RegistryConfig
-from bincount.tracking import registry
-from bincount.tracking.registry import RUN_TAG
+from bincount.tracking import connection
+from bincount.tracking.runs import RUN_TAG
 from bincount.training.files import read_history
 from bincount.workspace import Workspace
 from flows.bootstrap import bootstrap
@@ -166,7 +166,7 @@ class Case:
 
     def registered(self, **config):
         config = RegistryConfig(**config)
-        return registry.open_registry(self.workspace.tracking_uri(config), self.workspace.artifacts, config)
+        return connection.open_registry(self.workspace.tracking_uri(config), self.workspace.artifacts, config)
 
     def is_whole(self, epochs: int = EPOCHS, **config) -> None:
         """One version of the one training there was, champion, with a point of its curve for every epoch."""

@@ -16,7 +16,7 @@ from test_registry import checkpoint, picture
 from bincount import database
 from bincount.errors import SettingsError
 from bincount.settings import RegistryConfig
-from bincount.tracking import registry
+from bincount.tracking import connection
 from bincount.tracking.registry import Registry
 from bincount.tracking.relocation import relocate
 from bincount.workspace import Workspace
@@ -44,27 +44,27 @@ UNION SELECT storage_location FROM model_versions
 
 
 def open_in(workspace: Workspace) -> Registry:
-    return registry.open_registry(workspace.tracking_uri(CONFIG), workspace.artifacts, CONFIG)
+    return connection.open_registry(workspace.tracking_uri(CONFIG), workspace.artifacts, CONFIG)
 
 
 def with_model(root: Path, made_in: Path) -> Workspace:
     """A workspace with one version."""
     workspace = Workspace(root=with_database(root))
     opened = open_in(workspace)
-    run_id = opened.start_run("first", {}, {})
-    opened.log_text(run_id, "notes", "notes.txt")
+    run_id = opened.runs.start("first", {}, {})
+    opened.runs.log_files(run_id, texts={"notes.txt": "notes"})
     opened.register(run_id, checkpoint(made_in / "model"), "a model", {}, picture())
     return workspace
 
 
 def has_its_model(workspace: Workspace) -> bool:
-    with registry.find_checkpoint("1", workspace, CONFIG) as folder:
+    with connection.find_checkpoint("1", workspace, CONFIG) as folder:
         return {file.name for file in folder.iterdir()} == {"model.json", "model.safetensors"}
 
 
 def paths(root: Path) -> set[str]:
-    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
-        return {path for (path,) in connection.execute(PATHS) if path}
+    with closing(sqlite3.connect(root / "mlflow.db")) as sqlite:
+        return {path for (path,) in sqlite.execute(PATHS) if path}
 
 
 def files(root: Path) -> set[str]:
@@ -94,8 +94,8 @@ def test_two_first_runs_at_once_make_one_database(tmp_path):
     assert failures.empty(), failures.get()
     for root in roots:
         assert files(root) == {"mlflow.db"}
-        with closing(sqlite3.connect(root / "mlflow.db")) as connection:
-            assert connection.execute("SELECT name FROM experiments ORDER BY 1").fetchall() == [
+        with closing(sqlite3.connect(root / "mlflow.db")) as sqlite:
+            assert sqlite.execute("SELECT name FROM experiments ORDER BY 1").fetchall() == [
                 ("Default",),
                 ("bincount",),
             ]
@@ -104,16 +104,16 @@ def test_two_first_runs_at_once_make_one_database(tmp_path):
 
 def test_a_first_run_waits_for_a_server_that_makes_the_tables(tmp_path, monkeypatch):
     """The server does not know of our lock: what the run meets is a database with a part of the tables."""
-    monkeypatch.setattr(registry, "SECONDS_TO_SETTLE", 0)
+    monkeypatch.setattr(connection, "SECONDS_TO_SETTLE", 0)
     whole = with_database(tmp_path / "whole") / "mlflow.db"
     root = tmp_path / "ws"
     root.mkdir()
-    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
-        connection.execute("CREATE TABLE experiments (name TEXT)")
-        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
-        connection.execute("INSERT INTO alembic_version VALUES ('451aebb31d03')")
-        connection.commit()
-    made, looks = registry._revision, []
+    with closing(sqlite3.connect(root / "mlflow.db")) as sqlite:
+        sqlite.execute("CREATE TABLE experiments (name TEXT)")
+        sqlite.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        sqlite.execute("INSERT INTO alembic_version VALUES ('451aebb31d03')")
+        sqlite.commit()
+    made, looks = connection._revision, []
 
     def settle(uri: str) -> str:
         looks.append(uri)
@@ -121,7 +121,7 @@ def test_a_first_run_waits_for_a_server_that_makes_the_tables(tmp_path, monkeypa
             shutil.copyfile(whole, root / "mlflow.db")
         return f"{made(uri)} {len(looks)}"
 
-    monkeypatch.setattr(registry, "_revision", settle)
+    monkeypatch.setattr(connection, "_revision", settle)
 
     assert open_in(Workspace(root=root)).versions() == []
     assert len(looks) == 2
@@ -173,7 +173,7 @@ def test_a_workspace_that_was_moved_keeps_its_models(tmp_path, caplog, name):
     assert paths(moved.root) == {path.replace(workspace.artifacts.as_uri(), here) for path in before}
     opened = open_in(moved)
     assert opened.card(opened.find("1")) == "a model"
-    opened.log_text(opened.start_run("second", {}, {}), "more", "more.txt")
+    opened.runs.log_files(opened.runs.start("second", {}, {}), texts={"more.txt": "more"})
     assert not workspace.root.exists()
 
 
@@ -183,7 +183,7 @@ def test_a_copy_of_a_workspace_has_its_own_files_and_leaves_the_first_as_it_is(t
     before = paths(first.root), sorted(first.artifacts.rglob("*"))
 
     opened = open_in(copy)
-    opened.log_text(opened.start_run("of the copy", {}, {}), "of the copy", "more.txt")
+    opened.runs.log_files(opened.runs.start("of the copy", {}, {}), texts={"more.txt": "of the copy"})
 
     assert all(path.startswith(copy.artifacts.as_uri()) for path in paths(copy.root))
     assert len(list(copy.artifacts.rglob("more.txt"))) == 1
@@ -194,15 +194,15 @@ def test_a_copy_of_a_workspace_has_its_own_files_and_leaves_the_first_as_it_is(t
 
 def test_a_workspace_that_was_moved_twice_and_used_in_between_finds_all_its_files(tmp_path):
     with_model(tmp_path / "one", tmp_path).root.rename(tmp_path / "two")
-    with closing(sqlite3.connect(tmp_path / "two" / "mlflow.db")) as connection:  # as an older release went on there
+    with closing(sqlite3.connect(tmp_path / "two" / "mlflow.db")) as sqlite:  # as an older release went on there
         place = (tmp_path / "two" / "mlflow-artifacts").as_uri()
-        connection.execute(
+        sqlite.execute(
             "INSERT INTO experiments (name, artifact_location, lifecycle_stage, workspace) "
             "VALUES ('other', ?, 'active', 'default')",
             (place,),
         )
-        connection.execute("UPDATE runs SET artifact_uri = substr(artifact_uri, 8)")  # plain paths, of MLflow 1
-        connection.commit()
+        sqlite.execute("UPDATE runs SET artifact_uri = substr(artifact_uri, 8)")  # plain paths, of MLflow 1
+        sqlite.commit()
     (tmp_path / "two" / "mlflow-artifacts" / "kept").mkdir()
     (tmp_path / "two").rename(tmp_path / "three")
 
@@ -213,8 +213,8 @@ def test_a_workspace_that_was_moved_twice_and_used_in_between_finds_all_its_file
 def test_files_that_lie_elsewhere_on_purpose_stay_there(tmp_path):
     """Such as those of another workspace that was written to with this database as its tracking URI."""
     workspace, other = Workspace(root=with_database(tmp_path / "ws")), Workspace(root=tmp_path / "other")
-    opened = registry.open_registry(workspace.own_tracking_uri, other.artifacts, CONFIG)
-    run_id = opened.start_run("first", {}, {})
+    opened = connection.open_registry(workspace.own_tracking_uri, other.artifacts, CONFIG)
+    run_id = opened.runs.start("first", {}, {})
     opened.register(run_id, checkpoint(tmp_path / "model"), "a model", {}, picture())
     before = paths(workspace.root)
 
@@ -242,14 +242,14 @@ def test_where_a_link_leads_from_the_old_place_to_the_new_both_can_be_used(tmp_p
 
 def test_locations_that_are_no_local_folders_stay(tmp_path):
     workspace = Workspace(root=with_database(tmp_path / "ws"))
-    with closing(sqlite3.connect(workspace.root / "mlflow.db")) as connection:
+    with closing(sqlite3.connect(workspace.root / "mlflow.db")) as sqlite:
         for number, place in enumerate(["mlflow-artifacts:/1", "s3://bucket/mlflow", "dbfs:/x"]):
-            connection.execute(
+            sqlite.execute(
                 "INSERT INTO experiments (name, artifact_location, lifecycle_stage, workspace) "
                 "VALUES (?, ?, 'active', 'default')",
                 (f"e{number}", place),
             )
-        connection.commit()
+        sqlite.commit()
 
     assert relocate(workspace.root / "mlflow.db", workspace.artifacts) == []
     assert paths(workspace.root) == {"mlflow-artifacts:/1", "s3://bucket/mlflow", "dbfs:/x"}

@@ -27,6 +27,14 @@ class Interval(Frozen):
     high: float
 
 
+class Score(Frozen):
+    """A score with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 def intervals(
     labels: np.ndarray,
     probabilities: np.ndarray,

@@ -1,0 +1,59 @@
+"""The files of a registered version, fetched and compared with what was registered."""
+
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient, MlflowException
+
+from bincount.errors import ModelDamaged, ModelNotFound, ServiceUnavailable, mask_credentials
+from bincount.files import raise_on_disk_full
+from bincount.tracking.champion import ignore_missing
+from bincount.training.files import check_weights, read_spec, weights_digest
+
+REMEDY = "`bincount promote VERSION --force` puts another version in its place"
+
+
+def download_checkpoint(client: MlflowClient, name: str, version: int, folder: Path, digest: str | None) -> Path:
+    """Fetch a version's files into folder; return the folder in it that has model.safetensors and model.json.
+
+    digest is the SHA-256 of the weights, None where an older release has not kept it. Raises ModelNotFound when the
+    files are gone, ModelDamaged when they are not what was registered, ServiceUnavailable when they are there and
+    cannot be fetched, and DiskFull.
+    """
+    tracking_uri, model, reason = client.tracking_uri, f"models:/{name}/{version}", None
+    with ignore_missing():
+        source = f"{client.get_model_version_download_uri(name, str(version))}/artifacts"
+        try:
+            with raise_on_disk_full(folder):
+                fetched = mlflow.artifacts.download_artifacts(source, dst_path=str(folder), tracking_uri=tracking_uri)
+            checkpoint = Path(fetched)
+            if (checkpoint / "model.safetensors").exists() and (checkpoint / "model.json").exists():
+                _compare(checkpoint, model, digest)
+                return checkpoint
+        except (OSError, MlflowException) as error:
+            if _may_be_there(source, tracking_uri):
+                raise ServiceUnavailable(
+                    f"the files of {model} cannot be fetched from MLflow at {mask_credentials(tracking_uri)} now "
+                    f"({mask_credentials(error)}); try again"
+                ) from error
+            reason = error
+    raise ModelNotFound(f"the files of {model} are gone; {REMEDY}") from reason
+
+
+def _compare(checkpoint: Path, model: str, digest: str | None) -> None:
+    try:
+        check_weights(checkpoint, read_spec(checkpoint))
+    except ModelNotFound as error:
+        raise ModelDamaged(f"the files of {model} are not what was registered: {error}; {REMEDY}") from error
+    if digest is not None and weights_digest(checkpoint) != digest:
+        raise ModelDamaged(f"the weights of {model} are not what was registered; {REMEDY}")
+
+
+def _may_be_there(folder: str, tracking_uri: str) -> bool:
+    """Return whether files that could not be fetched may come another time: MLflow lists them, or does not answer."""
+    try:
+        return bool(mlflow.artifacts.list_artifacts(artifact_uri=folder, tracking_uri=tracking_uri))
+    except MlflowException as error:
+        return error.error_code != "RESOURCE_DOES_NOT_EXIST"
+    except OSError as error:
+        return getattr(getattr(error, "response", None), "status_code", None) != 404

@@ -1,0 +1,83 @@
+"""The MLflow run of a training under way, whose curves are written while it trains."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from pathlib import Path
+
+from bincount.services import check_mlflow
+from bincount.tracking.registry import Registry
+from bincount.tracking.runs import status_after
+
+logger = logging.getLogger(__name__)
+
+LONGEST_PAUSE = 30  # seconds between two tries while MLflow is away; the first is 1 s, and each twice the one before
+SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives a cancelled flow 10 s in all
+
+
+class LiveRun:
+    """The MLflow run of a training under way: its curves are written as they grow, and it ends with the block.
+
+    start opens the registry and starts the run, or resumes it. All that waits for MLflow is done by a thread: while
+    MLflow is away the training goes on, and what it missed is written when it is back. What is still missing when the
+    block ends is left to the next who logs the history. Of a training that fails, which nobody registers, the files in
+    the folder debug are kept too, where there are some.
+    """
+
+    def __init__(self, start: Callable[[], tuple[Registry, str]], debug: Path):
+        self._start, self._debug = start, debug
+        self._history: Sequence[Mapping] = []
+        self._status: str | None = None  # to end the run with
+        self._has_more, self._is_ending = threading.Event(), threading.Event()
+        # In a copy of this context, by which Prefect knows whose log lines they are. A daemon, since a call to a server
+        # that hangs should not hold up the end of the process.
+        self._thread = threading.Thread(target=copy_context().run, args=(self._work,), name="mlflow", daemon=True)
+
+    def __enter__(self) -> "LiveRun":
+        self._thread.start()
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._status = status_after(error)
+        self._is_ending.set()
+        self._has_more.set()
+        self._thread.join(SECONDS_TO_END)
+
+    def log(self, history: Sequence[Mapping]) -> None:
+        """Hand over the records of all epochs so far; return at once."""
+        self._history = history
+        self._has_more.set()
+
+    def _work(self) -> None:
+        run, logged, written, pause = None, None, [], 0
+        while True:
+            self._has_more.clear()
+            history, status = self._history, self._status
+            try:
+                run = run or self._start()
+                registry, run_id = run
+                check_mlflow(registry.client.tracking_uri)  # sooner than the client would, and in fewer words
+                if history != written:
+                    logged = registry.runs.log_history(run_id, history, logged)
+                    written = history
+                if status:
+                    registry.runs.end(run_id, status)
+                if status == "FAILED":  # last, since a profile is large and this process may end at any time
+                    for path in sorted(self._debug.glob("*")):
+                        registry.runs.log_file(run_id, path, "debug")
+            except Exception as error:  # noqa: BLE001 - start may ask other servers, and the training needs none of it
+                if not pause:
+                    logger.warning("nothing reaches MLflow now; the training goes on, and its curves follow: %s", error)
+                run = logged = None  # the run may be gone when the server is back
+                pause = min(2 * pause or 1, LONGEST_PAUSE)
+            else:
+                if pause:
+                    logger.info("MLflow is reached again, and has the curves of %d epochs", len(history))
+                pause = 0
+            if status:
+                return
+            if pause:
+                self._is_ending.wait(pause)
+            else:
+                self._has_more.wait()
