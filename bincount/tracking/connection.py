@@ -35,42 +35,32 @@ class Connection:
         self._where = (tracking_uri, artifacts, registry_config)
         self._lock = threading.Lock()
         self._registry: Registry | None = None
-        self._file: tuple[int, int] | None = None
 
     def open(self, *, anew: bool = False, create: bool = True) -> Registry:
         """Return the registry, opened the first time, and again where anew says so, as a retry does.
 
-        The checks of open_registry are made every time, so that a server that is away is told within seconds, and a
-        workspace's own SQLite is opened again where it was moved or replaced. Raises as open_registry does.
+        The checks of open_registry are made every time, so that a server that is away is reported within seconds.
+        Raises as open_registry does.
         """
         tracking_uri, artifacts, registry_config = self._where
         with self._lock:
-            if self._registry is None or anew or self._is_another(create=create):
+            if self._registry is None or anew or self._was_moved(create=create):
                 self._registry = None  # where opening fails, the next call tries again
                 self._registry = open_registry(tracking_uri, artifacts, registry_config, create=create)
-                self._file = _identify(database.sqlite_path(tracking_uri))
             return self._registry
 
-    def _is_another(self, *, create: bool) -> bool:
+    def _was_moved(self, *, create: bool) -> bool:
         tracking_uri, artifacts, _ = self._where
         _check(tracking_uri, create=create)
-        path = database.sqlite_path(tracking_uri)
-        return _identify(path) != self._file or bool(path and _relocate(path, artifacts))
+        return bool(_relocate(tracking_uri, artifacts))
 
 
 def connect(workspace: Workspace, registry_config: RegistryConfig) -> Connection:
     """Return the connection to the registry that the settings name: one a process for each workspace and setting."""
-    return _connection(
-        os.getpid(),  # a forked process must not share its parent's connections to a database
-        workspace.tracking_uri(registry_config),
-        workspace.artifacts,
-        registry_config,
-    )
+    return _connection(workspace.tracking_uri(registry_config), workspace.artifacts, registry_config)
 
 
-@functools.lru_cache(maxsize=32)
-def _connection(_process: int, tracking_uri: str, artifacts: Path, registry_config: RegistryConfig) -> Connection:
-    return Connection(tracking_uri, artifacts, registry_config)
+_connection = functools.lru_cache(maxsize=32)(Connection)
 
 
 def open_registry(
@@ -88,10 +78,8 @@ def open_registry(
     _check(tracking_uri, create=create)
     if database.is_server(tracking_uri):
         return _open(_Client(tracking_uri, registry_uri=tracking_uri), artifacts, registry_config, create=create)
-    path = database.sqlite_path(tracking_uri)
-    with database.explained(tracking_uri), _only_opener(path, create=create):
-        if path is not None:
-            _relocate(path, artifacts)
+    with database.explained(tracking_uri), _only_opener(database.sqlite_path(tracking_uri), create=create):
+        _relocate(tracking_uri, artifacts)
         return _open(_open_database(tracking_uri), artifacts, registry_config, create=create)
 
 
@@ -179,18 +167,11 @@ def _check(tracking_uri: str, *, create: bool) -> None:
         database.check(tracking_uri, write=create)
 
 
-def _relocate(path: Path, artifacts: Path) -> list[Path]:
-    is_own = path.parent.resolve() == artifacts.parent.resolve()
+def _relocate(tracking_uri: str, artifacts: Path) -> list[Path]:
+    """Bring the paths in a workspace's own SQLite up to date; return the folders that its files were in before."""
+    path = database.sqlite_path(tracking_uri)
+    is_own = path is not None and path.parent.resolve() == artifacts.parent.resolve()
     return relocate(path, artifacts) if is_own else []
-
-
-def _identify(path: Path | None) -> tuple[int, int] | None:
-    """Return which file a path leads to; None for none."""
-    try:
-        status = path.stat() if path else None
-    except FileNotFoundError:
-        return None
-    return (status.st_dev, status.st_ino) if status else None
 
 
 @contextmanager
