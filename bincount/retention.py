@@ -1,7 +1,7 @@
-"""What the workspace keeps that no registered version needs, and its removal after some days.
+"""Remove what the workspace keeps and no registered version needs, after some days.
 
 A version needs the training that it came from, those of the members that it averages, and the snapshot that all of them
-learned from, which the next challenger is compared on. Those stay, whatever registered model the version is of and
+were trained on, on which the next challenger is compared. Those stay, whatever registered model the version is of and
 whatever its alias or stage. So do the latest snapshot of each dataset, trainings under way, and all that is young.
 Versions are those of the registry that is asked and those in the workspace's own SQLite, which somebody who has moved
 to a server may have left there.
@@ -59,7 +59,7 @@ PLACE_NAME = re.compile("|".join(name for _, _, name in NAMES))
 
 @dataclass(frozen=True)
 class Place:
-    """A folder or a file that may go: its size, days since something in it changed, and why it goes or stays."""
+    """A folder or a file that may be removed: its size, days since it changed, and why it goes or stays."""
 
     path: Path
     kind: str
@@ -70,7 +70,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would go from a workspace, in the order of removal, and what stays."""
+    """The places that would be removed from a workspace, in this order, and those that stay."""
 
     workspace: Workspace
     config: RetentionConfig
@@ -81,7 +81,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Removed:
-    """What went, and what a plan had named and stays after all, and why."""
+    """The places that were removed, and those that a plan had named and that stay after all."""
 
     gone: tuple[Place, ...]
     left: tuple[Place, ...]
@@ -92,7 +92,7 @@ class Removed:
 
 
 def plan(workspace: Workspace, registry: Registry, config: RetentionConfig, now: datetime) -> Plan:
-    """Find what may go; nothing is changed.
+    """Find what may be removed; change nothing.
 
     Raises ServiceUnavailable when the registry cannot be read, and ModelNotFound when it has no version of anything in
     this workspace, so that it is likely to be another one, or when what the workspace's own SQLite has cannot be told.
@@ -113,10 +113,10 @@ def plan(workspace: Workspace, registry: Registry, config: RetentionConfig, now:
 
 
 def remove(plan: Plan, registry: Registry) -> Removed:
-    """Remove what a plan says goes; just before each, the registry and the workspace are looked at again.
+    """Remove the places that a plan names; just before each, check whether the registry or the workspace has changed.
 
-    All of both is read again only where that look finds a change, so that the time grows with the number of places and
-    not with its square. Each is renamed before it is deleted: what is there under its own name is whole, and the next
+    All of both is read again only after a change, so that the time grows with the number of places and not with its
+    square. Each is renamed before it is deleted: what is there under its own name is whole, and the next
     removal ends what this one did not. Raises ServiceUnavailable or ModelNotFound when the registry, or the workspace's
     SQLite, cannot be read any more; what went before that is gone.
     """
@@ -130,7 +130,7 @@ def remove(plan: Plan, registry: Registry) -> Removed:
                     _delete(place.path)
                     view.forget(place)
         except Timeout:
-            why = "somebody is at work there"
+            why = "another process is at work there"
         except FileNotFoundError:
             why = "it is gone already"
         except OSError as error:
@@ -145,10 +145,10 @@ def remove(plan: Plan, registry: Registry) -> Removed:
 
 
 class _View:
-    """The registry and the workspace as they were read last, and whether they are still so.
+    """The registry and the workspace as they were read last, read again after a change.
 
-    What changed is told by the version that was registered or updated last, by the names of all places, by the times
-    of trainings' folders, which change when a trainer begins, and by which snapshots are the latest.
+    A change shows in the version that was registered or updated last, in the names of all places, in the times of
+    trainings' folders, which change when a trainer begins, and in which snapshots are the latest.
     """
 
     def __init__(self, plan: Plan, registry: Registry):
@@ -158,10 +158,11 @@ class _View:
         self._reasons: dict[Path, str] | None = None  # None: to be found again
 
     def why_it_stays(self, place: Place) -> str:
-        """Empty where it still goes. Who asks holds its lock, and its folder's time may be that of the lock."""
-        state = self._look()
+        """Return why a place stays now, empty where it still goes; only for who holds the place's lock."""
+        state = self._read_state()
+        # The time of the place's folder may be that of its lock.
         if self._state is None or state | {place.path: 0} != self._state | {place.path: 0}:
-            # Looked at before it is read: what changes meanwhile makes the next look differ.
+            # The state was read before the rest: what changes meanwhile makes the next state differ.
             self._lineage = self._reader.read_own() | self._reader.read()
             self._places = {found.path: found for found in _find(self._plan.workspace, self._plan.now)}
             self._state, self._reasons = state, None
@@ -178,12 +179,12 @@ class _View:
         return self._reasons.get(place.path, "")
 
     def forget(self, place: Place) -> None:
-        """Take note that a place was removed here, so that the next look does not find a change in that."""
+        """Note that a place was removed here, which is no change that others have made."""
         self._state.pop(place.path, None)
         self._places.pop(place.path, None)
 
-    def _look(self) -> dict:
-        """What tells whether something changed, from one request and the names of folders."""
+    def _read_state(self) -> dict:
+        """Return what differs after a change, from one request and the names of folders."""
         workspace = self._plan.workspace
         state = {"registry": self._reader.state()}
         for folder in {folder for _, folder, _ in NAMES}:
@@ -195,7 +196,7 @@ class _View:
 
 
 def _entries(folder: Path, *, with_times: bool) -> dict[Path, int]:
-    """The folder's entries that are named as places are, and when each changed; others come and go as they like."""
+    """Return the folder's entries that are named as places are, and when each changed."""
     found = {}
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
@@ -230,9 +231,9 @@ def _measure(path: Path, kind: str, now: datetime) -> Place:
 def _reasons_to_stay(
     places: Sequence[Place], lineage: Lineage, config: RetentionConfig, *, removing: bool = False
 ) -> dict[Path, str]:
-    """Why each place stays that does.
+    """Return why each place stays that does.
 
-    removing: who asks holds the lock of the place in question, and a snapshot stays for every training that is there.
+    removing: the caller holds the lock of the place in question, and a snapshot stays for every training that is there.
     """
     trainings = [place for place in places if place.kind == TRAINING]
     reasons = _needed_trainings(trainings, lineage, config)
@@ -260,7 +261,7 @@ def _reasons_to_stay(
 
 
 def _needed_trainings(trainings: Sequence[Place], lineage: Lineage, config: RetentionConfig) -> dict[Path, str]:
-    """Those that versions came from, by name or by their weights, and those of their members."""
+    """Return those that versions came from, by name or by their weights, and those of their members, and why."""
     reasons, members = {}, {}
     for place in trainings:
         version = lineage.trainings.get(place.path.name)
@@ -289,8 +290,8 @@ def _why_a_snapshot_stays(place: Place, latest: str, lineage: Lineage, used: Con
     if place.path.name == latest:
         return "it is the latest of its dataset"
     if place.path.name in lineage.snapshots:
-        return f"{lineage.snapshots[place.path.name]} has learned from it"
-    return "a training that stays has learned from it" if _short(place) in used else ""
+        return f"{lineage.snapshots[place.path.name]} was trained on it"
+    return "a training that stays was trained on it" if _short(place) in used else ""
 
 
 def _why_it_goes(place: Place) -> str:
@@ -306,7 +307,7 @@ def _young(place: Place) -> str:
 
 
 def _short(place: Place) -> str:
-    """What the names of snapshot, trainings and tests begin with that belong together."""
+    """Return how the names of a snapshot, its trainings and its tests begin."""
     return place.path.name[:SHORT]
 
 
@@ -326,7 +327,7 @@ def _latest(snapshots: Path) -> str:
 
 @functools.cache
 def _weights(folder: Path, _days: float) -> str:
-    """The SHA-256 of a training's weights, read once while the folder's age is the same; empty where there are none."""
+    """Return the SHA-256 of a training's weights, read once while its age is the same; empty where there are none."""
     try:
         return weights_digest(folder / "model")
     except OSError:
@@ -345,7 +346,7 @@ def _is_locked(training: Path) -> bool:
 
 @contextmanager
 def _held(place: Place) -> Iterator[None]:
-    """The lock of a training's trainer, or that of the prepare that may make a snapshot the latest again.
+    """Hold the lock of a training's trainer, or that of the prepare that may make a snapshot the latest again.
 
     Raises Timeout when somebody has it.
     """

@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import mlflow
@@ -13,6 +14,8 @@ from test_registry import checkpoint, open_in
 
 from bincount.tracking import packaging
 from bincount.tracking.packaging import PACKAGE, find_modules
+
+EARLIER = Path(__file__).parent / "data" / "workspace_e87d28a.tar.xz"
 
 # Everything that a saved model needs of this library comes from its own folder `code`, which MLflow puts into sys.path.
 READER = """
@@ -53,13 +56,31 @@ def test_a_version_has_what_answering_imports_and_nothing_of_the_rest(saved):
     assert len(code) <= 20
 
 
-def test_a_saved_model_predicts_where_its_own_code_is_all_there_is_of_this_library(saved, tmp_path):
-    path = tmp_path / "bin.jpg"
-    path.write_bytes(jpeg())
-    code = READER.format(model=str(saved), path=str(path))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+@pytest.fixture
+def predict(tmp_path):
+    """Load a model's folder and predict in a process where its own code is all there is of this library."""
 
-    subprocess.run([sys.executable, "-P", "-B", "-c", code], check=True, cwd=tmp_path, env=environment, timeout=240)
+    def run(model: Path) -> None:
+        path = tmp_path / "bin.jpg"
+        path.write_bytes(jpeg())
+        code = READER.format(model=str(model), path=str(path))
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run([sys.executable, "-P", "-B", "-c", code], check=True, cwd=tmp_path, env=environment, timeout=240)
+
+    return run
+
+
+def test_a_saved_model_predicts_where_its_own_code_is_all_there_is_of_this_library(saved, predict):
+    predict(saved)
+
+
+def test_a_model_that_an_earlier_release_has_saved_predicts_with_the_code_it_came_with(predict, tmp_path):
+    with tarfile.open(EARLIER) as archive:
+        archive.extractall(tmp_path, filter="data")
+    model = next(tmp_path.glob("workspace/mlflow-artifacts/models/*/artifacts/MLmodel")).parent
+    assert (model / "code" / "bincount" / "retention.py").exists()
+
+    predict(model)
 
 
 def test_packages_of_the_library_import_nothing_that_a_version_would_carry_with_them():

@@ -136,7 +136,7 @@ def test_the_plan_says_why_in_a_line_and_changes_nothing(workspace):
     reasons = {place.path: place.why for place in planned.staying}
     assert reasons == {
         run_of(workspace, SECOND): "bincount version 1 came from it",
-        snapshot_of(workspace, SECOND): "bincount version 1 has learned from it",
+        snapshot_of(workspace, SECOND): "bincount version 1 was trained on it",
         snapshot_of(workspace, LAST): "it is the latest of its dataset",
         evaluation_of(workspace, LAST): "it is on a latest snapshot",
     }
@@ -317,8 +317,8 @@ def test_a_training_that_is_taken_up_between_plan_and_removal_stays(workspace):
     with FileLock(run_of(workspace, FIRST) / ".lock"):
         removed = remove(planned, reg)
     left = {place.path: place.why for place in removed.left}
-    assert left[run_of(workspace, FIRST)] == "somebody is at work there"
-    assert left[snapshot_of(workspace, FIRST)] == "a training that stays has learned from it"
+    assert left[run_of(workspace, FIRST)] == "another process is at work there"
+    assert left[snapshot_of(workspace, FIRST)] == "a training that stays was trained on it"
     assert (run_of(workspace, FIRST) / "model/model.safetensors").exists()
 
 
@@ -333,7 +333,7 @@ def test_a_version_that_is_registered_between_plan_and_removal_keeps_what_it_nee
     left = {place.path: place.why for place in removed.left}
     assert left == {
         run_of(workspace, FIRST): "boxes version 1 came from it",
-        snapshot_of(workspace, FIRST): "boxes version 1 has learned from it",
+        snapshot_of(workspace, FIRST): "boxes version 1 was trained on it",
     }
     assert (run_of(workspace, FIRST) / "model/model.safetensors").exists()
 
@@ -424,7 +424,7 @@ def test_beside_a_prepare_no_snapshot_is_removed(workspace):
     with FileLock(workspace.root / "datasets/bins/.lock"):
         removed = collect(workspace)
     assert all(snapshot_of(workspace, digest).exists() for digest in (FIRST, SECOND, THIRD))
-    assert {place.why for place in removed.left} == {"somebody is at work there"}
+    assert {place.why for place in removed.left} == {"another process is at work there"}
 
 
 def test_where_the_latest_snapshot_is_not_known_all_of_them_stay(workspace):
@@ -623,7 +623,7 @@ def test_after_a_move_to_another_registry_what_versions_in_the_workspace_need_st
 
     reasons = {place.path: place.why for place in planned.staying}
     assert reasons[run_of(workspace, FIRST)] == "bincount version 1 in mlflow.db came from it"
-    assert reasons[snapshot_of(workspace, FIRST)] == "bincount version 1 in mlflow.db has learned from it"
+    assert reasons[snapshot_of(workspace, FIRST)] == "bincount version 1 in mlflow.db was trained on it"
     assert reasons[run_of(workspace, LAST)] == "bincount version 1 came from it"
     gone = {place.path for place in removed.gone}
     assert {run_of(workspace, SECOND), snapshot_of(workspace, SECOND)} <= gone

@@ -24,6 +24,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import RegisteredModel
 
 from bincount.tracking import earlier
+from bincount.tracking.facts import LONGEST_TAG
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,6 @@ ENTRY = "move/"  # params of the run
 COMMITTED = "done/"  # tags of the run
 LONGEST_ENTRY = 6000  # characters; MLflow cuts longer params off without a word
 LONGEST_NAME = 300
-LONGEST_TAG = 5000
 
 
 @dataclass(frozen=True)

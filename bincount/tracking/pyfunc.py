@@ -1,7 +1,7 @@
 """The model as MLflow serves it: pictures in a table -> counts in a table.
 
 MLflow copies this file into every registered version ("models from code") and runs it where the version is loaded,
-beside a copy of this library. It therefore imports no more than counting needs.
+beside a copy of the modules that it imports (packaging.find_modules), so that each import here makes versions larger.
 """
 
 import base64
@@ -30,13 +30,13 @@ PATHS_ALLOWED = {
 
 
 class CountModel(PythonModel):
-    """Counts the items in pictures."""
+    """A trained model that counts the items in pictures."""
 
     def load_context(self, context) -> None:
         self.load(Path(context.artifacts["weights"]).parent)
 
     def load(self, folder: Path) -> None:
-        """Take the model in a folder that holds model.safetensors and model.json."""
+        """Load the model in a folder that holds model.safetensors and model.json."""
         self.model, self.spec = models.load(folder)
 
     def predict(self, context, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
@@ -44,7 +44,7 @@ class CountModel(PythonModel):
 
         Paths are opened only where no server asks for others. A picture of more than 50 million pixels is refused.
 
-        Answers a row a picture: count, the name of the likeliest class, an integer where classes are counts;
+        Returns a row a picture: count, the name of the likeliest class, an integer where classes are counts;
         expected_count where they are ordered; p_NAME for each class. Raises MlflowException, which the model server
         answers as a bad request, for a row that is not a picture.
         """
@@ -74,17 +74,17 @@ class CountModel(PythonModel):
 
 
 def as_input(picture: bytes) -> pd.DataFrame:
-    """An image file as the model's input, in the form that JSON can carry."""
+    """Return an image file as the model's input, in the form that JSON can carry."""
     return pd.DataFrame({"image": [base64.b64encode(picture).decode()]})
 
 
 def _may_open_paths() -> bool:
-    """Whether paths may be opened: a matter of the environment, so that no request can decide it."""
+    """Return whether paths may be opened: a matter of the environment, so that no request can decide it."""
     return all(os.environ.get(name, "").strip().lower() in ("", *values) for name, values in PATHS_ALLOWED.items())
 
 
 def _content(value: bytes | str) -> bytes | Path:
-    """A picture file's content, or its path. Raises TypeError and ValueError, the same for any path that is refused."""
+    """Return a picture file's content, or its path. Raises TypeError or ValueError, the same for every refused path."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
@@ -101,7 +101,7 @@ def _content(value: bytes | str) -> bytes | Path:
 
 
 def _content_of_url(url: str) -> bytes:
-    """What a data: URL holds (RFC 2397)."""
+    """Return the content of a data: URL (RFC 2397)."""
     kind, comma, text = url.partition(",")
     if not comma:
         raise ValueError("a data: URL without a comma")

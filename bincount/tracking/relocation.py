@@ -1,7 +1,8 @@
-"""A workspace that was moved, renamed, copied or restored elsewhere: MLflow's database has absolute paths of its files.
+"""Bring MLflow's paths up to date in a workspace that was moved, renamed, copied or restored elsewhere.
 
-They are brought up to date when the workspace is opened in its new place. Paths of files that are not in the
-workspace are left as they are.
+MLflow's database has the absolute paths of all files, and no call of MLflow changes one: they are set when an
+experiment, a run or a model is made. So they are changed here, by SQL, when the workspace is opened in its new place.
+Paths of files that are not in the workspace stay as they are.
 """
 
 import logging
@@ -27,18 +28,18 @@ DEFAULT_EXPERIMENT = 0  # MLflow's own, whose location is the folder that a proc
 
 
 def relocate(path: Path, artifacts: Path) -> list[Path]:
-    """Bring the locations in a workspace's SQLite file up to date; the folders that they were in before.
+    """Bring the locations in a workspace's SQLite file up to date; return the folders that they were in before.
 
-    artifacts is where the workspace keeps MLflow's files now. In one transaction: a server that has the file open sees
-    all of it or nothing. Raises sqlite3.Error.
+    artifacts is where the workspace keeps MLflow's files now. All is changed in one transaction: a server that has the
+    file open sees all of it or nothing. Raises sqlite3.Error.
     """
     artifacts = artifacts.resolve()
-    if not path.exists() or not _strangers(path, artifacts, mode="ro"):
+    if not path.exists() or not _find_other_folders(path, artifacts, mode="ro"):
         return []
     with closing(_connect(path, "rw")) as connection:
         connection.execute("BEGIN IMMEDIATE")
         moved = []
-        for before in _strangers(path, artifacts, connection):
+        for before in _find_other_folders(path, artifacts, connection):
             rows = [row for row in _rows(connection) if _below(row[-1], before) is not None]
             if _is_here(rows, before, artifacts):
                 for table, column, row_id, location in rows:
@@ -51,15 +52,15 @@ def relocate(path: Path, artifacts: Path) -> list[Path]:
     return moved
 
 
-def _strangers(
+def _find_other_folders(
     path: Path, artifacts: Path, connection: sqlite3.Connection | None = None, mode: str = "ro"
 ) -> list[Path]:
-    """The local folders, other than artifacts, that experiments keep their files in."""
+    """Return the local folders, other than artifacts, that experiments keep their files in."""
     asked = f"SELECT DISTINCT artifact_location FROM experiments WHERE experiment_id != {DEFAULT_EXPERIMENT}"
     with suppress(sqlite3.OperationalError):  # it has no tables yet
         if connection is None:
-            with closing(_connect(path, mode)) as opened:
-                locations = opened.execute(asked).fetchall()
+            with closing(_connect(path, mode)) as own:
+                locations = own.execute(asked).fetchall()
         else:
             locations = connection.execute(asked).fetchall()
         folders = [_folder(location) for (location,) in locations]
@@ -80,7 +81,7 @@ def _rows(connection: sqlite3.Connection) -> Iterator[tuple[str, str, int, str]]
 
 
 def _is_here(rows: list[tuple], before: Path, artifacts: Path) -> bool:
-    """Whether the files that were in one folder are now in the other.
+    """Return whether the files that were in one folder are now in the other.
 
     Else both are one folder, by a link or a second mount, the files lie apart from the database on purpose, or the disk
     that they are on is not mounted now.
@@ -94,7 +95,7 @@ def _is_here(rows: list[tuple], before: Path, artifacts: Path) -> bool:
 
 
 def _folder(location: str | None) -> Path | None:
-    """The local folder of a location, which is a file URI or a plain path; None for every other."""
+    """Return the local folder of a location, which is a file URI or a plain path; None for every other."""
     if not location:
         return None
     if location.startswith("file:"):
@@ -103,7 +104,7 @@ def _folder(location: str | None) -> Path | None:
 
 
 def _below(location: str | None, folder: Path) -> Path | None:
-    """A location relative to a folder that it is in; None where it is not."""
+    """Return a location relative to a folder that it is in; None where it is not."""
     place = _folder(location)
     return place.relative_to(folder) if place is not None and place.is_relative_to(folder) else None
 
