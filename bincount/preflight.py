@@ -72,7 +72,7 @@ def check_comparison(job: Job, device: Device) -> None:
     """Raise an error where models cannot be compared on the last snapshot, or there is no such device."""
     check_device(device)
     check_registry(job.registry)
-    promotion_rules.check(job.promotion, find_snapshot(job).classes)
+    promotion_rules.check_metric(job.promotion, find_snapshot(job).classes)
 
 
 def check_models(job: Job, models: Sequence[str]) -> None:
@@ -167,6 +167,6 @@ def _check_training(job: Job, classes: Classes) -> None:
     check_registry(job.registry)
     check_initial_weights(job.training)
     check_device(job.training.device, job.launch.nproc_per_node)
-    promotion_rules.check(job.promotion, classes)
+    promotion_rules.check_metric(job.promotion, classes)
     if job.launch.nnodes > 1:
         check_url("--rendezvous", f"tcp://{job.launch.rendezvous}", ("tcp",), needs_port=True)

@@ -148,11 +148,12 @@ def run(
     preflight.check_run(job)
     source.probe(data)
     with _flow_runs(registry, workspace):
+        from bincount.reporting import tables
         from flows import run as flow
         from flows import summary
 
         finished = flow.run(**_sections(job))
-        summary.show(summary.of_run(finished.prepared, finished.model))
+        tables.show(summary.of_run(finished.prepared, finished.model))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
@@ -191,11 +192,12 @@ def retrain(
     preflight.check_run(job)
     source.probe(data)
     with _flow_runs(registry, workspace):
+        from bincount.reporting import tables
         from flows import retrain as flow
         from flows import summary
 
         night = flow.retrain(**_sections(job))
-        summary.show(summary.of_night(night, retraining))
+        tables.show(summary.of_night(night, retraining))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
@@ -215,10 +217,11 @@ def prepare(
     preflight.check_prepare(job)
     source.probe(data)
     with _flow_runs(None, workspace):
+        from bincount.reporting import tables
         from flows import prepare as flow
         from flows import summary
 
-        summary.show(summary.of_prepare(flow.prepare(**_sections(job))))
+        tables.show(summary.of_prepare(flow.prepare(**_sections(job))))
 
 
 @app.command(sort_key=3)
@@ -247,11 +250,12 @@ def train(
     )
     preflight.check_train(job, snapshot)
     with _flow_runs(registry, workspace):
+        from bincount.reporting import tables
         from flows import summary
         from flows import train as flow
 
         model = flow.train(**_sections(job), snapshot=snapshot)
-        summary.show(summary.of_train(model))
+        tables.show(summary.of_train(model))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
@@ -271,10 +275,10 @@ def evaluate(
     preflight.check_evaluate(job, device)
     preflight.check_models(job, [model])
     with _flow_runs(registry, workspace):
+        from bincount.reporting import tables
         from flows import evaluate as flow
-        from flows import summary
 
-        summary.show(summary.of_evaluation(flow.evaluate(model, **_sections(job), device=device)))
+        tables.show(tables.of_evaluation(flow.evaluate(model, **_sections(job), device=device)))
 
 
 @app.command(sort_key=5)
@@ -300,14 +304,14 @@ def predict(
     preflight.check_device(device)
     preflight.check_registry(registry)
     preflight.check_url("--endpoint", data.endpoint, preflight.WEB)
-    from bincount.evaluation import batch  # with torch
-    from bincount.training.device import choose_device
+    from bincount.data import inputs
+    from bincount.evaluation.predict import predict_inputs  # with torch
 
     threads = data.concurrency if any("://" in name for name in pictures) else None
     with find_checkpoint(model, Workspace(root=workspace), registry) as checkpoint:
-        found = batch.find(pictures, data)
-        table, bad = batch.predict_inputs(checkpoint, found.inputs, choose_device(device), threads=threads)
-    if found.inputs:
+        found = inputs.find(pictures, data)
+        table, bad = predict_inputs(checkpoint, found.pictures, device, threads=threads)
+    if found.pictures:
         _show_predictions(table, output)
     unreadable = found.unreadable | bad
     for name, reason in unreadable.items():
@@ -324,11 +328,12 @@ def models(
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """List the registered versions: aliases, scores and data; and who made which the champion, when and why."""
+    from bincount.reporting import tables
     from bincount.tracking.connection import open_existing
     from flows import summary
 
     opened = open_existing(Workspace(root=workspace), registry)
-    summary.show(summary.of_models(opened.versions(newest), opened.history()[-newest:]))
+    tables.show(summary.of_models(opened.versions(newest), opened.history()[-newest:]))
 
 
 @app.command(sort_key=7)
@@ -358,6 +363,7 @@ def compare(
     preflight.check_comparison(job, device)
     preflight.check_models(job, [first, second])
     with _flow_runs(registry, workspace):
+        from bincount.reporting import tables
         from flows import promote as flow
         from flows import summary
 
@@ -366,8 +372,8 @@ def compare(
         first, second = (str(each.version) for each in pair)  # whatever an alias does meanwhile
         decision = flow.compare(first, second, **_sections(job), device=device)
         names = [f"version {each.version}" for each in pair]
-        tables = summary.of_versions(*pair, [opened.runs.read_params(each.run_id) for each in pair])
-        summary.show(tables | summary.of_comparison(decision, *names))
+        facts = summary.of_versions(*pair, [opened.runs.read_params(each.run_id) for each in pair])
+        tables.show(facts | tables.of_comparison(decision, *names))
         verdict = "would take" if decision.promote else "would not take"
         print(f"{names[1].capitalize()} {verdict} the place of {names[0]} as champion: {decision.reason}")
 
@@ -389,10 +395,10 @@ def promote(
     preflight.check_comparison(job, device)
     preflight.check_models(job, [model])
     with _flow_runs(registry, workspace):
+        from bincount.reporting import tables
         from flows import promote as flow
-        from flows import summary
 
-        summary.show(summary.of_decision(flow.promote(model, **_sections(job), device=device)))
+        tables.show(tables.of_decision(flow.promote(model, **_sections(job), device=device)))
 
 
 @app.command(sort_key=9)
@@ -403,13 +409,14 @@ def rollback(
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
     """Put the champion before this one back; what is rolled back is not promoted again but by `promote --force`."""
+    from bincount.reporting import tables
     from bincount.tracking.connection import open_existing
     from flows import summary
     from tasks.promotion import who
 
     opened = open_existing(Workspace(root=workspace), registry)
     opened.rollback(by=who(), reason=reason)
-    summary.show(summary.of_models(opened.versions(5), opened.history()[-5:]))
+    tables.show(summary.of_models(opened.versions(5), opened.history()[-5:]))
 
 
 @app.command(sort_key=10)
@@ -463,15 +470,15 @@ def doctor(
         _examine_services(registry, workspace, prefect_file, fix)
         return
     from bincount.data.check import diagnose, mend
-    from flows import summary
+    from bincount.reporting import tables
 
     dataset = Workspace(root=workspace).dataset(_whole(DataConfig, data))
     diagnosis = diagnose(dataset, quick=quick)
-    summary.show(summary.of_diagnosis(diagnosis))
+    tables.show(tables.of_diagnosis(diagnosis))
     problems = diagnosis.problems
     if problems and fix:
         mended = mend(dataset, diagnosis)
-        summary.show(summary.of_mended(mended))
+        tables.show(tables.of_repair(mended))
         problems = mended.left
     if problems:
         sys.exit(1)
@@ -492,14 +499,14 @@ def export(
     """
     from bincount.data import snapshots
     from bincount.data.export import to_folder
-    from flows import summary
+    from bincount.reporting import tables
 
     data = _whole(DataConfig, data)
     snapshot = snapshots.latest(Workspace(root=workspace).dataset(data))
     exported = to_folder(
         snapshot, folder, classes=_chosen_classes(data), by_split=by_split, copy=copy, concurrency=data.concurrency
     )
-    summary.show(summary.of_export(exported, str(folder)))
+    tables.show(tables.of_export(exported, str(folder)))
 
 
 @app.command(sort_key=13)
@@ -523,7 +530,7 @@ def publish(
     """
     from bincount.data import snapshots
     from bincount.data.export import open_bucket, to_bucket
-    from flows import summary
+    from bincount.reporting import tables
 
     data = _whole(DataConfig, data)
     snapshot = snapshots.latest(Workspace(root=workspace).dataset(data))
@@ -531,7 +538,7 @@ def publish(
     exported = to_bucket(
         snapshot, bucket, classes=_chosen_classes(data), by_split=by_split, concurrency=data.concurrency
     )
-    summary.show(summary.of_export(exported, to))
+    tables.show(tables.of_export(exported, to))
 
 
 @app.command(sort_key=14)
@@ -550,6 +557,7 @@ def gc(
     """
     from datetime import UTC, datetime
 
+    from bincount.reporting import tables
     from bincount.retention import plan, remove
     from bincount.tracking.connection import open_existing
     from flows import summary
@@ -558,9 +566,9 @@ def gc(
     opened = open_existing(places, _whole(RegistryConfig, registry))
     planned = plan(places, opened, retention, datetime.now(UTC))
     if dry_run:
-        summary.show(summary.of_retention(planned))
+        tables.show(summary.of_retention(planned))
     else:
-        summary.show(summary.of_gc(remove(planned, opened), workspace))
+        tables.show(summary.of_gc(remove(planned, opened), workspace))
 
 
 @app.command(sort_key=15)
@@ -591,11 +599,11 @@ def bootstrap(
     BINCOUNT_SOURCE, BINCOUNT_WORKSPACE and MLFLOW_TRACKING_URI say where nights find images and keep models; what is
     not set stays as it is deployed.
     """
+    from bincount.reporting import tables
     from flows import bootstrap as setup
-    from flows import summary
 
     changes = setup.bootstrap(prefect_file, gpu_template, zombie_seconds, gpu=gpu)
-    summary.show({"On the Prefect server": setup.table(changes)})
+    tables.show({"On the Prefect server": setup.table(changes)})
 
 
 @app.command(sort_key=16)
@@ -617,8 +625,8 @@ def notify(
 
     The Prefect server sends it, and keeps the addresses encrypted. Without options it lists who is told what.
     """
+    from bincount.reporting import tables
     from flows import notify as news
-    from flows import summary
 
     addresses = {"slack": slack, "email": email and news.email_url(email, smtp or "", sender), "webhook": webhook}
     addresses = {channel: address for channel, address in addresses.items() if address}
@@ -630,7 +638,7 @@ def notify(
         raise SettingsError("--only needs --slack, --email or --webhook beside it")
     told = news.told()
     if told:
-        summary.show({"Who is told": news.table(told)})
+        tables.show({"Who is told": news.table(told)})
     else:
         print("Nobody is told anything; `bincount notify --help` says how.")
 
@@ -677,9 +685,9 @@ def _show_predictions(table: "pandas.DataFrame", output: str) -> None:
     elif output == "json":
         print(table.to_json(orient="records", indent=2))
     elif len(table):
-        from flows import summary
+        from bincount.reporting import tables
 
-        summary.show({"": summary.of_predictions(table)})
+        tables.show({"": tables.predictions(table)})
 
 
 def _chosen_classes(data: DataConfig) -> Classes | None:
@@ -703,10 +711,11 @@ def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:
 
 
 def _examine_services(registry: RegistryConfig, workspace: Path, prefect_file: Path, fix: bool) -> None:
-    from flows import health, summary
+    from bincount.reporting import tables
+    from flows import health
 
     findings = (health.mend if fix else health.examine)(Workspace(root=workspace), registry, prefect_file)
-    summary.show({"Services": health.table(findings)})
+    tables.show({"Services": health.table(findings)})
     if problems := health.remedies(findings):
         print("What to do", *problems, sep="\n- ")
         sys.exit(1)

@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
 from bincount import preflight
+from bincount.reporting import tables
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
@@ -147,6 +148,6 @@ def retrain(
             cleaned = night_tasks.clean_up(retention, registry, places, return_state=True)
         removed = cleaned.result() if cleaned.is_completed() else None
         night = NightlyRun(prepared, news, drifted, model, page, removed, timings, flow_run.run_count)
-        told = summary.markdown(summary.of_night(night, retraining))
+        told = tables.markdown(summary.of_night(night, retraining))
         create_markdown_artifact(key="night", markdown=told, description=escape_markdown(summary.night_headline(night)))
         return night if model else Completed(name="Skipped", message=news.skip, data=night)

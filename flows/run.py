@@ -7,6 +7,7 @@ from prefect import flow, tags
 from prefect.artifacts import create_markdown_artifact
 
 from bincount import preflight
+from bincount.reporting import tables
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
@@ -72,7 +73,7 @@ def run(
     logger.info(summary.headline(model))
     create_markdown_artifact(
         key="summary",
-        markdown=summary.markdown(summary.of_run(prepared, model)),
+        markdown=tables.markdown(summary.of_run(prepared, model)),
         description=f"Run on {escape_markdown(data.source)}",
     )
     return finished

@@ -1,42 +1,35 @@
-"""What a flow did, as tables: on the terminal and, as Markdown, on the run's page."""
+"""Results of flows, registered versions and clean-ups as tables, for the terminal and for a run's page."""
 
-import math
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Number
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from bincount.data import sync
 from bincount.database import has_secret, is_server, pages_of
-from bincount.problem import SPLITS
-from bincount.reporting import card
+from bincount.reporting.tables import (
+    Tables,
+    class_balance,
+    drift_indices,
+    of_decision,
+    of_evaluation,
+    of_warnings,
+)
 from bincount.settings import RetrainConfig
-from bincount.text import CONTROL, escape_markdown, markdown_link
+from bincount.text import markdown_link
 from flows.timing import Timings
 
 if TYPE_CHECKING:  # they import torch, MLflow and Prefect, which a command that only shows something need not wait for
-    from bincount.data.check import Diagnosis, Mended
-    from bincount.data.export import Exported
-    from bincount.evaluation.evaluate import Evaluation
     from bincount.evaluation.intervals import Score
-    from bincount.evaluation.promotion import Decision
     from bincount.retention import Place, Plan, Removed
     from bincount.tracking.champion import AliasChange
     from bincount.tracking.registry import Version
     from flows.results import NightlyRun, Prepared, TrainedModel
-
-Tables = dict[str, pd.DataFrame]
-NUM_SHOWN = 5  # places of one kind of problem
 
 
 def of_run(prepared: "Prepared", model: "TrainedModel") -> Tables:
@@ -62,8 +55,8 @@ def of_prepare(prepared: "Prepared") -> Tables:
     ]
     return {
         "Images": pd.DataFrame([row for row in images if row[1]], columns=["", "bins"]),
-        "Class balance": _balance(prepared.balance.table()),
-        **_warnings(prepared.balance.warnings),
+        "Class balance": class_balance(prepared.balance),
+        **of_warnings(prepared.balance.warnings),
         "Time": _times(prepared.timings),
     }
 
@@ -71,7 +64,7 @@ def of_prepare(prepared: "Prepared") -> Tables:
 def of_night(night: "NightlyRun", retraining: RetrainConfig) -> Tables:
     """All that a night did, and what it cost."""
     about = [("images", f"{night.news.num_new:,} {night.news.how_new()}"), ("result", night_headline(night))]
-    about.append(("drift", night.drift.words()))
+    about.append(("drift", night.drift.describe()))
     if night.drift.num_compared and night.drift.note:
         about.append(("not compared", night.drift.note))
     if night.starts > 1:
@@ -85,8 +78,8 @@ def of_night(night: "NightlyRun", retraining: RetrainConfig) -> Tables:
     images = of_prepare(night.prepared)
     del images["Time"]
     tables = {"NightlyRun": pd.DataFrame(about, columns=["", "value"])} | images
-    if len(found := night.drift.table()):
-        tables |= {"New images against those that the champion learned from": found}
+    if len(indices := drift_indices(night.drift)):
+        tables |= {"New images against those that the champion was trained on": indices}
     if night.model:
         tables |= of_decision(night.model.decision) | of_evaluation(night.model.evaluation)
     return tables | {"Time and cost": _costs(night.timings, retraining)}
@@ -96,7 +89,7 @@ def night_headline(night: "NightlyRun") -> str:
     """What came of a night, in a sentence."""
     if night.model is None:
         return night.news.skip
-    return f"{headline(night.model)}. {night.model.decision.words().splitlines()[0]}"
+    return f"{headline(night.model)}. {night.model.decision.summary()}"
 
 
 def of_train(model: "TrainedModel") -> Tables:
@@ -121,30 +114,7 @@ def headline(model: "TrainedModel") -> str:
     version, metrics, baseline = model.version, model.evaluation.metrics, model.evaluation.baseline
     name = f"{version.name} version {version.version}, {version.alias or 'without alias'}"
     result = f"accuracy {metrics.accuracy:.1%} on {metrics.num_images:,} test images"
-    return f"{name}: {result}; always answering {baseline.class_name}: {baseline.accuracy:.1%}"
-
-
-def of_evaluation(evaluation: "Evaluation") -> Tables:
-    """The test result against the majority class, and by class."""
-    title = f"Test, {evaluation.metrics.num_images:,} images, with 95 % intervals"
-    return {title: card.scores(evaluation), "Test by class": card.by_class(evaluation)}
-
-
-def of_decision(decision: "Decision") -> Tables:
-    """What was decided about the challenger, and the numbers of both models."""
-    verdict = pd.DataFrame({"": [decision.words().splitlines()[0]]})
-    first = f"always answering {decision.majority}" if decision.is_first else "champion"
-    return {"Decision": verdict} | of_comparison(decision, first, "challenger")
-
-
-def of_comparison(decision: "Decision", first: str, second: str) -> Tables:
-    """The numbers of two models on the same images; no table where they could not be compared."""
-    if not decision.gains:
-        return {}
-    new = "new to it" if decision.is_first else "new to both"
-    title = f"On the same {decision.num_images:,} images of {decision.num_bins:,} bins, {new}"
-    tables = {title: card.gains(decision, first, second)}
-    return tables | ({"Accuracy by class": card.class_changes(decision, first, second)} if decision.by_class else {})
+    return f"{name}: {result}; always predicting {baseline.class_name}: {baseline.accuracy:.1%}"
 
 
 def of_models(versions: Sequence["Version"], history: Sequence["AliasChange"]) -> Tables:
@@ -193,59 +163,6 @@ def of_versions(first: "Version", second: "Version", params: Sequence[Mapping[st
     return tables
 
 
-def of_predictions(counted: pd.DataFrame) -> pd.DataFrame:
-    """Of the columns of predict_inputs those that people read first."""
-    likeliest = counted.filter(regex="^p_").max(axis=1)
-    return counted.drop(columns=list(counted.filter(regex="^p_"))).assign(probability=likeliest)
-
-
-def of_diagnosis(diagnosis: "Diagnosis") -> Tables:
-    """What is good, what is set aside for which reason, and the problems by kind."""
-    numbers = [
-        ("good bins", diagnosis.num_good),
-        ("bins set aside", diagnosis.set_aside.total()),
-        *((f"- {reason}", count) for reason, count in diagnosis.set_aside.most_common()),
-        ("problems", len(diagnosis.problems)),
-    ]
-    tables = {"Dataset": pd.DataFrame(numbers, columns=["", "number"])} | _warnings(diagnosis.warnings)
-    if not diagnosis.problems:
-        return tables
-    found = pd.DataFrame(diagnosis.problems)
-    places = []
-    for kind, where in found.groupby("kind", sort=False)["where"]:
-        places += [(place, kind) for place in where[:NUM_SHOWN]]
-        if len(where) > NUM_SHOWN:
-            places.append((f"and {len(where) - NUM_SHOWN:,} more", kind))
-    by_remedy = found.groupby("remedy", sort=False)["kind"]
-    return tables | {
-        "Problems": pd.DataFrame(places, columns=["where", "what"]),
-        "What to do": pd.DataFrame({"": [f"{', '.join(of.unique())}: {remedy}" for remedy, of in by_remedy]}),
-    }
-
-
-def of_mended(mended: "Mended") -> Tables:
-    """What was removed."""
-    rows = [
-        ("damaged bins, to be fetched again", mended.num_bins),
-        ("stray files", mended.num_strays),
-        ("leftovers of killed runs", mended.num_leftovers),
-        ("packs of an older decoder", mended.num_packs),
-        ("damaged pictures in packs, decoded again where the original is sound", mended.num_pictures),
-    ]
-    return {"Removed or repaired": pd.DataFrame(rows, columns=["", "number"])}
-
-
-def of_export(exported: "Exported", where: str) -> Tables:
-    """What was brought, and what stood there before."""
-    rows = [
-        ("brought now", exported.num_copied),
-        ("there already", exported.num_present),
-        ("not of this snapshot, left alone", exported.num_foreign),
-    ]
-    title = f"Exported to {where}, {exported.num_bytes / 1e6:,.1f} MB"
-    return {title: pd.DataFrame(rows, columns=["", "files"])}
-
-
 def of_retention(plan: "Plan") -> Tables:
     """What would go and what stays."""
     root = plan.workspace.root
@@ -279,46 +196,6 @@ def show_pages(tracking_uri: str) -> None:
     else:
         store = '"$MLFLOW_TRACKING_URI"' if has_secret(tracking_uri) else shlex.quote(tracking_uri)
         print(f"  {_command('mlflow')} server --backend-store-uri {store}\n  then open http://127.0.0.1:5000/#/models")
-
-
-def show(tables: Tables, console: Console | None = None) -> None:
-    """Print the tables."""
-    console = console or Console()
-    for title, frame in tables.items():
-        table = Table(
-            title=_text(title),
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            pad_edge=False,
-            collapse_padding=True,
-        )
-        for position, column in enumerate(frame.columns):
-            is_text = position == 0 and not frame.iloc[:, 0].map(lambda cell: isinstance(cell, Number)).all()
-            table.add_column(_text(column), justify="left" if is_text else "right", overflow="fold")
-        for row in frame.itertuples(index=False):
-            table.add_row(*map(_cell, row))
-        console.print(table)
-        console.print()
-
-
-def markdown(tables: Tables) -> str:
-    """The tables as Markdown."""
-    return "\n\n".join(f"## {escape_markdown(title)}\n\n{card.markdown(frame)}" for title, frame in tables.items())
-
-
-def _balance(table: pd.DataFrame) -> pd.DataFrame:
-    joined = pd.DataFrame({"class": table["class"]})
-    for column in (*SPLITS, "total"):
-        joined[column] = [
-            f"{count:,} ({share:.1f} %)" for count, share in zip(table[column], table[f"{column} %"], strict=True)
-        ]
-    return joined
-
-
-def _warnings(found: Sequence[str]) -> Tables:
-    return {"To look at": pd.DataFrame({"": list(found)})} if found else {}
 
 
 def _times(timings: Timings) -> pd.DataFrame:
@@ -368,19 +245,6 @@ def _scores(scores: Sequence["Score | None"], factor: float, digits: int) -> lis
         "{} ({}-{})".format(*(number.rjust(width) for number, width in zip(each, widths, strict=True))) if each else ""
         for each in numbers
     ]
-
-
-def _cell(value: object) -> str | Text:
-    if isinstance(value, Integral):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.3f}"
-    return _text(value)
-
-
-def _text(value: object) -> Text:
-    """Text as it is: rich would read brackets as its own markup, and a terminal control characters as orders."""
-    return Text(CONTROL.sub(" ", str(value)))
 
 
 def _command(name: str) -> str:

@@ -16,7 +16,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.data.sync import Plan, SyncReport
 from bincount.errors import SourceUnavailable
 from bincount.problem import normalize_name
-from bincount.reporting import card
+from bincount.reporting import tables
 from bincount.settings import MAX_PIXELS, DataConfig, ImageConfig
 from bincount.text import escape_markdown
 from tasks.retry import transient
@@ -87,7 +87,7 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
     about = f"Images by class and split in snapshot {snapshot.digest[:12]}; imbalance {measured.imbalance:.1f}"
     create_table_artifact(
         key="class-balance",
-        table=card.records(measured.table()),
+        table=tables.records(measured.table()),
         description="\n\n".join([about, *(f"Warning: {escape_markdown(warning)}" for warning in measured.warnings)]),
     )
     return measured

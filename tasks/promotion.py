@@ -17,8 +17,9 @@ from prefect.runtime import flow_run
 from bincount.data import packs, snapshots, tables
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, ModelNotFound
-from bincount.evaluation import promotion
-from bincount.evaluation.evaluate import Evaluation, columns, predict_test
+from bincount.evaluation import holdout, promotion
+from bincount.evaluation.evaluate import Evaluation, predict_test, probability_columns
+from bincount.evaluation.intervals import LabelledImages
 from bincount.evaluation.promotion import Decision
 from bincount.reporting import card
 from bincount.settings import PromotionConfig, RegistryConfig
@@ -70,12 +71,12 @@ def promote_model(
         ):
             break
         logger.info("another model became champion meanwhile: comparing again")
-    logger.info("%s version %d: %s", version.name, version.version, decision.words())
+    logger.info("%s version %d: %s", version.name, version.version, decision.describe())
     if decision.promote:
         _announce(version, decision)
     create_markdown_artifact(
         key="promotion",
-        markdown=card.with_comparison("", decision),
+        markdown=card.comparison(decision),
         description=escape_markdown(f"{version.name} version {version.version}"),
     )
     return registry.find(str(version.version)), decision
@@ -85,7 +86,7 @@ def _announce(version: Version, decision: Decision) -> None:
     emit_event(
         "bincount.champion.promoted",
         {"prefect.resource.id": f"bincount.model.{version.name}", "prefect.resource.name": version.name},
-        payload={"version": version.version, "words": decision.words()},
+        payload={"version": version.version, "words": decision.describe()},
     )
 
 
@@ -168,15 +169,16 @@ def compare(
             reason = f"version {model.version} tells other classes than the snapshot has"
             return promotion.refuse(reason, rules, is_first=is_first)
         tables.append(table)
-    unseen = promotion.unseen(snapshot, learned_from)
+    unseen = holdout.find_unseen(snapshot, learned_from)
     tables = [table[table["image_id"].map(unseen)] for table in tables]
-    labels, groups = tables[0]["label"].to_numpy(np.int64), tables[0]["group"]
-    answers = [table[columns(snapshot.classes)].to_numpy() for table in tables]
+    labels, groups = tables[0]["label"].to_numpy(np.int64), tables[0]["group"].to_numpy()
+    images = LabelledImages(labels, groups, snapshot.classes)
+    probabilities = [table[probability_columns(snapshot.classes)].to_numpy() for table in tables]
     trained_on = _images_by_class(learned_from[0])
     absent = np.flatnonzero(trained_on == 0).tolist()
     if is_first:
-        return promotion.decide_first(labels, groups, *answers, trained_on.argmax(), snapshot.classes, rules, absent)
-    return promotion.decide(labels, groups, *answers, snapshot.classes, rules, absent)
+        return promotion.decide_first(images, *probabilities, trained_on.argmax(), rules, absent)
+    return promotion.decide(images, *probabilities, rules, absent)
 
 
 def _images_by_class(snapshot: Snapshot) -> np.ndarray:

@@ -23,10 +23,9 @@ from bincount.data import balance
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.database import pages_of
-from bincount.evaluation.evaluate import Evaluation, columns, mistakes, suspects
-from bincount.evaluation.intervals import Score
+from bincount.evaluation.evaluate import Evaluation, find_mistakes, find_suspects, probability_columns
 from bincount.evaluation.metrics import reliability
-from bincount.reporting import card
+from bincount.reporting import card, tables
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
 from bincount.text import escape_markdown
 from bincount.tracking.connection import connect, is_transient
@@ -107,7 +106,6 @@ def register_model(
     registry, run_id = start_run(snapshot, images, training, trained.folder, config, workspace)
     with registry.runs.ending(run_id):
         measured = balance.examine(snapshot.read(), snapshot.classes)
-        by_class = measured.by_class()
         history = _log_training(registry, run_id, trained.folder)
         metrics = {f"test/{name}": value for name, value in evaluation.metrics.scalars().items()}
         majority = {"test/majority_accuracy": evaluation.baseline.accuracy}
@@ -115,23 +113,21 @@ def register_model(
         found = _evaluation_files(evaluation, snapshot, pack)
         found["tables"] |= {"class_balance.json": measured.table()}
         found["figures"] |= {
-            "class_balance.png": figures.class_balance(by_class),
+            "class_balance.png": figures.class_balance(measured.by_class()),
             "training_curves.png": figures.training_curves(history, trained.best_epoch),
         }
         registry.runs.log_files(run_id, **found)
 
         text = card.describe(
             snapshot,
-            by_class,
+            measured,
+            evaluation,
             spec=read_spec(trained.checkpoint),
-            images=images,
             training=training,
-            evaluation=evaluation,
             num_extra=len(snapshot.extra()),
-            warnings=measured.warnings,
         )
         tags = {**_tags(snapshot, images), "test_images": str(evaluation.metrics.num_images)}
-        example, scores = _example(snapshot, pack), _scores(evaluation)
+        example, scores = _example(snapshot, pack), evaluation.scores()
         version = registry.register(run_id, trained.checkpoint, text, tags, example, scores)
     name = escape_markdown(f"{version.name} version {version.version}")
     create_markdown_artifact(key="model-card", markdown=text, description=name)
@@ -156,55 +152,47 @@ def version_page(version: Version, tracking_uri: str) -> str:
 
 
 def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) -> dict[str, dict]:
-    """Make tables, figures and texts of all that the test has shown, as Runs.log_files takes them."""
+    """Return the tables, figures, page and files of a test, as Runs.log_files takes them."""
     from bincount.reporting import figures, pages
 
     metrics, predictions, by_slice = evaluation.metrics, evaluation.predictions, evaluation.slices
-    scores = predictions[columns(snapshot.classes)].to_numpy()
-    confidence = reliability(predictions["label"].to_numpy(), scores)
-    wrong = mistakes(predictions, snapshot.classes)
-
-    tables = {
-        "test_scores": card.scores(evaluation),
-        "test_metrics": card.by_class(evaluation),
+    probabilities = predictions[probability_columns(snapshot.classes)].to_numpy()
+    confidence = reliability(predictions["label"].to_numpy(), probabilities)
+    mistakes = find_mistakes(predictions, snapshot.classes)
+    logged = {
+        "test_scores": tables.overall_scores(evaluation),
+        "test_metrics": tables.class_scores(evaluation),
         "slices": by_slice,
-        "mistakes": wrong,
-        "suspects": suspects(wrong),
+        "mistakes": mistakes,
+        "suspects": find_suspects(mistakes),
     }
-    figures = {
+    drawn = {
         "confusion_matrix": figures.confusion(metrics),
+        "class_scores": figures.class_scores(metrics, evaluation.intervals),
         "reliability": figures.reliability(confidence, metrics.calibration_error),
-        "worst_mistakes": _sheet(wrong.head(NUM_WORST), snapshot, pack),
+        "worst_mistakes": _sheet(mistakes.head(NUM_WORST), snapshot, pack),
     }
     if len(by_slice):
-        figures["slices"] = figures.by_slice(by_slice, metrics.accuracy)
-    intervals = {name: (interval.low, interval.high) for name, interval in evaluation.intervals.items()}
+        drawn["slices"] = figures.slices(by_slice, metrics.accuracy)
     title = f"Test on {metrics.num_images:,} images of {snapshot.source}"
     return {
-        "tables": {f"{name}.json": table for name, table in tables.items()},
-        "figures": {f"{name}.png": figure for name, figure in figures.items()},
-        "texts": {"test.html": pages.page(metrics, confidence, by_slice, title, intervals)},
+        "tables": {f"{name}.json": table for name, table in logged.items()},
+        "figures": {f"{name}.png": figure for name, figure in drawn.items()},
+        "texts": {"test.html": pages.evaluation_page(title, evaluation, confidence, by_slice, drawn)},
         "paths": {name: evaluation.folder / name for name in ("predictions.parquet", "metrics.json")},
     }
 
 
-def _sheet(wrong: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> "Figure":
+def _sheet(mistakes: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> "Figure":
     from bincount.reporting import figures
 
     digests = snapshot.labelled().set_index("image_id")["sha256"]
-    pictures = [pack.images[row] for row in pack.locate(digests[wrong["image_id"]])]
+    pictures = [pack.images[row] for row in pack.locate(digests[mistakes["image_id"]])]
     captions = [
-        f"{row.image_id}\nrecorded {row.recorded}, counted {row.counted} ({row.confidence:.0%})"
-        for row in wrong.itertuples()
+        f"{row.image_id}\nrecorded {row.recorded}, predicted {row.predicted} ({row.confidence:.0%})"
+        for row in mistakes.itertuples()
     ]
-    return figures.sheet(pictures, captions, f"The {len(wrong)} test images whose record was held least likely")
-
-
-def _scores(evaluation: Evaluation) -> dict[str, Score]:
-    """Return the scores that tell versions apart at a glance."""
-    values, intervals = evaluation.metrics.scalars(), evaluation.intervals
-    names = [name for name in ("accuracy", "rmse", "rmse_of_expectation") if name in values]
-    return {name: Score(value=values[name], low=intervals[name].low, high=intervals[name].high) for name in names}
+    return figures.sheet(pictures, captions, f"The {len(mistakes)} test images whose record has the lowest probability")
 
 
 def _tags(snapshot: Snapshot, images: ImageConfig) -> dict[str, str]:

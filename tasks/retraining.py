@@ -21,9 +21,8 @@ from bincount.data.snapshots import Snapshot
 from bincount.errors import ModelNotFound
 from bincount.evaluation import drift
 from bincount.evaluation.drift import Drift
-from bincount.evaluation.intervals import Interval
 from bincount.files import atomic_write, read_sealed, sealed
-from bincount.reporting import card
+from bincount.reporting import tables
 from bincount.retention import Removed
 from bincount.settings import DriftConfig, ImageConfig, RegistryConfig, RetentionConfig, RetrainConfig, TrainConfig
 from bincount.text import escape_markdown
@@ -133,7 +132,7 @@ def _why_not(registry: Registry, snapshot: Snapshot, news: News, settings: Mappi
         # what was to be promoted and was not is ended by this night
         if _is_settled(version) and registry.runs.was_trained_with(version.run_id, settings):
             undone = registry.find_rollback(version)
-            since = f"It was {undone.describe()}" if undone else version.decision.words().splitlines()[0]
+            since = f"It was {undone.describe()}" if undone else version.decision.summary()
             return f"Nothing was trained: version {version.version} has learned from these images already. {since}"
     return ""
 
@@ -161,7 +160,7 @@ def measure_drift(
         found = _compare(
             champion, snapshot, snapshots.open_snapshot(folder), pack, news, rules, config, workspace, device
         )
-    create_markdown_artifact(key="drift", markdown=_drift_page(found), description=escape_markdown(found.words()))
+    create_markdown_artifact(key="drift", markdown=_drift_page(found), description=escape_markdown(found.describe()))
     for warning in found.warnings:
         logger.warning(warning)
     if is_known:
@@ -170,7 +169,7 @@ def measure_drift(
         emit_event(
             "bincount.drift.found",
             {"prefect.resource.id": f"bincount.model.{champion.name}", "prefect.resource.name": champion.name},
-            payload={"version": champion.version, "words": found.words()},
+            payload={"version": champion.version, "words": found.describe()},
         )
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as temporary:
@@ -209,23 +208,20 @@ def _compare(
     device: str,
 ) -> Drift:
     accuracy, missing = None, ""
-    if news.num_new >= rules.min_images and (score := champion.scores.get("accuracy")):
+    if news.num_new >= rules.min_images and (test := champion.scores.get("accuracy")):
         try:
             with find_checkpoint(str(champion.version), workspace, config) as checkpoint:
-                interval = Interval(low=score.low, high=score.high)
-                accuracy = drift.count_new(
-                    snapshot, learned_from, checkpoint, device, score.value, interval, config=rules
-                )
+                accuracy = drift.score_new_images(snapshot, learned_from, checkpoint, test, rules, device)
         except ModelNotFound as error:
-            missing = f"the champion was not asked: {error}"
-    found = drift.compare(snapshot, learned_from, pack, rules, accuracy)
+            missing = f"the champion was not evaluated: {error}"
+    found = drift.detect(snapshot, learned_from, pack, rules, accuracy)
     return found.model_copy(update={"note": "; ".join(filter(None, [found.note, missing]))})
 
 
 def _drift_page(found: Drift) -> str:
-    tables = [card.markdown(table) for table in (found.table(), found.balance()) if len(table)]
-    said = map(escape_markdown, [found.words(), *([found.note] if found.indices and found.note else [])])
-    return "\n\n".join([*said, *tables])
+    measured = (tables.drift_indices(found), tables.drift_class_shares(found))
+    said = map(escape_markdown, [found.describe(), *([found.note] if found.indices and found.note else [])])
+    return "\n\n".join([*said, *(tables.markdown_table(table) for table in measured if len(table))])
 
 
 @task(name="remove what is not needed", task_run_name="remove what is not needed", **MLFLOW_RETRIES)

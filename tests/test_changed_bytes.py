@@ -127,7 +127,7 @@ READERS = {
     "the trainer": lambda pack, rows: list(
         Reader(pack.images, rows, torch.device("cpu")).batches(np.arange(len(rows))[None])
     ),
-    "evaluation": lambda pack, rows: slices.look(pack.images, rows),
+    "evaluation": lambda pack, rows: slices.image_stats(pack.images, rows),
     "a row": lambda pack, rows: [pack.images[int(row)] for row in rows],
     "a slice": lambda pack, rows: pack.images[:],
     "numpy": lambda pack, rows: np.asarray(pack.images),

@@ -1,4 +1,4 @@
-"""A model on the test images: what is written, and which answers are held up for people to look at."""
+"""A model on the test images: what is written, and which predictions people should look at."""
 
 import json
 
@@ -10,7 +10,7 @@ from drawn_training import IMAGES, QUICK, dataset
 from bincount.data import snapshots
 from bincount.errors import DatasetError
 from bincount.evaluation import metrics
-from bincount.evaluation.evaluate import evaluate, mistakes, suspects
+from bincount.evaluation.evaluate import evaluate, find_mistakes, find_suspects
 from bincount.problem import Classes
 from bincount.training.train import fit
 
@@ -19,7 +19,7 @@ COUNTS = Classes.parse("0..2")
 
 @pytest.fixture(scope="module")
 def tested(tmp_path_factory):
-    """A drawn snapshot with test images, its pack, and a model that has learned from it."""
+    """A drawn snapshot with test images, its pack, and a model trained on it."""
     folder = tmp_path_factory.mktemp("tested")
     snapshot, pack = dataset(folder, train=96, val=24, test=60)
     return snapshot, pack, fit(snapshot, pack, IMAGES, QUICK, folder / "run").checkpoint
@@ -39,6 +39,13 @@ def test_the_test_is_written_as_it_is_returned(tested, tmp_path):
     assert written["metrics"]["accuracy"] == evaluation.metrics.accuracy
     assert written["intervals"]["accuracy"]["low"] == evaluation.intervals["accuracy"].low
     assert evaluation.intervals["accuracy"].low <= evaluation.metrics.accuracy <= evaluation.intervals["accuracy"].high
+    accuracy = evaluation.scores()["accuracy"]
+    assert (accuracy.value, accuracy.low, accuracy.high) == (
+        evaluation.metrics.accuracy,
+        evaluation.intervals["accuracy"].low,
+        evaluation.intervals["accuracy"].high,
+    )
+    assert list(evaluation.scores()) == ["accuracy", "rmse", "rmse_of_expectation"]
     assert list(evaluation.slices)[:3] == ["slice", "value", "images"]
     assert set(evaluation.slices["slice"]) <= {"sharpness", "brightness", "quantity"}
 
@@ -56,7 +63,9 @@ def test_a_model_of_other_classes_is_refused_with_the_remedy(tested, tmp_path):
     table = snapshot.read().assign(class_name="5", label=0)
     other = snapshots.freeze(table, Classes.parse("5,6"), "drawn", tmp_path)
 
-    with pytest.raises(DatasetError, match="tells 0, 1, 2 and the snapshot has 5, 6; prepare with the same --classes"):
+    with pytest.raises(
+        DatasetError, match="predicts 0, 1, 2 and the snapshot has 5, 6; prepare with the same --classes"
+    ):
         evaluate(other, pack, checkpoint, tmp_path / "evaluation", "cpu")
 
 
@@ -65,20 +74,20 @@ def predictions(*rows: tuple[str, int, list[float]]) -> pd.DataFrame:
     return table.join(pd.DataFrame(np.array([row[2] for row in rows]), columns=["p_0", "p_1", "p_2"]))
 
 
-def test_mistakes_stand_in_order_of_how_unlikely_the_record_was_held():
-    table = mistakes(
+def test_mistakes_stand_in_order_of_the_probability_of_the_record():
+    table = find_mistakes(
         predictions(("a", 0, [0.2, 0.5, 0.3]), ("b", 1, [0.9, 0.01, 0.09]), ("c", 2, [0.1, 0.1, 0.8])), COUNTS
     )
 
-    assert table[["image_id", "recorded", "counted"]].to_numpy().tolist() == [["b", "1", "0"], ["a", "0", "1"]]
+    assert table[["image_id", "recorded", "predicted"]].to_numpy().tolist() == [["b", "1", "0"], ["a", "0", "1"]]
     assert table["p_recorded"].to_list() == [0.01, 0.2]
     assert table["confidence"].to_list() == [0.9, 0.5]
 
 
 def test_suspects_are_the_mistakes_of_which_the_model_is_sure():
-    table = mistakes(
+    table = find_mistakes(
         predictions(("a", 0, [0.02, 0.95, 0.03]), ("b", 1, [0.0, 0.11, 0.89]), ("c", 2, [0.99, 0.005, 0.005])), COUNTS
     )
 
-    assert suspects(table)["image_id"].to_list() == ["c", "a"]
-    assert suspects(table.head(0)).empty
+    assert find_suspects(table)["image_id"].to_list() == ["c", "a"]
+    assert find_suspects(table.head(0)).empty

@@ -69,20 +69,20 @@ def test_tags_that_people_have_edited_are_no_scores_and_no_numbers(text):
 def test_a_decision_is_read_as_it_was_recorded(registered):
     registry, made = registered
     decision = Decision(
-        promote=True, reason="é" * 100, num_images=9, num_bins=7, gains=GAINS, by_class=(change(1), change(2))
+        promote=True, reason="é" * 100, num_images=9, num_bins=7, gains=GAINS, class_changes=(change(1), change(2))
     )
 
     registry.record_decision(made, decision)
 
     found = registry.find("1")
     assert found.decision == decision
-    assert found.tags["bincount.decision"] == decision.words()
+    assert found.tags["bincount.decision"] == decision.describe()
 
 
 def test_of_a_decision_about_more_classes_than_a_tag_has_room_for_those_that_lost_most_are_kept(registered):
     registry, made = registered
     decision = Decision(
-        promote=False, reason="b" * 3000, gains=GAINS, by_class=tuple(change(label) for label in range(900))
+        promote=False, reason="b" * 3000, gains=GAINS, class_changes=tuple(change(label) for label in range(900))
     )
 
     registry.record_decision(made, decision)
@@ -93,7 +93,7 @@ def test_of_a_decision_about_more_classes_than_a_tag_has_room_for_those_that_los
     found = registry.find("1").decision
     assert found.gains == GAINS
     assert found.reason == decision.reason
-    assert found.by_class == decision.by_class[-len(found.by_class) :] != ()
+    assert found.class_changes == decision.class_changes[-len(found.class_changes) :] != ()
 
 
 @pytest.mark.parametrize("length", [4000, 6000, 100_000])
@@ -121,8 +121,8 @@ def test_a_reason_too_long_for_a_tag_is_shortened_and_the_decision_stays_readabl
 def test_the_decision_of_an_earlier_release_is_read_from_its_text(decision):
     evidence = "\naccuracy 43.1% against 40.2%: +2.9 points (+0.4 to +5.4) on 9 images"
 
-    assert version(**{"bincount.decision": decision.words() + evidence}).decision == decision
-    assert version(**{"bincount.decision": decision.words(), facts.DECISION_DATA_TAG: "{"}).decision == decision
+    assert version(**{"bincount.decision": decision.describe() + evidence}).decision == decision
+    assert version(**{"bincount.decision": decision.describe(), facts.DECISION_DATA_TAG: "{"}).decision == decision
 
 
 def test_the_history_has_the_flow_run_that_changed_the_alias_however_long_the_rest_is(registered):

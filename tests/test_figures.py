@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from bincount.evaluation import metrics
+from bincount.evaluation.intervals import Interval
 from bincount.problem import Classes
 from bincount.reporting import figures
 
@@ -95,8 +96,30 @@ def test_reliability_shows_accuracy_where_there_are_answers_and_images_where_the
     assert [bar.get_x() for bar in strip.patches] == [0, 0.25, 0.5, 0.75]
 
 
+def test_the_scores_of_a_class_are_bars_with_the_interval_of_the_recall_where_there_is_one():
+    scores = metrics.score(np.array([1, 1, 1, 2, 2, 2]), np.eye(3)[[1, 1, 2, 2, 2, 0]], Classes.parse("0..2"))
+
+    (axes,) = figures.class_scores(scores, {"class/1/recall": Interval(low=0.5, high=0.9)}).axes
+
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["recall", "precision", "F1"]
+    widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
+    expected = [[getattr(score, name) for score in scores.per_class] for name in ("recall", "precision", "f1")]
+    np.testing.assert_allclose(np.array(widths), np.array(expected, float))
+    (intervals,) = axes.collections
+    assert [segment[:, 0].tolist() for segment in intervals.get_segments()] == [[0.5, 0.9]]
+
+
+def test_a_class_without_images_has_no_bars_and_says_why():
+    scores = metrics.score(np.array([0, 1]), np.eye(3)[[0, 1]], Classes.parse("0..2"))
+
+    (axes,) = figures.class_scores(scores, {}).axes
+
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1", "2\n(no images)"]
+    assert all(np.isnan(bars[2].get_width()) for bars in axes.containers)
+
+
 def test_slices_stand_below_the_name_of_their_kind_with_their_images_and_errors():
-    (axes,) = figures.by_slice(SLICES, accuracy=0.65).axes
+    (axes,) = figures.slices(SLICES, accuracy=0.65).axes
 
     rows = {label.get_text(): row for row, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
     assert sorted(rows, key=rows.get) == ["sharpness", "blurred", "sharp", "brightness", "dark"]
@@ -108,7 +131,7 @@ def test_slices_stand_below_the_name_of_their_kind_with_their_images_and_errors(
 
 
 def test_slices_show_their_intervals_beside_the_accuracy_over_all_images():
-    (axes,) = figures.by_slice(SLICES, accuracy=0.65).axes
+    (axes,) = figures.slices(SLICES, accuracy=0.65).axes
 
     overall, dots = axes.lines
     assert overall.get_xdata() == [0.65, 0.65]
@@ -118,13 +141,13 @@ def test_slices_show_their_intervals_beside_the_accuracy_over_all_images():
 
 
 def test_slices_without_errors_have_no_column_for_them():
-    notes = texts(figures.by_slice(SLICES.assign(rmse=np.nan), accuracy=0.65))
+    notes = texts(figures.slices(SLICES.assign(rmse=np.nan), accuracy=0.65))
 
     assert notes == ["images", "40", "1,960", "300"]
 
 
 def test_a_test_without_slices_is_drawn_too(tmp_path):
-    figures.by_slice(pd.DataFrame(columns=SLICES.columns), accuracy=0.65).savefig(tmp_path / "slices.png")
+    figures.slices(pd.DataFrame(columns=SLICES.columns), accuracy=0.65).savefig(tmp_path / "slices.png")
 
     with Image.open(tmp_path / "slices.png") as image:
         assert image.format == "PNG"
@@ -180,6 +203,7 @@ def test_a_sheet_of_thirty_pictures_is_small_even_where_they_do_not_compress(tmp
 def test_a_dollar_in_a_name_is_drawn_as_a_dollar(tmp_path):
     names = Classes(names=(r"$\oops$", "$5 and $6"), ordered=False)
 
+    figures.class_scores(scored(names), {}).savefig(tmp_path / "class_scores.png")
     figures.confusion(scored(names)).savefig(tmp_path / "confusion.png")  # as a formula, the first cannot be read
 
 

@@ -20,6 +20,7 @@ from servers import wait_for, with_database
 from bincount.data import synthetic
 from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import SourceError
+from bincount.reporting.tables import markdown
 from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, TrainConfig
 from bincount.tracking import connection, live, runs
 from bincount.training import launch
@@ -80,7 +81,7 @@ def test_the_job_ends_with_a_champion_and_a_summary(finished):
     assert images["in the source"] == 300
     assert images["set aside"] == sum(count for name, count in images.items() if name.startswith("- "))
     assert images["set aside"] == len(set(synthetic.broken_ids(300).values()) - {"copy"})
-    assert "| accuracy |" in summary.markdown(tables)
+    assert "| accuracy |" in markdown(tables)
 
 
 def test_runs_tasks_logs_and_artifacts_have_names_that_a_person_understands(finished, api, bucket):
@@ -235,7 +236,7 @@ def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path)
     assert done.model.evaluation.metrics.rmse is None
     balance = done.prepared.balance.table().set_index("class")
     assert balance.loc["all", "total"] == 150
-    assert "RMSE" not in summary.markdown(summary.of_run(done.prepared, done.model))
+    assert "RMSE" not in markdown(summary.of_run(done.prepared, done.model))
 
 
 def test_a_source_that_does_not_exist_fails_at_once_with_the_remedy(api, tmp_path):

@@ -1,12 +1,19 @@
 """Intervals by drawing bins: what they are of, how wide they are, and how often they are right."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
 from bincount.evaluation import intervals, metrics
+from bincount.evaluation.intervals import LabelledImages, Score
 from bincount.problem import Classes
 
 COUNTS = Classes.parse("0..5")
+
+
+def estimate(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, classes: Classes) -> dict:
+    return intervals.estimate(LabelledImages(labels, groups, classes), scores)
 
 
 def guesses(num: int, seed: int = 0, num_classes: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -24,12 +31,10 @@ def test_the_sums_make_the_same_scores_as_scikit_learn(classes):
     def total(table):
         return table.sum().to_frame().T
 
-    ours = intervals.scores(total(intervals.sums(labels, scores, classes)), classes)
-    ours = (
-        ours.join(intervals.class_scores(total(intervals.class_sums(labels, scores, classes)), classes))
-        .iloc[0]
-        .dropna()
-    )
+    images = LabelledImages(labels, np.arange(500), classes)
+    ours = intervals.scores_of_sums(total(intervals.image_sums(images, scores)), classes)
+    of_classes = intervals.class_scores_of_sums(total(intervals.class_sums(images, scores)), classes)
+    ours = ours.join(of_classes).iloc[0].dropna()
 
     theirs = metrics.score(labels, scores, classes).scalars()
     assert {
@@ -52,7 +57,7 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says():
         hardness = np.repeat(random.random(150), 2)  # two images of each bin, alike
         labels = np.zeros(300, int)
         scores = np.eye(2)[(hardness + 0.2 * random.random(300) > 0.7).astype(int)]
-        found = intervals.intervals(labels, scores, np.repeat(np.arange(150), 2), Classes.parse("0..1"))["accuracy"]
+        found = estimate(labels, scores, np.repeat(np.arange(150), 2), Classes.parse("0..1"))["accuracy"]
         held.append(found.low <= 0.6 <= found.high)  # the share of hardness + noise below 0.7
     assert 0.9 <= np.mean(held) <= 0.99
 
@@ -61,9 +66,9 @@ def test_images_of_one_bin_count_as_one():
     labels, scores = guesses(200)
     twice = np.tile(labels, 2), np.tile(scores, (2, 1))
 
-    alone = intervals.intervals(labels, scores, np.arange(200), COUNTS)["accuracy"]
-    as_bins = intervals.intervals(*twice, np.tile(np.arange(200), 2), COUNTS)["accuracy"]
-    as_images = intervals.intervals(*twice, np.arange(400), COUNTS)["accuracy"]
+    alone = estimate(labels, scores, np.arange(200), COUNTS)["accuracy"]
+    as_bins = estimate(*twice, np.tile(np.arange(200), 2), COUNTS)["accuracy"]
+    as_images = estimate(*twice, np.arange(400), COUNTS)["accuracy"]
 
     assert as_bins == alone
     assert as_images.high - as_images.low < 0.8 * (alone.high - alone.low)
@@ -74,8 +79,8 @@ def test_the_same_test_gets_the_same_interval_in_whatever_order_its_images_stand
     groups = np.array([f"bin {number // 2}" for number in range(300)])
     order = np.random.default_rng(1).permutation(300)
 
-    first = intervals.intervals(labels, scores, groups, COUNTS)
-    shuffled = intervals.intervals(labels[order], scores[order], groups[order], COUNTS)
+    first = estimate(labels, scores, groups, COUNTS)
+    shuffled = estimate(labels[order], scores[order], groups[order], COUNTS)
 
     for name, interval in first.items():
         assert shuffled[name].low == pytest.approx(interval.low)
@@ -84,7 +89,7 @@ def test_the_same_test_gets_the_same_interval_in_whatever_order_its_images_stand
 
 def test_a_test_is_drawn_in_pieces_where_it_is_large(monkeypatch):
     labels, scores = guesses(50)
-    added = intervals.sums(labels, scores, COUNTS)
+    added = intervals.image_sums(LabelledImages(labels, np.arange(50), COUNTS), scores)
     monkeypatch.setattr(intervals, "WEIGHTS_AT_ONCE", 7 * 50)
 
     drawn = intervals.resample(added, np.arange(50), num=100)
@@ -97,13 +102,13 @@ def test_a_test_is_drawn_in_pieces_where_it_is_large(monkeypatch):
 
 def test_a_rate_of_one_is_not_certain_for_that():
     labels = np.repeat([0, 1, 2], [40, 40, 20])
-    found = intervals.intervals(labels, np.eye(3)[labels], np.arange(100), Classes.parse("0..2"))
+    found = estimate(labels, np.eye(3)[labels], np.arange(100), Classes.parse("0..2"))
 
     assert found["accuracy"].high == 1
     assert found["accuracy"].low == pytest.approx(100 / (100 + 1.96**2), abs=1e-4)  # Wilson's
     assert found["class/0/recall"].low == pytest.approx(40 / (40 + 1.96**2), abs=1e-4)
     assert found["rmse"] == intervals.Interval(low=0, high=0)
-    wrong = intervals.intervals(labels, np.eye(3)[2 - labels], np.arange(100), Classes.parse("0..2"))
+    wrong = estimate(labels, np.eye(3)[2 - labels], np.arange(100), Classes.parse("0..2"))
     assert wrong["class/0/recall"].low == 0
     assert 0.05 < wrong["class/0/recall"].high < 0.15
 
@@ -112,7 +117,7 @@ def test_a_class_in_a_few_bins_has_no_interval():
     labels, scores = np.repeat([0, 1], [60, 58]), np.eye(2)[np.tile([0, 1], 59)]
     groups = np.concatenate([np.arange(60), 100 + np.arange(58) // 2])
 
-    found = intervals.intervals(labels, scores, groups, Classes.parse("0..1"))
+    found = estimate(labels, scores, groups, Classes.parse("0..1"))
 
     assert "class/0/recall" in found
     assert not [name for name in found if name.startswith("class/1/")]
@@ -120,4 +125,25 @@ def test_a_class_in_a_few_bins_has_no_interval():
 
 def test_without_images_there_is_no_interval():
     with pytest.raises(ValueError, match="no image"):
-        intervals.intervals(np.empty(0, int), np.empty((0, 6)), np.empty(0, int), COUNTS)
+        estimate(np.empty(0, int), np.empty((0, 6)), np.empty(0, int), COUNTS)
+
+
+@pytest.mark.parametrize("num_bins", [30, 41, 1000])
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.9999])
+def test_the_interval_of_a_rate_of_zero_or_one_is_wilsons_in_closed_form(num_bins, confidence):
+    labels, groups = np.zeros(num_bins, int), np.arange(num_bins)
+    images, right = LabelledImages(labels, groups, Classes.parse("0..1")), np.eye(2)[labels]
+    squared = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+
+    of_one = intervals.estimate(images, right, confidence)["accuracy"]
+    of_zero = intervals.estimate(images, right[:, ::-1], confidence)["accuracy"]
+
+    assert (of_one.low, of_one.high) == (pytest.approx(num_bins / (num_bins + squared), rel=1e-12), 1)
+    assert (of_zero.low, of_zero.high) == (0, pytest.approx(squared / (num_bins + squared), rel=1e-12))
+
+
+def test_a_score_survives_json_and_is_described_with_its_interval():
+    score = Score(value=0.4031, low=0.3712, high=0.43501)
+
+    assert Score.model_validate_json(score.model_dump_json()) == score
+    assert score.describe() == "0.4031 (0.3712 to 0.4350)"

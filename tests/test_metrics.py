@@ -66,7 +66,6 @@ def test_a_class_without_test_images_has_no_scores_and_no_weight_in_the_averages
     assert scored.per_class[2].recall is None
     assert (scored.macro.precision, scored.macro.recall, scored.macro.f1) == (1, 1, 1)
     assert "class/2/recall" not in scored.scalars()
-    assert np.isnan(metrics.per_class_table(scored)["recall"][2])
 
 
 def test_the_majority_class_comes_from_training_and_is_scored_on_the_test_images():
@@ -81,14 +80,6 @@ def test_metrics_survive_json():
     scored = metrics.score(LABELS, sure(0, 2, 1, 1), COUNTS)
 
     assert Metrics.model_validate_json(scored.model_dump_json()) == scored
-
-
-def test_the_table_has_a_row_a_class():
-    table = metrics.per_class_table(metrics.score(LABELS, sure(0, 2, 1, 1), COUNTS))
-
-    assert list(table["class"]) == ["0", "1", "2"]
-    assert list(table["images"]) == [2, 1, 1]
-    assert list(table["accuracy"]) == list(table["recall"]) == [0.5, 1, 0]
 
 
 @pytest.mark.parametrize(

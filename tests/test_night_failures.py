@@ -102,7 +102,7 @@ def test_a_champion_whose_files_are_gone_stops_no_night(nights):
 
     assert state.name == "Completed"
     night = state.result()
-    assert "the champion was not asked: the files of models:/bincount/1 are gone" in night.drift.note
+    assert "the champion was not evaluated: the files of models:/bincount/1 are gone" in night.drift.note
     assert "the champion was not asked" in pages()[-1]
     assert "clean-up" in pages()[-1].rpartition("Time and cost")[2]
     assert opened(nights.workspace).params(night.model.version)["weights"] == "none"

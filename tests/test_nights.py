@@ -103,7 +103,7 @@ def test_a_night_with_nothing_new_is_skipped_and_its_page_says_why(states, night
 def test_the_page_of_a_night_says_what_was_new_decided_and_spent(nights):
     page = pages()[1]
     assert f"{nights[1].news.num_new:,} new since version 1, the champion" in page
-    assert nights[1].model.decision.words().splitlines()[0] in page
+    assert nights[1].model.decision.summary() in page
     assert "| train |" in page
     assert "USD" in page
     for title in ("Images", "Class balance", "Decision", "Time and cost"):

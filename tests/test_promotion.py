@@ -6,7 +6,8 @@ import pytest
 
 from bincount.data import snapshots
 from bincount.errors import SettingsError
-from bincount.evaluation import promotion
+from bincount.evaluation import holdout, promotion
+from bincount.evaluation.intervals import LabelledImages
 from bincount.problem import Classes
 from bincount.settings import PromotionConfig
 
@@ -38,7 +39,7 @@ def decide(num_bins: int, challenger: float, champion: float, seed: int, **confi
     labels, groups = labels_and_bins(num_bins, random)
     hardness = random.random(num_bins)[groups]
     tables = [answers(labels, hardness, accuracy, random) for accuracy in (challenger, champion)]
-    return promotion.decide(labels, groups, *tables, CLASSES, PromotionConfig(**config))
+    return promotion.decide(LabelledImages(labels, groups, CLASSES), *tables, PromotionConfig(**config))
 
 
 def test_chance_promotes_seldom_and_a_true_gain_of_three_points_mostly(capsys):
@@ -53,7 +54,7 @@ def test_chance_promotes_seldom_and_a_true_gain_of_three_points_mostly(capsys):
     assert by_gain >= 0.9
 
 
-def test_a_better_model_is_promoted_and_the_reason_is_in_words():
+def test_a_better_model_is_promoted_and_the_reason_is_described():
     decision = decide(1000, 0.7, 0.5, seed=0)
 
     assert decision.promote
@@ -64,7 +65,7 @@ def test_a_better_model_is_promoted_and_the_reason_is_in_words():
     assert {gain.metric for gain in others} == {"rmse", "rmse_of_expectation"}
     assert all(gain.gain > 0 and gain.champion > gain.challenger for gain in others)
     assert decision.num_bins == 1000 < decision.num_images
-    assert decision.words().startswith("Promote: accuracy is better beyond chance")
+    assert decision.describe().startswith("Promote: accuracy is significantly better")
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "rmse", "rmse_of_expectation"])
@@ -72,16 +73,16 @@ def test_a_worse_model_is_not_promoted_by_any_metric(metric):
     decision = decide(1000, 0.5, 0.7, seed=0, metric=metric)
 
     assert not decision.promote
-    assert "worse beyond chance" in decision.reason
+    assert "significantly worse" in decision.reason
     assert decision.gains[0].metric == metric
     assert decision.gains[0].is_worse
 
 
-def test_a_gain_that_may_be_chance_is_no_gain():
+def test_a_gain_that_is_not_significant_is_no_gain():
     decision = decide(60, 0.58, 0.55, seed=1)
 
     assert not decision.promote
-    assert "may be chance" in decision.reason
+    assert "accuracy is not significantly better" in decision.reason
     assert decision.gains[0].interval.low <= 0
 
 
@@ -89,26 +90,26 @@ def test_a_gain_smaller_than_was_asked_for_is_not_enough():
     decision = decide(5000, 0.60, 0.55, seed=0, min_gain=10)
 
     assert not decision.promote
-    assert "less than the 10 that were asked for" in decision.reason
+    assert "less than the 10 required" in decision.reason
     assert decide(5000, 0.60, 0.55, seed=0, min_gain=3).promote
 
 
-def with_one_class_worse(loss: float) -> tuple[np.ndarray, ...]:
-    """Labels, bins, challenger and champion: better in every class, but for class 0, where it is worse by so much."""
+def with_one_class_worse(loss: float) -> tuple[LabelledImages, np.ndarray, np.ndarray]:
+    """Images, challenger and champion: better in every class, but for class 0, where it is worse by so much."""
     labels, groups = np.tile(np.arange(6), 500), np.arange(3000)
     rank = np.repeat(np.arange(500), 6) / 500
     right = {"challenger": np.where(labels == 0, rank < 0.6 - loss, rank < 0.8), "champion": rank < 0.6}
     tables = [np.eye(6)[np.where(right[name], labels, (labels + 1) % 6)] for name in ("challenger", "champion")]
-    return labels, groups, *tables
+    return LabelledImages(labels, groups, CLASSES), *tables
 
 
 def test_no_class_may_lose_more_than_was_set_whatever_the_others_gain():
     config = PromotionConfig(max_class_loss=5)
-    kept = promotion.decide(*with_one_class_worse(0.06), CLASSES, config)
+    kept = promotion.decide(*with_one_class_worse(0.06), config)
 
     assert not kept.promote
     assert kept.reason == "class 0 loses 6.0 points of accuracy on 500 images, more than the 5 that a class may lose"
-    assert promotion.decide(*with_one_class_worse(0.04), CLASSES, config).promote
+    assert promotion.decide(*with_one_class_worse(0.04), config).promote
 
 
 def test_more_right_answers_do_not_pay_for_larger_errors():
@@ -117,21 +118,21 @@ def test_more_right_answers_do_not_pay_for_larger_errors():
     champion = np.eye(6)[np.where(rank < 0.5, labels, np.where(labels == 0, 1, 4))]  # wrong by one
     challenger = np.eye(6)[np.where(rank < 0.6, labels, 5 - labels)]  # wrong by five
 
-    decision = promotion.decide(labels, groups, challenger, champion, CLASSES, PromotionConfig())
+    decision = promotion.decide(LabelledImages(labels, groups, CLASSES), challenger, champion, PromotionConfig())
 
     assert not decision.promote
-    assert decision.reason == "accuracy is better, but RMSE and RMSE of the expected count worse beyond chance"
+    assert decision.reason == "accuracy is better, but RMSE and RMSE of the expected count are significantly worse"
 
 
 def test_force_promotes_and_says_what_it_overruled():
     forced = decide(1000, 0.5, 0.7, seed=0, force=True)
 
     assert forced.promote
-    assert forced.reason == "forced, though accuracy is worse beyond chance"
+    assert forced.reason == "forced, though accuracy is significantly worse"
     assert forced.gains[0].is_worse
     assert promotion.refuse("other classes", PromotionConfig(force=True)).promote
     assert not promotion.refuse("other classes", PromotionConfig()).promote
-    assert decide(1000, 0.7, 0.5, seed=0, force=True).reason.startswith("accuracy is better")
+    assert decide(1000, 0.7, 0.5, seed=0, force=True).reason.startswith("accuracy is significantly better")
 
 
 def test_a_few_bins_decide_nothing():
@@ -146,12 +147,12 @@ def test_classes_without_order_are_compared_by_accuracy_alone():
     labels, groups = np.tile([0, 1], 500), np.arange(1000)
     better, worse = (np.eye(2)[np.where(np.arange(1000) % 10 < share, labels, 1 - labels)] for share in (9, 6))
 
-    decision = promotion.decide(labels, groups, better, worse, classes, PromotionConfig())
+    decision = promotion.decide(LabelledImages(labels, groups, classes), better, worse, PromotionConfig())
 
     assert decision.promote
     assert [gain.metric for gain in decision.gains] == ["accuracy"]
     with pytest.raises(SettingsError, match="--metric rmse needs classes with an order; choose accuracy, or add"):
-        promotion.decide(labels, groups, better, worse, classes, PromotionConfig(metric="rmse"))
+        promotion.decide(LabelledImages(labels, groups, classes), better, worse, PromotionConfig(metric="rmse"))
 
 
 def frozen(folder, rows: list[tuple[str, str, str | None]], source: str = "bucket"):
@@ -165,7 +166,7 @@ def frozen(folder, rows: list[tuple[str, str, str | None]], source: str = "bucke
     return snapshots.freeze(table, CLASSES, source, folder)
 
 
-def test_bins_that_one_of_the_models_has_learned_from_are_not_compared_on(tmp_path):
+def test_bins_that_one_of_the_models_was_trained_on_are_not_compared_on(tmp_path):
     (tmp_path / "snapshots").mkdir()
     now = frozen(
         tmp_path,
@@ -179,11 +180,11 @@ def test_bins_that_one_of_the_models_has_learned_from_are_not_compared_on(tmp_pa
         [("a1", "a", "train"), ("b2", "b", "test"), ("c3", "c", "train"), ("e6", "e", "val"), ("x7", "x", "extra")],
     )
 
-    unseen = promotion.unseen(now, [now, before])
+    unseen = holdout.find_unseen(now, [now, before])
 
     # c and e were another split's for it, and f shows the content of x7; b was its test already
     assert unseen.to_dict() == {"b2": True, "c3": False, "c4": False, "d5": True, "e6": False, "f7": False}
-    assert promotion.unseen(now, [now, now]).all()
+    assert holdout.find_unseen(now, [now, now]).all()
 
 
 def test_ids_of_another_source_are_other_bins(tmp_path):
@@ -192,21 +193,20 @@ def test_ids_of_another_source_are_other_bins(tmp_path):
     now = frozen(tmp_path / "here", [("1a", "1a", "test"), ("2b", "2b", "test"), ("3c", "3c", "train")])
     other = frozen(tmp_path / "there", [("1a", "1a", "test"), ("2x", "2x", "train"), ("9b", "9b", "train")], "another")
 
-    assert promotion.unseen(now, [now, other]).to_dict() == {"1a": True, "2b": False}
+    assert holdout.find_unseen(now, [now, other]).to_dict() == {"1a": True, "2b": False}
 
 
 # --- the first champion --------------------------------------------------------------------------------------------
 
 
 def decide_first(num_bins: int, accuracy: float, seed: int, shares=(1, 1, 1, 1, 1, 1), **config) -> promotion.Decision:
-    """A model of this accuracy against always answering the class with the largest share."""
+    """A model of this accuracy against always predicting the class with the largest share."""
     random = np.random.default_rng(seed)
     labels, groups = labels_and_bins(num_bins, random)
     labels = random.choice(6, len(labels), p=np.array(shares) / sum(shares))
     challenger = answers(labels, random.random(num_bins)[groups], accuracy, random)
-    return promotion.decide_first(
-        labels, groups, challenger, int(np.argmax(shares)), CLASSES, PromotionConfig(**config)
-    )
+    images = LabelledImages(labels, groups, CLASSES)
+    return promotion.decide_first(images, challenger, int(np.argmax(shares)), PromotionConfig(**config))
 
 
 def test_the_first_champion_has_to_be_significantly_better_than_the_majority_class():
@@ -214,20 +214,20 @@ def test_the_first_champion_has_to_be_significantly_better_than_the_majority_cla
 
     assert decision.promote
     assert decision.reason == (
-        "there was no champion, and accuracy is significantly better than always answering 0 (at 95% confidence)"
+        "there was no champion, and accuracy is significantly better than always predicting 0 (at 95% confidence)"
     )
     assert decision.is_first
     assert decision.gains[0].champion < 0.25 < decision.gains[0].challenger
     assert decision.gains[0].interval.low > 0
-    assert "bins that it was not trained on, against always answering 0, 95% intervals" in decision.words()
+    assert "bins that it was not trained on, against always predicting 0, 95% intervals" in decision.describe()
 
 
 @pytest.mark.parametrize(
     ("accuracy", "shares", "words"),
     [
-        (0.17, (1, 1, 1, 1, 1, 1), "accuracy is not significantly better than always answering 0"),
-        (0.05, (5, 1, 1, 1, 1, 1), "accuracy is significantly worse than always answering 0"),
-        (0.9, (90, 2, 2, 2, 2, 2), "accuracy is not significantly better than always answering 0"),
+        (0.17, (1, 1, 1, 1, 1, 1), "accuracy is not significantly better than always predicting 0"),
+        (0.05, (5, 1, 1, 1, 1, 1), "accuracy is significantly worse than always predicting 0"),
+        (0.9, (90, 2, 2, 2, 2, 2), "accuracy is not significantly better than always predicting 0"),
     ],
 )
 def test_a_first_model_no_better_than_the_majority_class_stays_challenger(accuracy, shares, words):
@@ -235,7 +235,7 @@ def test_a_first_model_no_better_than_the_majority_class_stays_challenger(accura
 
     assert not decision.promote
     assert decision.reason == f"{words} (at 95% confidence)"
-    assert decision.words().startswith("No champion yet: ")
+    assert decision.describe().startswith("No champion yet: ")
 
 
 def test_chance_makes_seldom_a_first_champion():
@@ -250,7 +250,9 @@ def test_the_first_champion_is_better_in_the_metric_of_the_gate(metric):
     right = np.tile([1, 1, 1, 1, 0, 1, 1, 0, 0, 0], 60).astype(bool)
     challenger = np.eye(6)[np.where(right, labels, np.where(labels == 2, 5, 0))]
 
-    decision = promotion.decide_first(labels, groups, challenger, 2, CLASSES, PromotionConfig(metric=metric))
+    decision = promotion.decide_first(
+        LabelledImages(labels, groups, CLASSES), challenger, 2, PromotionConfig(metric=metric)
+    )
 
     assert decision.gains[0].metric == metric
     assert decision.promote == (metric == "accuracy")
@@ -259,25 +261,27 @@ def test_the_first_champion_is_better_in_the_metric_of_the_gate(metric):
 @pytest.mark.parametrize(
     ("metric", "one_answer", "words"),
     [
-        ("rmse", [0, 0, 1, 0, 0, 0], "RMSE 1.378 is not significantly better than the 1.378 of answering 2"),
+        ("rmse", [0, 0, 1, 0, 0, 0], "RMSE 1.378 is not significantly better than the 1.378 of predicting 2"),
         (
             "rmse_of_expectation",
             [0, 0.4, 0.2, 0.2, 0.1, 0.1],
-            "RMSE of the expected count 1.345 is not significantly better than the 1.345 of answering 2.30",
+            "RMSE of the expected count 1.345 is not significantly better than the 1.345 of predicting 2.30",
         ),
     ],
 )
-def test_a_first_model_that_answers_every_picture_alike_stays_challenger_whatever_the_metric(metric, one_answer, words):
+def test_a_first_model_that_predicts_the_same_for_every_picture_stays_challenger_whatever_the_metric(
+    metric, one_answer, words
+):
     """It errs by less than the most frequent class, 1, since most of the others are far from that."""
     labels, challenger = np.tile([1, 1, 1, 1, 2, 2, 3, 3, 4, 5], 60), np.tile(one_answer, (600, 1)).astype(float)
 
     decision = promotion.decide_first(
-        labels, np.arange(600), challenger, 1, CLASSES, PromotionConfig(metric=metric), absent=[0]
+        LabelledImages(labels, np.arange(600), CLASSES), challenger, 1, PromotionConfig(metric=metric), absent=[0]
     )
 
     assert decision.gains[0].interval.low > 0
     assert not decision.promote
-    assert decision.reason == f"{words} to every picture (at 95% confidence)"
+    assert decision.reason == f"{words} for every picture (at 95% confidence)"
 
 
 @pytest.mark.parametrize("metric", ["rmse", "rmse_of_expectation"])
@@ -303,7 +307,7 @@ def test_a_few_bins_make_no_first_champion_unless_forced():
 def test_no_class_loss_and_no_smallest_gain_stand_against_a_first_champion():
     assert decide_first(
         300, 0.6, seed=0, max_class_loss=0, min_gain=90
-    ).promote  # always answering 0 is right on all 0s
+    ).promote  # always predicting 0 is right on all 0s
 
 
 # --- what is never promoted ----------------------------------------------------------------------------------------
@@ -311,18 +315,18 @@ def test_no_class_loss_and_no_smallest_gain_stand_against_a_first_champion():
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 @pytest.mark.parametrize("which", ["challenger", "champion"])
-def test_answers_that_are_not_numbers_promote_nothing(broken, which):
+def test_probabilities_that_are_not_finite_promote_nothing(broken, which):
     labels, groups = np.tile(np.arange(6), 50), np.arange(300)
     tables = {"challenger": np.eye(6)[labels], "champion": np.eye(6)[(labels + 1) % 6]}
     tables[which][7, 3] = broken
 
-    decision = promotion.decide(labels, groups, *tables.values(), CLASSES, PromotionConfig())
+    decision = promotion.decide(LabelledImages(labels, groups, CLASSES), *tables.values(), PromotionConfig())
 
     assert not decision.promote
-    assert decision.reason == f"answers of the {which} are not numbers"
+    assert decision.reason == f"probabilities of the {which} are not finite numbers"
     if which == "challenger":
-        first = promotion.decide_first(labels, groups, tables[which], 0, CLASSES, PromotionConfig())
-        assert (first.promote, first.reason) == (False, "answers of the challenger are not numbers")
+        first = promotion.decide_first(LabelledImages(labels, groups, CLASSES), tables[which], 0, PromotionConfig())
+        assert (first.promote, first.reason) == (False, "probabilities of the challenger are not finite numbers")
 
 
 @pytest.mark.parametrize("missing", [[3], [0, 5]])
@@ -333,10 +337,38 @@ def test_a_test_that_lacks_a_class_promotes_nothing_unless_no_model_knows_the_cl
     names = ", ".join(map(str, missing))
     reason = f"no image of class {names} is among those compared on, so that nothing is known of it"
 
-    compared = promotion.decide(labels, groups, better, worse, CLASSES, PromotionConfig())
-    first = promotion.decide_first(labels, groups, better, 1, CLASSES, PromotionConfig())
+    compared = promotion.decide(LabelledImages(labels, groups, CLASSES), better, worse, PromotionConfig())
+    first = promotion.decide_first(LabelledImages(labels, groups, CLASSES), better, 1, PromotionConfig())
 
     assert (compared.promote, compared.reason) == (first.promote, first.reason) == (False, reason)
-    assert promotion.decide(labels, groups, better, worse, CLASSES, PromotionConfig(), absent=missing).promote
-    assert promotion.decide_first(labels, groups, better, 1, CLASSES, PromotionConfig(), absent=missing).promote
-    assert promotion.decide(labels, groups, better, worse, CLASSES, PromotionConfig(force=True)).promote
+    assert promotion.decide(
+        LabelledImages(labels, groups, CLASSES), better, worse, PromotionConfig(), absent=missing
+    ).promote
+    assert promotion.decide_first(
+        LabelledImages(labels, groups, CLASSES), better, 1, PromotionConfig(), absent=missing
+    ).promote
+    assert promotion.decide(LabelledImages(labels, groups, CLASSES), better, worse, PromotionConfig(force=True)).promote
+
+
+# --- decisions as data ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("decision", "outcome", "text"),
+    [
+        (decide(300, 0.7, 0.5, seed=0), "promote", "Promote: accuracy is significantly better"),
+        (decide(300, 0.5, 0.7, seed=0), "keep", "Keep the champion: accuracy is significantly worse"),
+        (decide_first(300, 0.05, seed=0), "no champion", "No champion yet: "),
+        (decide_first(29, 1.0, seed=0, force=True), "promote", "Promote: forced, though 29 bins"),
+        (promotion.Decision(promote=False, is_champion=True, reason="promoted"), "champion", "Champion already: pro"),
+        (promotion.refuse("other classes", PromotionConfig()), "keep", "Keep the champion: other classes"),
+    ],
+)
+def test_a_decision_survives_json_and_says_its_outcome_as_data_and_as_text(decision, outcome, text):
+    again = promotion.Decision.model_validate_json(decision.model_dump_json())
+
+    assert again == decision
+    assert again.outcome == outcome
+    assert again.summary().startswith(text)
+    assert again.describe().splitlines()[0] == again.summary()
+    assert (len(again.describe().splitlines()) == 2) == bool(again.gains)

@@ -276,7 +276,7 @@ def killed_at(monkeypatch):
         "finalize_logged_model",
         "create_model_version",
         "set_logged_model_tags",
-        "update_model_version",
+        "log_text",
         "set_registered_model_alias",
     ],
 )
@@ -494,14 +494,16 @@ def test_a_model_that_was_made_by_other_means_gets_a_ledger(tmp_path):
     assert [move.version for move in opened.history()] == [1]
 
 
-def test_a_card_keeps_what_was_added_to_it_when_the_same_model_is_registered_again(tmp_path):
+def test_a_version_keeps_its_card_and_what_its_page_says_when_the_same_model_is_registered_again(tmp_path):
     opened = open_in(tmp_path)
     version = register(opened, tmp_path, 0)
-    opened.describe(version, "card 0, better than the champion")
+    opened.describe(version, "better than the champion\n\ncard 0")
 
     register(opened, tmp_path, 0)
 
-    assert opened.card(version) == "card 0, better than the champion"
+    description = opened.client.get_model_version("bincount", str(version.version)).description
+    assert description == "better than the champion\n\ncard 0"
+    assert opened.card(version) == "card 0"
 
 
 def test_a_version_is_found_by_any_alias_and_not_by_nothing(three):

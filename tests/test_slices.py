@@ -6,21 +6,22 @@ import pytest
 from PIL import Image, ImageFilter
 
 from bincount.evaluation import slices
+from bincount.evaluation.intervals import LabelledImages
 from bincount.problem import Classes
 
 COUNTS = Classes.parse("0..2")
 
 
-def measure(right: np.ndarray, **kinds) -> pd.DataFrame:
+def score_slices(right: np.ndarray, **kinds) -> pd.DataFrame:
     """Slices of answers that are right where it says so."""
     labels = np.zeros(len(right), int)
     scores = np.eye(3)[np.where(right, 0, 2)]
-    return slices.measure(labels, scores, np.arange(len(right)), COUNTS, kinds)
+    return slices.score_slices(LabelledImages(labels, np.arange(len(right)), COUNTS), scores, kinds)
 
 
 def test_each_slice_has_its_own_scores_and_interval():
     right = np.repeat([True, False, True, False], [40, 0, 30, 30])
-    table = measure(right, sharpness=pd.Series(["sharp"] * 40 + ["blurred"] * 60))
+    table = score_slices(right, sharpness=pd.Series(["sharp"] * 40 + ["blurred"] * 60))
 
     assert table[["slice", "value", "images"]].to_numpy().tolist() == [
         ["sharpness", "blurred", 60],
@@ -40,17 +41,25 @@ def test_what_few_images_have_and_what_all_have_is_left_out():
     few = pd.Series(["2026-11-19"] * 90 + ["2026-11-20"] * 10)
     unknown = pd.Series([1.0] * 50 + [np.nan] * 50)
 
-    assert measure(right, arrived=few, quantity=unknown).empty
+    assert score_slices(right, arrived=few, quantity=unknown).empty
     labels, one_bin = np.zeros(100, int), np.repeat(["bin", "other"], 50)
     half = {"quantity": pd.Series([1, 2] * 50)}
-    assert slices.measure(labels, np.eye(3)[labels], one_bin, COUNTS, half).empty
-    assert list(measure(right)) == ["slice", "value", "images", "accuracy", "accuracy_low", "accuracy_high", "rmse"]
+    assert slices.score_slices(LabelledImages(labels, one_bin, COUNTS), np.eye(3)[labels], half).empty
+    assert list(score_slices(right)) == [
+        "slice",
+        "value",
+        "images",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "rmse",
+    ]
 
 
 def test_values_stand_in_their_order():
     sizes = pd.Series(pd.Categorical(["small", "large", "medium"] * 40, ["small", "medium", "large"], ordered=True))
 
-    assert measure(np.ones(120, bool), size=sizes)["value"].to_list() == ["small", "medium", "large"]
+    assert score_slices(np.ones(120, bool), size=sizes)["value"].to_list() == ["small", "medium", "large"]
 
 
 def test_blur_is_less_sharp_and_less_light_is_less_bright():
@@ -58,7 +67,7 @@ def test_blur_is_less_sharp_and_less_light_is_less_bright():
     blurred, dark = noise.filter(ImageFilter.GaussianBlur(2)), noise.point(lambda value: value // 4)
     pack = np.stack([np.asarray(picture) for picture in (noise, blurred, dark, Image.new("RGB", (64, 64), "white"))])
 
-    seen = slices.look(pack, np.array([3, 0, 1, 2]))
+    seen = slices.image_stats(pack, np.array([3, 0, 1, 2]))
 
     assert seen.loc[0].to_list() == [0, 255]
     assert seen.loc[1, "sharpness"] > 50 * seen.loc[2, "sharpness"]
@@ -74,9 +83,9 @@ def test_kinds_come_from_the_manifest_the_records_and_the_pictures():
             "arrived": pd.to_datetime(["2026-11-19 23:59:59", "2026-11-20 00:00:00", None]),
         }
     )
-    looks = pd.DataFrame({"sharpness": [5.0, 1.0, 3.0], "brightness": [7.0, 7.0, 7.0]})
+    stats = pd.DataFrame({"sharpness": [5.0, 1.0, 3.0], "brightness": [7.0, 7.0, 7.0]})
 
-    kinds = slices.kinds(test, bins, looks)
+    kinds = slices.slice_values(test, bins, stats)
 
     assert kinds["sharpness"].to_list() == ["sharp", "blurred", "medium"]
     assert kinds["brightness"].nunique() == 1
@@ -89,7 +98,8 @@ def test_kinds_come_from_the_manifest_the_records_and_the_pictures():
 def test_sources_without_records_have_fewer_kinds():
     test = pd.DataFrame({"width": [64], "height": [64], "quantity": pd.array([None], "Int16")})
     bins = pd.DataFrame({"items": [None], "arrived": pd.to_datetime([None])})
-    looks = pd.DataFrame({"sharpness": [5.0], "brightness": [7.0]})
+    stats = pd.DataFrame({"sharpness": [5.0], "brightness": [7.0]})
 
-    assert "quantity" not in slices.kinds(test, bins, looks)
-    assert slices.measure(np.array([0]), np.eye(3)[[0]], np.array([0]), COUNTS, slices.kinds(test, bins, looks)).empty
+    assert "quantity" not in slices.slice_values(test, bins, stats)
+    one = LabelledImages(np.array([0]), np.array([0]), COUNTS)
+    assert slices.score_slices(one, np.eye(3)[[0]], slices.slice_values(test, bins, stats)).empty

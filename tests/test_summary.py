@@ -1,11 +1,9 @@
-"""What commands print: aligned at 80 columns, and whatever names hold."""
+"""What commands print about versions and pages, aligned at 80 columns."""
 
-import io
 from datetime import UTC, datetime
 
-import pandas as pd
 import pytest
-from rich.console import Console
+from test_tables import printed
 
 from bincount.tracking.registry import Version
 from flows import summary
@@ -20,12 +18,6 @@ TAGS = {
 
 def version(number: int, alias: str = "", **tags: str) -> Version:
     return Version("bincount", number, alias, "m-1", "run", datetime(2026, 11, 27, 2, 17, tzinfo=UTC), tags)
-
-
-def printed(tables: summary.Tables, width: int = 80) -> list[str]:
-    console = Console(file=io.StringIO(), width=width)
-    summary.show(tables, console)
-    return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
 def test_versions_are_listed_with_n_and_intervals_one_line_each_at_80_columns():
@@ -61,24 +53,6 @@ def test_where_no_version_is_registered_the_list_says_so_and_how_to_make_one():
     assert "None is registered yet; `bincount run` trains a model and registers it." in "\n".join(
         printed(summary.of_models([], ()))
     )
-
-
-@pytest.mark.parametrize("name", ["[red]x", "[/]", "[link=http://b]a[/link]", "a\x1b[2Jb", "a\nb", "\u202eabc"])
-def test_any_name_is_printed_as_text(name):
-    lines = printed({name: pd.DataFrame({name: [name], "images": [3]})})
-
-    said = "".join(lines)
-    assert "\x1b" not in said
-    assert "\u202e" not in said
-    if name.isprintable():
-        assert said.count(name) == 3
-
-
-def test_an_odd_name_is_text_on_the_page_of_a_run():
-    made = summary.markdown({"<b>": pd.DataFrame({"": ["<script>", "[a](http://b)"]})})
-
-    assert "<" not in made
-    assert "\\[a\\](http://b)" in made
 
 
 @pytest.mark.parametrize(

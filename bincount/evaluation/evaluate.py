@@ -1,6 +1,5 @@
-"""A trained model on the test split of a snapshot: probabilities, metrics, and the files that keep them."""
+"""Evaluate a trained model on the test split of a snapshot: probabilities, metrics, and the files that keep them."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,17 @@ from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
 from bincount.evaluation import intervals, slices
-from bincount.evaluation.intervals import Interval
+from bincount.evaluation.intervals import Interval, LabelledImages, Score
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
 from bincount.problem import Classes
+from bincount.settings import Device
 from bincount.training.files import write_json
 
 logger = logging.getLogger(__name__)
 
-REMEDY = "remove its folder and run again, which tests the model again"
-SURE = 0.9  # probability from which an answer that is not the record's makes the record suspect
+REMEDY = "remove its folder and run again, which evaluates the model again"
+HEADLINES = ("accuracy", "rmse", "rmse_of_expectation")  # the scores that tell models apart at a glance
+SURE = 0.9  # probability from which a prediction that is not the record's makes the record suspect
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Evaluation:
     """Scores on the test images, and the folder that holds them.
 
     predictions.parquet has a row an image: image_id, group, label and p_NAME for each class; slices.parquet a row a
-    slice, as slices.measure makes it; metrics.json the scores. intervals are of 95 %, over bins.
+    slice, as slices.score_slices returns it; metrics.json the scores. intervals are of 95 %, over bins.
     """
 
     folder: Path
@@ -45,32 +46,41 @@ class Evaluation:
     def slices(self) -> pd.DataFrame:
         return tables.read_frame(self.folder / "slices.parquet", REMEDY)
 
+    def scores(self) -> dict[str, Score]:
+        """Return accuracy, rmse and rmse_of_expectation with intervals; errors only where the classes have an order."""
+        values = self.metrics.scalars()
+        return {
+            name: Score(value=values[name], low=self.intervals[name].low, high=self.intervals[name].high)
+            for name in HEADLINES
+            if name in values
+        }
 
-def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: str = "auto") -> Evaluation:
+
+def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: Device = "auto") -> Evaluation:
     """Score the model in a checkpoint folder on the snapshot's test images, beside the majority class of train.
 
     Raises DatasetError as predict_test does.
     """
+    classes = snapshot.classes
     predictions = predict_test(snapshot, pack, checkpoint, folder, device)
-    classes, manifest = snapshot.classes, snapshot.labelled()
+    probabilities = predictions[probability_columns(classes)].to_numpy()
+    manifest = snapshot.labelled()
     train, test = (manifest[manifest["split"] == split].reset_index(drop=True) for split in ("train", "test"))
-    labels, scores = test["label"].to_numpy(np.int64), predictions[columns(classes)].to_numpy()
-    bins = sync.read(snapshot.dataset, ["image_id", "items", "arrived"]).set_index("image_id")
-    looks = slices.look(pack.images, pack.locate(test["sha256"]))
-    kinds = slices.kinds(test, bins.reindex(test["image_id"]).reset_index(drop=True), looks)
-    if untested := [name for label, name in enumerate(classes.names) if label not in labels]:
-        logger.warning("the test has no image of %s, and no score says anything of that", ", ".join(untested))
-    tables.write_frame(slices.measure(labels, scores, test["group"], classes, kinds), folder / "slices.parquet")
+    images = LabelledImages(test["label"].to_numpy(np.int64), test["group"].to_numpy(), classes)
+    if untested := [name for label, name in enumerate(classes.names) if label not in images.labels]:
+        logger.warning("the test has no image of %s: no score covers it", ", ".join(untested))
+    by_slice = slices.score_slices(images, probabilities, _slice_values(snapshot, pack, test))
+    tables.write_frame(by_slice, folder / "slices.parquet")
     evaluation = Evaluation(
         folder=folder,
-        metrics=score(labels, scores, classes),
-        baseline=majority(train["label"].to_numpy(np.int64), labels, classes),
-        intervals=intervals.intervals(labels, scores, test["group"], classes),
+        metrics=score(images.labels, probabilities, classes),
+        baseline=majority(train["label"].to_numpy(np.int64), images.labels, classes),
+        intervals=intervals.estimate(images, probabilities),
     )
     write_json(
         folder / "metrics.json",
         {
-            "metrics": json.loads(evaluation.metrics.model_dump_json()),
+            "metrics": evaluation.metrics.model_dump(mode="json"),
             "intervals": {name: interval.model_dump() for name, interval in evaluation.intervals.items()},
             "baseline": evaluation.baseline.model_dump(),
         },
@@ -78,11 +88,13 @@ def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, dev
     return evaluation
 
 
-def predict_test(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: str = "auto") -> pd.DataFrame:
-    """What the model in a checkpoint folder makes of the snapshot's test images, as Evaluation.predictions has it.
+def predict_test(
+    snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: Device = "auto"
+) -> pd.DataFrame:
+    """Predict the snapshot's test images with the model in a checkpoint folder; the columns of Evaluation.predictions.
 
-    It is kept in folder. Raises DatasetError when there are no test images, or when model and snapshot do not count the
-    same classes.
+    The predictions are written to folder. Raises DatasetError when there are no test images, or when model and snapshot
+    have different classes.
     """
     from bincount.training.device import choose_device  # here, since torch takes seconds to import
     from bincount.training.model import load, probabilities
@@ -94,39 +106,46 @@ def predict_test(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path,
     model, spec = load(checkpoint, choose_device(device))
     if spec.classes != snapshot.classes:
         raise DatasetError(
-            f"the model in {checkpoint} tells {', '.join(spec.classes.names)} and the snapshot has "
+            f"the model in {checkpoint} predicts {', '.join(spec.classes.names)} and the snapshot has "
             f"{', '.join(snapshot.classes.names)}; prepare with the same --classes"
         )
-    scores = probabilities(model, spec, pack.images, pack.locate(test["sha256"]))
+    predicted = probabilities(model, spec, pack.images, pack.locate(test["sha256"]))
     folder.mkdir(parents=True, exist_ok=True)
-    predictions = test[["image_id", "group", "label"]].join(pd.DataFrame(scores, columns=columns(spec.classes)))
+    table = pd.DataFrame(predicted, columns=probability_columns(spec.classes))
+    predictions = test[["image_id", "group", "label"]].join(table)
     tables.write_frame(predictions, folder / "predictions.parquet")
     return predictions
 
 
-def columns(classes: Classes) -> list[str]:
-    """The columns of predictions that hold the probabilities, in order of the labels."""
+def probability_columns(classes: Classes) -> list[str]:
+    """Return the columns of predictions that hold the probabilities, in order of the labels."""
     return [f"p_{name}" for name in classes.names]
 
 
-def mistakes(predictions: pd.DataFrame, classes: Classes) -> pd.DataFrame:
-    """The images that were answered otherwise than recorded, the one whose record was held least likely first.
+def find_mistakes(predictions: pd.DataFrame, classes: Classes) -> pd.DataFrame:
+    """Return the images whose prediction is not the record, the record with the lowest probability first.
 
-    predictions are as Evaluation has them. The columns are image_id, group, recorded, counted, confidence (the
-    probability of what was counted) and p_recorded.
+    predictions are as Evaluation has them. The columns are image_id, group, recorded, predicted, confidence (the
+    probability of the prediction) and p_recorded.
     """
-    scores = predictions[columns(classes)].to_numpy()
+    probabilities = predictions[probability_columns(classes)].to_numpy()
     names, labels = np.array(classes.names, object), predictions["label"].to_numpy(np.int64)
     table = predictions[["image_id", "group"]].assign(
         recorded=names[labels],
-        counted=names[scores.argmax(axis=1)],
-        confidence=scores.max(axis=1),
-        p_recorded=scores[np.arange(len(labels)), labels],
+        predicted=names[probabilities.argmax(axis=1)],
+        confidence=probabilities.max(axis=1),
+        p_recorded=probabilities[np.arange(len(labels)), labels],
     )
-    return table[scores.argmax(axis=1) != labels].sort_values(["p_recorded", "image_id"], ignore_index=True)
+    return table[probabilities.argmax(axis=1) != labels].sort_values(["p_recorded", "image_id"], ignore_index=True)
 
 
-def suspects(mistakes: pd.DataFrame) -> pd.DataFrame:
-    """Of the mistakes those in which the model is so sure that the record is to be doubted, the surest first."""
+def find_suspects(mistakes: pd.DataFrame) -> pd.DataFrame:
+    """Return the mistakes in which the model is so sure that the record is to be doubted, the surest first."""
     sure = mistakes[mistakes["confidence"] >= SURE]
     return sure.sort_values(["confidence", "image_id"], ascending=[False, True], ignore_index=True)
+
+
+def _slice_values(snapshot: Snapshot, pack: Pack, test: pd.DataFrame) -> dict[str, pd.Series]:
+    bins = sync.read(snapshot.dataset, ["image_id", "items", "arrived"]).set_index("image_id")
+    stats = slices.image_stats(pack.images, pack.locate(test["sha256"]))
+    return slices.slice_values(test, bins.reindex(test["image_id"]).reset_index(drop=True), stats)

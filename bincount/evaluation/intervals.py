@@ -1,12 +1,12 @@
-"""Confidence intervals, by drawing the test again from its own bins.
+"""Confidence intervals of scores, from tests that are resampled from the bins of the test.
 
-Images of one bin are alike, so it is bins that are drawn with replacement, each with all of its images: the cluster
-bootstrap (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). All scores here are made
-of sums over images, so that a drawn test costs one row of a matrix product.
+Images of one bin are alike, so bins are drawn with replacement, each with all of its images: the cluster bootstrap
+(Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). All scores here are computed from
+sums over images, so a resampled test costs one row of a matrix product.
 """
 
 from collections.abc import Iterator
-from statistics import NormalDist
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -15,62 +15,87 @@ from bincount.frozen import Frozen
 from bincount.problem import Classes
 
 RESAMPLES = 2000
-FEWEST_BINS = 30  # that an interval can be drawn from
+FEWEST_BINS = 30  # an interval of fewer would be too narrow
 RATES = ("accuracy", "within_one", "recall")
 WEIGHTS_AT_ONCE = 1_000_000  # 8 MB
 
 
 class Interval(Frozen):
-    """Where a score lies with the confidence that was asked for."""
+    """The confidence interval of a score, in the score's unit."""
 
     low: float
     high: float
 
 
 class Score(Frozen):
-    """A score with the ends of its interval."""
+    """A score on a test with its 95 % interval, in the score's unit: a share for accuracy, items for errors."""
 
     value: float
     low: float
     high: float
 
+    def describe(self) -> str:
+        """Return the score as text: `0.4031 (0.3712 to 0.4350)`."""
+        return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f})"
 
-def intervals(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    groups: np.ndarray | pd.Series,
-    classes: Classes,
-    confidence: float = 0.95,
-) -> dict[str, Interval]:
-    """The interval of each score of Metrics.scalars that is made of sums: `accuracy`, `macro/f1`, `class/3/recall`.
 
-    labels are (N,) integers in 0..C-1, probabilities (N, C); groups (N,) name the bin of each image. A class in fewer
-    than 30 bins has no interval. Raises ValueError when N is 0.
+@dataclass(frozen=True)
+class LabelledImages:
+    """The images that models are evaluated on: their labels (N,), integers in 0..C-1, and the bin of each, (N,)."""
+
+    labels: np.ndarray
+    groups: np.ndarray
+    classes: Classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_bins(self) -> int:
+        return len(np.unique(self.groups))
+
+    def take(self, rows: np.ndarray) -> "LabelledImages":
+        """Return the images at these positions, or those of a mask."""
+        return LabelledImages(self.labels[rows], self.groups[rows], self.classes)
+
+
+def estimate(images: LabelledImages, probabilities: np.ndarray, confidence: float = 0.95) -> dict[str, Interval]:
+    """Estimate the interval of each score of Metrics.scalars that sums make: `accuracy`, `macro/f1`, `class/3/recall`.
+
+    probabilities are (N, C). A class in fewer than 30 bins has no interval. Raises ValueError when N is 0.
     """
-    groups = np.asarray(groups)
-    drawn = resample(sums(labels, probabilities, classes).join(class_sums(labels, probabilities, classes)), groups)
-    ends = pd.DataFrame(quantiles(scores(drawn, classes).join(class_scores(drawn, classes)), confidence)).T
-    num_bins = pd.Series(len(np.unique(groups)), index=ends.index)
+    classes = images.classes
+    sums = image_sums(images, probabilities).join(class_sums(images, probabilities))
+    resampled = resample(sums, images.groups)
+    scores = scores_of_sums(resampled, classes).join(class_scores_of_sums(resampled, classes))
+    ends = pd.DataFrame(percentile_interval(scores, confidence)).T
+    num_bins = pd.Series(images.num_bins, index=ends.index)
     for label, name in enumerate(classes.names):
-        num_bins[ends.index.str.startswith(f"class/{name}/")] = len(np.unique(groups[labels == label]))
+        num_bins[ends.index.str.startswith(f"class/{name}/")] = images.take(images.labels == label).num_bins
     known = ends[(num_bins >= FEWEST_BINS) | ~ends.index.str.startswith("class/")]
     return {
-        name: _widened(name, Interval(low=low, high=high), num_bins[name], confidence)
+        name: _widen(name, Interval(low=low, high=high), num_bins[name], confidence)
         for name, low, high in known.itertuples()
     }
 
 
-def _widened(name: str, interval: Interval, num_bins: int, confidence: float) -> Interval:
-    """A rate that is 0 or 1 in every draw is not certain for that: Wilson's interval, a bin counting as one image."""
+def _widen(name: str, interval: Interval, num_bins: int, confidence: float) -> Interval:
+    """Replace the interval of a rate that is 0 or 1 in every resampled test by Wilson's, a bin counting as one image.
+
+    The bootstrap would call such a rate certain.
+    """
     if name.rsplit("/", maxsplit=1)[-1] not in RATES or interval.low != interval.high or interval.low not in (0, 1):
         return interval
-    squared = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
-    margin = squared / (num_bins + squared)
-    return Interval(low=1 - margin, high=1) if interval.low else Interval(low=0, high=margin)
+    from scipy.stats import binomtest  # here, since it takes seconds to import
+
+    test = binomtest(int(num_bins * interval.low), int(num_bins))
+    wilson = test.proportion_ci(confidence_level=confidence, method="wilson")
+    return Interval(low=wilson.low, high=wilson.high)
 
 
-def sums(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> pd.DataFrame:
-    """What each image adds to the sums that scores are made of, a row an image; arguments as of intervals."""
+def image_sums(images: LabelledImages, probabilities: np.ndarray) -> pd.DataFrame:
+    """Return the terms that each image adds to the sums that scores are computed from, a row an image."""
+    labels, classes = images.labels, images.classes
     probabilities = probabilities.astype(float)
     probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
     predictions = probabilities.argmax(axis=1)
@@ -94,12 +119,12 @@ def sums(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> pd.
     return pd.DataFrame(columns, dtype=float)
 
 
-def class_sums(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> pd.DataFrame:
-    """What each image adds to the sums of each class, a row an image."""
-    values, predictions = np.array(classes.values), probabilities.argmax(axis=1)
+def class_sums(images: LabelledImages, probabilities: np.ndarray) -> pd.DataFrame:
+    """Return the terms that each image adds to the sums of each class, a row an image."""
+    values, predictions = np.array(images.classes.values), probabilities.argmax(axis=1)
     columns = {}
-    for label, name in enumerate(classes.names):
-        recorded, predicted = labels == label, predictions == label
+    for label, name in enumerate(images.classes.names):
+        recorded, predicted = images.labels == label, predictions == label
         columns |= {
             f"{name}/recorded": recorded,
             f"{name}/predicted": predicted,
@@ -109,43 +134,43 @@ def class_sums(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) 
     return pd.DataFrame(columns, dtype=float)
 
 
-def resample(added: pd.DataFrame, groups: np.ndarray | pd.Series, num: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
-    """The sums of num tests of as many bins, drawn with replacement from those of added, a row a test.
+def resample(terms: pd.DataFrame, groups: np.ndarray, num: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+    """Return the sums of num tests of as many bins, drawn with replacement, a row a test.
 
-    The draws follow from the number of bins and the seed: two models on the same bins get the same tests. Raises
-    ValueError when there is no image.
+    terms has a row an image, and groups (N,) its bin. The draws follow from the number of bins and the seed: two models
+    on the same bins get the same tests. Raises ValueError when there is no image.
     """
-    if added.empty:
+    if terms.empty:
         raise ValueError("there is no image to draw from")
-    by_group = added.groupby(np.asarray(groups), sort=True).sum().to_numpy()  # (G, K)
-    drawn = [weights @ by_group for weights in _draws(len(by_group), num, seed)]
-    return pd.DataFrame(np.concatenate(drawn), columns=added.columns)
+    by_group = terms.groupby(np.asarray(groups), sort=True).sum().to_numpy()  # (G, K)
+    sums = [weights @ by_group for weights in _draws(len(by_group), num, seed)]
+    return pd.DataFrame(np.concatenate(sums), columns=terms.columns)
 
 
-def scores(drawn: pd.DataFrame, classes: Classes) -> pd.DataFrame:
-    """The scores of each row of sums, under the names of Metrics.scalars."""
-    images = drawn["images"]
+def scores_of_sums(sums: pd.DataFrame, classes: Classes) -> pd.DataFrame:
+    """Compute the scores of each row of sums, under the names of Metrics.scalars."""
+    images = sums["images"]
     result = {
-        "accuracy": drawn["right"] / images,
-        "log_loss": drawn["log_loss"] / images,
-        "brier": drawn["brier"] / images,
+        "accuracy": sums["right"] / images,
+        "log_loss": sums["log_loss"] / images,
+        "brier": sums["brier"] / images,
     }
     if classes.ordered:
         result |= {
-            "rmse": np.sqrt(drawn["squares"] / images),
-            "mae": drawn["errors"] / images,
-            "rmse_of_expectation": np.sqrt(drawn["squares_of_expectation"] / images),
-            "mae_of_expectation": drawn["errors_of_expectation"] / images,
-            "within_one": drawn["within_one"] / images,
+            "rmse": np.sqrt(sums["squares"] / images),
+            "mae": sums["errors"] / images,
+            "rmse_of_expectation": np.sqrt(sums["squares_of_expectation"] / images),
+            "mae_of_expectation": sums["errors_of_expectation"] / images,
+            "within_one": sums["within_one"] / images,
         }
     return pd.DataFrame(result)
 
 
-def class_scores(drawn: pd.DataFrame, classes: Classes) -> pd.DataFrame:
-    """The scores of each class and their averages for each row of class_sums; missing where a class has no image."""
+def class_scores_of_sums(sums: pd.DataFrame, classes: Classes) -> pd.DataFrame:
+    """Compute the scores of each class and their averages for each row of sums; missing where a class has no image."""
     result = {}
     for name in classes.names:
-        recorded, predicted, right = (drawn[f"{name}/{part}"] for part in ("recorded", "predicted", "right"))
+        recorded, predicted, right = (sums[f"{name}/{part}"] for part in ("recorded", "predicted", "right"))
         present = recorded.where(recorded > 0)
         result |= {
             f"class/{name}/precision": (right / predicted.where(predicted > 0)).fillna(0).where(recorded > 0),
@@ -153,9 +178,9 @@ def class_scores(drawn: pd.DataFrame, classes: Classes) -> pd.DataFrame:
             f"class/{name}/f1": 2 * right / (present + predicted),
         }
         if classes.ordered:
-            result[f"class/{name}/rmse"] = np.sqrt(drawn[f"{name}/squares"] / present)
+            result[f"class/{name}/rmse"] = np.sqrt(sums[f"{name}/squares"] / present)
     table = pd.DataFrame(result)
-    support = drawn[[f"{name}/recorded" for name in classes.names]].to_numpy()
+    support = sums[[f"{name}/recorded" for name in classes.names]].to_numpy()
     for score in ("precision", "recall", "f1"):
         by_class = table[[f"class/{name}/{score}" for name in classes.names]]
         table[f"macro/{score}"] = by_class.mean(axis=1)
@@ -163,14 +188,14 @@ def class_scores(drawn: pd.DataFrame, classes: Classes) -> pd.DataFrame:
     return table
 
 
-def quantiles(drawn: pd.DataFrame, confidence: float) -> tuple[pd.Series, pd.Series]:
-    """The ends of the percentile interval of each column."""
+def percentile_interval(resampled: pd.DataFrame, confidence: float) -> tuple[pd.Series, pd.Series]:
+    """Return the lower and the upper ends of the percentile interval of each column."""
     outside = (1 - confidence) / 2
-    return drawn.quantile(outside), drawn.quantile(1 - outside)
+    return resampled.quantile(outside), resampled.quantile(1 - outside)
 
 
 def _draws(num_groups: int, num: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each bin is drawn, (n, G) in pieces that add up to num rows."""
+    """Yield how often each test draws each bin: (n, G), in pieces of num rows together."""
     step = max(1, WEIGHTS_AT_ONCE // num_groups)
     for first in range(0, num, step):
         rows = min(step, num - first)

@@ -1,6 +1,6 @@
-"""Labels and probabilities -> Metrics: how well images were counted.
+"""Labels and probabilities -> Metrics: how good a model's predictions are.
 
-Accuracy and RMSE are the measures of the Amazon bin image challenge; they mean little without the majority class beside
+Accuracy and RMSE are the metrics of the Amazon bin image challenge; they mean little without the majority class beside
 them.
 """
 
@@ -16,7 +16,7 @@ CONFIDENCE_BINS = 10  # of equal width, as the calibration error is mostly repor
 
 
 class ClassScore(Frozen):
-    """How the images of one class were counted.
+    """The scores of one class.
 
     All but support is None for a class without images, and rmse also where the classes have no order.
     """
@@ -30,12 +30,12 @@ class ClassScore(Frozen):
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the class's images that were counted right, which is its recall."""
+        """Share of the class's images that were predicted right, which is its recall."""
         return self.recall
 
 
 class Average(Frozen):
-    """Precision, recall and F1 over the classes that have images."""
+    """Precision, recall and F1, averaged over the classes that have images."""
 
     precision: float
     recall: float
@@ -68,7 +68,7 @@ class Metrics(Frozen):
     confusion: tuple[tuple[int, ...], ...]
 
     def scalars(self) -> dict[str, float]:
-        """The single numbers by name, those that are None left out: `accuracy`, `macro/f1`, `class/3/recall`."""
+        """Return the single numbers by name, without those that are None: `accuracy`, `macro/f1`, `class/3/recall`."""
         numbers = self.model_dump(exclude={"per_class", "confusion"})
         for average in ("macro", "weighted"):
             numbers |= {f"{average}/{name}": value for name, value in numbers.pop(average).items()}
@@ -80,7 +80,7 @@ class Metrics(Frozen):
 
 
 class Baseline(Frozen):
-    """What always answering the most frequent training class achieves; rmse is None where the classes have no order."""
+    """The scores of always predicting the most frequent class of train; rmse is None where classes have no order."""
 
     class_name: str
     accuracy: float
@@ -110,7 +110,7 @@ def score(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> Me
         log_loss=log_loss(labels, probabilities, labels=range(len(classes))),
         brier=brier_score_loss(labels, probabilities, labels=range(len(classes)), scale_by_half=False),
         calibration_error=calibration_error(reliability(labels, probabilities)),
-        **_of_two_classes(labels, probabilities),
+        **_binary_scores(labels, probabilities),
         macro=_average(labels, predictions, present, "macro"),
         weighted=_average(labels, predictions, present, "weighted"),
         per_class=_per_class(labels, predictions, classes),
@@ -119,22 +119,22 @@ def score(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> Me
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """How often answers of each confidence are right: a row a bin of confidence, low < confidence <= high.
+    """Return how often predictions of each confidence are right: a row a bin of confidence, low < confidence <= high.
 
     The columns are low, high, images, confidence and accuracy, the last two the means over the bin's images and missing
     where it has none. labels are (N,) integers in 0..C-1, probabilities (N, C).
     """
     edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
     confidence = probabilities.max(axis=1)
-    answers = pd.DataFrame({"confidence": confidence, "accuracy": probabilities.argmax(axis=1) == labels})
-    place = np.clip(np.searchsorted(edges, confidence) - 1, 0, CONFIDENCE_BINS - 1)
-    means = answers.groupby(place).mean().reindex(range(CONFIDENCE_BINS))
-    images = np.bincount(place, minlength=CONFIDENCE_BINS)
+    predictions = pd.DataFrame({"confidence": confidence, "accuracy": probabilities.argmax(axis=1) == labels})
+    row = np.clip(np.searchsorted(edges, confidence) - 1, 0, CONFIDENCE_BINS - 1)
+    means = predictions.groupby(row).mean().reindex(range(CONFIDENCE_BINS))
+    images = np.bincount(row, minlength=CONFIDENCE_BINS)
     return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "images": images}).join(means)
 
 
 def calibration_error(reliability: pd.DataFrame) -> float:
-    """The expected calibration error: how far confidence and accuracy lie apart, as a mean over the images.
+    """Return the expected calibration error: how far confidence and accuracy lie apart, as a mean over the images.
 
     Guo et al., On Calibration of Modern Neural Networks (ICML 2017). reliability is the table of that name.
     """
@@ -143,33 +143,19 @@ def calibration_error(reliability: pd.DataFrame) -> float:
 
 
 def majority(training_labels: np.ndarray, labels: np.ndarray, classes: Classes) -> Baseline:
-    """Score the answer that needs no picture: the most frequent class of training_labels, the lower one of two.
+    """Score the prediction that needs no picture: the most frequent class of training_labels, the lower one of two.
 
     Both are integers in 0..C-1 of any length. Raises ValueError when either is empty.
     """
     _check(training_labels, len(classes))
     _check(labels, len(classes))
-    answer = np.bincount(training_labels).argmax()
-    rmse = _rmse(np.subtract(np.take(classes.values, labels), classes.values[answer])) if classes.ordered else None
-    return Baseline(class_name=classes.names[answer], accuracy=np.mean(labels == answer), rmse=rmse)
-
-
-def per_class_table(metrics: Metrics) -> pd.DataFrame:
-    """One row a class: class, images, accuracy, rmse, precision, recall, f1; accuracy and recall of a class are one."""
-    return pd.DataFrame(
-        [
-            {
-                "class": score.name,
-                "images": score.support,
-                "accuracy": score.accuracy,
-                "rmse": score.rmse,
-                "precision": score.precision,
-                "recall": score.recall,
-                "f1": score.f1,
-            }
-            for score in metrics.per_class
-        ]
-    ).astype(dict.fromkeys(("accuracy", "rmse", "precision", "recall", "f1"), float))
+    most_frequent = np.bincount(training_labels).argmax()
+    rmse = _rmse(np.subtract(np.take(classes.values, labels), classes.values[most_frequent]))
+    return Baseline(
+        class_name=classes.names[most_frequent],
+        accuracy=np.mean(labels == most_frequent),
+        rmse=rmse if classes.ordered else None,
+    )
 
 
 def _check(labels: np.ndarray, num_classes: int) -> None:
@@ -179,7 +165,7 @@ def _check(labels: np.ndarray, num_classes: int) -> None:
         raise ValueError(f"labels must be in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
 
 
-def _of_two_classes(labels, probabilities) -> dict[str, float | None]:
+def _binary_scores(labels, probabilities) -> dict[str, float | None]:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     if probabilities.shape[1] != 2 or len(np.unique(labels)) < 2:

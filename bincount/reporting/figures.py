@@ -1,7 +1,7 @@
-"""Pictures of a dataset, a training and a test, as matplotlib figures.
+"""Figures of a dataset, a training and a test, each drawn here once, by matplotlib.
 
-Figures are made without pyplot, which would keep them all in memory. The colours are Okabe and Ito's, which
-colour-blind readers tell apart.
+MLflow shows them as PNG files, and the page of a test embeds the same. They are made without pyplot, which would keep
+them all in memory. The colours are Okabe and Ito's, which colour-blind readers tell apart.
 """
 
 import math
@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from bincount.evaluation.intervals import Interval
 from bincount.evaluation.metrics import Metrics
 from bincount.problem import SPLITS
 
@@ -46,11 +47,11 @@ STYLE = {
 
 
 def class_balance(balance: pd.DataFrame) -> Figure:
-    """Bars of images by class, stacked by split, each with its share of all images.
+    """Draw the images of each class as bars, stacked by split, each with its share of all images.
 
     balance has a row a class with the columns class, train, val and test.
     """
-    names = [wrap(name) for name in balance["class"]]
+    names = [_wrap(name) for name in balance["class"]]
     totals = balance[list(SPLITS)].sum(axis=1).to_numpy()
     with rc_context(STYLE):
         figure = Figure(figsize=(8, 1.6 + 0.45 * len(names)), layout="constrained")
@@ -75,7 +76,7 @@ def class_balance(balance: pd.DataFrame) -> Figure:
 
 
 def training_curves(history: Sequence[Mapping], best_epoch: int) -> Figure:
-    """Loss and accuracy over the epochs, for training and validation images, with the chosen epoch marked.
+    """Draw loss and accuracy over the epochs, on train and val, with the chosen epoch marked.
 
     history has an entry an epoch: epoch, train_loss, val_loss, train_accuracy and val_accuracy are read.
     """
@@ -88,10 +89,10 @@ def training_curves(history: Sequence[Mapping], best_epoch: int) -> Figure:
 
 
 def confusion(metrics: Metrics) -> Figure:
-    """Recorded against predicted classes: numbers of images, and their share of the recorded class, also as shade."""
+    """Draw recorded against predicted classes: images, and their share of the recorded class, also as shade."""
     counts = np.array(metrics.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [wrap(score.name) for score in metrics.per_class]
+    names = [_wrap(score.name) for score in metrics.per_class]
     side = 2.2 + 0.72 * len(names)
     with rc_context(STYLE):
         figure = Figure(figsize=(side + 0.8, side), layout="constrained")
@@ -117,7 +118,7 @@ def confusion(metrics: Metrics) -> Figure:
 
 
 def reliability(table: pd.DataFrame, ece: float) -> Figure:
-    """Accuracy against confidence, with the number of images below: points under the diagonal are answers too sure.
+    """Draw accuracy against confidence, with the number of images below; points under the diagonal are overconfident.
 
     table has a row a bin of confidence: its edges low and high, images, and their mean confidence and accuracy, which
     are NaN where there are no images. ece is the expected calibration error, a share like accuracy.
@@ -129,7 +130,12 @@ def reliability(table: pd.DataFrame, ece: float) -> Figure:
         curve.plot(table["confidence"], table["accuracy"], color=BLUE, linewidth=1)
         areas = 15 + 135 * table["images"] / max(table["images"].max(), 1)
         curve.scatter(
-            table["confidence"], table["accuracy"], areas, color=BLUE, zorder=3, label="answers, larger for more images"
+            table["confidence"],
+            table["accuracy"],
+            areas,
+            color=BLUE,
+            zorder=3,
+            label="predictions, larger for more images",
         )
         curve.yaxis.set_major_formatter(PercentFormatter(1))
         curve.set(ylim=(-0.03, 1.03), ylabel="accuracy", title=f"Expected calibration error {ece:.1%}")
@@ -145,25 +151,54 @@ def reliability(table: pd.DataFrame, ece: float) -> Figure:
     return figure
 
 
-def by_slice(slices: pd.DataFrame, accuracy: float) -> Figure:
-    """Accuracy in each slice of the images with its 95% interval, beside the accuracy over all of them, dashed.
+def class_scores(metrics: Metrics, intervals: Mapping[str, Interval]) -> Figure:
+    """Draw recall, precision and F1 of each class as bars, the recall with its 95% interval where there is one.
 
-    slices has a row a slice, those of one kind together: slice (the kind), value, images, accuracy, accuracy_low,
+    intervals are by the names of Metrics.scalars: `class/NAME/recall` is drawn.
+    """
+    scores = metrics.per_class
+    names = [_wrap(score.name) + ("" if score.support else "\n(no images)") for score in scores]
+    rows = np.arange(len(scores))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8, 1.4 + 0.6 * len(scores)), layout="constrained")
+        axes = figure.subplots()
+        for place, (name, color) in enumerate({"recall": BLUE, "precision": ORANGE, "F1": GREEN}.items()):
+            values = np.array([getattr(score, name.lower()) for score in scores], float)  # None becomes NaN
+            axes.barh(rows + 0.25 * (place - 1), values, height=0.25, color=color, label=name)
+        found = {row: intervals.get(f"class/{score.name}/recall") for row, score in enumerate(scores)}
+        found = {row: interval for row, interval in found.items() if interval}
+        lows, highs = ([getattr(interval, end) for interval in found.values()] for end in ("low", "high"))
+        axes.hlines(np.array(list(found), float) - 0.25, lows, highs, color=INK, linewidth=1.5)
+        axes.set_yticks(rows, names)
+        axes.set_xlim(0, 1.02)
+        axes.invert_yaxis()
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.tick_params(axis="y", length=0)
+        axes.set_title("Recall with its 95% interval, precision and F1 by class", pad=28)
+        axes.grid(axis="x")
+        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3, handlelength=1)
+    return figure
+
+
+def slices(table: pd.DataFrame, accuracy: float) -> Figure:
+    """Draw the accuracy in each slice of the images with its 95% interval, beside that over all of them, dashed.
+
+    table has a row a slice, those of one kind together: slice (the kind), value, images, accuracy, accuracy_low,
     accuracy_high and rmse, which is NaN where it means nothing.
     """
-    rows, headings = slice_rows(slices)
+    rows, headings = _slice_rows(table)
     with rc_context(STYLE):
         figure = Figure(figsize=(8, 1.5 + 0.36 * (len(rows) + len(headings))), layout="constrained")
         axes = figure.subplots()
         overall = axes.axvline(accuracy, color=GREY, linestyle="--", linewidth=1, zorder=0)
-        bars = axes.hlines(rows, slices["accuracy_low"], slices["accuracy_high"], color=BLUE, linewidth=3, alpha=0.4)
-        (dots,) = axes.plot(slices["accuracy"], rows, "o", color=BLUE)
-        columns = {"images": "{:,.0f}"} | ({"RMSE": "{:.2f}"} if slices["rmse"].notna().any() else {})
+        bars = axes.hlines(rows, table["accuracy_low"], table["accuracy_high"], color=BLUE, linewidth=3, alpha=0.4)
+        (dots,) = axes.plot(table["accuracy"], rows, "o", color=BLUE)
+        columns = {"images": "{:,.0f}"} | ({"RMSE": "{:.2f}"} if table["rmse"].notna().any() else {})
         for position, (column, form) in enumerate(columns.items()):
             _column(axes, position, dict.fromkeys(headings.index[:1], column), color=GREY)
-            numbers = slices[column.lower()].set_axis(rows).dropna()
+            numbers = table[column.lower()].set_axis(rows).dropna()
             _column(axes, position, numbers.map(form.format))
-        axes.set_yticks([*rows, *headings.index], [wrap(name) for name in (*slices["value"], *headings)])
+        axes.set_yticks([*rows, *headings.index], [_wrap(name) for name in (*table["value"], *headings)])
         for label in axes.get_yticklabels()[len(rows) :]:
             label.set_fontweight("bold")
         axes.tick_params(axis="y", length=0)
@@ -179,15 +214,8 @@ def by_slice(slices: pd.DataFrame, accuracy: float) -> Figure:
     return figure
 
 
-def slice_rows(slices: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Where slices stand in a chart, rows counted from 0 at the top: their rows, and the kinds, indexed by row."""
-    starts = slices["slice"] != slices["slice"].shift()
-    rows = pd.Series(np.arange(len(slices)), slices.index) + starts.cumsum()
-    return rows, slices.loc[starts, "slice"].set_axis(rows[starts] - 1)
-
-
 def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 6) -> Figure:
-    """Pictures side by side, each above its caption of at most two short lines; what is longer is cut.
+    """Draw pictures side by side, each above its caption of at most two short lines; longer ones are cut.
 
     pictures are (S, S, 3) uint8. They are drawn 1 inch, 150 pixels, wide: as PNG, thirty photos take about 1 MB.
     """
@@ -208,9 +236,16 @@ def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], title: str, c
     return figure
 
 
-def wrap(name: str) -> str:
+def _wrap(name: str) -> str:
     """Break a name into at most two lines, as short as labels must be."""
     return textwrap.fill(str(name), 18, max_lines=2, placeholder="…")
+
+
+def _slice_rows(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Return the row of each slice, counted from 0 at the top, and the kinds, indexed by the row of their heading."""
+    starts = table["slice"] != table["slice"].shift()
+    rows = pd.Series(np.arange(len(table)), table.index) + starts.cumsum()
+    return rows, table.loc[starts, "slice"].set_axis(rows[starts] - 1)
 
 
 def _curve(axes: Axes, curves: pd.DataFrame, quantity: str, best_epoch: int) -> None:

@@ -20,7 +20,7 @@ _SCORES = TypeAdapter(dict[str, Score])
 
 def write_scores(scores: Mapping[str, Score]) -> dict[str, str]:
     """Return the tags that keep scores: one with all of them as data, and one for each as text."""
-    texts = {f"test_{name}": f"{each.value:.4f} ({each.low:.4f} to {each.high:.4f})" for name, each in scores.items()}
+    texts = {f"test_{name}": score.describe() for name, score in scores.items()}
     return {SCORES_TAG: _SCORES.dump_json(dict(scores)).decode(), **texts} if scores else {}
 
 
@@ -35,7 +35,7 @@ def read_scores(tags: Mapping[str, str]) -> dict[str, Score]:
 
 def write_decision(decision: Decision) -> dict[str, str]:
     """Return the tags that keep a decision, the one with the data first."""
-    return {DECISION_DATA_TAG: _fit(decision), DECISION_TAG: decision.words()[:LONGEST_TAG]}
+    return {DECISION_DATA_TAG: _fit(decision), DECISION_TAG: decision.describe()[:LONGEST_TAG]}
 
 
 def read_decision(tags: Mapping[str, str]) -> Decision | None:
@@ -51,12 +51,12 @@ def read_decision(tags: Mapping[str, str]) -> Decision | None:
 
 def _fit(decision: Decision) -> str:
     """Return a decision as JSON that fits into a tag: without the classes that lost least, and of a shorter reason."""
-    changes = sorted(decision.by_class, key=lambda change: change.loss, reverse=True)
+    changes = sorted(decision.class_changes, key=lambda change: change.loss, reverse=True)
     while len(text := _json(decision)) > LONGEST_TAG:
         if changes:
             del changes[-max(1, len(changes) // 8) :]
-            kept = tuple(change for change in decision.by_class if change in changes)
-            decision = decision.model_copy(update={"by_class": kept})
+            kept = tuple(change for change in decision.class_changes if change in changes)
+            decision = decision.model_copy(update={"class_changes": kept})
         else:
             shorter = decision.reason[: len(decision.reason) - max(1, (len(text) - LONGEST_TAG) // 6)]
             decision = decision.model_copy(update={"reason": shorter})

@@ -145,8 +145,8 @@ class Registry:
             self.client.set_logged_model_tags(entry.tags[MODEL_ID_TAG], {MLFLOW_MODEL_VERSIONS: link})
         newest = self.versions(1)[0]
         version = newest if newest.version == int(entry.version) else self.find(str(entry.version))
-        if not found or not self._has_card(version):  # later it also says how the version compares
-            self.describe(version, description)
+        if not found or not self._has_card(version):
+            self.client.log_text(run_id, description, CARD)
         if not version.alias and version.version == newest.version:  # an older one had its time
             version = replace(version, alias=CHALLENGER)
             self.client.set_registered_model_alias(version.name, version.alias, str(version.version))
@@ -154,12 +154,11 @@ class Registry:
         return version
 
     def describe(self, version: Version, description: str) -> None:
-        """Give a version its card, in Markdown; what is too long for MLflow is whole in the run's model_card.md."""
+        """Set what a version's page shows, in Markdown; the run's model_card.md stays the card that was registered."""
         self.client.update_model_version(version.name, str(version.version), _shorten(description))
-        self.client.log_text(version.run_id, description, CARD)
 
     def card(self, version: Version) -> str:
-        """Return the whole card of a version."""
+        """Return the card of a version as it was registered, which does not say how the version compares."""
         if not self._has_card(version):
             return self.client.get_model_version(version.name, str(version.version)).description or ""
         with tempfile.TemporaryDirectory() as folder:

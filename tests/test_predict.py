@@ -11,8 +11,9 @@ from faulty_s3 import FaultyS3
 from PIL import Image
 from test_cli import refused
 
+from bincount.data import inputs
 from bincount.errors import SourceError, SourceUnavailable
-from bincount.evaluation import batch
+from bincount.evaluation import predict
 from bincount.problem import Classes
 from bincount.settings import DataConfig, ImageConfig, TrainConfig
 from bincount.training.files import ModelSpec
@@ -38,13 +39,13 @@ def write(path: Path, content: bytes) -> str:
 
 
 def names(found):
-    return [each.name for each in found.inputs]
+    return [each.name for each in found.pictures]
 
 
 def test_files_are_predicted_with_the_expectation_of_the_count(tmp_path):
     folder = model(tmp_path / "model", "1..3")
     paths = [write(tmp_path / f"{number}.jpg", jpeg(number)) for number in (3, 1, 3)]
-    table, unreadable = batch.predict_inputs(folder, batch.find([*paths, paths[0]], DataConfig()).inputs)
+    table, unreadable = predict.predict_inputs(folder, inputs.find([*paths, paths[0]], DataConfig()).pictures, "cpu")
     assert table.columns.tolist() == ["path", "count", "expected_count", "p_1", "p_2", "p_3"]
     assert table["path"].tolist() == [*paths, paths[0]]
     shares = table[["p_1", "p_2", "p_3"]].to_numpy()
@@ -55,14 +56,14 @@ def test_files_are_predicted_with_the_expectation_of_the_count(tmp_path):
 
 
 def test_more_pictures_than_a_chunk_keep_their_order(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "CHUNK", 4)
+    monkeypatch.setattr(predict, "CHUNK", 4)
     paths = [write(tmp_path / f"{number}.jpg", jpeg(number)) for number in range(11)]
     paths[5] = write(tmp_path / "5.jpg", b"<html>")
-    whole, unreadable = batch.predict_inputs(checkpoint, batch.find(paths, DataConfig()).inputs)
+    whole, unreadable = predict.predict_inputs(checkpoint, inputs.find(paths, DataConfig()).pictures, "cpu")
     assert whole["path"].tolist() == [*paths[:5], *paths[6:]]
     assert list(unreadable) == [paths[5]]
     for path in (paths[0], paths[10]):  # each is predicted as it is alone
-        alone, _ = batch.predict_inputs(checkpoint, batch.find([path], DataConfig()).inputs)
+        alone, _ = predict.predict_inputs(checkpoint, inputs.find([path], DataConfig()).pictures, "cpu")
         row = whole[whole["path"] == path]
         np.testing.assert_allclose(row.filter(like="p_").to_numpy(), alone.filter(like="p_").to_numpy(), atol=1e-5)
 
@@ -71,14 +72,14 @@ def test_a_folder_stands_for_all_pictures_below_it_but_hidden_ones(tmp_path):
     wanted = [write(tmp_path / name, jpeg(1)) for name in ("a/1.jpg", "a/b/2.PNG", "a/b/3.jfif", "c.tif")]
     for name in ("notes.txt", "a/.4.jpg", ".ipynb_checkpoints/5.jpg", "metadata/00001.json"):
         write(tmp_path / name, jpeg(1))
-    assert sorted(names(batch.find([str(tmp_path)], DataConfig()))) == sorted(wanted)
+    assert sorted(names(inputs.find([str(tmp_path)], DataConfig()))) == sorted(wanted)
 
 
 def test_a_pattern_stands_for_what_it_matches_and_a_file_of_that_very_name_for_itself(tmp_path):
     days = [write(tmp_path / name, jpeg(1)) for name in ("day1/1.jpg", "day1/2.jpg", "day2/3.jpg")]
     odd = write(tmp_path / "photo[1].jpg", jpeg(1))
-    assert names(batch.find([f"{tmp_path}/day*/*.jpg"], DataConfig())) == days
-    assert names(batch.find([f"{tmp_path}/day1", f"{tmp_path}/**/3.jpg", odd], DataConfig())) == [*days, odd]
+    assert names(inputs.find([f"{tmp_path}/day*/*.jpg"], DataConfig())) == days
+    assert names(inputs.find([f"{tmp_path}/day1", f"{tmp_path}/**/3.jpg", odd], DataConfig())) == [*days, odd]
 
 
 @pytest.mark.parametrize(
@@ -91,8 +92,8 @@ def test_a_pattern_stands_for_what_it_matches_and_a_file_of_that_very_name_for_i
 )
 def test_a_name_that_stands_for_no_picture_is_told_with_the_reason(tmp_path, name, reason):
     (tmp_path / "empty").mkdir()
-    found = batch.find([f"{tmp_path}/{name}"], DataConfig())
-    assert (found.inputs, found.unreadable) == ([], {f"{tmp_path}/{name}": reason})
+    found = inputs.find([f"{tmp_path}/{name}"], DataConfig())
+    assert (found.pictures, found.unreadable) == ([], {f"{tmp_path}/{name}": reason})
 
 
 @pytest.mark.parametrize(
@@ -108,14 +109,14 @@ def test_a_name_that_stands_for_no_picture_is_told_with_the_reason(tmp_path, nam
 )
 def test_a_file_that_is_no_image_is_named_and_the_others_are_predicted(checkpoint, tmp_path, content):
     good, bad = write(tmp_path / "good.jpg", jpeg(1)), write(tmp_path / "broken.jpg", content)
-    table, unreadable = batch.predict_inputs(checkpoint, batch.find([bad, good], DataConfig()).inputs)
+    table, unreadable = predict.predict_inputs(checkpoint, inputs.find([bad, good], DataConfig()).pictures, "cpu")
     assert (table["path"].tolist(), list(unreadable)) == ([good], [bad])
 
 
 def test_a_file_name_that_is_not_utf_8_is_predicted_under_a_name_that_can_be_printed(checkpoint, tmp_path):
     odd = os.path.join(os.fsencode(tmp_path), b"gr\xfc\xdfe.jpg")
     Path(os.fsdecode(odd)).write_bytes(jpeg(1))
-    table, _ = batch.predict_inputs(checkpoint, batch.find([str(tmp_path)], DataConfig()).inputs)
+    table, _ = predict.predict_inputs(checkpoint, inputs.find([str(tmp_path)], DataConfig()).pictures, "cpu")
     assert table["path"].tolist() == [f"{tmp_path}/gr\\xfc\\xdfe.jpg"]
 
 
@@ -124,23 +125,23 @@ OBJECTS = {f"day/{number}.jpg": jpeg(number) for number in range(5)} | {"day/not
 
 def test_the_pictures_of_a_bucket_are_predicted_and_what_does_not_decode_is_named(checkpoint):
     with FaultyS3(OBJECTS) as server:
-        found = batch.find(["s3://bins/day"], server.config())
-        table, unreadable = batch.predict_inputs(checkpoint, found.inputs, threads=8)
+        found = inputs.find(["s3://bins/day"], server.config())
+        table, unreadable = predict.predict_inputs(checkpoint, found.pictures, "cpu", threads=8)
     assert table["path"].tolist() == [f"s3://bins/day/{number}.jpg" for number in range(5)]
     assert list(unreadable) == ["s3://bins/day/5.jpg"]
 
 
 def test_of_a_bucket_one_object_or_the_first_few_can_be_named():
     with FaultyS3(OBJECTS) as server:
-        assert names(batch.find(["s3://bins/day/3.jpg"], server.config())) == ["s3://bins/day/3.jpg"]
-        assert len(batch.find(["s3://bins/"], server.config(limit=2)).inputs) == 2
+        assert names(inputs.find(["s3://bins/day/3.jpg"], server.config())) == ["s3://bins/day/3.jpg"]
+        assert len(inputs.find(["s3://bins/"], server.config(limit=2)).pictures) == 2
 
 
 def test_an_address_that_is_none_or_does_not_answer_is_an_error(free_port):
     with pytest.raises(SourceError, match="neither a file, a folder nor s3://"):
-        batch.find(["https://example.com/1.jpg"], DataConfig())
+        inputs.find(["https://example.com/1.jpg"], DataConfig())
     with pytest.raises(SourceUnavailable, match="check the network, --source and --endpoint"):
-        batch.find(["s3://bins/"], DataConfig(endpoint=f"http://127.0.0.1:{free_port}"))
+        inputs.find(["s3://bins/"], DataConfig(endpoint=f"http://127.0.0.1:{free_port}"))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -182,7 +183,7 @@ def test_csv_holds_no_formulas(tmp_path, capsys, monkeypatch):
 def test_a_pipe_that_nobody_writes_to_is_not_waited_for(checkpoint, tmp_path):
     good = write(tmp_path / "good.jpg", jpeg(1))
     os.mkfifo(tmp_path / "pipe.jpg")
-    table, unreadable = batch.predict_inputs(checkpoint, batch.find([str(tmp_path)], DataConfig()).inputs)
+    table, unreadable = predict.predict_inputs(checkpoint, inputs.find([str(tmp_path)], DataConfig()).pictures, "cpu")
     assert table["path"].tolist() == [good]
     assert unreadable == {f"{tmp_path}/pipe.jpg": "empty image"}
 
@@ -197,5 +198,5 @@ def test_a_device_that_is_not_there_is_told_first(checkpoint, tmp_path, monkeypa
 
 def test_a_picture_that_is_no_jpeg_is_predicted_too(checkpoint, tmp_path):
     Image.new("RGB", (40, 30), "yellow").save(tmp_path / "a.webp")
-    table, _ = batch.predict_inputs(checkpoint, batch.find([str(tmp_path)], DataConfig()).inputs)
+    table, _ = predict.predict_inputs(checkpoint, inputs.find([str(tmp_path)], DataConfig()).pictures, "cpu")
     assert table["path"].tolist() == [f"{tmp_path}/a.webp"]

@@ -1,0 +1,102 @@
+"""Pictures to predict, by the names that people give: files, folders, patterns and s3:// URLs."""
+
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from bincount.data import source
+from bincount.data.pictures import PICTURE_SUFFIXES
+from bincount.errors import SourceError
+from bincount.settings import DataConfig
+
+
+@dataclass(frozen=True)
+class Input:
+    """A picture under the name that is shown for it.
+
+    read returns its bytes or the path of its file, and raises OSError where it cannot be read.
+    """
+
+    name: str
+    read: Callable[[], bytes | Path]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The pictures that names stand for, in the order of the names, and why other names stand for none."""
+
+    pictures: list[Input] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def find(names: Sequence[str], bucket: DataConfig) -> Inputs:
+    """Find the pictures of files, of folders with all below them, of patterns such as `day1/*.jpg`, and of s3:// URLs.
+
+    bucket says how buckets are read; its source does not matter, and its limit is for each bucket. Hidden files and
+    folders are passed over unless they are named. Raises SourceError when a bucket cannot be read.
+    """
+    inputs = Inputs()
+    for name in map(str, names):
+        before = len(inputs.pictures)
+        if "://" in name:
+            inputs.pictures.extend(_in_bucket(name, bucket))
+            reason = "it holds no pictures"
+        elif os.path.isdir(name):
+            inputs.pictures.extend(_in_folder(name))
+            reason = "the folder holds no pictures"
+        elif os.path.lexists(name):
+            inputs.pictures.append(_file(name))
+            reason = ""
+        elif glob.has_magic(name):
+            for path in sorted(glob.glob(name, recursive=True)):
+                inputs.pictures.extend(_in_folder(path) if os.path.isdir(path) else [_file(path)])
+            reason = "no file matches"
+        else:
+            reason = "there is no such file or folder"
+        if len(inputs.pictures) == before:
+            inputs.unreadable[_printable(name)] = reason
+    return inputs
+
+
+def _file(path: str) -> Input:
+    return Input(_printable(path), partial(Path, path))
+
+
+def _in_folder(folder: str) -> Iterator[Input]:
+    for directory, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if _is_picture(name):
+                yield _file(os.path.join(directory, name))
+
+
+def _in_bucket(url: str, bucket: DataConfig) -> Iterator[Input]:
+    """Yield the pictures below an s3:// URL, sorted by key, or the one that it names."""
+    if not url.startswith("s3://"):
+        raise SourceError(f"{url} is neither a file, a folder nor s3://BUCKET[/PREFIX]")
+    is_one = url.lower().endswith(PICTURE_SUFFIXES)
+    address, _, name = url.rpartition("/") if is_one else (url.rstrip("/"), "", "")
+    config = bucket.model_copy(update={"source": address, "layout": "folders"})  # so that no layout is detected
+    opened = source.open_source(source.probe(config))
+    keys = [name] if is_one else sorted(filter(_is_picture, opened.list_keys()))
+    for key in keys[: bucket.limit]:
+        yield Input(_printable(f"{address}/{key}"), partial(_read_object, opened, key))
+
+
+def _read_object(opened: source.Source, key: str) -> bytes:
+    try:
+        return opened.read(key)
+    except (source.ObjectMissing, source.ObjectRefused, SourceError) as error:
+        raise OSError(str(error) or type(error).__name__) from error
+
+
+def _is_picture(key: str) -> bool:
+    return key.lower().endswith(PICTURE_SUFFIXES) and not key.rpartition("/")[2].startswith(".")
+
+
+def _printable(name: str) -> str:
+    """Return a name as it can be printed: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(name).decode(errors="backslashreplace")

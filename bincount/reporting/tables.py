@@ -1,0 +1,298 @@
+"""Results of the library as tables, and tables as text: for a terminal, for Markdown, for HTML and for Prefect's pages.
+
+A result with several tables is a dict of them by title. Names in a table may hold anything, so they are always written
+as plain text.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Number
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bincount.problem import SPLITS
+from bincount.text import CONTROL, escape_html, escape_markdown
+
+if TYPE_CHECKING:  # they import torch and more, which a command that only shows something need not wait for
+    from bincount.data.balance import ClassBalance
+    from bincount.data.check import Diagnosis, Mended
+    from bincount.data.export import Exported
+    from bincount.evaluation.drift import Drift
+    from bincount.evaluation.evaluate import Evaluation
+    from bincount.evaluation.intervals import Interval
+    from bincount.evaluation.metrics import Metrics
+    from bincount.evaluation.promotion import Decision
+
+Tables = dict[str, pd.DataFrame]
+NUM_SHOWN = 5  # places of one kind of problem
+SHARES = ("accuracy", "within_one", "calibration_error")
+SCORE_LABELS = {
+    "accuracy": "accuracy",
+    "rmse": "RMSE, items",
+    "rmse_of_expectation": "RMSE of the expected count, items",
+    "mae": "mean absolute error, items",
+    "mae_of_expectation": "mean absolute error of the expected count, items",
+    "within_one": "at most one item off",
+    "macro/f1": "macro F1",
+    "weighted/f1": "weighted F1",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "calibration_error": "expected calibration error",
+    "roc_auc": "ROC AUC",
+    "average_precision": "average precision",
+}
+
+
+# Results as tables
+
+
+def class_balance(balance: "ClassBalance") -> pd.DataFrame:
+    """Return a row a class and one for all: the images of each split, with their share of the class, and the total."""
+    table = balance.table()
+    return pd.DataFrame({"class": table["class"]}).assign(
+        **{
+            column: [
+                f"{count:,} ({share:.1f} %)" for count, share in zip(table[column], table[f"{column} %"], strict=True)
+            ]
+            for column in (*SPLITS, "total")
+        }
+    )
+
+
+def of_warnings(warnings: Sequence[str]) -> Tables:
+    """Return the warnings as a table; none where there are none."""
+    return {"To look at": pd.DataFrame({"": list(warnings)})} if warnings else {}
+
+
+def of_evaluation(evaluation: "Evaluation") -> Tables:
+    """Return the scores of the test beside the majority class, and those of each class."""
+    title = f"Test, {evaluation.metrics.num_images:,} images, with 95 % intervals"
+    return {title: overall_scores(evaluation), "Test by class": class_scores(evaluation)}
+
+
+def overall_scores(evaluation: "Evaluation") -> pd.DataFrame:
+    """Return the scores of the whole test, a row each, with their intervals and the majority class's scores."""
+    values, baseline = evaluation.metrics.scalars(), evaluation.baseline
+    of_majority = {
+        "accuracy": f"{baseline.accuracy:.1%}",
+        "rmse": "" if baseline.rmse is None else f"{baseline.rmse:.3f}",
+    }
+    rows = [
+        (label, _with_interval(name, values[name], evaluation.intervals.get(name)), of_majority.get(name, ""))
+        for name, label in SCORE_LABELS.items()
+        if name in values
+    ]
+    return pd.DataFrame(rows, columns=["", "this model", f"always predicting {baseline.class_name}"])
+
+
+def class_scores(evaluation: "Evaluation") -> pd.DataFrame:
+    """Return the scores of each class, a row each; the interval is that of its accuracy, which is its recall."""
+    intervals = [evaluation.intervals.get(f"class/{score.name}/recall") for score in evaluation.metrics.per_class]
+    rows = [
+        {
+            "class": score.name,
+            "images": score.support,
+            "accuracy": score.accuracy,
+            "95 % interval": f"{interval.low:.3f} to {interval.high:.3f}" if interval else "",
+            "rmse": score.rmse,
+            "precision": score.precision,
+            "f1": score.f1,
+        }
+        for score, interval in zip(evaluation.metrics.per_class, intervals, strict=True)
+    ]
+    numbers = dict.fromkeys(("accuracy", "rmse", "precision", "f1"), float)
+    return pd.DataFrame(rows).astype(numbers).dropna(axis="columns", how="all")
+
+
+def confusion(metrics: "Metrics") -> pd.DataFrame:
+    """Return the test images by the class that was recorded, a row each, and the class that was predicted."""
+    names = [score.name for score in metrics.per_class]
+    table = pd.DataFrame(metrics.confusion, columns=[f"predicted {name}" for name in names])
+    table.insert(0, "recorded", names)
+    return table
+
+
+def of_decision(decision: "Decision") -> Tables:
+    """Return the decision about the challenger, and the scores of both models."""
+    first = f"always predicting {decision.majority}" if decision.is_first else "champion"
+    return {"Decision": pd.DataFrame({"": [decision.summary()]})} | of_comparison(decision, first, "challenger")
+
+
+def of_comparison(decision: "Decision", first: str, second: str) -> Tables:
+    """Return the scores of two models on the same images; no table where they could not be compared."""
+    if not decision.gains:
+        return {}
+    new = "new to it" if decision.is_first else "new to both"
+    title = f"On the same {decision.num_images:,} images of {decision.num_bins:,} bins, {new}"
+    tables = {title: gains(decision, first, second)}
+    return tables | ({"Accuracy by class": class_changes(decision, first, second)} if decision.class_changes else {})
+
+
+def gains(decision: "Decision", first: str, second: str) -> pd.DataFrame:
+    """Return the scores of two compared models, a row a metric; first and second head their columns."""
+    from bincount.evaluation.promotion import METRIC_NAMES
+
+    rows = [(METRIC_NAMES[gain.metric], *gain.format_scores(), *gain.format_change()) for gain in decision.gains]
+    return pd.DataFrame(rows, columns=["", first, second, "change", f"{decision.confidence:.0%} interval"])
+
+
+def class_changes(decision: "Decision", first: str, second: str) -> pd.DataFrame:
+    """Return the accuracies of two compared models, a row a class."""
+    rows = [
+        (change.name, change.images, change.champion, change.challenger, f"{0 - change.loss:+.1f} points")
+        for change in decision.class_changes
+    ]
+    return pd.DataFrame(rows, columns=["class", "images", first, second, "change"])
+
+
+def drift_indices(drift: "Drift") -> pd.DataFrame:
+    """Return a row for each index and one for the accuracy on new images, as text."""
+    rows = [
+        (name, f"{index.value:.3f}", f"up to {index.critical_value:.3f}", f"{index.allowed:g}", index.verdict)
+        for name, index in drift.indices.items()
+    ]
+    if accuracy := drift.accuracy:
+        allowed = f"{accuracy.max_loss:g} points below {100 * accuracy.test:.1f} %"
+        where = f"accuracy on {accuracy.num_images:,} images of {accuracy.num_bins:,} bins"
+        verdict = "worse" if accuracy.is_worse else "as before"
+        rows.append((where, accuracy.describe(), "the interval", allowed, verdict))
+    return pd.DataFrame(rows, columns=["what", "index", "by chance", "allowed", "verdict"])
+
+
+def drift_class_shares(drift: "Drift") -> pd.DataFrame:
+    """Return the class balance of the new images beside that of the others, a row a class, as text."""
+    rows = [(share.name, f"{100 * share.new:.1f} %", f"{100 * share.trained_on:.1f} %") for share in drift.classes]
+    return pd.DataFrame(rows, columns=["class", "of the new images", "of those trained on"])
+
+
+def predictions(predicted: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of predict_inputs that people read first: with the highest probability in place of all."""
+    probabilities = predicted.filter(regex="^p_")
+    return predicted.drop(columns=list(probabilities)).assign(probability=probabilities.max(axis=1))
+
+
+def of_diagnosis(diagnosis: "Diagnosis") -> Tables:
+    """Return the numbers of good and quarantined bins by reason, and the problems by kind with their remedies."""
+    numbers = [
+        ("good bins", diagnosis.num_good),
+        ("bins quarantined", diagnosis.set_aside.total()),
+        *((f"- {reason}", count) for reason, count in diagnosis.set_aside.most_common()),
+        ("problems", len(diagnosis.problems)),
+    ]
+    tables = {"Dataset": pd.DataFrame(numbers, columns=["", "number"])} | of_warnings(diagnosis.warnings)
+    if not diagnosis.problems:
+        return tables
+    problems = pd.DataFrame(diagnosis.problems)
+    rows = []
+    for kind, where in problems.groupby("kind", sort=False)["where"]:
+        rows += [(place, kind) for place in where[:NUM_SHOWN]]
+        if len(where) > NUM_SHOWN:
+            rows.append((f"and {len(where) - NUM_SHOWN:,} more", kind))
+    remedies = problems.groupby("remedy", sort=False)["kind"]
+    return tables | {
+        "Problems": pd.DataFrame(rows, columns=["where", "what"]),
+        "What to do": pd.DataFrame({"": [f"{', '.join(kinds.unique())}: {remedy}" for remedy, kinds in remedies]}),
+    }
+
+
+def of_repair(mended: "Mended") -> Tables:
+    """Return the numbers of what a repair removed or made again."""
+    rows = [
+        ("damaged bins, to be fetched again", mended.num_bins),
+        ("stray files", mended.num_strays),
+        ("leftovers of killed runs", mended.num_leftovers),
+        ("packs of an older decoder", mended.num_packs),
+        ("damaged pictures in packs, decoded again where the original is sound", mended.num_pictures),
+    ]
+    return {"Removed or repaired": pd.DataFrame(rows, columns=["", "number"])}
+
+
+def of_export(exported: "Exported", where: str) -> Tables:
+    """Return the numbers of files that were copied, and of those that were there before."""
+    rows = [
+        ("copied now", exported.num_copied),
+        ("there already", exported.num_present),
+        ("not of this snapshot, left alone", exported.num_foreign),
+    ]
+    title = f"Exported to {where}, {exported.num_bytes / 1e6:,.1f} MB"
+    return {title: pd.DataFrame(rows, columns=["", "files"])}
+
+
+# Tables as text
+
+
+def show(tables: Tables, console: Console | None = None) -> None:
+    """Print the tables on a terminal, each below its title."""
+    console = console or Console()
+    for title, frame in tables.items():
+        table = Table(
+            title=_text(title),
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        for position, column in enumerate(frame.columns):
+            is_text = position == 0 and not frame.iloc[:, 0].map(lambda cell: isinstance(cell, Number)).all()
+            table.add_column(_text(column), justify="left" if is_text else "right", overflow="fold")
+        for row in frame.itertuples(index=False):
+            table.add_row(*(_text(_format(cell)) for cell in row))
+        console.print(table)
+        console.print()
+
+
+def markdown(tables: Tables) -> str:
+    """Write the tables as Markdown, each below its title."""
+    return "\n\n".join(f"## {escape_markdown(title)}\n\n{markdown_table(frame)}" for title, frame in tables.items())
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Write a table as Markdown; text is shown as it is, unless it is a text.Markdown."""
+    rows = [table.columns, ["---"] * table.shape[1], *table.astype(object).itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(escape_markdown(_format(cell)) for cell in row)} |" for row in rows)
+
+
+def html_table(table: pd.DataFrame) -> str:
+    """Write a table as HTML; text is shown as it is."""
+    rows = [_html_row("td", row) for row in table.astype(object).itertuples(index=False)]
+    return "\n".join(["<table>", _html_row("th", table.columns), *rows, "</table>"])
+
+
+def records(table: pd.DataFrame) -> list[dict]:
+    """Return the rows of a table for Prefect's pages, which read text as Markdown; missing values are None."""
+    rounded = table.round(3).astype(object)
+    rows = rounded.where(rounded.notna(), None).to_dict("records")
+    return [
+        {name: escape_markdown(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows
+    ]
+
+
+def _with_interval(name: str, value: float, interval: "Interval | None") -> str:
+    form = "{:.1%}" if name in SHARES else "{:.3f}"
+    between = f" ({form.format(interval.low)} to {form.format(interval.high)})" if interval else ""
+    return form.format(value) + between
+
+
+def _format(cell: object) -> object:
+    """Return a cell as people read it: floats with three digits, whole numbers in thousands, missing values empty."""
+    if cell is None or cell is pd.NA or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, float):
+        return f"{cell:.3f}"
+    return f"{cell:,}" if isinstance(cell, Integral) else cell
+
+
+def _html_row(tag: str, cells: Iterable) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape_html(_format(cell))}</{tag}>' for cell in cells)}</tr>"
+
+
+def _text(value: object) -> Text:
+    """Return text as it is: rich would read brackets as its own markup, and a terminal control characters as orders."""
+    return Text(CONTROL.sub(" ", str(value)))

@@ -1,0 +1,123 @@
+"""Results as tables, and tables as text: aligned on a terminal of 80 columns, and whatever names hold."""
+
+import io
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from bincount.evaluation import intervals, metrics
+from bincount.evaluation.evaluate import Evaluation
+from bincount.evaluation.intervals import LabelledImages
+from bincount.problem import Classes
+from bincount.reporting import tables
+
+CRUEL = ("<script>alert(1)</script>", "[a](http://b)", "x\n\n## Data\n\n| 1 |", "`a` *b* ## Data", "a|b")
+
+
+def evaluation(labels: list[int], predictions: list[int], classes: Classes, folder="evaluation") -> Evaluation:
+    images = LabelledImages(np.array(labels), np.arange(len(labels)), classes)
+    probabilities = np.eye(len(classes))[predictions]
+    return Evaluation(
+        folder=folder,
+        metrics=metrics.score(images.labels, probabilities, classes),
+        baseline=metrics.majority(images.labels, images.labels, classes),
+        intervals=intervals.estimate(images, probabilities),
+    )
+
+
+def read(text: str) -> tuple[str, set[str]]:
+    """What a page shows of Markdown: all its text, and the kinds of its parts."""
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
+    parts = [child for token in tokens for child in (token.children or [token])]
+    return " ".join(part.content for part in parts if part.content), {part.type for part in parts}
+
+
+def printed(shown: tables.Tables, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    tables.show(shown, console)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_the_scores_of_classes_have_a_row_a_class_and_the_interval_of_the_accuracy():
+    table = tables.class_scores(evaluation([0, 0, 1, 2] * 20, [0, 2, 1, 1] * 20, Classes.parse("0..2")))
+
+    assert list(table) == ["class", "images", "accuracy", "95 % interval", "rmse", "precision", "f1"]
+    assert list(table["class"]) == ["0", "1", "2"]
+    assert list(table["images"]) == [40, 20, 20]
+    assert list(table["accuracy"]) == [0.5, 1, 0]
+    assert table["95 % interval"][0].startswith("0.3")
+    assert list(table["95 % interval"][1:]) == ["", ""]  # too few bins
+
+
+def test_a_class_without_images_has_a_row_without_scores():
+    table = tables.class_scores(evaluation([0, 1], [0, 1], Classes.parse("0..2")))
+
+    assert list(table["images"]) == [1, 1, 0]
+    assert np.isnan(table["accuracy"][2])
+
+
+def test_the_confusion_has_a_row_a_recorded_class_and_a_column_a_predicted_one():
+    table = tables.confusion(evaluation([0, 0, 1], [0, 1, 1], Classes.parse("0..1")).metrics)
+
+    assert list(table) == ["recorded", "predicted 0", "predicted 1"]
+    assert table.to_numpy().tolist() == [["0", 1, 1], ["1", 0, 1]]
+
+
+def test_predictions_are_shown_with_the_highest_probability_alone():
+    predicted = pd.DataFrame({"path": ["a"], "count": [2], "p_1": [0.25], "p_2": [0.75]})
+
+    assert tables.predictions(predicted).to_dict("records") == [{"path": "a", "count": 2, "probability": 0.75}]
+
+
+@pytest.mark.parametrize(("value", "cell"), [(None, ""), (1234, "1,234"), (0.12345, "0.123"), ("a|b", "a\\|b")])
+def test_cells_of_tables_are_written_for_people(value, cell):
+    table = pd.DataFrame({"": [value]}, dtype=object)
+
+    assert tables.markdown_table(table).splitlines()[2] == f"| {cell} |"
+
+
+@pytest.mark.parametrize("name", ["[red]x", "[/]", "[link=http://b]a[/link]", "a\x1b[2Jb", "a\nb", "\u202eabc"])
+def test_any_name_is_printed_as_text(name):
+    lines = printed({name: pd.DataFrame({name: [name], "images": [3]})})
+
+    said = "".join(lines)
+    assert "\x1b" not in said
+    assert "\u202e" not in said
+    if name.isprintable():
+        assert said.count(name) == 3
+
+
+def test_an_odd_name_is_text_on_the_page_of_a_run():
+    made = tables.markdown({"<b>": pd.DataFrame({"": ["<script>", "[a](http://b)"]})})
+
+    assert "<" not in made
+    assert "\\[a\\](http://b)" in made
+
+
+@pytest.mark.parametrize("name", CRUEL)
+def test_an_odd_name_is_text_in_a_table_of_html(name):
+    tags, texts = [], []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: tags.append(tag)
+    parser.handle_data = texts.append
+
+    parser.feed(tables.html_table(pd.DataFrame({name: [name, None], "images": pd.Series([1234, 0.5], dtype=object)})))
+
+    assert set(tags) == {"table", "tr", "th", "td"}
+    assert [text for text in texts if text.strip()] == [name, "images", name, "1,234", "0.500"]
+
+
+@pytest.mark.parametrize("name", CRUEL)
+def test_the_rows_for_a_page_of_tables_hold_names_as_text_and_numbers_as_numbers(name):
+    table = pd.DataFrame({"class": [name, None], "images": [3, 4], "accuracy": [0.12345, np.nan]})
+
+    first, second = tables.records(table)
+
+    shown, kinds = read(f"Class {first['class']}")
+    assert "".join(shown.split()) == "".join(f"Class {name}".split())
+    assert kinds <= {"paragraph_open", "paragraph_close", "text", "inline"}
+    assert (first["images"], first["accuracy"], second) == (3, 0.123, {"class": None, "images": 4, "accuracy": None})
