@@ -1,7 +1,7 @@
-"""Checks whether a job can work before it starts anything, so that a mistake is reported at once and with its remedy.
+"""Check whether a job can work before anything starts, so that a mistake is reported at once with its remedy.
 
 The command line checks before it starts a server, and each flow as its first step, so that a deployment fails as early.
-Nothing is changed here, and nothing is read that takes long.
+The checks change nothing, and read nothing that takes long.
 """
 
 import errno
@@ -37,7 +37,7 @@ def check_prepare(job: Job) -> None:
 
 
 def check_classes(job: Job) -> None:
-    """Raise DatasetError where neither a folder nor what was fetched from it before has one of the named classes."""
+    """Raise DatasetError where one of the named classes is neither in the folder nor among the bins fetched from it."""
     data = job.data
     folders = None if data.class_set.are_counts else source.class_folders(data)
     if folders is not None:
@@ -76,9 +76,9 @@ def check_comparison(job: Job, device: Device) -> None:
 
 
 def check_models(job: Job, models: Sequence[str]) -> None:
-    """Raise ModelNotFound where one is no folder with a model and no registered version either.
+    """Raise ModelNotFound where one of the models is neither a folder with a model nor a registered version.
 
-    This asks the registry, so a flow leaves it to a task, which tries again while the registry is away.
+    This asks the registry, so a flow leaves it to a task, which is retried while the registry is away.
     """
     registered = [model for model in models if not (Path(model) / "model.safetensors").exists()]
     if registered:
@@ -103,7 +103,7 @@ def find_snapshot(job: Job, digest: str | None = None) -> Snapshot:
 
 
 def check_registry(config: RegistryConfig) -> None:
-    """Raise SettingsError where the tracking URI is none."""
+    """Raise SettingsError where the tracking URI is not an address of a server or a database."""
     uri = config.tracking_uri
     if uri and "://" not in uri:
         raise SettingsError(
@@ -115,7 +115,7 @@ def check_registry(config: RegistryConfig) -> None:
 
 
 def check_runner(config: RunnerConfig) -> None:
-    """Raise SettingsError where a Dask scheduler is named that would not be used, or whose address is none."""
+    """Raise SettingsError where a Dask scheduler is named that would not be used, or whose address is not one."""
     if config.dask_address is None:
         return
     if config.runner != "dask":
@@ -124,7 +124,7 @@ def check_runner(config: RunnerConfig) -> None:
 
 
 def check_device(device: Device, num_processes: int = 1) -> None:
-    """Raise SettingsError where there is no such device; torch is asked only where a GPU is asked for by name."""
+    """Raise SettingsError where there is no such device. It imports torch only where a GPU is named, or several."""
     if device in ("auto", "cpu") and num_processes == 1:
         return
     from bincount.training.device import choose_device  # here, since torch takes seconds to import
@@ -133,7 +133,7 @@ def check_device(device: Device, num_processes: int = 1) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise SettingsError where nothing can be written below a folder, which need not exist yet."""
+    """Raise SettingsError where the folder, which need not exist yet, cannot be written to."""
     there = next((path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path)), folder)
     if not there.is_dir():
         raise SettingsError(f"{there} is no folder, so that --workspace cannot be below it; give another folder")
@@ -141,14 +141,14 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        if error.errno not in FULL:  # which is told where it matters, with the file
+        if error.errno not in FULL:  # a full disk is reported by what writes, with the file
             raise SettingsError(
                 f"{there} cannot be written to ({error.strerror}); give --workspace a folder of your own, or its rights"
             ) from error
 
 
 def check_url(flag: str, url: str | None, schemes: Sequence[str], *, needs_port: bool = False) -> None:
-    """Raise SettingsError unless a URL, where one is given, has a known scheme, a host, and a port that can be."""
+    """Raise SettingsError where a URL is given that lacks a known scheme, a host or a valid port."""
     if not url:
         return
     form = " or ".join(f"{scheme}://HOST{':PORT' if needs_port else '[:PORT]'}" for scheme in schemes)

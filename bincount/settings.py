@@ -1,12 +1,16 @@
-"""Every setting, once: the command line's flags, Prefect's forms and MLflow's params are made from these models.
+"""Every setting, once: Job, whose sections are the models of this module.
+
+The command line's flags, files of settings (`--config`), Prefect's forms, the deployments' parameters and MLflow's
+params are made from them; the docstring of a model describes its section. A renamed setting has its earlier name as an
+alias: files and deployments may use it still, and so may the command line, whose help does not show it.
 
 This module imports nothing heavy, so that `bincount --help` is quick.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AliasChoices, Field, WithJsonSchema, field_validator
 
 from bincount import database
 from bincount.errors import SettingsError, mask_address
@@ -15,6 +19,7 @@ from bincount.problem import Classes
 
 MAX_PIXELS = 50_000_000  # of a picture, unless set otherwise
 DEFAULT_WORKSPACE = Path("bincount-data")
+WORKSPACE_HELP = "folder that holds everything the pipeline makes"
 MODELS = (
     "small",
     "resnet18",
@@ -29,6 +34,10 @@ ModelName = Literal[
 ]
 
 Device = Literal["auto", "cpu", "cuda"]
+# A flow's parameter of this type has its description in Prefect's form, which drops that of a Field.
+WorkspacePath = Annotated[
+    Path, WithJsonSchema({"type": "string", "format": "path", "description": WORKSPACE_HELP}, mode="validation")
+]
 
 WEIGHT_DECAY = {"adamw": 0.1, "adam": 1e-4, "sgd": 1e-4}  # by optimizer, where none is set
 
@@ -40,32 +49,36 @@ class DataConfig(Frozen):
     layout: Literal["auto", "bins", "folders", "splits"] = Field(
         "auto",
         description="bins: bin-images/ID.jpg with metadata/ID.json; folders: one folder a class; splits: train/, val/ "
-        "and test/ above such folders; auto: look",
+        "and test/ above such folders; auto: detect which",
     )
     keep_splits: bool = Field(
-        False, description="take the splits that the folders train/, val/ and test/ give [default: one pool]"
+        False, description="keep the splits that the folders train/, val/ and test/ define [default: one pool]"
     )
-    follow_links: bool = Field(False, description="read what links in a folder lead to outside it")
+    follow_links: bool = Field(False, description="read files outside the folder that links in it point to")
     limit: int | None = Field(
         None,
         ge=1,
-        description="take so many bins, always the same first ones, neighbours together [default: all]",
+        description="use only this many bins, always the same first ones, neighbours together [default: all]",
     )
     only_listed: Path | None = Field(
         None,
-        description="take the bins that a file lists and no others: an id, key or file name in a line, a table with a "
-        "column image_id or id, or JSON lists",
+        description="use only the bins that this file lists: one id, key or file name a line, a table with a column "
+        "image_id or id, or JSON lists",
     )
-    retry_set_aside: bool = Field(False, description="fetch again what was set aside, though it has not changed")
+    retry_quarantined: bool = Field(
+        False,
+        validation_alias=AliasChoices("retry_quarantined", "retry_set_aside"),
+        description="fetch quarantined bins again, although they have not changed",
+    )
     classes: str = Field("0..5", description="counts as a range (0..5), or class names (good,defective)")
     ordered: bool | None = Field(
         None,
-        description="whether the classes are counts or grades, so that RMSE makes sense [default: if all are numbers]",
+        description="whether classes are counts or grades, so that RMSE is meaningful [default: if all are numbers]",
     )
     extra_counts: int = Field(
         10,
         ge=0,
-        description="where classes are counts: learn also from bins that hold no class's count but up to so many items",
+        description="where classes are counts: train also on bins whose count is no class, up to this many items",
     )
     region: str | None = Field(
         None, description="AWS region of the bucket [default: AWS_REGION or AWS_DEFAULT_REGION, else us-east-1]"
@@ -75,10 +88,12 @@ class DataConfig(Frozen):
     )
     unsigned: bool = Field(True, description="read the bucket without credentials, as public buckets allow")
     requester_pays: bool = Field(
-        False, description="pay for the requests to a bucket whose requester pays; they are signed"
+        False, description="pay for the requests, which are then signed, as a requester-pays bucket demands"
     )
-    concurrency: int = Field(32, ge=1, le=512, description="requests under way at once")
-    max_pixels: int = Field(MAX_PIXELS, ge=1, le=178_000_000, description="larger images are set aside unread, pixels")
+    concurrency: int = Field(32, ge=1, le=512, description="requests in flight at once")
+    max_pixels: int = Field(
+        MAX_PIXELS, ge=1, le=178_000_000, description="larger images are quarantined without being decoded, pixels"
+    )
 
     @field_validator("source", "endpoint")
     @classmethod
@@ -105,7 +120,7 @@ class DataConfig(Frozen):
 
     @property
     def extra_names(self) -> tuple[str, ...]:
-        """The counts that are no class and are learned from all the same."""
+        """Return the counts that are no class, but are trained on all the same."""
         classes = self.class_set
         if not (classes.ordered and all(map(str.isdecimal, classes.names))):
             return ()
@@ -113,24 +128,27 @@ class DataConfig(Frozen):
 
 
 class ImageConfig(Frozen):
-    """How a picture becomes the square that models see."""
+    """How a picture becomes the square input of a model."""
 
     image_size: int = Field(224, ge=32, le=1024, multiple_of=32, description="side of the square input, pixels")
     resize: Literal["squash", "crop"] = Field(
         "squash",
-        description="squash: the whole picture into the square, nothing is lost; crop: the middle square of it",
+        description="squash: the whole picture, distorted to the square; crop: the middle square of it",
     )
 
 
 class RunnerConfig(Frozen):
-    """Where batches of bins are fetched."""
+    """On which threads or machines batches of bins are fetched."""
 
     runner: Literal["threads", "dask"] = Field(
         "threads", description="threads of this process, or a Dask cluster (pip install 'bincount-pipeline[dask]')"
     )
-    workers: int = Field(2, ge=1, description="batches under way at once; with dask, processes of a cluster made here")
+    workers: int = Field(
+        2, ge=1, description="batches at once; with dask, processes of the cluster that is started here"
+    )
     dask_address: str | None = Field(
-        None, description="tcp://HOST:PORT of a Dask scheduler whose workers share the workspace [default: made here]"
+        None,
+        description="tcp://HOST:PORT of a Dask scheduler whose workers share the workspace [default: one started here]",
     )
 
     @field_validator("dask_address")
@@ -148,11 +166,11 @@ class TrainConfig(Frozen):
     """How a model is trained."""
 
     model: ModelName = Field(
-        "resnet34", description="torchvision backbone, or small: a net for quick trials without weights"
+        "resnet34", description="torchvision backbone, or small: a network for quick trials, without pretrained weights"
     )
     weights: str = Field(
         "imagenet",
-        description="imagenet: torchvision's, fetched once; none: random; or a .pth or .safetensors file: "
+        description="imagenet: torchvision's, downloaded once; none: random; or a .pth or .safetensors file: "
         "a backbone's, or a model.safetensors that was trained here, head included",
     )
     normalization: Literal["imagenet", "symmetric"] = Field(
@@ -164,76 +182,79 @@ class TrainConfig(Frozen):
     )
     dropout: float = Field(0.2, ge=0, lt=1, description="share of features dropped before the head in training")
     epochs: int = Field(20, ge=1, description="passes over the training images")
-    batch_size: int = Field(64, ge=2, description="images a step")
+    batch_size: int = Field(64, ge=2, description="images in a training step")
     keep: Literal["best", "last"] = Field(
         "best", description="best: the weights of the epoch with the highest val accuracy; last: those of the last"
     )
-    learning_rate: float = Field(3e-3, gt=0, description="peak of the schedule")
+    learning_rate: float = Field(3e-3, gt=0, description="peak of the learning rate schedule")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer; sgd has Nesterov momentum 0.9")
     weight_decay: float = Field(
         default_factory=lambda settings: WEIGHT_DECAY[settings["optimizer"]],
         ge=0,
-        description="not on norms and biases [default: 0.1, decoupled, for adamw; 1e-4, as L2, for adam and sgd]",
+        description="except norms and biases [default: 0.1, decoupled, for adamw; 1e-4, as L2, for adam and sgd]",
     )
     schedule: Literal["one_cycle", "cosine", "constant"] = Field(
-        "one_cycle", description="learning rate over the steps"
+        "one_cycle", description="how the learning rate changes over the steps"
     )
     loss: Literal["cross_entropy", "mixed", "ordinal"] = Field(
         "cross_entropy",
-        description="mixed: cross entropy plus multi-label soft margin; ordinal: soft labels that fall off by distance",
+        description="mixed: cross entropy plus multi-label soft margin; ordinal: soft labels that decay by distance",
     )
-    label_smoothing: float = Field(0.05, ge=0, lt=1, description="share of the target spread over all classes")
+    label_smoothing: float = Field(
+        0.05, ge=0, lt=1, description="share of the target probability spread over all classes"
+    )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: the loss weighs a class, and each extra count, by the inverse of its share"
     )
     sampling: Literal["natural", "balanced"] = Field(
-        "natural", description="balanced: each epoch draws every class and extra count equally often, with replacement"
+        "natural",
+        description="balanced: each epoch samples every class and extra count equally often, with replacement",
     )
     min_crop: float = Field(
         0.6, gt=0, le=1, description="smallest area of the random resized crop, share of the picture"
     )
     flip: bool = Field(True, description="mirror half of the training images left to right")
     color_jitter: float = Field(
-        0.0, ge=0, lt=1, description="brightness and contrast in training vary by so much either way"
+        0.0, ge=0, lt=1, description="share by which brightness and contrast vary in training, up and down"
     )
     center_crop: float = Field(
         1.0, gt=0, le=1, description="side of the centre crop in evaluation, share of the picture"
     )
-    flip_at_test: bool = Field(True, description="answer with the mean over a picture and its mirror image")
+    flip_at_test: bool = Field(True, description="predict with the mean over a picture and its mirror image")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="arithmetic of the network in training; auto: bfloat16 on a GPU that has it, and for ResNets and "
         "EfficientNet on a CPU that has its instructions, else float32",
     )
     device: Device = Field("auto", description="auto: the GPU when there is one")
-    seed: int = Field(0, ge=0, description="decides initial weights, order and augmentation")
+    seed: int = Field(0, ge=0, description="seed of initial weights, order of images and augmentation")
     members: int = Field(
         1,
         ge=1,
         le=20,
-        description="networks trained one after another, of seeds from the given one on; the model averages",
+        description="networks trained one after another, with seeds from the given one on; the model averages them",
     )
     debug: bool = Field(
         False, description="keep gradient norms, dead channels and a profile of some steps with the run; slower"
     )
 
     def each_member(self) -> list["TrainConfig"]:
-        """The trainings of one network each that the model is made of."""
+        """Return the settings of each network that the model consists of."""
         return [self.model_copy(update={"members": 1, "seed": self.seed + number}) for number in range(self.members)]
 
 
 class LaunchConfig(Frozen):
-    """On how many processes and hosts a training runs; the result is the same but for rounding and dropout."""
+    """How many processes and hosts a training runs on; its result is the same except for rounding and dropout."""
 
-    nproc_per_node: int = Field(1, ge=1, description="processes on each host: as many as it has GPUs")
+    nproc_per_node: int = Field(1, ge=1, description="processes on each host, one for each GPU")
     nnodes: int = Field(1, ge=1, description="hosts that train together; they share the workspace")
     rendezvous: str = Field(
-        "localhost:29400", description="HOST:PORT where the hosts meet: this one, as the others reach it"
+        "localhost:29400", description="HOST:PORT where the hosts meet: this host, as the others reach it"
     )
 
 
 class RegistryConfig(Frozen):
-    """Where runs and models are kept."""
+    """Where runs and models are recorded."""
 
     tracking_uri: str | None = Field(
         None,
@@ -248,7 +269,7 @@ class RegistryConfig(Frozen):
     @field_validator("tracking_uri")
     @classmethod
     def _without_password(cls, uri: str | None) -> str | None:
-        """Refuse what flow runs, process lists and histories of shells would keep for everybody to read."""
+        """Refuse secrets, which flow runs, process lists and shell histories would show to everybody."""
         if not uri or not database.has_secret(uri):
             return uri
         remedy = (
@@ -262,84 +283,95 @@ class RegistryConfig(Frozen):
 
 
 class PromotionConfig(Frozen):
-    """When a new model takes the place of the one in use; the first has to beat the most frequent class of train."""
+    """When a new model becomes the champion; the first one has to beat predicting the most frequent class of train."""
 
     metric: Literal["accuracy", "rmse", "rmse_of_expectation"] = Field(
-        "accuracy", description="what a new model must be better at; the others must not get worse beyond chance"
+        "accuracy",
+        description="what a challenger must be significantly better at; no other metric may get significantly worse",
     )
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="of the interval of the gain, which must lie above zero as a whole"
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="confidence level of the interval of the gain, which must lie above zero as a whole",
     )
     min_gain: float = Field(0.0, ge=0, description="smallest gain worth a change: points of accuracy, or items of RMSE")
     max_class_loss: float = Field(
-        5.0, ge=0, description="points of accuracy that no class may lose by more, whatever the others gain"
+        5.0, ge=0, description="points of accuracy that a class may lose at most, whatever the others gain"
     )
-    force: bool = Field(False, description="promote whatever the comparison says; it is recorded all the same")
+    force: bool = Field(False, description="promote whatever the comparison says, which is recorded all the same")
 
 
 class RetrainConfig(Frozen):
-    """What a night adds, when it trains, and what from."""
+    """How a nightly run extends the dataset, when it trains, and from which weights."""
 
     grow_by: int | None = Field(
         None,
         ge=1,
-        description="take so many more bins of the source each night, where it does not grow by itself [default: all]",
+        description="add this many bins of the source in each run, where it does not grow by itself [default: all]",
     )
     min_new_images: int = Field(
         500,
         ge=1,
-        description="train only when so many images are new or changed since the champion's training, or without a "
-        "champion since the last one",
+        description="train only when this many images are new or changed since the champion's training, or without a "
+        "champion since the last training",
     )
     warm_start: bool = Field(
-        False, description="start from the champion's weights where it is a model of the same kind, not from `weights`"
+        False, description="start from the champion's weights instead of `weights` if it is a model of the same kind"
     )
     price_per_hour: float = Field(
-        0.0, ge=0, description="what an hour of the machine costs, for the night's page; 0: not known"
+        0.0, ge=0, description="price of an hour of the machine, for the page of the run; 0: not known"
     )
-    currency: str = Field("USD", min_length=1, max_length=10, description="of the price")
+    currency: str = Field("USD", min_length=1, max_length=10, description="currency of the price")
 
 
 class DriftConfig(Frozen):
-    """When new images are too unlike those that the champion learned from, so that somebody should look."""
+    """When new images differ too much from those that the champion was trained on, so that somebody is notified."""
 
     max_psi: float = Field(
         0.25,
         gt=0,
-        description="largest population stability index; from 0.1 a shift is said to be small, from 0.25 large",
+        description="largest population stability index; by convention a shift is small from 0.1 on, large from 0.25",
     )
     max_accuracy_loss: float = Field(
-        5.0, ge=0, description="points by which the champion may count new bins worse than its test, beyond chance"
+        5.0,
+        ge=0,
+        description="points by which the champion's accuracy on new bins may be significantly lower than on its test",
     )
-    min_images: int = Field(100, ge=30, description="fewer new images than this are not compared")
+    min_images: int = Field(100, ge=30, description="smallest number of new images that is compared")
 
 
 class RetentionConfig(Frozen):
     """How long the workspace keeps what no registered version needs."""
 
-    keep_days: int = Field(30, ge=1, description="snapshots, checkpoints and evaluations younger than this stay, days")
+    keep_days: int = Field(
+        30, ge=1, description="snapshots, checkpoints and evaluations younger than this are kept, days"
+    )
 
 
 class Job(Frozen):
-    """All settings, in sections; each command, flow and task takes this, or the sections that it uses."""
+    """All settings, in sections; commands, flows and tasks take a Job, or the sections that they use."""
 
-    data: DataConfig = Field(DataConfig(), description="where the images come from and what is read from them")
-    images: ImageConfig = Field(ImageConfig(), description="how a picture becomes the square that models see")
-    training: TrainConfig = Field(TrainConfig(), description="how a model is trained")
-    registry: RegistryConfig = Field(RegistryConfig(), description="where runs and models are kept")
-    launch: LaunchConfig = Field(LaunchConfig(), description="on how many processes and hosts a training runs")
-    promotion: PromotionConfig = Field(PromotionConfig(), description="when a new model takes the champion's place")
-    runner: RunnerConfig = Field(RunnerConfig(), description="where batches of bins are fetched")
-    retraining: RetrainConfig = Field(
-        RetrainConfig(), description="how much the dataset grows, when a nightly run trains, and from which weights"
-    )
-    drift: DriftConfig = Field(DriftConfig(), description="when new images are too unlike the old ones")
-    retention: RetentionConfig = Field(
-        RetentionConfig(), description="how long the workspace keeps what no registered version needs"
-    )
-    workspace: Path = Field(DEFAULT_WORKSPACE, description="folder that holds everything the pipeline makes")
+    data: DataConfig = DataConfig()
+    images: ImageConfig = ImageConfig()
+    training: TrainConfig = TrainConfig()
+    registry: RegistryConfig = RegistryConfig()
+    launch: LaunchConfig = LaunchConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    runner: RunnerConfig = RunnerConfig()
+    retraining: RetrainConfig = RetrainConfig()
+    drift: DriftConfig = DriftConfig()
+    retention: RetentionConfig = RetentionConfig()
+    workspace: WorkspacePath = Field(DEFAULT_WORKSPACE, description=WORKSPACE_HELP)
+
+
+SECTIONS: dict[str, type[Frozen]] = {
+    name: field.annotation
+    for name, field in Job.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Frozen)
+}
 
 
 def holds_credentials(url: str) -> bool:
-    """Whether a URL has a user, password or token in it."""
+    """Return whether a URL has a user, password or token in it."""
     return mask_address(url) != url

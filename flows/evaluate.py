@@ -1,13 +1,11 @@
 """A model on the test images of a snapshot, without training or registering anything."""
 
-from pathlib import Path
-
 from prefect import flow
 
 from bincount import preflight
 from bincount.data import snapshots
 from bincount.evaluation.evaluate import Evaluation
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, RegistryConfig
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, RegistryConfig, WorkspacePath
 from bincount.tracking.connection import find_checkpoint
 from bincount.training.files import model_digest, read_spec
 from bincount.workspace import Workspace
@@ -21,7 +19,7 @@ def evaluate(
     *,
     data: DataConfig = DataConfig(),
     registry: RegistryConfig = RegistryConfig(),
-    workspace: Path = DEFAULT_WORKSPACE,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
     device: Device = "auto",
 ) -> Evaluation:
     """Score a model on the test images of the last prepared snapshot.

@@ -9,7 +9,7 @@ from prefect.futures import as_completed
 from bincount import preflight
 from bincount.data.sync import BATCH, Plan, SyncReport
 from bincount.progress import track
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, Job, RunnerConfig
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, Job, RunnerConfig, WorkspacePath
 from bincount.workspace import Workspace
 from flows.results import Prepared
 from flows.runners import open_runner
@@ -25,7 +25,7 @@ def prepare(
     data: DataConfig = DataConfig(),
     images: ImageConfig = ImageConfig(),
     runner: RunnerConfig = RunnerConfig(),
-    workspace: Path = DEFAULT_WORKSPACE,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
 ) -> Prepared:
     """Fetch what is new, pack the images, and deal the splits."""
     job = Job(data=data, images=images, runner=runner, workspace=workspace)

@@ -1,13 +1,11 @@
 """Registered models against each other, on the bins that are known now."""
 
-from pathlib import Path
-
 from prefect import flow
 
 from bincount import preflight
 from bincount.data import snapshots
 from bincount.evaluation.promotion import Decision
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, PromotionConfig, RegistryConfig
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, PromotionConfig, RegistryConfig, WorkspacePath
 from bincount.tracking.connection import open_existing
 from bincount.workspace import Workspace
 from tasks import promotion as promotion_tasks
@@ -20,7 +18,7 @@ def promote(
     data: DataConfig = DataConfig(),
     registry: RegistryConfig = RegistryConfig(),
     promotion: PromotionConfig = PromotionConfig(),
-    workspace: Path = DEFAULT_WORKSPACE,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
     device: Device = "auto",
 ) -> Decision:
     """Make a registered model champion if it counts better than the one there is.
@@ -45,7 +43,7 @@ def compare(
     data: DataConfig = DataConfig(),
     registry: RegistryConfig = RegistryConfig(),
     promotion: PromotionConfig = PromotionConfig(),
-    workspace: Path = DEFAULT_WORKSPACE,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
     device: Device = "auto",
 ) -> Decision:
     """Ask two registered models about the same test images; nothing is promoted.

@@ -29,6 +29,7 @@ from bincount.settings import (
     RetrainConfig,
     RunnerConfig,
     TrainConfig,
+    WorkspacePath,
 )
 from bincount.text import escape_markdown
 from bincount.workspace import Workspace
@@ -93,7 +94,7 @@ def retrain(
     retraining: RetrainConfig = RetrainConfig(),
     drift: DriftConfig = DriftConfig(),
     retention: RetentionConfig = RetentionConfig(),
-    workspace: Path = DEFAULT_WORKSPACE,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
 ) -> NightlyRun | State[NightlyRun]:
     """Fetch what is new, look at it, and train, evaluate, register and promote where enough of it is new.
 

@@ -1,7 +1,6 @@
 """The main job: from a bucket of bin photos to a registered model."""
 
 import logging
-from pathlib import Path
 
 from prefect import flow, tags
 from prefect.artifacts import create_markdown_artifact
@@ -18,6 +17,7 @@ from bincount.settings import (
     RegistryConfig,
     RunnerConfig,
     TrainConfig,
+    WorkspacePath,
 )
 from bincount.text import escape_markdown
 from bincount.workspace import Workspace
@@ -42,7 +42,7 @@ def run(
     launch: LaunchConfig = LaunchConfig(),
     promotion: PromotionConfig = PromotionConfig(),
     runner: RunnerConfig = RunnerConfig(),
-    workspace: Path = DEFAULT_WORKSPACE,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
 ) -> Finished:
     """Fetch, pack, split, balance, train, evaluate, register, and promote what is better."""
     job = Job(

@@ -18,6 +18,7 @@ from bincount.settings import (
     PromotionConfig,
     RegistryConfig,
     TrainConfig,
+    WorkspacePath,
 )
 from bincount.workspace import Workspace
 from flows.results import TrainedModel
@@ -38,7 +39,7 @@ def train(
     registry: RegistryConfig = RegistryConfig(),
     launch: LaunchConfig = LaunchConfig(),
     promotion: PromotionConfig = PromotionConfig(),
-    workspace: Path = DEFAULT_WORKSPACE,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
     snapshot: str | None = None,
 ) -> TrainedModel:
     """Train on a prepared snapshot, evaluate on its test split, register the model, and promote it if it is better.

@@ -1,25 +1,30 @@
-"""Mistakes on the command line in words: the flag as it is typed, what it takes, and what may have been meant."""
+"""Mistakes in settings in words: the flag or key as it is written, what it takes, and what may have been meant."""
 
 import difflib
+import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from cyclopts import CycloptsError
 from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, UnknownOptionError
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from bincount import settings
+from bincount.errors import mask_credentials
 
 LIMITS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+NO_TEXT = ("string_type", "path_type")  # pydantic's kinds of errors
+WRONG_LENGTH = ("string_too_short", "string_too_long")
 HELP_FLAGS = ("--help", "-h")
 
 
 def explain(error: CycloptsError) -> str:
-    """Say what is wrong with the words of a command, a line for each mistake."""
+    """Describe what is wrong with the words of a command, one line for each mistake."""
     command = " ".join(("bincount", *(error.command_chain or ())))
     cause = error.__cause__
     if isinstance(cause, ValidationError):
@@ -27,12 +32,12 @@ def explain(error: CycloptsError) -> str:
     if isinstance(error, UnknownOptionError):
         typed = (error.token.keyword or error.token.value).partition("=")[0]
         known = [name for argument in error.argument_collection if argument.parse for name in argument.names]
-        return f"there is no option {typed}{_meant(typed, (*known, *HELP_FLAGS))}; `{command} --help` lists them"
+        return f"there is no option {typed}{suggest(typed, (*known, *HELP_FLAGS))}; `{command} --help` lists them"
     if isinstance(error, UnknownCommandError):
         typed = error.unused_tokens[0]
         what = "option" if typed.startswith("-") else "command"
         known = (name for name in error.app if name.startswith("-") == (what == "option"))
-        return f"there is no {what} {typed}{_meant(typed, known)}; `{command} --help` lists them"
+        return f"there is no {what} {typed}{suggest(typed, known)}; `{command} --help` lists them"
     error.verbose = False
     text = " ".join(str(error).split())
     if isinstance(error, MissingArgumentError):
@@ -40,30 +45,67 @@ def explain(error: CycloptsError) -> str:
     return text
 
 
-def explain_values(error: ValidationError) -> Iterator[str]:
-    """Say of each value that a group of settings refuses which flag it belongs to, and what that takes."""
-    model = getattr(settings, error.title, None)
+def flag(name: str) -> str:
+    """Return the flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def explain_values(
+    error: ValidationError, model: type[BaseModel] | None = None, written: Callable[[str], str] = flag
+) -> Iterator[str]:
+    """Describe each value that a group of settings refuses: which setting it was given for, and what that takes.
+
+    written makes of a setting's name how it was written. The model is found by the error's title where it is not given.
+    """
+    model = model or getattr(settings, error.title, None)
     for found in error.errors(include_url=False):
         if found["type"] == "default_factory_not_called" or not found["loc"]:
             continue  # it follows from another mistake
         name = str(found["loc"][0])
-        flag = f"--{name.replace('_', '-')}"
         field = _field(model, name)
+        given = mask_credentials(_as_written(found["input"]))
         if found["type"] == "value_error":
-            yield f"{flag}: {found['msg'].removeprefix('Value error, ')}"
-        elif field is None or not (takes := _takes(field)):
-            yield f"{flag}: {found['msg'][0].lower()}{found['msg'][1:]}, not {found['input']!r}"
+            yield f"{written(name)}: {found['msg'].removeprefix('Value error, ')}"
+        elif field is not None and found["type"] in NO_TEXT:
+            yield f"{written(name)} takes {'a path' if Path in _kinds(field.annotation) else 'text'}, not {given}"
+        elif field is None or found["type"] in WRONG_LENGTH or not (required := takes(field)):
+            yield f"{written(name)}: {found['msg'][0].lower()}{found['msg'][1:]}, not {given}"
         else:
-            choices = _choices(field.annotation)
-            yield f"{flag} takes {takes}, not {found['input']!r}{_meant(str(found['input']), choices)}"
+            meant = suggest(str(found["input"]), _choices(field.annotation))
+            yield f"{written(name)} takes {required}, not {given}{meant}"
+
+
+def names_of(model: type[BaseModel]) -> dict[str, str]:
+    """Return the name of each setting of a model by every name that is accepted for it, those of before included."""
+    aliases = {name: field.validation_alias for name, field in model.model_fields.items()}
+    earlier = {
+        str(choice): name
+        for name, alias in aliases.items()
+        if isinstance(alias, AliasChoices)
+        for choice in alias.choices
+    }
+    return earlier | {name: name for name in aliases}
+
+
+def rename_flags(words: Iterable[str]) -> list[str]:
+    """Replace the flags of earlier releases by those of today, which are the only ones that the help shows."""
+    renamed = {
+        flag(prefix + earlier): flag(prefix + name)
+        for model in settings.SECTIONS.values()
+        for earlier, name in names_of(model).items()
+        if earlier != name
+        for prefix in ("", "no_")
+    }
+    parts = (word.partition("=") for word in words)
+    return ["".join((renamed.get(name, name), *value)) for name, *value in parts]
 
 
 def _field(model: type[BaseModel] | None, name: str) -> FieldInfo | None:
     return model.model_fields.get(name) if model else None
 
 
-def _takes(field: FieldInfo) -> str:
-    """What a setting takes, with its range or its choices."""
+def takes(field: FieldInfo) -> str:
+    """Describe what a setting takes, with its range or its choices; empty where it is any text."""
     if choices := _choices(field.annotation):
         return f"one of {', '.join(choices)}"
     if without := next((found for part in field.metadata if (found := _forbidden(part))), None):
@@ -82,7 +124,7 @@ def _takes(field: FieldInfo) -> str:
 
 
 def _forbidden(part: object) -> str:
-    """The characters that a pattern of the form ^[^...]+$ leaves out, with spaces between."""
+    """Return the characters that a pattern of the form ^[^...]+$ excludes, with spaces between."""
     found = re.fullmatch(r"\^\[\^(.+)\]\+\$", str(getattr(part, "pattern", "")))
     return " ".join(found[1].replace("\\", "")) if found else ""
 
@@ -98,7 +140,12 @@ def _choices(annotation: Any) -> tuple[str, ...]:
     return tuple(choice for each in get_args(annotation) for choice in _choices(each))
 
 
-def _meant(typed: str, known: Iterable[str]) -> str:
+def _as_written(value: object) -> str:
+    return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def suggest(typed: str, known: Iterable[str]) -> str:
+    """Return the question that ends an error: whether the most similar of the known names was meant; else nothing."""
     close = difflib.get_close_matches(typed, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 

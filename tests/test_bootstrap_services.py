@@ -27,10 +27,11 @@ from servers import wait_for
 from bincount import preflight
 from bincount.data import source
 from bincount.errors import ServiceUnavailable, SettingsError
-from flows import automations, cli, temporary
+from flows import automations, temporary
 from flows import bootstrap as setup
 from flows.bootstrap import FLOW_ENVIRONMENT, bootstrap
-from flows.cli import app
+from flows.cli import app, models, pipeline
+from flows.cli.flow_runs import flow_runs
 
 PREFECT_FILE = """
 deployments:
@@ -256,7 +257,7 @@ def test_a_deployment_that_cannot_be_made_is_an_error_that_says_why(client, proj
 
 def test_the_runs_that_a_command_starts_are_known_as_ours(monkeypatch, tmp_path):
     monkeypatch.setattr(temporary, "serving", nullcontext)
-    with cli._flow_runs(None, tmp_path):
+    with flow_runs(None, tmp_path):
         assert TagsContext.get().current_tags == {automations.TAG}
 
 
@@ -270,7 +271,8 @@ def test_a_command_starts_its_flow_where_runs_are_known_as_ours(words, monkeypat
     for name in [name for name in dir(preflight) if name.startswith("check_")]:
         monkeypatch.setattr(preflight, name, lambda *_: None)
     monkeypatch.setattr(source, "probe", lambda _: None)
-    monkeypatch.setattr(cli, "_flow_runs", lambda *_: entered.append(words) or sys.exit())
+    for module in (pipeline, models):
+        monkeypatch.setattr(module, "flow_runs", lambda *_: entered.append(words) or sys.exit())
     with pytest.raises(SystemExit):
         app(words)
     assert entered == [words]

@@ -5,7 +5,15 @@ import sys
 import pytest
 from bins import jpeg
 
-from bincount.settings import DataConfig, ImageConfig, RegistryConfig, TrainConfig
+from bincount.settings import (
+    DataConfig,
+    ImageConfig,
+    LaunchConfig,
+    PromotionConfig,
+    RegistryConfig,
+    RunnerConfig,
+    TrainConfig,
+)
 from flows.cli import app, main
 
 COMMANDS = (
@@ -21,6 +29,7 @@ COMMANDS = (
     "gc",
     "bootstrap",
     "notify",
+    "config",
 )
 
 
@@ -51,7 +60,7 @@ def test_every_command_has_help(command, capsys):
 
 def test_every_setting_is_a_flag_with_its_description(capsys):
     shown = " ".join(help_of("run", capsys).replace("│", " ").split())
-    for model in (DataConfig, ImageConfig, TrainConfig, RegistryConfig):
+    for model in (DataConfig, ImageConfig, TrainConfig, RegistryConfig, PromotionConfig, RunnerConfig, LaunchConfig):
         for name, field in model.model_fields.items():
             assert f"--{name.replace('_', '-')}" in shown
             assert " ".join(field.description.split()[:3]) in shown

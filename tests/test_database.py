@@ -21,7 +21,7 @@ from bincount.settings import RegistryConfig
 from bincount.tracking import connection
 from bincount.tracking.registry import Registry
 from bincount.workspace import Workspace
-from flows import cli
+from flows.cli import main
 
 CONFIG = RegistryConfig()
 
@@ -244,7 +244,7 @@ def test_a_command_says_it_in_one_line_before_anything_starts(tmp_path, monkeypa
     monkeypatch.setattr(sys, "argv", ["bincount", *command, *small, "--workspace", str(tmp_path)])
 
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
 
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -49,7 +49,10 @@ def test_the_pages_have_commands_of_known_programs_only():
 
 
 @pytest.mark.parametrize("words", commands("bincount"), ids=" ".join)
-def test_a_bincount_command_of_the_pages_is_understood(words):
+def test_a_bincount_command_of_the_pages_is_understood(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "--config" in words:
+        (tmp_path / words[words.index("--config") + 1]).touch()
     command, bound, _ = app.parse_args(words[1:], exit_on_error=False, print_error=False)
     assert command.__name__ == words[1]
     assert bound is not None

@@ -7,10 +7,10 @@ from pydantic import ValidationError
 from bincount.errors import SettingsError
 from bincount.problem import Classes
 from bincount.settings import (
+    SECTIONS,
     DataConfig,
     ImageConfig,
-    LaunchConfig,
-    PromotionConfig,
+    Job,
     RegistryConfig,
     RunnerConfig,
     TrainConfig,
@@ -68,8 +68,9 @@ def test_a_training_from_other_weights_under_the_same_name_is_another(tmp_path):
 
 
 def test_every_setting_says_what_it_is():
-    groups = (DataConfig, ImageConfig, RunnerConfig, TrainConfig, LaunchConfig, PromotionConfig, RegistryConfig)
-    for model in groups:
+    assert [name for name, field in Job.model_fields.items() if name not in SECTIONS and not field.description] == []
+    for model in SECTIONS.values():
+        assert model.__doc__
         assert [name for name, field in model.model_fields.items() if not field.description] == []
 
 

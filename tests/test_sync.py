@@ -380,7 +380,7 @@ def test_what_was_set_aside_is_tried_again_when_asked(tmp_path):
     add_bin(tmp_path / "bucket", "00001", image=b"")
     add_bin(tmp_path / "bucket", "00002")
     bring(tmp_path / "bucket", tmp_path / "data")
-    asked = DataConfig(source=str(tmp_path / "bucket"), retry_set_aside=True)
+    asked = DataConfig(source=str(tmp_path / "bucket"), retry_quarantined=True)
     assert bring(tmp_path / "bucket", tmp_path / "data", asked).set_aside == Counter({"empty image": 1})
 
 

@@ -20,8 +20,7 @@ from bincount.settings import (
     TrainConfig,
 )
 from bincount.workspace import Workspace
-from flows import cli
-from flows.cli import app
+from flows.cli import app, options
 
 
 @pytest.mark.parametrize(
@@ -102,9 +101,11 @@ ALL = {
 }
 A_RUN = ALL[DataConfig] | ALL[ImageConfig] | ALL[TrainConfig] | ALL[RegistryConfig] | ALL[PromotionConfig]
 A_RUN |= ALL[RunnerConfig] | ALL[LaunchConfig] | {"workspace"}
+NIGHTLY = ALL[RetrainConfig] | ALL[DriftConfig] | ALL[RetentionConfig]
 OPTIONS = {
     "run": A_RUN,
-    "retrain": A_RUN | ALL[RetrainConfig] | ALL[DriftConfig] | ALL[RetentionConfig],
+    "retrain": A_RUN | NIGHTLY,
+    "config": A_RUN | NIGHTLY,
     "prepare": ALL[DataConfig] | ALL[ImageConfig] | ALL[RunnerConfig] | {"workspace"},
     "train": A_RUN - ALL[DataConfig] - ALL[RunnerConfig] | DATASET | {"snapshot"},
     "evaluate": {"model"} | DATASET | ALL[RegistryConfig] | {"device", "workspace"},
@@ -137,16 +138,17 @@ OPTIONS = {
     "bootstrap": {"prefect_file", "gpu", "gpu_template", "zombie_seconds"},
     "notify": {"slack", "email", "smtp", "sender", "webhook", "only", "off"},
 }
+OPTIONS = {command: names | ({"config"} if "workspace" in names else set()) for command, names in OPTIONS.items()}
 
 
-def options(command: str) -> set[str]:
-    """What a command takes, by the names of Python."""
+def options_of(command: str) -> set[str]:
+    """The options of a command, by the names of Python."""
     names = {argument.names[0] for argument in app[command].assemble_argument_collection() if argument.parse}
     return {name.lstrip("-").replace("-", "_").lower().partition("[")[0] for name in names - {"*"}}  # which is a group
 
 
 def test_every_command_takes_the_options_that_it_uses_and_no_others():
-    assert {command: sorted(options(command)) for command in OPTIONS} == {
+    assert {command: sorted(options_of(command)) for command in OPTIONS} == {
         command: sorted(names) for command, names in OPTIONS.items()
     }
     assert set(OPTIONS) == {name for name in app if not name.startswith("-")}
@@ -210,7 +212,7 @@ def test_an_option_that_would_change_nothing_is_refused(words, monkeypatch, caps
 
 
 def test_a_group_of_some_settings_keeps_their_bounds_and_what_was_not_given_stays_the_default():
-    some = cli._some_of(DataConfig, "source", "concurrency")
-    assert cli._whole(DataConfig, some(source="s3://mine")) == DataConfig(source="s3://mine")
+    some = options.some_of(DataConfig, "source", "concurrency")
+    assert options.whole(DataConfig, some(source="s3://mine")) == DataConfig(source="s3://mine")
     with pytest.raises(ValueError, match="concurrency"):
         some(concurrency=0)

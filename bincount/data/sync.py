@@ -161,7 +161,7 @@ def plan(dataset: Path, opened: Source, config: DataConfig) -> Plan:
     wanted = _wanted(listing, config)
     files = _files(dataset / "originals")
     _remove_leftovers(dataset, files)
-    new = wanted[~_unchanged(dataset, wanted, files, config.retry_set_aside)]
+    new = wanted[~_unchanged(dataset, wanted, files, config.retry_quarantined)]
     logger.info("%s: %d bins listed, %d wanted, %d to fetch", opened.url, len(listing), len(wanted), len(new))
     dataset.mkdir(parents=True, exist_ok=True)
     _check_space(dataset, new)

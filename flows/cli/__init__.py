@@ -1,0 +1,10 @@
+"""The command line, `bincount COMMAND`. Heavy imports wait for the command that needs them, so that --help is quick.
+
+program is the App and its entry point, options what commands share, settings_file reads and writes --config, flow_runs
+runs flows; the other modules hold the commands.
+"""
+
+from flows.cli import config, data, models, operations, pipeline  # noqa: F401  # they register their commands
+from flows.cli.program import app, main
+
+__all__ = ["app", "main"]

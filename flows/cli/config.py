@@ -1,0 +1,69 @@
+"""The command that prints settings as a file."""
+
+from bincount.settings import (
+    DEFAULT_WORKSPACE,
+    DataConfig,
+    DriftConfig,
+    ImageConfig,
+    Job,
+    LaunchConfig,
+    PromotionConfig,
+    RegistryConfig,
+    RetentionConfig,
+    RetrainConfig,
+    RunnerConfig,
+    TrainConfig,
+)
+from flows.cli import settings_file
+from flows.cli.options import (
+    ConfigFile,
+    Data,
+    Drift,
+    Images,
+    Launch,
+    Promotion,
+    Registry,
+    Retention,
+    Retraining,
+    Root,
+    Runner,
+    Training,
+)
+from flows.cli.program import app
+
+
+@app.command(sort_key=17)
+def config(
+    *,
+    data: Data = DataConfig(),
+    images: Images = ImageConfig(),
+    training: Training = TrainConfig(),
+    registry: Registry = RegistryConfig(),
+    launch: Launch = LaunchConfig(),
+    promotion: Promotion = PromotionConfig(),
+    runner: Runner = RunnerConfig(),
+    retraining: Retraining = RetrainConfig(),
+    drift: Drift = DriftConfig(),
+    retention: Retention = RetentionConfig(),
+    workspace: Root = DEFAULT_WORKSPACE,
+    config: ConfigFile = None,
+) -> None:
+    """Print the settings in force as a TOML file, with their descriptions: `bincount config > night.toml`.
+
+    Every command that takes settings reads such a file: `bincount retrain --config night.toml`. It is one for all
+    commands; each takes from it what it uses.
+    """
+    job = Job(
+        data=data,
+        images=images,
+        training=training,
+        registry=registry,
+        launch=launch,
+        promotion=promotion,
+        runner=runner,
+        retraining=retraining,
+        drift=drift,
+        retention=retention,
+        workspace=workspace,
+    )
+    print(settings_file.write(job), end="")

@@ -1,0 +1,51 @@
+"""How a command runs a flow: with servers that answer, and its runs tagged as ours."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bincount import database, services
+from bincount.errors import BincountError
+from bincount.settings import RegistryConfig
+from bincount.workspace import Workspace
+from flows import interrupts
+
+
+@contextmanager
+def flow_runs(registry: RegistryConfig | None, workspace: Path) -> Iterator[None]:
+    """Let flows run in the block: check the servers, start one where none is set, and tag the runs as ours.
+
+    Automations and `doctor --services` know them by the tag. Raises ServiceUnavailable.
+    """
+    from prefect import tags
+
+    from flows import temporary
+    from flows.automations import TAG
+
+    _check_services(registry, workspace)
+    with temporary.serving(), tags(TAG):
+        interrupts.watch_flow_runs()
+        yield
+
+
+def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:
+    from prefect.settings import get_current_settings
+
+    from flows.server import client_access
+
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_without_traceback)
+    places = Workspace(root=workspace)
+    services.check_all(
+        get_current_settings().api.url, places.tracking_uri(registry) if registry else "", client_access()
+    )
+    if registry:
+        database.check(places.tracking_uri(registry), write=True)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Drop the traceback of an error that names its remedy, since it only hides the message."""
+    if record.exc_info and isinstance(record.exc_info[1], BincountError):
+        record.exc_info = None
+    return True

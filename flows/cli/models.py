@@ -1,0 +1,210 @@
+"""Commands that ask, compare and exchange models."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Job, PromotionConfig, RegistryConfig
+from bincount.workspace import Workspace
+from flows.cli.flow_runs import flow_runs
+from flows.cli.options import (
+    COMPARISON,
+    PUBLIC_BUCKET,
+    THE_DATASET,
+    Bucket,
+    Comparison,
+    ConfigFile,
+    Dataset,
+    Device,
+    Model,
+    Promotion,
+    Registry,
+    Root,
+    sections,
+    whole,
+)
+from flows.cli.program import app
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@app.command(sort_key=4)
+def evaluate(
+    model: Model = "champion",
+    *,
+    data: Dataset = THE_DATASET,
+    registry: Registry = RegistryConfig(),
+    device: Device = "auto",
+    workspace: Root = DEFAULT_WORKSPACE,
+    config: ConfigFile = None,
+) -> None:
+    """Score a model on the test images of the last prepared snapshot."""
+    from bincount import preflight
+
+    job = Job(data=whole(DataConfig, data), registry=registry, workspace=workspace)
+    preflight.check_evaluate(job, device)
+    preflight.check_models(job, [model])
+    with flow_runs(registry, workspace):
+        from bincount.reporting import tables
+        from flows import evaluate as flow
+
+        tables.show(tables.of_evaluation(flow.evaluate(model, **sections(job), device=device)))
+
+
+@app.command(sort_key=5)
+def predict(
+    pictures: Annotated[
+        list[str],
+        Parameter(help="image files, folders with all below them, patterns as 'day1/*.jpg', or s3://BUCKET[/PREFIX]"),
+    ],
+    /,
+    *,
+    model: Model = "champion",
+    device: Device = "auto",
+    output: Annotated[Literal["table", "csv", "json"], Parameter(help="csv and json hold every probability")] = "table",
+    bucket: Bucket = PUBLIC_BUCKET,
+    registry: Registry = RegistryConfig(),
+    workspace: Root = DEFAULT_WORKSPACE,
+    config: ConfigFile = None,
+) -> None:
+    """Count the items in pictures; ends with 1 when one of them cannot be read, after the others are predicted."""
+    from bincount import preflight
+    from bincount.tracking.connection import find_checkpoint
+
+    data = whole(DataConfig, bucket)
+    preflight.check_device(device)
+    preflight.check_registry(registry)
+    preflight.check_url("--endpoint", data.endpoint, preflight.WEB)
+    from bincount.data import inputs
+    from bincount.evaluation.predict import predict_inputs  # with torch
+
+    threads = data.concurrency if any("://" in name for name in pictures) else None
+    with find_checkpoint(model, Workspace(root=workspace), registry) as checkpoint:
+        found = inputs.find(pictures, data)
+        table, bad = predict_inputs(checkpoint, found.pictures, device, threads=threads)
+    if found.pictures:
+        _show_predictions(table, output)
+    unreadable = found.unreadable | bad
+    for name, reason in unreadable.items():
+        print(f"bincount: {name} is not an image that can be read ({reason})", file=sys.stderr)
+    if unreadable:
+        sys.exit(1)
+
+
+@app.command(sort_key=6)
+def models(
+    *,
+    newest: Annotated[int, Parameter(help="how many versions to list", validator=Number(gte=1))] = 20,
+    registry: Registry = RegistryConfig(),
+    workspace: Root = DEFAULT_WORKSPACE,
+    config: ConfigFile = None,
+) -> None:
+    """List the registered versions with aliases, scores and data, and who changed the champion when, and why."""
+    from bincount.reporting import tables
+    from bincount.tracking.connection import open_existing
+    from flows import summary
+
+    opened = open_existing(Workspace(root=workspace), registry)
+    tables.show(summary.of_models(opened.versions(newest), opened.history()[-newest:]))
+
+
+@app.command(sort_key=7)
+def compare(
+    first: Annotated[str, Parameter(help="champion, challenger, or a version's number")],
+    second: Annotated[str, Parameter(help="the same")],
+    *,
+    data: Dataset = THE_DATASET,
+    promotion: Comparison = COMPARISON,
+    registry: Registry = RegistryConfig(),
+    device: Device = "auto",
+    workspace: Root = DEFAULT_WORKSPACE,
+    config: ConfigFile = None,
+) -> None:
+    """Show two registered versions side by side, and evaluate both on the same test images; nothing is promoted.
+
+    The decision is that of `bincount promote` with the first as champion and the second as challenger.
+    """
+    from bincount import preflight
+    from bincount.tracking.connection import open_existing
+
+    job = Job(
+        data=whole(DataConfig, data),
+        registry=registry,
+        promotion=whole(PromotionConfig, promotion),
+        workspace=workspace,
+    )
+    preflight.check_comparison(job, device)
+    preflight.check_models(job, [first, second])
+    with flow_runs(registry, workspace):
+        from bincount.reporting import tables
+        from flows import promote as flow
+        from flows import summary
+
+        opened = open_existing(Workspace(root=workspace), registry)
+        pair = [opened.find(first), opened.find(second)]
+        first, second = (str(each.version) for each in pair)  # whatever an alias does meanwhile
+        decision = flow.compare(first, second, **sections(job), device=device)
+        names = [f"version {each.version}" for each in pair]
+        facts = summary.of_versions(*pair, [opened.runs.read_params(each.run_id) for each in pair])
+        tables.show(facts | tables.of_comparison(decision, *names))
+        verdict = "would take" if decision.promote else "would not take"
+        print(f"{names[1].capitalize()} {verdict} the place of {names[0]} as champion: {decision.reason}")
+
+
+@app.command(sort_key=8)
+def promote(
+    model: Annotated[str, Parameter(help="challenger, or a version's number")] = "challenger",
+    *,
+    data: Dataset = THE_DATASET,
+    promotion: Promotion = PromotionConfig(),
+    registry: Registry = RegistryConfig(),
+    device: Device = "auto",
+    workspace: Root = DEFAULT_WORKSPACE,
+    config: ConfigFile = None,
+) -> None:
+    """Make a registered version champion if it is significantly better than the present one, or with --force anyway."""
+    from bincount import preflight
+
+    job = Job(data=whole(DataConfig, data), registry=registry, promotion=promotion, workspace=workspace)
+    preflight.check_comparison(job, device)
+    preflight.check_models(job, [model])
+    with flow_runs(registry, workspace):
+        from bincount.reporting import tables
+        from flows import promote as flow
+
+        tables.show(tables.of_decision(flow.promote(model, **sections(job), device=device)))
+
+
+@app.command(sort_key=9)
+def rollback(
+    *,
+    reason: Annotated[str, Parameter(help="reason, for those who look at the registry later")] = "asked for",
+    registry: Registry = RegistryConfig(),
+    workspace: Root = DEFAULT_WORKSPACE,
+    config: ConfigFile = None,
+) -> None:
+    """Make the previous champion champion again; only `promote --force` promotes the one that is rolled back again."""
+    from bincount.reporting import tables
+    from bincount.tracking.connection import open_existing
+    from flows import summary
+    from tasks.promotion import who
+
+    opened = open_existing(Workspace(root=workspace), registry)
+    opened.rollback(by=who(), reason=reason)
+    tables.show(summary.of_models(opened.versions(5), opened.history()[-5:]))
+
+
+def _show_predictions(table: "pandas.DataFrame", output: str) -> None:
+    if output == "csv":
+        from bincount import text
+
+        print(text.harmless_csv(table).to_csv(index=False), end="")
+    elif output == "json":
+        print(table.to_json(orient="records", indent=2))
+    elif len(table):
+        from bincount.reporting import tables
+
+        tables.show({"": tables.predictions(table)})

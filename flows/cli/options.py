@@ -1,0 +1,84 @@
+"""The options that commands share: sections of settings, whole or in part, each a group of flags.
+
+A command's parameter that is named as a section of Job is filled from the file of --config too.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+from pydantic import BaseModel, create_model
+
+from bincount import settings
+from bincount.frozen import Frozen
+from bincount.settings import (
+    WORKSPACE_HELP,
+    DataConfig,
+    DriftConfig,
+    ImageConfig,
+    Job,
+    LaunchConfig,
+    PromotionConfig,
+    RegistryConfig,
+    RetentionConfig,
+    RetrainConfig,
+    RunnerConfig,
+    TrainConfig,
+)
+
+
+def some_of(model: type[BaseModel], *names: str) -> type[Frozen]:
+    """Make a model of the settings that a command uses, so that it has no option without an effect."""
+    fields: Any = {name: (model.model_fields[name].annotation, model.model_fields[name]) for name in names}
+    return create_model(model.__name__, __base__=Frozen, **fields)
+
+
+def whole(model: type[BaseModel], some: BaseModel, **others: object) -> Any:
+    """Return a whole section, as functions take it, of the settings of a model that some_of made."""
+    return model(**{name: getattr(some, name) for name in some.model_fields_set}, **others)
+
+
+def sections(job: Job) -> dict[str, Any]:
+    """Return the sections that a command uses, as its flow takes them."""
+    return {name: getattr(job, name) for name in job.model_fields_set}
+
+
+# To find a dataset that was prepared, `Workspace.dataset` needs these settings only.
+DatasetConfig = some_of(DataConfig, "source", "keep_splits", "only_listed", "endpoint")
+ExportConfig = some_of(DataConfig, "source", "keep_splits", "only_listed", "endpoint", "classes", "concurrency")
+PictureConfig = some_of(DataConfig, "region", "endpoint", "unsigned", "requester_pays", "limit", "concurrency")
+ComparisonConfig = some_of(PromotionConfig, *(name for name in PromotionConfig.model_fields if name != "force"))
+ServerConfig = some_of(RegistryConfig, "tracking_uri", "experiment")
+THE_DATASET, ALL_CLASSES, PUBLIC_BUCKET = DatasetConfig(), ExportConfig(), PictureConfig()
+COMPARISON, SERVERS = ComparisonConfig(), ServerConfig()
+
+Data = Annotated[DataConfig, Parameter(name="*", group=Group("Data", sort_key=1))]
+Dataset = Annotated[DatasetConfig, Parameter(name="*", group=Group("Data", sort_key=1))]
+ToExport = Annotated[ExportConfig, Parameter(name="*", group=Group("Data", sort_key=1))]
+Bucket = Annotated[PictureConfig, Parameter(name="*", group=Group("Pictures in a bucket", sort_key=1))]
+Images = Annotated[ImageConfig, Parameter(name="*", group=Group("Images", sort_key=2))]
+Training = Annotated[TrainConfig, Parameter(name="*", group=Group("Training", sort_key=3))]
+Launch = Annotated[LaunchConfig, Parameter(name="*", group=Group("Processes", sort_key=4))]
+Registry = Annotated[RegistryConfig, Parameter(name="*", group=Group("Registry", sort_key=5))]
+Promotion = Annotated[PromotionConfig, Parameter(name="*", group=Group("Promotion", sort_key=7))]
+Comparison = Annotated[ComparisonConfig, Parameter(name="*", group=Group("Promotion", sort_key=7))]
+Servers = Annotated[ServerConfig, Parameter(name="*", group=Group("Registry", sort_key=5))]
+Retraining = Annotated[RetrainConfig, Parameter(name="*", group=Group("Nightly run", sort_key=8))]
+Drift = Annotated[DriftConfig, Parameter(name="*", group=Group("Drift", sort_key=9))]
+Retention = Annotated[RetentionConfig, Parameter(name="*", group=Group("Retention", sort_key=10))]
+Runner = Annotated[RunnerConfig, Parameter(name="*", group=Group("Runner", sort_key=6))]
+Root = Annotated[Path, Parameter(name="--workspace", help=WORKSPACE_HELP)]
+ConfigFile = Annotated[
+    Path | None,
+    Parameter(
+        name="--config",
+        help="TOML or YAML file of settings, as `bincount config` prints it; flags and environment override it",
+    ),
+]
+Model = Annotated[
+    str,
+    Parameter(name="--model", help="champion, challenger, a version's number, or a folder with model.safetensors"),
+]
+Device = Annotated[settings.Device, Parameter(help="device to compute on; auto: the GPU when there is one")]
+BySplit = Annotated[bool, Parameter(negative="", help="put train, val and test above the classes")]
+DEFAULT_PREFECT_FILE = Path("deployments/prefect.yaml")

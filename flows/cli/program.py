@@ -1,0 +1,58 @@
+"""The program: its App, which the commands register with, and its entry point, which explains errors."""
+
+import os
+import sys
+from importlib.metadata import version
+
+from cyclopts import App, CycloptsError
+from pydantic import ValidationError
+from rich.text import Text
+
+from bincount.errors import BincountError
+from flows import interrupts, stacks, usage
+from flows.cli import settings_file
+
+app = App(
+    name="bincount",
+    help="Count the items in warehouse bins from photos: from a bucket of images to a registered model.",
+    version=lambda: version("bincount-pipeline"),
+    version_flags=["--version"],
+    config=settings_file.fill,
+    suppress_keyboard_interrupt=False,
+    error_formatter=lambda error: Text(usage.explain(error)),
+)
+app.register_install_completion_command(help="Let the shell complete commands and options of bincount.")
+
+KEPT = {
+    "prepare": "what was fetched and packed is kept",
+    "train": "the last checkpoint is kept",
+    "evaluate": "nothing was changed",
+    "compare": "nothing was changed",
+    "promote": "the champion is changed as a whole or not at all",
+    "rollback": "the champion is changed as a whole or not at all",
+    "predict": "nothing was changed",
+    "models": "nothing was changed",
+    "config": "nothing was changed",
+    "doctor": "nothing is removed in part",
+    "export": "the files that were exported are kept",
+    "publish": "the files that were uploaded are kept",
+    "gc": "what was removed is gone, and nothing is removed in part",
+    "bootstrap": "what was set up is kept",
+    "demo": "what was generated, packed and trained up to the last checkpoint is kept",
+}
+KEPT_BY_A_RUN = "what was fetched, packed and trained up to the last checkpoint is kept"
+
+
+def main() -> None:
+    """Run the command line; an error that names its remedy is shown without a traceback."""
+    kept = KEPT.get(next((word for word in sys.argv[1:] if not word.startswith("-")), ""), KEPT_BY_A_RUN)
+    stacks.sign_in(os.environ)  # before Prefect reads its settings
+    with interrupts.handled(f"{kept}, and the same command goes on from there"):
+        try:
+            app(usage.rename_flags(sys.argv[1:]), exit_on_error=False, print_error=False)
+        except CycloptsError as error:
+            usage.fail(usage.explain(error))
+        except ValidationError as error:
+            usage.fail("\n".join(usage.explain_values(error)))
+        except BincountError as error:
+            usage.fail(str(error))
