@@ -6,7 +6,7 @@ This module imports nothing heavy, so that `bincount --help` is quick.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import AliasChoices, Field, field_validator
 
 from bincount import database
 from bincount.errors import SettingsError, mask_address
@@ -40,7 +40,7 @@ class DataConfig(Frozen):
     layout: Literal["auto", "bins", "folders", "splits"] = Field(
         "auto",
         description="bins: bin-images/ID.jpg with metadata/ID.json; folders: one folder a class; splits: train/, val/ "
-        "and test/ above such folders; auto: look",
+        "and test/ above such folders; auto: detected from the names",
     )
     keep_splits: bool = Field(
         False, description="take the splits that the folders train/, val/ and test/ give [default: one pool]"
@@ -56,7 +56,11 @@ class DataConfig(Frozen):
         description="take the bins that a file lists and no others: an id, key or file name in a line, a table with a "
         "column image_id or id, or JSON lists",
     )
-    retry_set_aside: bool = Field(False, description="fetch again what was set aside, though it has not changed")
+    retry_quarantined: bool = Field(
+        False,
+        validation_alias=AliasChoices("retry_quarantined", "retry_set_aside"),  # the name of earlier releases
+        description="fetch again what was quarantined, though it has not changed",
+    )
     classes: str = Field("0..5", description="counts as a range (0..5), or class names (good,defective)")
     ordered: bool | None = Field(
         None,
@@ -65,7 +69,7 @@ class DataConfig(Frozen):
     extra_counts: int = Field(
         10,
         ge=0,
-        description="where classes are counts: learn also from bins that hold no class's count but up to so many items",
+        description="where classes are counts: train also on bins that hold no class's count but up to so many items",
     )
     region: str | None = Field(
         None, description="AWS region of the bucket [default: AWS_REGION or AWS_DEFAULT_REGION, else us-east-1]"
@@ -78,7 +82,9 @@ class DataConfig(Frozen):
         False, description="pay for the requests to a bucket whose requester pays; they are signed"
     )
     concurrency: int = Field(32, ge=1, le=512, description="requests under way at once")
-    max_pixels: int = Field(MAX_PIXELS, ge=1, le=178_000_000, description="larger images are set aside unread, pixels")
+    max_pixels: int = Field(
+        MAX_PIXELS, ge=1, le=178_000_000, description="larger images are quarantined unread, pixels"
+    )
 
     @field_validator("source", "endpoint")
     @classmethod
@@ -105,7 +111,7 @@ class DataConfig(Frozen):
 
     @property
     def extra_names(self) -> tuple[str, ...]:
-        """The counts that are no class and are learned from all the same."""
+        """The counts that are no class and are trained on all the same."""
         classes = self.class_set
         if not (classes.ordered and all(map(str.isdecimal, classes.names))):
             return ()

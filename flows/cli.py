@@ -207,7 +207,7 @@ def prepare(
     runner: Runner = RunnerConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
-    """Fetch what is new, pack the images, and deal the splits."""
+    """Fetch what is new, pack the images, and assign the splits."""
     from bincount import preflight
     from bincount.data import source
 
@@ -415,14 +415,14 @@ def rollback(
 @app.command(sort_key=10)
 def demo(
     *,
-    bins: Annotated[int, Parameter(help="how many bins to draw", validator=Number(gte=300))] = 3000,
+    bins: Annotated[int, Parameter(help="how many bins to generate", validator=Number(gte=300))] = 3000,
     epochs: Annotated[int, Parameter(help="passes over the training images", validator=Number(gte=1))] = 15,
-    folder: Annotated[Path, Parameter(help="where to draw them, and for everything made of them")] = Path("demo"),
+    folder: Annotated[Path, Parameter(help="where to write them, and for everything made of them")] = Path("demo"),
 ) -> None:
-    """Draw bins and run the whole job on them: a small net at 64 pixels, in about two minutes on two cores."""
+    """Run the whole job on synthetic bins: a small net at 64 pixels, in about two minutes on two cores."""
     from bincount.data import synthetic
 
-    synthetic.draw(folder / "bucket", bins)
+    synthetic.generate(folder / "bucket", bins)
     run(
         data=DataConfig(source=str(folder / "bucket")),
         images=ImageConfig(image_size=64),
@@ -453,7 +453,7 @@ def doctor(
     registry: Registry = RegistryConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
 ) -> None:
-    """List what is set aside, and check the prepared dataset against itself; ends with 1 when there are problems.
+    """List what is quarantined, and check the prepared dataset against itself; ends with 1 when there are problems.
 
     What --fix removes is fetched again by the next prepare. It never touches snapshots and splits. With --services it
     sets up again what `bincount bootstrap` does, lets a paused night go on, ends runs whose process is gone, and frees
@@ -462,7 +462,8 @@ def doctor(
     if services:
         _examine_services(registry, workspace, prefect_file, fix)
         return
-    from bincount.data.check import diagnose, mend
+    from bincount.data.check import diagnose
+    from bincount.data.repair import repair
     from flows import summary
 
     dataset = Workspace(root=workspace).dataset(_whole(DataConfig, data))
@@ -470,9 +471,9 @@ def doctor(
     summary.show(summary.of_diagnosis(diagnosis))
     problems = diagnosis.problems
     if problems and fix:
-        mended = mend(dataset, diagnosis)
-        summary.show(summary.of_mended(mended))
-        problems = mended.left
+        report = repair(dataset, diagnosis)
+        summary.show(summary.of_repair(report))
+        problems = report.left
     if problems:
         sys.exit(1)
 
@@ -649,7 +650,7 @@ KEPT = {
     "publish": "the files that were uploaded are kept",
     "gc": "what was removed is gone, and nothing is by halves",
     "bootstrap": "what was set up is kept",
-    "demo": "what was drawn, packed and trained up to the last checkpoint is kept",
+    "demo": "what was generated, packed and trained up to the last checkpoint is kept",
 }
 KEPT_BY_A_RUN = "what was fetched, packed and trained up to the last checkpoint is kept"
 
@@ -660,7 +661,7 @@ def main() -> None:
     stacks.sign_in(os.environ)  # before Prefect reads its settings
     with interrupts.handled(f"{kept}, and the same command goes on from there"):
         try:
-            app(sys.argv[1:], exit_on_error=False, print_error=False)
+            app(usage.in_todays_words(sys.argv[1:]), exit_on_error=False, print_error=False)
         except CycloptsError as error:
             usage.fail(usage.explain(error))
         except ValidationError as error:

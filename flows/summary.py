@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bincount.data import sync
+from bincount.data import bins
 from bincount.database import has_secret, is_server, pages_of
 from bincount.problem import SPLITS
 from bincount.reporting import card
@@ -25,8 +25,9 @@ from bincount.text import CONTROL, escape_markdown, markdown_link
 from flows.timing import Timings
 
 if TYPE_CHECKING:  # they import torch, MLflow and Prefect, which a command that only shows something need not wait for
-    from bincount.data.check import Diagnosis, Mended
+    from bincount.data.check import Diagnosis
     from bincount.data.export import Exported
+    from bincount.data.repair import RepairReport
     from bincount.evaluation.evaluate import Evaluation
     from bincount.evaluation.intervals import Score
     from bincount.evaluation.promotion import Decision
@@ -47,18 +48,18 @@ def of_run(prepared: "Prepared", model: "TrainedModel") -> Tables:
 
 
 def of_prepare(prepared: "Prepared") -> Tables:
-    """Images, set aside and balance."""
+    """Show the images, those quarantined, and the balance."""
     manifest = prepared.snapshot.read()
-    aside = manifest[manifest["status"] != "ok"]["reason"].map(sync.kind).value_counts()
+    quarantined = manifest[manifest["status"] != "ok"]["reason"].map(bins.reason_kind).value_counts()
     good = (manifest["status"] == "ok").sum()
     images = [
         ("in the source", prepared.plan.num_listed),
         ("fetched now", prepared.report.num_fetched),
         ("good, in the dataset", good),
-        ("of the classes, dealt to splits", prepared.snapshot.num_images),
+        ("of the classes, assigned to splits", prepared.snapshot.num_images),
         ("not delivered, left for the next run", len(prepared.report.unreachable)),
-        ("set aside", aside.sum()),
-        *((f"- {reason}", count) for reason, count in aside.items()),
+        ("quarantined", quarantined.sum()),
+        *((f"- {reason}", count) for reason, count in quarantined.items()),
     ]
     return {
         "Images": pd.DataFrame([row for row in images if row[1]], columns=["", "bins"]),
@@ -200,11 +201,11 @@ def of_predictions(counted: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_diagnosis(diagnosis: "Diagnosis") -> Tables:
-    """What is good, what is set aside for which reason, and the problems by kind."""
+    """Show how many bins are good, how many are quarantined for which reason, and the problems by kind."""
     numbers = [
         ("good bins", diagnosis.num_good),
-        ("bins set aside", diagnosis.set_aside.total()),
-        *((f"- {reason}", count) for reason, count in diagnosis.set_aside.most_common()),
+        ("bins quarantined", diagnosis.quarantined.total()),
+        *((f"- {reason}", count) for reason, count in diagnosis.quarantined.most_common()),
         ("problems", len(diagnosis.problems)),
     ]
     tables = {"Dataset": pd.DataFrame(numbers, columns=["", "number"])} | _warnings(diagnosis.warnings)
@@ -223,14 +224,14 @@ def of_diagnosis(diagnosis: "Diagnosis") -> Tables:
     }
 
 
-def of_mended(mended: "Mended") -> Tables:
+def of_repair(report: "RepairReport") -> Tables:
     """What was removed."""
     rows = [
-        ("damaged bins, to be fetched again", mended.num_bins),
-        ("stray files", mended.num_strays),
-        ("leftovers of killed runs", mended.num_leftovers),
-        ("packs of an older decoder", mended.num_packs),
-        ("damaged pictures in packs, decoded again where the original is sound", mended.num_pictures),
+        ("damaged bins, to be fetched again", report.num_bins),
+        ("stray files", report.num_strays),
+        ("leftovers of killed runs", report.num_leftovers),
+        ("packs of an older decoder", report.num_packs),
+        ("damaged pictures in packs, decoded again where the original is sound", report.num_pictures),
     ]
     return {"Removed or repaired": pd.DataFrame(rows, columns=["", "number"])}
 

@@ -16,6 +16,16 @@ from bincount import settings
 LIMITS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 HELP_FLAGS = ("--help", "-h")
+RENAMED = {  # flags of earlier releases, which --help does not show
+    "--retry-set-aside": "--retry-quarantined",
+    "--no-retry-set-aside": "--no-retry-quarantined",
+}
+
+
+def in_todays_words(words: Iterable[str]) -> list[str]:
+    """Return the words of a command with the flags that earlier releases called otherwise under today's names."""
+    parts = [word.partition("=") for word in words]
+    return ["".join([RENAMED.get(flag, flag), *value]) for flag, *value in parts]
 
 
 def explain(error: CycloptsError) -> str:

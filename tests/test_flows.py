@@ -43,7 +43,7 @@ FORCED = PromotionConfig(force=True)
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bins")
-    synthetic.draw(folder, 300, size=(64, 64))
+    synthetic.generate(folder, 300, size=(64, 64))
     return folder
 
 
@@ -153,7 +153,7 @@ def test_a_model_is_evaluated_and_asked_by_its_alias(finished, bucket, workspace
 
 
 def test_a_bucket_that_grows_moves_no_image_and_makes_a_challenger(finished, bucket, workspace, tmp_path):
-    synthetic.draw(bucket, 400, size=(64, 64))
+    synthetic.generate(bucket, 400, size=(64, 64))
     grown = run(data=DataConfig(source=str(bucket)), images=IMAGES, training=QUICK, workspace=workspace)
     before = finished.prepared.snapshot.labelled().set_index("image_id")["split"]
     after = grown.prepared.snapshot.labelled().set_index("image_id")["split"]
@@ -222,7 +222,7 @@ def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finish
 
 
 def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path):
-    synthetic.draw_folders(tmp_path / "cartons", 150, size=(64, 64))
+    synthetic.generate_folders(tmp_path / "cartons", 150, size=(64, 64))
     data = DataConfig(source=str(tmp_path / "cartons"), classes="defective,good")
     done = run(
         data=data,

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from bins import add_bin, bring, jpeg
 
-from bincount.data import balance, snapshots, sync
+from bincount.data import assembly, balance, bins, snapshots
+from bincount.data import manifest as manifests
 from bincount.errors import DatasetError, DiskFull, SnapshotNotFound
 from bincount.problem import Classes
 from bincount.settings import DataConfig
@@ -25,7 +26,7 @@ def dataset(tmp_path):
 
 
 def build(dataset, classes=COUNTS):
-    return snapshots.build(dataset, sync.read(dataset), classes, "bucket")
+    return assembly.build(dataset, bins.read(dataset), classes, "bucket")
 
 
 def test_larger_quantities_stay_in_the_manifest_without_label_and_split(dataset):
@@ -39,7 +40,7 @@ def test_larger_quantities_stay_in_the_manifest_without_label_and_split(dataset)
 
 def test_extra_counts_are_learned_from_and_not_judged_on(dataset):
     without = build(dataset)
-    snapshot = snapshots.build(dataset, sync.read(dataset), COUNTS, "bucket", extra_names=("6",))
+    snapshot = assembly.build(dataset, bins.read(dataset), COUNTS, "bucket", extra_names=("6",))
     assert snapshot.extra()["quantity"].to_list() == [6] * 4  # one of the five went to val or test
     assert snapshot.labelled().equals(without.labelled())
     assert (snapshot.num_images, without.extra().empty) == (without.num_images, True)
@@ -62,12 +63,12 @@ def test_the_same_bins_make_the_same_snapshot(dataset):
 
 
 def test_another_picture_label_or_class_is_another_snapshot(dataset):
-    rows = sync.read(dataset)
+    rows = bins.read(dataset)
     digests = {build(dataset).digest, build(dataset, Classes.parse("1..5")).digest}
     changed = rows.assign(sha256=rows["sha256"].where(rows["image_id"] != "00003", "0" * 64))
-    digests.add(snapshots.build(dataset, changed, COUNTS, "bucket").digest)
+    digests.add(assembly.build(dataset, changed, COUNTS, "bucket").digest)
     relabelled = rows.assign(class_name=rows["class_name"].where(rows["image_id"] != "00003", "4"))
-    digests.add(snapshots.build(dataset, relabelled, COUNTS, "bucket").digest)
+    digests.add(assembly.build(dataset, relabelled, COUNTS, "bucket").digest)
     assert len(digests) == 4
 
 
@@ -76,7 +77,7 @@ def test_what_is_set_aside_is_in_the_manifest_with_its_reason(tmp_path):
     add_bin(tmp_path / "bucket", "00002", image=b"")
     bring(tmp_path / "bucket", tmp_path / "data")
     row = build(tmp_path / "data").read().set_index("image_id").loc["00002"]
-    assert (row["status"], row["reason"]) == ("set_aside", "empty image")
+    assert (row["status"], row["reason"]) == ("quarantined", "empty image")
     assert pd.isna(row["label"])
 
 
@@ -104,7 +105,7 @@ def test_without_a_snapshot_the_error_names_the_command_that_makes_one(tmp_path)
 )
 def test_a_manifest_that_breaks_a_promise_is_not_frozen(dataset, change, message):
     with pytest.raises(DatasetError, match=message):
-        snapshots.check(change(build(dataset).read()))
+        manifests.check(change(build(dataset).read()))
 
 
 def test_classes_and_source_come_back_with_the_snapshot(dataset):

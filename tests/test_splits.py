@@ -76,7 +76,7 @@ def test_an_image_that_would_join_bins_of_two_splits_is_set_aside():
     )
     dealt = splits.assign(rows)
     assert dealt["split"].isna().to_list() == [False, True, False]
-    assert dealt["status"].to_list() == ["ok", "set_aside", "ok"]
+    assert dealt["status"].to_list() == ["ok", "quarantined", "ok"]
     assert dealt["reason"][1] == splits.JOINS_TWO
     assert dealt["group"].nunique() == 3
 

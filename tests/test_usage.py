@@ -6,7 +6,7 @@ import pytest
 from bins import jpeg, record
 from test_cli import refused
 
-from bincount.data import snapshots, source, sync
+from bincount.data import assembly, bins, fetch, source, sync
 from bincount.settings import (
     DataConfig,
     DriftConfig,
@@ -184,8 +184,8 @@ def test_an_export_uses_each_of_its_options(tmp_path, read_fields):
     data = DataConfig(source=str(tmp_path / "bins"), classes="0..2")
     dataset = Workspace(root=tmp_path / "data").dataset(data)
     plan = sync.plan(dataset, source.open_source(data), data)
-    sync.fetch(dataset, source.open_source(data), plan.batch(0), data)
-    snapshots.build(dataset, sync.merge(dataset), data.class_set, data.source, data.extra_names)
+    fetch.fetch_batch(dataset, source.open_source(data), plan.batch(0), data)
+    assembly.build(dataset, bins.merge(dataset), data.class_set, data.source, data.extra_names)
     read_fields.clear()
     words = ["export", "--source", str(tmp_path / "bins"), "--workspace", str(tmp_path / "data"), "--classes", "0..1"]
     app([*words, "--folder", str(tmp_path / "out")], result_action="return_value")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from bincount.data import packs
+from bincount.data import packing
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot, is_in
 from bincount.evaluation import intervals, slices
@@ -234,7 +234,7 @@ def count_new(
     images = _sample(_unseen(snapshot, learned_from))
     if len(images) < config.min_images:
         return None
-    pack = packs.update(snapshot.dataset, spec.images, images["path"], images["sha256"])
+    pack = packing.update(snapshot.dataset, spec.images, images["path"], images["sha256"])
     model, spec = load(checkpoint, choose_device(device))
     answers = probabilities(model, spec, pack.images, pack.locate(images["sha256"]))
     labels = images["label"].to_numpy(np.int64)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bincount.data import sync, tables
+from bincount.data import bins, tables
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
@@ -55,9 +55,9 @@ def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, dev
     classes, manifest = snapshot.classes, snapshot.labelled()
     train, test = (manifest[manifest["split"] == split].reset_index(drop=True) for split in ("train", "test"))
     labels, scores = test["label"].to_numpy(np.int64), predictions[columns(classes)].to_numpy()
-    bins = sync.read(snapshot.dataset, ["image_id", "items", "arrived"]).set_index("image_id")
+    rows = bins.read(snapshot.dataset, ["image_id", "items", "arrived"]).set_index("image_id")
     looks = slices.look(pack.images, pack.locate(test["sha256"]))
-    kinds = slices.kinds(test, bins.reindex(test["image_id"]).reset_index(drop=True), looks)
+    kinds = slices.kinds(test, rows.reindex(test["image_id"]).reset_index(drop=True), looks)
     if untested := [name for label, name in enumerate(classes.names) if label not in labels]:
         logger.warning("the test has no image of %s, and no score says anything of that", ", ".join(untested))
     tables.write_frame(slices.measure(labels, scores, test["group"], classes, kinds), folder / "slices.parquet")
