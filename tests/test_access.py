@@ -6,7 +6,7 @@ import pytest
 from bins import add_thirty_bins, bring, jpeg, record
 from faulty_s3 import FaultyS3, elsewhere, refused
 
-from bincount.data import assembly, bins, export, source
+from bincount.data import assembly, bins, client, export, source
 from bincount.errors import ServiceUnavailable, SettingsError, SourceError, SourceUnavailable
 from bincount.problem import Classes
 from bincount.settings import DataConfig
@@ -26,7 +26,7 @@ def clean_environment(monkeypatch, tmp_path):
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(source, "MAX_RETRIES", 0)
+    monkeypatch.setattr(client, "MAX_RETRIES", 0)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from bincount.data import (
     record,
     repair,
     snapshots,
+    source,
     splits,
     sync,
     tables,
@@ -338,7 +339,7 @@ def test_a_pack_of_an_older_decoder_is_told_and_the_next_prepare_decodes_its_ima
 def test_a_renewal_that_was_killed_goes_on_and_the_older_pack_stays_until_its_end(dataset, monkeypatch):
     older = make_older(dataset)
     rows = snapshots.latest(dataset).labelled()
-    monkeypatch.setattr(packs, "CHUNK", 10)
+    monkeypatch.setattr(packing, "CHUNK", 10)
     append, calls = packing._append, []
 
     def killed(file, data):
@@ -348,7 +349,7 @@ def test_a_renewal_that_was_killed_goes_on_and_the_older_pack_stays_until_its_en
         append(file, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packs, "_append", killed)
+        patch.setattr(packing, "_append", killed)
         with pytest.raises(KeyboardInterrupt):
             packing.update(dataset, SMALL, rows["path"], rows["sha256"])
     assert older.exists()
@@ -364,7 +365,7 @@ def test_an_older_pack_goes_first_where_the_disk_has_no_room_for_both(dataset, m
     older, there = make_older(dataset), []
     rows, append = snapshots.latest(dataset).labelled(), packing._append
     monkeypatch.setattr(packing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    monkeypatch.setattr(packs, "_append", lambda *written: (there.append(older.exists()), append(*written)))
+    monkeypatch.setattr(packing, "_append", lambda *written: (there.append(older.exists()), append(*written)))
     assert len(packing.update(dataset, SMALL, rows["path"], rows["sha256"])) == 30
     assert set(there) == {False}
 
@@ -437,7 +438,7 @@ def test_splits_are_read_from_their_copy_where_they_are_damaged(bucket, dataset)
 def test_a_plan_that_changed_is_told_and_another_try_makes_it_again(bucket, dataset):
     add_bin(bucket, "77777")
     config = DataConfig(source=str(bucket))
-    plan = sync.plan(dataset, sync.source.open_source(config), config)
+    plan = sync.plan(dataset, source.open_source(config), config)
     flip(plan.path)
     with pytest.raises(DatasetError, match=r"plan-.*\.parquet is damaged .*run `bincount prepare` again"):
         plan.batch(0)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from bins import add_bin, add_thirty_bins, bring, jpeg
 
-from bincount.data import assembly, bins, check, packing, repair, snapshots, splits, sync
+from bincount.data import assembly, bins, check, packing, repair, snapshots, source, splits, sync
 from bincount.errors import DatasetError, SnapshotNotFound
 from bincount.problem import Classes
 from bincount.settings import DataConfig, ImageConfig
@@ -46,7 +46,7 @@ def found(dataset, **options):
     return [(problem.kind, problem.where) for problem in check.diagnose(dataset, **options).problems]
 
 
-def test_a_healthy_dataset_has_no_problems_and_says_what_is_set_aside(dataset):
+def test_a_healthy_dataset_has_no_problems_and_says_what_is_quarantined(dataset):
     assert check.diagnose(dataset) == check.Diagnosis(31, Counter({"empty image": 1}), ())
 
 
@@ -68,9 +68,9 @@ def test_class_folders_need_no_records(tmp_path):
     assert check.diagnose(tmp_path / "data") == check.Diagnosis(12, Counter(), ())
 
 
-def test_a_bin_that_joins_two_splits_counts_as_set_aside(bucket, dataset):
-    dealt = splits.load(dataset)
-    train, val = dealt.index[dealt == "train"][0], dealt.index[dealt == "val"][0]
+def test_a_bin_that_joins_two_splits_counts_as_quarantined(bucket, dataset):
+    assigned = splits.load(dataset)
+    train, val = assigned.index[assigned == "train"][0], assigned.index[assigned == "val"][0]
     items, photo = {"A": 1}, (bucket / "bin-images" / f"{train}.jpg").read_bytes()
     for image_id in (train, val, "50000"):  # two that change, and so show the same bin as a new one beside them
         add_bin(bucket, image_id, 1, items, photo)
@@ -154,7 +154,7 @@ def test_files_that_no_bin_claims_and_leftovers_of_killed_runs_are_found_and_rem
 def test_nothing_is_removed_while_a_sync_may_be_at_work(bucket, dataset):
     add_bin(bucket, "00001")
     config = DataConfig(source=str(bucket))
-    opened = sync.source.open_source(config)
+    opened = source.open_source(config)
     plan = sync.plan(dataset, opened, config)
     arriving = dataset / "originals" / "bin-images" / "00001.jpg"
     arriving.write_bytes(b"on its way")

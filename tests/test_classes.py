@@ -107,10 +107,10 @@ def test_several_classes_without_images_are_named_together_and_nothing_is_guesse
     )
 
 
-def test_a_class_whose_images_are_all_set_aside_says_why(source):
+def test_a_class_whose_images_are_all_quarantined_says_why(source):
     for path in (source / "defective").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"all that defective has is set aside: empty image \(20\)"):
+    with pytest.raises(DatasetError, match=r"all images of defective are quarantined: empty image \(20\)"):
         build(source)
 
 
@@ -343,7 +343,7 @@ def test_classes_of_the_same_photos_alone_are_an_error_that_says_so(tmp_path):
     for name in ("good", "defective"):
         for number in range(5):
             add_photos(tmp_path / "cartons", name, [number], seed=number)
-    with pytest.raises(DatasetError, match=r"all that good has is set aside: one photo in two classes \(5\)"):
+    with pytest.raises(DatasetError, match=r"all images of good are quarantined: one photo in two classes \(5\)"):
         build(tmp_path / "cartons")
 
 

@@ -43,15 +43,15 @@ def sync_from(server: FaultyS3, dataset: Path) -> fetch.SyncReport:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
     """As many tries as ever, sooner."""
-    monkeypatch.setattr(source, "FIRST_WAIT", timedelta(seconds=0.01))
-    monkeypatch.setattr(source, "LONGEST_WAIT", timedelta(seconds=0.1))
+    monkeypatch.setattr(client, "FIRST_WAIT", timedelta(seconds=0.01))
+    monkeypatch.setattr(client, "LONGEST_WAIT", timedelta(seconds=0.1))
 
 
 @pytest.fixture
 def fault(request, monkeypatch):
     """A fault, with little patience for those that take all there is."""
     if request.param in (stalled, silent):
-        monkeypatch.setattr(source, "TIMEOUT", timedelta(seconds=0.5))
+        monkeypatch.setattr(client, "TIMEOUT", timedelta(seconds=0.5))
     return request.param
 
 
@@ -87,8 +87,8 @@ def test_a_fault_that_stays_leaves_the_bin_without_a_row_and_the_next_sync_fetch
 
 
 def test_many_failed_requests_do_not_come_back_all_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "FIRST_WAIT", timedelta(seconds=0.2))
-    monkeypatch.setattr(source, "LONGEST_WAIT", timedelta(seconds=2))
+    monkeypatch.setattr(client, "FIRST_WAIT", timedelta(seconds=0.2))
+    monkeypatch.setattr(client, "LONGEST_WAIT", timedelta(seconds=2))
     with FaultyS3(objects(*(f"{number:05d}" for number in range(20)))) as server:
         server.fail("metadata/*", slow_down, times=2)
         assert sync_from(server, tmp_path).num_fetched == 20
@@ -123,7 +123,7 @@ def test_many_failed_requests_do_not_come_back_all_at_once(tmp_path, monkeypatch
         "0.9 MB of nesting",
     ],
 )
-def test_an_object_that_is_no_bin_is_set_aside_once_with_the_reason(server, tmp_path, key, content, reason):
+def test_an_object_that_is_no_bin_is_quarantined_once_with_the_reason(server, tmp_path, key, content, reason):
     server.objects[key] = content
     report = sync_from(server, tmp_path)
     assert (report.num_fetched, report.quarantined, report.unreachable) == (2, {bins.reason_kind(reason): 1}, {})
@@ -134,7 +134,7 @@ def test_an_object_that_is_no_bin_is_set_aside_once_with_the_reason(server, tmp_
     assert server.counts() == asked
 
 
-def test_an_object_that_is_listed_and_not_there_is_set_aside_once_as_vanished(server, tmp_path):
+def test_an_object_that_is_listed_and_not_there_is_quarantined_once_as_vanished(server, tmp_path):
     server.fail(IMAGE, missing)
     assert sync_from(server, tmp_path).quarantined == {"vanished": 1}
     asked = server.counts()
@@ -144,7 +144,9 @@ def test_an_object_that_is_listed_and_not_there_is_set_aside_once_as_vanished(se
 
 
 @pytest.mark.parametrize("key", [IMAGE, RECORD])
-def test_one_refused_object_is_set_aside_and_asked_for_again_since_no_listing_shows_a_permission(server, tmp_path, key):
+def test_one_refused_object_is_quarantined_and_asked_for_again_since_no_listing_shows_a_permission(
+    server, tmp_path, key
+):
     server.fail(key, refused)
     for tries in (1, 2):
         assert sync_from(server, tmp_path).quarantined == {"refused": 1}
@@ -253,7 +255,7 @@ def test_one_bin_that_never_arrives_does_not_fail_the_task_every_night(server, t
 
 
 def test_the_task_fails_when_many_bins_were_asked_for_and_none_arrived(server, tmp_path, monkeypatch):
-    server.objects |= objects(*(f"{number:05d}" for number in range(data_tasks.OUTAGE)))
+    server.objects |= objects(*(f"{number:05d}" for number in range(fetch.OUTAGE)))
     server.fail("metadata/*", server_error)
-    with pytest.raises(SourceUnavailable, match=f"{data_tasks.OUTAGE} bins did not arrive"):
+    with pytest.raises(SourceUnavailable, match=f"{fetch.OUTAGE} bins did not arrive"):
         fetch_batch(server, tmp_path, monkeypatch, run_count=LAST_TRY)

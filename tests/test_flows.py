@@ -78,8 +78,8 @@ def test_the_job_ends_with_a_champion_and_a_summary(finished):
     assert {"Model", "Time"} < set(tables)
     images = dict(tables["Images"].to_numpy().tolist())
     assert images["in the source"] == 300
-    assert images["set aside"] == sum(count for name, count in images.items() if name.startswith("- "))
-    assert images["set aside"] == len(set(synthetic.broken_ids(300).values()) - {"copy"})
+    assert images["quarantined"] == sum(count for name, count in images.items() if name.startswith("- "))
+    assert images["quarantined"] == len(set(synthetic.broken_ids(300).values()) - {"copy"})
     assert "| accuracy |" in summary.markdown(tables)
 
 
@@ -98,7 +98,7 @@ def test_runs_tasks_logs_and_artifacts_have_names_that_a_person_understands(fini
         "check registry",
         "list bins",
         "fetch bins, batch 1 of 1",
-        "deal splits",
+        "assign splits",
         "measure balance",
         "pack images",
         "train small, seed 0",

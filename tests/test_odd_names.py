@@ -10,7 +10,7 @@ import pytest
 from bins import add_bin, bring, jpeg, record
 from faulty_s3 import FaultyS3
 
-from bincount.data import assembly, bins, fetch, listing, names, source, sync
+from bincount.data import assembly, bins, fetch, listing, names, source
 from bincount.errors import DiskFull, SourceError, SourceUnavailable
 from bincount.problem import Classes
 from bincount.settings import DataConfig
@@ -254,7 +254,7 @@ def test_whatever_one_picture_raises_the_others_arrive(tmp_path, monkeypatch, er
             raise error
         return inspect(data, max_pixels, with_hash=with_hash)
 
-    monkeypatch.setattr(sync, "inspect", raise_for_one)
+    monkeypatch.setattr(fetch, "inspect", raise_for_one)
     for number in range(3):
         add_bin(tmp_path / "source", f"{number:05d}")
     add_bin(tmp_path / "source", "00009", image=jpeg(77))
@@ -268,7 +268,7 @@ def test_an_error_that_concerns_all_bins_ends_the_batch(tmp_path, monkeypatch, e
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(sync, "_write_file", fail)
+    monkeypatch.setattr(fetch, "_write_file", fail)
     add_bin(tmp_path / "source", "00001")
     with pytest.raises(type(error)):
         bring(tmp_path / "source", tmp_path / "data")

@@ -133,7 +133,7 @@ def test_a_full_disk_is_told_and_with_space_the_pack_grows_on(tmp_path):
 
 
 def test_two_at_once_pack_each_picture_once_and_who_reads_meanwhile_finds_what_was_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(packs, "CHUNK", 2)
+    monkeypatch.setattr(packing, "CHUNK", 2)
     paths, digests = fill(tmp_path, *(chr(ord("a") + number) for number in range(20)))
     packing.update(tmp_path, SMALL, paths[:2], digests[:2])
     with ThreadPoolExecutor(3) as threads:

@@ -118,7 +118,7 @@ def test_a_bucket_that_never_answers_is_given_up_after_one_short_wait(monkeypatc
     short = client.Patience(
         client.PROBE.connect, client.PROBE.timeout / 40, retries=2, retry_timeout=client.PROBE.timeout / 80
     )
-    monkeypatch.setattr(source, "PROBE", short)
+    monkeypatch.setattr(client, "PROBE", short)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = DataConfig(source="s3://bins", endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(SourceUnavailable, match="cannot be reached"):

@@ -65,7 +65,7 @@ def test_a_file_that_a_power_failure_emptied_is_fetched_again(tmp_path):
     assert bring(tmp_path / "bucket", tmp_path / "data").num_fetched == 0
 
 
-def test_what_is_bad_is_set_aside_with_its_reason_and_not_fetched_again(tmp_path):
+def test_what_is_bad_is_quarantined_with_its_reason_and_not_fetched_again(tmp_path):
     bucket, data = tmp_path / "bucket", tmp_path / "data"
     whole = jpeg(1, (200, 200))
     add_bin(bucket, "00001")
@@ -103,7 +103,7 @@ def test_what_is_bad_is_set_aside_with_its_reason_and_not_fetched_again(tmp_path
     assert (bins.read(data)["status"] == "ok").sum() == 1
 
 
-def test_what_was_set_aside_comes_back_when_its_object_is_mended(tmp_path):
+def test_what_was_quarantined_comes_back_when_its_object_is_mended(tmp_path):
     add_bin(tmp_path / "bucket", "00001", image=b"")
     bring(tmp_path / "bucket", tmp_path / "data")
     add_bin(tmp_path / "bucket", "00001")
@@ -135,7 +135,7 @@ def prepare(folder, dataset):
     return report, snapshot.read().set_index("image_id")
 
 
-def test_an_image_that_turns_out_not_to_decode_is_set_aside_once_and_comes_back_when_mended(tmp_path):
+def test_an_image_that_turns_out_not_to_decode_is_quarantined_once_and_comes_back_when_mended(tmp_path):
     bucket, data = tmp_path / "bucket", tmp_path / "data"
     for number in range(5):
         add_bin(bucket, f"{number:05d}")
@@ -166,7 +166,9 @@ ODD = {
 
 @pytest.mark.parametrize("what", ODD)
 @pytest.mark.parametrize("layout", ["bins", "folders"])
-def test_one_file_that_is_no_whole_picture_is_set_aside_with_the_reason_and_all_others_are_kept(tmp_path, what, layout):
+def test_one_file_that_is_no_whole_picture_is_quarantined_with_the_reason_and_all_others_are_kept(
+    tmp_path, what, layout
+):
     bucket, data = tmp_path / "bucket", tmp_path / "data"
     if layout == "bins":
         for number in range(4):
@@ -228,7 +230,7 @@ def test_a_run_that_was_killed_before_its_rows_leaves_nothing_but_work_for_the_n
     for number in range(4):
         add_bin(tmp_path / "bucket", f"{number:05d}")
     with monkeypatch.context() as patch:
-        patch.setattr(sync, "_write_rows", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(bins, "append", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             bring(tmp_path / "bucket", tmp_path / "data")
     assert bins.read(tmp_path / "data").empty
@@ -257,7 +259,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path, monkeypatch):
         return temporary
 
     with monkeypatch.context() as patch:
-        patch.setattr(sync, "_temporary", on_a_full_disk)
+        patch.setattr(fetch, "_temporary", on_a_full_disk)
         with pytest.raises(DatasetError, match="No space left on device; free some space and run again"):
             bring(tmp_path / "bucket", tmp_path / "data")
     assert not [file for file in (tmp_path / "data" / "originals").rglob("*") if file.is_file()]
@@ -326,7 +328,7 @@ def test_another_try_of_a_batch_asks_for_what_did_not_arrive_alone(tmp_path, mon
     assert (bins.merge(tmp_path / "data")["status"] == "ok").to_list() == [True, True, True, False]
 
 
-def test_an_object_that_vanishes_between_listing_and_reading_is_set_aside(tmp_path):
+def test_an_object_that_vanishes_between_listing_and_reading_is_quarantined(tmp_path):
     add_bin(tmp_path / "bucket", "00001")
     config = DataConfig(source=str(tmp_path / "bucket"))
     opened = source.open_source(config)
@@ -376,7 +378,7 @@ def test_bins_come_from_a_bucket_as_from_a_folder(tmp_path, bucket):
     assert bins.read(tmp_path / "s3")[facts].equals(bins.read(tmp_path / "folder")[facts])
 
 
-def test_what_was_set_aside_is_tried_again_when_asked(tmp_path):
+def test_what_was_quarantined_is_tried_again_when_asked(tmp_path):
     add_bin(tmp_path / "bucket", "00001", image=b"")
     add_bin(tmp_path / "bucket", "00002")
     bring(tmp_path / "bucket", tmp_path / "data")
@@ -442,10 +444,10 @@ def test_an_object_of_another_size_than_was_listed_is_left_for_the_next_try(tmp_
 def test_an_object_too_large_to_be_a_photo_is_not_even_read(tmp_path, monkeypatch):
     add_bin(tmp_path / "bucket", "00001")
     add_bin(tmp_path / "bucket", "00002", recorded=b" " * 2_000_000)
-    monkeypatch.setattr(sync, "MAX_IMAGE_BYTES", 10)
+    monkeypatch.setattr(fetch, "MAX_IMAGE_BYTES", 10)
     report = bring(tmp_path / "bucket", tmp_path / "data")
     assert report.quarantined == Counter({"too many bytes": 2})
-    monkeypatch.setattr(sync, "MAX_IMAGE_BYTES", 10**9)
+    monkeypatch.setattr(fetch, "MAX_IMAGE_BYTES", 10**9)
     monkeypatch.setattr(source.Source, "read", None)
     add_bin(tmp_path / "bucket", "00002", image=jpeg(1), recorded=b" " * 2_000_000)
     (tmp_path / "bucket" / "bin-images" / "00001.jpg").unlink()
@@ -454,7 +456,7 @@ def test_an_object_too_large_to_be_a_photo_is_not_even_read(tmp_path, monkeypatc
 
 
 @pytest.mark.real
-def test_real_bins_are_synced_grouped_dealt_and_packed(tmp_path):
+def test_real_bins_are_synced_grouped_assigned_and_packed(tmp_path):
     real = os.environ["BINCOUNT_REAL_BINS"]
     config = DataConfig(source=real, limit=800)
     report = bring(Path(real), tmp_path, config)
@@ -463,11 +465,11 @@ def test_real_bins_are_synced_grouped_dealt_and_packed(tmp_path):
     rows = snapshot.read()
     twins = rows["group"].map(rows["group"].value_counts()) > 1
     assert 0.65 < twins.mean() < 0.85  # 75 % in the whole sample
-    dealt = snapshot.labelled()
-    assert set(dealt["class_name"]) == {"0", "1", "2", "3", "4", "5"}
-    assert (dealt.groupby("group")["split"].nunique() == 1).all()
-    pack = packing.update(tmp_path, ImageConfig(image_size=64), dealt["path"], dealt["sha256"])
-    assert len(pack) == dealt["sha256"].nunique()
+    assigned = snapshot.labelled()
+    assert set(assigned["class_name"]) == {"0", "1", "2", "3", "4", "5"}
+    assert (assigned.groupby("group")["split"].nunique() == 1).all()
+    pack = packing.update(tmp_path, ImageConfig(image_size=64), assigned["path"], assigned["sha256"])
+    assert len(pack) == assigned["sha256"].nunique()
     assert 20 < np.asarray(pack.images).mean() < 235
 
 
@@ -491,8 +493,8 @@ def test_every_class_of_the_real_sample_is_within_a_point_and_a_half_of_80_10_10
     for column in rows[0]:
         store[column] = [row[column] for row in rows]
     snapshot = assembly.build(tmp_path, store, Classes.parse("0..5"), "real")
-    dealt = snapshot.labelled()
-    shares = dealt.groupby("label")["split"].value_counts(normalize=True).unstack()
+    assigned = snapshot.labelled()
+    shares = assigned.groupby("label")["split"].value_counts(normalize=True).unstack()
     assert (shares[["train", "val", "test"]] - [0.8, 0.1, 0.1]).abs().to_numpy().max() < 0.015
 
 
@@ -502,10 +504,10 @@ def test_the_same_night_asked_twice_grows_once(tmp_path):
     dataset, config = tmp_path / "dataset", DataConfig(source=str(tmp_path / "source"), limit=2)
     bring(tmp_path / "source", dataset, config)
 
-    assert sync.grow(dataset, 3, night="monday") == 5
+    assert sync.grow(dataset, 3, run="monday") == 5
     bring(tmp_path / "source", dataset, config.model_copy(update={"limit": 5}))
-    assert sync.grow(dataset, 3, night="monday") == 5  # it was interrupted
-    assert sync.grow(dataset, 3, night="tuesday") == 8
+    assert sync.grow(dataset, 3, run="monday") == 5  # it was interrupted
+    assert sync.grow(dataset, 3, run="tuesday") == 8
 
 
 @pytest.mark.parametrize("content", ["", "\0" * 40, '{"night": "mon'], ids=["emptied", "zeros", "cut off"])
@@ -513,8 +515,8 @@ def test_a_note_of_the_last_night_that_a_power_failure_spoiled_is_no_last_night(
     add_bin(tmp_path / "source", "00001")
     bring(tmp_path / "source", tmp_path / "dataset")
     (tmp_path / "dataset" / "growth.json").write_text(content)
-    assert sync.grow(tmp_path / "dataset", 3, night="tuesday") == 4
-    assert sync.grow(tmp_path / "dataset", 3, night="tuesday") == 4
+    assert sync.grow(tmp_path / "dataset", 3, run="tuesday") == 4
+    assert sync.grow(tmp_path / "dataset", 3, run="tuesday") == 4
 
 
 # --- several at a time ---------------------------------------------------------------------------------------------
@@ -610,8 +612,8 @@ def test_two_that_find_the_same_image_useless_set_it_aside_once(tmp_path, monkey
         wait_for(lambda: len(came) == 2, 20)
         return holds(*arguments)
 
-    monkeypatch.setattr(sync, "FileLock", WatchedLock)
-    monkeypatch.setattr(sync, "_holds", when_both_came)
+    monkeypatch.setattr(bins, "FileLock", WatchedLock)
+    monkeypatch.setattr(bins, "_holds", when_both_came)
     with ThreadPoolExecutor(2) as threads:
         counts = [done.total() for done in threads.map(lambda _: bins.quarantine(tmp_path / "data", reasons), range(2))]
     assert sorted(counts) == [0, 1]

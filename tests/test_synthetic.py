@@ -1,4 +1,4 @@
-"""The drawn bins: what the demo and the other tests may rely on."""
+"""The synthetic bins: what the demo and the other tests may rely on."""
 
 import hashlib
 import json

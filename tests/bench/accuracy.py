@@ -6,7 +6,7 @@ the temperature, which is fitted on val.
 
 - random: every image for itself, as published results are split; the same bin, an item before or after, is often
   in train too
-- bin: all images of one bin in one split, as the pipeline deals them
+- bin: all images of one bin in one split, as the pipeline assigns them
 
 Needs real bins, weights of the backbone, and some twenty minutes a training on two cores. What is done is
 kept in --workspace and not done again.
@@ -97,7 +97,8 @@ def prepare(workspace: Workspace, data: DataConfig, images: ImageConfig, way: st
     labels = {name: label for label, name in enumerate(data.class_set.names)}
     group = groups.assign(rows[good], by_picture=False) if way == "bin" else rows["image_id"]
     table = rows.assign(
-        group=f"{seed} " + group.reindex(rows.index).fillna(rows["image_id"]),  # splits are dealt in order of its hash
+        group=f"{seed} "
+        + group.reindex(rows.index).fillna(rows["image_id"]),  # splits are assigned in order of its hash
         label=rows["class_name"].map(labels).where(good).astype("Int8"),
     )
     table = splits.mark_extra(splits.assign(table, data.extra_names))
