@@ -171,18 +171,18 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
         "mistakes": wrong,
         "suspects": suspects(wrong),
     }
-    figures = {
+    pictures = {
         "confusion_matrix": figures.confusion(metrics),
         "reliability": figures.reliability(confidence, metrics.calibration_error),
         "worst_mistakes": _sheet(wrong.head(NUM_WORST), snapshot, pack),
     }
     if len(by_slice):
-        figures["slices"] = figures.by_slice(by_slice, metrics.accuracy)
+        pictures["slices"] = figures.by_slice(by_slice, metrics.accuracy)
     intervals = {name: (interval.low, interval.high) for name, interval in evaluation.intervals.items()}
     title = f"Test on {metrics.num_images:,} images of {snapshot.source}"
     return {
         "tables": {f"{name}.json": table for name, table in tables.items()},
-        "figures": {f"{name}.png": figure for name, figure in figures.items()},
+        "figures": {f"{name}.png": picture for name, picture in pictures.items()},
         "texts": {"test.html": pages.page(metrics, confidence, by_slice, title, intervals)},
         "paths": {name: evaluation.folder / name for name in ("predictions.parquet", "metrics.json")},
     }
