@@ -22,7 +22,7 @@ $(READY): requirements.lock pyproject.toml
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --no-deps --editable .
 	@touch $@
 
-demo: $(READY)  ## draw bins and run the whole job on them; the result is in demo/
+demo: $(READY)  ## run the whole job on synthetic bins; the result is in demo/
 	$(BIN)/bincount demo
 
 up: $(READY)  ## start Prefect, MLflow and a worker; SOURCE=, WORKSPACE=, DATABASE=, PREFECT_PORT=, MLFLOW_PORT=

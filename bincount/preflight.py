@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bincount.data import balance, lists, snapshots, source, sync
+from bincount.data import advice, bins, lists, snapshots, source
 from bincount.data.snapshots import Snapshot
 from bincount.errors import SettingsError, SnapshotNotFound, mask_credentials
 from bincount.evaluation import promotion as promotion_rules
@@ -42,8 +42,8 @@ def check_classes(job: Job) -> None:
     folders = None if data.class_set.are_counts else source.class_folders(data)
     if folders is not None:
         dataset = Workspace(root=job.workspace).dataset(data)
-        known = sync.read(dataset, ["image_id", "class_name"])["class_name"].dropna()
-        balance.require_folders(folders | set(known), data.class_set)
+        known = bins.read(dataset, ["image_id", "class_name"])["class_name"].dropna()
+        advice.require_folders(folders | set(known), data.class_set)
 
 
 def check_run(job: Job) -> None:

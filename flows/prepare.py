@@ -7,7 +7,8 @@ from prefect import flow, unmapped
 from prefect.futures import as_completed
 
 from bincount import preflight
-from bincount.data.sync import BATCH, Plan, SyncReport
+from bincount.data.fetch import SyncReport
+from bincount.data.sync import BATCH, Plan
 from bincount.progress import track
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, Job, RunnerConfig, WorkspacePath
 from bincount.workspace import Workspace
@@ -27,7 +28,7 @@ def prepare(
     runner: RunnerConfig = RunnerConfig(),
     workspace: WorkspacePath = DEFAULT_WORKSPACE,
 ) -> Prepared:
-    """Fetch what is new, pack the images, and deal the splits."""
+    """Fetch what is new, pack the images, and assign the splits."""
     job = Job(data=data, images=images, runner=runner, workspace=workspace)
     preflight.check_prepare(job)
     dataset = Workspace(root=workspace).dataset(data)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from bincount.data.balance import ClassBalance
+from bincount.data.fetch import SyncReport
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
-from bincount.data.sync import Plan, SyncReport
+from bincount.data.sync import Plan
 from bincount.evaluation.drift import Drift
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from bincount.data import sync
+from bincount.data import bins
 from bincount.database import has_secret, is_server, pages_of
 from bincount.reporting.tables import (
     Tables,
@@ -40,18 +40,18 @@ def of_run(prepared: "Prepared", model: "TrainedModel") -> Tables:
 
 
 def of_prepare(prepared: "Prepared") -> Tables:
-    """Images, set aside and balance."""
+    """Show the images, those quarantined, and the balance."""
     manifest = prepared.snapshot.read()
-    aside = manifest[manifest["status"] != "ok"]["reason"].map(sync.kind).value_counts()
+    quarantined = manifest[manifest["status"] != "ok"]["reason"].map(bins.reason_kind).value_counts()
     good = (manifest["status"] == "ok").sum()
     images = [
         ("in the source", prepared.plan.num_listed),
         ("fetched now", prepared.report.num_fetched),
         ("good, in the dataset", good),
-        ("of the classes, dealt to splits", prepared.snapshot.num_images),
+        ("of the classes, assigned to splits", prepared.snapshot.num_images),
         ("not delivered, left for the next run", len(prepared.report.unreachable)),
-        ("set aside", aside.sum()),
-        *((f"- {reason}", count) for reason, count in aside.items()),
+        ("quarantined", quarantined.sum()),
+        *((f"- {reason}", count) for reason, count in quarantined.items()),
     ]
     return {
         "Images": pd.DataFrame([row for row in images if row[1]], columns=["", "bins"]),

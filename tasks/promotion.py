@@ -14,7 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from bincount.data import packs, snapshots, tables
+from bincount.data import packing, snapshots, tables
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, ModelNotFound
 from bincount.evaluation import holdout, promotion
@@ -213,7 +213,7 @@ def predictions(
                 logger.warning("%s", error)
         images = snapshot.labelled()
         images = images[images["split"] == "test"]  # the others need not be packed at this model's size
-        pack = packs.update(snapshot.dataset, spec.images, images["path"], images["sha256"])
+        pack = packing.update(snapshot.dataset, spec.images, images["path"], images["sha256"])
         return predict_test(snapshot, pack, checkpoint, folder, device)
 
 

@@ -19,7 +19,7 @@ from prefect.runtime import flow_run, task_run
 from prefect.settings import PREFECT_UI_URL
 
 import bincount
-from bincount.data import balance
+from bincount.data import advice, balance
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.database import pages_of
@@ -105,7 +105,7 @@ def register_model(
             _log_training(registry, run_id, folder)
     registry, run_id = start_run(snapshot, images, training, trained.folder, config, workspace)
     with registry.runs.ending(run_id):
-        measured = balance.examine(snapshot.read(), snapshot.classes)
+        measured = advice.examine(snapshot.read(), snapshot.classes)
         history = _log_training(registry, run_id, trained.folder)
         metrics = {f"test/{name}": value for name, value in evaluation.metrics.scalars().items()}
         majority = {"test/majority_accuracy": evaluation.baseline.accuracy}

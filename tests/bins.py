@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bincount.data import source, sync
+from bincount.data import bins, fetch, source, sync
 from bincount.data.snapshots import Snapshot
 from bincount.problem import Classes
 from bincount.settings import DataConfig
@@ -65,14 +65,14 @@ def add_thirty_bins(folder: Path) -> None:
     add_bin(folder, "90040", 17)
 
 
-def bring(folder: Path, dataset: Path, config: DataConfig | None = None) -> sync.SyncReport:
+def bring(folder: Path, dataset: Path, config: DataConfig | None = None) -> fetch.SyncReport:
     """A whole sync, as the flow does it."""
     config = config or DataConfig(source=str(folder))
     opened = source.open_source(config)
     plan = sync.plan(dataset, opened, config)
-    batches = [sync.fetch(dataset, opened, plan.batch(number), config) for number in range(plan.num_batches)]
-    sync.merge(dataset)
-    return sum(batches, sync.SyncReport())
+    batches = [fetch.fetch_batch(dataset, opened, plan.batch(number), config) for number in range(plan.num_batches)]
+    bins.merge(dataset)
+    return sum(batches, fetch.SyncReport())
 
 
 def described_snapshot(folder: Path, classes: Classes, source: str = "s3://aft-vbi-pds") -> Snapshot:

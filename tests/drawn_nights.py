@@ -45,7 +45,7 @@ class DrawnNights:
         self.grow_to(num_bins)
 
     def grow_to(self, num_bins: int) -> None:
-        synthetic.draw(self.source, num_bins, size=(64, 64))
+        synthetic.generate(self.source, num_bins, size=(64, 64))
 
     def run(self, night=retrain, **settings) -> State[NightlyRun]:
         settings = {"training": SHORT, "retraining": RETRAINING, "promotion": PROMOTION} | settings

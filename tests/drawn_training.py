@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from bincount.data import packs, snapshots
+from bincount.data import packing, snapshots
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.problem import Classes
@@ -58,7 +58,7 @@ def dataset(folder: Path, train: int = 96, val: int = 24, test: int = 0) -> tupl
         )
     table = pd.DataFrame(rows)
     snapshot = snapshots.freeze(table, Classes.parse("0..2"), "drawn", folder)
-    return snapshot, packs.update(folder, IMAGES, table["path"], table["sha256"])
+    return snapshot, packing.update(folder, IMAGES, table["path"], table["sha256"])
 
 
 class OnFirstEpoch(logging.Handler):

@@ -6,7 +6,7 @@ import pytest
 from bins import add_thirty_bins, bring, jpeg, record
 from faulty_s3 import FaultyS3, elsewhere, refused
 
-from bincount.data import export, snapshots, source, sync
+from bincount.data import assembly, bins, client, export, source
 from bincount.errors import ServiceUnavailable, SettingsError, SourceError, SourceUnavailable
 from bincount.problem import Classes
 from bincount.settings import DataConfig
@@ -26,7 +26,7 @@ def clean_environment(monkeypatch, tmp_path):
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(source, "MAX_RETRIES", 0)
+    monkeypatch.setattr(client, "MAX_RETRIES", 0)
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def server():
 def snapshot(tmp_path):
     add_thirty_bins(tmp_path / "source")
     bring(tmp_path / "source", tmp_path / "data")
-    bins = sync.read(tmp_path / "data")
-    return snapshots.build(tmp_path / "data", bins, Classes.parse("0..5"), "source")
+    rows = bins.read(tmp_path / "data")
+    return assembly.build(tmp_path / "data", rows, Classes.parse("0..5"), "source")
 
 
 def region_of(headers: dict[str, str]) -> str:

@@ -78,7 +78,7 @@ def test_the_benchmark_of_nights(api, monkeypatch, tmp_path, capsys):
 
 
 def test_the_benchmark_of_accuracy(monkeypatch, tmp_path, capsys):
-    synthetic.draw(tmp_path / "bins", 300, size=(48, 48))
+    synthetic.generate(tmp_path / "bins", 300, size=(48, 48))
     recipe = ["--weights", "none", "--model", "small", "--normalization", "imagenet", "--image-size", 32, "--epochs", 1]
 
     run(

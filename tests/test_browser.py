@@ -52,7 +52,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def bins(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bins")
-    synthetic.draw(folder, 300, size=(64, 64))
+    synthetic.generate(folder, 300, size=(64, 64))
     return folder
 
 

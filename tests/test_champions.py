@@ -38,7 +38,7 @@ def few_bins_are_enough():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bins")
-    synthetic.draw(folder, 600, size=(64, 64))
+    synthetic.generate(folder, 600, size=(64, 64))
     return DataConfig(source=str(folder))
 
 

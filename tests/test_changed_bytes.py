@@ -15,7 +15,21 @@ import torch
 from bins import add_bin, add_thirty_bins, bring, jpeg
 
 from bincount import files
-from bincount.data import check, packs, record, snapshots, splits, sync, tables
+from bincount.data import (
+    assembly,
+    bins,
+    check,
+    packing,
+    packs,
+    pictures,
+    record,
+    repair,
+    snapshots,
+    source,
+    splits,
+    sync,
+    tables,
+)
 from bincount.errors import DatasetError, SnapshotNotFound
 from bincount.evaluation import slices
 from bincount.problem import Classes
@@ -32,7 +46,7 @@ def prepare(bucket, dataset):
     """What the prepare flow makes."""
     bring(bucket, dataset)
     pack = pack_fetched.fn(DataConfig(source=str(bucket)), dataset, SMALL)
-    return snapshots.build(dataset, sync.read(dataset), CLASSES, str(bucket)), pack
+    return assembly.build(dataset, bins.read(dataset), CLASSES, str(bucket)), pack
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +187,7 @@ def test_a_digest_that_changed_is_another_files_and_the_image_is_packed_again(bu
     _, pack = prepare(bucket, dataset)
     assert np.array_equal(pack.images[pack.locate(digests)], expected)
     assert found(dataset) == [(check.PICTURES, "packs/32-squash-v2/digests.txt")]
-    assert check.mend(dataset, check.diagnose(dataset)).num_pictures == 1
+    assert repair.repair(dataset, check.diagnose(dataset)).num_pictures == 1
     assert found(dataset) == []
     assert np.array_equal(pack.images[pack.locate(digests)], expected)
 
@@ -200,7 +214,7 @@ def test_doctor_repairs_a_pack_whose_originals_are_sound_and_a_quick_look_reads_
     assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [
         (check.PICTURES, "packs/32-squash-v2/images.uint8")
     ]
-    assert check.mend(dataset, diagnosis).num_pictures == 2
+    assert repair.repair(dataset, diagnosis).num_pictures == 2
     assert (pack.folder / packs.IMAGES).read_bytes() == whole
     assert found(dataset) == []
 
@@ -213,7 +227,7 @@ def test_of_an_image_whose_picture_and_original_are_both_damaged_all_is_fetched_
     expected = pack.images[int(row)]
     flip(original)
     flip(pack.folder / packs.IMAGES, int(row) * expected.nbytes)
-    check.mend(dataset, check.diagnose(dataset))
+    repair.repair(dataset, check.diagnose(dataset))
     snapshot, pack = prepare(bucket, dataset)
     assert np.array_equal(pack.images[pack.locate([digest])][0], expected)
     assert "00040" in set(snapshot.labelled()["image_id"])
@@ -232,7 +246,7 @@ def test_what_stopped_a_night_stops_no_other(bucket, dataset):
     assert "00040" not in set(snapshot.read()["image_id"])
     assert len(pack.images[pack.locate(snapshot.labelled()["sha256"])]) == 29
     snapshot, pack = prepare(bucket, dataset)
-    assert np.array_equal(pack.images[pack.locate([digest])][0], packs.decode(original, SMALL))
+    assert np.array_equal(pack.images[pack.locate([digest])][0], pictures.decode(original, SMALL))
     assert found(dataset) == []
 
 
@@ -258,7 +272,7 @@ def test_an_interrupted_run_may_have_written_pictures_and_checksums_without_dige
     assert len(packs.open_pack(dataset, SMALL)) == rows
     assert found(dataset) == [(check.PACK, "packs/32-squash-v2")]
     labelled = snapshots.latest(dataset).labelled()
-    packs.update(dataset, SMALL, labelled["path"], labelled["sha256"])
+    packing.update(dataset, SMALL, labelled["path"], labelled["sha256"])
     assert found(dataset) == []
 
 
@@ -277,12 +291,12 @@ def test_an_original_that_is_not_what_was_fetched_is_not_packed_and_the_next_pre
     assert len(pack) == 29  # of 30 with a class
     with pytest.raises(DatasetError):
         pack.locate([digest])
-    snapshot = snapshots.build(dataset, sync.merge(dataset), CLASSES, str(bucket))
+    snapshot = assembly.build(dataset, bins.merge(dataset), CLASSES, str(bucket))
     assert "00040" not in set(snapshot.read()["image_id"])
     assert bring(bucket, dataset).num_fetched == 1
     pack = pack_fetched.fn(data, dataset, large)
-    assert np.array_equal(pack.images[pack.locate([digest])][0], packs.decode(original, large))
-    again = snapshots.build(dataset, sync.merge(dataset), CLASSES, str(bucket))
+    assert np.array_equal(pack.images[pack.locate([digest])][0], pictures.decode(original, large))
+    again = assembly.build(dataset, bins.merge(dataset), CLASSES, str(bucket))
     before = splits.load(dataset)
     assert again.labelled().set_index("image_id")["split"]["00040"] == before["00040"]
 
@@ -292,8 +306,8 @@ def test_of_two_ids_with_the_same_photo_one_sound_file_is_enough(tmp_path):
         (tmp_path / name).write_bytes(jpeg(3))
     digest = hashlib.sha256(jpeg(3)).hexdigest()
     flip(tmp_path / "one")
-    pack = packs.update(tmp_path, SMALL, ["one", "other"], [digest, digest])
-    assert np.array_equal(pack.images[0], packs.decode(tmp_path / "other", SMALL))
+    pack = packing.update(tmp_path, SMALL, ["one", "other"], [digest, digest])
+    assert np.array_equal(pack.images[0], pictures.decode(tmp_path / "other", SMALL))
 
 
 # Packs of an older decoder
@@ -325,8 +339,8 @@ def test_a_pack_of_an_older_decoder_is_told_and_the_next_prepare_decodes_its_ima
 def test_a_renewal_that_was_killed_goes_on_and_the_older_pack_stays_until_its_end(dataset, monkeypatch):
     older = make_older(dataset)
     rows = snapshots.latest(dataset).labelled()
-    monkeypatch.setattr(packs, "CHUNK", 10)
-    append, calls = packs._append, []
+    monkeypatch.setattr(packing, "CHUNK", 10)
+    append, calls = packing._append, []
 
     def killed(file, data):
         calls.append(file.name)
@@ -335,30 +349,30 @@ def test_a_renewal_that_was_killed_goes_on_and_the_older_pack_stays_until_its_en
         append(file, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packs, "_append", killed)
+        patch.setattr(packing, "_append", killed)
         with pytest.raises(KeyboardInterrupt):
-            packs.update(dataset, SMALL, rows["path"], rows["sha256"])
+            packing.update(dataset, SMALL, rows["path"], rows["sha256"])
     assert older.exists()
     assert len(packs.open_pack(dataset, SMALL)) == 10
-    pack = packs.update(dataset, SMALL, rows["path"], rows["sha256"])
+    pack = packing.update(dataset, SMALL, rows["path"], rows["sha256"])
     assert np.array_equal(
-        pack.images[pack.locate(rows["sha256"])], [packs.decode(dataset / path, SMALL) for path in rows["path"]]
+        pack.images[pack.locate(rows["sha256"])], [pictures.decode(dataset / path, SMALL) for path in rows["path"]]
     )
     assert not older.exists()
 
 
 def test_an_older_pack_goes_first_where_the_disk_has_no_room_for_both(dataset, monkeypatch):
     older, there = make_older(dataset), []
-    rows, append = snapshots.latest(dataset).labelled(), packs._append
-    monkeypatch.setattr(packs.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    monkeypatch.setattr(packs, "_append", lambda *written: (there.append(older.exists()), append(*written)))
-    assert len(packs.update(dataset, SMALL, rows["path"], rows["sha256"])) == 30
+    rows, append = snapshots.latest(dataset).labelled(), packing._append
+    monkeypatch.setattr(packing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(packing, "_append", lambda *written: (there.append(older.exists()), append(*written)))
+    assert len(packing.update(dataset, SMALL, rows["path"], rows["sha256"])) == 30
     assert set(there) == {False}
 
 
 def test_doctor_removes_a_pack_of_an_older_decoder_that_nobody_renews(dataset):
     older = make_older(dataset)
-    assert check.mend(dataset, check.diagnose(dataset)).num_packs == 1
+    assert repair.repair(dataset, check.diagnose(dataset)).num_packs == 1
     assert not older.exists()
 
 
@@ -424,7 +438,7 @@ def test_splits_are_read_from_their_copy_where_they_are_damaged(bucket, dataset)
 def test_a_plan_that_changed_is_told_and_another_try_makes_it_again(bucket, dataset):
     add_bin(bucket, "77777")
     config = DataConfig(source=str(bucket))
-    plan = sync.plan(dataset, sync.source.open_source(config), config)
+    plan = sync.plan(dataset, source.open_source(config), config)
     flip(plan.path)
     with pytest.raises(DatasetError, match=r"plan-.*\.parquet is damaged .*run `bincount prepare` again"):
         plan.batch(0)
@@ -489,7 +503,7 @@ def test_a_record_of_the_right_size_that_says_something_else_is_found_and_fetche
     assert found(dataset) == []
     path.write_bytes(whole.replace(old, new))
     assert found(dataset) == [(check.ALTERED, "originals/metadata/00040.json")]
-    check.mend(dataset, check.diagnose(dataset))
+    repair.repair(dataset, check.diagnose(dataset))
     bring(bucket, dataset)
     assert path.read_bytes() == whole
     assert found(dataset) == []

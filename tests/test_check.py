@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from bins import add_bin, add_thirty_bins, bring, jpeg
 
-from bincount.data import check, packs, snapshots, splits, sync
+from bincount.data import assembly, bins, check, packing, repair, snapshots, source, splits, sync
 from bincount.errors import DatasetError, SnapshotNotFound
 from bincount.problem import Classes
 from bincount.settings import DataConfig, ImageConfig
@@ -24,9 +24,9 @@ PACK = "packs/32-squash-v2"
 def prepare(bucket, dataset):
     """What the prepare flow makes."""
     bring(bucket, dataset)
-    snapshot = snapshots.build(dataset, sync.read(dataset), Classes.parse("0..5"), str(bucket))
+    snapshot = assembly.build(dataset, bins.read(dataset), Classes.parse("0..5"), str(bucket))
     labelled = snapshot.labelled()
-    packs.update(dataset, SMALL, labelled["path"], labelled["sha256"])
+    packing.update(dataset, SMALL, labelled["path"], labelled["sha256"])
     return snapshot
 
 
@@ -46,7 +46,7 @@ def found(dataset, **options):
     return [(problem.kind, problem.where) for problem in check.diagnose(dataset, **options).problems]
 
 
-def test_a_healthy_dataset_has_no_problems_and_says_what_is_set_aside(dataset):
+def test_a_healthy_dataset_has_no_problems_and_says_what_is_quarantined(dataset):
     assert check.diagnose(dataset) == check.Diagnosis(31, Counter({"empty image": 1}), ())
 
 
@@ -64,20 +64,20 @@ def test_class_folders_need_no_records(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(number))
     bring(tmp_path / "bucket", tmp_path / "data")
-    snapshots.build(tmp_path / "data", sync.read(tmp_path / "data"), Classes.parse("good,bad"), "bucket")
+    assembly.build(tmp_path / "data", bins.read(tmp_path / "data"), Classes.parse("good,bad"), "bucket")
     assert check.diagnose(tmp_path / "data") == check.Diagnosis(12, Counter(), ())
 
 
-def test_a_bin_that_joins_two_splits_counts_as_set_aside(bucket, dataset):
-    dealt = splits.load(dataset)
-    train, val = dealt.index[dealt == "train"][0], dealt.index[dealt == "val"][0]
+def test_a_bin_that_joins_two_splits_counts_as_quarantined(bucket, dataset):
+    assigned = splits.load(dataset)
+    train, val = assigned.index[assigned == "train"][0], assigned.index[assigned == "val"][0]
     items, photo = {"A": 1}, (bucket / "bin-images" / f"{train}.jpg").read_bytes()
     for image_id in (train, val, "50000"):  # two that change, and so show the same bin as a new one beside them
         add_bin(bucket, image_id, 1, items, photo)
     prepare(bucket, dataset)
     diagnosis = check.diagnose(dataset)
     assert diagnosis.problems == ()
-    assert diagnosis.set_aside == Counter({"empty image": 1, splits.JOINS_TWO: 2})  # the new one, and that of val
+    assert diagnosis.quarantined == Counter({"empty image": 1, splits.JOINS_TWO: 2})  # the new one, and that of val
     assert diagnosis.num_good == 30
 
 
@@ -110,8 +110,8 @@ def test_a_damaged_bin_is_found_removed_and_fetched_again(bucket, dataset, damag
     diagnosis = check.diagnose(dataset)
     assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [(kind, where)]
     assert "`bincount prepare` fetches the bin again" in diagnosis.problems[0].remedy
-    assert check.mend(dataset, diagnosis) == check.Mended(1, 0, 0, ())
-    assert "00040" not in set(sync.read(dataset)["image_id"])
+    assert repair.repair(dataset, diagnosis) == repair.RepairReport(1, 0, 0, ())
+    assert "00040" not in set(bins.read(dataset)["image_id"])
     assert found(dataset) == []
     assert bring(bucket, dataset).num_fetched == 1
     assert found(dataset) == []
@@ -119,13 +119,13 @@ def test_a_damaged_bin_is_found_removed_and_fetched_again(bucket, dataset, damag
 
 
 def test_mending_leaves_the_other_bins_and_every_split_as_they_were(bucket, dataset):
-    rows, snapshot = sync.read(dataset), snapshots.latest(dataset)
+    rows, snapshot = bins.read(dataset), snapshots.latest(dataset)
     truncate(dataset / IMAGE)
-    check.mend(dataset, check.diagnose(dataset))
+    repair.repair(dataset, check.diagnose(dataset))
     assert prepare(bucket, dataset) == snapshot
     facts = ["image_id", "image_tag", "record_tag", "class_name", "quantity", "path", "sha256", "dhash", "status"]
-    assert sync.read(dataset)[facts].equals(rows[facts])
-    assert sync.read(dataset)["items"].map(dict, na_action="ignore").equals(rows["items"].map(dict, na_action="ignore"))
+    assert bins.read(dataset)[facts].equals(rows[facts])
+    assert bins.read(dataset)["items"].map(dict, na_action="ignore").equals(rows["items"].map(dict, na_action="ignore"))
 
 
 def test_a_quick_look_sees_sizes_and_no_content(dataset):
@@ -147,25 +147,25 @@ def test_files_that_no_bin_claims_and_leftovers_of_killed_runs_are_found_and_rem
     diagnosis = check.diagnose(dataset)
     assert {(problem.kind, problem.where) for problem in diagnosis.problems} == expected
     assert all("`bincount doctor --fix` removes it" in problem.remedy for problem in diagnosis.problems)
-    assert check.mend(dataset, diagnosis) == check.Mended(0, 3, 5, ())
+    assert repair.repair(dataset, diagnosis) == repair.RepairReport(0, 3, 5, ())
     assert found(dataset) == []
 
 
 def test_nothing_is_removed_while_a_sync_may_be_at_work(bucket, dataset):
     add_bin(bucket, "00001")
     config = DataConfig(source=str(bucket))
-    opened = sync.source.open_source(config)
+    opened = source.open_source(config)
     plan = sync.plan(dataset, opened, config)
     arriving = dataset / "originals" / "bin-images" / "00001.jpg"
     arriving.write_bytes(b"on its way")
     diagnosis = check.diagnose(dataset)
     with pytest.raises(DatasetError, match="let `bincount prepare` end"):
-        check.mend(dataset, diagnosis)
+        repair.repair(dataset, diagnosis)
     assert arriving.exists()
     long_ago = arriving.stat().st_mtime - 2 * sync.TEMPORARY_SECONDS
     for path in (plan.path, dataset / "parts"):
         os.utime(path, (long_ago, long_ago))
-    assert check.mend(dataset, diagnosis).num_strays == 1
+    assert repair.repair(dataset, diagnosis).num_strays == 1
 
 
 def test_what_a_bin_has_claimed_since_the_diagnosis_is_kept(bucket, dataset):
@@ -174,7 +174,7 @@ def test_what_a_bin_has_claimed_since_the_diagnosis_is_kept(bucket, dataset):
     arriving.write_bytes((bucket / "bin-images" / "00001.jpg").read_bytes())
     diagnosis = check.diagnose(dataset)
     bring(bucket, dataset)
-    assert check.mend(dataset, diagnosis).num_strays == 0
+    assert repair.repair(dataset, diagnosis).num_strays == 0
     assert found(dataset) == []
 
 
@@ -210,7 +210,7 @@ def test_a_snapshot_that_is_not_what_its_digest_names_is_found_and_left_alone(da
         (check.SNAPSHOT, f"snapshots/{snapshot.digest}")
     ]
     assert "restore it from a copy, or remove it" in diagnosis.problems[0].remedy
-    assert check.mend(dataset, diagnosis) == check.Mended(0, 0, 0, diagnosis.problems)
+    assert repair.repair(dataset, diagnosis) == repair.RepairReport(0, 0, 0, diagnosis.problems)
     assert snapshot.path.exists()
 
 
@@ -234,7 +234,7 @@ def test_splits_that_differ_from_the_last_snapshot_are_found(dataset):
 
 def test_a_size_that_was_tried_and_left_is_a_warning_while_another_pack_is_whole(dataset):
     labelled = snapshots.latest(dataset).labelled()
-    packs.update(dataset, ImageConfig(image_size=64), labelled["path"][:5], labelled["sha256"][:5])
+    packing.update(dataset, ImageConfig(image_size=64), labelled["path"][:5], labelled["sha256"][:5])
     diagnosis = check.diagnose(dataset)
     assert diagnosis.problems == ()
     (warning,) = diagnosis.warnings
@@ -266,7 +266,7 @@ def test_rows_that_cannot_be_read_are_found_and_files_are_not_taken_for_strays(b
     diagnosis = check.diagnose(dataset)
     assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [(check.ROWS, "bins.parquet")]
     with pytest.raises(DatasetError, match="remove it and run `bincount prepare`"):
-        check.mend(dataset, diagnosis)
+        repair.repair(dataset, diagnosis)
     (dataset / "bins.parquet").unlink()
     bring(bucket, dataset)
     assert found(dataset) == []

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from bins import add_bin, bring, jpeg
 
-from bincount.data import balance, check, copies, snapshots, splits, sync
+from bincount.data import advice, assembly, bins, check, copies, splits, sync
+from bincount.data import manifest as manifests
 from bincount.errors import DatasetError
 from bincount.problem import Classes, normalize_name
 from bincount.settings import DataConfig
@@ -39,11 +40,11 @@ def build(source, classes="good,defective", **settings):
     """A snapshot, as the flow prepare makes it."""
     data, dataset = DataConfig(source=str(source), classes=classes, **settings), source.parent / "data"
     bring(source, dataset, data)
-    return snapshots.build(dataset, sync.merge(dataset), data.class_set, str(source), data.extra_names)
+    return assembly.build(dataset, bins.merge(dataset), data.class_set, str(source), data.extra_names)
 
 
 def warnings(snapshot) -> str:
-    return "\n".join(balance.examine(snapshot.read(), snapshot.classes).warnings)
+    return "\n".join(advice.examine(snapshot.read(), snapshot.classes).warnings)
 
 
 # --- classes without images --------------------------------------------------------------------------------------
@@ -106,10 +107,10 @@ def test_several_classes_without_images_are_named_together_and_nothing_is_guesse
     )
 
 
-def test_a_class_whose_images_are_all_set_aside_says_why(source):
+def test_a_class_whose_images_are_all_quarantined_says_why(source):
     for path in (source / "defective").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"all that defective has is set aside: empty image \(20\)"):
+    with pytest.raises(DatasetError, match=r"all images of defective are quarantined: empty image \(20\)"):
         build(source)
 
 
@@ -227,7 +228,7 @@ def test_a_photo_in_two_classes_is_left_out_of_both_and_all_else_stays_where_it_
         "one photo in two classes: also good/007.jpg as good",
     ]
     assert splits_of(snapshot).equals(before.drop("good/007.jpg"))
-    snapshots.check(snapshot.read())
+    manifests.check(snapshot.read())
 
 
 @pytest.mark.parametrize("put_right", ["the copy is removed", "the copy is replaced", "the original is removed"])
@@ -334,7 +335,7 @@ def test_doctor_and_balance_report_the_photos_in_two_classes_with_numbers_and_ex
     diagnosis = check.diagnose(snapshot.dataset)
     assert diagnosis.problems == ()
     assert diagnosis.warnings == (told,)
-    assert diagnosis.set_aside == {copies.TWO_CLASSES: 4}
+    assert diagnosis.quarantined == {copies.TWO_CLASSES: 4}
     assert diagnosis.num_good == 58
 
 
@@ -342,7 +343,7 @@ def test_classes_of_the_same_photos_alone_are_an_error_that_says_so(tmp_path):
     for name in ("good", "defective"):
         for number in range(5):
             add_photos(tmp_path / "cartons", name, [number], seed=number)
-    with pytest.raises(DatasetError, match=r"all that good has is set aside: one photo in two classes \(5\)"):
+    with pytest.raises(DatasetError, match=r"all images of good are quarantined: one photo in two classes \(5\)"):
         build(tmp_path / "cartons")
 
 
@@ -350,7 +351,7 @@ def test_the_order_of_the_rows_does_not_decide_what_is_left_out(source):
     for number in range(3):
         (source / "defective" / f"{900 + number}.jpg").write_bytes((source / "good" / "001.jpg").read_bytes())
     build(source)
-    rows = sync.read(source.parent / "data")
+    rows = bins.read(source.parent / "data")
     names = ["good", "defective"]
     left_out = copies.leave_out_contradictions(rows, names)
     shuffled = copies.leave_out_contradictions(rows.sample(frac=1, random_state=1), names)

@@ -10,7 +10,7 @@ import pytest
 from drawn_training import IMAGES, draw
 from PIL import Image
 
-from bincount.data import inputs, packs, snapshots
+from bincount.data import inputs, packing, snapshots
 from bincount.evaluation import drift, predict
 from bincount.evaluation.drift import (
     Accuracy,
@@ -71,7 +71,7 @@ def nightly_run(folder, learned, new, classes=COUNTS):
     return (
         snapshots.freeze(now, classes, "drawn", folder),
         before,
-        packs.update(folder, IMAGES, now["path"], now["sha256"]),
+        packing.update(folder, IMAGES, now["path"], now["sha256"]),
     )
 
 
@@ -206,7 +206,7 @@ def test_new_is_what_is_added_and_what_has_another_picture_or_label(learned):
     now.loc[0, ["label", "class_name", "quantity"]] = [2, "2", 2]
     now.loc[1, "sha256"] = now.loc[2, "sha256"]
     snapshot = snapshots.freeze(now, COUNTS, "drawn", folder)
-    pack = packs.update(folder, IMAGES, now["path"], now["sha256"])
+    pack = packing.update(folder, IMAGES, now["path"], now["sha256"])
     assert detect(snapshot, before, pack, RULES).num_new == 42
 
 
@@ -225,7 +225,7 @@ def test_images_that_are_no_longer_here_are_not_measured(learned, tmp_path):
     before = snapshots.freeze(rows, COUNTS, "elsewhere", tmp_path / "elsewhere")
     new = bins(folder, 300, 60)
     snapshot = snapshots.freeze(pd.concat([rows[:20], new], ignore_index=True), COUNTS, "drawn", folder)
-    pack = packs.update(folder, IMAGES, [*rows["path"][:20], *new["path"]], [*rows["sha256"][:20], *new["sha256"]])
+    pack = packing.update(folder, IMAGES, [*rows["path"][:20], *new["path"]], [*rows["sha256"][:20], *new["sha256"]])
     found = detect(snapshot, before, pack, RULES)
     assert list(found.indices) == ["class balance", "image size"]
     assert found.note.startswith("brightness and sharpness were not compared: ")
@@ -237,7 +237,7 @@ def test_of_other_classes_the_balance_is_not_compared(learned):
     before = snapshots.freeze(rows, Classes.parse("0..3"), "drawn", folder)
     now = pd.concat([rows, bins(folder, 300, 60)], ignore_index=True)
     snapshot = snapshots.freeze(now, COUNTS, "drawn", folder)
-    pack = packs.update(folder, IMAGES, now["path"], now["sha256"])
+    pack = packing.update(folder, IMAGES, now["path"], now["sha256"])
     found = detect(snapshot, before, pack, RULES)
     assert list(found.indices) == ["brightness", "sharpness", "image size"]
     assert (found.num_new, found.note) == (

@@ -9,7 +9,7 @@ import pytest
 from bins import add_bin, add_thirty_bins, bring, jpeg
 from torchvision.datasets import ImageFolder
 
-from bincount.data import export, snapshots, sync
+from bincount.data import assembly, bins, export
 from bincount.data.export import Exported
 from bincount.errors import DatasetError, ServiceUnavailable, SettingsError
 from bincount.problem import Classes
@@ -20,7 +20,7 @@ from flows.cli import app
 
 def prepare(bucket, dataset, classes="0..5", config=None):
     bring(bucket, dataset, config)
-    return snapshots.build(dataset, sync.read(dataset), Classes.parse(classes), str(bucket))
+    return assembly.build(dataset, bins.read(dataset), Classes.parse(classes), str(bucket))
 
 
 @pytest.fixture
@@ -135,8 +135,8 @@ def test_one_name_in_several_split_folders_stays_apart_below_its_class(tmp_path,
     names = [f"{split}/{name}/{number}.jpg" for split in ("train", "val", "test") for name in "ab" for number in "12"]
     folder = split_folders(tmp_path / "source", names)
     bring(folder, tmp_path / "data")
-    bins = sync.read(tmp_path / "data")
-    snapshot = snapshots.build(tmp_path / "data", bins, Classes.parse("a,b"), "x", keep_splits=keep_splits)
+    rows = bins.read(tmp_path / "data")
+    snapshot = assembly.build(tmp_path / "data", rows, Classes.parse("a,b"), "x", keep_splits=keep_splits)
     export.to_folder(snapshot, tmp_path / "out")
     assert files(tmp_path / "out") == {f"{name}/{split}/{rest}" for split, name, rest in (n.split("/") for n in names)}
     exported = export.to_folder(snapshot, tmp_path / "by split", by_split=True)

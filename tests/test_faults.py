@@ -20,7 +20,7 @@ from faulty_s3 import (
     truncated,
 )
 
-from bincount.data import source, sync
+from bincount.data import bins, client, fetch, source
 from bincount.errors import SourceError, SourceUnavailable
 from tasks import data as data_tasks
 
@@ -36,22 +36,22 @@ def objects(*image_ids: str) -> dict[str, bytes]:
     return images | {f"metadata/{image_id}.json": record(int(image_id) % 6) for image_id in image_ids}
 
 
-def sync_from(server: FaultyS3, dataset: Path) -> sync.SyncReport:
+def sync_from(server: FaultyS3, dataset: Path) -> fetch.SyncReport:
     return bring(None, dataset, server.config())
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
     """As many tries as ever, sooner."""
-    monkeypatch.setattr(source, "FIRST_WAIT", timedelta(seconds=0.01))
-    monkeypatch.setattr(source, "LONGEST_WAIT", timedelta(seconds=0.1))
+    monkeypatch.setattr(client, "FIRST_WAIT", timedelta(seconds=0.01))
+    monkeypatch.setattr(client, "LONGEST_WAIT", timedelta(seconds=0.1))
 
 
 @pytest.fixture
 def fault(request, monkeypatch):
     """A fault, with little patience for those that take all there is."""
     if request.param in (stalled, silent):
-        monkeypatch.setattr(source, "TIMEOUT", timedelta(seconds=0.5))
+        monkeypatch.setattr(client, "TIMEOUT", timedelta(seconds=0.5))
     return request.param
 
 
@@ -77,18 +77,18 @@ def test_a_fault_that_stays_leaves_the_bin_without_a_row_and_the_next_sync_fetch
     report = sync_from(server, tmp_path)
     assert (report.num_fetched, list(report.unreachable)) == (2, ["00001"])
     assert "does not deliver bin-images/00001.jpg" in report.unreachable["00001"]
-    assert server.count(IMAGE) == source.MAX_RETRIES + 1
-    assert sync.read(tmp_path)["image_id"].to_list() == ["00000", "00002"]
+    assert server.count(IMAGE) == client.MAX_RETRIES + 1
+    assert bins.read(tmp_path)["image_id"].to_list() == ["00000", "00002"]
     assert not (tmp_path / "originals" / IMAGE).exists()
     server.mend()
     assert sync_from(server, tmp_path).num_fetched == 1
-    assert server.count(IMAGE) == source.MAX_RETRIES + 2
+    assert server.count(IMAGE) == client.MAX_RETRIES + 2
     assert server.count("bin-images/00002.jpg") == 1
 
 
 def test_many_failed_requests_do_not_come_back_all_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "FIRST_WAIT", timedelta(seconds=0.2))
-    monkeypatch.setattr(source, "LONGEST_WAIT", timedelta(seconds=2))
+    monkeypatch.setattr(client, "FIRST_WAIT", timedelta(seconds=0.2))
+    monkeypatch.setattr(client, "LONGEST_WAIT", timedelta(seconds=2))
     with FaultyS3(objects(*(f"{number:05d}" for number in range(20)))) as server:
         server.fail("metadata/*", slow_down, times=2)
         assert sync_from(server, tmp_path).num_fetched == 20
@@ -123,20 +123,20 @@ def test_many_failed_requests_do_not_come_back_all_at_once(tmp_path, monkeypatch
         "0.9 MB of nesting",
     ],
 )
-def test_an_object_that_is_no_bin_is_set_aside_once_with_the_reason(server, tmp_path, key, content, reason):
+def test_an_object_that_is_no_bin_is_quarantined_once_with_the_reason(server, tmp_path, key, content, reason):
     server.objects[key] = content
     report = sync_from(server, tmp_path)
-    assert (report.num_fetched, report.set_aside, report.unreachable) == (2, {sync.kind(reason): 1}, {})
-    assert sync.read(tmp_path)["reason"][1].startswith(reason)
+    assert (report.num_fetched, report.quarantined, report.unreachable) == (2, {bins.reason_kind(reason): 1}, {})
+    assert bins.read(tmp_path)["reason"][1].startswith(reason)
     asked = server.counts()
     assert max(asked.values()) == 1
     sync_from(server, tmp_path)
     assert server.counts() == asked
 
 
-def test_an_object_that_is_listed_and_not_there_is_set_aside_once_as_vanished(server, tmp_path):
+def test_an_object_that_is_listed_and_not_there_is_quarantined_once_as_vanished(server, tmp_path):
     server.fail(IMAGE, missing)
-    assert sync_from(server, tmp_path).set_aside == {"vanished": 1}
+    assert sync_from(server, tmp_path).quarantined == {"vanished": 1}
     asked = server.counts()
     assert asked[IMAGE] == 1
     sync_from(server, tmp_path)
@@ -144,16 +144,18 @@ def test_an_object_that_is_listed_and_not_there_is_set_aside_once_as_vanished(se
 
 
 @pytest.mark.parametrize("key", [IMAGE, RECORD])
-def test_one_refused_object_is_set_aside_and_asked_for_again_since_no_listing_shows_a_permission(server, tmp_path, key):
+def test_one_refused_object_is_quarantined_and_asked_for_again_since_no_listing_shows_a_permission(
+    server, tmp_path, key
+):
     server.fail(key, refused)
     for tries in (1, 2):
-        assert sync_from(server, tmp_path).set_aside == {"refused": 1}
-        assert sync.read(tmp_path)["reason"].to_list() == ["", f"refused: {key}", ""]
+        assert sync_from(server, tmp_path).quarantined == {"refused": 1}
+        assert bins.read(tmp_path)["reason"].to_list() == ["", f"refused: {key}", ""]
         assert server.count(key) == tries
     assert server.count("metadata/00002.json") == 1
     server.mend()
     assert sync_from(server, tmp_path).num_fetched == 1
-    assert sync.read(tmp_path)["status"].to_list() == ["ok"] * 3
+    assert bins.read(tmp_path)["status"].to_list() == ["ok"] * 3
 
 
 @pytest.mark.parametrize("what", ["*", "list *-images/*", "bin-images/*", "metadata/*"])
@@ -162,21 +164,21 @@ def test_a_bucket_that_refuses_everything_is_an_error_that_names_the_remedy(serv
     with pytest.raises(SourceError, match="--no-unsigned") as raised:
         sync_from(server, tmp_path)
     assert not isinstance(raised.value, SourceUnavailable)
-    assert sync.read(tmp_path).empty
+    assert bins.read(tmp_path).empty
 
 
 def test_new_bins_that_are_all_refused_do_not_stop_a_dataset_that_has_others(server, tmp_path):
     sync_from(server, tmp_path)
     server.objects |= objects("00003", "00004")
     server.fail("*/0000[34].*", refused)
-    assert sync_from(server, tmp_path).set_aside == {"refused": 2}
+    assert sync_from(server, tmp_path).quarantined == {"refused": 2}
 
 
 @pytest.mark.parametrize("content", [jpeg(9, (300, 300)), HTML, b""], ids=["photo", "html", "nothing"])
 def test_an_answer_of_another_size_than_was_listed_is_not_taken_and_left_for_the_next_sync(server, tmp_path, content):
     server.fail(IMAGE, replaced_by(content))
     report = sync_from(server, tmp_path)
-    assert (report.num_fetched, report.set_aside, list(report.unreachable)) == (2, Counter(), ["00001"])
+    assert (report.num_fetched, report.quarantined, list(report.unreachable)) == (2, Counter(), ["00001"])
     assert f"{len(content):,} bytes came and {len(server.objects[IMAGE]):,} were listed" in report.unreachable["00001"]
     assert server.count(IMAGE) == 1
     server.mend()
@@ -204,14 +206,14 @@ def test_a_listing_that_never_comes_to_its_end_is_given_up(server, tmp_path):
     server.fail("list metadata/ page 2", slow_down)
     with pytest.raises(SourceUnavailable, match="s3://bins cannot be listed"):
         sync_from(server, tmp_path)
-    assert server.count("list metadata/ page 2") == source.MAX_RETRIES + 1
-    assert sync.read(tmp_path).empty
+    assert server.count("list metadata/ page 2") == client.MAX_RETRIES + 1
+    assert bins.read(tmp_path).empty
 
 
 def test_a_padded_and_an_unpadded_key_of_one_number_are_two_bins(server, tmp_path):
     server.objects |= {"bin-images/1.jpg": jpeg(7), "metadata/1.json": record(5)}
     assert sync_from(server, tmp_path).num_fetched == 4
-    rows = sync.read(tmp_path).set_index("image_id")
+    rows = bins.read(tmp_path).set_index("image_id")
     assert rows.loc[["00001", "1"], "quantity"].to_list() == [1, 5]
     assert server.count("bin-images/1.jpg") == server.count(IMAGE) == 1
     assert (tmp_path / "originals/bin-images/1.jpg").read_bytes() == jpeg(7)
@@ -222,10 +224,10 @@ def test_only_the_object_whose_etag_changed_is_fetched_again(server, tmp_path):
     server.objects[RECORD] = record(4)
     assert sync_from(server, tmp_path).num_fetched == 1
     assert server.counts() == dict.fromkeys(server.objects, 1) | {RECORD: 2}
-    assert sync.read(tmp_path)["quantity"].to_list() == [0, 4, 2]
+    assert bins.read(tmp_path)["quantity"].to_list() == [0, 4, 2]
 
 
-def fetch_batch(server: FaultyS3, dataset: Path, monkeypatch, run_count: int) -> sync.SyncReport:
+def fetch_batch(server: FaultyS3, dataset: Path, monkeypatch, run_count: int) -> fetch.SyncReport:
     """The flow's task, as Prefect calls it the run_count-th time."""
     monkeypatch.setattr(data_tasks, "task_run", SimpleNamespace(run_count=run_count))
     plan = data_tasks.plan_sync.fn(server.config(), dataset)
@@ -236,7 +238,7 @@ def test_the_task_is_tried_again_while_some_bins_do_not_arrive_and_keeps_those_t
     server.fail(IMAGE, server_error)
     with pytest.raises(SourceUnavailable, match=r"1 bins did not arrive, such as: .*00001\.jpg"):
         fetch_batch(server, tmp_path, monkeypatch, run_count=LAST_TRY - 1)
-    assert sync.read(tmp_path)["image_id"].to_list() == ["00000", "00002"]
+    assert bins.read(tmp_path)["image_id"].to_list() == ["00000", "00002"]
 
 
 def test_the_last_try_of_the_task_leaves_them_for_the_next_run(server, tmp_path, monkeypatch):
@@ -253,7 +255,7 @@ def test_one_bin_that_never_arrives_does_not_fail_the_task_every_night(server, t
 
 
 def test_the_task_fails_when_many_bins_were_asked_for_and_none_arrived(server, tmp_path, monkeypatch):
-    server.objects |= objects(*(f"{number:05d}" for number in range(data_tasks.OUTAGE)))
+    server.objects |= objects(*(f"{number:05d}" for number in range(fetch.OUTAGE)))
     server.fail("metadata/*", server_error)
-    with pytest.raises(SourceUnavailable, match=f"{data_tasks.OUTAGE} bins did not arrive"):
+    with pytest.raises(SourceUnavailable, match=f"{fetch.OUTAGE} bins did not arrive"):
         fetch_batch(server, tmp_path, monkeypatch, run_count=LAST_TRY)

@@ -44,7 +44,7 @@ FORCED = PromotionConfig(force=True)
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bins")
-    synthetic.draw(folder, 300, size=(64, 64))
+    synthetic.generate(folder, 300, size=(64, 64))
     return folder
 
 
@@ -79,8 +79,8 @@ def test_the_job_ends_with_a_champion_and_a_summary(finished):
     assert {"Model", "Time"} < set(tables)
     images = dict(tables["Images"].to_numpy().tolist())
     assert images["in the source"] == 300
-    assert images["set aside"] == sum(count for name, count in images.items() if name.startswith("- "))
-    assert images["set aside"] == len(set(synthetic.broken_ids(300).values()) - {"copy"})
+    assert images["quarantined"] == sum(count for name, count in images.items() if name.startswith("- "))
+    assert images["quarantined"] == len(set(synthetic.broken_ids(300).values()) - {"copy"})
     assert "| accuracy |" in markdown(tables)
 
 
@@ -99,7 +99,7 @@ def test_runs_tasks_logs_and_artifacts_have_names_that_a_person_understands(fini
         "check registry",
         "list bins",
         "fetch bins, batch 1 of 1",
-        "deal splits",
+        "assign splits",
         "measure balance",
         "pack images",
         "train small, seed 0",
@@ -154,7 +154,7 @@ def test_a_model_is_evaluated_and_asked_by_its_alias(finished, bucket, workspace
 
 
 def test_a_bucket_that_grows_moves_no_image_and_makes_a_challenger(finished, bucket, workspace, tmp_path):
-    synthetic.draw(bucket, 400, size=(64, 64))
+    synthetic.generate(bucket, 400, size=(64, 64))
     grown = run(data=DataConfig(source=str(bucket)), images=IMAGES, training=QUICK, workspace=workspace)
     before = finished.prepared.snapshot.labelled().set_index("image_id")["split"]
     after = grown.prepared.snapshot.labelled().set_index("image_id")["split"]
@@ -223,7 +223,7 @@ def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finish
 
 
 def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path):
-    synthetic.draw_folders(tmp_path / "cartons", 150, size=(64, 64))
+    synthetic.generate_folders(tmp_path / "cartons", 150, size=(64, 64))
     data = DataConfig(source=str(tmp_path / "cartons"), classes="defective,good")
     done = run(
         data=data,

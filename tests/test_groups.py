@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 from bins import jpeg
 
-from bincount.data import groups, sync
+from bincount.data import fetch, groups
 
 
 def bins(*rows, by_picture=False):
@@ -78,8 +78,8 @@ def test_flat_pictures_are_not_taken_for_copies():
 
 
 def test_a_rescaled_copy_has_nearly_the_same_hash_and_a_stranger_has_not():
-    first = sync.inspect(jpeg(1, (400, 300)), 10**6, with_hash=True).dhash
-    copy = sync.inspect(jpeg(1, (200, 150)), 10**6, with_hash=True).dhash
-    stranger = sync.inspect(jpeg(2, (400, 300)), 10**6, with_hash=True).dhash
+    first = fetch.inspect(jpeg(1, (400, 300)), 10**6, with_hash=True).dhash
+    copy = fetch.inspect(jpeg(1, (200, 150)), 10**6, with_hash=True).dhash
+    stranger = fetch.inspect(jpeg(2, (400, 300)), 10**6, with_hash=True).dhash
     assert (first ^ copy).bit_count() <= groups.MAX_DISTANCE
     assert (first ^ stranger).bit_count() > 10

@@ -44,7 +44,7 @@ def home(tmp_path):
 @pytest.fixture(scope="module")
 def bins(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bins")
-    synthetic.draw(folder, 300, size=(64, 64))
+    synthetic.generate(folder, 300, size=(64, 64))
     return str(folder)
 
 

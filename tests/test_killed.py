@@ -16,7 +16,7 @@ import pytest
 from bins import jpeg, record
 from faulty_s3 import FaultyS3
 
-from bincount.data import source, sync
+from bincount.data import bins, fetch, source, sync
 from bincount.settings import DataConfig
 
 NUM_BINS = 600
@@ -35,10 +35,10 @@ def work(config: str, dataset: str, pause_at: str) -> None:
     opened = source.open_source(settings)
     plan = sync.plan(Path(dataset), opened, settings)
     for number in range(plan.num_batches):
-        sync.fetch(Path(dataset), opened, plan.batch(number), settings)
+        fetch.fetch_batch(Path(dataset), opened, plan.batch(number), settings)
     if pause_at == "before the merge":
         _pause(Path(dataset))
-    sync.merge(Path(dataset))
+    bins.merge(Path(dataset))
 
 
 def plan_the_public_bucket(dataset: str) -> None:
@@ -140,7 +140,7 @@ def test_a_sync_that_is_killed_again_and_again_ends_as_an_unbroken_one(tmp_path,
         (lambda: num_parts() >= 3, ""),
         ((tmp_path / "paused").exists, "renaming a file"),
         (lambda: len(whole()) >= 700, ""),
-        (lambda: len(whole()) == 2 * NUM_BINS and len(sync.read(data)) == NUM_BINS, "before the merge"),
+        (lambda: len(whole()) == 2 * NUM_BINS and len(bins.read(data)) == NUM_BINS, "before the merge"),
         ((data / "bins.parquet").exists, "deleting merged parts"),
     ]
     with FaultyS3(objects) as server:
@@ -163,7 +163,7 @@ def test_a_sync_that_is_killed_again_and_again_ends_as_an_unbroken_one(tmp_path,
         {name for name in files(folder) if not name.startswith("plan-")} for folder in (data, tmp_path / "unbroken")
     )
     assert names == expected
-    rows, unbroken = (sync.read(folder).drop(columns="arrived") for folder in (data, tmp_path / "unbroken"))
+    rows, unbroken = (bins.read(folder).drop(columns="arrived") for folder in (data, tmp_path / "unbroken"))
     assert rows.equals(unbroken)
 
 

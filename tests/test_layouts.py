@@ -6,7 +6,7 @@ import pytest
 from bins import add_bin, bring, jpeg, record
 from faulty_s3 import FaultyS3
 
-from bincount.data import snapshots, source, sync
+from bincount.data import assembly, bins, source
 from bincount.errors import DatasetError, SettingsError, SourceError
 from bincount.problem import Classes
 from bincount.settings import DataConfig
@@ -99,7 +99,7 @@ def test_what_fits_no_layout_is_refused_in_words_on_what_was_found_and_what_to_w
 def test_folders_of_splits_are_one_pool_whose_ids_are_keys(tmp_path):
     write(tmp_path / "source", *(f"{split}/{name}/1.jpg" for split in ("train", "Valid", "test") for name in "ab"))
     assert bring(tmp_path / "source", tmp_path / "data").num_fetched == 6
-    rows = sync.read(tmp_path / "data").set_index("image_id")
+    rows = bins.read(tmp_path / "data").set_index("image_id")
     assert list(rows.index) == [f"{split}/{name}/1.jpg" for split in ("Valid", "test", "train") for name in "ab"]
     assert rows["class_name"].to_list() == ["a", "b"] * 3
     assert rows["dhash"].notna().all()
@@ -171,8 +171,8 @@ def test_a_dataset_with_given_splits_is_another_than_the_pool(tmp_path):
 def test_the_pool_gets_splits_of_its_own_by_bin(tmp_path):
     split_folders(tmp_path / "source")
     bring(tmp_path / "source", tmp_path / "data")
-    bins = sync.read(tmp_path / "data")
-    rows = snapshots.build(tmp_path / "data", bins, Classes.parse("intact,damaged"), "x").read()
+    rows = bins.read(tmp_path / "data")
+    rows = assembly.build(tmp_path / "data", rows, Classes.parse("intact,damaged"), "x").read()
     assert set(rows["split"]) == {"train", "val", "test"}
     assert (rows.groupby("group")["split"].nunique() == 1).all()
     assert (rows["split"] != rows["image_id"].str.split("/").str[0]).any()

@@ -147,7 +147,7 @@ def test_a_bucket_that_refuses_access_fails_the_night_with_the_remedy(api, tmp_p
 
 
 def test_a_full_disk_fails_the_night_and_with_space_the_next_goes_on(api, small_disk, tmp_path, monkeypatch):
-    synthetic.draw(tmp_path / "bins", 320, size=(64, 64))
+    synthetic.generate(tmp_path / "bins", 320, size=(64, 64))
     monkeypatch.setattr(training_tasks.train_model, "retry_delay_seconds", [0, 0])
     mlflow = RegistryConfig(tracking_uri=f"sqlite:///{servers.with_database(tmp_path)}/mlflow.db")
     data = DataConfig(source=str(tmp_path / "bins"))

@@ -10,7 +10,7 @@ import pytest
 from bins import add_bin, bring, jpeg, record
 from faulty_s3 import FaultyS3
 
-from bincount.data import listing, names, snapshots, source, sync
+from bincount.data import assembly, bins, fetch, listing, names, source
 from bincount.errors import DiskFull, SourceError, SourceUnavailable
 from bincount.problem import Classes
 from bincount.settings import DataConfig
@@ -34,7 +34,7 @@ def folders_of(folder: Path, *extra: str | bytes) -> Path:
 
 
 def rows_of(dataset: Path):
-    return sync.read(dataset).set_index("image_id")
+    return bins.read(dataset).set_index("image_id")
 
 
 @pytest.mark.parametrize("key", ODD_KEYS)
@@ -50,7 +50,7 @@ def test_a_bin_of_a_bucket_whose_key_can_be_no_file_is_quarantined_and_all_else_
         assert rows.loc[names.printable(key), "reason"].startswith("unusable name: it ")
         assert server.count("bin-images/*") == 3
         again = bring(None, tmp_path / "data", server.config())
-    assert (again.num_fetched, again.set_aside) == (0, Counter())
+    assert (again.num_fetched, again.quarantined) == (0, Counter())
 
 
 @pytest.mark.parametrize("key", [*(key for key in ODD_KEYS if key != "w" * 252), "x" * 256])
@@ -59,7 +59,7 @@ def test_a_picture_of_class_folders_in_a_bucket_is_quarantined_by_its_name(tmp_p
     with FaultyS3(objects | {f"good/{key}.jpg": jpeg(9)}, page_size=4) as server:
         report = bring(None, tmp_path, server.config())
     assert report.num_fetched == 6
-    assert report.set_aside == Counter({"unusable name": 1})
+    assert report.quarantined == Counter({"unusable name": 1})
 
 
 def test_a_key_that_a_server_can_write_in_no_xml_is_quarantined(tmp_path, monkeypatch):
@@ -67,7 +67,7 @@ def test_a_key_that_a_server_can_write_in_no_xml_is_quarantined(tmp_path, monkey
     objects = {f"{name}/{number}.jpg": jpeg(number) for number in range(3) for name in ("good", "bad")}
     with FaultyS3(objects | {"good/zero\0.jpg": jpeg(9)}) as server:
         report = bring(None, tmp_path, server.config())
-    assert (report.num_fetched, report.set_aside) == (6, Counter({"unusable name": 1}))
+    assert (report.num_fetched, report.quarantined) == (6, Counter({"unusable name": 1}))
 
 
 def test_keys_that_only_slashes_at_the_ends_tell_apart_are_not_taken_for_each_other(tmp_path):
@@ -85,7 +85,7 @@ def test_a_bucket_below_a_prefix_is_listed_past_an_odd_key(tmp_path, s3_client, 
         s3_client.put_object(Bucket="odd-below", Key=key, Body=jpeg(1), ACL="public-read")
     config = DataConfig(source="s3://odd-below/some/where", endpoint=s3_endpoint)
     report = bring(None, tmp_path, config)
-    assert (report.num_fetched, report.set_aside) == (6, Counter({"unusable name": 2}))
+    assert (report.num_fetched, report.quarantined) == (6, Counter({"unusable name": 2}))
 
 
 @pytest.mark.parametrize(
@@ -94,17 +94,17 @@ def test_a_bucket_below_a_prefix_is_listed_past_an_odd_key(tmp_path, s3_client, 
 def test_a_file_whose_name_is_no_text_of_one_line_is_quarantined(tmp_path, name):
     folders_of(tmp_path / "source", name)
     report = bring(tmp_path / "source", tmp_path / "data")
-    assert (report.num_fetched, report.set_aside) == (6, Counter({"unusable name": 1}))
+    assert (report.num_fetched, report.quarantined) == (6, Counter({"unusable name": 1}))
     (odd,) = rows_of(tmp_path / "data").query("status != 'ok'").index
     assert odd.isprintable()
-    assert bring(tmp_path / "source", tmp_path / "data").set_aside == Counter()
+    assert bring(tmp_path / "source", tmp_path / "data").quarantined == Counter()
 
 
 def test_other_files_and_folders_with_such_names_are_counted_and_stop_nothing(tmp_path, caplog):
     caplog.set_level("INFO")
     folders_of(tmp_path / "source", b"notes-gr\xf6.txt", b"good/a\nb.txt", b"good/\xff/in.jpg", b"\xfe/in.jpg")
     report = bring(tmp_path / "source", tmp_path / "data")
-    assert (report.num_fetched, report.set_aside) == (6, Counter({"unusable name": 2}))
+    assert (report.num_fetched, report.quarantined) == (6, Counter({"unusable name": 2}))
     assert (
         "2 files are not read, since they are not called CLASS/NAME with the suffix of a picture: 2 .txt" in caplog.text
     )
@@ -123,7 +123,7 @@ def test_links_that_lead_in_circles_or_nowhere_are_told_and_the_rest_arrives(tmp
     (folder / "nothing.jpg").symlink_to(folder / "gone.jpg")
     report = bring(tmp_path / "source", tmp_path / "data")
     assert report.num_fetched == number
-    assert report.set_aside == Counter({"unusable name": 2})
+    assert report.quarantined == Counter({"unusable name": 2})
     assert f"{folder.name}/loop/ is not read: a link that leads back to a folder that holds it" in caplog.text
 
 
@@ -144,7 +144,7 @@ def test_what_links_lead_to_outside_the_source_is_read_only_when_asked_for(tmp_p
     (source_folder / "good" / "out.jpg").symlink_to(outside / "good" / "1.jpg")
     (source_folder / "bad" / "outside").symlink_to(outside / "bad")
     report = bring(source_folder, tmp_path / "data")
-    assert (report.num_fetched, report.set_aside) == (6, Counter({"unusable name": 1}))
+    assert (report.num_fetched, report.quarantined) == (6, Counter({"unusable name": 1}))
     assert "bad/outside/ is not read: a link that leads out of the source, see --follow-links" in caplog.text
     config = DataConfig(source=str(source_folder), follow_links=True)
     assert bring(source_folder, tmp_path / "data", config).num_fetched == 4
@@ -172,7 +172,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     source_folder = folders_of(tmp_path / "source")
     os.mkfifo(source_folder / "good" / "pipe.jpg")
     report = bring(source_folder, tmp_path / "data")
-    assert (report.num_fetched, report.set_aside) == (6, Counter({"unusable name": 1}))
+    assert (report.num_fetched, report.quarantined) == (6, Counter({"unusable name": 1}))
     assert rows_of(tmp_path / "data").loc["good/pipe.jpg", "reason"] == "unusable name: it is no file"
 
 
@@ -203,7 +203,7 @@ def test_an_id_as_long_as_a_file_may_be_called_arrives(tmp_path):
     for image_id in ("00001", LONG, "m" * 250):
         add_bin(tmp_path / "source", image_id)
     report = bring(tmp_path / "source", tmp_path / "data")
-    assert (report.num_fetched, report.set_aside) == (3, Counter())
+    assert (report.num_fetched, report.quarantined) == (3, Counter())
     assert rows_of(tmp_path / "data").loc[LONG, "status"] == "ok"
 
 
@@ -213,7 +213,7 @@ def test_an_object_in_the_place_of_a_folder_loses_one_bin_and_not_the_batch(tmp_
     with FaultyS3(objects) as server:
         report = bring(None, tmp_path, server.config())
     assert report.num_fetched == 6
-    assert list(report.set_aside) == ["unusable name"]
+    assert list(report.quarantined) == ["unusable name"]
 
 
 BAD_RECORDS = {
@@ -238,7 +238,7 @@ def test_a_record_that_cannot_be_read_loses_its_bin_alone(tmp_path, bad):
     add_bin(tmp_path / "source", "x", recorded=BAD_RECORDS[bad])
     report = bring(tmp_path / "source", tmp_path / "data")
     assert report.num_fetched == 3
-    assert report.set_aside.total() == 1
+    assert report.quarantined.total() == 1
     assert rows_of(tmp_path / "data").loc["x", "reason"].isprintable()
 
 
@@ -247,19 +247,19 @@ UNEXPECTED = [NotImplementedError("DDS"), RuntimeError("no codec"), RecursionErr
 
 @pytest.mark.parametrize("error", UNEXPECTED, ids=repr)
 def test_whatever_one_picture_raises_the_others_arrive(tmp_path, monkeypatch, error):
-    inspect = sync.inspect
+    inspect = fetch.inspect
 
     def raise_for_one(data, max_pixels, *, with_hash):
         if data == jpeg(77):
             raise error
         return inspect(data, max_pixels, with_hash=with_hash)
 
-    monkeypatch.setattr(sync, "inspect", raise_for_one)
+    monkeypatch.setattr(fetch, "inspect", raise_for_one)
     for number in range(3):
         add_bin(tmp_path / "source", f"{number:05d}")
     add_bin(tmp_path / "source", "00009", image=jpeg(77))
     report = bring(tmp_path / "source", tmp_path / "data")
-    assert (report.num_fetched, report.set_aside) == (3, Counter({"unreadable": 1}))
+    assert (report.num_fetched, report.quarantined) == (3, Counter({"unreadable": 1}))
     assert type(error).__name__ in rows_of(tmp_path / "data").loc["00009", "reason"]
 
 
@@ -268,25 +268,25 @@ def test_an_error_that_concerns_all_bins_ends_the_batch(tmp_path, monkeypatch, e
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(sync, "_write_file", fail)
+    monkeypatch.setattr(fetch, "_write_file", fail)
     add_bin(tmp_path / "source", "00001")
     with pytest.raises(type(error)):
         bring(tmp_path / "source", tmp_path / "data")
 
 
 def test_a_row_that_no_file_can_hold_becomes_one_that_says_so(tmp_path, monkeypatch):
-    parse = sync.record.parse
+    parse = fetch.record.parse
 
     def parse_badly(data):
         parsed = parse(data)
-        return sync.record.Record(parsed.quantity, {"\ud800": 1}) if parsed.quantity == 5 else parsed
+        return fetch.record.Record(parsed.quantity, {"\ud800": 1}) if parsed.quantity == 5 else parsed
 
-    monkeypatch.setattr(sync.record, "parse", parse_badly)
+    monkeypatch.setattr(fetch.record, "parse", parse_badly)
     add_bin(tmp_path / "source", "00001", 1)
     add_bin(tmp_path / "source", "00002", 5)
     bring(tmp_path / "source", tmp_path / "data")
     rows = rows_of(tmp_path / "data")
-    assert rows["status"].to_list() == ["ok", "set_aside"]
+    assert rows["status"].to_list() == ["ok", "quarantined"]
     assert rows.loc["00002", "reason"].startswith("unwritable row: ")
 
 
@@ -324,11 +324,11 @@ def test_every_picture_of_a_class_folder_is_a_bin_and_the_rest_is_counted_by_suf
 
 def test_hidden_pictures_that_an_earlier_version_fetched_are_not_learned(tmp_path):
     bring(folders_of(tmp_path / "source"), tmp_path / "data")
-    bins = sync.read(tmp_path / "data")
-    fetched = bins["image_id"].replace("good/1.jpg", "good/.ipynb_checkpoints/1.jpg")
+    rows = bins.read(tmp_path / "data")
+    fetched = rows["image_id"].replace("good/1.jpg", "good/.ipynb_checkpoints/1.jpg")
     classes = Classes.parse("good,bad")
-    rows = snapshots.build(tmp_path / "data", bins.assign(image_id=fetched), classes, "x").read().set_index("image_id")
-    assert rows.loc["good/.ipynb_checkpoints/1.jpg", "status"] == "set_aside"
+    rows = assembly.build(tmp_path / "data", rows.assign(image_id=fetched), classes, "x").read().set_index("image_id")
+    assert rows.loc["good/.ipynb_checkpoints/1.jpg", "status"] == "quarantined"
     assert rows["split"].notna().sum() == 5
 
 
@@ -338,6 +338,6 @@ def test_pictures_beside_those_of_the_bins_layout_are_counted_and_named(tmp_path
         (tmp_path / "source" / "bin-images" / name).write_bytes(jpeg())
     (tmp_path / "source" / "metadata" / "00002.json").write_bytes(record(1))
     report = bring(tmp_path / "source", tmp_path / "data")
-    assert (report.num_fetched, report.set_aside) == (1, Counter({"no image": 1}))
+    assert (report.num_fetched, report.quarantined) == (1, Counter({"no image": 1}))
     assert "not called bin-images/ID.jpg or metadata/ID.json" in caplog.text
     assert "1 .png, 1 .jpeg, 1 .JPG" in caplog.text or "1 .JPG" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 from bins import jpeg
 from PIL import Image
 
-from bincount.data import packs
+from bincount.data import packing, packs, pictures
 from bincount.errors import DatasetError, DiskFull
 from bincount.settings import ImageConfig
 
@@ -32,46 +32,48 @@ def cut_off(path):
 
 def test_pictures_are_found_by_the_digest_of_their_file(tmp_path):
     paths, digests = fill(tmp_path, "a", "b", "c")
-    pack = packs.update(tmp_path, SMALL, paths, digests)
+    pack = packing.update(tmp_path, SMALL, paths, digests)
     assert pack.images.shape == (3, 32, 32, 3)
     rows = pack.locate([digests[2], digests[0]])
-    expected = [packs.decode(tmp_path / name, SMALL) for name in ("c", "a")]
+    expected = [pictures.decode(tmp_path / name, SMALL) for name in ("c", "a")]
     assert np.array_equal(pack.images[rows], expected)
 
 
 def test_a_pack_grows_without_touching_what_is_there(tmp_path):
     paths, digests = fill(tmp_path, "a", "b")
-    packs.update(tmp_path, SMALL, paths, digests)
+    packing.update(tmp_path, SMALL, paths, digests)
     file = packs.open_pack(tmp_path, SMALL).folder / "images.uint8"
     before = file.read_bytes()
     (tmp_path / "a").unlink()  # what is packed is not decoded again
     more, more_digests = fill(tmp_path, "c")
-    pack = packs.update(tmp_path, SMALL, paths + more, digests + more_digests)
+    pack = packing.update(tmp_path, SMALL, paths + more, digests + more_digests)
     assert len(pack) == 3
     assert file.read_bytes()[: len(before)] == before
 
 
 def test_the_same_bytes_under_two_ids_share_a_row(tmp_path):
     paths, digests = fill(tmp_path, "a")
-    pack = packs.update(tmp_path, SMALL, paths * 2, digests * 2)
+    pack = packing.update(tmp_path, SMALL, paths * 2, digests * 2)
     assert len(pack) == 1
     assert pack.locate(digests * 2).tolist() == [0, 0]
 
 
 def test_what_an_interrupted_run_left_is_cut_off(tmp_path):
     paths, digests = fill(tmp_path, "a", "b")
-    folder = packs.update(tmp_path, SMALL, paths[:1], digests[:1]).folder
+    folder = packing.update(tmp_path, SMALL, paths[:1], digests[:1]).folder
     with open(folder / "images.uint8", "ab") as images:
         images.write(b"\0" * 5000)
     with open(folder / "digests.txt", "ab") as digest_file:
         digest_file.write(b"half of a dig")
-    pack = packs.update(tmp_path, SMALL, paths, digests)
+    pack = packing.update(tmp_path, SMALL, paths, digests)
     assert len(pack) == 2
-    assert np.array_equal(pack.images[pack.locate(digests)], [packs.decode(tmp_path / name, SMALL) for name in paths])
+    assert np.array_equal(
+        pack.images[pack.locate(digests)], [pictures.decode(tmp_path / name, SMALL) for name in paths]
+    )
 
 
 def test_a_digest_that_was_never_packed_is_an_error_that_names_the_command(tmp_path):
-    pack = packs.update(tmp_path, SMALL, *fill(tmp_path, "a"))
+    pack = packing.update(tmp_path, SMALL, *fill(tmp_path, "a"))
     with pytest.raises(DatasetError, match="bincount prepare"):
         pack.locate(["0" * 64])
 
@@ -79,8 +81,8 @@ def test_a_digest_that_was_never_packed_is_an_error_that_names_the_command(tmp_p
 def test_what_does_not_decode_is_named_when_everything_else_is_packed(tmp_path):
     paths, digests = fill(tmp_path, "a", "b", "c")
     digests[1] = cut_off(tmp_path / "b")
-    with pytest.raises(packs.Undecodable, match=r"1 files .*b .*bincount prepare") as caught:
-        packs.update(tmp_path, SMALL, paths, digests)
+    with pytest.raises(packing.Undecodable, match=r"1 files .*b .*bincount prepare") as caught:
+        packing.update(tmp_path, SMALL, paths, digests)
     assert list(caught.value.reasons) == digests[1:2]
     pack = packs.open_pack(tmp_path, SMALL)
     assert pack.locate([digests[0], digests[2]]).tolist() == [0, 1]
@@ -89,7 +91,7 @@ def test_what_does_not_decode_is_named_when_everything_else_is_packed(tmp_path):
 def test_sizes_and_ways_to_resize_have_packs_of_their_own(tmp_path):
     paths, digests = fill(tmp_path, "a")
     folders = {
-        packs.update(tmp_path, config, paths, digests).folder.name
+        packing.update(tmp_path, config, paths, digests).folder.name
         for config in (SMALL, ImageConfig(image_size=64), ImageConfig(image_size=32, resize="crop"))
     }
     assert folders == {"32-squash-v2", "64-squash-v2", "32-crop-v2"}
@@ -102,7 +104,7 @@ def test_squashing_keeps_the_borders_and_cropping_drops_them():
     picture.save(file, "PNG")
     red = {
         resize: (
-            packs.decode(io.BytesIO(file.getvalue()), ImageConfig(image_size=32, resize=resize))[..., 0] > 128
+            pictures.decode(io.BytesIO(file.getvalue()), ImageConfig(image_size=32, resize=resize))[..., 0] > 128
         ).mean()
         for resize in ("squash", "crop")
     }
@@ -111,7 +113,7 @@ def test_squashing_keeps_the_borders_and_cropping_drops_them():
 
 
 def test_a_pack_travels_to_another_process_without_its_pictures(tmp_path):
-    pack = packs.update(tmp_path, SMALL, *fill(tmp_path, "a"))
+    pack = packing.update(tmp_path, SMALL, *fill(tmp_path, "a"))
     assert pack.images.shape[0] == 1
     copy = pickle.loads(pickle.dumps(pack))
     assert len(pickle.dumps(pack)) < 1000
@@ -125,21 +127,21 @@ def test_a_full_disk_is_told_and_with_space_the_pack_grows_on(tmp_path):
     folder.mkdir(parents=True)
     (folder / "images.uint8").symlink_to("/dev/full")
     with pytest.raises(DiskFull, match=r"32-squash-v2: No space left on device; free some space and run again"):
-        packs.update(tmp_path, SMALL, paths, digests)
+        packing.update(tmp_path, SMALL, paths, digests)
     (folder / "images.uint8").unlink()
-    assert len(packs.update(tmp_path, SMALL, paths, digests)) == 2
+    assert len(packing.update(tmp_path, SMALL, paths, digests)) == 2
 
 
 def test_two_at_once_pack_each_picture_once_and_who_reads_meanwhile_finds_what_was_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(packs, "CHUNK", 2)
+    monkeypatch.setattr(packing, "CHUNK", 2)
     paths, digests = fill(tmp_path, *(chr(ord("a") + number) for number in range(20)))
-    packs.update(tmp_path, SMALL, paths[:2], digests[:2])
+    packing.update(tmp_path, SMALL, paths[:2], digests[:2])
     with ThreadPoolExecutor(3) as threads:
         orders = [(paths, digests), (paths[::-1], digests[::-1])]
-        updates = [threads.submit(packs.update, tmp_path, SMALL, *order) for order in orders]
+        updates = [threads.submit(packing.update, tmp_path, SMALL, *order) for order in orders]
         while not all(update.done() for update in updates):
             assert packs.open_pack(tmp_path, SMALL).locate(digests[:2]).tolist() == [0, 1]
     pack = updates[0].result()
     assert len(pack) == len(updates[1].result()) == 20
-    expected = [packs.decode(tmp_path / name, SMALL) for name in paths]
+    expected = [pictures.decode(tmp_path / name, SMALL) for name in paths]
     assert np.array_equal(pack.images[pack.locate(digests)], expected)

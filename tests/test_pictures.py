@@ -17,7 +17,7 @@ from bins import jpeg
 from PIL import Image, ImageFile
 
 import bincount
-from bincount.data import packs, pictures, sync
+from bincount.data import bins, fetch, packs, pictures
 from bincount.errors import BadPicture
 from bincount.settings import ImageConfig
 
@@ -96,7 +96,7 @@ def test_without_its_extra_heic_is_refused_in_words_that_name_the_extra(monkeypa
     monkeypatch.setattr(pictures, "_can_read_heif", lambda: False)
     with pytest.raises(BadPicture, match=r"^unsupported image: .*pip install 'bincount-pipeline\[heic\]'") as caught:
         pictures.decode(bytes(4) + b"ftypheic" + bytes(200), SMALL)
-    assert len(str(caught.value)) < sync.REASON_LENGTH
+    assert len(str(caught.value)) < bins.REASON_LENGTH
 
 
 def test_avif_in_a_container_that_heic_has_too_needs_no_extra(monkeypatch):
@@ -146,8 +146,8 @@ def test_only_listed_formats_are_opened_whatever_a_file_is_called(tmp_path, monk
     with pytest.raises(BadPicture, match=r"^not an image: begins with "):
         pictures.decode(path, SMALL)
     with pytest.raises(BadPicture, match=r"^not an image: begins with "):
-        sync.inspect(OTHERS[what], 10**6, with_hash=True)
-    assert packs._try_to_decode(path, SMALL).startswith("not an image: ")
+        fetch.inspect(OTHERS[what], 10**6, with_hash=True)
+    assert packs.decode_or_explain(path, SMALL).startswith("not an image: ")
     assert not (tmp_path / "started").exists()
 
 
@@ -195,9 +195,9 @@ def raising(error: BaseException) -> Callable:
 def test_whatever_a_decoder_raises_is_told_as_what_is_wrong_with_the_file(monkeypatch, tmp_path, error, words):
     monkeypatch.setattr(ImageFile.ImageFile, "load", raising(error))
     (tmp_path / "a.png").write_bytes(encode(quarters(), "PNG"))
-    assert packs._try_to_decode(tmp_path / "a.png", SMALL) == words
-    with pytest.raises(sync.BadImage, match=f"^{re.escape(words)}$"):
-        sync.inspect(encode(quarters(), "PNG"), 50_000_000, with_hash=False)
+    assert packs.decode_or_explain(tmp_path / "a.png", SMALL) == words
+    with pytest.raises(fetch.BadPicture, match=f"^{re.escape(words)}$"):
+        fetch.inspect(encode(quarters(), "PNG"), 50_000_000, with_hash=False)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt()])
@@ -205,11 +205,11 @@ def test_a_machine_without_memory_or_a_wish_to_stop_says_nothing_about_the_file(
     monkeypatch.setattr(ImageFile.ImageFile, "load", raising(error))
     (tmp_path / "a.png").write_bytes(encode(quarters(), "PNG"))
     with pytest.raises(type(error)):
-        packs._try_to_decode(tmp_path / "a.png", SMALL)
+        packs.decode_or_explain(tmp_path / "a.png", SMALL)
 
 
 def test_a_file_that_cannot_be_read_is_told_too(tmp_path):
-    assert packs._try_to_decode(tmp_path / "gone.jpg", SMALL).startswith("unreadable file: ")
+    assert packs.decode_or_explain(tmp_path / "gone.jpg", SMALL).startswith("unreadable file: ")
 
 
 # Upright
@@ -501,9 +501,9 @@ HOLES = {
 def test_a_jpeg_with_a_hole_is_refused(tmp_path, what, whole):
     path = tmp_path / "a.jpg"
     path.write_bytes(whole)
-    assert isinstance(packs._try_to_decode(path, SMALL), np.ndarray)
+    assert isinstance(packs.decode_or_explain(path, SMALL), np.ndarray)
     path.write_bytes(HOLES[what](whole))
-    assert packs._try_to_decode(path, SMALL).startswith("damaged image: ")
+    assert packs.decode_or_explain(path, SMALL).startswith("damaged image: ")
 
 
 def test_two_jpegs_spliced_together_are_refused():
@@ -650,7 +650,7 @@ def test_more_pixels_than_allowed_are_refused_before_there_is_memory_for_them(mo
     with pytest.raises(BadPicture, match=r"^too many pixels: "):
         pictures.decode(BOMBS[what], SMALL)
     with pytest.raises(BadPicture, match=r"^too many pixels: "):
-        sync.inspect(BOMBS[what], 50_000_000, with_hash=False)
+        fetch.inspect(BOMBS[what], 50_000_000, with_hash=False)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
@@ -661,14 +661,14 @@ def test_a_small_file_that_declares_a_huge_picture_costs_no_memory(tmp_path):
     script = f"""
 import resource
 from pathlib import Path
-from bincount.data import packs
+from bincount.data import bins, fetch, packs
 from bincount.settings import ImageConfig
 files, config = sorted(Path({str(tmp_path)!r}).iterdir()), ImageConfig(image_size=32)
-packs._try_to_decode(files[-1], config)
+packs.decode_or_explain(files[-1], config)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + {BOMB_MEMORY},) * 2)
 for file in files[:-1]:
-    print(packs._try_to_decode(file, config))
+    print(packs.decode_or_explain(file, config))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["too many pixels"] * len(BOMBS), done.stdout

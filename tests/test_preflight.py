@@ -10,7 +10,8 @@ from bins import jpeg, record
 from test_cli import refused
 
 from bincount import preflight
-from bincount.data import source, sync
+from bincount.data import client, source
+from bincount.data.bins import SCHEMA
 from bincount.errors import BincountError, DatasetError, SettingsError, SourceError, SourceUnavailable
 from bincount.settings import DataConfig, Job, LaunchConfig, PromotionConfig, RegistryConfig, RunnerConfig, TrainConfig
 from bincount.training.device import choose_device
@@ -76,7 +77,7 @@ def test_a_class_without_a_folder_is_told_before_anything_is_fetched_unless_it_w
     parts = workspace.dataset(data) / "parts"
     parts.mkdir(parents=True)
     row = {"image_id": "defectiv/1.jpg", "class_name": "defectiv", "status": "ok"}
-    pq.write_table(pa.Table.from_pylist([row], sync.SCHEMA), parts / "1.parquet")
+    pq.write_table(pa.Table.from_pylist([row], SCHEMA), parts / "1.parquet")
     preflight.check_prepare(Job(data=data, workspace=workspace.root))
 
 
@@ -114,10 +115,10 @@ def test_a_bucket_that_cannot_be_reached_is_told_before_a_server_starts(
 
 
 def test_a_bucket_that_never_answers_is_given_up_after_one_short_wait(monkeypatch):
-    short = source.Patience(
-        source.PROBE.connect, source.PROBE.timeout / 40, retries=2, retry_timeout=source.PROBE.timeout / 80
+    short = client.Patience(
+        client.PROBE.connect, client.PROBE.timeout / 40, retries=2, retry_timeout=client.PROBE.timeout / 80
     )
-    monkeypatch.setattr(source, "PROBE", short)
+    monkeypatch.setattr(client, "PROBE", short)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = DataConfig(source="s3://bins", endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(SourceUnavailable, match="cannot be reached"):
@@ -129,7 +130,7 @@ def test_a_bucket_that_never_answers_is_given_up_after_one_short_wait(monkeypatc
 
 
 def test_the_longest_that_a_bucket_may_keep_silent_is_twenty_seconds():
-    probe = source.PROBE
+    probe = client.PROBE
     assert (probe.retry_timeout + max(probe.connect, probe.timeout)).total_seconds() <= 20
 
 

@@ -543,7 +543,7 @@ def test_a_registry_that_cannot_be_read_any_more_removes_nothing_more(workspace,
 
 @pytest.mark.services
 def test_after_real_trainings_what_their_versions_need_is_there_and_nothing_is_trained_again(api, tmp_path):
-    synthetic.draw(tmp_path / "bins", 300, size=(64, 64))
+    synthetic.generate(tmp_path / "bins", 300, size=(64, 64))
     data, images = DataConfig(source=str(tmp_path / "bins")), ImageConfig(image_size=32)
     quick = TrainConfig(model="small", weights="none", epochs=1)
     two, other = quick.model_copy(update={"members": 2}), quick.model_copy(update={"seed": 5})

@@ -36,6 +36,11 @@ def test_fewer_than_two_classes_are_refused_with_the_way_to_write_them(text):
         Classes.parse(text)
 
 
+def test_a_setting_is_read_by_the_name_that_an_earlier_release_gave_it():
+    assert DataConfig.model_validate({"retry_set_aside": True}) == DataConfig(retry_quarantined=True)
+    assert "retry_set_aside" not in DataConfig(retry_quarantined=True).model_dump()
+
+
 def test_a_misspelt_setting_is_refused():
     with pytest.raises(ValidationError, match="learning_rat"):
         TrainConfig(learning_rat=0.1)

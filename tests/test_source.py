@@ -2,12 +2,12 @@ import pandas as pd
 import pytest
 from bins import add_bin, jpeg
 
-from bincount.data import source
+from bincount.data import client, ids, source
 from bincount.errors import SourceError, SourceUnavailable
 from bincount.settings import DataConfig
 
 
-def ids(*numbers):
+def numbered(*numbers):
     return pd.Series([f"{number:05d}" for number in numbers])
 
 
@@ -61,21 +61,21 @@ def test_a_server_that_does_not_answer_is_worth_another_try(free_port):
 
 
 def test_a_larger_limit_only_adds():
-    every = ids(*range(1, 2001))
-    few, more = source.first_bins(every, 300), source.first_bins(every, 700)
+    every = numbered(*range(1, 2001))
+    few, more = ids.first_bins(every, 300), ids.first_bins(every, 700)
     assert list(more[:300]) == list(few)
 
 
 def test_a_limit_takes_neighbours_together_and_favours_no_part_of_the_range():
-    taken = source.first_bins(ids(*range(0, 100_000)), 2_000).astype(int)
+    taken = ids.first_bins(numbered(*range(0, 100_000)), 2_000).astype(int)
     assert (taken.diff().iloc[1:] == 1).mean() > 0.98
     assert taken.max() > 90_000
     assert taken.min() < 10_000
 
 
 def test_a_limit_does_not_depend_on_the_order_of_the_listing():
-    every = ids(*range(1, 1001))
-    assert list(source.first_bins(every.sample(frac=1, random_state=0), 100)) == list(source.first_bins(every, 100))
+    every = numbered(*range(1, 1001))
+    assert list(ids.first_bins(every.sample(frac=1, random_state=0), 100)) == list(ids.first_bins(every, 100))
 
 
 def test_a_bucket_is_read_as_a_folder_is(tmp_path, bucket):
@@ -86,7 +86,7 @@ def test_a_bucket_is_read_as_a_folder_is(tmp_path, bucket):
     assert opened.layout == "bins"
     assert opened.list_bins()["image_id"].to_list() == ["00001", "00002", "00003"]
     assert opened.read("bin-images/00002.jpg") == (tmp_path / "bin-images" / "00002.jpg").read_bytes()
-    with pytest.raises(source.ObjectMissing):
+    with pytest.raises(client.ObjectMissing):
         opened.read("bin-images/99999.jpg")
 
 

@@ -20,18 +20,18 @@ def manifest(count, start=0, seed=0):
     )
 
 
-def shares(dealt):
-    return pd.crosstab(dealt["label"], dealt["split"], normalize="index")[list(SPLITS)].to_numpy()
+def shares(assigned):
+    return pd.crosstab(assigned["label"], assigned["split"], normalize="index")[list(SPLITS)].to_numpy()
 
 
-def test_every_class_is_dealt_80_10_10():
-    dealt = splits.assign(manifest(6000))
-    assert np.abs(shares(dealt) - [0.8, 0.1, 0.1]).max() < 0.015
+def test_every_class_is_assigned_80_10_10():
+    assigned = splits.assign(manifest(6000))
+    assert np.abs(shares(assigned) - [0.8, 0.1, 0.1]).max() < 0.015
 
 
 def test_a_group_is_in_one_split():
-    dealt = splits.assign(manifest(3000))
-    assert (dealt.groupby("group")["split"].nunique() == 1).all()
+    assigned = splits.assign(manifest(3000))
+    assert (assigned.groupby("group")["split"].nunique() == 1).all()
 
 
 def test_a_new_batch_leaves_earlier_images_in_their_splits():
@@ -42,10 +42,10 @@ def test_a_new_batch_leaves_earlier_images_in_their_splits():
 
 
 def test_many_small_batches_keep_the_shares():
-    dealt = manifest(50)
+    assigned = manifest(50)
     for start in range(50, 3000, 50):
-        dealt = pd.concat([splits.assign(dealt), manifest(50, start=start)], ignore_index=True)
-    assert np.abs(shares(splits.assign(dealt)) - [0.8, 0.1, 0.1]).max() < 0.03
+        assigned = pd.concat([splits.assign(assigned), manifest(50, start=start)], ignore_index=True)
+    assert np.abs(shares(splits.assign(assigned)) - [0.8, 0.1, 0.1]).max() < 0.03
 
 
 def test_the_order_of_the_rows_changes_nothing():
@@ -63,7 +63,7 @@ def test_a_new_image_of_a_known_bin_joins_its_split():
         assert grown["split"].iloc[-1] == first["split"][position]
 
 
-def test_an_image_that_would_join_bins_of_two_splits_is_set_aside():
+def test_an_image_that_would_join_bins_of_two_splits_is_quarantined():
     rows = pd.DataFrame(
         {
             "image_id": ["00001", "00002", "00003"],
@@ -74,21 +74,21 @@ def test_an_image_that_would_join_bins_of_two_splits_is_set_aside():
             "split": ["train", None, "test"],
         }
     )
-    dealt = splits.assign(rows)
-    assert dealt["split"].isna().to_list() == [False, True, False]
-    assert dealt["status"].to_list() == ["ok", "set_aside", "ok"]
-    assert dealt["reason"][1] == splits.JOINS_TWO
-    assert dealt["group"].nunique() == 3
+    assigned = splits.assign(rows)
+    assert assigned["split"].isna().to_list() == [False, True, False]
+    assert assigned["status"].to_list() == ["ok", "quarantined", "ok"]
+    assert assigned["reason"][1] == splits.JOINS_TWO
+    assert assigned["group"].nunique() == 3
 
 
 def test_images_of_other_classes_get_no_split_but_hold_their_bin_together():
     rows = manifest(400)
     rows.loc[::2, "label"] = pd.NA
-    dealt = splits.assign(rows)
-    assert dealt["split"].isna().equals(rows["label"].isna())
+    assigned = splits.assign(rows)
+    assert assigned["split"].isna().equals(rows["label"].isna())
 
 
-def test_what_was_dealt_is_remembered_when_the_classes_change(tmp_path):
+def test_what_was_assigned_is_remembered_when_the_classes_change(tmp_path):
     both = splits.assign(manifest(500))
     splits.save(tmp_path, both)
     fewer = both.assign(label=both["label"].where(both["label"] > 0), split=both["image_id"].map(splits.load(tmp_path)))
@@ -98,12 +98,12 @@ def test_what_was_dealt_is_remembered_when_the_classes_change(tmp_path):
 
 
 def test_three_images_of_a_class_are_enough_to_go_on():
-    dealt = splits.assign(manifest(3))
-    assert dealt["split"].notna().all()
+    assigned = splits.assign(manifest(3))
+    assert assigned["split"].notna().all()
 
 
 @pytest.mark.real
-def test_the_challenge_labels_are_dealt_80_10_10_at_full_scale():
+def test_the_challenge_labels_are_assigned_80_10_10_at_full_scale():
     lists = Path(os.environ["BINCOUNT_REAL_BINS"]) / "lists" / "challenge_labels.csv"
     labels = pd.read_csv(lists, dtype={"id": str})
     rows = pd.DataFrame(
@@ -134,20 +134,20 @@ def with_larger_counts(count=2000, start=0):
 LARGER = ("6", "7", "8")
 
 
-def test_photos_of_counts_that_are_no_class_are_dealt_as_a_class_and_only_those_of_train_are_used():
-    dealt = splits.assign(with_larger_counts(), LARGER)
-    large = dealt["label"].isna()
-    assert dealt["split"].notna().all()
-    assert 0.75 < (dealt.loc[large, "split"] == "train").mean() < 0.85
-    marked = splits.mark_extra(dealt)
-    assert (marked.loc[large, "split"] == "extra").equals(dealt.loc[large, "split"] == "train")
-    assert marked.loc[large & (dealt["split"] != "train"), "split"].isna().all()
-    assert marked.loc[~large, "split"].equals(dealt.loc[~large, "split"])
+def test_photos_of_counts_that_are_no_class_are_assigned_as_a_class_and_only_those_of_train_are_used():
+    assigned = splits.assign(with_larger_counts(), LARGER)
+    large = assigned["label"].isna()
+    assert assigned["split"].notna().all()
+    assert 0.75 < (assigned.loc[large, "split"] == "train").mean() < 0.85
+    marked = splits.mark_extra(assigned)
+    assert (marked.loc[large, "split"] == "extra").equals(assigned.loc[large, "split"] == "train")
+    assert marked.loc[large & (assigned["split"] != "train"), "split"].isna().all()
+    assert marked.loc[~large, "split"].equals(assigned.loc[~large, "split"])
 
 
 def test_a_bin_with_a_photo_of_a_larger_count_is_in_one_split():
-    dealt = splits.assign(with_larger_counts(), LARGER)
-    assert (dealt.groupby("group")["split"].nunique() == 1).all()
+    assigned = splits.assign(with_larger_counts(), LARGER)
+    assert (assigned.groupby("group")["split"].nunique() == 1).all()
 
 
 def test_when_a_count_becomes_a_class_its_images_are_in_all_three_splits_and_none_has_moved(tmp_path):

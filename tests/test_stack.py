@@ -692,7 +692,7 @@ def secret_of(workspace: Path) -> str:
 def whole(tmp_path_factory) -> Iterator[dict[str, object]]:
     """The settings of a stack that `make up` has started, for all tests until the one that takes it down."""
     folder = tmp_path_factory.mktemp("whole")
-    synthetic.draw(folder / "bins", 300, size=(64, 64))
+    synthetic.generate(folder / "bins", 300, size=(64, 64))
     with stack_up(folder / "workspace", SOURCE=folder / "bins") as settings:
         yield settings
 

@@ -1,4 +1,4 @@
-"""The drawn bins: what the demo and the other tests may rely on."""
+"""The synthetic bins: what the demo and the other tests may rely on."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ NUM_BINS = 320
 @pytest.fixture(scope="module")
 def bins(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bins")
-    synthetic.draw(folder, NUM_BINS)
+    synthetic.generate(folder, NUM_BINS)
     return folder
 
 
@@ -52,10 +52,10 @@ def twins(records: dict[str, dict]) -> list[tuple[Counter, Counter]]:
 
 
 def test_drawing_more_bins_leaves_the_earlier_ones_as_they_were(tmp_path):
-    synthetic.draw(tmp_path / "at once", 100)
-    synthetic.draw(tmp_path / "night by night", 45)
+    synthetic.generate(tmp_path / "at once", 100)
+    synthetic.generate(tmp_path / "night by night", 45)
     first = digests(tmp_path / "night by night")
-    synthetic.draw(tmp_path / "night by night", 55, start=46)
+    synthetic.generate(tmp_path / "night by night", 55, start=46)
     grown = digests(tmp_path / "night by night")
     assert grown == digests(tmp_path / "at once")
     assert first.items() < grown.items()
@@ -63,16 +63,16 @@ def test_drawing_more_bins_leaves_the_earlier_ones_as_they_were(tmp_path):
 
 def test_another_seed_draws_other_bins_under_the_same_ids(tmp_path):
     for seed in (0, 1):
-        synthetic.draw(tmp_path / str(seed), 10, seed=seed)
+        synthetic.generate(tmp_path / str(seed), 10, seed=seed)
     one, other = digests(tmp_path / "0"), digests(tmp_path / "1")
     assert one.keys() == other.keys()
     assert not set(one.values()) & set(other.values())
 
 
 def test_files_that_are_there_already_are_kept(tmp_path):
-    synthetic.draw(tmp_path, 3)
+    synthetic.generate(tmp_path, 3)
     image_file(tmp_path, "00002").write_bytes(b"mine")
-    synthetic.draw(tmp_path, 5)
+    synthetic.generate(tmp_path, 5)
     assert image_file(tmp_path, "00002").read_bytes() == b"mine"
     assert image_file(tmp_path, "00005").exists()
 
@@ -90,7 +90,7 @@ def test_every_class_is_well_represented_and_some_bins_hold_more(bins):
 
 
 def test_pictures_have_the_size_that_was_asked_for(tmp_path):
-    synthetic.draw(tmp_path, 2, size=(120, 90))
+    synthetic.generate(tmp_path, 2, size=(120, 90))
     assert Image.open(image_file(tmp_path, "00001")).size == (120, 90)
 
 
@@ -164,14 +164,14 @@ def test_a_copy_has_another_bins_picture_and_record(bins):
 
 
 def test_without_broken_objects_every_bin_has_a_record_and_a_picture_that_loads(tmp_path):
-    synthetic.draw(tmp_path, 5, start=10, broken=False)
+    synthetic.generate(tmp_path, 5, start=10, broken=False)
     assert len(list((tmp_path / "metadata").iterdir())) == 5
     for path in (tmp_path / "bin-images").iterdir():
         Image.open(path).load()
 
 
 def test_drawn_cartons_are_read_as_one_folder_a_class(tmp_path):
-    synthetic.draw_folders(tmp_path, 12)
+    synthetic.generate_folders(tmp_path, 12)
     cartons = ImageFolder(tmp_path)
     assert cartons.classes == ["defective", "good"]
     assert Counter(cartons.targets) == {0: 4, 1: 8}

@@ -182,7 +182,7 @@ class Case:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
-    synthetic.draw(folder / "source", 350, size=(64, 64))
+    synthetic.generate(folder / "source", 350, size=(64, 64))
     # PostgreSQL, as several workers want it: on SQLite this server now and then stands still for a minute.
     with postgres(folder) as database:
         made = Stack(folder, folder / "source", database)

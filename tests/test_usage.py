@@ -6,7 +6,7 @@ import pytest
 from bins import jpeg, record
 from test_cli import refused
 
-from bincount.data import snapshots, source, sync
+from bincount.data import assembly, bins, fetch, source, sync
 from bincount.settings import (
     DataConfig,
     DriftConfig,
@@ -74,6 +74,18 @@ def test_shells_can_complete_commands_and_options():
     script = app.generate_completion(shell="bash")
     assert "predict" in script
     assert "learning-rate" in script
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--retry-set-aside", True), ("--no-retry-set-aside", False), ("--retry-set-aside=false", False)],
+)
+def test_a_flag_that_an_earlier_release_called_otherwise_is_understood_and_not_shown(flag, value, capsys):
+    words = ["prepare", "--source", "s3://bins", flag]
+    _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    assert bound.arguments["data"] == DataConfig(source="s3://bins", retry_quarantined=value)
+    app(["prepare", "--help"], result_action="return_value")
+    assert "set-aside" not in capsys.readouterr().out
 
 
 # --- options that have an effect --------------------------------------------------------------------------------------
@@ -186,8 +198,8 @@ def test_an_export_uses_each_of_its_options(tmp_path, read_fields):
     data = DataConfig(source=str(tmp_path / "bins"), classes="0..2")
     dataset = Workspace(root=tmp_path / "data").dataset(data)
     plan = sync.plan(dataset, source.open_source(data), data)
-    sync.fetch(dataset, source.open_source(data), plan.batch(0), data)
-    snapshots.build(dataset, sync.merge(dataset), data.class_set, data.source, data.extra_names)
+    fetch.fetch_batch(dataset, source.open_source(data), plan.batch(0), data)
+    assembly.build(dataset, bins.merge(dataset), data.class_set, data.source, data.extra_names)
     read_fields.clear()
     words = ["export", "--source", str(tmp_path / "bins"), "--workspace", str(tmp_path / "data"), "--classes", "0..1"]
     app([*words, "--folder", str(tmp_path / "out")], result_action="return_value")

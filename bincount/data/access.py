@@ -1,4 +1,4 @@
-"""How a bucket is reached: what the settings say, then what the environment says, as boto3 has it.
+"""How a bucket is reached: by the settings, and else by the environment, as boto3 reads it.
 
 obstore brings the bulk of the bytes. boto3 asks for what obstore cannot: pages with keys that it takes for no path.
 """
@@ -28,12 +28,12 @@ def bucket_and_prefix(source: str) -> tuple[str, str]:
 
 
 def is_signed(config: DataConfig) -> bool:
-    """Whether requests are signed; who pays for them is known by the signature."""
+    """Tell whether requests are signed; who pays for them is known by the signature."""
     return config.requester_pays or not config.unsigned
 
 
 def endpoint(config: DataConfig) -> str | None:
-    """The server's URL, where it is not AWS. Raises SettingsError for one with credentials in it."""
+    """Return the server's URL, where it is not AWS. Raises SettingsError for one with credentials in it."""
     url = config.endpoint or next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
     if url and holds_credentials(url):
         raise SettingsError(
@@ -44,13 +44,13 @@ def endpoint(config: DataConfig) -> str | None:
 
 
 def region(config: DataConfig) -> str:
-    """The region to ask in: the given one, else the environment's or the profile's."""
+    """Return the region to ask in: the given one, else the environment's or the profile's."""
     named = config.region or next((os.environ[name] for name in REGION_VARIABLES if os.environ.get(name)), None)
     return named or (is_signed(config) and _profile_region()) or REGION
 
 
 def store_options(config: DataConfig) -> dict:
-    """What obstore's S3Store is to know of the access.
+    """Return the options of obstore's S3Store.
 
     It reads the environment too, and for an endpoint under another name than the one that is given; so the settings
     are written out under all names. Raises SettingsError when requests are to be signed and nobody is signed in.
@@ -68,7 +68,7 @@ def store_options(config: DataConfig) -> dict:
 
 
 def _credentials() -> "Boto3CredentialProvider":
-    """One way to be signed in: boto3's session knows profiles, SSO and instance roles."""
+    """Return the credentials of boto3's session, which knows profiles, SSO and instance roles."""
     from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
 

@@ -1,4 +1,4 @@
-"""Checks a dataset against itself, says what to do about each problem, and removes what can be fetched again.
+"""Check a dataset against itself, and say what to do about each problem.
 
 originals/       every file as its row says, no file without a row
 snapshots/       every manifest what was frozen, and what its digest says
@@ -9,22 +9,17 @@ packs/           lengths that fit, every picture what was packed, every labelled
 import hashlib
 import logging
 import os
-import shutil
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-from filelock import FileLock
 
 from bincount import problem
-from bincount.data import balance, copies, packs, record, snapshots, source, splits, sync, tables
+from bincount.data import advice, bins, copies, listing, packs, record, snapshots, splits, sync, tables
+from bincount.data import manifest as manifests
 from bincount.data.snapshots import Snapshot
 from bincount.errors import BincountError, DatasetError, SnapshotNotFound
 from bincount.files import read_sealed
@@ -33,9 +28,9 @@ from bincount.progress import Progress, track
 logger = logging.getLogger(__name__)
 
 LATEST = "snapshots/latest"
-LEFT_OUT = (splits.JOINS_TWO, copies.TWO_CLASSES, copies.MOVED)  # by a snapshot, of bins that are good in themselves
-MOST_ROWS = 100  # of damaged pictures of which it is found out which file of the pack is to blame
-CHUNK = 256  # bins that one thread looks at before the progress moves
+LEFT_OUT = (splits.JOINS_TWO, copies.TWO_CLASSES, copies.MOVED)  # by a snapshot, though the bin itself is good
+MOST_ROWS = 100  # damaged pictures of which the damaged file of the pack is found out
+CHUNK = 256  # bins that one thread checks before the progress moves
 
 LOST = "lost file"
 WRONG_SIZE = "wrong size"
@@ -51,6 +46,7 @@ OLD_PACK = "pack of an older decoder"
 PICTURES = "damaged pictures"
 PLAN = "damaged plan"
 
+KINDS_OF_FILES = (LOST, WRONG_SIZE, ALTERED, UNREADABLE)
 FETCH_AGAIN = "`bincount doctor --fix`, then `bincount prepare` fetches the bin again"
 REMEDIES = {
     LOST: FETCH_AGAIN,
@@ -59,7 +55,7 @@ REMEDIES = {
     UNREADABLE: f"look after the disk; {FETCH_AGAIN}",
     STRAY: "no bin claims it: `bincount doctor --fix` removes it",
     LEFTOVER: "a killed run was writing it: `bincount doctor --fix` removes it",
-    ROWS: sync.ROWS_REMEDY,
+    ROWS: bins.REMEDY,
     PLAN: "`bincount doctor --fix` removes it; the next run writes another",
     PICTURES: "`bincount doctor --fix` decodes them again, or the next prepare where originals are damaged too",
     OLD_PACK: "`bincount prepare` of that size decodes its images anew; else `bincount doctor --fix` removes it",
@@ -79,32 +75,20 @@ class Problem:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """How a dataset is: num_good bins in it, set_aside by kind of reason, and what is wrong with it.
+    """The state of a dataset: num_good bins in it, quarantined ones by kind of reason, and what is wrong with it.
 
-    warnings are of the last snapshot, for a person to look at: photos that stand in two classes, packs of sizes that
+    warnings are of the last snapshot, for people: photos that stand in two classes, packs of sizes that
     were tried and left.
     """
 
     num_good: int
-    set_aside: Counter
+    quarantined: Counter
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Mended:
-    """What a mending removed, and the problems that it leaves to a person."""
-
-    num_bins: int
-    num_strays: int
-    num_leftovers: int
-    left: tuple[Problem, ...]
-    num_pictures: int = 0  # of packs, decoded again or given up
-    num_packs: int = 0
-
-
 def diagnose(dataset: Path, *, quick: bool = False) -> Diagnosis:
-    """Look at everything in a dataset's folder and change nothing; quick compares sizes and reads no picture.
+    """Check everything in a dataset's folder and change nothing; quick compares sizes and reads no picture.
 
     Holds some hundred bytes a bin in memory. While a prepare is at work here, what it has not finished looks like a
     problem. Raises SnapshotNotFound when there is no dataset.
@@ -112,75 +96,30 @@ def diagnose(dataset: Path, *, quick: bool = False) -> Diagnosis:
     if not dataset.is_dir():
         raise SnapshotNotFound(f"no dataset in {dataset}; run `bincount prepare` with the same source to make one")
     problems = [*_leftovers(dataset), *_unreadable_rows(dataset), *_damaged_plans(dataset)]
-    bins = pd.DataFrame({"image_id": [], "status": [], "reason": []}, dtype="str")
+    rows = pd.DataFrame({"image_id": [], "status": [], "reason": []}, dtype="str")
     if not any(problem.kind == ROWS for problem in problems):
-        bins = _read_bins(dataset)
-        problems += [*_wrong_files(dataset, bins, quick), *_files_without_row(dataset, bins)]
-    problems += _wrong_snapshots(dataset)
-    good = bins["status"] == "ok"
-    problems += [*_wrong_packs(dataset, quick)]
-    aside, warnings = Counter(bins.loc[~good, "reason"].map(sync.kind)), ()
+        rows = read_rows(dataset)
+        problems += [*_wrong_files(dataset, rows, quick), *_files_without_row(dataset, rows)]
+    problems += [*_wrong_snapshots(dataset), *_wrong_packs(dataset, quick)]
+    is_good = rows["status"] == "ok"
+    quarantined, warnings = Counter(rows.loc[~is_good, "reason"].map(bins.reason_kind)), []
     if latest := _latest(dataset, problems):
-        rows = latest.read()
-        problems += _wrong_splits(dataset, latest, rows)
-        incomplete, abandoned = _incomplete_packs(dataset, rows)
-        problems += incomplete
-        left_out = rows.assign(kind=rows["reason"].map(sync.kind))
-        left_out = left_out[left_out["kind"].isin(LEFT_OUT) & left_out["image_id"].isin(bins.loc[good, "image_id"])]
-        aside += Counter(left_out["kind"])
-        warnings = tuple(filter(None, [balance.contradictions(rows), *abandoned]))
-    return Diagnosis(len(bins) - aside.total(), aside, tuple(problems), warnings)
+        manifest = latest.read()
+        incomplete, abandoned = _incomplete_packs(dataset, manifest)
+        problems += [*_wrong_splits(dataset, latest, manifest), *incomplete]
+        quarantined += _left_out(manifest, rows.loc[is_good, "image_id"])
+        warnings = [advice.contradictions(manifest), *abandoned]
+    return Diagnosis(len(rows) - quarantined.total(), quarantined, tuple(problems), tuple(filter(None, warnings)))
 
 
-def mend(dataset: Path, diagnosis: Diagnosis) -> Mended:
-    """Remove damaged bins, stray files and leftovers, so that the next sync fetches what is missing.
-
-    A bin of which one file is lost or wrong loses its row first and then its files. Snapshots and splits stay as they
-    are. Raises DatasetError while a sync is at work, whose files would look like strays, and where rows are unreadable.
-    """
-    found = {kind: [problem.where for problem in diagnosis.problems if problem.kind == kind] for kind in REMEDIES}
-    if found[ROWS]:
-        raise DatasetError(f"{found[ROWS][0]} in {dataset} cannot be read; {REMEDIES[ROWS]}")
-    if _sync_is_under_way(dataset):
-        raise DatasetError(
-            f"a sync of {dataset} has not ended and was at work within the hour; let `bincount prepare` end, or run it "
-            "again, and then mend"
-        )
-    damaged = forget(dataset, {*found[LOST], *found[WRONG_SIZE], *found[ALTERED], *found[UNREADABLE]})
-    if len(damaged):
-        for planned in dataset.glob(sync.PLANS):
-            planned.unlink(missing_ok=True)  # of a sync that ended; now it would look unfinished
-    claimed = _claimed(_read_bins(dataset))  # by now a sync may have ended that was at work during the diagnosis
-    strays = [where for where in found[STRAY] if where not in claimed]
-    _remove(dataset, [*strays, *found[LEFTOVER], *found[PLAN], *found[OLD_PACK]])
-    num_pictures = sum(
-        _repair(dataset / where) for where in sorted({os.path.dirname(file) for file in found[PICTURES]})
-    )
-    left = tuple(problem for problem in diagnosis.problems if problem.kind not in REMEDIES)
-    num_leftovers = len(found[LEFTOVER]) + len(found[PLAN])
-    return Mended(len(damaged), len(strays), num_leftovers, left, num_pictures, len(found[OLD_PACK]))
-
-
-def forget(dataset: Path, files: Iterable[str]) -> pd.DataFrame:
-    """Remove the bins that have one of these files, so that the next sync fetches them again; returns their rows.
-
-    A bin loses its row first and then its files.
-    """
-    sync.merge(dataset)
-    with FileLock(dataset / ".lock"):
-        bins = _read_bins(dataset)
-        damaged = bins[bins["path"].isin(set(files)) | bins["record"].isin(set(files))]
-        if len(damaged):
-            path = dataset / "bins.parquet"
-            table = tables.read(path, sync.ROWS_REMEDY)
-            kept = table.filter(pc.invert(pc.is_in(table["image_id"], pa.array(damaged["image_id"]))))
-            tables.write(kept, path, sync.ROWS_IN_PIECE)
-        _remove(dataset, _claimed(damaged))
-    return damaged
+def _left_out(manifest: pd.DataFrame, good_ids: pd.Series) -> Counter:
+    """Count by kind of reason the good bins that a snapshot leaves out."""
+    kinds = manifest["reason"].map(bins.reason_kind)
+    return Counter(kinds[kinds.isin(LEFT_OUT) & manifest["image_id"].isin(good_ids)])
 
 
 def _leftovers(dataset: Path) -> Iterator[Problem]:
-    """What killed runs were writing beside the originals."""
+    """Find the files that killed runs were writing beside the originals."""
     for folder in (dataset, dataset / "parts", dataset / "snapshots"):
         for path in sorted(folder.glob(".*")):
             if path.name != ".lock":
@@ -191,13 +130,13 @@ def _unreadable_rows(dataset: Path) -> Iterator[Problem]:
     for path in (dataset / "bins.parquet", *sorted((dataset / "parts").glob("*.parquet"))):
         try:
             if path.exists():
-                tables.read(path, sync.ROWS_REMEDY, schema=sync.SCHEMA)
+                tables.read(path, bins.REMEDY, schema=bins.SCHEMA)
         except DAMAGE:
             yield _problem(ROWS, path.relative_to(dataset).as_posix())
 
 
 def _damaged_plans(dataset: Path) -> Iterator[Problem]:
-    """Plans of syncs, by the bin and by the night, and what they list no more, that are not what was written."""
+    """Find the damaged ones among the plans of syncs, growth.json, and the list of bins that a source lists no more."""
     for path in (*sorted(dataset.glob(sync.PLANS)), dataset / sync.UNLISTED):
         try:
             tables.read(path, sync.PLAN_REMEDY)
@@ -213,21 +152,22 @@ def _damaged_plans(dataset: Path) -> Iterator[Problem]:
         yield _problem(PLAN, sync.GROWTH)
 
 
-def _read_bins(dataset: Path) -> pd.DataFrame:
-    """The rows, with record: the path of the record's file where the bin has one."""
+def read_rows(dataset: Path) -> pd.DataFrame:
+    """Read the rows, with record: the path of the record's file where the bin has one."""
     columns = ["image_id", "record_tag", "record_sha256", "quantity", "path", "bytes", "sha256", "status", "reason"]
-    bins = sync.read(dataset, columns)
-    has_record = (bins["status"] == "ok") & bins["record_tag"].notna()
-    files = [sync.RECORD_FILE.format(image_id=image_id) for image_id in bins["image_id"]]
-    return bins.assign(record=pd.Series(files, bins.index, dtype="str").where(has_record))
+    rows = bins.read(dataset, columns)
+    has_record = (rows["status"] == "ok") & rows["record_tag"].notna()
+    files = [bins.RECORD_FILE.format(image_id=image_id) for image_id in rows["image_id"]]
+    return rows.assign(record=pd.Series(files, rows.index, dtype="str").where(has_record))
 
 
-def _claimed(bins: pd.DataFrame) -> set[str]:
-    return {*bins["path"].dropna(), *bins["record"].dropna()}
+def claimed_files(rows: pd.DataFrame) -> set[str]:
+    """Return the paths of the files that rows, as read_rows gives them, say are there."""
+    return {*rows["path"].dropna(), *rows["record"].dropna()}
 
 
-def _wrong_files(dataset: Path, bins: pd.DataFrame, quick: bool) -> Iterator[Problem]:
-    good = _with_items(dataset, bins[bins["status"] == "ok"])
+def _wrong_files(dataset: Path, rows: pd.DataFrame, quick: bool) -> Iterator[Problem]:
+    good = _with_items(dataset, rows[rows["status"] == "ok"])
     chunks = [good.iloc[start : start + CHUNK] for start in range(0, len(good), CHUNK)]
     with ThreadPoolExecutor() as threads, Progress("checking files", len(good), "bins", logger) as progress:
         checked = threads.map(lambda chunk: list(_wrong_in_chunk(dataset, chunk, quick)), chunks)
@@ -245,23 +185,23 @@ def _wrong_in_chunk(dataset: Path, chunk: pd.DataFrame, quick: bool) -> Iterator
 
 
 def _with_items(dataset: Path, good: pd.DataFrame) -> pd.DataFrame:
-    """The rows with items for those of an older release, whose records have no digest to be compared with."""
+    """Add the items of bins that an older release fetched, whose records have no digest to be compared with."""
     older = good["record"].notna() & good["record_sha256"].isna()
     if not older.any():
         return good.assign(items=None)
-    items = sync.read(dataset, ["image_id", "items"]).set_index("image_id")["items"]
+    items = bins.read(dataset, ["image_id", "items"]).set_index("image_id")["items"]
     return good.assign(items=good["image_id"].map(items).where(older))
 
 
 def _wrong_record(path: Path, row, quick: bool) -> str | None:
-    """The kind of problem that a record's file has, if any."""
+    """Return the kind of problem that a record's file has, if any."""
     sha256 = row.record_sha256 if isinstance(row.record_sha256, str) else None
-    kind = _wrong_with(path, source.size_of(row.record_tag), None if quick else sha256)
+    kind = _wrong_with(path, listing.size_of(row.record_tag), None if quick else sha256)
     if kind or quick or sha256:
         return kind
     try:
         data = path.read_bytes()
-        if source.is_content(data, row.record_tag):
+        if listing.is_content(data, row.record_tag):
             return None
         parsed = record.parse(data)
     except record.BadRecord:
@@ -273,7 +213,7 @@ def _wrong_record(path: Path, row, quick: bool) -> str | None:
 
 
 def _wrong_with(path: Path, num_bytes: int, sha256: str | None) -> str | None:
-    """The kind of problem that a file has, if any; its content is read only where a digest is given."""
+    """Return the kind of problem that a file has, if any; its content is read only where a digest is given."""
     try:
         if path.stat().st_size != num_bytes:
             return WRONG_SIZE
@@ -287,8 +227,8 @@ def _wrong_with(path: Path, num_bytes: int, sha256: str | None) -> str | None:
         return UNREADABLE
 
 
-def _files_without_row(dataset: Path, bins: pd.DataFrame) -> Iterator[Problem]:
-    claimed = _claimed(bins)
+def _files_without_row(dataset: Path, rows: pd.DataFrame) -> Iterator[Problem]:
+    claimed = claimed_files(rows)
     for directory, _, names in os.walk(dataset / "originals"):
         relative = Path(directory).relative_to(dataset).as_posix()
         for name in names:
@@ -304,8 +244,8 @@ def _wrong_snapshots(dataset: Path) -> Iterator[Problem]:
         try:
             snapshot = snapshots.open_snapshot(folder)
             rows = snapshot.read()
-            snapshots.check(rows)
-            digest, num_images = snapshots.digest(rows, snapshot.classes), rows["split"].isin(problem.SPLITS).sum()
+            manifests.check(rows)
+            digest, num_images = manifests.digest(rows, snapshot.classes), rows["split"].isin(problem.SPLITS).sum()
         except DAMAGE as error:
             reason = _reason(error, dataset)
             yield Problem(SNAPSHOT, where, f"it cannot be read ({reason}); {remedy}")
@@ -319,7 +259,7 @@ def _wrong_snapshots(dataset: Path) -> Iterator[Problem]:
 
 
 def _latest(dataset: Path, problems: list[Problem]) -> Snapshot | None:
-    """The last snapshot, where there is one in which no problem was found."""
+    """Open the last snapshot, where there is one in which no problem was found."""
     wrong = {problem.where for problem in problems if problem.kind == SNAPSHOT}
     if not (dataset / LATEST).exists() or LATEST in wrong:
         return None
@@ -329,7 +269,7 @@ def _latest(dataset: Path, problems: list[Problem]) -> Snapshot | None:
 
 def _wrong_splits(dataset: Path, latest: Snapshot, rows: pd.DataFrame) -> Iterator[Problem]:
     remedy = f"restore it from a copy; the right ones stand in snapshots/{latest.digest}/manifest.parquet"
-    dealt = rows[rows["split"].notna()].set_index("image_id")["split"].replace(problem.EXTRA, "train")
+    assigned = rows[rows["split"].notna()].set_index("image_id")["split"].replace(problem.EXTRA, "train")
     damaged = dict(_damaged_splits(dataset))
     if len(damaged) == 1 and (dataset / splits.COPY).exists():
         remedy = f"`bincount prepare` writes it again, since {splits.FILE} and {splits.COPY} hold the same"
@@ -338,8 +278,8 @@ def _wrong_splits(dataset: Path, latest: Snapshot, rows: pd.DataFrame) -> Iterat
         yield Problem(SPLITS, name, f"it cannot be read ({reason}); {remedy}")
     if splits.FILE in damaged:
         return
-    kept = splits.load(dataset).reindex(dealt.index)
-    other = dealt.index[(kept != dealt).fillna(True)]
+    kept = splits.load(dataset).reindex(assigned.index)
+    other = assigned.index[(kept != assigned).fillna(True)]
     if len(other):
         what = f"{len(other):,} images, such as {other[0]}, have another split here than in the last snapshot, or none"
         yield Problem(SPLITS, "splits.parquet", f"{what}; {remedy}")
@@ -373,13 +313,14 @@ def _wrong_packs(dataset: Path, quick: bool) -> Iterator[Problem]:
 
 
 def _wrong_pictures(pack: packs.Pack, where: str) -> Iterator[Problem]:
-    """The files of a pack in which a row is not what was packed."""
-    rows = _damaged_rows(pack)
+    """Name the files of a pack in which a row is not what was packed."""
+    rows = find_damaged_rows(pack)
     for file in sorted({pack.images.damaged_file(row) for row in rows[:MOST_ROWS]}):
         yield _problem(PICTURES, f"{where}/{file}")
 
 
-def _damaged_rows(pack: packs.Pack) -> list[int]:
+def find_damaged_rows(pack: packs.Pack) -> list[int]:
+    """Return the rows of a pack that are not what was packed."""
     starts = range(0, len(pack.images), CHUNK)
     with ThreadPoolExecutor() as threads, Progress("checking pictures", len(pack.images), "images", logger) as progress:
         damaged = []
@@ -393,7 +334,7 @@ def _damaged_rows(pack: packs.Pack) -> list[int]:
 def _incomplete_packs(dataset: Path, rows: pd.DataFrame) -> tuple[list[Problem], list[str]]:
     """Find the packs that lack images of the last snapshot: as problems, or as warnings where another one has all.
 
-    Then they are of sizes that were tried and left, which harm nothing: a training at such a size adds what is missing.
+    The latter are of sizes that were tried once, and harm nothing: a training at such a size adds what is missing.
     """
     digests = rows.loc[rows["split"].notna(), "sha256"]
     found, num_complete = [], 0
@@ -415,45 +356,10 @@ def _again(name: packs.Name) -> str:
     return f"`bincount prepare --image-size {name.image_size} --resize {name.resize}`"
 
 
-def _repair(folder: Path) -> int:
-    """Decode the damaged pictures of a pack again, and give up those whose originals are damaged too."""
-    pack = packs.Pack(folder, packs.Name.parse(folder.name).image_size)
-    rows = _damaged_rows(pack)
-    for row in rows:
-        try:
-            pack.images.repair(row)
-        except DatasetError as error:
-            logger.warning("%s", error)
-            pack.images.drop(row)
-    return len(rows)
-
-
-def _remove(dataset: Path, places: Iterable[str]) -> None:
-    for where in places:
-        if (dataset / where).is_dir():
-            shutil.rmtree(dataset / where)
-        else:
-            (dataset / where).unlink(missing_ok=True)
-
-
-def _sync_is_under_way(dataset: Path) -> bool:
-    """Whether a sync was begun that has not ended, and that was at work a moment ago."""
-    an_hour_ago = time.time() - sync.TEMPORARY_SECONDS
-    plans = [path for path in dataset.glob(sync.PLANS) if path.stat().st_mtime > an_hour_ago]
-    ids = [ids for path in plans for ids in _planned(path)]
-    known = sync.read(dataset, ["image_id"])["image_id"]
-    return bool(ids) and (any((dataset / "parts").glob("*.parquet")) or not pd.concat(ids).isin(known).all())
-
-
-def _planned(path: Path) -> Iterator[pd.Series]:
-    with suppress(FileNotFoundError, DatasetError):
-        yield tables.read_frame(path, sync.PLAN_REMEDY)["image_id"]
-
-
 def _problem(kind: str, where: str) -> Problem:
     return Problem(kind, where, REMEDIES[kind])
 
 
 def _reason(error: Exception, dataset: Path) -> str:
-    """What is wrong, without the remedy that the error names, and with paths as problems have them."""
+    """Return what is wrong without the remedy that the error names, and with paths as problems have them."""
     return str(error).split("\n", 1)[0].partition("; ")[0].replace(f"{dataset}/", "")[:200]

@@ -1,4 +1,4 @@
-"""Takes the labelled images of a snapshot elsewhere, one folder a class: to a folder, or to a bucket of one's own.
+"""Export the labelled images of a snapshot, one folder a class: to a folder, or to a bucket of one's own.
 
     1/00523.jpg             as torchvision's ImageFolder reads
     train/1/00523.jpg       the same by split
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from obstore.exceptions import BaseError
 
-from bincount.data import access, listing, names, source, splits
+from bincount.data import access, client, listing, names, source, splits
 from bincount.data.snapshots import Snapshot
 from bincount.data.source import Source
 from bincount.errors import DatasetError, ServiceUnavailable, SettingsError, mask_address
@@ -42,7 +42,7 @@ CHUNK = 64  # images that one thread brings before the progress moves
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export did. num_present were there already; num_foreign stand there and are not of this snapshot."""
+    """The outcome of an export. num_present were there already; num_foreign are there and not of this snapshot."""
 
     num_copied: int
     num_present: int
@@ -139,7 +139,7 @@ def to_bucket(
 
 
 def _plan(snapshot: Snapshot, classes: Classes | None, by_split: bool) -> pd.DataFrame:
-    """A row an image to export: key, where it is to stand; path, bytes and sha256 as in the manifest."""
+    """Return a row an image to export: key, where it is to stand; path, bytes and sha256 as in the manifest."""
     images = snapshot.labelled()
     if classes:
         known = snapshot.classes.names
@@ -157,7 +157,7 @@ def _plan(snapshot: Snapshot, classes: Classes | None, by_split: bool) -> pd.Dat
 
 
 def _names_in_class(images: pd.DataFrame, by_split: bool) -> pd.Series:
-    """What each image is called below its class.
+    """Return the name of each image below its class.
 
     That is what stands behind the class in originals/good/sub/1.jpg, or behind bin-images/. A source with train/, val/
     and test/ above the classes may have one name in several: then that folder stands below the class, good/train/1.jpg,
@@ -194,7 +194,7 @@ def _check_keys(keys: pd.Series, paths: pd.Series) -> None:
 
 
 def _bring_all(planned: pd.DataFrame, bring: Callable, description: str, concurrency: int) -> list[int]:
-    """The bytes that each image took; 0 for those that were there."""
+    """Bring all images; return the bytes that each took, 0 for those that were there."""
     chunks = [planned.iloc[start : start + CHUNK] for start in range(0, len(planned), CHUNK)]
     brought = []
     with (
@@ -213,7 +213,7 @@ def _summed(brought: list[int], num_planned: int, num_foreign: int) -> Exported:
 
 
 def _has(target: Path, original: Path, image, copy: bool) -> bool:
-    """Whether the image stands there already: as a link, or with the same content."""
+    """Tell whether the image is there already: as a link, or with the same content."""
     if not target.is_file() or target.stat().st_size != image.bytes:
         return False
     if original.exists() and target.samefile(original):
@@ -233,7 +233,7 @@ def _write(target: Path, original: Path, image, copy: bool) -> None:
 
 
 def _linked(original: Path, target: Path, image) -> bool:
-    """Whether a hard link could be made; not across file systems, nor on all of them."""
+    """Make a hard link, and return whether that was possible; it is not across file systems, nor on all of them."""
     try:
         with open(original, "rb") as file:  # a link shows whatever the original holds
             is_sound = hashlib.file_digest(file, "sha256").hexdigest() == image.sha256
@@ -270,11 +270,13 @@ def _disk_explained(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DatasetError(f"cannot export {target}: {error}; mend that and run again, what is there stays") from error
+        raise DatasetError(
+            f"cannot export {target}: {error}; remedy that and run again, what is there stays"
+        ) from error
 
 
 def _objects(bucket: Source) -> pd.DataFrame:
-    """What stands under the bucket's prefix: key, size_there and etag, kept in Arrow's memory."""
+    """List the objects under the bucket's prefix: key, size_there and etag, kept in Arrow's memory."""
     keys, tags = [pa.array([], pa.string())], [pa.array([], pa.string())]
     for page in listing.bucket_pages(bucket.store, "", partial(access.pages, bucket.config)):
         keys.append(page["key"])
@@ -310,13 +312,13 @@ def _bucket_explained(bucket: Source) -> Iterator[None]:
     try:
         yield
     except (BaseError, OSError) as error:
-        meaning, message = source.understand(error)
+        meaning, message = client.understand(error)
         if meaning == "missing":
             raise SettingsError(f"there is no bucket {url}; create it, or correct --to") from None
-        if region := source.wrong_region(error, bucket.config):
+        if region := client.wrong_region(error, bucket.config):
             where = (
                 "another region; give it as --to-region"
-                if region == "another"
+                if region == client.ANOTHER
                 else f"{region}; give it as --to-region {region}"
             )
             raise SettingsError(f"{url} is in {where} ({message})") from error

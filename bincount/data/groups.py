@@ -1,4 +1,4 @@
-"""Which images show the same bin.
+"""Find out which images show the same bin.
 
 Three things link two images:
 
@@ -16,14 +16,14 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from bincount.data.source import is_padded
+from bincount.data.ids import is_padded
 
 MAX_DISTANCE = 3  # bits of 64: a re-encoded or rescaled copy differs by fewer, photos of two bins by 30 in the median
 MIN_SHARED = 0.5  # of the smaller bin's items
 
 
 def assign(bins: pd.DataFrame, *, by_picture: bool) -> pd.Series:
-    """The group of each bin, aligned with bins.
+    """Return the group of each bin, aligned with bins.
 
     bins has image_id, items (a list of (product, quantity) or null), sha256 and dhash. by_picture links pictures that
     look alike; it is meant for sources without records.
@@ -40,7 +40,7 @@ def assign(bins: pd.DataFrame, *, by_picture: bool) -> pd.Series:
 
 
 def similar_pictures(hashes: np.ndarray, max_distance: int = MAX_DISTANCE) -> np.ndarray:
-    """Pairs of positions whose (N,) uint64 hashes differ in at most max_distance bits, (L, 2).
+    """Return the pairs of positions whose (N,) uint64 hashes differ in at most max_distance bits, (L, 2).
 
     By the pigeonhole principle two such hashes agree in one of max_distance + 1 bands of bits, so that only those that
     share a band are compared. A flat picture has hash 0 and says nothing: it is not linked. Equal hashes are linked to
@@ -70,7 +70,7 @@ def _same_content(digests: pd.Series) -> np.ndarray:
 
 
 def _neighbours(image_ids: pd.Series, items: pd.Series) -> np.ndarray:
-    """Positions of consecutive padded ids that share enough items, (L, 2)."""
+    """Return the positions of consecutive padded ids that share enough items, (L, 2)."""
     padded = is_padded(image_ids) & items.notna().to_numpy()
     positions = np.flatnonzero(padded)
     listed = pa.array(items.iloc[positions].tolist(), pa.map_(pa.string(), pa.int64()))
@@ -94,7 +94,7 @@ def _neighbours(image_ids: pd.Series, items: pd.Series) -> np.ndarray:
 
 
 def _pairs_in_runs(values: np.ndarray):
-    """All pairs of positions with equal values in a sorted array, in vectors by distance."""
+    """Yield all pairs of positions with equal values in a sorted array, in vectors by distance."""
     distance = 1
     left = np.arange(len(values) - 1)
     while len(left):

@@ -2,7 +2,7 @@
 
 libjpeg-turbo fills what it cannot decode and warns of it; here that is an error. Two kinds of hole it does not notice,
 since the data stays in order: zeros that stand for as many blocks as they replace, and scans that are missing. Both are
-looked for here. Nothing tells where other foreign data happens to stand for as many blocks as it replaces.
+looked for here. Other foreign data that happens to stand for as many blocks as it replaces is not found.
 """
 
 import re
@@ -69,7 +69,7 @@ def _check_scans(data: bytes) -> None:
 
 
 def _scan(body: bytes, is_progressive: bool) -> tuple[bytes, int, int, int]:
-    """A scan's components, its first and last frequency, and how many low bits it leaves to others."""
+    """Return a scan's components, its first and last frequency, and how many low bits it leaves to others."""
     end = 1 + 2 * body[0]
     if not is_progressive:
         return body[1:end:2], 0, 63, 0  # whatever is there; decoders do not heed it
@@ -97,7 +97,7 @@ def _check_zeros(data: bytes) -> None:
 
 
 def _first_symbols(tables: bytes) -> dict[int, int]:
-    """The symbol that zero bits stand for, by the number of a table of AC coefficients."""
+    """Return the symbol that zero bits stand for, by the number of a table of AC coefficients."""
     symbols = {}
     while len(tables) > 17:
         is_ac, number, count = tables[0] >> 4, tables[0] & 15, sum(tables[1:17])
@@ -108,7 +108,7 @@ def _first_symbols(tables: bytes) -> dict[int, int]:
 
 
 def _without_metadata(data: bytes) -> bytes:
-    """The file without comments and what applications keep in it, but for a colour transform that is known."""
+    """Return the file without comments and what applications keep in it, but for a colour transform that is known."""
     kept, position = [data[:2]], 2
     for marker, start, end in _segments(data):
         if marker == SOS:
@@ -121,7 +121,7 @@ def _without_metadata(data: bytes) -> bytes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The marker of each segment up to the end of the picture, and where its content starts and ends."""
+    """Yield the marker of each segment up to the end of the picture, and where its content starts and ends."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]

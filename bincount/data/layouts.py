@@ -1,4 +1,4 @@
-"""How a source is laid out, from the names in it; where they fit no layout, what was found and what to do about it."""
+"""Detect the layout of a source from the names in it; where they fit none, say what was found and what to do."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from bincount.errors import SourceError
 
 Layout = Literal["bins", "folders", "splits"]
 
-MOST_LOOKED_INTO = 20  # folders; each costs a request
+MOST_FOLDERS = 20  # folders; each costs a request
 RECORD_SUFFIX = ".json"
 KNOWN = (
     "give a bucket or folder with bin-images/ID.jpg and metadata/ID.json, with one folder a class, or with train/, "
@@ -22,7 +22,7 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Contents:
-    """What stands in one folder, or the first thousand of it: names of folders, of pictures, and of other files."""
+    """The names in one folder, or the first thousand of them: of folders, of pictures, and of other files."""
 
     folders: tuple[str, ...]
     pictures: tuple[str, ...] = ()
@@ -44,14 +44,14 @@ def is_picture(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
 
 
-def detect(url: str, top: Contents, look_into: Callable[[str], Contents]) -> Layout:
+def detect_layout(url: str, top: Contents, list_folder: Callable[[str], Contents]) -> Layout:
     """Recognise the layout of a source. Raises SourceError, in words on the layout, when there is none to recognise."""
     if "bin-images" in top.folders:
         return "bins"
-    inner = {name: look_into(name) for name in top.folders[:MOST_LOOKED_INTO]}
+    inner = {name: list_folder(name) for name in top.folders[:MOST_FOLDERS]}
     given = [name for name in inner if name.lower() in splits.NAMES]
     if given:
-        return _detect_splits(url, inner, given, look_into)
+        return _detect_splits(url, inner, given, list_folder)
     if pair := _pictures_and_records(inner):
         raise SourceError(_about_pair(url, *pair))
     if len(top.folders) >= 2:
@@ -60,9 +60,9 @@ def detect(url: str, top: Contents, look_into: Callable[[str], Contents]) -> Lay
 
 
 def _detect_splits(
-    url: str, inner: dict[str, Contents], given: list[str], look_into: Callable[[str], Contents]
+    url: str, inner: dict[str, Contents], given: list[str], list_folder: Callable[[str], Contents]
 ) -> Layout:
-    """Tell folders above class folders from class folders that happen to be called train."""
+    """Distinguish folders above class folders from class folders that happen to be called train."""
     listed = _and([f"{name}/" for name in given])
     whole = [name for name in given if "bin-images" in inner[name].folders]
     if whole:
@@ -71,7 +71,7 @@ def _detect_splits(
             f"--source {url.rstrip('/')}/{whole[0]}, or put all of them into one bin-images/ and one metadata/"
         )
     for name in given:
-        below = {folder: look_into(f"{name}/{folder}") for folder in inner[name].folders[:MOST_LOOKED_INTO]}
+        below = {folder: list_folder(f"{name}/{folder}") for folder in inner[name].folders[:MOST_FOLDERS]}
         if pair := _pictures_and_records(below) or _flat_pair(inner[name]):
             raise SourceError(_about_pair(f"{url.rstrip('/')}/{name}", *pair))
     above_classes = [name for name in given if inner[name].folders]
@@ -92,7 +92,7 @@ def _detect_splits(
 
 
 def _pictures_and_records(inner: dict[str, Contents]) -> tuple[str, str, int] | None:
-    """A folder of pictures and one of files with the same names, as an annotated data set has them."""
+    """Find a folder of pictures and one of files with the same names, as an annotated data set has them."""
     with_pictures = [name for name, contents in inner.items() if contents.pictures]
     if len(with_pictures) != 1:
         return None
@@ -105,7 +105,7 @@ def _pictures_and_records(inner: dict[str, Contents]) -> tuple[str, str, int] | 
 
 
 def _flat_pair(contents: Contents) -> tuple[str, str, int] | None:
-    """Pictures and records of the same names in one folder."""
+    """Find pictures and records of the same names in one folder."""
     stems = {PurePosixPath(name).stem for name in contents.pictures}
     records = {PurePosixPath(name).stem for name in contents.others if name.lower().endswith(RECORD_SUFFIX)}
     return ("", "", len(stems & records)) if stems & records else None
@@ -126,7 +126,7 @@ def _about_pair(url: str, pictures: str, records: str, number: int) -> str:
 
 
 def _about_nothing(url: str, top: Contents, inner: dict[str, Contents]) -> str:
-    """What to do about a source with one folder at most."""
+    """Say what to do about a source with one folder at most."""
     if pair := _flat_pair(top):
         return _about_pair(url, *pair)
     if not inner:

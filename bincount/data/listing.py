@@ -1,10 +1,11 @@
-"""What stands under a prefix of a bucket, or in a folder, page by page, whatever the names are.
+"""List what is under a prefix of a bucket, or in a folder, page by page, whatever the names are.
 
 A page is a record batch of PAGE: key, and tag, `etag/size`, by which a changed object is known. Where problem is not
 null the object cannot be read by its name, which is given as text of one line, and problem says why.
 """
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import obstore
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from obstore.exceptions import BaseError, InvalidPathError
@@ -29,7 +31,7 @@ NO_FILE = {
     errno.ENOTDIR,
     errno.ENAMETOOLONG,
 }  # faults of one name, not the disk
-MOST_NAMES = 1000  # of one folder, from which a layout is told
+MOST_NAMES = 1000  # of one folder, from which a layout is detected
 LEADS_OUT = "a link that leads out of the source, see --follow-links"
 MAX_LINKS = 4  # links to folders that may follow each other: two in each of many folders would make millions of paths
 
@@ -74,7 +76,7 @@ def bucket_pages(store: S3Store, prefix: str, ask: Ask) -> Iterator[pa.RecordBat
 
 
 def refuses_a_key(error: Exception) -> bool:
-    """Whether the client refuses a page of a listing for a key in it: it takes it for no path, or cannot read it."""
+    """Tell whether the client refuses a page of a listing for a key in it: takes it for no path, or cannot read it."""
     return isinstance(error, InvalidPathError) or "invalid list response" in str(error)
 
 
@@ -82,6 +84,23 @@ def exact_bucket_pages(prefix: str, ask: Ask) -> Iterator[pa.RecordBatch]:
     """List as bucket_pages does, with every key as it is: the client drops slashes at the ends of keys."""
     for entries in ask(prefix, ""):
         yield _page_of_entries(entries)
+
+
+def size_of(tag: str) -> int:
+    """Return the bytes of the object that a tag was made for."""
+    return int(tag.rsplit("/", 1)[1])
+
+
+def total_size(tags: pd.Series) -> int:
+    """Return the bytes of all objects that tags were made for; null tags count nothing."""
+    sizes = pc.extract_regex(pa.array(tags, pa.string()), "/(?P<size>[0-9]+)$")
+    return pc.sum(pc.struct_field(sizes, "size").cast(pa.int64())).as_py() or 0
+
+
+def is_content(data: bytes, tag: str) -> bool:
+    """Tell whether data is what a tag was made for: S3's etag of a plain upload is its MD5; of others it is False."""
+    etag = tag.rsplit("/", 1)[0]
+    return hashlib.md5(data, usedforsecurity=False).hexdigest() == etag
 
 
 def _page(listed: pa.RecordBatch) -> pa.RecordBatch:
@@ -218,7 +237,7 @@ def _why_not_entered(below: _Folder, real_root: str, link_to: str | None, follow
 
 
 def _listed(entry: os.DirEntry, key: str, leads_out: bool) -> Entry:
-    """One file, or what stands in its place; the tag is the one that the client makes for a local file."""
+    """Return the entry of a file, or of what is in its place; its tag is the one that the client makes for a file."""
     problem = names.why_unusable(key) or None
     try:
         status = entry.stat(follow_symlinks=not leads_out)

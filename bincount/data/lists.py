@@ -1,4 +1,4 @@
-"""Which bins a list of ids means. Lists are published in many forms:
+"""Find out which bins a list of ids means. Lists are published in many forms:
 
     00523                                  an id, a key or a file name in a line, alone or beside a label
     image_id,label                         a table with a header, as CSV or as JSON
@@ -105,7 +105,7 @@ def read(file: Path) -> Listed:
 
 
 def _means_padded(file: Path, listed: Listed, index: "_Index") -> bool:
-    """Whether the list's numbers without zeros before mean ids that have some, as random_train.txt's do.
+    """Tell whether the list's numbers without zeros before mean ids that have some, as random_train.txt's do.
 
     They do where all that are ids as they are, and more than as many again, are found so. Raises SettingsError where
     either may be meant.
@@ -175,7 +175,7 @@ class _Index:
 
 
 def _without_suffix(name: str) -> str:
-    """A name without the suffix of a picture or a record; another dot may be part of the id."""
+    """Return a name without the suffix of a picture or a record; another dot may be part of the id."""
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in SUFFIXES else name
 
@@ -224,7 +224,7 @@ def _check_widths(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _column(name: str) -> str:
-    """A column's name as ID_COLUMNS writes it: Image ID is image_id."""
+    """Return a column's name as ID_COLUMNS writes it: Image ID is image_id."""
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
@@ -233,7 +233,7 @@ def _cell(row: Sequence[str], place: int) -> str:
 
 
 def _is_one_file(line: str) -> bool:
-    """Whether a line is one name of a file, spaces and all: it ends as one, and none of its words before does."""
+    """Tell whether a line is one name of a file, spaces and all: it ends as one, and none of its words before does."""
     *before, last = line.split()
     return (
         bool(FILE.fullmatch(last))
@@ -243,7 +243,7 @@ def _is_one_file(line: str) -> bool:
 
 
 def _ids_among(columns: dict[str, list]) -> list[str]:
-    """The column of a table that has the ids: one of files if there is one, else the one with the best name."""
+    """Return the column of a table that has the ids: one of files if there is one, else the one with the best name."""
     called = [columns[name] for name in ID_COLUMNS if name in columns]
     of_files = (column for column in called if all(NAMED_FILE.fullmatch(str(cell)) for cell in column))
     ids = [int(cell) if isinstance(cell, float) and cell.is_integer() else cell for cell in next(of_files, called[0])]
@@ -304,7 +304,7 @@ def _names_in_object(content: dict) -> list[str]:
 
 
 def _firsts(firsts: list) -> list[str]:
-    """The ids of [id, label] pairs. Numbers are the challenge's, of which 4 is the bin 00005."""
+    """Return the ids of [id, label] pairs. Numbers are the challenge's, of which 4 is the bin 00005."""
     if all(isinstance(first, str) for first in firsts):
         return firsts
     if not all(map(_is_index, firsts)):

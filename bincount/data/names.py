@@ -1,4 +1,4 @@
-"""Names of objects and files: which can be an id and a file here, and how any other is shown.
+"""Names of objects and files: which can be an id and a file here, and how all others are shown.
 
 What stands in a bucket or on a disk may have every name: with line breaks, bytes that are no UTF-8, empty parts. Such a
 name becomes no path, no cell of a table and no line of a log as it is.
@@ -49,7 +49,7 @@ def suffix(name: str) -> str:
 
 
 def is_torn(name: str) -> bool:
-    """Whether a text has surrogates in it, so that no file can hold it as UTF-8."""
+    """Tell whether a text has surrogates in it, so that no file can hold it as UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -87,7 +87,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 @dataclass(frozen=True)
 class Picture:
-    """What is kept of an image: the sides of the upright picture, and its 64-bit difference hash where asked for."""
+    """The facts kept of an image: the sides of the upright picture, and its 64-bit difference hash where asked for."""
 
     width: int
     height: int
@@ -108,7 +108,7 @@ def decode(file: bytes | Path | BinaryIO, config: ImageConfig, *, max_pixels: in
 
 
 def inspect(data: bytes, max_pixels: int, *, with_hash: bool) -> Picture:
-    """See that the bytes are a picture, as far as that is quick to see. Raises BadPicture.
+    """Check that the bytes are a picture, as far as that is quick. Raises BadPicture.
 
     A JPEG's header is read and its end looked for. Only what needs more is decoded: other formats, a JPEG with
     something behind its end, and all of which a hash is wanted.
@@ -129,7 +129,7 @@ def inspect(data: bytes, max_pixels: int, *, with_hash: bool) -> Picture:
 
 
 def _box(size: tuple[int, int], config: ImageConfig) -> tuple[float, float, float, float] | None:
-    """The part of a picture that is kept: its middle square, or None for all of it."""
+    """Return the part of a picture that is kept: its middle square, or None for all of it."""
     if config.resize == "squash":
         return None
     width, height = size
@@ -185,7 +185,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
 def _formats(data: bytes) -> tuple[str, ...]:
     if _begins_as(data) == "HEIC" and not _can_read_heif():
         raise BadPicture(
-            f"{UNSUPPORTED}: HEIC needs pip install 'bincount-pipeline[heic]'; then prepare again, --retry-set-aside"
+            f"{UNSUPPORTED}: HEIC needs pip install 'bincount-pipeline[heic]'; then prepare again, --retry-quarantined"
         )
     return _formats_here()
 
@@ -212,7 +212,7 @@ def _can_read_heif() -> bool:
 
 @cache
 def _formats_here() -> tuple[str, ...]:
-    """Those of FORMATS that this installation of Pillow reads."""
+    """Return those of FORMATS that this installation of Pillow reads."""
     Image.init()
     _can_read_heif()
     return tuple(name for name in FORMATS if name in Image.OPEN)
@@ -225,7 +225,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _canvas_of_webp(data: bytes) -> tuple[int, int]:
-    """The size that a WebP file declares, for which Pillow makes room when it opens the file; (0, 0) of others."""
+    """Return the size that a WebP file declares, for which Pillow makes room at once; (0, 0) of others."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return 0, 0
     chunk, head = data[12:16], data[20:30].ljust(10, b"\0")
@@ -242,7 +242,7 @@ def _is_jpeg(image: Image.Image) -> bool:
 
 
 def _decode_jpeg(image: Image.Image, data: bytes, side: int) -> Image.Image:
-    """The pixels of a JPEG, at the smallest of JPEG_SCALES that has at least side pixels each way."""
+    """Decode the pixels of a JPEG, at the smallest of JPEG_SCALES that has at least side pixels each way."""
     width, height = image.size
     scale = next((scale for scale in JPEG_SCALES if min(width, height) >= scale * side), 1)
     least_size = (-(-width // scale), -(-height // scale)) if scale > 1 else None
@@ -258,7 +258,7 @@ def _decode_jpeg(image: Image.Image, data: bytes, side: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation; 1, which is upright, where there is none that can be read."""
+    """Return EXIF's orientation; 1, which is upright, where there is none that can be read."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - the pixels are good whatever the parser makes of odd metadata
@@ -280,7 +280,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """An image as RGB, or as L where it is grey, which takes a quarter of the memory."""
+    """Return an image as RGB, or as L where it is grey, which takes a quarter of the memory."""
     raw_mode = image.tile[0].args if image.tile else None
     if image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tag_v2.get(258, (0,))[0] == 16:
         _read_planes_of_16_bits(image)
@@ -337,7 +337,7 @@ def _scale(values: np.ndarray, black: float, white: float) -> np.ndarray:
 
 
 def _black_and_white(image: Image.Image, values: np.ndarray, *, is_signed: bool) -> tuple[float, float]:
-    """Which values of an image with integers of 32 bits or floats become 0 and 255."""
+    """Return the values of an image with integers of 32 bits or floats that become 0 and 255."""
     if image.format == "PPM" and image.mode == "I":  # scaled to 16 bits by its own header
         return 0, 65535
     low, high = float(values.min()), float(values.max())

@@ -1,4 +1,4 @@
-"""The metadata JSON of a bin: what the warehouse believes is in it."""
+"""Parse the metadata JSON of a bin: what the warehouse believes is in it."""
 
 import json
 import re
@@ -9,7 +9,7 @@ MAX_BYTES = 1_000_000  # the largest of the public bucket's records is far below
 
 
 class BadRecord(ValueError):
-    """Why a record cannot be used, in a few words, the kind first: `kind: detail`."""
+    """The reason why a record cannot be used, in a few words, the kind first: `kind: detail`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def parse(data: bytes) -> Record:
 
 
 def _is_unicode(content: object) -> bool:
-    """Whether every text in a record can be written to a file; JSON can hold halves of characters."""
+    """Tell whether every text in a record can be written to a file; JSON can hold halves of characters."""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -57,7 +57,7 @@ def _is_unicode(content: object) -> bool:
 
 
 def _items(listed: object) -> dict[str, int]:
-    """Products with a usable quantity; items only tell whether two photos show one bin, so others are left out."""
+    """Return the products with a usable quantity: items only show whether two photos are of one bin."""
     if not isinstance(listed, dict):
         return {}
     quantities = {asin: item.get("quantity") for asin, item in listed.items() if isinstance(item, dict)}

@@ -1,4 +1,4 @@
-"""A bucket or a folder of bin photos: what is in it, and the bytes of one bin.
+"""A source: a bucket or a folder of bin photos, its listing, and the bytes of one bin.
 
 Three layouts:
 
@@ -9,32 +9,29 @@ Three layouts:
 What is listed and can be no id or file here, and what is no picture, is named and stops nothing.
 """
 
-import hashlib
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import obstore
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import S3Store
 
-from bincount.data import access, layouts, listing, names, splits
+from bincount.data import access, client, layouts, listing, names, splits
+from bincount.data.client import ObjectMissing, ObjectRefused, WrongRegion
 from bincount.data.layouts import Contents, Layout
 from bincount.data.listing import Skipped
 from bincount.data.pictures import PICTURE_SUFFIXES
-from bincount.errors import SettingsError, SourceError, SourceUnavailable, mask_credentials
+from bincount.errors import SettingsError, SourceError, SourceUnavailable
 from bincount.settings import DataConfig
 
 logger = logging.getLogger(__name__)
@@ -50,55 +47,14 @@ NAMED = {
 }
 NUM_KINDS = 10
 LONGEST_SHOWN = 100  # characters of a folder's name
-ANOTHER = "another"  # region, of which the server does not say the name
-MEANS_REGION = "without LOCATION|PermanentRedirect|region .{1,40} is wrong"
-MAY_MEAN_REGION = f"status code: (301|307|400)|IllegalLocation|{MEANS_REGION}"
-REFUSALS = (PermissionError, PermissionDeniedError, UnauthenticatedError)
-BLOCK = 100  # consecutive ids that enter a limited dataset together
-
-# The client asks again for what a server fails to deliver (statuses of 500 and above, broken connections, time-outs),
-# goes on where a body broke off, and waits a random time that grows: six requests an object at most.
-CONNECT_TIMEOUT = timedelta(seconds=5)
-TIMEOUT = timedelta(seconds=30)  # of one request with its body
-MAX_RETRIES = 5
-RETRY_TIMEOUT = timedelta(seconds=60)  # after this long no request is begun again
-FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=0.2), timedelta(seconds=10)
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long the client waits for a server, and how often it asks again."""
-
-    connect: timedelta
-    timeout: timedelta
-    retries: int
-    retry_timeout: timedelta
-
-
-# Whether there is a server at all is known sooner: the error comes within 20 seconds, however it fails to answer.
-PROBE = Patience(timedelta(seconds=4), timedelta(seconds=8), retries=2, retry_timeout=timedelta(seconds=7))
-
-
-class ObjectMissing(Exception):
-    """The object is not in the source (any more)."""
-
-
-class ObjectRefused(Exception):
-    """The source lists the object and does not give it to us."""
-
-
-class WrongRegion(SourceError):
-    """The bucket is in another region than it was asked for in: in `region`, or ANOTHER."""
-
-    region: str = ""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds. bins has the columns image_id, image_tag, record_tag and problem, sorted by image_id.
+    """The content of a source. bins has the columns image_id, image_tag, record_tag and problem, sorted by image_id.
 
     A tag, by which a changed object is known, is null where the object is missing; problem is null where the bin can be
-    read. ignored counts the files that are no pictures by kind; skipped has folders that were not looked into.
+    read. ignored counts the files that are no pictures by kind; skipped has folders that were not read.
     """
 
     bins: pd.DataFrame
@@ -143,7 +99,7 @@ class Source:
         return self.layout == "bins"
 
     def list_bins(self) -> pd.DataFrame:
-        """Every bin by id, sorted, with image_tag and record_tag, by which a changed object is known; see Listing."""
+        """Return every bin by id, sorted, with image_tag and record_tag, by which a changed object is known."""
         return self.list_all().bins.drop(columns="problem")
 
     def list_all(self) -> Listing:
@@ -168,7 +124,7 @@ class Source:
 
     def list_keys(self) -> list[str]:
         """List every object's key, whatever it is."""
-        with _errors_explained(self.url, "cannot be listed", config=self.config):
+        with client.errors_explained(self.url, "cannot be listed", config=self.config):
             return [key for page in self._pages("", Skipped(), exact=False) for key in page["key"].to_pylist()]
 
     def image_key(self, image_id: str) -> str:
@@ -178,22 +134,22 @@ class Source:
         return f"metadata/{image_id}.json"
 
     def class_name(self, image_id: str) -> str:
-        """The folder that a picture is in, which is its class where there are no records."""
+        """Return the folder that a picture is in, which is its class where there are no records."""
         return image_id.split("/")[1 if self.layout == "splits" else 0]
 
     def read(self, key: str) -> bytes:
-        """The bytes of one object.
+        """Read the bytes of one object.
 
         Raises ObjectMissing when there is none, ObjectRefused when we may not read it, SourceUnavailable when the
         server does not deliver it after the client's own retries.
         """
-        with _errors_explained(self.url, f"does not deliver {key}", ObjectMissing(key), ObjectRefused(key)):
+        with client.errors_explained(self.url, f"does not deliver {key}", ObjectMissing(key), ObjectRefused(key)):
             if isinstance(self.store, Path):
                 return (self.store / key).read_bytes()
             return bytes(self.store.get(key).bytes())
 
     def _bins(self, exact: bool = False) -> tuple[pa.Table, Counter, dict[str, str]]:
-        """The rows of a listing, sorted by image_id, and what is left out of them."""
+        """Return the rows of a listing, sorted by image_id, and what is left out of them."""
         ignored, skipped = Counter(), Skipped()
         if self.has_records:
             with ThreadPoolExecutor(2) as threads:  # a page of a listing follows from the one before
@@ -209,13 +165,13 @@ class Source:
         return bins.select(columns).sort_by("image_id"), ignored, skipped.folders
 
     def _list(self, column: str, prefix: str, wanted: str, skipped: Skipped, exact: bool) -> tuple[pa.Table, Counter]:
-        """The objects below a prefix whose names fit, by id, with their tags in the named column; and the other files.
+        """Return the objects below a prefix whose names fit, by id, with tags in a named column, and the other files.
 
         Every page is cut down as it comes, so that the million keys are never held as a whole.
         """
         schema = pa.schema([("image_id", pa.string()), (column, pa.string()), ("problem", pa.string())])
         length, rows, ignored = len(wanted) - 2 if prefix else 0, [], Counter()  # of the suffix in the pattern
-        with _errors_explained(self.url, "cannot be listed", config=self.config):
+        with client.errors_explained(self.url, "cannot be listed", config=self.config):
             for page in self._pages(prefix, skipped, exact):
                 kept = _sort_out(page, wanted, ABOVE_PICTURES[self.layout], ignored)
                 image_id = pc.utf8_slice_codeunits(kept["key"], len(prefix), -length or None)
@@ -229,76 +185,16 @@ class Source:
         return listing.exact_bucket_pages(prefix, ask) if exact else listing.bucket_pages(self.store, prefix, ask)
 
 
-def understand(error: Exception) -> tuple[Literal["missing", "refused", "unavailable"], str]:
-    """What an error of the client means, and its message in a line.
-
-    The client names only some of the HTTP statuses by a class of their own and gives the others in its message.
-    """
-    message = mask_credentials(str(error).split("\n", 1)[0])[:300]
-    status = re.search(r"status code: (\d{3})", message)
-    if isinstance(error, FileNotFoundError) or (status and status[1] == "404"):
-        return "missing", message
-    if isinstance(error, (*REFUSALS, InvalidPathError)) or (status and status[1] in ("401", "403")):
-        return "refused", message
-    return "unavailable", message
-
-
-def wrong_region(error: Exception, config: DataConfig) -> str | None:
-    """Where an error says that a bucket is in another region: which, or ANOTHER where the server does not tell."""
-    if not config.source.startswith("s3://") or not re.search(MAY_MEAN_REGION, str(error)):
-        return None
-    named = re.search("<Region>([a-z0-9-]+)</Region>|expecting '([a-z0-9-]+)'", str(error))
-    region = (named[1] or named[2]) if named else access.bucket_region(config)
-    if region and region != access.region(config):
-        return region
-    return ANOTHER if re.search(MEANS_REGION, str(error)) and not region else None
-
-
-def _other_region(config: DataConfig, region: str, detail: str) -> WrongRegion:
-    asked = access.region(config)
-    said = (
-        f"another region than {asked}; pass it as" if region == ANOTHER else f"the region {region}, not {asked}; pass"
-    )
-    error = WrongRegion(f"{config.source} is in {said} --region{'' if region == ANOTHER else f' {region}'} ({detail})")
-    error.region = region
-    return error
-
-
-def access_refused(url: str, detail: str) -> SourceError:
-    """The error to raise for a source that refuses to be read."""
-    return SourceError(
-        f"{url} refuses access; for a bucket of your own pass --no-unsigned and sign in to AWS, and for one whose "
-        f"requester pays --requester-pays ({detail})"
-    )
-
-
-def size_of(tag: str) -> int:
-    """The bytes of the object that a tag was made for."""
-    return int(tag.rsplit("/", 1)[1])
-
-
-def total_size(tags: pd.Series) -> int:
-    """The bytes of all objects that tags were made for; null tags count nothing."""
-    sizes = pc.extract_regex(pa.array(tags, pa.string()), "/(?P<size>[0-9]+)$")
-    return pc.sum(pc.struct_field(sizes, "size").cast(pa.int64())).as_py() or 0
-
-
-def is_content(data: bytes, tag: str) -> bool:
-    """Whether data is what a tag was made for, where that can be told: S3's etag of a plain upload is its MD5."""
-    etag = tag.rsplit("/", 1)[0]
-    return hashlib.md5(data, usedforsecurity=False).hexdigest() == etag
-
-
 def open_source(config: DataConfig) -> Source:
-    """Connect to the configured bucket or folder and see how it is laid out.
+    """Connect to the configured bucket or folder and detect its layout.
 
     Raises SourceError when there is nothing to read, SourceUnavailable when the server does not answer.
     """
     try:
-        store = _open_store(config)
+        store = client.open_store(config)
         layout = config.layout if config.layout != "auto" else _detect_layout(store, config)
     except WrongRegion as error:
-        if config.region or error.region == ANOTHER:
+        if config.region or error.region == client.ANOTHER:
             raise
         return open_source(
             config.model_copy(update={"region": error.region})
@@ -313,23 +209,23 @@ def open_source(config: DataConfig) -> Source:
 
 def check(config: DataConfig) -> None:
     """Raise SourceError where the source is no address or no folder."""
-    _open_store(config)
+    client.open_store(config)
 
 
 def class_folders(config: DataConfig) -> set[str] | None:
-    """The names of the class folders in a folder; None of a bucket, and where records say what is in a bin.
+    """Return the names of a folder's class folders; None for a bucket, and where records say what is in a bin.
 
     Raises SourceError as open_source does.
     """
     if config.source.startswith("s3://"):
         return None
-    opened = open_source(config)
-    if opened.layout == "bins":
+    source = open_source(config)
+    if source.layout == "bins":
         return None
-    folders = _shown_folders(opened.store, "", config)
-    if opened.layout == "folders":
+    folders = _shown_folders(source.store, "", config)
+    if source.layout == "folders":
         return folders
-    return {name for split in folders for name in _shown_folders(opened.store, split, config)}
+    return {name for split in folders for name in _shown_folders(source.store, split, config)}
 
 
 def _shown_folders(root: Path, folder: str, config: DataConfig) -> set[str]:
@@ -337,20 +233,20 @@ def _shown_folders(root: Path, folder: str, config: DataConfig) -> set[str]:
 
 
 def probe(config: DataConfig) -> DataConfig:
-    """Ask a bucket for its first key, with little patience: what cannot be reached is told within 20 seconds.
+    """Ask a bucket for its first key, with little patience, so that the error comes within 20 seconds.
 
-    A folder's layout is looked at, so that a wrong one is told as early. Returns the settings with the region that the
-    server names. Raises SourceUnavailable when it does not answer, and SourceError when it does not let us read.
+    Of a folder the layout is detected, so that a wrong one is reported as early. Returns the settings with the region
+    that the server names. Raises SourceUnavailable when it does not answer, and SourceError when it refuses access.
     """
-    store = _open_store(config, PROBE)
+    store = client.open_store(config, client.PROBE)
     if isinstance(store, Path):
         open_source(config)
         return config
     try:
-        with _errors_explained(config.source, "cannot be reached", config=config), suppress(InvalidPathError):
+        with client.errors_explained(config.source, "cannot be reached", config=config), suppress(InvalidPathError):
             next(iter(obstore.list(store, chunk_size=1)), None)  # a key that no path can be is an answer too
     except WrongRegion as error:
-        if config.region or error.region == ANOTHER:
+        if config.region or error.region == client.ANOTHER:
             raise
         return probe(config.model_copy(update={"region": error.region}))
     except SourceUnavailable as error:
@@ -358,72 +254,10 @@ def probe(config: DataConfig) -> DataConfig:
     return config
 
 
-def first_bins(image_ids: pd.Series, limit: int | None) -> pd.Series:
-    """The first `limit` ids in the order in which a limited dataset grows.
-
-    Ids are taken in blocks of consecutive numbers, so that neighbours, which often show one bin, arrive together; the
-    blocks come in hashed order, so that no part of the key range is favoured. The order does not depend on the limit: a
-    larger one only adds.
-    """
-    if limit is None or limit >= len(image_ids):
-        return image_ids
-    image_ids = image_ids.iloc[pc.sort_indices(pa.array(image_ids)).to_numpy()]
-    order = np.empty(len(image_ids), np.uint64)
-    numbered = image_ids.str.fullmatch("[0-9]{1,18}").to_numpy(bool)
-    order[~numbered] = [_hash(image_id) for image_id in image_ids[~numbered]]
-    numbers = image_ids[numbered]
-    blocks, of_block = np.unique(
-        2 * (numbers.astype(np.int64).to_numpy() // BLOCK) + is_padded(numbers), return_inverse=True
-    )
-    order[numbered] = np.array([_hash(str(block)) for block in blocks], np.uint64)[of_block]
-    return image_ids.iloc[np.argsort(order, kind="stable")[:limit]]
-
-
-def _hash(name: str) -> int:
-    # sha1, not hash(): the same order in every process
-    return int.from_bytes(hashlib.sha1(name.encode()).digest()[:8])
-
-
-def is_padded(image_ids: pd.Series) -> np.ndarray:
-    """Which ids belong to the public bucket's padded series, 00001 to 535234; 10 and 00010 are different bins."""
-    return image_ids.str.fullmatch("[0-9]{5,18}").to_numpy(bool)
-
-
-def _open_store(config: DataConfig, patience: Patience | None = None) -> Path | S3Store:
-    if not config.source.startswith("s3://"):
-        if not config.source.strip():  # as of a variable that is not set; else it would be the current folder
-            raise SourceError("--source is empty; give an existing folder or s3://BUCKET")
-        if "://" in config.source:
-            raise SourceError(f"{mask_credentials(config.source)} is neither s3://BUCKET nor a folder")
-        folder = Path(config.source)
-        if not folder.is_dir():
-            raise SourceError(f"there is no folder {config.source}; give --source an existing folder or s3://BUCKET")
-        return folder.resolve()
-    bucket, prefix = access.bucket_and_prefix(config.source)
-    if not bucket:
-        raise SourceError("s3:// lacks the bucket's name; write s3://BUCKET")
-    patience = patience or Patience(CONNECT_TIMEOUT, TIMEOUT, MAX_RETRIES, RETRY_TIMEOUT)
-    return S3Store(
-        bucket,
-        prefix=prefix or None,
-        client_options={
-            "connect_timeout": patience.connect,
-            "timeout": patience.timeout,
-            "allow_http": (access.endpoint(config) or "").startswith("http://"),
-        },
-        retry_config={
-            "max_retries": patience.retries,
-            "retry_timeout": patience.retry_timeout,
-            "backoff": {"init_backoff": FIRST_WAIT, "max_backoff": LONGEST_WAIT, "base": 2},
-        },
-        **access.store_options(config),
-    )
-
-
 def _detect_layout(store: Path | S3Store, config: DataConfig) -> Layout:
-    """See how a source is laid out; folders are looked into where their names do not tell."""
+    """Detect how a source is laid out; the folders in it are listed where their names do not show it."""
 
-    def look_into(folder: str) -> Contents:
+    def list_folder(folder: str) -> Contents:
         if isinstance(store, Path):
             return Contents.of(*listing.names_in_folder(store, folder, config.follow_links))
         try:
@@ -433,9 +267,9 @@ def _detect_layout(store: Path | S3Store, config: DataConfig) -> Layout:
                 raise
             return Contents.of(*access.names_below(config, f"{folder}/" if folder else ""))
 
-    with _errors_explained(config.source, "cannot be listed", config=config):
+    with client.errors_explained(config.source, "cannot be listed", config=config):
         try:
-            return layouts.detect(config.source, look_into(""), look_into)
+            return layouts.detect_layout(config.source, list_folder(""), list_folder)
         except SourceError as error:
             out = listing.links_out(store) if isinstance(store, Path) and not config.follow_links else []
             if out:
@@ -444,7 +278,7 @@ def _detect_layout(store: Path | S3Store, config: DataConfig) -> Layout:
 
 
 def _names_in_bucket(store: S3Store, folder: str) -> tuple[set[str], set[str]]:
-    """The folders and files of a bucket; below a folder those of the first thousand objects, which one answer holds."""
+    """Return the folders and files of a bucket; below a folder those of the first thousand objects, one answer."""
     if not folder:
         top = obstore.list_with_delimiter(store)
         return set(top["common_prefixes"]), {entry["path"] for entry in top["objects"]}
@@ -454,7 +288,7 @@ def _names_in_bucket(store: S3Store, folder: str) -> tuple[set[str], set[str]]:
 
 
 def _sort_out(page: pa.RecordBatch, wanted: str, above: str, ignored: Counter) -> pa.RecordBatch:
-    """The rows of a page whose names fit; the others are added to ignored, by kind."""
+    """Return the rows of a page whose names fit; the others are added to ignored, by kind."""
     key = page["key"]
     is_named = pc.match_substring_regex(key, wanted)
     is_placed = pc.match_substring_regex(key, above)
@@ -473,7 +307,7 @@ def _sort_out(page: pa.RecordBatch, wanted: str, above: str, ignored: Counter) -
 
 
 def _left_out(ignored: Counter, skipped: dict[str, str]) -> str:
-    """What is in a source that holds no images, for the error that says so."""
+    """Describe the content of a source that holds no images, for the error that says so."""
     found = [f"{folder} is {reason}" for folder, reason in list(skipped.items())[:3]]
     found += [f"{count:,} {kind}" for kind, count in ignored.most_common(5) if count]
     return f" ({', '.join(found)})" if found else ""
@@ -485,14 +319,14 @@ def _has_twins(rows: pa.Table) -> bool:
 
 
 def _without_twins(rows: pa.Table) -> pa.Table:
-    """Of rows with one id the one that can be read, or the first."""
+    """Keep of the rows with one id the one that can be read, or the first."""
     frame = rows.to_pandas()
     first = frame.sort_values("problem", na_position="first", kind="stable").drop_duplicates("image_id").index
     return rows.take(pa.array(sorted(first)))
 
 
 def _paired(images: pa.Table, records: pa.Table) -> pa.Table:
-    """One row an id, with nulls for what is missing: a full outer join in less memory than Arrow's own takes.
+    """Join to one row an id, with nulls for what is missing: a full outer join in less memory than Arrow's own takes.
 
     A bin cannot be read where the image or the record cannot.
     """
@@ -503,25 +337,3 @@ def _paired(images: pa.Table, records: pa.Table) -> pa.Table:
         paired = paired.set_column(paired.schema.get_field_index("problem"), "problem", problem)
     alone = records.filter(pc.invert(pc.is_in(records["image_id"], images["image_id"])))
     return pa.concat_tables([paired, alone], promote_options="default")
-
-
-@contextmanager
-def _errors_explained(
-    url: str,
-    what: str,
-    missing: Exception | None = None,
-    refused: Exception | None = None,
-    config: DataConfig | None = None,
-) -> Iterator[None]:
-    """Turn the client's errors into ours; missing is what a 404 means here, refused what a 401 or 403 means."""
-    try:
-        yield
-    except (BaseError, OSError) as error:
-        meaning, message = understand(error)
-        if config and (region := wrong_region(error, config)):
-            raise _other_region(config, region, message) from error
-        if meaning == "missing":
-            raise missing or SourceError(f"{url} does not exist; check --source") from None
-        if meaning == "refused":
-            raise refused or access_refused(url, message) from error
-        raise SourceUnavailable(f"{url} {what}: {message}") from error

@@ -1,6 +1,6 @@
-"""Deals groups to train, val and test, 80/10/10 within each class, and never moves one again.
+"""Assign groups to train, val and test, 80/10/10 within each class, and never move one again.
 
-What was dealt is kept in the dataset's splits.parquet and not in any one snapshot, so that a change of the classes, or
+Assignments are kept in the dataset's splits.parquet and not in any one snapshot, so that a change of the classes, or
 of the limit, moves nothing either.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bincount.data import tables
+from bincount.data.bins import QUARANTINED
 from bincount.errors import DatasetError
 from bincount.problem import EXTRA, SPLITS
 
@@ -30,13 +31,13 @@ REMEDY = "restore it from a copy; those of the last snapshot stand in its manife
 
 
 def assign(manifest: pd.DataFrame, extra_names: Sequence[str] = ()) -> pd.DataFrame:
-    """Deal the images that have a label; returns a copy with split, and with group and status where bins collide.
+    """Assign the images that have a label; return a copy with split, and with group and status where bins collide.
 
-    manifest has image_id, label (null where it is no class of the problem), group, status, reason, and, where something
-    was dealt before, split. The order of the rows does not matter. An image that was dealt keeps its split, and its
-    group takes the new ones along. New images that would join groups of two splits are set aside.
+    manifest has image_id, label (null where it is no class of the problem), group, status, reason, and, where some were
+    assigned before, split. The order of the rows does not matter. An image that was assigned keeps its split, and so do
+    the new ones of its group. New images that would join groups of two splits are quarantined.
 
-    Images whose class_name is one of extra_names are dealt too, as classes of their own, so that a bin of them is in
+    Images whose class_name is one of extra_names are assigned too, as classes of their own, so that a bin of them is in
     one split with all its images, and stays there when they become classes.
     """
     manifest = manifest.copy()
@@ -47,7 +48,7 @@ def assign(manifest: pd.DataFrame, extra_names: Sequence[str] = ()) -> pd.DataFr
     per_group = split.groupby(manifest["group"]).nunique()
     torn = manifest["group"].isin(per_group.index[per_group > 1])
     joining = torn & split.isna() & usable
-    manifest.loc[joining, ["status", "reason"]] = ["set_aside", JOINS_TWO]
+    manifest.loc[joining, ["status", "reason"]] = [QUARANTINED, JOINS_TWO]
     manifest.loc[joining, "group"] = manifest.loc[joining, "image_id"]
     kept = torn & ~joining
     manifest.loc[kept, "group"] = manifest[kept].groupby(["group", split[kept]])["image_id"].transform("min")
@@ -59,8 +60,8 @@ def assign(manifest: pd.DataFrame, extra_names: Sequence[str] = ()) -> pd.DataFr
     labelled = (manifest["status"] == "ok") & label.notna()
     of_group = split.groupby(manifest["group"]).first()
     split = manifest["group"].map(of_group)
-    dealt = _deal(manifest.loc[labelled, ["group"]].assign(label=label[labelled], split=split[labelled]))
-    manifest["split"] = dealt.reindex(manifest.index).astype("str").where(labelled)
+    assigned = _assign(manifest.loc[labelled, ["group"]].assign(label=label[labelled], split=split[labelled]))
+    manifest["split"] = assigned.reindex(manifest.index).astype("str").where(labelled)
     return manifest
 
 
@@ -90,14 +91,14 @@ def given(manifest: pd.DataFrame) -> pd.Series:
 
 
 def mark_extra(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Of the images without a label that were dealt: those of train become extra, the others unused; returns a copy."""
+    """Make the images of train without a label extra, and leave out the others without one; return a copy."""
     beside = manifest["label"].isna() & manifest["split"].notna()
     learned = beside & (manifest["split"] == "train")
     return manifest.assign(split=manifest["split"].mask(beside).mask(learned, EXTRA))
 
 
 def load(dataset: Path) -> pd.Series:
-    """What was dealt in this dataset so far: image_id -> split.
+    """Return the splits that were assigned in this dataset so far, by image_id.
 
     Raises DatasetError when both the file and its copy are damaged.
     """
@@ -114,7 +115,7 @@ def load(dataset: Path) -> pd.Series:
 
 
 def read(path: Path) -> pd.Series:
-    """What one of the two files holds: image_id -> split. Raises DatasetError."""
+    """Return the splits that one of the two files holds, by image_id. Raises DatasetError."""
     rows = tables.read_frame(path, REMEDY)
     if not {"image_id", "split"} <= set(rows):
         raise tables.damaged(path, REMEDY)
@@ -122,7 +123,7 @@ def read(path: Path) -> pd.Series:
 
 
 def save(dataset: Path, manifest: pd.DataFrame) -> None:
-    """Remember what a manifest deals, beside what was dealt earlier."""
+    """Add the splits of a manifest to those that were assigned earlier."""
     now = manifest[manifest["split"].notna()].set_index("image_id")["split"]
     earlier = load(dataset)
     every = pd.concat([earlier, now[~now.index.isin(earlier.index)]])
@@ -130,10 +131,10 @@ def save(dataset: Path, manifest: pd.DataFrame) -> None:
         tables.write_frame(every.rename_axis("image_id").reset_index(), dataset / name)
 
 
-def _deal(images: pd.DataFrame) -> pd.Series:
-    """The split of each image, given label, group, and the split of those groups that have one.
+def _assign(images: pd.DataFrame) -> pd.Series:
+    """Return the split of each image, given label, group, and the split of those groups that have one.
 
-    Groups of several images are dealt first, the largest first, each to the split that lacks its classes most; then the
+    Groups of several images come first, the largest first, each to the split that lacks its classes most; then the
     single images fill each class up to its shares. Groups come in the order of a hash of their name.
     """
     classes, label = np.unique(images["label"].to_numpy(np.int64), return_inverse=True)
@@ -170,7 +171,7 @@ def _deal(images: pd.DataFrame) -> pd.Series:
 
 
 def _fill(lack: np.ndarray, count: int) -> np.ndarray:
-    """Whole numbers that add up to count, in proportion to what each split lacks (largest remainder)."""
+    """Return whole numbers that add up to count, in proportion to what each split lacks (largest remainder)."""
     need = np.clip(lack, 0, None)
     need = need * count / need.sum() if need.sum() > 0 else np.array(SHARES) * count
     filled = np.floor(need + 1e-9).astype(int)

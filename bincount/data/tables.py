@@ -1,4 +1,4 @@
-"""Parquet files that tell when a byte of them has changed.
+"""Parquet files with a checksum, by which a changed byte is found.
 
 Parquet's own page checksums leave out the footer, where one flipped bit renames a column, which then reads as missing.
 So the checksum here is of the whole file. It stands between the last page and the footer, where no reader looks, and
@@ -9,6 +9,7 @@ any of them reads such a file as it is:
 Files of older releases have none and are read as they are.
 """
 
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -27,6 +28,7 @@ SEAL_LENGTH = len(SEAL) + 8
 MAGIC = b"PAR1"
 END_LENGTH = 4 + len(MAGIC)  # the length of the footer, and the format's own mark
 CHUNK = 1 << 20
+ROWS_IN_PIECE = 50_000
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)  # as pyarrow reports files that are none
 
@@ -87,9 +89,17 @@ def open_checked(path: Path, remedy: str) -> BinaryIO:
 
 
 def damaged(path: Path, remedy: str, error: Exception | None = None) -> DatasetError:
-    """The error of a file whose content has changed; of the cause the first line is told."""
+    """Make the error of a file whose content has changed, with the first line of the cause."""
     reason = "it is not what was written" if error is None else (str(error).splitlines() or [repr(error)])[0][:120]
     return DatasetError(f"{path} is damaged ({reason}); {remedy}")
+
+
+def digest(frame: pd.DataFrame) -> str:
+    """Name a frame by its content, the index left out: 16 hexadecimal digits."""
+    sha = hashlib.sha256()
+    for start in range(0, len(frame), ROWS_IN_PIECE):  # a hash of all rows at once would be most of a sync's memory
+        sha.update(pd.util.hash_pandas_object(frame[start : start + ROWS_IN_PIECE], index=False).to_numpy())
+    return sha.hexdigest()[:16]
 
 
 def _seal(path: Path) -> None:
@@ -104,7 +114,7 @@ def _seal(path: Path) -> None:
 
 
 def _is_whole(file: BinaryIO) -> bool:
-    """Whether the file is what was written, as far as it says; one without a checksum has its end at least."""
+    """Tell whether the file is what was written, as far as it says; one without a checksum has its end at least."""
     place = _place_of_footer(file)
     if place is None:
         return False
@@ -118,7 +128,7 @@ def _is_whole(file: BinaryIO) -> bool:
 
 
 def _place_of_footer(file: BinaryIO) -> int | None:
-    """Where the footer begins; None where the file's end is none of Parquet's."""
+    """Return where the footer begins; None where the file's end is none of Parquet's."""
     size = file.seek(0, os.SEEK_END)
     if size < END_LENGTH + len(MAGIC):
         return None
@@ -129,7 +139,7 @@ def _place_of_footer(file: BinaryIO) -> int | None:
 
 
 def _checksum(file: BinaryIO, size: int, end: bytes) -> bytes:
-    """The seal of a file: its first `size` bytes, and its end."""
+    """Return the seal of a file: its first `size` bytes, and its end."""
     xxh3 = xxhash.xxh3_64()
     file.seek(0)
     while size:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import AliasChoices, Field
 
-from bincount.data import packs
+from bincount.data import packing
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot, is_in
 from bincount.evaluation import holdout, intervals, slices
@@ -219,7 +219,7 @@ def score_new_images(
     new = _sample(new[~is_in(new["group"], holdout.bins_trained_on(snapshot, [trained_on]))])
     if len(new) < config.min_images:
         return None
-    pack = packs.update(snapshot.dataset, spec.images, new["path"], new["sha256"])
+    pack = packing.update(snapshot.dataset, spec.images, new["path"], new["sha256"])
     model, spec = load(checkpoint, choose_device(device))
     predicted = probabilities(model, spec, pack.images, pack.locate(new["sha256"]))
     images = LabelledImages(new["label"].to_numpy(np.int64), new["group"].to_numpy(), spec.classes)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bincount.data import sync, tables
+from bincount.data import bins, tables
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
@@ -146,6 +146,6 @@ def find_suspects(mistakes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _slice_values(snapshot: Snapshot, pack: Pack, test: pd.DataFrame) -> dict[str, pd.Series]:
-    bins = sync.read(snapshot.dataset, ["image_id", "items", "arrived"]).set_index("image_id")
+    rows = bins.read(snapshot.dataset, ["image_id", "items", "arrived"]).set_index("image_id")
     stats = slices.image_stats(pack.images, pack.locate(test["sha256"]))
-    return slices.slice_values(test, bins.reindex(test["image_id"]).reset_index(drop=True), stats)
+    return slices.slice_values(test, rows.reindex(test["image_id"]).reset_index(drop=True), stats)

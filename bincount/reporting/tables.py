@@ -20,8 +20,9 @@ from bincount.text import CONTROL, escape_html, escape_markdown
 
 if TYPE_CHECKING:  # they import torch and more, which a command that only shows something need not wait for
     from bincount.data.balance import ClassBalance
-    from bincount.data.check import Diagnosis, Mended
+    from bincount.data.check import Diagnosis
     from bincount.data.export import Exported
+    from bincount.data.repair import RepairReport
     from bincount.evaluation.drift import Drift
     from bincount.evaluation.evaluate import Evaluation
     from bincount.evaluation.intervals import Interval
@@ -180,8 +181,8 @@ def of_diagnosis(diagnosis: "Diagnosis") -> Tables:
     """Return the numbers of good and quarantined bins by reason, and the problems by kind with their remedies."""
     numbers = [
         ("good bins", diagnosis.num_good),
-        ("bins quarantined", diagnosis.set_aside.total()),
-        *((f"- {reason}", count) for reason, count in diagnosis.set_aside.most_common()),
+        ("bins quarantined", diagnosis.quarantined.total()),
+        *((f"- {reason}", count) for reason, count in diagnosis.quarantined.most_common()),
         ("problems", len(diagnosis.problems)),
     ]
     tables = {"Dataset": pd.DataFrame(numbers, columns=["", "number"])} | of_warnings(diagnosis.warnings)
@@ -200,14 +201,14 @@ def of_diagnosis(diagnosis: "Diagnosis") -> Tables:
     }
 
 
-def of_repair(mended: "Mended") -> Tables:
+def of_repair(report: "RepairReport") -> Tables:
     """Return the numbers of what a repair removed or made again."""
     rows = [
-        ("damaged bins, to be fetched again", mended.num_bins),
-        ("stray files", mended.num_strays),
-        ("leftovers of killed runs", mended.num_leftovers),
-        ("packs of an older decoder", mended.num_packs),
-        ("damaged pictures in packs, decoded again where the original is sound", mended.num_pictures),
+        ("damaged bins, to be fetched again", report.num_bins),
+        ("stray files", report.num_strays),
+        ("leftovers of killed runs", report.num_leftovers),
+        ("packs of an older decoder", report.num_packs),
+        ("damaged pictures in packs, decoded again where the original is sound", report.num_pictures),
     ]
     return {"Removed or repaired": pd.DataFrame(rows, columns=["", "number"])}
 

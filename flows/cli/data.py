@@ -52,7 +52,8 @@ def doctor(
     if services:
         _examine_services(registry, workspace, prefect_file, fix)
         return
-    from bincount.data.check import diagnose, mend
+    from bincount.data.check import diagnose
+    from bincount.data.repair import repair
     from bincount.reporting import tables
 
     dataset = Workspace(root=workspace).dataset(whole(DataConfig, data))
@@ -60,9 +61,9 @@ def doctor(
     tables.show(tables.of_diagnosis(diagnosis))
     problems = diagnosis.problems
     if problems and fix:
-        mended = mend(dataset, diagnosis)
-        tables.show(tables.of_repair(mended))
-        problems = mended.left
+        report = repair(dataset, diagnosis)
+        tables.show(tables.of_repair(report))
+        problems = report.left
     if problems:
         sys.exit(1)
 

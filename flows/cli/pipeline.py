@@ -200,7 +200,7 @@ def demo(
     """Generate bins and run the whole job on them: a small network at 64 pixels, about two minutes on two cores."""
     from bincount.data import synthetic
 
-    synthetic.draw(folder / "bucket", bins)
+    synthetic.generate(folder / "bucket", bins)
     run(
         data=DataConfig(source=str(folder / "bucket")),
         images=ImageConfig(image_size=64),

@@ -6,7 +6,7 @@ the temperature, which is fitted on val.
 
 - random: every image for itself, as published results are split; the same bin, an item before or after, is often
   in train too
-- bin: all images of one bin in one split, as the pipeline deals them
+- bin: all images of one bin in one split, as the pipeline assigns them
 
 Needs real bins, weights of the backbone, and some twenty minutes a training on two cores. What is done is
 kept in --workspace and not done again.
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bincount.data import groups, packs, snapshots, source, splits, sync
+from bincount.data import bins, fetch, groups, packing, snapshots, source, splits, sync
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation.metrics import score
@@ -91,19 +91,20 @@ def prepare(workspace: Workspace, data: DataConfig, images: ImageConfig, way: st
     opened = source.open_source(data)
     plan = sync.plan(dataset, opened, data)
     for number in range(plan.num_batches):
-        sync.fetch(dataset, opened, plan.batch(number), data)
-    rows = sync.merge(dataset)
+        fetch.fetch_batch(dataset, opened, plan.batch(number), data)
+    rows = bins.merge(dataset)
     good = rows["status"] == "ok"
     labels = {name: label for label, name in enumerate(data.class_set.names)}
     group = groups.assign(rows[good], by_picture=False) if way == "bin" else rows["image_id"]
     table = rows.assign(
-        group=f"{seed} " + group.reindex(rows.index).fillna(rows["image_id"]),  # splits are dealt in order of its hash
+        group=f"{seed} "
+        + group.reindex(rows.index).fillna(rows["image_id"]),  # splits are assigned in order of its hash
         label=rows["class_name"].map(labels).where(good).astype("Int8"),
     )
     table = splits.mark_extra(splits.assign(table, data.extra_names))
     snapshot = snapshots.freeze(table, data.class_set, data.source, dataset)
     wanted = pd.concat([snapshot.labelled(), snapshot.extra()])
-    return snapshot, packs.update(dataset, images, wanted["path"], wanted["sha256"])
+    return snapshot, packing.update(dataset, images, wanted["path"], wanted["sha256"])
 
 
 def train(snapshot: Snapshot, pack: Pack, images: ImageConfig, config: TrainConfig, workspace: Workspace) -> Trained:

@@ -226,19 +226,19 @@ def compile_modules() -> None:
     with suppress(ImportError):
         import boto3  # noqa: F401
 
-    from bincount.data import snapshots, sync  # noqa: F401
+    from bincount.data import assembly, fetch, sync  # noqa: F401
 
 
 def sync_bucket(endpoint: str, dataset: str, _: str) -> None:
     """As the tasks do it: the source is opened for every batch."""
-    from bincount.data import source, sync
+    from bincount.data import bins, fetch, source, sync
     from bincount.settings import DataConfig
 
     config = DataConfig(source=f"s3://{BUCKET}", endpoint=endpoint, layout="bins", concurrency=CONNECTIONS)
     plan = sync.plan(Path(dataset), source.open_source(config), config)
     for number in range(plan.num_batches):
-        sync.fetch(Path(dataset), source.open_source(config), plan.batch(number), config)
-    rows = sync.merge(Path(dataset))
+        fetch.fetch_batch(Path(dataset), source.open_source(config), plan.batch(number), config)
+    rows = bins.merge(Path(dataset))
     assert (rows["status"] == "ok").all(), rows["reason"].value_counts()
 
 
@@ -275,7 +275,7 @@ def make_whole_bucket(folder: str, num_bins: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from bincount.data import sync
+    from bincount.data import bins, sync
 
     dataset, ids = Path(folder), _ids(int(num_bins))
     random = np.random.default_rng(0)
@@ -308,8 +308,8 @@ def make_whole_bucket(folder: str, num_bins: str) -> None:
         "reason": [""] * len(ids),
     }
     # Columns that are not named here are empty, as in the rows of an older release.
-    missing = {field.name: pa.nulls(len(ids), field.type) for field in sync.SCHEMA if field.name not in columns}
-    rows = pa.table(columns | missing, sync.SCHEMA)
+    missing = {field.name: pa.nulls(len(ids), field.type) for field in bins.SCHEMA if field.name not in columns}
+    rows = pa.table(columns | missing, bins.SCHEMA)
     fetched = len(ids) * 99 // 100
     (dataset / "new").mkdir(parents=True)
     pq.write_table(rows[:fetched], dataset / "bins.parquet")
@@ -320,7 +320,7 @@ def make_whole_bucket(folder: str, num_bins: str) -> None:
 def whole_bucket(folder: str, num_bins: str) -> None:
     import pyarrow as pa
 
-    from bincount.data import snapshots, source, sync
+    from bincount.data import assembly, bins, source, sync
     from bincount.settings import DataConfig
 
     dataset, ids = Path(folder), _ids(int(num_bins))
@@ -344,9 +344,9 @@ def whole_bucket(folder: str, num_bins: str) -> None:
     plan = _timed("plan where 99 % are there: listing included", lambda: sync.plan(dataset, opened, config))
     assert plan.num_new == len(ids) - len(ids) * 99 // 100
     (dataset / "new").rename(dataset / "parts")
-    bins = _timed("merge", lambda: sync.merge(dataset))
-    assert len(bins) == len(ids)
-    snapshot = _timed("snapshot", lambda: snapshots.build(dataset, bins, config.class_set, config.source))
+    merged = _timed("merge", lambda: bins.merge(dataset))
+    assert len(merged) == len(ids)
+    snapshot = _timed("snapshot", lambda: assembly.build(dataset, merged, config.class_set, config.source))
     rows = snapshot.read()
     twins = rows["group"].map(rows["group"].value_counts()) > 1
     print(f"{twins.mean():.0%} of the bins were photographed more than once")

@@ -143,7 +143,7 @@ def prepare(folder: str, images: str, count: str, size: str) -> dict:
     import numpy as np
     import torch
 
-    from bincount.data import packs, synthetic
+    from bincount.data import packing, synthetic
     from bincount.settings import ImageConfig
 
     dataset = Path(folder)
@@ -151,7 +151,7 @@ def prepare(folder: str, images: str, count: str, size: str) -> dict:
         found = sorted(path for path in Path(images).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
         chosen = random.Random(0).sample(found, min(int(count), len(found)))
     else:
-        synthetic.draw(dataset, int(count), size=PICTURE, broken=False)
+        synthetic.generate(dataset, int(count), size=PICTURE, broken=False)
         chosen = sorted((dataset / "bin-images").iterdir())
     labels = [position % NUM_CLASSES for position in range(len(chosen))]  # speed does not depend on what is learnt
     contents = [path.read_bytes() for path in chosen]
@@ -168,7 +168,7 @@ def prepare(folder: str, images: str, count: str, size: str) -> dict:
                 _add(tar, f"{position:06d}.jpg", contents[position])
                 _add(tar, f"{position:06d}.cls", str(labels[position]).encode())
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
-    pack = packs.update(dataset, ImageConfig(image_size=int(size)), paths, digests)
+    pack = packing.update(dataset, ImageConfig(image_size=int(size)), paths, digests)
     np.savez(dataset / "examples.npz", rows=pack.locate(digests), labels=np.array(labels, np.int64))
     os.sync()  # nothing is written any more while others are measured
 

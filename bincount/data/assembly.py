@@ -1,0 +1,75 @@
+"""Assemble a dataset's bins into a snapshot: label them, group them by bin, assign them to splits, and freeze that."""
+
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+
+from bincount.data import advice, copies, groups, names, snapshots, splits, sync
+from bincount.data import bins as row_store
+from bincount.data.snapshots import Snapshot
+from bincount.problem import Classes, normalize_name
+
+
+def build(
+    dataset: Path,
+    bins: pd.DataFrame,
+    classes: Classes,
+    source: str,
+    extra_names: tuple[str, ...] = (),
+    keep_splits: bool = False,
+) -> Snapshot:
+    """Label, group and assign a dataset's bins, and freeze the result.
+
+    Bins of extra_names, which are counts that are no class, are assigned too; those of train become extra, and the
+    others are not used. Names of classes are compared after Unicode normalisation. Photos whose copies have different
+    labels are left out. keep_splits takes the splits that the source's folders give, instead of assigning the images.
+    Raises DatasetError when no bin has one of the classes, or a class that is no count has none, before any image is
+    assigned to a split, and when splits are to be kept and one of the three is not given.
+    """
+    unlisted = sync.unlisted(dataset)
+    manifest = _label(_group(_quarantine_hidden(_normalize_names(bins))), classes)
+    names_with_label = [*map(normalize_name, classes.names), *extra_names]
+    manifest = copies.leave_out_contradictions(manifest, names_with_label, unlisted)
+    advice.require_images(manifest, classes)
+    with FileLock(dataset / row_store.LOCK):
+        manifest["split"] = manifest["image_id"].map(splits.load(dataset))
+        if keep_splits:
+            manifest = copies.leave_out_moved(manifest, unlisted)
+            before = manifest["split"]
+            manifest["split"] = before.astype("str").where(before.notna(), splits.given(manifest))
+        manifest = splits.assign(manifest, extra_names)
+        splits.save(dataset, manifest)
+        if not keep_splits:
+            manifest = copies.keep_in_one_split(manifest)
+        return snapshots.freeze(splits.mark_extra(manifest), classes, source, dataset)
+
+
+def _normalize_names(bins: pd.DataFrame) -> pd.DataFrame:
+    spellings = {name: normalize_name(name) for name in bins["class_name"].dropna().unique()}
+    return bins.assign(class_name=bins["class_name"].map(spellings))
+
+
+def _group(bins: pd.DataFrame) -> pd.DataFrame:
+    """Add the group: of a quarantined bin it is the bin alone."""
+    good = bins[bins["status"] == "ok"]
+    group = groups.assign(good, by_picture=good["items"].isna().all()).reindex(bins.index)
+    return bins.assign(group=group.fillna(bins["image_id"]))
+
+
+def _label(bins: pd.DataFrame, classes: Classes) -> pd.DataFrame:
+    """Add the label: null where a bin is quarantined or of no class."""
+    labels = {normalize_name(name): label for label, name in enumerate(classes.names)}
+    label = bins["class_name"].map(pd.Series(labels)).where(bins["status"] == "ok")
+    return bins.assign(label=label.astype("Int8"))
+
+
+def _quarantine_hidden(bins: pd.DataFrame) -> pd.DataFrame:
+    """Quarantine what tools keep beside the pictures, such as .ipynb_checkpoints; it is not fetched any more."""
+    hidden = (bins["status"] == "ok") & bins["image_id"].str.contains(names.HIDDEN)
+    if not hidden.any():
+        return bins
+    return bins.assign(
+        status=bins["status"].mask(hidden, row_store.QUARANTINED),
+        reason=bins["reason"].mask(hidden, "hidden: a copy that a tool keeps beside the pictures"),
+    )

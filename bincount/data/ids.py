@@ -1,0 +1,41 @@
+"""The ids of bins: which have the public bucket's form, and in which order a limited dataset takes them."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+BLOCK = 100  # consecutive ids that enter a limited dataset together
+
+
+def first_bins(image_ids: pd.Series, limit: int | None) -> pd.Series:
+    """Return the first `limit` ids in the order in which a limited dataset grows.
+
+    Ids are taken in blocks of consecutive numbers, so that neighbours, which often show one bin, arrive together; the
+    blocks come in hashed order, so that no part of the key range is favoured. The order does not depend on the limit: a
+    larger one only adds.
+    """
+    if limit is None or limit >= len(image_ids):
+        return image_ids
+    image_ids = image_ids.iloc[pc.sort_indices(pa.array(image_ids)).to_numpy()]
+    order = np.empty(len(image_ids), np.uint64)
+    numbered = image_ids.str.fullmatch("[0-9]{1,18}").to_numpy(bool)
+    order[~numbered] = [_hash(image_id) for image_id in image_ids[~numbered]]
+    numbers = image_ids[numbered]
+    blocks, of_block = np.unique(
+        2 * (numbers.astype(np.int64).to_numpy() // BLOCK) + is_padded(numbers), return_inverse=True
+    )
+    order[numbered] = np.array([_hash(str(block)) for block in blocks], np.uint64)[of_block]
+    return image_ids.iloc[np.argsort(order, kind="stable")[:limit]]
+
+
+def is_padded(image_ids: pd.Series) -> np.ndarray:
+    """Tell which ids belong to the public bucket's padded series, 00001 to 535234; 10 and 00010 are different bins."""
+    return image_ids.str.fullmatch("[0-9]{5,18}").to_numpy(bool)
+
+
+def _hash(name: str) -> int:
+    # sha1, not hash(): the same order in every process
+    return int.from_bytes(hashlib.sha1(name.encode()).digest()[:8])

@@ -1,0 +1,73 @@
+"""The manifest: a dataset as a table with one row a bin, and what a model can learn from it as a digest.
+
+image_id    str    the id in the source; a string, since 10 and 00010 are different bins
+class_name  str    what the record says, as a class name; null where quarantined
+quantity    Int16  the recorded number of items; null where classes are not counts
+label       Int8   position of class_name among the classes; null for other classes
+group       str    the bin that the image shows; images of one bin share it
+split       str    train, val or test; extra where the image has no label and is trained on all the same; or null
+path        str    the image file, relative to the dataset's folder
+bytes       Int64  its size
+sha256      str    its content
+width, height  Int32  pixels
+status      str    ok, or quarantined
+reason      str    why it was quarantined; empty where it was not
+"""
+
+import hashlib
+
+import pandas as pd
+
+from bincount.errors import DatasetError
+from bincount.problem import EXTRA, SPLITS, Classes
+
+COLUMNS = {
+    "image_id": "str",
+    "class_name": "str",
+    "quantity": "Int16",
+    "label": "Int8",
+    "group": "str",
+    "split": "str",
+    "path": "str",
+    "bytes": "Int64",
+    "sha256": "str",
+    "width": "Int32",
+    "height": "Int32",
+    "status": "str",
+    "reason": "str",
+}
+
+
+def check(manifest: pd.DataFrame) -> None:
+    """Raise DatasetError unless the manifest keeps the promises that training rests on."""
+    missing = [column for column in COLUMNS if column not in manifest]
+    if missing:
+        raise DatasetError(f"the manifest lacks the columns {', '.join(missing)}")
+    if manifest["image_id"].duplicated().any():
+        twice = manifest.loc[manifest["image_id"].duplicated(), "image_id"].iloc[0]
+        raise DatasetError(f"{twice} is in the manifest twice")
+    assigned = manifest[manifest["split"].notna()]
+    known = (*SPLITS, EXTRA)
+    if not assigned["split"].isin(known).all():
+        raise DatasetError(
+            f"splits are {', '.join(known)}; the manifest has {sorted(set(assigned['split']) - set(known))}"
+        )
+    if (assigned["status"] != "ok").any() or (assigned["label"].isna() != (assigned["split"] == EXTRA)).any():
+        raise DatasetError("the manifest assigns images to splits that have no label or are quarantined")
+    splits_per_group = assigned["split"].replace(EXTRA, "train").groupby(assigned["group"]).nunique()
+    if (splits_per_group > 1).any():
+        raise DatasetError(f"the bin {splits_per_group.idxmax()} is in two splits")
+
+
+def digest(manifest: pd.DataFrame, classes: Classes) -> str:
+    """Name what a model can learn from: 32 hexadecimal digits over the rows with a split in order of id.
+
+    The picture's own digest is part of it, so that a replaced photo is another snapshot. 32 digits fit MLflow's
+    dataset digest, which takes at most 36.
+    """
+    assigned = manifest[manifest["split"].notna()].sort_values("image_id")
+    label = assigned["label"].astype("str").fillna(assigned["class_name"])
+    lines = assigned["image_id"].str.cat([label, assigned["group"], assigned["split"], assigned["sha256"]], sep=" ")
+    sha = hashlib.sha256(classes.model_dump_json().encode())
+    sha.update("\n".join(lines).encode())
+    return sha.hexdigest()[:32]

@@ -1,0 +1,117 @@
+"""Repair a dataset after a diagnosis: remove what can be fetched again, and decode damaged pictures anew."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+
+from bincount.data import bins, check, packs, sync, tables
+from bincount.data.check import REMEDIES, Diagnosis, Problem
+from bincount.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """The outcome of a repair: how many of what were removed, and the problems that are left to a person."""
+
+    num_bins: int
+    num_strays: int
+    num_leftovers: int
+    left: tuple[Problem, ...]
+    num_pictures: int = 0  # of packs, decoded again or given up
+    num_packs: int = 0
+
+
+def repair(dataset: Path, diagnosis: Diagnosis) -> RepairReport:
+    """Remove damaged bins, stray files and leftovers, so that the next sync fetches what is missing.
+
+    A bin of which one file is lost or wrong loses its row first and then its files. Snapshots and splits stay as they
+    are. Raises DatasetError while a sync is at work, whose files would look like strays, and where rows are unreadable.
+    """
+    places = {kind: [problem.where for problem in diagnosis.problems if problem.kind == kind] for kind in REMEDIES}
+    if places[check.ROWS]:
+        raise DatasetError(f"{places[check.ROWS][0]} in {dataset} cannot be read; {REMEDIES[check.ROWS]}")
+    if _sync_is_under_way(dataset):
+        raise DatasetError(
+            f"a sync of {dataset} has not ended and was at work within the hour; let `bincount prepare` end, or run it "
+            "again, and then repair the dataset"
+        )
+    damaged = forget(dataset, [where for kind in check.KINDS_OF_FILES for where in places[kind]])
+    if len(damaged):
+        for planned in dataset.glob(sync.PLANS):
+            planned.unlink(missing_ok=True)  # of a sync that ended; now it would look unfinished
+    claimed = check.claimed_files(check.read_rows(dataset))  # a sync may have ended since the diagnosis
+    strays = [where for where in places[check.STRAY] if where not in claimed]
+    leftovers = [*places[check.LEFTOVER], *places[check.PLAN]]
+    _remove(dataset, [*strays, *leftovers, *places[check.OLD_PACK]])
+    return RepairReport(
+        num_bins=len(damaged),
+        num_strays=len(strays),
+        num_leftovers=len(leftovers),
+        left=tuple(problem for problem in diagnosis.problems if problem.kind not in REMEDIES),
+        num_pictures=sum(_repair_pack(dataset / where) for where in _folders(places[check.PICTURES])),
+        num_packs=len(places[check.OLD_PACK]),
+    )
+
+
+def forget(dataset: Path, files: Iterable[str]) -> pd.DataFrame:
+    """Remove the bins that have one of these files, so that the next sync fetches them again; return their rows.
+
+    A bin loses its row first and then its files.
+    """
+    bins.merge(dataset)
+    with FileLock(dataset / bins.LOCK):
+        rows, files = check.read_rows(dataset), set(files)
+        damaged = rows[rows["path"].isin(files) | rows["record"].isin(files)]
+        if len(damaged):
+            bins.remove(dataset, damaged["image_id"])
+        _remove(dataset, check.claimed_files(damaged))
+    return damaged
+
+
+def _folders(files: Iterable[str]) -> list[str]:
+    return sorted({os.path.dirname(file) for file in files})
+
+
+def _repair_pack(folder: Path) -> int:
+    """Decode the damaged pictures of a pack again, and give up those whose originals are damaged too."""
+    pack = packs.Pack(folder, packs.Name.parse(folder.name).image_size)
+    rows = check.find_damaged_rows(pack)
+    for row in rows:
+        try:
+            pack.images.repair(row)
+        except DatasetError as error:
+            logger.warning("%s", error)
+            pack.images.drop(row)
+    return len(rows)
+
+
+def _remove(dataset: Path, places: Iterable[str]) -> None:
+    for where in places:
+        if (dataset / where).is_dir():
+            shutil.rmtree(dataset / where)
+        else:
+            (dataset / where).unlink(missing_ok=True)
+
+
+def _sync_is_under_way(dataset: Path) -> bool:
+    """Tell whether a sync was begun that has not ended, and that was at work within the hour."""
+    an_hour_ago = time.time() - sync.TEMPORARY_SECONDS
+    plans = [path for path in dataset.glob(sync.PLANS) if path.stat().st_mtime > an_hour_ago]
+    ids = [ids for path in plans for ids in _planned(path)]
+    known = bins.read(dataset, ["image_id"])["image_id"]
+    return bool(ids) and (any((dataset / bins.PARTS).glob("*.parquet")) or not pd.concat(ids).isin(known).all())
+
+
+def _planned(path: Path) -> Iterator[pd.Series]:
+    with suppress(FileNotFoundError, DatasetError):
+        yield tables.read_frame(path, sync.PLAN_REMEDY)["image_id"]
