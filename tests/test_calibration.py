@@ -11,9 +11,10 @@ from bincount.evaluation import metrics
 from bincount.problem import Classes
 from bincount.training import calibration
 from bincount.training import model as models
-from bincount.training.files import ModelSpec, read_spec
+from bincount.training.loop import fit
 from bincount.training.model import mean_softmax
-from bincount.training.train import fit
+from bincount.training.run_folder import Request
+from bincount.training.spec import ModelSpec, read_spec
 
 
 def answers(sharpness: float, num: int = 4000, looks: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +55,7 @@ def test_a_few_images_that_are_all_right_or_all_wrong_do_not_run_away(right):
 
 def test_a_training_keeps_the_temperature_with_its_model_and_answers_use_it(tmp_path):
     snapshot, pack = dataset(tmp_path)
-    trained = fit(snapshot, pack, IMAGES, QUICK, tmp_path / "run")
+    trained = fit(Request(snapshot, pack, IMAGES, QUICK, tmp_path / "run"))
 
     model, spec = models.load(trained.checkpoint)
 

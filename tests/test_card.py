@@ -15,7 +15,7 @@ from bincount.evaluation.promotion import ClassChange, Decision, Gain
 from bincount.problem import Classes
 from bincount.reporting import card
 from bincount.settings import ImageConfig, TrainConfig
-from bincount.training.files import ModelSpec
+from bincount.training.spec import ModelSpec
 
 COUNTS = Classes.parse("0..2")
 BALANCE = pd.DataFrame({"class": ["0", "1", "2"], "train": [8, 1600, 2], "val": [1, 2, 0], "test": [1, 2, 0]})

@@ -7,8 +7,9 @@ from drawn_training import IMAGES, QUICK, dataset
 from bincount.errors import SettingsError
 from bincount.settings import MODELS, TrainConfig
 from bincount.training.device import Arithmetic, choose_arithmetic, resolve
-from bincount.training.files import weights_digest
-from bincount.training.train import fit
+from bincount.training.loop import fit
+from bincount.training.run_folder import Request
+from bincount.training.spec import weights_digest
 from bincount.workspace import Workspace
 from tasks import training as training_tasks
 
@@ -102,7 +103,7 @@ def test_the_same_settings_give_the_same_weights_to_the_bit_twice(tmp_path, mode
     torch.set_num_threads(1)
     digests = []
     for name in ("one", "two"):
-        trained = fit(snapshot, pack, IMAGES, config, tmp_path / name)
+        trained = fit(Request(snapshot, pack, IMAGES, config, tmp_path / name))
         digests.append(weights_digest(trained.checkpoint))
     torch.set_num_threads(threads)
     assert digests[0] == digests[1]

@@ -25,8 +25,8 @@ from bincount.evaluation.drift import (
 from bincount.evaluation.intervals import Interval
 from bincount.problem import Classes
 from bincount.settings import DataConfig, DriftConfig, ImageConfig, TrainConfig
-from bincount.training.files import ModelSpec
 from bincount.training.model import build, save
+from bincount.training.spec import ModelSpec
 
 COUNTS = Classes.parse("0..2")
 RULES = DriftConfig(min_images=30)

@@ -4,20 +4,24 @@ import numpy as np
 import pytest
 from drawn_training import IMAGES, QUICK, dataset
 
-from bincount.training import ensemble, files
+from bincount.training import ensemble
 from bincount.training import model as models
 from bincount.training.calibration import fit_temperature
-from bincount.training.train import fit, measure
+from bincount.training.loop import fit
+from bincount.training.run_folder import Request, read_history
+from bincount.training.validation import measure
 
 THREE = QUICK.model_copy(update={"members": 3, "epochs": 2})
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Three trainings, the model made of them, and what they learned from."""
+    """Three trainings, the model made of them, and their data."""
     folder = tmp_path_factory.mktemp("ensemble")
     snapshot, pack = dataset(folder, train=48)
-    members = [fit(snapshot, pack, IMAGES, member, folder / str(member.seed)) for member in THREE.each_member()]
+    members = [
+        fit(Request(snapshot, pack, IMAGES, member, folder / str(member.seed))) for member in THREE.each_member()
+    ]
     return snapshot, pack, members, ensemble.combine(members, snapshot, pack, folder / "mean", "cpu")
 
 
@@ -63,8 +67,8 @@ def test_the_result_says_how_good_the_mean_is_and_how_good_each_member(trained):
     assert (mean.val_accuracy, mean.val_loss) == (scores["val_accuracy"], pytest.approx(scores["val_loss"]))
     assert mean.members == tuple(member.val_accuracy for member in members)
     assert mean.seconds == pytest.approx(sum(member.seconds for member in members))
-    first = [files.read_history(member.folder)[0]["train_loss"] for member in members]
-    history = files.read_history(mean.folder)
+    first = [read_history(member.folder)[0]["train_loss"] for member in members]
+    history = read_history(mean.folder)
     assert [record["epoch"] for record in history] == [1, 2]
     assert history[0]["train_loss"] == pytest.approx(np.mean(first))
 

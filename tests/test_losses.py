@@ -14,7 +14,7 @@ def config(loss, label_smoothing=0.1):
 
 
 def loss_of(settings, logits=LOGITS, labels=LABELS):
-    return losses.per_picture(logits, losses.targets(labels, VALUES, settings), settings)
+    return losses.per_image(logits, losses.targets(labels, VALUES, settings), settings)
 
 
 def test_cross_entropy_with_smoothing_is_torchs():

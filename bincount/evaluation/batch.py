@@ -17,8 +17,8 @@ from bincount.errors import BadPicture, SourceError
 from bincount.evaluation.predict import predict_images
 from bincount.progress import Progress
 from bincount.settings import DataConfig
-from bincount.training.files import ModelSpec
 from bincount.training.model import load
+from bincount.training.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from bincount.evaluation.intervals import FEWEST_BINS, Interval
 from bincount.frozen import Frozen
 from bincount.problem import Classes
 from bincount.settings import DriftConfig
-from bincount.training.files import read_spec
+from bincount.training.spec import read_spec
 
 SMALLEST_SHARE = 1e-6  # the logarithm of nothing is not a number
 NUM_CELLS = 10

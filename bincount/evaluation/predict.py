@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from bincount.training.files import ModelSpec
 from bincount.training.model import probabilities
+from bincount.training.spec import ModelSpec
 
 
 def predict_images(model: nn.Module, spec: ModelSpec, pictures: Sequence[np.ndarray]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from bincount.evaluation.promotion import Decision
 from bincount.problem import SPLITS, Classes
 from bincount.settings import ImageConfig, TrainConfig
 from bincount.text import escape_markdown, markdown_code
-from bincount.training.files import ModelSpec
+from bincount.training.spec import ModelSpec
 
 PERCENTAGES = ("accuracy", "within_one", "calibration_error")
 COMPARISON, FIRST_COMPARISON = "## Against the champion", "## Against the majority class"
