@@ -301,7 +301,7 @@ def test_no_bit_of_a_result_changes_unseen(trained):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '[{"epoch": "one"}]', "\0" * 20])
-def test_a_history_that_is_none_is_told(tmp_path, content):
+def test_a_damaged_history_is_an_error(tmp_path, content):
     (tmp_path / "history.json").write_text(content)
     with pytest.raises(ModelDamaged, match=r"history\.json is damaged"):
         read_history(tmp_path)
@@ -325,7 +325,7 @@ def test_a_label_that_changed_never_reaches_the_trainer(trained, tmp_path):
         loop.fit(Request(snapshot, pack, IMAGES, CONFIG, tmp_path / "again"))
 
 
-def test_a_request_that_changed_is_told_by_the_trainer(trained, tmp_path, monkeypatch, caplog):
+def test_a_damaged_request_is_an_error_of_the_trainer(trained, tmp_path, monkeypatch, caplog):
     snapshot, pack, _ = trained
     request = Request(snapshot, pack, IMAGES, CONFIG, tmp_path)
     assert run_folder.write_request(request) == tmp_path / "request.json"
@@ -338,7 +338,7 @@ def test_a_request_that_changed_is_told_by_the_trainer(trained, tmp_path, monkey
         (tmp_path / "request.json").write_bytes(whole)
 
 
-def test_the_error_of_a_trainer_is_told_and_one_that_changed_is_an_error_too(tmp_path):
+def test_the_error_of_a_trainer_is_read_back_and_a_damaged_one_is_an_error_too(tmp_path):
     run_folder.write_error(tmp_path, TrainingDiverged("the loss; try again"), 0)
     assert run_folder.read_error(tmp_path) == {"type": "TrainingDiverged", "message": "the loss; try again"}
     flip(tmp_path / "error-0.json")

@@ -36,12 +36,12 @@ def test_members_are_trainings_of_their_own_with_the_seeds_that_follow():
     assert QUICK.each_member() == [QUICK]  # what was trained alone can be a member later
 
 
-def test_the_model_answers_with_the_mean_of_its_members_probabilities(trained):
+def test_the_model_predicts_the_mean_of_its_members_probabilities(trained):
     snapshot, pack, members, mean = trained
     network, spec = models.load(mean.checkpoint)
     rows, _ = val(snapshot, pack)
 
-    answered = models.probabilities(network, spec, pack.images, rows)
+    predicted = models.probabilities(network, spec, pack.images, rows)
 
     alone = []
     for member in members:
@@ -49,7 +49,7 @@ def test_the_model_answers_with_the_mean_of_its_members_probabilities(trained):
         same_temperature = its_spec.model_copy(update={"temperature": spec.temperature})
         alone.append(models.probabilities(its_network, same_temperature, pack.images, rows))
     assert not np.allclose(alone[0], alone[1], atol=1e-3)
-    np.testing.assert_allclose(answered, np.mean(alone, axis=0), atol=1e-6)
+    np.testing.assert_allclose(predicted, np.mean(alone, axis=0), atol=1e-6)
 
 
 def test_the_temperature_is_that_of_the_mean(trained):
@@ -59,7 +59,7 @@ def test_the_temperature_is_that_of_the_mean(trained):
     assert spec.temperature == pytest.approx(fit_temperature(models.logits(network, spec, pack.images, rows), labels))
 
 
-def test_the_result_says_how_good_the_mean_is_and_how_good_each_member(trained):
+def test_the_result_has_the_scores_of_the_mean_and_of_each_member(trained):
     snapshot, pack, members, mean = trained
     network, spec = models.load(mean.checkpoint)
     rows, labels = val(snapshot, pack)
@@ -73,7 +73,7 @@ def test_the_result_says_how_good_the_mean_is_and_how_good_each_member(trained):
     assert history[0]["train_loss"] == pytest.approx(np.mean(first))
 
 
-def test_what_is_there_is_not_made_again(trained):
+def test_a_finished_model_is_not_made_again(trained):
     snapshot, pack, members, mean = trained
     weights = mean.checkpoint / "model.safetensors"
     before = weights.stat().st_mtime_ns

@@ -42,7 +42,7 @@ def test_the_small_model_is_small():
     assert 100_000 < sum(parameter.numel() for parameter in build(spec()).parameters()) < 400_000
 
 
-def test_a_saved_model_comes_back_in_evaluation_mode_and_says_the_same(tmp_path):
+def test_a_saved_model_is_loaded_in_evaluation_mode_and_predicts_the_same(tmp_path):
     network = build(spec(center_crop=0.9)).eval()
     save(tmp_path / "model", network, spec(center_crop=0.9))
     loaded, loaded_spec = load(tmp_path / "model")
@@ -53,7 +53,7 @@ def test_a_saved_model_comes_back_in_evaluation_mode_and_says_the_same(tmp_path)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.json", "model.safetensors"}
 
 
-def test_what_was_learned_beside_the_classes_takes_no_share_of_their_probabilities():
+def test_extra_outputs_take_no_share_of_the_probabilities_of_the_classes():
     beside = ModelSpec.make(ImageConfig(image_size=32), TrainConfig(model="small"), COUNTS, ("6", "7"))
     network = build(beside).eval()
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 8)
@@ -62,7 +62,7 @@ def test_what_was_learned_beside_the_classes_takes_no_share_of_their_probabiliti
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-6)
 
 
-def test_where_memory_is_short_fewer_pictures_are_asked_about_at_once():
+def test_when_memory_runs_out_the_batches_of_predictions_get_smaller():
     class Cramped(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -87,7 +87,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
         load_weights(network, starting(tmp_path / "broken.safetensors"))
 
 
-def test_with_a_flip_a_picture_and_its_mirror_image_get_the_same_answer():
+def test_with_flip_at_test_an_image_and_its_mirror_image_have_the_same_probabilities():
     network = build(spec()).eval()
     mirrored = pictures(5)[:, :, ::-1].copy()
     with_flip, without = (
@@ -156,7 +156,7 @@ def test_the_recovered_imagenet_backbone_fits_mobilenet():
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-def test_a_file_that_is_missing_or_no_weights_says_what_to_give(tmp_path, name):
+def test_a_file_that_is_missing_or_no_weights_is_an_error_with_the_remedy(tmp_path, name):
     with pytest.raises(WeightsUnavailable, match="no weights file"):
         load_weights(build(spec()), starting(tmp_path / name))
     (tmp_path / name).write_text("not weights")

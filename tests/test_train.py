@@ -37,7 +37,7 @@ from bincount.training.schedule import epoch_order, learning_rate
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Here and in trainers alike, as equal results need; several wait for each other when the machine is busy."""
+    """One thread here and in trainers: equal results need equal numbers, and several are slow on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +57,7 @@ def unbroken(data, tmp_path_factory) -> Trained:
 
 
 class StopAfter(threading.Event):
-    """Is set once so many steps were taken in the first epoch; it is asked once a step."""
+    """An event that is set after so many steps of the first epoch; the loop checks it once a step."""
 
     def __init__(self, steps: int):
         super().__init__()
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(data, unbrok
     assert f"resuming after step {STEPS_PER_EPOCH} of" in caplog.text
 
 
-def test_without_one_whole_checkpoint_the_training_starts_anew(data, unbroken, tmp_path):
+def test_without_an_intact_checkpoint_the_training_starts_anew(data, unbroken, tmp_path):
     with pytest.raises(Stopped):
         fit(Request(*data, IMAGES, QUICK, tmp_path), stop=StopAfter(2))
     for path in tmp_path.glob("checkpoint-*.pt"):
@@ -172,7 +172,7 @@ def test_the_small_model_learns_to_count_squares(data, tmp_path):
     assert [record["epoch"] for record in history] == list(range(1, 16))
 
 
-def test_extra_counts_are_learned_beside_the_classes(tmp_path):
+def test_extra_counts_are_trained_on_beside_the_classes(tmp_path):
     snapshot, pack = dataset(tmp_path)
     rows = snapshot.read()
     two = rows["class_name"] == "2"
@@ -200,15 +200,13 @@ def test_fewer_images_than_a_batch_are_one_batch(tmp_path):
 
 
 @pytest.mark.parametrize(("train", "val", "split"), [(5, 0, "val"), (1, 3, "train")])
-def test_a_split_without_images_says_what_to_do(tmp_path, train, val, split):
+def test_a_split_without_images_is_an_error_with_the_remedy(tmp_path, train, val, split):
     snapshot, pack = dataset(tmp_path, train, val)
     with pytest.raises(DatasetError, match=rf"split {split} has {min(train, val)} images.*--limit"):
         fit(Request(snapshot, pack, IMAGES, QUICK, tmp_path / "run"))
 
 
-def test_a_loss_that_is_no_number_asks_for_a_lower_learning_rate_when_three_halvings_do_not_help(
-    data, tmp_path, caplog
-):
+def test_a_loss_that_stays_infinite_after_three_halvings_asks_for_a_lower_learning_rate(data, tmp_path, caplog):
     config = QUICK.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30})
     with pytest.raises(TrainingDiverged, match=r"halved 3 times; try a --learning-rate below 1\.25e\+29"):
         fit(Request(*data, IMAGES, config, tmp_path))
@@ -216,14 +214,14 @@ def test_a_loss_that_is_no_number_asks_for_a_lower_learning_rate_when_three_halv
     assert [record["epoch"] for record in read_history(tmp_path)] == []
 
 
-def test_a_debugged_training_that_goes_astray_shows_where(data, tmp_path):
+def test_a_debugged_training_that_diverges_keeps_its_gradients(data, tmp_path):
     config = QUICK.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30, "debug": True})
     with pytest.raises(TrainingDiverged):
         fit(Request(*data, IMAGES, config, tmp_path))
     assert (tmp_path / "debug" / "gradients.csv").exists()
 
 
-def test_a_loss_that_is_no_number_once_is_learned_again_from_the_last_good_state_with_half_the_rate(
+def test_after_a_loss_that_is_not_finite_training_goes_on_from_the_last_checkpoint_with_half_the_rate(
     data, tmp_path, monkeypatch, caplog
 ):
     per_image, steps = losses.per_image, []
@@ -245,7 +243,7 @@ def test_a_loss_that_is_no_number_once_is_learned_again_from_the_last_good_state
 
 
 class Cramped(torch.nn.Module):
-    """A network on a device with memory for so many pictures."""
+    """A network on a device with memory for so many images."""
 
     def __init__(self, network, room):
         super().__init__()
@@ -257,24 +255,22 @@ class Cramped(torch.nn.Module):
         return self.network(pictures)
 
 
-def test_a_batch_that_memory_has_no_room_for_is_learned_from_in_parts(data, tmp_path, monkeypatch, caplog):
+def test_a_batch_too_large_for_memory_is_accumulated_in_parts(data, tmp_path, monkeypatch, caplog):
     without_norm = torch.nn.Sequential(
         OrderedDict(backbone=torch.nn.Flatten(), head=torch.nn.Linear(3 * 32 * 32, 3))
     ).to(memory_format=torch.channels_last)
     config = QUICK.model_copy(update={"epochs": 1, "learning_rate": 1e-4, "class_weights": "balanced"})
     ends = {}
     for name, room in (("roomy", 16), ("cramped", 5)):
-        network = copy.deepcopy(without_norm)
-        monkeypatch.setattr(trainer, "build", lambda spec, network=network: network)
-        monkeypatch.setattr(model, "build", lambda spec, network=network: copy.deepcopy(network))  # to load it again
+        monkeypatch.setattr(model, "build", lambda spec: copy.deepcopy(without_norm))
         monkeypatch.setattr(World, "data_parallel", lambda self, model, room=room: Cramped(model, room))
-        fit(Request(*data, IMAGES, config, tmp_path / name))
-        ends[name] = network.head.weight.detach()
+        trained = fit(Request(*data, IMAGES, config, tmp_path / name))
+        ends[name] = safetensors.torch.load_file(trained.checkpoint / "model.safetensors")["head.weight"]
     torch.testing.assert_close(ends["roomy"], ends["cramped"])
     assert "from here on each step accumulates the gradients of its 16 images in 4 parts" in caplog.text
 
 
-def test_what_killed_trainers_left_half_written_is_removed(data, tmp_path):
+def test_half_written_files_of_killed_trainers_are_removed(data, tmp_path):
     left = [tmp_path / ".checkpoint-000000006-0-0.pt.77.new", tmp_path / "model" / ".model.safetensors.77.new"]
     for path in left:
         path.parent.mkdir(exist_ok=True)
@@ -295,7 +291,7 @@ def test_what_killed_trainers_left_half_written_is_removed(data, tmp_path):
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
 )
-def test_memory_that_ran_out_is_known_whoever_says_so(error, is_memory):
+def test_running_out_of_memory_is_recognised_whichever_library_reports_it(error, is_memory):
     assert is_out_of_memory(error) is is_memory
 
 
@@ -306,7 +302,7 @@ def test_ordinal_targets_of_classes_without_order_are_refused(data, tmp_path):
         fit(Request(snapshot, pack, IMAGES, QUICK.model_copy(update={"loss": "ordinal"}), tmp_path / "run"))
 
 
-def test_memory_for_not_even_one_picture_is_an_error_that_says_what_to_lower(data, tmp_path, monkeypatch):
+def test_memory_too_small_for_one_image_is_an_error_that_names_what_to_lower(data, tmp_path, monkeypatch):
     monkeypatch.setattr(World, "data_parallel", lambda self, model: Cramped(model, 0))
     with pytest.raises(SettingsError, match="out of memory at 1 images at once; lower --image-size"):
         fit(Request(*data, IMAGES, QUICK, tmp_path))
@@ -325,7 +321,7 @@ def test_a_debugged_training_keeps_gradients_dead_channels_and_a_profile(data, u
     assert any("convolution" in event["name"] for event in events)
 
 
-def test_what_is_wrong_with_a_network_is_said():
+def test_vanishing_and_exploding_gradients_and_dead_channels_are_findings():
     network = torch.nn.Sequential(
         OrderedDict(
             first=torch.nn.Conv2d(3, 4, 1), dead=torch.nn.ReLU(), flat=torch.nn.Flatten(), last=torch.nn.Linear(4, 2)
@@ -346,7 +342,7 @@ def test_what_is_wrong_with_a_network_is_said():
 
 
 class Block(torch.nn.Module):
-    """With a shortcut, and one activation for both places, as those of ResNets."""
+    """A block with a shortcut that uses one activation twice, as those of ResNets do."""
 
     def __init__(self):
         super().__init__()
@@ -356,7 +352,7 @@ class Block(torch.nn.Module):
         return self.relu(pictures + self.relu(self.conv(pictures)))
 
 
-def test_a_dead_activation_is_seen_also_where_a_living_one_shares_its_layer():
+def test_a_dead_activation_is_found_also_when_its_layer_is_used_twice():
     block = Block()
     torch.nn.init.constant_(block.conv.bias, -100)
     monitor = Monitor(block, enabled=True)
@@ -365,7 +361,7 @@ def test_a_dead_activation_is_seen_also_where_a_living_one_shares_its_layer():
     assert monitor.dead == {"relu": 1.0, "relu, use 2": 0.0}
 
 
-def test_what_was_found_before_a_resume_stays(tmp_path):
+def test_gradients_recorded_before_a_resume_stay(tmp_path):
     network = torch.nn.Linear(2, 2)
     network(torch.ones(1, 2)).sum().backward()
     for steps in ((0, 20, 40), (40, 60), ()):
@@ -376,7 +372,7 @@ def test_what_was_found_before_a_resume_stays(tmp_path):
     assert list(pd.read_csv(tmp_path / "gradients.csv")["step"]) == [0, 20, 40, 60]
 
 
-def test_what_was_found_is_there_after_each_epoch_and_a_resumed_training_is_profiled_too(tmp_path):
+def test_findings_are_written_after_each_epoch_and_a_resumed_training_is_profiled_too(tmp_path):
     network = torch.nn.Linear(2, 2)
     network(torch.ones(1, 2)).sum().backward()
     for first, last in ((0, 20), (37, 44)):  # the second is stopped while it is profiled
@@ -391,7 +387,7 @@ def test_what_was_found_is_there_after_each_epoch_and_a_resumed_training_is_prof
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_a_setting_that_cannot_work(data, tmp_path):
+def test_a_missing_gpu_is_an_error_of_the_settings(data, tmp_path):
     with pytest.raises(SettingsError, match="--device"):
         fit(Request(*data, IMAGES, QUICK.model_copy(update={"device": "cuda"}), tmp_path))
 
@@ -406,7 +402,7 @@ def test_balanced_sampling_draws_classes_equally_often():
     assert not np.array_equal(natural, epoch_order(labels, weights, QUICK, epoch=1))
 
 
-def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing():
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
     rates = [learning_rate(QUICK, step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(QUICK.learning_rate / 25)
     assert max(rates) == rates[30] == QUICK.learning_rate
@@ -433,7 +429,7 @@ def processes(monkeypatch) -> list[subprocess.Popen]:
 
 @pytest.fixture
 def on_first_epoch(caplog):
-    """Registers what to do when the first epoch has ended."""
+    """Register a function to call when the first epoch has ended."""
     caplog.set_level(logging.INFO, logger="bincount")
     handlers = []
 
@@ -504,7 +500,7 @@ def test_a_full_disk_ends_the_trainer_with_the_remedy_and_with_space_the_next_go
     assert "resuming after step" in caplog.text
 
 
-def test_a_trainer_that_has_no_room_even_for_its_error_says_so_all_the_same(tmp_path, monkeypatch):
+def test_a_trainer_without_disk_space_even_for_its_error_is_reported_as_a_full_disk(tmp_path, monkeypatch):
     def full(*_):
         raise DiskFull("no room")
 

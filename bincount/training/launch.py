@@ -16,17 +16,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bincount import errors
-from bincount.errors import ModelDamaged, SettingsError, TrainingFailed
 from bincount.settings import LaunchConfig
-from bincount.training.run_folder import (
-    Request,
-    Trained,
-    find_finished,
-    read_error,
-    read_history,
-    remove_errors,
-    write_request,
-)
+from bincount.training import run_folder
+from bincount.training.run_folder import Request, Trained
 
 logger = logging.getLogger("bincount.training")
 
@@ -57,15 +49,15 @@ def train_in_subprocess(
     epochs so far, after each epoch and at the end.
     """
     folder = request.folder
-    trained = find_finished(folder)
+    trained = run_folder.find_finished(folder)
     if trained is not None:
         logger.info("already trained: %s", folder)
-        on_epoch(read_history(folder))
+        on_epoch(run_folder.read_history(folder))
         return trained
 
     folder.mkdir(parents=True, exist_ok=True)
-    remove_errors(folder)
-    path = write_request(request)
+    run_folder.remove_errors(folder)
+    path = run_folder.write_request(request)
 
     with tempfile.TemporaryDirectory(prefix="bincount-", ignore_cleanup_errors=True) as rendezvous:  # of mode 700
         process = subprocess.Popen(
@@ -85,9 +77,9 @@ def train_in_subprocess(
             on_epoch(_read_history_so_far(folder))
     trained = Trained.read(folder)
     if trained is None:
-        if error := read_error(folder):
-            raise getattr(errors, error["type"], TrainingFailed)(error["message"])
-        raise TrainingFailed(_explain(process.returncode, last_lines, folder))
+        if error := run_folder.read_error(folder):
+            raise getattr(errors, error["type"], errors.TrainingFailed)(error["message"])
+        raise errors.TrainingFailed(_explain(process.returncode, last_lines, folder))
     return trained
 
 
@@ -120,7 +112,7 @@ def _command(launch: LaunchConfig, request: Path, rendezvous: Path) -> list[str]
         options += [f"--rdzv-id={request.parent.name}", "--local-addr=127.0.0.1"]
     else:
         if launch.rendezvous.partition(":")[0] in ("localhost", "127.0.0.1"):
-            raise SettingsError(
+            raise errors.SettingsError(
                 f"other hosts cannot reach {launch.rendezvous}; give this host's name or address with --rendezvous"
             )
         options += [f"--nnodes={launch.nnodes}", f"--rdzv-endpoint={launch.rendezvous}"]
@@ -148,8 +140,8 @@ def _follow(lines: Iterable[str], folder: Path, on_epoch: Callable[[list[dict]],
 def _read_history_so_far(folder: Path) -> list[dict]:
     """Read the records so far; none while the file is damaged, since the trainer writes it again after each epoch."""
     try:
-        return read_history(folder)
-    except ModelDamaged:
+        return run_folder.read_history(folder)
+    except errors.ModelDamaged:
         return []
 
 

@@ -23,10 +23,10 @@ from bincount.files import write_json
 from bincount.problem import EXTRA
 from bincount.progress import Progress
 from bincount.training import checkpoints, distributed, losses, run_folder, validation
+from bincount.training import model as models
 from bincount.training.calibration import calibrate
 from bincount.training.device import choose_device, resolve
 from bincount.training.distributed import World
-from bincount.training.model import probabilities, save
 from bincount.training.reader import Examples, Reader, read_examples
 from bincount.training.run_folder import Request, Trained
 from bincount.training.schedule import Schedule
@@ -157,12 +157,12 @@ def train_epoch(trainer: Trainer, reader: Reader, folder: Path, stop: threading.
 def _end_epoch(trainer: Trainer, request: Request, val: Examples) -> None:
     """Score the epoch on val, and write its record, and its weights when it is the one to keep."""
     world, spec, folder = trainer.world, trainer.spec, request.folder
-    shard = probabilities(trainer.model, spec, request.pack.images, world.shard(val.rows))
+    shard = models.probabilities(trainer.model, spec, request.pack.images, world.shard(val.rows))
     scores = np.stack(world.gather(list(shard)))
     record = trainer.end_epoch(validation.measure(scores, val.labels, spec.classes))
     if world.is_first:
         if validation.select_epoch(trainer.history, trainer.config.keep) is record:
-            save(folder / "model", trainer.model, spec)
+            models.save(folder / "model", trainer.model, spec)
         write_json(folder / "history.json", trainer.history)
     trainer.monitor.write(folder / "debug", trainer.history)
     logger.info("%s", _describe(record, trainer.config.epochs))

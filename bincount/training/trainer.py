@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from bincount.errors import SettingsError, TrainingDiverged, TrainingFailed
 from bincount.settings import TrainConfig
-from bincount.training import checkpoints, losses
-from bincount.training.augment import Views, apply_views, draw_views
+from bincount.training import augment, checkpoints, losses
+from bincount.training import model as models
+from bincount.training.augment import Views
 from bincount.training.device import Arithmetic, choose_arithmetic, is_out_of_memory
 from bincount.training.distributed import World
-from bincount.training.model import build, load_weights
 from bincount.training.monitor import Monitor
 from bincount.training.schedule import Schedule, seed_for
 from bincount.training.spec import ModelSpec
@@ -34,10 +34,10 @@ def start(spec: ModelSpec, schedule: Schedule, folder: Path, world: World) -> "T
     """Make a trainer at its first step, or resume it from the newest checkpoint in the folder."""
     config = schedule.config
     torch.manual_seed(seed_for("weights", config.seed))
-    model = build(spec)
+    model = models.build(spec)
     checkpoint = _read_checkpoint(folder, world)
     if checkpoint is None:
-        load_weights(model, config)
+        models.load_weights(model, config)
         arithmetic = world.broadcast(choose_arithmetic(config, schedule.num_steps))
     else:
         arithmetic = Arithmetic(**checkpoint["arithmetic"])
@@ -126,7 +126,7 @@ class Trainer:
     def _draw_views(self, num_images: int, side: int) -> Views:
         """Draw the views of a whole batch, and return those of this process's shard on the device."""
         config = self.config
-        views = draw_views(
+        views = augment.draw_views(
             num_images,
             side,
             torch.Generator().manual_seed(seed_for("augmentation", config.seed, self.step)),
@@ -142,7 +142,7 @@ class Trainer:
         Returns (3,) float64: the sum of losses, the number of images of a class, and the number of correct predictions.
         """
         num_classes = len(self.spec.classes)
-        pixels = apply_views(images, views, self.config.normalization)
+        pixels = augment.apply_views(images, views, self.config.normalization)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic.bfloat16):
             logits = self.forward(pixels)
         logits = logits.float()
