@@ -282,7 +282,7 @@ def test_a_finished_training_whose_files_changed_is_done_again_with_the_same_res
     again = loop.fit(Request(snapshot, pack, IMAGES, CONFIG, before.folder))
     assert weights(before.folder) == expected
     assert (again.best_epoch, again.val_accuracy) == (before.best_epoch, before.val_accuracy)
-    assert "is trained again" in caplog.text
+    assert "is repeated" in caplog.text
     assert run_folder.find_finished(before.folder) == again
 
 

@@ -414,6 +414,15 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
 # --- the trainer's process -----------------------------------------------------------------------------------------
 
 
+def test_launching_a_training_imports_neither_torch_nor_the_model_code():
+    code = (
+        "import sys, bincount.training.launch; "
+        "print(*{'torch', 'bincount.training.model', 'bincount.training.loop'}.intersection(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.split() == []
+
+
 @pytest.fixture
 def processes(monkeypatch) -> list[subprocess.Popen]:
     """The processes that launch has started."""

@@ -70,40 +70,15 @@ def fit(request: Request, *, stop: threading.Event | None = None) -> Trained:
 
 
 def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
-    config, pack, folder = request.training, request.pack, request.folder
-    manifest, classes = request.snapshot.read(), request.snapshot.classes
-    balance.require_images(manifest, classes)  # snapshots of older releases were frozen without this check
-    extra_names = manifest.loc[manifest["split"] == EXTRA, "class_name"].unique()
-    spec = ModelSpec.make(request.images, config, classes, tuple(sorted(extra_names, key=int)))
-    train, val = (read_examples(manifest, split, pack, spec.outputs) for split in ("train", "val"))
-    losses.check(config, classes)
-    schedule = Schedule(config, train.labels, balance.weights(np.bincount(train.labels, minlength=len(spec.outputs))))
-    if schedule.batch_size < world.size:
-        raise SettingsError(
-            f"batches of {schedule.batch_size} images cannot be shared by {world.size} processes; "
-            "raise --batch-size, or lower --nproc-per-node or --nnodes"
-        )
-    if config.model == "small" and world.device.type == "cpu":
-        # Its layers are too small for several threads: beside another busy process two take ten times as long as one.
-        torch.set_num_threads(1)
-    trainer = start(spec, schedule, folder, world)
-    logger.info(
-        "training %s on %d images of %d pixels, %d for val; %s on %s%s",
-        config.model,
-        len(train.rows),
-        spec.image_size,
-        len(val.rows),
-        trainer.arithmetic,
-        world.device.type,
-        f", {world.size} processes" if world.size > 1 else "",
-    )
+    config, folder = request.training, request.folder
+    trainer, train, val = _start(request, world)
     with (
         # cuDNN's benchmark may choose kernels that add in another order, and TF32 is another arithmetic on newer GPUs:
         # a resumed run would not equal the unbroken one.
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
         trainer.monitor.recording(folder / "debug", lambda: trainer.history),
     ):
-        reader = Reader(pack.images, train.rows, world.device)
+        reader = Reader(request.pack.images, train.rows, world.device)
         while len(trainer.history) < config.epochs:
             try:
                 train_epoch(trainer, reader, folder, stop)
@@ -119,10 +94,42 @@ def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
 
     trained = _summarize(trainer, folder)
     if world.is_first:
-        calibrate(trained.checkpoint, pack, val.rows, val.labels, world.device)
+        calibrate(trained.checkpoint, request.pack, val.rows, val.labels, world.device)
         trained.write()
         checkpoints.remove(folder)
     return trained
+
+
+def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]:
+    """Check the data and the settings, and return the trainer and the images of train and val."""
+    config, pack = request.training, request.pack
+    manifest, classes = request.snapshot.read(), request.snapshot.classes
+    balance.require_images(manifest, classes)  # snapshots of older releases were frozen without this check
+    extra_names = manifest.loc[manifest["split"] == EXTRA, "class_name"].unique()
+    spec = ModelSpec.make(request.images, config, classes, tuple(sorted(extra_names, key=int)))
+    train, val = (read_examples(manifest, split, pack, spec.outputs) for split in ("train", "val"))
+    losses.check(config, classes)
+    schedule = Schedule(config, train.labels, balance.weights(np.bincount(train.labels, minlength=len(spec.outputs))))
+    if schedule.batch_size < world.size:
+        raise SettingsError(
+            f"batches of {schedule.batch_size} images cannot be shared by {world.size} processes; "
+            "raise --batch-size, or lower --nproc-per-node or --nnodes"
+        )
+    if config.model == "small" and world.device.type == "cpu":
+        # Its layers are too small for several threads: beside another busy process two take ten times as long as one.
+        torch.set_num_threads(1)
+    trainer = start(spec, schedule, request.folder, world)
+    logger.info(
+        "training %s on %d images of %d pixels, %d for val; %s on %s%s",
+        config.model,
+        len(train.rows),
+        spec.image_size,
+        len(val.rows),
+        trainer.arithmetic,
+        world.device.type,
+        f", {world.size} processes" if world.size > 1 else "",
+    )
+    return trainer, train, val
 
 
 def train_epoch(trainer: Trainer, reader: Reader, folder: Path, stop: threading.Event) -> None:
