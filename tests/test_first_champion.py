@@ -15,6 +15,7 @@ from bincount.text import escape_markdown
 from bincount.tracking import connection
 from bincount.tracking.facts import DECISION_TAG
 from bincount.training.loop import fit
+from bincount.training.run_folder import Request
 from bincount.workspace import Workspace
 from tasks import promotion as promotion_tasks
 from tasks import retraining as night_tasks
