@@ -93,3 +93,15 @@ def _checksum(content: dict) -> str:
 def full(path: Path, reason: str = REASONS[0]) -> DiskFull:
     """Make the error for a disk without space, or a quota without any left."""
     return DiskFull(f"cannot write {path}: {reason}; free some space and run again, nothing is lost")
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    """Write content as JSON, atomically. Raises DiskFull."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2))
+
+
+def write_sealed(path: Path, content: dict) -> None:
+    """Write content atomically as JSON with a checksum, as read_sealed reads it. Raises DiskFull."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(sealed(content))

@@ -18,7 +18,7 @@ from bincount.evaluation import promotion as promotion_rules
 from bincount.problem import Classes
 from bincount.settings import Device, Job, RegistryConfig, RunnerConfig
 from bincount.tracking.connection import open_existing
-from bincount.training.files import check_initial_weights
+from bincount.training.spec import check_initial_weights
 from bincount.workspace import Workspace
 
 WEB = ("http", "https")

@@ -33,7 +33,8 @@ from bincount.errors import ModelDamaged, ModelNotFound
 from bincount.settings import RetentionConfig
 from bincount.tracking.lineage import Lineage, LineageReader
 from bincount.tracking.registry import Registry
-from bincount.training.files import Trained, weights_digest
+from bincount.training.run_folder import Trained
+from bincount.training.spec import weights_digest
 from bincount.workspace import Workspace
 
 logger = logging.getLogger(__name__)

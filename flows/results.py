@@ -12,7 +12,7 @@ from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision
 from bincount.retention import Removed
 from bincount.tracking.registry import Version
-from bincount.training.files import Trained
+from bincount.training.run_folder import Trained
 from flows.timing import Timings
 from tasks.retraining import News
 

@@ -28,7 +28,7 @@ from bincount.tracking.champion import AliasChange
 from bincount.tracking.connection import open_existing
 from bincount.tracking.packaging import MODEL_TAG
 from bincount.tracking.registry import Registry, Version
-from bincount.training.files import model_digest, read_spec
+from bincount.training.spec import model_digest, read_spec
 from bincount.workspace import Workspace
 from tasks.registration import MLFLOW_RETRIES, task_registry
 

@@ -30,7 +30,8 @@ from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
 from bincount.text import escape_markdown
 from bincount.tracking.connection import connect, is_transient
 from bincount.tracking.registry import Registry, Version
-from bincount.training.files import Trained, read_history, read_spec
+from bincount.training.run_folder import Trained, read_history
+from bincount.training.spec import read_spec
 from bincount.workspace import Workspace
 from tasks.retry import transient
 

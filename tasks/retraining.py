@@ -29,7 +29,7 @@ from bincount.text import escape_markdown
 from bincount.tracking.connection import find_checkpoint
 from bincount.tracking.packaging import MODEL_TAG
 from bincount.tracking.registry import Registry, Version
-from bincount.training.files import read_spec, weights_digest
+from bincount.training.spec import read_spec, weights_digest
 from bincount.workspace import Workspace
 from tasks.registration import MLFLOW_RETRIES, NIGHT_TAG, task_registry
 

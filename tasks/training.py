@@ -11,8 +11,8 @@ from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.settings import ImageConfig, LaunchConfig, RegistryConfig, TrainConfig
 from bincount.tracking.live import LiveRun
-from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
+from bincount.training.run_folder import Request, Trained
 from bincount.workspace import Workspace
 from tasks.registration import start_run
 from tasks.retry import transient
@@ -40,7 +40,7 @@ def train_model(
 ) -> Trained:
     """Train in processes of its own, with the curves live in MLflow; a retry resumes from the last checkpoint."""
     with LiveRun(lambda: start_run(snapshot, images, training, folder, config, workspace), folder / "debug") as run:
-        return train_in_subprocess(snapshot, pack, images, training, folder, on_epoch=run.log, launch=launch)
+        return train_in_subprocess(Request(snapshot, pack, images, training, folder), on_epoch=run.log, launch=launch)
 
 
 @task(name="choose arithmetic", task_run_name="choose arithmetic", cache_policy=NO_CACHE)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bincount.training.augment import center_crop, cut_on_cpu, cut_on_gpu, draw_views, look, normalize
+from bincount.training.augment import apply_views, center_crop, cut_on_cpu, cut_on_gpu, draw_views, normalize
 
 
 def pictures(num_images: int = 4, side: int = 32) -> torch.Tensor:
@@ -97,24 +97,24 @@ def test_both_ways_to_cut_show_the_same():
 def test_a_gpu_and_the_cpu_see_the_same_pictures():
     images = pictures(50, 64)
     chosen = views(images, color_jitter=0.3)
-    difference = look(images.cuda(), chosen.to(torch.device("cuda", 0)), "imagenet").cpu() - look(
+    difference = apply_views(images.cuda(), chosen.to(torch.device("cuda", 0)), "imagenet").cpu() - apply_views(
         images, chosen, "imagenet"
     )
     assert difference.abs().mean() < 0.02
 
 
 @pytest.mark.parametrize("normalization", ["imagenet", "symmetric"])
-def test_without_jitter_a_look_is_the_normalised_cut(normalization):
+def test_without_jitter_a_view_is_the_normalised_crop(normalization):
     images = pictures()
     chosen = views(images)
     expected = normalize(cut_on_cpu(images, chosen).float(), normalization)
-    torch.testing.assert_close(look(images, chosen, normalization), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(apply_views(images, chosen, normalization), expected, atol=1e-5, rtol=0)
 
 
 def test_the_jitter_changes_each_picture_s_brightness_and_contrast_within_its_bounds():
     images = pictures(300)
     chosen = views(images, min_crop=1, flip=False, color_jitter=0.25)
-    light = look(images, chosen, "symmetric") + 1  # 0..2, in proportion to the pixels
+    light = apply_views(images, chosen, "symmetric") + 1  # 0..2, in proportion to the pixels
     plain = normalize(planes(images).float(), "symmetric") + 1
     brighter = light.mean((1, 2, 3)) / plain.mean((1, 2, 3))
     assert 0.7 < brighter.min() < 0.8

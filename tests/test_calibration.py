@@ -1,4 +1,4 @@
-"""The temperature: fitted on val, kept with the model, and used by every answer."""
+"""The temperature: fitted on val, kept with the model, and used by every prediction."""
 
 import json
 
@@ -11,31 +11,32 @@ from bincount.evaluation import metrics
 from bincount.problem import Classes
 from bincount.training import calibration
 from bincount.training import model as models
-from bincount.training.files import ModelSpec, read_spec
+from bincount.training.loop import fit
 from bincount.training.model import mean_softmax
-from bincount.training.train import fit
+from bincount.training.run_folder import Request
+from bincount.training.spec import ModelSpec, read_spec
 
 
-def answers(sharpness: float, num: int = 4000, looks: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Logits that are sharpness times those whose probabilities the labels were drawn from."""
+def overconfident(sharpness: float, num: int = 4000, views: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose labels were drawn from the probabilities of logits that are smaller by the factor sharpness."""
     random = np.random.default_rng(0)
-    honest = random.normal(0, 2, (num, 1, 4)).astype(np.float32).repeat(looks, axis=1)
+    honest = random.normal(0, 2, (num, 1, 4)).astype(np.float32).repeat(views, axis=1)
     labels = (mean_softmax(honest, 1).cumsum(axis=1) > random.random((num, 1))).argmax(axis=1)
     return honest * sharpness, labels
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1, 3])
-@pytest.mark.parametrize("looks", [1, 2])
-def test_the_temperature_takes_back_what_was_too_sure_or_not_sure_enough(sharpness, looks):
-    logits, labels = answers(sharpness, looks=looks)
+@pytest.mark.parametrize("views", [1, 2])
+def test_the_temperature_corrects_over_and_underconfident_logits(sharpness, views):
+    logits, labels = overconfident(sharpness, views=views)
 
     temperature = calibration.fit_temperature(logits, labels)
 
     assert temperature == pytest.approx(sharpness, rel=0.06)
 
 
-def test_calibrated_answers_are_as_often_right_as_they_say():
-    logits, labels = answers(3)
+def test_calibrated_probabilities_match_the_frequency_of_correct_predictions():
+    logits, labels = overconfident(3)
 
     def error(temperature: float) -> float:
         return metrics.calibration_error(metrics.reliability(labels, mean_softmax(logits, temperature)))
@@ -52,9 +53,9 @@ def test_a_few_images_that_are_all_right_or_all_wrong_do_not_run_away(right):
     assert 0.1 <= calibration.fit_temperature(logits, labels) <= 10
 
 
-def test_a_training_keeps_the_temperature_with_its_model_and_answers_use_it(tmp_path):
+def test_a_training_keeps_the_temperature_with_its_model_and_predictions_use_it(tmp_path):
     snapshot, pack = dataset(tmp_path)
-    trained = fit(snapshot, pack, IMAGES, QUICK, tmp_path / "run")
+    trained = fit(Request(snapshot, pack, IMAGES, QUICK, tmp_path / "run"))
 
     model, spec = models.load(trained.checkpoint)
 
@@ -63,13 +64,13 @@ def test_a_training_keeps_the_temperature_with_its_model_and_answers_use_it(tmp_
     rows, labels = pack.locate(val["sha256"]), val["label"].to_numpy(np.int64)
     logits = models.logits(model, spec, pack.images, rows)
     assert calibration.fit_temperature(logits, labels) == pytest.approx(spec.temperature, rel=1e-3)
-    answered = models.probabilities(model, spec, pack.images, rows)
-    assert answered == pytest.approx(mean_softmax(logits, spec.temperature))
+    predicted = models.probabilities(model, spec, pack.images, rows)
+    assert predicted == pytest.approx(mean_softmax(logits, spec.temperature))
     sharper = spec.model_copy(update={"temperature": spec.temperature / 3})
-    assert models.probabilities(model, sharper, pack.images, rows).max(axis=1).mean() > answered.max(axis=1).mean()
+    assert models.probabilities(model, sharper, pack.images, rows).max(axis=1).mean() > predicted.max(axis=1).mean()
 
 
-def test_a_model_from_before_temperatures_answers_as_it_did(tmp_path):
+def test_a_model_from_before_temperatures_predicts_as_it_did(tmp_path):
     torch.manual_seed(0)
     spec = ModelSpec.make(IMAGES, QUICK, Classes.parse("0..2"))
     models.save(tmp_path, models.build(spec), spec)

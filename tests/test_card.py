@@ -15,7 +15,7 @@ from bincount.evaluation.promotion import ClassChange, Decision, Gain
 from bincount.problem import Classes
 from bincount.reporting import card
 from bincount.settings import ImageConfig, TrainConfig
-from bincount.training.files import ModelSpec
+from bincount.training.spec import ModelSpec
 
 COUNTS = Classes.parse("0..2")
 IMAGES = np.array([[8, 1, 1], [1600, 2, 2], [2, 0, 0]])  # by class and split

@@ -23,9 +23,10 @@ from bincount.problem import Classes
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
 from bincount.tracking import connection
 from bincount.tracking.lineage import Lineage
-from bincount.training import files, train
+from bincount.training import loop, run_folder
 from bincount.training import model as models
-from bincount.training.files import ModelSpec, Request, Trained, read_history, read_spec
+from bincount.training.run_folder import Request, Trained, read_history
+from bincount.training.spec import ModelSpec, read_spec
 from bincount.workspace import Workspace
 from tasks import promotion as promotion_tasks
 from tasks import retraining
@@ -185,7 +186,9 @@ def test_the_weights_of_another_model_of_the_same_kind_are_refused(model, tmp_pa
 def test_no_training_starts_from_a_model_whose_weights_changed(model):
     flip(model / "model.safetensors")
     with pytest.raises(ModelDamaged, match=r"model\.safetensors is damaged"):
-        models.load_weights(models.build(read_spec(model)), "small", str(model / "model.safetensors"))
+        models.load_weights(
+            models.build(read_spec(model)), TrainConfig(model="small", weights=str(model / "model.safetensors"))
+        )
 
 
 # A registered model
@@ -253,7 +256,7 @@ def test_a_model_whose_files_changed_is_not_served(registered, name):
 def trained_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     snapshot, pack = dataset(folder / "data", train=48, test=12)
-    trained = train.fit(snapshot, pack, IMAGES, CONFIG, folder / "run")
+    trained = loop.fit(Request(snapshot, pack, IMAGES, CONFIG, folder / "run"))
     return snapshot, pack, trained
 
 
@@ -276,11 +279,11 @@ def test_a_finished_training_whose_files_changed_is_done_again_with_the_same_res
     snapshot, pack, before = trained
     expected = weights(before.folder)
     flip(before.folder / name)
-    again = train.fit(snapshot, pack, IMAGES, CONFIG, before.folder)
+    again = loop.fit(Request(snapshot, pack, IMAGES, CONFIG, before.folder))
     assert weights(before.folder) == expected
     assert (again.best_epoch, again.val_accuracy) == (before.best_epoch, before.val_accuracy)
-    assert "is trained again" in caplog.text
-    assert files.find_finished(before.folder) == again
+    assert "is repeated" in caplog.text
+    assert run_folder.find_finished(before.folder) == again
 
 
 def test_no_bit_of_a_result_changes_unseen(trained):
@@ -298,7 +301,7 @@ def test_no_bit_of_a_result_changes_unseen(trained):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '[{"epoch": "one"}]', "\0" * 20])
-def test_a_history_that_is_none_is_told(tmp_path, content):
+def test_a_damaged_history_is_an_error(tmp_path, content):
     (tmp_path / "history.json").write_text(content)
     with pytest.raises(ModelDamaged, match=r"history\.json is damaged"):
         read_history(tmp_path)
@@ -309,7 +312,7 @@ def test_a_picture_that_changed_never_reaches_the_trainer(trained, tmp_path, nam
     snapshot, pack, _ = trained
     flip(pack.folder / name)
     with pytest.raises(DatasetError, match=r"is damaged: picture \d+ is not what was packed"):
-        train.fit(snapshot, pack, IMAGES, CONFIG, tmp_path / "again")
+        loop.fit(Request(snapshot, pack, IMAGES, CONFIG, tmp_path / "again"))
     assert not (tmp_path / "again" / "trained.json").exists()
 
 
@@ -319,27 +322,27 @@ def test_a_label_that_changed_never_reaches_the_trainer(trained, tmp_path):
     rows.loc[0, "label"] = 2
     rows.to_parquet(snapshot.path / "manifest.parquet", index=False)
     with pytest.raises(DatasetError, match=r"manifest\.parquet is damaged"):
-        train.fit(snapshot, pack, IMAGES, CONFIG, tmp_path / "again")
+        loop.fit(Request(snapshot, pack, IMAGES, CONFIG, tmp_path / "again"))
 
 
-def test_a_request_that_changed_is_told_by_the_trainer(trained, tmp_path, monkeypatch, caplog):
+def test_a_damaged_request_is_an_error_of_the_trainer(trained, tmp_path, monkeypatch, caplog):
     snapshot, pack, _ = trained
-    request = Request(snapshot=snapshot.path, pack=pack.folder, images=IMAGES, training=CONFIG, folder=tmp_path)
-    files.write_request(tmp_path / "request.json", request)
-    assert files.read_request(tmp_path / "request.json") == request
+    request = Request(snapshot, pack, IMAGES, CONFIG, tmp_path)
+    assert run_folder.write_request(request) == tmp_path / "request.json"
+    assert run_folder.read_request(tmp_path / "request.json") == request
     whole = (tmp_path / "request.json").read_bytes()
     for position in range(0, len(whole), 13):
         flip(tmp_path / "request.json", position, position % 8)
         with pytest.raises(TrainingFailed, match=r"request\.json is damaged .*run again"):
-            files.read_request(tmp_path / "request.json")
+            run_folder.read_request(tmp_path / "request.json")
         (tmp_path / "request.json").write_bytes(whole)
 
 
-def test_the_error_of_a_trainer_is_told_and_one_that_changed_is_an_error_too(tmp_path):
-    files.write_error(tmp_path, TrainingDiverged("the loss; try again"), 0)
-    assert files.read_error(tmp_path) == {"type": "TrainingDiverged", "message": "the loss; try again"}
+def test_the_error_of_a_trainer_is_read_back_and_a_damaged_one_is_an_error_too(tmp_path):
+    run_folder.write_error(tmp_path, TrainingDiverged("the loss; try again"), 0)
+    assert run_folder.read_error(tmp_path) == {"type": "TrainingDiverged", "message": "the loss; try again"}
     flip(tmp_path / "error-0.json")
-    error = files.read_error(tmp_path)
+    error = run_folder.read_error(tmp_path)
     assert error["type"] == "TrainingFailed"
     assert "error-0.json is damaged" in error["message"]
 

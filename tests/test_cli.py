@@ -100,8 +100,8 @@ def test_an_error_that_names_its_remedy_is_shown_without_a_traceback(tmp_path, m
 @pytest.fixture
 def checkpoint(tmp_path):
     from bincount.problem import Classes
-    from bincount.training.files import ModelSpec
     from bincount.training.model import build, save
+    from bincount.training.spec import ModelSpec
 
     spec = ModelSpec.make(ImageConfig(image_size=32), TrainConfig(model="small"), Classes.parse("0..2"))
     save(tmp_path / "model", build(spec), spec)

@@ -1,14 +1,18 @@
-"""What a training computes with: the same for the same settings on the same machine, and never by a trial."""
+"""Device and precision of a training: equal for equal settings on one machine, and chosen without a trial run."""
+
+from typing import get_args
 
 import pytest
 import torch
 from drawn_training import IMAGES, QUICK, dataset
+from pydantic import ValidationError
 
 from bincount.errors import SettingsError
-from bincount.settings import MODELS, TrainConfig
-from bincount.training.device import Arithmetic, choose_arithmetic, resolve
-from bincount.training.files import weights_digest
-from bincount.training.train import fit
+from bincount.settings import MODELS, Device, TrainConfig
+from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, resolve
+from bincount.training.loop import fit
+from bincount.training.run_folder import Request
+from bincount.training.spec import weights_digest
 from bincount.workspace import Workspace
 from tasks import training as training_tasks
 
@@ -17,7 +21,7 @@ BY_CPU = {"with bfloat16": {"avx512_bf16": True}, "with AMX": {"amx_bf16": True}
 
 @pytest.fixture
 def on(monkeypatch):
-    """Makes this machine another: a CPU by name, or a GPU with bfloat16 or without."""
+    """Make torch see another machine: a CPU by name, or a GPU with bfloat16 or without."""
 
     def become(machine: str) -> None:
         is_gpu = machine.startswith("GPU")
@@ -44,7 +48,7 @@ def on(monkeypatch):
         ("without", "resnet34", ("cpu", "float32")),  # it would be emulated
     ],
 )
-def test_auto_stands_for_what_model_and_machine_say(on, machine, model, resolved):
+def test_auto_is_resolved_by_model_and_machine(on, machine, model, resolved):
     on(machine)
     settings = resolve(TrainConfig(model=model))
     assert (settings.device, settings.precision) == resolved
@@ -84,7 +88,7 @@ def test_another_device_or_precision_is_another_training_and_the_same_machine_fi
     assert Workspace().run("5" * 64, IMAGES, asked) == folders["without"]
 
 
-def test_the_task_hands_on_what_auto_stands_for(on):
+def test_the_task_returns_the_resolved_settings(on):
     on("with bfloat16")
     settings = training_tasks.choose_arithmetic.fn(TrainConfig(model="resnet18"))
     assert (settings.device, settings.precision) == ("cpu", "bfloat16")
@@ -102,13 +106,30 @@ def test_the_same_settings_give_the_same_weights_to_the_bit_twice(tmp_path, mode
     torch.set_num_threads(1)
     digests = []
     for name in ("one", "two"):
-        trained = fit(snapshot, pack, IMAGES, config, tmp_path / name)
+        trained = fit(Request(snapshot, pack, IMAGES, config, tmp_path / name))
         digests.append(weights_digest(trained.checkpoint))
     torch.set_num_threads(threads)
     assert digests[0] == digests[1]
 
 
-def test_a_gpu_that_is_not_there_is_said_before_anything_else(on):
+@pytest.mark.parametrize("name", ["cdua", "cuda:0", "GPU", ""])
+def test_a_device_that_does_not_exist_is_an_error_with_the_choices(on, name):
+    on("GPU with bfloat16")
+    choices = "choose from auto, cpu, cuda with --device"
+    with pytest.raises(SettingsError, match=rf"there is no device '{name}'; {choices}"):
+        choose_device(name)
+    with pytest.raises(SettingsError, match=choices):
+        resolve(TrainConfig().model_copy(update={"device": name}))
+    with pytest.raises(ValidationError):
+        TrainConfig(device=name)
+
+
+def test_every_device_of_the_settings_can_be_chosen(on):
+    on("GPU with bfloat16")
+    assert [choose_device(name).type for name in get_args(Device)] == ["cuda", "cpu", "cuda"]
+
+
+def test_a_missing_gpu_is_an_error_of_resolve(on):
     on("without")
     with pytest.raises(SettingsError, match="no GPU that torch can use"):
         resolve(TrainConfig(device="cuda"))

@@ -20,9 +20,9 @@ from servers import free_port, give_up
 
 from bincount.errors import SettingsError, TrainingFailed
 from bincount.settings import LaunchConfig
-from bincount.training.distributed import SharedBatchNorm, World
-from bincount.training.files import read_history
+from bincount.training.distributed import CpuSyncBatchNorm, World
 from bincount.training.launch import train_in_subprocess
+from bincount.training.run_folder import Request, read_history
 
 TWO = LaunchConfig(nproc_per_node=2)
 # Slow and plain descent: with large steps, or with Adam, rounding alone leads two trainings apart.
@@ -53,10 +53,10 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def together(data, tmp_path_factory):
     """The training in two processes."""
-    return train_in_subprocess(*data, IMAGES, CONFIG, tmp_path_factory.mktemp("together"), launch=TWO)
+    return train_in_subprocess(Request(*data, IMAGES, CONFIG, tmp_path_factory.mktemp("together")), launch=TWO)
 
 
-def learned(trained):
+def weights_of(trained):
     return safetensors.torch.load_file(trained.checkpoint / "model.safetensors")
 
 
@@ -65,12 +65,12 @@ def curves(trained):
 
 
 @pytest.mark.services
-def test_two_processes_learn_what_one_does(data, together, tmp_path):
-    alone = train_in_subprocess(*data, IMAGES, CONFIG, tmp_path)
+def test_two_processes_train_to_the_weights_of_one(data, together, tmp_path):
+    alone = train_in_subprocess(Request(*data, IMAGES, CONFIG, tmp_path))
     np.testing.assert_allclose(curves(together)[0, 0], curves(alone)[0, 0], rtol=1e-4)
     np.testing.assert_allclose(curves(together), curves(alone), rtol=1e-2)
-    for name, weights in learned(alone).items():
-        torch.testing.assert_close(learned(together)[name], weights, atol=1e-2, rtol=0)
+    for name, weights in weights_of(alone).items():
+        torch.testing.assert_close(weights_of(together)[name], weights, atol=1e-2, rtol=0)
 
 
 @pytest.mark.services
@@ -84,20 +84,20 @@ def test_when_a_process_is_killed_all_go_on_from_the_last_checkpoint_to_the_same
         killed.extend(
             child
             for child in psutil.Process().children(recursive=True)
-            if child.environ().get("RANK") == "1" and "bincount.training.train" in child.cmdline()
+            if child.environ().get("RANK") == "1" and "bincount.training.worker" in child.cmdline()
         )
         os.kill(killed[0].pid, signal.SIGKILL)
 
     handler = OnFirstEpoch(kill_the_second)
     logging.getLogger("bincount.training").addHandler(handler)
     try:
-        trained = train_in_subprocess(*data, IMAGES, CONFIG, tmp_path, launch=TWO)
+        trained = train_in_subprocess(Request(*data, IMAGES, CONFIG, tmp_path), launch=TWO)
     finally:
         logging.getLogger("bincount.training").removeHandler(handler)
     assert len(killed) == 1
     assert "resuming after step" in caplog.text
     assert np.array_equal(curves(trained), curves(together))
-    assert all(torch.equal(learned(trained)[name], weights) for name, weights in learned(together).items())
+    assert all(torch.equal(weights_of(trained)[name], weights) for name, weights in weights_of(together).items())
 
 
 @pytest.mark.services
@@ -106,11 +106,11 @@ def test_on_one_host_nothing_listens_but_on_loopback(data, tmp_path, monkeypatch
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
     listening, others = set(), []
 
-    def look(history: list[dict]) -> None:
+    def list_connections(history: list[dict]) -> None:
         if others:
             return
         family = [child for child in psutil.Process().children(recursive=True) if child.is_running()]
-        others.append(sum("bincount.training.train" in " ".join(child.cmdline()) for child in family))
+        others.append(sum("bincount.training.worker" in " ".join(child.cmdline()) for child in family))
         for child in family:
             listening.update(
                 (connection.laddr.ip, child.name())
@@ -118,8 +118,8 @@ def test_on_one_host_nothing_listens_but_on_loopback(data, tmp_path, monkeypatch
                 if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
             )
 
-    train_in_subprocess(*data, IMAGES, CONFIG, tmp_path, look, launch=TWO)
-    assert others == [3]  # torchrun and two trainers were there to be looked at
+    train_in_subprocess(Request(*data, IMAGES, CONFIG, tmp_path), list_connections, launch=TWO)
+    assert others == [3]  # torchrun and two trainers
     assert listening  # gloo has to
     assert {address for address, _ in listening} <= {"127.0.0.1", "::1"}
 
@@ -135,8 +135,8 @@ def test_a_second_host_joins_by_the_command_of_the_log_to_the_same_end(data, tog
 
     class Join(logging.Handler):
         def emit(self, record):
-            if "on each of them run" in (told := record.getMessage()):
-                command = told.partition("run: ")[2]
+            if "on each of them run" in (message := record.getMessage()):
+                command = message.partition("run: ")[2]
                 path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
                 others.append(subprocess.Popen(command, shell=True, env=os.environ | {"PATH": path}, stdin=PIPE))
                 others[-1].stdin.close()  # as under a shell's loop or a scheduler: the end of no parent
@@ -145,7 +145,7 @@ def test_a_second_host_joins_by_the_command_of_the_log_to_the_same_end(data, tog
     logging.getLogger("bincount.training").addHandler(handler)
     try:
         launch = LaunchConfig(nnodes=2, rendezvous=f"127.0.0.2:{free_port()}")
-        trained = train_in_subprocess(*data, IMAGES, CONFIG, tmp_path, launch=launch)
+        trained = train_in_subprocess(Request(*data, IMAGES, CONFIG, tmp_path), launch=launch)
         assert [other.wait(60) for other in others] == [0]
     finally:
         logging.getLogger("bincount.training").removeHandler(handler)
@@ -158,29 +158,29 @@ def test_a_second_host_joins_by_the_command_of_the_log_to_the_same_end(data, tog
 
 def test_other_hosts_are_not_sent_to_themselves(data, tmp_path):
     with pytest.raises(SettingsError, match=r"cannot reach localhost:29400; .*--rendezvous"):
-        train_in_subprocess(*data, IMAGES, CONFIG, tmp_path, launch=LaunchConfig(nnodes=2))
+        train_in_subprocess(Request(*data, IMAGES, CONFIG, tmp_path), launch=LaunchConfig(nnodes=2))
 
 
 @pytest.mark.services
-def test_what_no_process_can_do_is_raised_here(data, tmp_path):
+def test_an_error_of_all_processes_is_raised_by_the_caller(data, tmp_path):
     config = CONFIG.model_copy(update={"batch_size": 2})
     with pytest.raises(SettingsError, match="batches of 2 images cannot be shared by 3 processes; raise --batch-size"):
-        train_in_subprocess(*data, IMAGES, config, tmp_path, launch=LaunchConfig(nproc_per_node=3))
+        train_in_subprocess(Request(*data, IMAGES, config, tmp_path), launch=LaunchConfig(nproc_per_node=3))
 
 
 @pytest.mark.services
-def test_what_one_process_alone_breaks_on_ends_all_and_is_told(data, tmp_path, caplog):
+def test_a_crash_of_one_process_ends_all_and_is_logged(data, tmp_path, caplog):
     (tmp_path / "model").write_text("where the first process wants a folder")
     with pytest.raises(TrainingFailed):
-        train_in_subprocess(*data, IMAGES, CONFIG, tmp_path, launch=TWO)
-    assert "the trainer broke" in caplog.text
+        train_in_subprocess(Request(*data, IMAGES, CONFIG, tmp_path), launch=TWO)
+    assert "the trainer crashed" in caplog.text
     assert "FileExistsError" in caplog.text
 
 
-def test_what_was_shared_out_comes_together_in_its_order(monkeypatch):
+def test_gathered_shards_have_the_order_of_the_sequence(monkeypatch):
     values = list(range(7))
     worlds = [World(rank, 3) for rank in range(3)]
-    shares = [world.share(values) for world in worlds]
+    shares = [world.shard(values) for world in worlds]
 
     def gather(parts, mine):
         parts[:] = shares
@@ -191,7 +191,7 @@ def test_what_was_shared_out_comes_together_in_its_order(monkeypatch):
 
 def test_a_batch_norm_of_one_process_is_torchs_own(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sums)
-    ours, torchs = SharedBatchNorm(3), torch.nn.BatchNorm2d(3)
+    ours, torchs = CpuSyncBatchNorm(3), torch.nn.BatchNorm2d(3)
     pictures = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
     inputs = [pictures.clone().requires_grad_() for _ in range(2)]
     outputs = [layer(each) for layer, each in zip((ours, torchs), inputs, strict=True)]

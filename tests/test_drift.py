@@ -27,8 +27,8 @@ from bincount.evaluation.intervals import Interval, LabelledImages, Score
 from bincount.problem import Classes
 from bincount.reporting import tables
 from bincount.settings import DataConfig, DriftConfig, ImageConfig, TrainConfig
-from bincount.training.files import ModelSpec
 from bincount.training.model import build, save
+from bincount.training.spec import ModelSpec
 
 COUNTS = Classes.parse("0..2")
 RULES = DriftConfig(min_images=30)

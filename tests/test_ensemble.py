@@ -4,20 +4,24 @@ import numpy as np
 import pytest
 from drawn_training import IMAGES, QUICK, dataset
 
-from bincount.training import ensemble, files
+from bincount.training import ensemble
 from bincount.training import model as models
 from bincount.training.calibration import fit_temperature
-from bincount.training.train import fit, measure
+from bincount.training.loop import fit
+from bincount.training.run_folder import Request, read_history
+from bincount.training.validation import measure
 
 THREE = QUICK.model_copy(update={"members": 3, "epochs": 2})
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Three trainings, the model made of them, and what they learned from."""
+    """Three trainings, the model made of them, and their data."""
     folder = tmp_path_factory.mktemp("ensemble")
     snapshot, pack = dataset(folder, train=48)
-    members = [fit(snapshot, pack, IMAGES, member, folder / str(member.seed)) for member in THREE.each_member()]
+    members = [
+        fit(Request(snapshot, pack, IMAGES, member, folder / str(member.seed))) for member in THREE.each_member()
+    ]
     return snapshot, pack, members, ensemble.combine(members, snapshot, pack, folder / "mean", "cpu")
 
 
@@ -32,12 +36,12 @@ def test_members_are_trainings_of_their_own_with_the_seeds_that_follow():
     assert QUICK.each_member() == [QUICK]  # what was trained alone can be a member later
 
 
-def test_the_model_answers_with_the_mean_of_its_members_probabilities(trained):
+def test_the_model_predicts_the_mean_of_its_members_probabilities(trained):
     snapshot, pack, members, mean = trained
     network, spec = models.load(mean.checkpoint)
     rows, _ = val(snapshot, pack)
 
-    answered = models.probabilities(network, spec, pack.images, rows)
+    predicted = models.probabilities(network, spec, pack.images, rows)
 
     alone = []
     for member in members:
@@ -45,7 +49,7 @@ def test_the_model_answers_with_the_mean_of_its_members_probabilities(trained):
         same_temperature = its_spec.model_copy(update={"temperature": spec.temperature})
         alone.append(models.probabilities(its_network, same_temperature, pack.images, rows))
     assert not np.allclose(alone[0], alone[1], atol=1e-3)
-    np.testing.assert_allclose(answered, np.mean(alone, axis=0), atol=1e-6)
+    np.testing.assert_allclose(predicted, np.mean(alone, axis=0), atol=1e-6)
 
 
 def test_the_temperature_is_that_of_the_mean(trained):
@@ -55,7 +59,7 @@ def test_the_temperature_is_that_of_the_mean(trained):
     assert spec.temperature == pytest.approx(fit_temperature(models.logits(network, spec, pack.images, rows), labels))
 
 
-def test_the_result_says_how_good_the_mean_is_and_how_good_each_member(trained):
+def test_the_result_has_the_scores_of_the_mean_and_of_each_member(trained):
     snapshot, pack, members, mean = trained
     network, spec = models.load(mean.checkpoint)
     rows, labels = val(snapshot, pack)
@@ -63,13 +67,13 @@ def test_the_result_says_how_good_the_mean_is_and_how_good_each_member(trained):
     assert (mean.val_accuracy, mean.val_loss) == (scores["val_accuracy"], pytest.approx(scores["val_loss"]))
     assert mean.members == tuple(member.val_accuracy for member in members)
     assert mean.seconds == pytest.approx(sum(member.seconds for member in members))
-    first = [files.read_history(member.folder)[0]["train_loss"] for member in members]
-    history = files.read_history(mean.folder)
+    first = [read_history(member.folder)[0]["train_loss"] for member in members]
+    history = read_history(mean.folder)
     assert [record["epoch"] for record in history] == [1, 2]
     assert history[0]["train_loss"] == pytest.approx(np.mean(first))
 
 
-def test_what_is_there_is_not_made_again(trained):
+def test_a_finished_model_is_not_made_again(trained):
     snapshot, pack, members, mean = trained
     weights = mean.checkpoint / "model.safetensors"
     before = weights.stat().st_mtime_ns

@@ -12,7 +12,8 @@ from bincount.errors import DatasetError
 from bincount.evaluation import metrics
 from bincount.evaluation.evaluate import evaluate, find_mistakes, find_suspects
 from bincount.problem import Classes
-from bincount.training.train import fit
+from bincount.training.loop import fit
+from bincount.training.run_folder import Request
 
 COUNTS = Classes.parse("0..2")
 
@@ -22,7 +23,7 @@ def tested(tmp_path_factory):
     """A drawn snapshot with test images, its pack, and a model trained on it."""
     folder = tmp_path_factory.mktemp("tested")
     snapshot, pack = dataset(folder, train=96, val=24, test=60)
-    return snapshot, pack, fit(snapshot, pack, IMAGES, QUICK, folder / "run").checkpoint
+    return snapshot, pack, fit(Request(snapshot, pack, IMAGES, QUICK, folder / "run")).checkpoint
 
 
 def test_the_test_is_written_as_it_is_returned(tested, tmp_path):

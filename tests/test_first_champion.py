@@ -14,7 +14,8 @@ from bincount.settings import PromotionConfig, RegistryConfig, RetrainConfig
 from bincount.text import escape_markdown
 from bincount.tracking import connection
 from bincount.tracking.facts import DECISION_TAG
-from bincount.training.train import fit
+from bincount.training.loop import fit
+from bincount.training.run_folder import Request
 from bincount.workspace import Workspace
 from tasks import promotion as promotion_tasks
 from tasks import retraining as night_tasks
@@ -28,10 +29,9 @@ def folders(tmp_path_factory):
     root = with_database(tmp_path_factory.mktemp("workspace"))
     snapshot, pack = dataset(root / "datasets" / "drawn", train=96, val=24, test=90)
     (root / "datasets" / "drawn" / "snapshots" / "latest").write_text(snapshot.digest)
-    good = fit(snapshot, pack, IMAGES, QUICK.model_copy(update={"epochs": 8}), root / "runs" / "good")
-    bad = fit(
-        snapshot, pack, IMAGES, QUICK.model_copy(update={"epochs": 1, "learning_rate": 1e-9}), root / "runs" / "bad"
-    )
+    good = fit(Request(snapshot, pack, IMAGES, QUICK.model_copy(update={"epochs": 8}), root / "runs" / "good"))
+    untrained = QUICK.model_copy(update={"epochs": 1, "learning_rate": 1e-9})
+    bad = fit(Request(snapshot, pack, IMAGES, untrained, root / "runs" / "bad"))
     return root, snapshot, {"good": good.checkpoint, "bad": bad.checkpoint}
 
 

@@ -25,7 +25,7 @@ from bincount.settings import DataConfig, ImageConfig, PromotionConfig, Registry
 from bincount.tracking import connection, live, runs
 from bincount.training import launch
 from bincount.training.device import resolve
-from bincount.training.files import Trained
+from bincount.training.run_folder import Trained
 from bincount.workspace import Workspace
 from flows import summary
 from flows.cli import app
@@ -173,7 +173,7 @@ def test_a_killed_trainer_is_retried_and_resumes(api, bucket, workspace, monkeyp
     class Recorded(subprocess.Popen):
         def __init__(self, command, *arguments, **settings):
             super().__init__(command, *arguments, **settings)
-            if "bincount.training.train" in command:
+            if "bincount.training.worker" in command:
                 started.append(self.pid)
 
     def kill_after_first_epoch():

@@ -21,8 +21,8 @@ from bincount.settings import ImageConfig, LaunchConfig, RegistryConfig, TrainCo
 from bincount.tracking import connection, live, runs
 from bincount.tracking.live import LiveRun
 from bincount.tracking.registry import Registry
-from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
+from bincount.training.run_folder import Request, Trained
 from bincount.workspace import Workspace
 from tasks import training as training_tasks
 from tasks.registration import start_run
@@ -252,6 +252,6 @@ def test_each_record_of_a_trainer_is_handed_over_while_it_runs_and_the_last_afte
 
     pack = packs.Pack(tmp_path, 32)
     with pytest.raises(TrainingFailed):
-        train_in_subprocess(snapshot, pack, IMAGES, TRAINING, tmp_path, on_epoch)
+        train_in_subprocess(Request(snapshot, pack, IMAGES, TRAINING, tmp_path), on_epoch)
 
     assert counts == [1, 2, 3]

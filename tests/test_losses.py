@@ -14,7 +14,7 @@ def config(loss, label_smoothing=0.1):
 
 
 def loss_of(settings, logits=LOGITS, labels=LABELS):
-    return losses.per_picture(logits, losses.targets(labels, VALUES, settings), settings)
+    return losses.per_image(logits, losses.targets(labels, VALUES, settings), settings)
 
 
 def test_cross_entropy_with_smoothing_is_torchs():
@@ -30,7 +30,7 @@ def test_the_mix_adds_the_loss_of_each_class_alone():
     torch.testing.assert_close(loss_of(settings), loss_of(config("cross_entropy", 0.0)) + alone)
 
 
-def test_an_ordinal_loss_minds_how_far_away_an_answer_is():
+def test_an_ordinal_loss_grows_with_the_distance_of_the_prediction():
     near, far = torch.tensor([[0.0, 5.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.0, 5.0]])
     label = torch.tensor([0])
     near_loss, far_loss = (loss_of(config("ordinal"), logits, label) for logits in (near, far))
@@ -40,7 +40,7 @@ def test_an_ordinal_loss_minds_how_far_away_an_answer_is():
     )
 
 
-def test_ordinal_targets_go_by_what_classes_count_and_not_by_their_place():
+def test_ordinal_targets_follow_the_counts_of_classes_and_not_their_positions():
     values = torch.tensor([1.0, 2.0, 0.0])
     wanted = losses.targets(torch.tensor([0]), values, config("ordinal"))[0]
     assert wanted[1] == wanted[2]

@@ -12,14 +12,19 @@ from bincount.errors import ModelNotFound, SettingsError, WeightsUnavailable
 from bincount.evaluation.predict import predict_images
 from bincount.problem import Classes
 from bincount.settings import MODELS, ImageConfig, TrainConfig
-from bincount.training.files import ModelSpec
 from bincount.training.model import build, load, load_weights, normalize, probabilities, save
+from bincount.training.spec import ModelSpec
 
 COUNTS = Classes.parse("0..5")
 
 
 def spec(classes: Classes = COUNTS, **training) -> ModelSpec:
     return ModelSpec.make(ImageConfig(image_size=32), TrainConfig(**{"model": "small", **training}), classes)
+
+
+def starting(weights: Path, model: str = "small") -> TrainConfig:
+    """The settings of a training that starts from a file of weights."""
+    return TrainConfig(model=model, weights=str(weights))
 
 
 def pictures(num_images: int) -> np.ndarray:
@@ -37,7 +42,7 @@ def test_the_small_model_is_small():
     assert 100_000 < sum(parameter.numel() for parameter in build(spec()).parameters()) < 400_000
 
 
-def test_a_saved_model_comes_back_in_evaluation_mode_and_says_the_same(tmp_path):
+def test_a_saved_model_is_loaded_in_evaluation_mode_and_predicts_the_same(tmp_path):
     network = build(spec(center_crop=0.9)).eval()
     save(tmp_path / "model", network, spec(center_crop=0.9))
     loaded, loaded_spec = load(tmp_path / "model")
@@ -48,7 +53,7 @@ def test_a_saved_model_comes_back_in_evaluation_mode_and_says_the_same(tmp_path)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.json", "model.safetensors"}
 
 
-def test_what_was_learned_beside_the_classes_takes_no_share_of_their_probabilities():
+def test_extra_outputs_take_no_share_of_the_probabilities_of_the_classes():
     beside = ModelSpec.make(ImageConfig(image_size=32), TrainConfig(model="small"), COUNTS, ("6", "7"))
     network = build(beside).eval()
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 8)
@@ -57,7 +62,7 @@ def test_what_was_learned_beside_the_classes_takes_no_share_of_their_probabiliti
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-6)
 
 
-def test_where_memory_is_short_fewer_pictures_are_asked_about_at_once():
+def test_when_memory_runs_out_the_batches_of_predictions_get_smaller():
     class Cramped(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -79,10 +84,10 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
     tensors["0.weight"][0] = float("nan")
     safetensors.torch.save_file(tensors, tmp_path / "broken.safetensors")
     with pytest.raises(WeightsUnavailable, match=r"broken\.safetensors holds numbers that are not finite"):
-        load_weights(network, "small", str(tmp_path / "broken.safetensors"))
+        load_weights(network, starting(tmp_path / "broken.safetensors"))
 
 
-def test_with_a_flip_a_picture_and_its_mirror_image_get_the_same_answer():
+def test_with_flip_at_test_an_image_and_its_mirror_image_have_the_same_probabilities():
     network = build(spec()).eval()
     mirrored = pictures(5)[:, :, ::-1].copy()
     with_flip, without = (
@@ -122,7 +127,7 @@ def test_a_file_fills_the_backbone_and_its_own_head_is_left_out(tmp_path, suffix
     torch.save(tensors, path) if suffix == ".pth" else safetensors.torch.save_file(tensors, path)
     network = build(spec(model="resnet18"))
     head = network.head[1].weight.clone()
-    load_weights(network, "resnet18", str(path))
+    load_weights(network, starting(path, "resnet18"))
     assert torch.equal(network.backbone.conv1.weight, tensors["conv1.weight"])
     assert torch.equal(network.backbone.layer4[1].bn2.bias, tensors["layer4.1.bn2.bias"])
     assert torch.equal(network.head[1].weight, head)
@@ -133,36 +138,36 @@ def test_a_file_that_lacks_tensors_is_refused_with_their_names(tmp_path):
     del tensors["layer1.0.conv1.weight"]
     torch.save(tensors, tmp_path / "weights.pth")
     with pytest.raises(WeightsUnavailable, match=r"layer1\.0\.conv1\.weight"):
-        load_weights(build(spec(model="resnet18")), "resnet18", str(tmp_path / "weights.pth"))
+        load_weights(build(spec(model="resnet18")), starting(tmp_path / "weights.pth", "resnet18"))
 
 
 def test_a_file_of_another_architecture_is_refused(tmp_path):
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(WeightsUnavailable, match="does not fit resnet34"):
-        load_weights(build(spec(model="resnet34")), "resnet34", str(tmp_path / "weights.pth"))
+        load_weights(build(spec(model="resnet34")), starting(tmp_path / "weights.pth", "resnet34"))
 
 
 @pytest.mark.real("BINCOUNT_WEIGHTS")
 def test_the_recovered_imagenet_backbone_fits_mobilenet():
     model = build(spec(model="mobilenet_v2"))
     before = model.backbone.features[0][0].weight.clone()
-    load_weights(model, "mobilenet_v2", os.environ["BINCOUNT_WEIGHTS"])
+    load_weights(model, TrainConfig(model="mobilenet_v2", weights=os.environ["BINCOUNT_WEIGHTS"]))
     assert not torch.equal(model.backbone.features[0][0].weight, before)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-def test_a_file_that_is_missing_or_no_weights_says_what_to_give(tmp_path, name):
+def test_a_file_that_is_missing_or_no_weights_is_an_error_with_the_remedy(tmp_path, name):
     with pytest.raises(WeightsUnavailable, match="no weights file"):
-        load_weights(build(spec()), "small", str(tmp_path / name))
+        load_weights(build(spec()), starting(tmp_path / name))
     (tmp_path / name).write_text("not weights")
     with pytest.raises(WeightsUnavailable, match="not a file of weights"):
-        load_weights(build(spec()), "small", str(tmp_path / name))
+        load_weights(build(spec()), starting(tmp_path / name))
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     torch.save({"conv1.weight": Path("x")}, tmp_path / "weights.pth")
     with pytest.raises(WeightsUnavailable, match="not a file of weights"):
-        load_weights(build(spec()), "small", str(tmp_path / "weights.pth"))
+        load_weights(build(spec()), starting(tmp_path / "weights.pth"))
 
 
 def test_imagenet_weights_that_cannot_be_fetched_name_the_ways_out(monkeypatch):
@@ -171,12 +176,12 @@ def test_imagenet_weights_that_cannot_be_fetched_name_the_ways_out(monkeypatch):
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", fail)
     with pytest.raises(WeightsUnavailable, match=r"--weights FILE.*--weights none"):
-        load_weights(build(spec(model="resnet18")), "resnet18", "imagenet")
+        load_weights(build(spec(model="resnet18")), TrainConfig(model="resnet18", weights="imagenet"))
 
 
 def test_the_small_model_has_no_imagenet_weights():
     with pytest.raises(SettingsError, match="--weights none"):
-        load_weights(build(spec()), "small", "imagenet")
+        load_weights(build(spec()), TrainConfig(model="small", weights="imagenet"))
 
 
 # --- predictions ---------------------------------------------------------------------------------------------------
@@ -221,7 +226,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 def test_a_trained_model_gives_its_head_too(tmp_path):
     [trained] = saved(tmp_path, 1)
     network = build(spec())
-    load_weights(network, "small", str(tmp_path / "model.safetensors"))
+    load_weights(network, starting(tmp_path / "model.safetensors"))
     assert same(network, trained)
 
 
@@ -229,7 +234,7 @@ def test_a_head_with_other_outputs_is_left_as_it_was(tmp_path):
     [trained] = saved(tmp_path, 1, classes=Classes.parse("0..9"))
     network = build(spec())
     before = {name: tensor.clone() for name, tensor in network.head.state_dict().items()}
-    load_weights(network, "small", str(tmp_path / "model.safetensors"))
+    load_weights(network, starting(tmp_path / "model.safetensors"))
     assert same(network.backbone, trained.backbone)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.head.state_dict().items())
 
@@ -238,5 +243,5 @@ def test_of_several_members_each_seed_starts_from_one(tmp_path):
     trained = saved(tmp_path, 1, 2, 3)
     for seed in range(6):
         network = build(spec())
-        load_weights(network, "small", str(tmp_path / "model.safetensors"), seed)
+        load_weights(network, TrainConfig(model="small", weights=str(tmp_path / "model.safetensors"), seed=seed))
         assert same(network, trained[seed % 3])

@@ -20,7 +20,7 @@ from bincount.errors import SourceError
 from bincount.settings import DataConfig, RegistryConfig
 from bincount.text import escape_markdown
 from bincount.tracking import registry
-from bincount.training.files import Trained
+from bincount.training.run_folder import Trained
 from bincount.workspace import Workspace
 from flows import summary
 from flows.retrain import retrain

@@ -15,7 +15,7 @@ from prefect.server.schemas.schedules import CronSchedule
 from prefect.states import State
 
 from bincount.settings import RetrainConfig
-from bincount.training.files import weights_digest
+from bincount.training.spec import weights_digest
 from bincount.workspace import Workspace
 from flows.results import NightlyRun
 from flows.retrain import only_night

@@ -16,8 +16,8 @@ from bincount.errors import SourceError, SourceUnavailable
 from bincount.evaluation import predict
 from bincount.problem import Classes
 from bincount.settings import DataConfig, ImageConfig, TrainConfig
-from bincount.training.files import ModelSpec
 from bincount.training.model import build, save
+from bincount.training.spec import ModelSpec
 from flows.cli import app
 
 

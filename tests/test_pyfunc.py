@@ -19,7 +19,7 @@ from bincount.problem import Classes
 from bincount.settings import ImageConfig, TrainConfig
 from bincount.tracking import packaging, pyfunc
 from bincount.training import model as models
-from bincount.training.files import ModelSpec
+from bincount.training.spec import ModelSpec
 
 PICTURE = jpeg(1)
 TEXT = base64.b64encode(PICTURE).decode()

@@ -23,7 +23,7 @@ def test_no_positions_are_no_batches():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_gpu_gets_the_same_batches_from_its_own_memory_and_from_the_pack(monkeypatch, share):
-    monkeypatch.setattr("bincount.training.reader.SHARE_OF_GPU", share)
+    monkeypatch.setattr("bincount.training.reader.MAX_SHARE_OF_GPU", share)
     reader = Reader(PACK, ROWS, torch.device("cuda", 0))
     assert (reader.resident is not None) == (share > 0)
     for batch, positions in zip(reader.batches(POSITIONS), POSITIONS, strict=True):

@@ -38,7 +38,7 @@ from bincount.tracking import connection, registry
 from bincount.tracking.champion import HistoryRun
 from bincount.tracking.registry import Registry, Version
 from bincount.training import model as models
-from bincount.training.files import ModelSpec
+from bincount.training.spec import ModelSpec
 from tasks.registration import code_tags
 
 CLASSES = Classes.parse("0..2")

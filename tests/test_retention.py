@@ -18,7 +18,8 @@ from bincount.retention import plan, remove
 from bincount.settings import DataConfig, ImageConfig, RegistryConfig, RetentionConfig, TrainConfig
 from bincount.tracking import connection, lineage, registry
 from bincount.tracking.packaging import MODEL_TAG
-from bincount.training.files import Trained, weights_digest
+from bincount.training.run_folder import Trained
+from bincount.training.spec import weights_digest
 from bincount.workspace import Workspace
 from flows.cli import app
 from flows.run import run

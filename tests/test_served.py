@@ -19,7 +19,7 @@ from bincount.problem import Classes
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
 from bincount.tracking import connection, pyfunc
 from bincount.training import model as models
-from bincount.training.files import ModelSpec
+from bincount.training.spec import ModelSpec
 
 # A fresh environment is linked from uv's cache in half a minute; where the cache lacks torch, gigabytes come first.
 INSTALLATION = 900

@@ -24,19 +24,20 @@ from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, DiskFull, SettingsError, TrainingDiverged, TrainingFailed, WeightsUnavailable
 from bincount.problem import Classes
-from bincount.training import checkpoints, files, launch, losses, model, train
+from bincount.training import checkpoints, launch, loop, losses, model, run_folder, trainer, worker
 from bincount.training.device import is_out_of_memory
 from bincount.training.distributed import World
-from bincount.training.files import PARENT_HOLDS_STDIN, Request, Trained, read_error, read_history
-from bincount.training.launch import train_in_subprocess
+from bincount.training.launch import PARENT_HOLDS_STDIN, train_in_subprocess
+from bincount.training.loop import Stopped, fit
 from bincount.training.model import load
-from bincount.training.monitor import Watch
-from bincount.training.train import Stopped, epoch_order, fit, learning_rate
+from bincount.training.monitor import Monitor
+from bincount.training.run_folder import Request, Trained, read_error, read_history, write_request
+from bincount.training.schedule import epoch_order, learning_rate
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Here and in trainers alike, as equal results need; several wait for each other when the machine is busy."""
+    """One thread here and in trainers: equal results need equal numbers, and several are slow on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -52,11 +53,11 @@ def data(tmp_path_factory) -> tuple[Snapshot, Pack]:
 
 @pytest.fixture(scope="module")
 def unbroken(data, tmp_path_factory) -> Trained:
-    return fit(*data, IMAGES, QUICK, tmp_path_factory.mktemp("unbroken"))
+    return fit(Request(*data, IMAGES, QUICK, tmp_path_factory.mktemp("unbroken")))
 
 
 class StopAfter(threading.Event):
-    """Is set once so many steps were taken in the first epoch; it is asked once a step."""
+    """An event that is set after so many steps of the first epoch; the loop checks it once a step."""
 
     def __init__(self, steps: int):
         super().__init__()
@@ -84,9 +85,9 @@ def assert_alike(one: Trained, other: Trained) -> None:
 @pytest.mark.parametrize("steps", [1, STEPS_PER_EPOCH - 2, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 4])
 def test_a_resumed_run_ends_as_the_unbroken_one(data, unbroken, tmp_path, steps):
     with pytest.raises(Stopped):
-        fit(*data, IMAGES, QUICK, tmp_path, stop=StopAfter(steps))
+        fit(Request(*data, IMAGES, QUICK, tmp_path), stop=StopAfter(steps))
     assert Trained.read(tmp_path) is None
-    assert_alike(fit(*data, IMAGES, QUICK, tmp_path), unbroken)
+    assert_alike(fit(Request(*data, IMAGES, QUICK, tmp_path)), unbroken)
 
 
 def test_every_random_part_of_training_resumes(data, tmp_path):
@@ -95,16 +96,19 @@ def test_every_random_part_of_training_resumes(data, tmp_path):
     )
     (tmp_path / "broken").mkdir()
     with pytest.raises(Stopped):
-        fit(*data, IMAGES, config, tmp_path / "broken", stop=StopAfter(3))
-    assert_alike(fit(*data, IMAGES, config, tmp_path / "broken"), fit(*data, IMAGES, config, tmp_path / "whole"))
+        fit(Request(*data, IMAGES, config, tmp_path / "broken"), stop=StopAfter(3))
+    assert_alike(
+        fit(Request(*data, IMAGES, config, tmp_path / "broken")),
+        fit(Request(*data, IMAGES, config, tmp_path / "whole")),
+    )
 
 
 def test_a_finished_training_is_not_repeated(data, unbroken, monkeypatch):
     assert not list(unbroken.folder.glob("checkpoint*"))
-    monkeypatch.setattr(train, "Training", None)
-    assert fit(*data, IMAGES, QUICK, unbroken.folder) == unbroken
+    monkeypatch.setattr(trainer, "Trainer", None)
+    assert fit(Request(*data, IMAGES, QUICK, unbroken.folder)) == unbroken
     monkeypatch.setattr(subprocess, "Popen", None)
-    assert train_in_subprocess(*data, IMAGES, QUICK, unbroken.folder) == unbroken
+    assert train_in_subprocess(Request(*data, IMAGES, QUICK, unbroken.folder)) == unbroken
 
 
 def newest_checkpoint(folder):
@@ -125,33 +129,33 @@ def flip_a_bit(path):
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(data, unbroken, tmp_path, caplog, damage):
     caplog.set_level(logging.INFO, logger="bincount")
     with pytest.raises(Stopped):
-        fit(*data, IMAGES, QUICK, tmp_path, stop=StopAfter(STEPS_PER_EPOCH + 2))
+        fit(Request(*data, IMAGES, QUICK, tmp_path), stop=StopAfter(STEPS_PER_EPOCH + 2))
     assert len(list(tmp_path.glob("checkpoint-*.pt"))) == 2
     damage(newest_checkpoint(tmp_path))
-    assert_alike(fit(*data, IMAGES, QUICK, tmp_path), unbroken)
+    assert_alike(fit(Request(*data, IMAGES, QUICK, tmp_path)), unbroken)
     assert "is damaged; trying the one before" in caplog.text
     assert f"resuming after step {STEPS_PER_EPOCH} of" in caplog.text
 
 
-def test_without_one_whole_checkpoint_the_training_starts_anew(data, unbroken, tmp_path):
+def test_without_an_intact_checkpoint_the_training_starts_anew(data, unbroken, tmp_path):
     with pytest.raises(Stopped):
-        fit(*data, IMAGES, QUICK, tmp_path, stop=StopAfter(2))
+        fit(Request(*data, IMAGES, QUICK, tmp_path), stop=StopAfter(2))
     for path in tmp_path.glob("checkpoint-*.pt"):
         tear(path)
-    assert_alike(fit(*data, IMAGES, QUICK, tmp_path), unbroken)
+    assert_alike(fit(Request(*data, IMAGES, QUICK, tmp_path)), unbroken)
 
 
 def test_a_long_epoch_has_checkpoints_on_the_way(data, unbroken, tmp_path, monkeypatch):
     written = []
     write = checkpoints.write
-    monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     monkeypatch.setattr(checkpoints, "write", lambda *arguments: (written.append(arguments[1]), write(*arguments)))
-    assert_alike(fit(*data, IMAGES, QUICK, tmp_path), unbroken)
+    assert_alike(fit(Request(*data, IMAGES, QUICK, tmp_path)), unbroken)
     assert set(written) == set(range(3 * STEPS_PER_EPOCH + 1))
 
 
 def test_another_seed_gives_another_model(data, unbroken, tmp_path):
-    other = fit(*data, IMAGES, QUICK.model_copy(update={"seed": 1, "epochs": 1}), tmp_path)
+    other = fit(Request(*data, IMAGES, QUICK.model_copy(update={"seed": 1, "epochs": 1}), tmp_path))
     weights = [safetensors.torch.load_file(each.checkpoint / "model.safetensors") for each in (other, unbroken)]
     assert not torch.equal(weights[0]["head.1.weight"], weights[1]["head.1.weight"])
 
@@ -160,7 +164,7 @@ def test_another_seed_gives_another_model(data, unbroken, tmp_path):
 
 
 def test_the_small_model_learns_to_count_squares(data, tmp_path):
-    trained = fit(*data, IMAGES, QUICK.model_copy(update={"epochs": 15}), tmp_path)
+    trained = fit(Request(*data, IMAGES, QUICK.model_copy(update={"epochs": 15}), tmp_path))
     history = read_history(tmp_path)
     assert trained.val_accuracy > 0.9
     assert trained.val_accuracy == max(record["val_accuracy"] for record in history)
@@ -168,14 +172,14 @@ def test_the_small_model_learns_to_count_squares(data, tmp_path):
     assert [record["epoch"] for record in history] == list(range(1, 16))
 
 
-def test_extra_counts_are_learned_beside_the_classes(tmp_path):
+def test_extra_counts_are_trained_on_beside_the_classes(tmp_path):
     snapshot, pack = dataset(tmp_path)
     rows = snapshot.read()
     two = rows["class_name"] == "2"
     rows.loc[two, "label"] = pd.NA
     rows.loc[two, "split"] = rows.loc[two, "split"].map({"train": "extra"})
     beside = snapshots.freeze(rows, Classes.parse("0..1"), "drawn", tmp_path)
-    trained = fit(beside, pack, IMAGES, QUICK.model_copy(update={"sampling": "balanced"}), tmp_path / "run")
+    trained = fit(Request(beside, pack, IMAGES, QUICK.model_copy(update={"sampling": "balanced"}), tmp_path / "run"))
     model, spec = load(trained.checkpoint)
     assert (spec.classes.names, spec.extra_names) == (("0", "1"), ("2",))
     assert model.head[1].out_features == 3
@@ -183,53 +187,51 @@ def test_extra_counts_are_learned_beside_the_classes(tmp_path):
 
 
 def test_the_last_epoch_is_kept_when_asked(data, tmp_path):
-    trained = fit(*data, IMAGES, QUICK.model_copy(update={"keep": "last", "learning_rate": 0.03}), tmp_path)
+    trained = fit(Request(*data, IMAGES, QUICK.model_copy(update={"keep": "last", "learning_rate": 0.03}), tmp_path))
     last = read_history(tmp_path)[-1]
     assert (trained.best_epoch, trained.val_loss) == (3, last["val_loss"])
 
 
 def test_fewer_images_than_a_batch_are_one_batch(tmp_path):
     snapshot, pack = dataset(tmp_path, train=5, val=3)
-    trained = fit(snapshot, pack, IMAGES, QUICK.model_copy(update={"epochs": 1}), tmp_path / "run")
+    trained = fit(Request(snapshot, pack, IMAGES, QUICK.model_copy(update={"epochs": 1}), tmp_path / "run"))
     assert trained.epochs == 1
     assert (read_history(trained.folder)[0]["train_accuracy"] * 5).is_integer()
 
 
 @pytest.mark.parametrize(("train", "val", "split"), [(5, 0, "val"), (1, 3, "train")])
-def test_a_split_without_images_says_what_to_do(tmp_path, train, val, split):
+def test_a_split_without_images_is_an_error_with_the_remedy(tmp_path, train, val, split):
     snapshot, pack = dataset(tmp_path, train, val)
     with pytest.raises(DatasetError, match=rf"split {split} has {min(train, val)} images.*--limit"):
-        fit(snapshot, pack, IMAGES, QUICK, tmp_path / "run")
+        fit(Request(snapshot, pack, IMAGES, QUICK, tmp_path / "run"))
 
 
-def test_a_loss_that_is_no_number_asks_for_a_lower_learning_rate_when_three_halvings_do_not_help(
-    data, tmp_path, caplog
-):
+def test_a_loss_that_stays_infinite_after_three_halvings_asks_for_a_lower_learning_rate(data, tmp_path, caplog):
     config = QUICK.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30})
     with pytest.raises(TrainingDiverged, match=r"halved 3 times; try a --learning-rate below 1\.25e\+29"):
-        fit(*data, IMAGES, config, tmp_path)
+        fit(Request(*data, IMAGES, config, tmp_path))
     assert caplog.text.count("with half the learning rate") == 3
     assert [record["epoch"] for record in read_history(tmp_path)] == []
 
 
-def test_a_debugged_training_that_goes_astray_shows_where(data, tmp_path):
+def test_a_debugged_training_that_diverges_keeps_its_gradients(data, tmp_path):
     config = QUICK.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30, "debug": True})
     with pytest.raises(TrainingDiverged):
-        fit(*data, IMAGES, config, tmp_path)
+        fit(Request(*data, IMAGES, config, tmp_path))
     assert (tmp_path / "debug" / "gradients.csv").exists()
 
 
-def test_a_loss_that_is_no_number_once_is_learned_again_from_the_last_good_state_with_half_the_rate(
+def test_after_a_loss_that_is_not_finite_training_goes_on_from_the_last_checkpoint_with_half_the_rate(
     data, tmp_path, monkeypatch, caplog
 ):
-    per_picture, steps = losses.per_picture, []
+    per_image, steps = losses.per_image, []
 
-    def broken_once(logits, wanted, config):
+    def broken_once(logits, targets, config):
         steps.append(len(steps))
-        return per_picture(logits, wanted, config) * (math.nan if len(steps) == STEPS_PER_EPOCH + 3 else 1)
+        return per_image(logits, targets, config) * (math.nan if len(steps) == STEPS_PER_EPOCH + 3 else 1)
 
-    monkeypatch.setattr(losses, "per_picture", broken_once)
-    trained = fit(*data, IMAGES, QUICK, tmp_path)
+    monkeypatch.setattr(losses, "per_image", broken_once)
+    trained = fit(Request(*data, IMAGES, QUICK, tmp_path))
     assert f"back to step {STEPS_PER_EPOCH} with half the learning rate" in caplog.text
     history = read_history(tmp_path)
     assert [record["epoch"] for record in history] == [1, 2, 3]
@@ -241,7 +243,7 @@ def test_a_loss_that_is_no_number_once_is_learned_again_from_the_last_good_state
 
 
 class Cramped(torch.nn.Module):
-    """A network on a device with memory for so many pictures."""
+    """A network on a device with memory for so many images."""
 
     def __init__(self, network, room):
         super().__init__()
@@ -253,30 +255,28 @@ class Cramped(torch.nn.Module):
         return self.network(pictures)
 
 
-def test_a_batch_that_memory_has_no_room_for_is_learned_from_in_parts(data, tmp_path, monkeypatch, caplog):
+def test_a_batch_too_large_for_memory_is_accumulated_in_parts(data, tmp_path, monkeypatch, caplog):
     without_norm = torch.nn.Sequential(
         OrderedDict(backbone=torch.nn.Flatten(), head=torch.nn.Linear(3 * 32 * 32, 3))
     ).to(memory_format=torch.channels_last)
     config = QUICK.model_copy(update={"epochs": 1, "learning_rate": 1e-4, "class_weights": "balanced"})
     ends = {}
     for name, room in (("roomy", 16), ("cramped", 5)):
-        network = copy.deepcopy(without_norm)
-        monkeypatch.setattr(train, "build", lambda spec, network=network: network)
-        monkeypatch.setattr(model, "build", lambda spec, network=network: copy.deepcopy(network))  # to load it again
-        monkeypatch.setattr(World, "spread", lambda self, model, device, room=room: Cramped(model, room))
-        fit(*data, IMAGES, config, tmp_path / name)
-        ends[name] = network.head.weight.detach()
+        monkeypatch.setattr(model, "build", lambda spec: copy.deepcopy(without_norm))
+        monkeypatch.setattr(World, "data_parallel", lambda self, model, room=room: Cramped(model, room))
+        trained = fit(Request(*data, IMAGES, config, tmp_path / name))
+        ends[name] = safetensors.torch.load_file(trained.checkpoint / "model.safetensors")["head.weight"]
     torch.testing.assert_close(ends["roomy"], ends["cramped"])
-    assert "each step learns from 16 images in 4 parts from here on" in caplog.text
+    assert "from here on each step accumulates the gradients of its 16 images in 4 parts" in caplog.text
 
 
-def test_what_killed_trainers_left_half_written_is_removed(data, tmp_path):
+def test_half_written_files_of_killed_trainers_are_removed(data, tmp_path):
     left = [tmp_path / ".checkpoint-000000006-0-0.pt.77.new", tmp_path / "model" / ".model.safetensors.77.new"]
     for path in left:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half of it")
 
-    fit(*data, IMAGES, QUICK.model_copy(update={"epochs": 1}), tmp_path)
+    fit(Request(*data, IMAGES, QUICK.model_copy(update={"epochs": 1}), tmp_path))
 
     assert not [path for path in left if path.exists()]
 
@@ -291,7 +291,7 @@ def test_what_killed_trainers_left_half_written_is_removed(data, tmp_path):
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
 )
-def test_memory_that_ran_out_is_known_whoever_says_so(error, is_memory):
+def test_running_out_of_memory_is_recognised_whichever_library_reports_it(error, is_memory):
     assert is_out_of_memory(error) is is_memory
 
 
@@ -299,17 +299,17 @@ def test_ordinal_targets_of_classes_without_order_are_refused(data, tmp_path):
     snapshot, pack = data
     snapshot = snapshots.freeze(snapshot.read(), Classes.parse("good,damaged,empty"), "drawn", tmp_path)
     with pytest.raises(SettingsError, match="--loss ordinal needs classes with an order"):
-        fit(snapshot, pack, IMAGES, QUICK.model_copy(update={"loss": "ordinal"}), tmp_path / "run")
+        fit(Request(snapshot, pack, IMAGES, QUICK.model_copy(update={"loss": "ordinal"}), tmp_path / "run"))
 
 
-def test_memory_for_not_even_one_picture_is_an_error_that_says_what_to_lower(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(World, "spread", lambda self, model, device: Cramped(model, 0))
+def test_memory_too_small_for_one_image_is_an_error_that_names_what_to_lower(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(World, "data_parallel", lambda self, model: Cramped(model, 0))
     with pytest.raises(SettingsError, match="out of memory at 1 images at once; lower --image-size"):
-        fit(*data, IMAGES, QUICK, tmp_path)
+        fit(Request(*data, IMAGES, QUICK, tmp_path))
 
 
 def test_a_debugged_training_keeps_gradients_dead_channels_and_a_profile(data, unbroken, tmp_path):
-    trained = fit(*data, IMAGES, QUICK.model_copy(update={"debug": True}), tmp_path)
+    trained = fit(Request(*data, IMAGES, QUICK.model_copy(update={"debug": True}), tmp_path))
     assert_alike(trained, unbroken)
     gradients = pd.read_csv(tmp_path / "debug" / "gradients.csv")
     assert set(gradients["layer"]) >= {"backbone.0", "head.1"}
@@ -321,28 +321,28 @@ def test_a_debugged_training_keeps_gradients_dead_channels_and_a_profile(data, u
     assert any("convolution" in event["name"] for event in events)
 
 
-def test_what_is_wrong_with_a_network_is_said():
+def test_vanishing_and_exploding_gradients_and_dead_channels_are_findings():
     network = torch.nn.Sequential(
         OrderedDict(
             first=torch.nn.Conv2d(3, 4, 1), dead=torch.nn.ReLU(), flat=torch.nn.Flatten(), last=torch.nn.Linear(4, 2)
         )
     )
-    watch = Watch(network, enabled=True)
+    monitor = Monitor(network, enabled=True)
     with torch.no_grad():
         network.first.weight.fill_(-1)
         network.first.bias.zero_()
     (network(torch.ones(2, 3, 1, 1)).sum() * 1e6).backward()
-    watch.after_backward(0)
-    found = "\n".join(watch.findings())
-    assert "first: its gradient never was more than" in found
+    monitor.after_backward(0)
+    found = "\n".join(monitor.findings())
+    assert "first: its gradient was at most" in found
     assert "dead: 100% of its channels are dead" in found
     network.last.weight.grad.fill_(1e6)
-    watch.after_backward(20)
-    assert "last: its gradient was" in "\n".join(watch.findings())
+    monitor.after_backward(20)
+    assert "last: its gradient was" in "\n".join(monitor.findings())
 
 
 class Block(torch.nn.Module):
-    """With a shortcut, and one activation for both places, as those of ResNets."""
+    """A block with a shortcut that uses one activation twice, as those of ResNets do."""
 
     def __init__(self):
         super().__init__()
@@ -352,44 +352,44 @@ class Block(torch.nn.Module):
         return self.relu(pictures + self.relu(self.conv(pictures)))
 
 
-def test_a_dead_activation_is_seen_also_where_a_living_one_shares_its_layer():
+def test_a_dead_activation_is_found_also_when_its_layer_is_used_twice():
     block = Block()
     torch.nn.init.constant_(block.conv.bias, -100)
-    watch = Watch(block, enabled=True)
+    monitor = Monitor(block, enabled=True)
     block(torch.ones(2, 3, 4, 4))
-    assert watch.findings() == ["relu: 100% of its channels are dead"]
-    assert watch.dead == {"relu": 1.0, "relu, use 2": 0.0}
+    assert monitor.findings() == ["relu: 100% of its channels are dead"]
+    assert monitor.dead == {"relu": 1.0, "relu, use 2": 0.0}
 
 
-def test_what_was_found_before_a_resume_stays(tmp_path):
+def test_gradients_recorded_before_a_resume_stay(tmp_path):
     network = torch.nn.Linear(2, 2)
     network(torch.ones(1, 2)).sum().backward()
     for steps in ((0, 20, 40), (40, 60), ()):
-        watch = Watch(network, enabled=True)
-        with watch.writing(tmp_path, list):
+        monitor = Monitor(network, enabled=True)
+        with monitor.recording(tmp_path, list):
             for step in steps:
-                watch.after_backward(step)
+                monitor.after_backward(step)
     assert list(pd.read_csv(tmp_path / "gradients.csv")["step"]) == [0, 20, 40, 60]
 
 
-def test_what_was_found_is_there_after_each_epoch_and_a_resumed_training_is_profiled_too(tmp_path):
+def test_findings_are_written_after_each_epoch_and_a_resumed_training_is_profiled_too(tmp_path):
     network = torch.nn.Linear(2, 2)
     network(torch.ones(1, 2)).sum().backward()
     for first, last in ((0, 20), (37, 44)):  # the second is stopped while it is profiled
-        watch = Watch(network, enabled=True)
-        with watch.writing(tmp_path, list):
+        monitor = Monitor(network, enabled=True)
+        with monitor.recording(tmp_path, list):
             for step in range(first, last):
-                watch.after_backward(step)
-            watch.write(tmp_path, [{"waiting_for_data": 0.5}])
+                monitor.after_backward(step)
+            monitor.write(tmp_path, [{"waiting_for_data": 0.5}])
             assert json.loads((tmp_path / "findings.json").read_text())["waiting_for_data"] == [0.5]
             assert (tmp_path / "trace.json").exists() is (first == 0)
         (tmp_path / "trace.json").unlink()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_a_setting_that_cannot_work(data, tmp_path):
+def test_a_missing_gpu_is_an_error_of_the_settings(data, tmp_path):
     with pytest.raises(SettingsError, match="--device"):
-        fit(*data, IMAGES, QUICK.model_copy(update={"device": "cuda"}), tmp_path)
+        fit(Request(*data, IMAGES, QUICK.model_copy(update={"device": "cuda"}), tmp_path))
 
 
 def test_balanced_sampling_draws_classes_equally_often():
@@ -402,7 +402,7 @@ def test_balanced_sampling_draws_classes_equally_often():
     assert not np.array_equal(natural, epoch_order(labels, weights, QUICK, epoch=1))
 
 
-def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing():
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
     rates = [learning_rate(QUICK, step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(QUICK.learning_rate / 25)
     assert max(rates) == rates[30] == QUICK.learning_rate
@@ -412,6 +412,15 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing():
 
 
 # --- the trainer's process -----------------------------------------------------------------------------------------
+
+
+def test_launching_a_training_imports_neither_torch_nor_the_model_code():
+    code = (
+        "import sys, bincount.training.launch; "
+        "print(*{'torch', 'bincount.training.model', 'bincount.training.loop'}.intersection(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.split() == []
 
 
 @pytest.fixture
@@ -429,7 +438,7 @@ def processes(monkeypatch) -> list[subprocess.Popen]:
 
 @pytest.fixture
 def on_first_epoch(caplog):
-    """Registers what to do when the first epoch has ended."""
+    """Register a function to call when the first epoch has ended."""
     caplog.set_level(logging.INFO, logger="bincount")
     handlers = []
 
@@ -448,11 +457,11 @@ LONG = QUICK.model_copy(update={"epochs": 40})
 def test_a_killed_trainer_is_an_error_and_the_next_call_resumes(data, tmp_path, processes, on_first_epoch, caplog):
     on_first_epoch(lambda: os.kill(processes[0].pid, signal.SIGKILL))
     with pytest.raises(TrainingFailed, match=r"by SIGKILL \(out of memory\?\); run again to resume after step \d"):
-        train_in_subprocess(*data, IMAGES, LONG, tmp_path / "killed")
+        train_in_subprocess(Request(*data, IMAGES, LONG, tmp_path / "killed"))
     caplog.clear()
-    resumed = fit(*data, IMAGES, LONG, tmp_path / "killed")
+    resumed = fit(Request(*data, IMAGES, LONG, tmp_path / "killed"))
     assert "resuming after step" in caplog.text
-    assert_alike(resumed, fit(*data, IMAGES, LONG, tmp_path / "whole"))
+    assert_alike(resumed, fit(Request(*data, IMAGES, LONG, tmp_path / "whole")))
 
 
 def test_an_interrupted_caller_stops_the_trainer_which_writes_a_checkpoint(data, tmp_path, processes, on_first_epoch):
@@ -461,21 +470,19 @@ def test_an_interrupted_caller_stops_the_trainer_which_writes_a_checkpoint(data,
 
     on_first_epoch(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train_in_subprocess(*data, IMAGES, LONG, tmp_path)
-    assert processes[0].returncode == train.STOPPED
+        train_in_subprocess(Request(*data, IMAGES, LONG, tmp_path))
+    assert processes[0].returncode == worker.STOPPED
     assert newest_checkpoint(tmp_path).exists()
 
 
 def test_the_trainer_stops_when_its_parent_is_gone(data, tmp_path):
-    snapshot, pack = data
-    request = Request(snapshot=snapshot.path, pack=pack.folder, images=IMAGES, training=LONG, folder=tmp_path)
-    (tmp_path / "request.json").write_text(request.model_dump_json())
-    command = [sys.executable, "-m", "bincount.training.train", str(tmp_path / "request.json")]
+    path = write_request(Request(*data, IMAGES, LONG, tmp_path))
+    command = [sys.executable, "-m", "bincount.training.worker", str(path)]
     environment = os.environ | {PARENT_HOLDS_STDIN: "1"}
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, env=environment, text=True) as process:
         next(line for line in process.stdout if line.startswith("INFO epoch 1 of"))
         process.stdin.close()  # as the end of the parent does
-        assert process.wait(timeout=60) == train.STOPPED
+        assert process.wait(timeout=60) == worker.STOPPED
     assert Trained.read(tmp_path) is None
     FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()
 
@@ -495,19 +502,19 @@ def test_a_full_disk_ends_the_trainer_with_the_remedy_and_with_space_the_next_go
                 ballast.write_bytes(b"0" * (free - left))
 
     with pytest.raises(DiskFull, match="No space left on device; free some space and run again, nothing is lost"):
-        train_in_subprocess(*data, IMAGES, config, folder, on_epoch=fill_up)
+        train_in_subprocess(Request(*data, IMAGES, config, folder), on_epoch=fill_up)
 
     ballast.unlink()
-    train_in_subprocess(*data, IMAGES, config, folder)
+    train_in_subprocess(Request(*data, IMAGES, config, folder))
     assert "resuming after step" in caplog.text
 
 
-def test_a_trainer_that_has_no_room_even_for_its_error_says_so_all_the_same(tmp_path, monkeypatch):
+def test_a_trainer_without_disk_space_even_for_its_error_is_reported_as_a_full_disk(tmp_path, monkeypatch):
     def full(*_):
         raise DiskFull("no room")
 
-    monkeypatch.setattr(files, "write_sealed", full)
-    files.write_error(tmp_path, DiskFull("no room"), rank=0)
+    monkeypatch.setattr(run_folder, "write_sealed", full)
+    run_folder.write_error(tmp_path, DiskFull("no room"), rank=0)
     assert read_error(tmp_path)["type"] == "DiskFull"
     assert "free some space and run again" in read_error(tmp_path)["message"]
 
@@ -515,7 +522,7 @@ def test_a_trainer_that_has_no_room_even_for_its_error_says_so_all_the_same(tmp_
 def test_an_error_of_the_trainer_is_raised_here(data, tmp_path):
     config = QUICK.model_copy(update={"weights": "nowhere.pth"})
     with pytest.raises(WeightsUnavailable, match=r"no weights file nowhere\.pth"):
-        train_in_subprocess(*data, IMAGES, config, tmp_path)
+        train_in_subprocess(Request(*data, IMAGES, config, tmp_path))
 
 
 def test_a_trainer_that_breaks_shows_its_last_lines(data, tmp_path, monkeypatch):
@@ -524,4 +531,4 @@ def test_a_trainer_that_breaks_shows_its_last_lines(data, tmp_path, monkeypatch)
     trainer.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(trainer))
     with pytest.raises(TrainingFailed, match=r"(?s)ended with code 1.*epoch 1 of 3\nno space left on device"):
-        train_in_subprocess(*data, IMAGES, QUICK, tmp_path)
+        train_in_subprocess(Request(*data, IMAGES, QUICK, tmp_path))

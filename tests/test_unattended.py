@@ -24,7 +24,7 @@ from bincount.data import synthetic
 from bincount.settings import RegistryConfig
 from bincount.tracking import connection
 from bincount.tracking.runs import RUN_TAG
-from bincount.training.files import read_history
+from bincount.training.run_folder import read_history
 from bincount.workspace import Workspace
 from flows.bootstrap import bootstrap
 
@@ -152,7 +152,7 @@ class Case:
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 words = process.joinpath("cmdline").read_bytes().decode().split("\0")
-                if "bincount.training.train" in words and str(self.workspace.root) in words[-2]:
+                if "bincount.training.worker" in words and str(self.workspace.root) in words[-2]:
                     return int(process.name)
         return None
 

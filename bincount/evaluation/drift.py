@@ -21,7 +21,7 @@ from bincount.evaluation.intervals import FEWEST_BINS, Interval, LabelledImages,
 from bincount.frozen import Frozen
 from bincount.problem import Classes
 from bincount.settings import Device, DriftConfig
-from bincount.training.files import read_spec
+from bincount.training.spec import read_spec
 
 SMALLEST_SHARE = 1e-6  # so that its logarithm is finite
 NUM_CELLS = 10

@@ -14,9 +14,9 @@ from bincount.errors import DatasetError
 from bincount.evaluation import intervals, slices
 from bincount.evaluation.intervals import Interval, LabelledImages, Score
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
+from bincount.files import write_json
 from bincount.problem import Classes
 from bincount.settings import Device
-from bincount.training.files import write_json
 
 logger = logging.getLogger(__name__)
 

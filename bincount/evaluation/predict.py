@@ -18,8 +18,8 @@ from bincount.data import pictures
 from bincount.errors import BadPicture
 from bincount.settings import Device
 from bincount.training.device import choose_device
-from bincount.training.files import ModelSpec
 from bincount.training.model import load, probabilities
+from bincount.training.spec import ModelSpec
 
 if TYPE_CHECKING:
     from bincount.data.inputs import Input

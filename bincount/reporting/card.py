@@ -10,7 +10,7 @@ from bincount.problem import SPLITS, Classes
 from bincount.reporting import tables
 from bincount.settings import TrainConfig
 from bincount.text import escape_markdown, markdown_code
-from bincount.training.files import ModelSpec
+from bincount.training.spec import ModelSpec
 
 COMPARISON, FIRST_COMPARISON = "## Against the champion", "## Against the majority class"
 

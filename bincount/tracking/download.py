@@ -8,7 +8,7 @@ from mlflow import MlflowClient, MlflowException
 from bincount.errors import ModelDamaged, ModelNotFound, ServiceUnavailable, mask_credentials
 from bincount.files import raise_on_disk_full
 from bincount.tracking.champion import ignore_missing
-from bincount.training.files import check_weights, read_spec, weights_digest
+from bincount.training.spec import check_weights, read_spec, weights_digest
 
 REMEDY = "`bincount promote VERSION --force` puts another version in its place"
 

@@ -33,7 +33,7 @@ from bincount.tracking.champion import (
 from bincount.tracking.download import download_checkpoint
 from bincount.tracking.packaging import MODEL_TAG, upload_model
 from bincount.tracking.runs import Runs
-from bincount.training.files import weights_digest
+from bincount.training.spec import weights_digest
 
 logger = logging.getLogger(__name__)
 

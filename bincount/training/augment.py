@@ -1,4 +1,4 @@
-"""Pictures on their way into the network: a whole batch at once, each picture in its own way.
+"""Augment and normalise images, a whole batch at once.
 
 Images come as packs hold them, (N, S, S, 3) uint8, and leave normalised as (N, 3, S, S) float32 in channels-last
 memory.
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ASPECT_RATIO = 4 / 3  # of a random crop at most, either way, as in torchvision's RandomResizedCrop
+ASPECT_RATIO = 4 / 3  # the largest of a random crop, in either direction, as in torchvision's RandomResizedCrop
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in 0..1, for each of RGB, as torchvision's weights expect
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as torchvision's weights expect
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Views:
-    """How each of N pictures is looked at: the rectangle that is seen, mirrored or not, in which light.
+    """The augmentation of each of N images: the rectangle that is cut out, mirrored or not, and its light.
 
     left, top, width and height are whole pixels, (N,) int64; mirrored (N,) bool; brightness and contrast (N,) factors.
     """
@@ -33,36 +33,37 @@ class Views:
     brightness: Tensor
     contrast: Tensor
 
-    def __getitem__(self, chosen: slice) -> "Views":
-        return Views(*(getattr(self, field.name)[chosen] for field in fields(self)))
+    def __getitem__(self, part: slice) -> "Views":
+        return Views(*(getattr(self, field.name)[part] for field in fields(self)))
 
     def to(self, device: torch.device) -> "Views":
-        """The same on a device. To a GPU in one copy, as float32, that neither waits for it nor makes it wait."""
+        """Copy the views to a device; to a GPU as float32, in one asynchronous copy."""
         if device.type == "cpu":
             return self
-        together = torch.stack([getattr(self, field.name).float() for field in fields(self)])
-        return Views(*together.pin_memory().to(device, non_blocking=True).unbind())
+        stacked = torch.stack([getattr(self, field.name).float() for field in fields(self)])
+        return Views(*stacked.pin_memory().to(device, non_blocking=True).unbind())
 
 
 def draw_views(
     num_images: int, side: int, generator: torch.Generator, *, min_crop: float, flip: bool, color_jitter: float
 ) -> Views:
-    """Random views of pictures of side x side pixels.
+    """Draw random views of images of side x side pixels.
 
-    The rectangle's area is min_crop..1 of the picture, its sides' ratio at most ASPECT_RATIO; flip mirrors half of the
-    pictures; brightness and contrast are 1 - color_jitter to 1 + color_jitter. All that is random comes from the
-    generator, which is the CPU's, so that every device sees the same pictures.
+    The rectangle's area is min_crop..1 of the image, the ratio of its sides at most ASPECT_RATIO; flip mirrors half of
+    the images; brightness and contrast are 1 - color_jitter to 1 + color_jitter. All randomness comes from the
+    generator, which is the CPU's, so that every device sees the same images.
     """
 
     def uniform(low, high) -> Tensor:
         return low + (high - low) * torch.rand(num_images, generator=generator)
 
     area = uniform(min_crop, 1)
-    # width / height, no further from 1 than keeps a rectangle of this area inside the picture
+    # of width / height, so that a rectangle of this area fits into the image
     limit = torch.clamp(-area.log(), max=math.log(ASPECT_RATIO))
     ratio = uniform(-limit, limit).exp()
     width, height = (
-        torch.clamp((side * share).round().long(), 1, side) for share in ((area * ratio).sqrt(), (area / ratio).sqrt())
+        torch.clamp((side * length).round().long(), 1, side)
+        for length in ((area * ratio).sqrt(), (area / ratio).sqrt())
     )
     return Views(
         left=(uniform(0, 1) * (side - width + 1)).long().minimum(side - width),
@@ -75,56 +76,56 @@ def draw_views(
     )
 
 
-def look(images: Tensor, views: Views, normalization: str) -> Tensor:
-    """The pictures as their views, on the same device, show them: stretched to the square and normalised.
+def apply_views(images: Tensor, views: Views, normalization: str) -> Tensor:
+    """Return the images as their views show them, stretched to the square and normalised; both on one device.
 
-    Brightness, contrast about the picture's mean, and normalisation are one multiplication and one addition.
+    Brightness, contrast about the image's mean, and normalisation are one multiplication and one addition.
     """
-    seen = cut_on_gpu(images, views) if images.is_cuda else cut_on_cpu(images, views)
+    crops = cut_on_gpu(images, views) if images.is_cuda else cut_on_cpu(images, views)
     scale, shift = _normalization(normalization, images.device)
     brightness, contrast = (values[:, None, None, None] for values in (views.brightness, views.contrast))
-    # A sparse grid of pixels tells the mean closely enough, and a float copy of all of them takes longer than the rest.
-    mean = seen[:, :, ::4, ::4].float().mean(dim=(1, 2, 3), keepdim=True)
+    # The mean of a sparse grid of pixels is close enough; a float copy of all pixels takes longer than all the rest.
+    mean = crops[:, :, ::4, ::4].float().mean(dim=(1, 2, 3), keepdim=True)
     factor = brightness * contrast
-    return _scaled(seen, scale * factor, shift + scale * brightness * (1 - contrast) * mean)
+    return _scaled(crops, scale * factor, shift + scale * brightness * (1 - contrast) * mean)
 
 
 def cut_on_cpu(images: Tensor, views: Views) -> Tensor:
-    """The rectangles as (N, 3, S, S) uint8. One by one: torch's uint8 kernel is several times as fast as a grid_sample
-    of the batch, which computes in float32."""
+    """Cut the rectangles out as (N, 3, S, S) uint8.
+
+    One by one: torch's uint8 kernel is several times as fast as a grid_sample of the batch, which computes in float32.
+    """
     side = images.shape[1]
-    seen = torch.empty_like(_planes(images))
+    crops = torch.empty_like(_planes(images))
     boxes = torch.stack([views.left, views.top, views.width, views.height], dim=1).tolist()
     for number, ((left, top, width, height), mirrored) in enumerate(zip(boxes, views.mirrored.tolist(), strict=True)):
-        picture = images[number : number + 1, top : top + height, left : left + width].permute(0, 3, 1, 2)
-        picture = functional.interpolate(
-            picture, size=(side, side), mode="bilinear", antialias=True, align_corners=False
-        )
-        seen[number] = picture[0].flip(-1) if mirrored else picture[0]
-    return seen
+        crop = images[number : number + 1, top : top + height, left : left + width].permute(0, 3, 1, 2)
+        crop = functional.interpolate(crop, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+        crops[number] = crop[0].flip(-1) if mirrored else crop[0]
+    return crops
 
 
 def cut_on_gpu(images: Tensor, views: Views) -> Tensor:
-    """The rectangles as (N, 3, S, S) float32, 0..255: one kernel for the batch."""
+    """Cut the rectangles out as (N, 3, S, S) float32, 0..255, with one kernel for the batch."""
     num_images, side = images.shape[:2]
     left, top, width, height, mirrored = (
         values.float()[:, None] for values in (views.left, views.top, views.width, views.height, views.mirrored)
     )
-    places = (torch.arange(side, device=images.device) + 0.5) / side  # of the square's pixels, 0..1
-    across = places + mirrored * (1 - 2 * places)
+    centers = (torch.arange(side, device=images.device) + 0.5) / side  # of the square's pixels, 0..1
+    across = centers + mirrored * (1 - 2 * centers)
     columns = (2 * (left + width * across) / side - 1)[:, None, :].expand(num_images, side, side)
-    rows = (2 * (top + height * places) / side - 1)[:, :, None].expand(num_images, side, side)
+    rows = (2 * (top + height * centers) / side - 1)[:, :, None].expand(num_images, side, side)
     grid = torch.stack([columns, rows], dim=-1)
     return functional.grid_sample(_planes(images).float(), grid, padding_mode="border", align_corners=False)
 
 
-def center_crop(images: Tensor, share: float) -> Tensor:
-    """Cut the middle square, share of the side long, out of each picture and stretch it, (N, 3, S, S) uint8.
+def center_crop(images: Tensor, fraction: float) -> Tensor:
+    """Cut the centre square out of each image and stretch it to full size, (N, 3, S, S).
 
-    1.0 changes no pixel.
+    The square's side is this fraction of the image's; 1.0 changes no pixel.
     """
     side = images.shape[1]
-    kept = max(1, round(side * share))
+    kept = max(1, round(side * fraction))
     if kept == side:
         return _planes(images)
     start = (side - kept) // 2
@@ -135,13 +136,13 @@ def center_crop(images: Tensor, share: float) -> Tensor:
 
 
 def normalize(pixels: Tensor, normalization: str) -> Tensor:
-    """Pixels (N, 3, S, S) in 0..255 as the network takes them: centred and scaled."""
+    """Centre and scale pixels (N, 3, S, S) in 0..255, as the network expects them."""
     return _scaled(pixels, *_normalization(normalization, pixels.device))
 
 
 @cache
 def _normalization(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What to multiply 0..255 with and then to add, (3, 1, 1) each."""
+    """Return the scale and the shift of pixels in 0..255, (3, 1, 1) each."""
     if name == "symmetric":
         mean = deviation = torch.full((3, 1, 1), 127.5)
     else:

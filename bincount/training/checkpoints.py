@@ -1,8 +1,7 @@
-"""What an unfinished training resumes from: the last checkpoint, or the one before where the last is damaged.
+"""The checkpoints from which an unfinished training resumes: the last, or the one before when the last is damaged.
 
 A checkpoint is a file checkpoint-STEP-HALVINGS-DIGEST.pt; of two at one step the later has more halvings of the
-learning rate. The digest in its name is that of its content, since torch.load takes a file with flipped bits for a good
-one. Two are kept.
+learning rate. Its name has the digest of its content, since torch.load does not detect flipped bits. Two are kept.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ DIGEST_LENGTH = 16
 
 
 def write(folder: Path, step: int, num_halvings: int, content: dict) -> None:
-    """Write a checkpoint, whole or not at all, and remove all but the newest two."""
+    """Write a checkpoint atomically, and remove all but the newest two. Raises DiskFull."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     name = f"checkpoint-{step:09d}-{num_halvings}-{_digest(buffer.getbuffer())}.pt"
@@ -32,7 +31,7 @@ def write(folder: Path, step: int, num_halvings: int, content: dict) -> None:
 
 
 def read(folder: Path) -> dict | None:
-    """The content of the newest checkpoint that is whole, with its tensors on the CPU; None when there is none."""
+    """Read the newest intact checkpoint, its tensors on the CPU; None when there is none. Damaged ones are removed."""
     for path in _newest_first(folder):
         data = path.read_bytes()
         if _digest(data) == path.stem.rsplit("-", 1)[1]:
@@ -43,7 +42,7 @@ def read(folder: Path) -> dict | None:
 
 
 def remove(folder: Path) -> None:
-    """Remove them all: they are three times the size of the model, and a finished training needs none."""
+    """Remove all checkpoints: each is three times the size of the model, and a finished training needs none."""
     for path in _newest_first(folder):
         path.unlink()
 

@@ -1,8 +1,8 @@
-"""Training on several processes at once: which of them this one is, and what they have to agree on.
+"""Data-parallel training: this process's rank, and the communication among all processes.
 
-torchrun starts the processes and says in their environment who they are. Each learns from its share of every batch;
-gradients are averaged (DistributedDataParallel), and batch norm's statistics are those of the whole batch, so that the
-result is that of one process up to the order in which floats are added, and to what dropout drops.
+torchrun starts the processes and sets their ranks in the environment. Each trains on its shard of every batch;
+gradients are averaged (DistributedDataParallel), and batch norm uses the statistics of the whole batch, so that the
+result equals that of one process but for the order in which floats are added, and for dropout.
 """
 
 import os
@@ -16,42 +16,45 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bincount.training.files import MEETING_FOLDER
+from bincount.training.launch import RENDEZVOUS_FOLDER
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all, by rank in 0..size-1; one alone is rank 0 of 1."""
+    """This process among all, by rank in 0..size-1, and its device. A single process is rank 0 of 1."""
 
     rank: int = 0
     size: int = 1
+    device: torch.device = CPU
 
     @property
     def is_first(self) -> bool:
         """Whether this is the process that writes files."""
         return self.rank == 0
 
-    def share(self, values):
-        """Every size-th of some values, such that each belongs to one process."""
+    def shard(self, values):
+        """Return this process's shard of a sequence: every size-th value, so that each belongs to one process."""
         return values[self.rank :: self.size]
 
-    def agree(self, flag: bool) -> bool:
-        """Whether any process says yes: the same answer in all."""
+    def any_rank(self, flag: bool) -> bool:
+        """Return, in every process, whether the flag is set in any of them."""
         if self.size == 1:
             return flag
-        said = torch.tensor([int(flag)])
-        dist.all_reduce(said, dist.ReduceOp.MAX)  # over gloo: a GPU is not made to wait
-        return bool(said.item())
+        flags = torch.tensor([int(flag)])
+        dist.all_reduce(flags, dist.ReduceOp.MAX)  # over gloo, which does not synchronise with the GPU
+        return bool(flags.item())
 
-    def total(self, value: Tensor) -> Tensor:
-        """The sum of all processes' tensors."""
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
         if self.size > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
 
-    def from_first(self, value: Any) -> Any:
-        """What the first process has."""
+    def broadcast(self, value: Any) -> Any:
+        """Return the first process's value in every process."""
         if self.size == 1:
             return value
         values = [value]
@@ -59,103 +62,108 @@ class World:
         return values[0]
 
     def gather(self, values: list) -> list:
-        """What all processes made of their shares, put together again in the order before sharing."""
+        """Return the values of all processes' shards, in the order of the sequence that was sharded."""
         if self.size == 1:
             return values
-        parts: list[list] = [[] for _ in range(self.size)]
-        dist.all_gather_object(parts, values)
-        together = [None] * sum(map(len, parts))
-        for rank, part in enumerate(parts):
-            together[rank :: self.size] = part
-        return together
+        shards: list[list] = [[] for _ in range(self.size)]
+        dist.all_gather_object(shards, values)
+        gathered = [None] * sum(map(len, shards))
+        for rank, shard in enumerate(shards):
+            gathered[rank :: self.size] = shard
+        return gathered
 
-    def spread(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The network whose backward pass averages the gradients of all processes; the given one shares its weights."""
+    def sync_batch_norm(self, model: nn.Module) -> nn.Module:
+        """Return the network with batch norms that use the statistics of the whole batch, not of their shard."""
+        return model if self.size == 1 else convert_batch_norm(model, self.device)
+
+    def data_parallel(self, model: nn.Module) -> nn.Module:
+        """Wrap the network so that its backward pass averages the gradients of all processes; weights are shared."""
         if self.size == 1:
             return model
-        ids = [device.index] if device.type == "cuda" else None
+        ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, ids, forward_sync_buffers=False)
 
 
 def rank() -> int:
-    """Which of all processes this is; 0 for one that torchrun did not start."""
+    """Return this process's rank among all; 0 when torchrun did not start it."""
     return int(os.environ["RANK"]) if started_by_torchrun() else 0
 
 
 def local_rank() -> int:
-    """Which of this host's processes this is."""
+    """Return this process's rank on its host."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def started_by_torchrun() -> bool:
+    """Return whether this is one of the processes of a torchrun."""
     return dist.is_torchelastic_launched()
 
 
 @contextmanager
-def joined(device: torch.device, agreed: type[Exception]) -> Iterator[World]:
-    """Meet the other processes that torchrun started; alone without it.
+def process_group(device: torch.device, raised_by_all: type[Exception]) -> Iterator[World]:
+    """Join the process group of torchrun, or yield a World of one process without it.
 
-    They part at the end, and at an error that all raise together. After any other the process has to end without
-    cleaning up: to part, NCCL waits for the others, who may be waiting for this one.
+    The group is destroyed at the end, and after an error that all processes raise together. After any other error the
+    process has to end without cleanup: to destroy the group, NCCL waits for the others, which may wait for this one.
     """
     if not started_by_torchrun():
-        yield World()
+        yield World(device=device)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if MEETING_FOLDER in os.environ:  # on one host; a file for each start, since the one before has addresses in it
-        size, start = int(os.environ["WORLD_SIZE"]), os.environ["TORCHELASTIC_RESTART_COUNT"]
-        store = dist.FileStore(str(Path(os.environ[MEETING_FOLDER], f"trainers-{start}")), size)
+    if RENDEZVOUS_FOLDER in os.environ:  # one host; a file for each restart, since the last one holds old addresses
+        size, restart = int(os.environ["WORLD_SIZE"]), os.environ["TORCHELASTIC_RESTART_COUNT"]
+        store = dist.FileStore(str(Path(os.environ[RENDEZVOUS_FOLDER], f"trainers-{restart}")), size)
         dist.init_process_group(backend, store=store, rank=rank(), world_size=size)
     else:
         dist.init_process_group(backend)
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
-    except agreed:
+        yield World(dist.get_rank(), dist.get_world_size(), device)
+    except raised_by_all:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 
 
-def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network with batch norms that know the whole batch and not just their process's share."""
+def convert_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Replace the batch norms of a network by synchronised ones: torch's on a GPU, CpuSyncBatchNorm on a CPU."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for name, layer in model.named_children():
         if isinstance(layer, nn.BatchNorm2d):
-            shared = SharedBatchNorm(layer.num_features, layer.eps, layer.momentum)
-            shared.load_state_dict(layer.state_dict())
-            setattr(model, name, shared)
+            synchronized = CpuSyncBatchNorm(layer.num_features, layer.eps, layer.momentum)
+            synchronized.load_state_dict(layer.state_dict())
+            setattr(model, name, synchronized)
         else:
-            share_batch_norm(layer, device)
+            convert_batch_norm(layer, device)
     return model
 
 
-class SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes, and so the sum of its gradients on the way back."""
+class AllReduceSum(torch.autograd.Function):
+    """Sum a tensor over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
-    def forward(_, mine: Tensor) -> Tensor:
-        total = mine.clone()
+    def forward(_, value: Tensor) -> Tensor:
+        total = value.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(_, gradient: Tensor) -> Tensor:
-        return SumOverProcesses.forward(_, gradient)
+        return AllReduceSum.forward(_, gradient)
 
 
-class SharedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes, on CPUs, for which torch's SyncBatchNorm is not made."""
+class CpuSyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the shards of all processes on CPUs; torch's SyncBatchNorm supports GPUs only."""
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(pictures)
-        pictures = pictures.float()
-        precise = pictures.double()  # the variance is a small difference of two large numbers
+            return super().forward(images)
+        images = images.float()
+        precise = images.double()  # the variance is a small difference of two large numbers
         sums = [precise.sum((0, 2, 3)), (precise**2).sum((0, 2, 3)), precise.new_tensor([precise[:, 0].numel()])]
-        sums = SumOverProcesses.apply(torch.cat(sums))
+        sums = AllReduceSum.apply(torch.cat(sums))
         count = sums[-1]
         mean, square = (sums[:-1] / count).chunk(2)
         mean, variance = mean.float(), (square - mean**2).float()
@@ -165,4 +173,4 @@ class SharedBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (count / (count - 1)).float(), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
-        return pictures * scale[:, None, None] + shift[:, None, None]
+        return images * scale[:, None, None] + shift[:, None, None]

@@ -1,4 +1,4 @@
-"""Several trained networks as one model, which answers with the mean of their probabilities.
+"""Ensembles: several trained networks as one model, which predicts the mean of their probabilities.
 
 Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles (NeurIPS 2017):
 networks that differ in their seed alone.
@@ -15,20 +15,25 @@ from torch import nn
 
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
+from bincount.files import write_json
+from bincount.settings import Device
 from bincount.training.calibration import calibrate
 from bincount.training.device import choose_device
-from bincount.training.files import Trained, find_finished, read_history, write_json
 from bincount.training.model import load, save
-from bincount.training.train import measure
+from bincount.training.run_folder import Trained, find_finished, read_history
+from bincount.training.validation import measure
 
 logger = logging.getLogger(__name__)
 
 
-def combine(members: Sequence[Trained], snapshot: Snapshot, pack: Pack, folder: Path, device: str = "auto") -> Trained:
-    """Leave a model of two or more trainings in folder as a training leaves its own; what is there is not done again.
+def combine(
+    members: Sequence[Trained], snapshot: Snapshot, pack: Pack, folder: Path, device: Device = "auto"
+) -> Trained:
+    """Make one model of two or more trainings, and write it into folder with the files of a training.
 
-    They learned from the same snapshot with settings that differ in the seed alone. The temperature is fitted for the
-    mean, on val. history.json has, for each epoch, the mean over the members.
+    The members were trained on the same snapshot with settings that differ in the seed alone. The temperature is fitted
+    for the mean, on val. history.json has the mean over the members for each epoch. A finished model is not made
+    again.
     """
     trained = find_finished(folder)
     if trained is not None:
@@ -41,8 +46,8 @@ def combine(members: Sequence[Trained], snapshot: Snapshot, pack: Pack, folder: 
     )
     val = snapshot.labelled().query("split == 'val'")
     labels = val["label"].to_numpy(np.int64)
-    answers = calibrate(folder / "model", pack, pack.locate(val["sha256"]), labels, choose_device(device))
-    scores = measure(answers, labels, snapshot.classes)
+    probabilities = calibrate(folder / "model", pack, pack.locate(val["sha256"]), labels, choose_device(device))
+    scores = measure(probabilities, labels, snapshot.classes)
     epochs = pd.concat([pd.DataFrame(read_history(member.folder)) for member in members]).groupby("epoch")
     write_json(folder / "history.json", epochs.mean().reset_index().to_dict("records"))
     seconds = sum(member.seconds for member in members)

@@ -1,6 +1,6 @@
-"""Training in a process of its own: when it is killed, that is an exception here, and its memory is given back.
+"""Train in separate processes: a killed process becomes an exception here, and its memory is freed.
 
-Nothing heavy is imported, so that a task can import this quickly.
+This module imports neither torch nor the model code, so that a task imports it quickly.
 """
 
 import logging
@@ -16,127 +16,107 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bincount import errors
-from bincount.data.packs import Pack
-from bincount.data.snapshots import Snapshot
-from bincount.errors import ModelDamaged, SettingsError, TrainingFailed
-from bincount.settings import ImageConfig, LaunchConfig, TrainConfig
-from bincount.training.files import (
-    MEETING_FOLDER,
-    PARENT_HOLDS_STDIN,
-    Request,
-    Trained,
-    find_finished,
-    read_error,
-    read_history,
-    remove_errors,
-    write_request,
-)
+from bincount.settings import LaunchConfig
+from bincount.training import run_folder
+from bincount.training.run_folder import Request, Trained
 
 logger = logging.getLogger("bincount.training")
 
-SECONDS_TO_STOP = 20  # to end a step and write the checkpoint; then the trainer is killed
+# Variables in the environment of the processes that train.
+PARENT_HOLDS_STDIN = "BINCOUNT_PARENT_HOLDS_STDIN"  # set: the end of standard input means that the parent is gone
+RENDEZVOUS_FOLDER = "BINCOUNT_RENDEZVOUS_FOLDER"  # in which the processes of one host exchange addresses
+
+SECONDS_TO_STOP = 20  # to finish a step and write the checkpoint, before the trainer is killed
 LINES_IN_ERROR = 15
-# torchrun keeps one store for all restarts, where the gloo of torch 2.15 finds addresses of processes that are gone.
+# torchrun keeps one store for all restarts, in which the gloo of torch 2.15 finds addresses of ended processes.
 RESTART_SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-ALONE = LaunchConfig()
-RESTARTS = 3  # of all processes, from the last checkpoint, when one of several ends with an error
-# glibc gives the memory of every large tensor back at once and asks for it again, which clears each page: with the
-# memory kept, and in large pages, MobileNetV2 learned 5 to 8 % faster on a CPU.
+ONE_PROCESS = LaunchConfig()
+MAX_RESTARTS = 3  # of all processes, from the last checkpoint, when one of several ends with an error
+# glibc returns the memory of every large tensor at once and requests it again, which clears each page: with memory that
+# is kept, in large pages, MobileNetV2 trained 5 to 8 % faster on a CPU.
 MEMORY_SETTINGS = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736"
 }
 
 
 def train_in_subprocess(
-    snapshot: Snapshot,
-    pack: Pack,
-    images: ImageConfig,
-    config: TrainConfig,
-    folder: Path,
-    on_epoch: Callable[[list[dict]], None] = lambda history: None,
-    launch: LaunchConfig = ALONE,
+    request: Request, on_epoch: Callable[[list[dict]], None] = lambda history: None, launch: LaunchConfig = ONE_PROCESS
 ) -> Trained:
-    """Run fit in new processes, relay their log, and give the result; a finished training is not repeated.
+    """Run loop.fit in new processes, relay their log, and return the result; a finished training is not repeated.
 
-    Errors that fit raises are raised here again. TrainingFailed says how the process ended otherwise; calling again
-    resumes from its last checkpoint. An exception here, such as a cancellation, stops the trainer first. on_epoch gets
-    the records of all epochs so far, whenever there is a new one and at the end.
+    Raises the errors of fit. Any other end of the process is a TrainingFailed; calling again resumes from the last
+    checkpoint. An exception here, such as a cancellation, stops the trainer first. on_epoch receives the records of all
+    epochs so far, after each epoch and at the end.
     """
-    trained = find_finished(folder)
+    folder = request.folder
+    trained = run_folder.find_finished(folder)
     if trained is not None:
         logger.info("already trained: %s", folder)
-        on_epoch(read_history(folder))
+        on_epoch(run_folder.read_history(folder))
         return trained
 
     folder.mkdir(parents=True, exist_ok=True)
-    remove_errors(folder)
-    request = Request(
-        snapshot=snapshot.path.resolve(),
-        pack=pack.folder.resolve(),
-        images=images,
-        training=config,
-        folder=folder.resolve(),
-    )
-    write_request(folder / "request.json", request)
+    run_folder.remove_errors(folder)
+    path = run_folder.write_request(request)
 
-    with tempfile.TemporaryDirectory(prefix="bincount-", ignore_cleanup_errors=True) as meeting:  # of mode 700
+    with tempfile.TemporaryDirectory(prefix="bincount-", ignore_cleanup_errors=True) as rendezvous:  # of mode 700
         process = subprocess.Popen(
-            _command(launch, folder / "request.json", Path(meeting)),
-            env=_environment(launch) | os.environ | _on_loopback(launch, Path(meeting)) | {PARENT_HOLDS_STDIN: "1"},
-            stdin=subprocess.PIPE,  # never written to: its end tells the trainer that this process is gone
-            start_new_session=True,  # Ctrl-C reaches this process alone, which stops the trainer with its checkpoint
+            _command(launch, path, Path(rendezvous)),
+            env=_environment(launch) | os.environ | _on_loopback(launch, Path(rendezvous)) | {PARENT_HOLDS_STDIN: "1"},
+            stdin=subprocess.PIPE,  # never written to: its end means that this process is gone
+            start_new_session=True,  # Ctrl-C reaches this process alone, which stops the trainer with a checkpoint
             stdout=subprocess.PIPE,
             text=True,
             errors="replace",
         )
         try:
-            last_lines = _relay(_watched(process.stdout, folder, on_epoch))
+            last_lines = _relay(_follow(process.stdout, folder, on_epoch))
             process.wait()
         finally:
             _stop(process, alone=launch.nproc_per_node == launch.nnodes == 1)
-            on_epoch(_history(folder))
+            on_epoch(_read_history_so_far(folder))
     trained = Trained.read(folder)
     if trained is None:
-        if error := read_error(folder):
-            raise getattr(errors, error["type"], TrainingFailed)(error["message"])
-        raise TrainingFailed(_explain(process.returncode, last_lines, folder))
+        if error := run_folder.read_error(folder):
+            raise getattr(errors, error["type"], errors.TrainingFailed)(error["message"])
+        raise errors.TrainingFailed(_explain(process.returncode, last_lines, folder))
     return trained
 
 
 def _environment(launch: LaunchConfig) -> dict[str, str]:
     if launch.nproc_per_node == launch.nnodes == 1:
         return MEMORY_SETTINGS
-    threads = max(1, os.cpu_count() // launch.nproc_per_node)  # torchrun would give each process one
+    threads = max(1, os.cpu_count() // launch.nproc_per_node)  # torchrun's default is one a process
     return MEMORY_SETTINGS | RESTART_SETTINGS | {"OMP_NUM_THREADS": str(threads)}
 
 
-def _on_loopback(launch: LaunchConfig, meeting: Path) -> dict[str, str]:
-    """Return the variables that keep the processes of one host to themselves; those of several hosts have to be heard.
+def _on_loopback(launch: LaunchConfig, rendezvous: Path) -> dict[str, str]:
+    """Return the variables that restrict the processes of one host to loopback; several hosts need the network.
 
-    torch's stores listen on all interfaces, ask nobody for a password, and their values are unpickled. So the processes
-    meet in files of a folder that only this user may enter, and what gloo and NCCL open is on loopback.
+    torch's stores listen on all interfaces without a password, and unpickle their values. So the processes of one host
+    exchange addresses in files of a folder that only this user may enter, and gloo and NCCL open sockets on loopback.
     """
     if launch.nnodes > 1:
         return {}
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
-    return {MEETING_FOLDER: str(meeting), "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    return {RENDEZVOUS_FOLDER: str(rendezvous), "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
 
 
-def _command(launch: LaunchConfig, request: Path, meeting: Path) -> list[str]:
-    trainer = ["-m", "bincount.training.train", str(request.resolve())]
+def _command(launch: LaunchConfig, request: Path, rendezvous: Path) -> list[str]:
+    trainer = ["-m", "bincount.training.worker", str(request)]
     if launch.nproc_per_node == launch.nnodes == 1:
         return [sys.executable, *trainer]
-    options = [f"--nproc-per-node={launch.nproc_per_node}", f"--max-restarts={RESTARTS}"]
+    options = [f"--nproc-per-node={launch.nproc_per_node}", f"--max-restarts={MAX_RESTARTS}"]
     if launch.nnodes == 1:
-        options += ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={meeting / 'agent'}"]
+        options += ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={rendezvous / 'agent'}"]
         options += [f"--rdzv-id={request.parent.name}", "--local-addr=127.0.0.1"]
     else:
         if launch.rendezvous.partition(":")[0] in ("localhost", "127.0.0.1"):
-            raise SettingsError(
+            raise errors.SettingsError(
                 f"other hosts cannot reach {launch.rendezvous}; give this host's name or address with --rendezvous"
             )
-        meeting = [f"--rdzv-endpoint={launch.rendezvous}", f"--rdzv-id={request.parent.name}", "--rdzv-backend=c10d"]
-        options += [f"--nnodes={launch.nnodes}", *meeting]
+        options += [f"--nnodes={launch.nnodes}", f"--rdzv-endpoint={launch.rendezvous}"]
+        options += [f"--rdzv-id={request.parent.name}", "--rdzv-backend=c10d"]
         logger.info(
             "waiting for %d more hosts; on each of them run: %s torchrun %s",
             launch.nnodes - 1,
@@ -146,27 +126,27 @@ def _command(launch: LaunchConfig, request: Path, meeting: Path) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *options, *trainer]
 
 
-def _watched(lines: Iterable[str], folder: Path, on_epoch: Callable[[list[dict]], None]) -> Iterable[str]:
-    """Yield the lines, and look after each for a new record; the trainer logs a line after it wrote one."""
-    seen = []
+def _follow(lines: Iterable[str], folder: Path, on_epoch: Callable[[list[dict]], None]) -> Iterable[str]:
+    """Yield the lines, and call on_epoch when there is a new record: the trainer logs a line after writing one."""
+    last = []
     for line in lines:
         yield line
-        history = _history(folder)
-        if history != seen:
+        history = _read_history_so_far(folder)
+        if history != last:
             on_epoch(history)
-            seen = history
+            last = history
 
 
-def _history(folder: Path) -> list[dict]:
-    """The records so far; none while the file is damaged, which the trainer writes again after each epoch."""
+def _read_history_so_far(folder: Path) -> list[dict]:
+    """Read the records so far; none while the file is damaged, since the trainer writes it again after each epoch."""
     try:
-        return read_history(folder)
-    except ModelDamaged:
+        return run_folder.read_history(folder)
+    except errors.ModelDamaged:
         return []
 
 
 def _relay(lines: Iterable[str]) -> list[str]:
-    """Log lines of the form `LEVEL message` until they end, and return the last; others continue the one before."""
+    """Log lines of the form `LEVEL message`, and return the last ones; a line of another form keeps the last level."""
     level, last_lines = logging.INFO, deque(maxlen=LINES_IN_ERROR)
     for line in lines:
         name, _, message = line.rstrip().partition(" ")
@@ -180,13 +160,13 @@ def _relay(lines: Iterable[str]) -> list[str]:
 
 
 def _stop(process: subprocess.Popen, *, alone: bool) -> None:
-    """Let the trainer write its checkpoint and end. Several are told by the end of standard input: torchrun would log
-    a signal as a failure of its own.
+    """Stop the trainer, which writes a checkpoint. Several processes stop at the end of standard input, since torchrun
+    would log a signal as its own failure.
     """
     if alone and process.poll() is None:
         process.terminate()
     try:
-        process.communicate(timeout=SECONDS_TO_STOP)  # which closes standard input
+        process.communicate(timeout=SECONDS_TO_STOP)  # closes standard input
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()

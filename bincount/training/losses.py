@@ -1,4 +1,4 @@
-"""What training minimises: one loss a picture, so that weights, parts of a batch and processes can share it out."""
+"""The losses: one value an image, so that class weights, parts of a batch and processes can weigh and sum them."""
 
 from torch import Tensor
 from torch.nn import functional
@@ -7,21 +7,20 @@ from bincount.errors import SettingsError
 from bincount.problem import Classes
 from bincount.settings import TrainConfig
 
-FALL_OFF = 1.0  # of ordinal targets: each item further away leaves exp(-1) of the weight
+FALL_OFF = 1.0  # of ordinal targets: with each item of distance the weight falls by a factor of e
 
 
 def check(config: TrainConfig, classes: Classes) -> None:
-    """Raise SettingsError when the loss means nothing for the classes."""
+    """Raise SettingsError when the loss is not defined for the classes."""
     if config.loss == "ordinal" and not classes.ordered:
         raise SettingsError("--loss ordinal needs classes with an order; choose another loss, or add --ordered")
 
 
 def targets(labels: Tensor, values: Tensor, config: TrainConfig) -> Tensor:
-    """What the network is to answer, (B, C), each row adding up to 1, for labels (B,) int64.
+    """Return the target distributions (B, C), each row adding up to 1, for labels (B,) int64.
 
-    values (C,) says what each class counts. ordinal: soft labels that fall off with the distance in counts, after Diaz
-    and Marathe, Soft Labels for Ordinal Regression (CVPR 2019). Otherwise the class alone, less the share that label
-    smoothing spreads over all.
+    values (C,) is the count of each class. ordinal: soft labels that fall off with the distance in counts, after Diaz
+    and Marathe, Soft Labels for Ordinal Regression (CVPR 2019). Other losses: one-hot labels with label smoothing.
     """
     if config.loss == "ordinal":
         distance = (values - values[labels, None]).abs()
@@ -30,13 +29,13 @@ def targets(labels: Tensor, values: Tensor, config: TrainConfig) -> Tensor:
     return one_hot * (1 - config.label_smoothing) + config.label_smoothing / len(values)
 
 
-def per_picture(logits: Tensor, wanted: Tensor, config: TrainConfig) -> Tensor:
-    """The loss of each picture, (B,), for logits and targets (B, C).
+def per_image(logits: Tensor, targets: Tensor, config: TrainConfig) -> Tensor:
+    """Return the loss of each image, (B,), for logits and targets (B, C).
 
-    mixed: cross entropy plus the multi-label soft margin loss, which asks of each class alone whether it is the one;
-    the mix of the best published result on these images.
+    mixed: cross entropy plus the multi-label soft margin loss, a binary loss of each class; the best published result
+    on these images used this mix.
     """
-    loss = functional.cross_entropy(logits, wanted, reduction="none")
+    loss = functional.cross_entropy(logits, targets, reduction="none")
     if config.loss == "mixed":
-        loss = loss + functional.multilabel_soft_margin_loss(logits, wanted, reduction="none")
+        loss = loss + functional.multilabel_soft_margin_loss(logits, targets, reduction="none")
     return loss

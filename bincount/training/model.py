@@ -1,7 +1,7 @@
 """Networks with one output a class: a backbone, and a head on its pooled features.
 
-A trained model is a folder of two files, and neither can run code: model.safetensors has the weights, model.json says
-how to rebuild the network and what pictures it expects.
+A trained model is a folder of two files that cannot run code: model.safetensors has the weights, model.json says how to
+rebuild the network and how to prepare images for it.
 """
 
 import pickle
@@ -16,13 +16,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bincount.errors import SettingsError, WeightsUnavailable
+from bincount.errors import WeightsUnavailable
 from bincount.files import atomic_write
+from bincount.settings import TrainConfig
 from bincount.training.augment import center_crop, normalize
 from bincount.training.device import is_out_of_memory
-from bincount.training.files import (
+from bincount.training.spec import (
     WEIGHTS,
     ModelSpec,
+    check_initial_weights,
     check_weights,
     damaged_model,
     read_spec,
@@ -35,9 +37,9 @@ INFERENCE_BATCH = 128
 
 
 def build(spec: ModelSpec) -> nn.Module:
-    """The network with random weights: (N, 3, S, S) normalised pictures -> (N, C + E) logits.
+    """Build the network with random weights: (N, 3, S, S) normalised images -> (N, C + E) logits.
 
-    The first C are of the classes, the others of what is learned beside. Of several members a ModuleList.
+    The first C outputs are the classes, the others the extra names. Several members are a ModuleList.
     """
     if spec.members > 1:
         return nn.ModuleList(build(spec.model_copy(update={"members": 1})) for _ in range(spec.members))
@@ -50,7 +52,7 @@ def build(spec: ModelSpec) -> nn.Module:
 
 
 def _torchvision_backbone(name: str) -> tuple[nn.Module, int]:
-    from torchvision import models  # here, since it takes seconds, and the small network needs none of it
+    from torchvision import models  # here, since it takes seconds to import, and the small network does without
 
     backbone = models.get_model(name, weights=None)
     classifier = "fc" if hasattr(backbone, "fc") else "classifier"
@@ -61,7 +63,7 @@ def _torchvision_backbone(name: str) -> tuple[nn.Module, int]:
 
 
 def _small_backbone() -> tuple[nn.Module, int]:
-    """240,000 weights. Mean pooling keeps what counting needs: how much of each feature there is."""
+    """Build a network of 240,000 weights. Mean pooling keeps the amount of each feature, which counting needs."""
 
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
         convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
@@ -83,20 +85,21 @@ def _head(kind: str, dropout: float, num_features: int, num_classes: int) -> nn.
     )
 
 
-def load_weights(model: nn.Module, name: str, weights: str, seed: int = 0) -> None:
-    """Put pretrained weights into the backbone of a network that build made, and into its head where they fit.
+def load_weights(model: nn.Module, config: TrainConfig) -> None:
+    """Load initial weights into the backbone of a network that build made, and into its head when they fit.
 
-    name is the model's, weights as in TrainConfig. Of a file that save wrote the head is taken too when it has the same
-    outputs, and of several members the one that the seed falls on. Whatever else a file holds, such as a head of its
-    own, is left out. Raises WeightsUnavailable when the weights cannot be read or lack a tensor of the backbone,
-    and ModelDamaged when they are not what save wrote.
+    From a model that save wrote, the head is loaded too when it has the same outputs; of several members the seed
+    chooses one. The head of any other file is ignored. Raises SettingsError; WeightsUnavailable when the weights cannot
+    be read or lack a tensor of the backbone; and ModelDamaged when a saved model is damaged.
     """
+    name, weights = config.model, config.weights
     if weights == "none":
         return
+    check_initial_weights(config)
     tensors = _fetch_imagenet(name) if weights == "imagenet" else _read_tensors(Path(weights))
     head = {}
     if any("backbone." in key for key in tensors):
-        tensors, head = _backbone_and_head(tensors, seed)
+        tensors, head = _backbone_and_head(tensors, config.seed)
     expected = model.backbone.state_dict()
     unfit = [
         key
@@ -117,7 +120,7 @@ def load_weights(model: nn.Module, name: str, weights: str, seed: int = 0) -> No
 
 
 def _backbone_and_head(tensors: dict[str, Tensor], seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The two parts of a model that save wrote; of several members those of one."""
+    """Split the tensors of a model that save wrote into the two parts of its network, or of one of its members."""
     members = {key.partition(".")[0] for key in tensors if key[0].isdecimal()}
     prefix = f"{seed % len(members)}." if members else ""
     return tuple(
@@ -129,8 +132,6 @@ def _backbone_and_head(tensors: dict[str, Tensor], seed: int) -> tuple[dict[str,
 def _fetch_imagenet(name: str) -> dict[str, Tensor]:
     from torchvision import models
 
-    if name == "small":
-        raise SettingsError("there are no ImageNet weights for the model small; train it with `--weights none`")
     weights = models.get_model_weights(name).DEFAULT
     try:
         return weights.get_state_dict(check_hash=True, progress=sys.stderr.isatty())
@@ -148,10 +149,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise WeightsUnavailable(
-            f"there is no weights file {path}; give `--weights` a .pth or .safetensors file, imagenet or none"
-        ) from None
     except (OSError, EOFError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         raise WeightsUnavailable(
             f"{path} is not a file of weights ({error}); give `--weights` a .pth or .safetensors file of named tensors"
@@ -159,26 +156,26 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def probabilities(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    """What the network makes of images (N, S, S, 3) uint8: (N, C) float32, each row adds up to 1.
+    """Predict the class probabilities of images (N, S, S, 3) uint8: (N, C) float32, each row adding up to 1.
 
-    With rows, of those alone. Where the spec says so, each answer is the mean over the picture and its mirror image,
-    and over the members.
+    With rows, of those images only. They are the mean over the members, and with flip_at_test over each image and its
+    mirror image.
     """
     return mean_softmax(logits(model, spec, images, rows), spec.temperature)
 
 
 def mean_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Logits (N, L, C) of L looks at each picture -> probabilities (N, C) float32."""
+    """Return the mean probabilities (N, C) float32 of logits (N, V, C) of V views of each image."""
     return (torch.from_numpy(logits) / temperature).softmax(dim=2).mean(dim=1).numpy()
 
 
 @torch.inference_mode()
 def logits(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    """The classes' logits of each look at images (N, S, S, 3) uint8: (N, L, C) float32.
+    """Compute the classes' logits for each view of images (N, S, S, 3) uint8: (N, V, C) float32.
 
-    With rows, of those alone, read batch by batch, so that a memory-mapped pack is never loaded whole. L is the number
-    of members, twice that where a picture's mirror image is looked at too. The arithmetic is float32 whatever the
-    training's was, and the network is left in evaluation mode.
+    With rows, of those images only, read batch by batch, so that a memory-mapped pack is never loaded whole. V is the
+    number of members, doubled with flip_at_test. The arithmetic is float32 whatever the training's was, and the
+    network is left in evaluation mode. When memory runs out, the batches are halved.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -188,27 +185,27 @@ def logits(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarr
     while start < len(rows):
         batch = np.take(images, rows[start : start + batch_size], axis=0)
         try:
-            looks = _look(model, spec, torch.from_numpy(batch).to(device))
+            batch_logits = _apply_to_views(model, spec, torch.from_numpy(batch).to(device))
         except RuntimeError as error:
             if batch_size == 1 or not is_out_of_memory(error):
                 raise
             batch_size //= 2
             continue
-        results.append(looks.cpu().numpy())
+        results.append(batch_logits.cpu().numpy())
         start += len(batch)
     return np.concatenate(results)
 
 
-def _look(model: nn.Module, spec: ModelSpec, images: Tensor) -> Tensor:
+def _apply_to_views(model: nn.Module, spec: ModelSpec, images: Tensor) -> Tensor:
     pixels = normalize(center_crop(images, spec.center_crop), spec.normalization)
-    looks = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]
+    views = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]
     members = model if spec.members > 1 else [model]
-    # That it is one of the classes is given: what was learned beside does not take part.
-    return torch.stack([member(look)[:, : len(spec.classes)] for member in members for look in looks], dim=1)
+    # Every image is taken to be of one of the classes, so the outputs of the extra names are left out.
+    return torch.stack([member(view)[:, : len(spec.classes)] for member in members for view in views], dim=1)
 
 
 def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
-    """Write the two files of a model, each whole or not at all."""
+    """Write the two files of a model, each atomically. Raises DiskFull."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_write(folder / WEIGHTS) as temporary:
@@ -216,10 +213,10 @@ def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
     write_spec(folder, spec.model_copy(update={"weights_sha256": weights_digest(folder)}))
 
 
-def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, ModelSpec]:
-    """Read a model that save wrote, ready for evaluation.
+def load(folder: Path, device: torch.device | None = None) -> tuple[nn.Module, ModelSpec]:
+    """Read a model that save wrote, in evaluation mode on the device, by default the CPU.
 
-    Raises ModelNotFound, and ModelDamaged where the files are not what was saved, or do not fit each other.
+    Raises ModelNotFound, and ModelDamaged when the files are damaged or do not fit each other.
     """
     spec = read_spec(folder)
     check_weights(folder, spec)
@@ -232,4 +229,4 @@ def load(folder: Path, device: str = "cpu") -> tuple[nn.Module, ModelSpec]:
         raise damaged_model(folder / WEIGHTS, f"they do not fit model.json: {first_lines}") from error
     if not all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point()):
         raise damaged_model(folder / WEIGHTS, "some of them are not finite numbers")
-    return model.to(device, memory_format=torch.channels_last).eval(), spec
+    return model.to(device or "cpu", memory_format=torch.channels_last).eval(), spec

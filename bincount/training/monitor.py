@@ -1,4 +1,4 @@
-"""What `--debug` keeps of a training: gradients by layer, dead channels, waiting for data, a profile of some steps."""
+"""The records of `--debug`: gradient norms, dead channels, time spent waiting for data, a profile of some steps."""
 
 import csv
 import json
@@ -17,40 +17,39 @@ from bincount.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-STEPS_BETWEEN_LOOKS = 20
+STEPS_BETWEEN_RECORDS = 20
 PROFILED_STEPS = range(5, 8)  # the first steps are slower than all others
-VANISHING = 1e-6  # a layer's gradient norm beside its weights'
+VANISHING = 1e-6  # ratio of a layer's gradient norm to its weight norm
 EXPLODING = 1e2
-DEAD = 0.5  # share of a layer's channels that no picture of a batch excites
+DEAD = 0.5  # share of a layer's channels that no image of a batch activates
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
 
 
-class Watch:
-    """Looks at a network every now and then while it trains; does nothing unless enabled."""
+class Monitor:
+    """Records gradients and activations of a network every few steps of its training; does nothing unless enabled."""
 
     def __init__(self, model: nn.Module, *, enabled: bool):
         self.model, self.enabled = model, enabled
         self.gradients: list[dict] = []
-        self.dead: dict[str, float] = {}  # share of a layer's channels, as last looked at
-        self.calls: Counter[str] = Counter()  # of the pass under way: ResNets use one ReLU several times in a block
+        self.dead: dict[str, float] = {}  # share of a layer's channels, as last recorded
+        self.calls: Counter[str] = Counter()  # of each layer in one forward pass: a ResNet's block uses one ReLU twice
         self.profiler: torch.profiler.profile | None = None  # while it runs
         self.profile: torch.profiler.profile | None = None  # until it is written
         self.first_step: int | None = None  # of this process
-        self.looks = False  # at the activations of the step under way
+        self.records_activations = enabled  # of the next step
         if enabled:
-            self.looks = True
             model.register_forward_pre_hook(lambda *_: self.calls.clear())
             for name, layer in model.named_modules():
                 if isinstance(layer, ACTIVATIONS):
-                    layer.register_forward_hook(lambda _, __, output, name=name: self._see_activations(name, output))
+                    layer.register_forward_hook(lambda _, __, output, name=name: self._record(name, output))
 
     def after_backward(self, step: int) -> None:
-        """To be called when the gradients of a step are there and not yet used; steps count from 0."""
+        """Record the gradients of a step. Call it between the backward pass and the optimizer; steps count from 0."""
         if not self.enabled:
             return
         if self.first_step is None:
             self.first_step = step
-        if step % STEPS_BETWEEN_LOOKS == 0:
+        if step % STEPS_BETWEEN_RECORDS == 0:
             self.gradients += [
                 {
                     "step": step,
@@ -61,7 +60,7 @@ class Watch:
                 for name, parameter in self.model.named_parameters()
                 if parameter.grad is not None and parameter.ndim > 1
             ]
-        self.looks = (step + 1) % STEPS_BETWEEN_LOOKS == 0
+        self.records_activations = (step + 1) % STEPS_BETWEEN_RECORDS == 0
         if step - self.first_step == PROFILED_STEPS.start:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
             self.profiler = torch.profiler.profile(activities=activities, record_shapes=True)
@@ -70,8 +69,8 @@ class Watch:
             self._end_profile()
 
     @contextmanager
-    def writing(self, folder: Path, read_history: Callable[[], list[dict]]) -> Iterator[None]:
-        """Write at the end, also when it is an error: then above all there is something to be seen. Warn of it."""
+    def recording(self, folder: Path, read_history: Callable[[], list[dict]]) -> Iterator[None]:
+        """Write the records when the block ends, also with an error, which they may explain; log the findings."""
         try:
             yield
         finally:
@@ -82,15 +81,15 @@ class Watch:
                 logger.warning("%s", finding)
 
     def write(self, folder: Path, history: list[dict]) -> None:
-        """Leave gradients.csv, trace.json for Perfetto or chrome://tracing, and findings.json, as far as they are.
+        """Write gradients.csv, findings.json, and after the profile trace.json for Perfetto or chrome://tracing.
 
-        What an earlier process of the same training has left of earlier steps stays.
+        Gradients that an earlier process of this training recorded in earlier steps stay.
         """
-        if not (self.gradients or self.dead or self.profile):  # as where no step was left
+        if not (self.gradients or self.dead or self.profile):  # no step was left to take
             return
         folder.mkdir(parents=True, exist_ok=True)
         first = self.gradients[0]["step"] if self.gradients else math.inf
-        self.gradients = _before(first, folder / "gradients.csv") + self.gradients
+        self.gradients = _read_before(first, folder / "gradients.csv") + self.gradients
         with atomic_write(folder / "gradients.csv") as temporary, open(temporary, "w", newline="") as file:
             table = csv.DictWriter(file, ["step", "layer", "gradient_norm", "weight_norm"])
             table.writeheader()
@@ -109,33 +108,33 @@ class Watch:
         self.profile, self.profiler = self.profiler, None
 
     def findings(self) -> list[str]:
-        """What looks bad, in words."""
+        """Describe what looks wrong: exploding, vanishing or infinite gradients, and dead channels."""
         ratios = defaultdict(list)
         for row in self.gradients:
             ratios[row["layer"]].append(row["gradient_norm"] / max(row["weight_norm"], 1e-12))
-        found = []
+        findings = []
         for layer, values in ratios.items():
             if not all(map(math.isfinite, values)):
-                found.append(f"{layer}: its gradient was not finite")
+                findings.append(f"{layer}: its gradient was not finite")
             elif max(values) > EXPLODING:
-                found.append(f"{layer}: its gradient was {max(values):.0f} times its weights; it may be exploding")
+                findings.append(f"{layer}: its gradient was {max(values):.0f} times its weights; it may be exploding")
             elif max(values) < VANISHING:
-                found.append(f"{layer}: its gradient never was more than {max(values):.1e} of its weights; it vanishes")
-        found += [
+                findings.append(f"{layer}: its gradient was at most {max(values):.1e} of its weights; it vanishes")
+        findings += [
             f"{layer}: {share:.0%} of its channels are dead" for layer, share in self.dead.items() if share > DEAD
         ]
-        return found
+        return findings
 
-    def _see_activations(self, name: str, output: Tensor) -> None:
-        if self.looks and self.model.training:
+    def _record(self, name: str, output: Tensor) -> None:
+        if self.records_activations and self.model.training:
             self.calls[name] += 1
-            place = name if self.calls[name] == 1 else f"{name}, use {self.calls[name]}"
+            key = name if self.calls[name] == 1 else f"{name}, use {self.calls[name]}"
             channels = output.detach().transpose(0, 1).flatten(1)
-            self.dead[place] = (channels.amax(dim=1) <= 0).float().mean().item()
+            self.dead[key] = (channels.amax(dim=1) <= 0).float().mean().item()
 
 
-def _before(step: float, path: Path) -> list[dict]:
-    """The rows of a table of gradients that are of earlier steps."""
+def _read_before(step: float, path: Path) -> list[dict]:
+    """Read the rows of earlier steps from a table of gradients."""
     if not path.exists():
         return []
     with open(path, newline="") as file:

@@ -1,42 +1,81 @@
-"""Training images on their way from a pack to the device, ahead of the steps that need them."""
+"""The images of a split, and their way from the pack to the device ahead of the steps that need them."""
 
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from bincount.data.packs import Pack
+from bincount.errors import DatasetError
+from bincount.problem import EXTRA, Classes
+
 logger = logging.getLogger(__name__)
 
-SHARE_OF_GPU = 0.5  # of its free memory that images may take; the rest is for the network
+MAX_SHARE_OF_GPU = 0.5  # of its free memory that images may take; the rest is for the network
 CHUNK = 2048  # images moved to the GPU at once
 
 
-class Reader:
-    """The images of a split, by position, as batches on the device.
+@dataclass(frozen=True)
+class Examples:
+    """The images of one split: their rows in the pack, (N,), and their labels, (N,) int64."""
 
-    images is a pack's memory map, (P, S, S, 3) uint8, and rows says where in it the N images are. They are kept in the
-    memory of a GPU that has room for them all. Otherwise a thread gathers each next batch while the one before is
-    learned from; to a GPU it copies it in a stream of its own, from pinned memory, beside the computation.
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+def read_examples(manifest: pd.DataFrame, split: str, pack: Pack, outputs: Classes) -> Examples:
+    """Find the images of a split in the pack.
+
+    Those of train include the extra images, after the others; their labels are the positions of their names among
+    the outputs of the network. Raises DatasetError when the split has too few images to train on, or to choose an
+    epoch by, and when an image is not in the pack.
+    """
+    rows = manifest[manifest["split"] == split]
+    fewest = 2 if split == "train" else 1
+    if len(rows) < fewest:
+        raise DatasetError(
+            f"the split {split} has {len(rows)} images and needs at least {fewest}; prepare more images "
+            "(a larger --limit), or classes that the source has"
+        )
+    examples = Examples(rows=pack.locate(rows["sha256"]), labels=rows["label"].to_numpy(np.int64))
+    if split != "train":
+        return examples
+    extra = manifest[manifest["split"] == EXTRA]
+    labels = extra["class_name"].map({name: label for label, name in enumerate(outputs.names)})
+    return Examples(
+        rows=np.concatenate([examples.rows, pack.locate(extra["sha256"])]),
+        labels=np.concatenate([examples.labels, labels.to_numpy(np.int64)]),
+    )
+
+
+class Reader:
+    """Reads batches of N images onto the device, by position.
+
+    images is a pack's memory map, (P, S, S, 3) uint8, and rows (N,) are the images' rows in it. A GPU with enough free
+    memory keeps all of them. Otherwise a thread gathers the next batch during the current step; for a GPU it copies it
+    from pinned memory in a stream of its own, in parallel with the computation.
     """
 
     def __init__(self, images: np.ndarray, rows: np.ndarray, device: torch.device):
         self.images, self.rows, self.device = images, rows, device
         self.resident: Tensor | None = None
-        self.copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if device.type == "cuda":
             num_bytes = len(rows) * int(np.prod(images.shape[1:]))
-            if num_bytes < SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]:
+            if num_bytes < MAX_SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]:
                 self.resident = torch.empty((len(rows), *images.shape[1:]), dtype=torch.uint8, device=device)
                 for start in range(0, len(rows), CHUNK):
-                    some = np.take(images, rows[start : start + CHUNK], axis=0)
-                    self.resident[start : start + CHUNK] = torch.from_numpy(some).to(device)
+                    chunk = np.take(images, rows[start : start + CHUNK], axis=0)
+                    self.resident[start : start + CHUNK] = torch.from_numpy(chunk).to(device)
                 logger.info("%d images, %.1f GB, are in the GPU's memory", len(rows), num_bytes / 1e9)
 
     def batches(self, positions: np.ndarray) -> Iterator[Tensor]:
-        """The batches (B, S, S, 3) uint8 of positions (M, B)."""
+        """Yield the batches (B, S, S, 3) uint8 of positions (M, B), on the device."""
         if self.resident is not None:
             for batch in torch.from_numpy(positions).to(self.device):
                 yield self.resident.index_select(0, batch)
@@ -46,20 +85,21 @@ class Reader:
             for batch in positions:
                 current, upcoming = upcoming, thread.submit(self._gather, batch)
                 if current:
-                    yield self._arrived(current.result())
+                    yield self._synchronized(current.result())
             if upcoming:
-                yield self._arrived(upcoming.result())
+                yield self._synchronized(upcoming.result())
 
     def _gather(self, positions: np.ndarray) -> Tensor:
-        pictures = torch.from_numpy(np.take(self.images, self.rows[positions], axis=0))
-        if self.copying is None:
-            return pictures
-        with torch.cuda.stream(self.copying):
-            return pictures.pin_memory().to(self.device, non_blocking=True)
+        batch = torch.from_numpy(np.take(self.images, self.rows[positions], axis=0))
+        if self.copy_stream is None:
+            return batch
+        with torch.cuda.stream(self.copy_stream):
+            return batch.pin_memory().to(self.device, non_blocking=True)
 
-    def _arrived(self, pictures: Tensor) -> Tensor:
-        if self.copying is not None:
+    def _synchronized(self, batch: Tensor) -> Tensor:
+        """Return a batch of the copy stream, safe to use in the stream that computes."""
+        if self.copy_stream is not None:
             computing = torch.cuda.current_stream(self.device)
-            computing.wait_stream(self.copying)
-            pictures.record_stream(computing)  # whose memory is then not given away before it was learned from
-        return pictures
+            computing.wait_stream(self.copy_stream)
+            batch.record_stream(computing)  # its memory must not be reused before the step has read it
+        return batch

@@ -28,9 +28,9 @@ from bincount.evaluation.metrics import score
 from bincount.settings import DataConfig, ImageConfig, TrainConfig
 from bincount.training.device import resolve
 from bincount.training.ensemble import combine
-from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
 from bincount.training.model import load, probabilities
+from bincount.training.run_folder import Request, Trained
 from bincount.workspace import Workspace
 
 
@@ -110,7 +110,7 @@ def prepare(workspace: Workspace, data: DataConfig, images: ImageConfig, way: st
 def train(snapshot: Snapshot, pack: Pack, images: ImageConfig, config: TrainConfig, workspace: Workspace) -> Trained:
     config = resolve(config)
     members = [
-        train_in_subprocess(snapshot, pack, images, member, workspace.run(snapshot.digest, images, member))
+        train_in_subprocess(Request(snapshot, pack, images, member, workspace.run(snapshot.digest, images, member)))
         for member in config.each_member()
     ]
     if len(members) == 1:

@@ -396,7 +396,7 @@ def _augment(pictures, step: int):
     import torch
 
     from bincount.settings import TrainConfig
-    from bincount.training.augment import draw_views, look
+    from bincount.training.augment import apply_views, draw_views
 
     config = TrainConfig()
     views = draw_views(
@@ -407,7 +407,7 @@ def _augment(pictures, step: int):
         flip=config.flip,
         color_jitter=config.color_jitter,
     )
-    return look(pictures, views, config.normalization)
+    return apply_views(pictures, views, config.normalization)
 
 
 def choose(model: str, size: str, batch_size: str, device: str) -> dict:
@@ -424,34 +424,36 @@ def choose(model: str, size: str, batch_size: str, device: str) -> dict:
 def train_as_here(
     arithmetic: str, folder: Path, model: str, size: int, batch_size: int, steps: int, device: str, watch: Stopwatch
 ) -> None:
-    """The loop of an epoch with the default settings, on a network with random weights."""
+    """Train one epoch of so many steps with the default settings, on a network with random weights."""
     import numpy as np
     import torch
 
     from bincount.training.device import Arithmetic
     from bincount.training.distributed import World
+    from bincount.training.loop import train_epoch
     from bincount.training.model import build
     from bincount.training.reader import Reader
-    from bincount.training.train import Training, _train_batches
+    from bincount.training.schedule import Schedule
+    from bincount.training.trainer import Trainer
 
     pack, examples = _open_pack(folder, size)
-    order = _shuffled(len(examples["rows"]), steps, batch_size)
+    rows, labels = (np.resize(examples[name], steps * batch_size) for name in ("rows", "labels"))
     config, spec = _settings(model, size, batch_size)
-    chosen = Arithmetic(**json.loads(arithmetic))
-    weights = np.ones(NUM_CLASSES)
-    training = Training(spec, config, weights, steps, build(spec), chosen, torch.device(device), World())
-    reader = Reader(pack.images, examples["rows"], torch.device(device))
+    schedule = Schedule(config.model_copy(update={"epochs": 1}), labels, np.ones(NUM_CLASSES))
+    world = World(device=torch.device(device))
+    trainer = Trainer(build(spec), spec, schedule, Arithmetic(**json.loads(arithmetic)), world)
+    reader = Reader(pack.images, rows, world.device)
     batches = reader.batches
     reader.batches = lambda positions: watch.over(batches(positions))
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
-        _train_batches(training, reader, order, examples["labels"][order], folder, threading.Event())
+        train_epoch(trainer, reader, folder, threading.Event())
         watch.stop()
 
 
 def _settings(model: str, size: int, batch_size: int):
     from bincount.problem import Classes
     from bincount.settings import ImageConfig, TrainConfig
-    from bincount.training.files import ModelSpec
+    from bincount.training.spec import ModelSpec
 
     classes = Classes(names=tuple(map(str, range(NUM_CLASSES))), ordered=True)
     config = TrainConfig(model=model, weights="none", batch_size=batch_size)

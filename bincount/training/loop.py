@@ -1,0 +1,219 @@
+"""The training loop. A training that was stopped after any step ends as one that was not.
+
+No random state is kept: the order of an epoch, and the augmentation and dropout of a step, follow from the seed and the
+position (schedule.py). A checkpoint of weights, optimizer and position is enough for an exact resume: exact to the bit
+on the same kind of device and processor with the same number of threads and processes.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from bincount.data import balance
+from bincount.errors import SettingsError
+from bincount.files import write_json
+from bincount.problem import EXTRA
+from bincount.progress import Progress
+from bincount.training import checkpoints, distributed, losses, run_folder, validation
+from bincount.training import model as models
+from bincount.training.calibration import calibrate
+from bincount.training.device import choose_device, resolve
+from bincount.training.distributed import World
+from bincount.training.reader import Examples, Reader, read_examples
+from bincount.training.run_folder import Request, Trained
+from bincount.training.schedule import Schedule
+from bincount.training.spec import ModelSpec
+from bincount.training.trainer import NotFinite, Trainer, start
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_CHECKPOINTS = 300  # within an epoch
+
+
+class Stopped(Exception):
+    """The training was stopped before its end, and its checkpoint is written."""
+
+
+def fit(request: Request, *, stop: threading.Event | None = None) -> Trained:
+    """Train on the train split, keep the epoch that is best on val, or the last, and write the files of the run folder.
+
+    The folder belongs to this request: a finished training is not repeated, an unfinished one is resumed, and when
+    another process is training there, this one waits for it. When stop is set, the step under way is finished, a
+    checkpoint written, and Stopped raised. In a process that torchrun started, this is one part of the training, and
+    all parts end alike.
+
+    Raises DatasetError or SettingsError for what cannot be trained, also when memory is too small for one image;
+    WeightsUnavailable; TrainingDiverged when lower learning rates do not help; and TrainingFailed when memory is too
+    small for the shard of one of several processes.
+    """
+    stop = stop or threading.Event()
+    request = replace(request, training=resolve(request.training))
+    request.folder.mkdir(parents=True, exist_ok=True)
+    device = choose_device(request.training.device, distributed.local_rank())
+    with (
+        _locked(request.folder, stop) if distributed.rank() == 0 else nullcontext(),
+        distributed.process_group(device, raised_by_all=Stopped) as world,
+    ):
+        trained = run_folder.find_finished(request.folder) or _fit(request, world, stop)
+        logger.info(
+            "best of %d epochs: %d, val accuracy %.3f", trained.epochs, trained.best_epoch, trained.val_accuracy
+        )
+        return trained
+
+
+def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
+    config, folder = request.training, request.folder
+    trainer, train, val = _start(request, world)
+    with (
+        # cuDNN's benchmark may choose kernels that add in another order, and TF32 is another arithmetic on newer GPUs:
+        # a resumed run would not equal the unbroken one.
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        trainer.monitor.recording(folder / "debug", lambda: trainer.history),
+    ):
+        reader = Reader(request.pack.images, train.rows, world.device)
+        while len(trainer.history) < config.epochs:
+            try:
+                train_epoch(trainer, reader, folder, stop)
+                # Before the validation, which a resume repeats with the same result: the training takes longer.
+                trainer.save_checkpoint(folder)
+            except NotFinite:
+                trainer.rollback(folder)
+                continue
+            if world.any_rank(stop.is_set()):
+                logger.info("stopped in epoch %d; the checkpoint is written", len(trainer.history) + 1)
+                raise Stopped
+            _end_epoch(trainer, request, val)
+
+    trained = _summarize(trainer, folder)
+    if world.is_first:
+        calibrate(trained.checkpoint, request.pack, val.rows, val.labels, world.device)
+        trained.write()
+        checkpoints.remove(folder)
+    return trained
+
+
+def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]:
+    """Check the data and the settings, and return the trainer and the images of train and val."""
+    config, pack = request.training, request.pack
+    manifest, classes = request.snapshot.read(), request.snapshot.classes
+    balance.require_images(manifest, classes)  # snapshots of older releases were frozen without this check
+    extra_names = manifest.loc[manifest["split"] == EXTRA, "class_name"].unique()
+    spec = ModelSpec.make(request.images, config, classes, tuple(sorted(extra_names, key=int)))
+    train, val = (read_examples(manifest, split, pack, spec.outputs) for split in ("train", "val"))
+    losses.check(config, classes)
+    schedule = Schedule(config, train.labels, balance.weights(np.bincount(train.labels, minlength=len(spec.outputs))))
+    if schedule.batch_size < world.size:
+        raise SettingsError(
+            f"batches of {schedule.batch_size} images cannot be shared by {world.size} processes; "
+            "raise --batch-size, or lower --nproc-per-node or --nnodes"
+        )
+    if config.model == "small" and world.device.type == "cpu":
+        # Its layers are too small for several threads: beside another busy process two take ten times as long as one.
+        torch.set_num_threads(1)
+    trainer = start(spec, schedule, request.folder, world)
+    logger.info(
+        "training %s on %d images of %d pixels, %d for val; %s on %s%s",
+        config.model,
+        len(train.rows),
+        spec.image_size,
+        len(val.rows),
+        trainer.arithmetic,
+        world.device.type,
+        f", {world.size} processes" if world.size > 1 else "",
+    )
+    return trainer, train, val
+
+
+def train_epoch(trainer: Trainer, reader: Reader, folder: Path, stop: threading.Event) -> None:
+    """Take the remaining steps of the epoch under way, or until stop is set, with checkpoints in between.
+
+    Raises trainer.NotFinite when the loss or the weights have diverged.
+    """
+    world, schedule, epoch = trainer.world, trainer.schedule, len(trainer.history)
+    batches = schedule.batches(epoch)[trainer.step - epoch * schedule.steps_per_epoch :]
+    before, waited, began = trainer.seconds, trainer.seconds_waiting, time.monotonic()
+    saved = began
+    images = reader.batches(batches[:, world.rank :: world.size])
+    labels = torch.from_numpy(schedule.labels[batches]).to(world.device)
+    with Progress(f"epoch {epoch + 1}", batches.size, "images", logger) as progress:
+        for batch_labels in labels:
+            asked = time.monotonic()
+            batch_images = next(images)
+            waited += time.monotonic() - asked
+            trainer.train_step(batch_images, batch_labels)
+            now = time.monotonic()
+            trainer.seconds, trainer.seconds_waiting = before + now - began, waited
+            progress.advance(len(batch_labels))
+            if world.any_rank(stop.is_set()):
+                break
+            if world.any_rank(now - saved > SECONDS_BETWEEN_CHECKPOINTS):
+                trainer.save_checkpoint(folder)
+                saved = time.monotonic()
+    trainer.check_finite()  # .item() synchronises, so the time includes the GPU's queue
+    trainer.seconds = before + time.monotonic() - began
+
+
+def _end_epoch(trainer: Trainer, request: Request, val: Examples) -> None:
+    """Score the epoch on val, and write its record, and its weights when it is the one to keep."""
+    world, spec, folder = trainer.world, trainer.spec, request.folder
+    shard = models.probabilities(trainer.model, spec, request.pack.images, world.shard(val.rows))
+    scores = np.stack(world.gather(list(shard)))
+    record = trainer.end_epoch(validation.measure(scores, val.labels, spec.classes))
+    if world.is_first:
+        if validation.select_epoch(trainer.history, trainer.config.keep) is record:
+            models.save(folder / "model", trainer.model, spec)
+        write_json(folder / "history.json", trainer.history)
+    trainer.monitor.write(folder / "debug", trainer.history)
+    logger.info("%s", _describe(record, trainer.config.epochs))
+
+
+def _describe(record: dict, epochs: int) -> str:
+    rmse = f", rmse {record['val_rmse']:.3f}" if "val_rmse" in record else ""
+    return (
+        f"epoch {record['epoch']} of {epochs}: "
+        f"train loss {record['train_loss']:.3f}, accuracy {record['train_accuracy']:.3f}; "
+        f"val loss {record['val_loss']:.3f}, accuracy {record['val_accuracy']:.3f}{rmse}; "
+        f"{record['images_per_second']:.0f} images/s"
+    )
+
+
+def _summarize(trainer: Trainer, folder: Path) -> Trained:
+    best = validation.select_epoch(trainer.history, trainer.config.keep)
+    seconds = sum(record["seconds"] for record in trainer.history)
+    schedule = trainer.schedule
+    return Trained(
+        folder=folder,
+        best_epoch=best["epoch"],
+        epochs=trainer.config.epochs,
+        val_accuracy=best["val_accuracy"],
+        val_loss=best["val_loss"],
+        seconds=seconds,
+        images_per_second=schedule.num_steps * schedule.batch_size / seconds,
+    )
+
+
+@contextmanager
+def _locked(folder: Path, stop: threading.Event) -> Iterator[None]:
+    """Hold the folder's lock, so that one process at a time trains there. Raises Stopped when stop is set first."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("another process is training in %s; waiting for it", folder)
+        try:
+            lock.acquire(poll_interval=1, cancel_check=stop.is_set)
+        except Timeout:
+            raise Stopped from None
+    try:
+        run_folder.remove_leftovers(folder)
+        yield
+    finally:
+        lock.release()

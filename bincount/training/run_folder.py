@@ -1,0 +1,206 @@
+"""The folder of one training.
+
+    .lock           held by the process that trains
+    request.json    what to train, for the trainer's process
+    error-RANK.json the error that ended a process of the trainer; empty when the disk was full
+    checkpoint-*.pt weights, optimizer and position, to resume from; removed when the training has finished
+    history.json    a record of each epoch so far
+    model/          the weights of the epoch that is kept, and how to use them
+    debug/          gradients, findings and a profile, with `--debug`
+    trained.json    the result; written last, so that its existence means done
+
+The folder's name is made from the training's inputs, so all that it holds belongs to one training.
+"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import xxhash
+from pydantic import TypeAdapter
+
+from bincount import files
+from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
+from bincount.errors import DiskFull, ModelDamaged, ModelNotFound, TrainingFailed
+from bincount.files import read_sealed, write_sealed
+from bincount.settings import ImageConfig, TrainConfig
+from bincount.training.spec import check_weights, read_spec
+
+logger = logging.getLogger(__name__)
+
+HISTORY = "history_xxh3"  # key in trained.json: the checksum of history.json
+
+
+@dataclass(frozen=True)
+class Request:
+    """A training to be done: the data, the settings, and the folder that gets the result."""
+
+    snapshot: Snapshot
+    pack: Pack
+    images: ImageConfig
+    training: TrainConfig
+    folder: Path
+
+
+def write_request(request: Request) -> Path:
+    """Write request.json into the request's folder with absolute paths, and return its path."""
+    folder = request.folder.resolve()
+    request = replace(
+        request,
+        snapshot=replace(request.snapshot, path=request.snapshot.path.resolve()),
+        pack=replace(request.pack, folder=request.pack.folder.resolve()),
+        folder=folder,
+    )
+    write_sealed(folder / "request.json", TypeAdapter(Request).dump_python(request, mode="json"))
+    return folder / "request.json"
+
+
+def read_request(path: Path) -> Request:
+    """Read a request that write_request wrote. Raises TrainingFailed when the file is damaged."""
+    try:
+        return TypeAdapter(Request).validate_python(read_sealed(path))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingFailed(f"{path} is damaged ({reason}); run again, which writes it again") from None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    Epochs count from 1. val_accuracy and val_loss belong to the best epoch, whose weights were kept; seconds and
+    images_per_second measure training alone, without evaluation. For a model of several members best_epoch is the
+    median, members holds the val accuracy of each member, and member_folders the names of their folders beside this
+    one.
+    """
+
+    folder: Path
+    best_epoch: int
+    epochs: int
+    val_accuracy: float
+    val_loss: float
+    seconds: float
+    images_per_second: float
+    members: tuple[float, ...] = ()
+    member_folders: tuple[str, ...] = ()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the kept weights, as model.load takes it."""
+        return self.folder / "model"
+
+    @classmethod
+    def read(cls, folder: Path) -> "Trained | None":
+        """Read the result in a folder; None when the training there has not finished. Raises ModelDamaged."""
+        result = _read_result(folder)
+        if result is None:
+            return None
+        result.pop(HISTORY, None)
+        lists = {name: tuple(result.get(name, ())) for name in ("members", "member_folders")}
+        try:
+            return cls(folder=folder, **result | lists)
+        except TypeError as error:
+            raise _damaged_training(folder / "trained.json", str(error)) from None
+
+    def write(self) -> None:
+        """Write trained.json, which marks the training as finished."""
+        result = asdict(self)
+        del result["folder"]  # it can be moved
+        if (self.folder / "history.json").exists():
+            result[HISTORY] = _checksum(self.folder / "history.json")
+        write_sealed(self.folder / "trained.json", result)
+
+
+def find_finished(folder: Path) -> Trained | None:
+    """Return the result of a finished training whose files are intact, else None.
+
+    When a file is damaged, the result is removed, so that the next training in this folder makes it again.
+    """
+    try:
+        trained = Trained.read(folder)
+        if trained is not None:
+            read_history(folder)
+            check_weights(trained.checkpoint, read_spec(trained.checkpoint))
+    except ModelNotFound as error:
+        logger.warning("the training in %s is repeated: %s", folder, error)
+        (folder / "trained.json").unlink(missing_ok=True)
+        return None
+    return trained
+
+
+def read_history(folder: Path) -> list[dict]:
+    """Read the records of the epochs so far; empty before the first has ended. Raises ModelDamaged."""
+    path = folder / "history.json"
+    if not path.exists():
+        return []
+    result = _read_result(folder) or {}
+    try:
+        if HISTORY in result and _checksum(path) != result[HISTORY]:
+            raise ValueError("its checksum does not match")  # noqa: TRY301 - handled as an unreadable file
+        history = json.loads(path.read_bytes())
+        if not all(isinstance(record["epoch"], int) for record in history):
+            raise ValueError("an epoch is no number")  # noqa: TRY301
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged_training(path, str(error)) from None
+    return history
+
+
+def _read_result(folder: Path) -> dict | None:
+    path = folder / "trained.json"
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _damaged_training(path, str(error)) from None
+
+
+def _damaged_training(path: Path, reason: str) -> ModelDamaged:
+    return ModelDamaged(f"{path} is damaged ({reason}); run again with the same settings to repeat this training")
+
+
+def _checksum(path: Path) -> str:
+    return xxhash.xxh3_64_hexdigest(path.read_bytes())
+
+
+def write_error(folder: Path, error: Exception, rank: int) -> None:
+    """Leave the error that ended a process of the trainer, for the process that started it."""
+    path = folder / f"error-{rank}.json"
+    try:
+        write_sealed(path, _describe(error))
+    except DiskFull:
+        path.touch()  # an empty file needs no space, and read_error takes it for a full disk
+
+
+def read_error(folder: Path) -> dict[str, str] | None:
+    """Read the type and the message of the error that ended the training; None when no process left one."""
+    path = next(iter(sorted(folder.glob("error*.json"))), None)
+    if path is None:
+        return None
+    if not path.stat().st_size:
+        return _describe(files.full(folder))
+    try:
+        error = read_sealed(path)
+        return {"type": error["type"], "message": error["message"]}
+    except (OSError, ValueError, KeyError) as damage:
+        return _describe(
+            TrainingFailed(f"the trainer ended with an error, and {path} is damaged ({damage}); run again")
+        )
+
+
+def _describe(error: Exception) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": str(error)}
+
+
+def remove_errors(folder: Path) -> None:
+    """Remove the errors of an earlier attempt."""
+    for path in folder.glob("error*.json"):
+        path.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-written files of killed trainers. The caller holds the folder's lock."""
+    for path in folder.rglob(".*.new"):
+        path.unlink(missing_ok=True)

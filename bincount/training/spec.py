@@ -1,0 +1,142 @@
+"""The files of a trained model: model.json, which says how to rebuild and use the network, and its weights."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+
+from bincount.data.pictures import DECODER_VERSION
+from bincount.errors import ModelDamaged, ModelNotFound, SettingsError, WeightsUnavailable
+from bincount.files import read_sealed, write_sealed
+from bincount.frozen import Frozen
+from bincount.problem import Classes
+from bincount.settings import ImageConfig, ModelName, TrainConfig
+
+WEIGHTS = "model.safetensors"
+
+
+class ModelSpec(Frozen):
+    """How to rebuild a trained network, and how to prepare images for it as in training.
+
+    extra_names are outputs that the network is trained on beside the classes and that predictions leave out.
+    weights_sha256 is the digest of the weights file beside it; it is empty in models of older releases.
+    """
+
+    model: ModelName
+    head: Literal["linear", "mlp"]
+    dropout: float = Field(ge=0, lt=1)
+    classes: Classes
+    extra_names: tuple[str, ...] = ()
+    image_size: int = Field(ge=32, le=1024, multiple_of=32)
+    resize: Literal["squash", "crop"]
+    normalization: Literal["imagenet", "symmetric"]
+    center_crop: float = Field(gt=0, le=1)
+    flip_at_test: bool = False
+    # The divisor of the logits that calibrates probabilities. Fitted values lie in 0.1..10; far outside these bounds
+    # float32 overflows.
+    temperature: float = Field(1.0, ge=0.001, le=1000)
+    members: int = Field(1, ge=1, le=20, description="networks of one architecture whose probabilities are averaged")
+    weights_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+
+    @field_validator("extra_names")
+    @classmethod
+    def _not_classes(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        every = (*info.data["classes"].names, *names) if "classes" in info.data else names
+        if len(set(every)) < len(every):
+            raise ValueError(f"the names of all outputs must be distinct, got {', '.join(every)}")
+        return names
+
+    @classmethod
+    def make(
+        cls, images: ImageConfig, training: TrainConfig, classes: Classes, extra_names: tuple[str, ...] = ()
+    ) -> "ModelSpec":
+        """Describe the model that these settings train."""
+        return cls(
+            model=training.model,
+            head=training.head,
+            dropout=training.dropout,
+            classes=classes,
+            extra_names=extra_names,
+            image_size=images.image_size,
+            resize=images.resize,
+            normalization=training.normalization,
+            center_crop=training.center_crop,
+            flip_at_test=training.flip_at_test,
+        )
+
+    @property
+    def outputs(self) -> Classes:
+        """The meaning of the network's outputs: the classes, followed by the extra names."""
+        return Classes(names=self.classes.names + self.extra_names, ordered=self.classes.ordered)
+
+    @property
+    def images(self) -> ImageConfig:
+        """The settings with which images are decoded and resized for this model."""
+        return ImageConfig(image_size=self.image_size, resize=self.resize)
+
+
+def write_spec(folder: Path, spec: ModelSpec) -> None:
+    """Write model.json into the folder of a model."""
+    write_sealed(folder / "model.json", spec.model_dump(mode="json"))
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """Read model.json from the folder of a model.
+
+    Raises ModelNotFound, and ModelDamaged when the file is damaged or holds values that no model can have.
+    """
+    path = folder / "model.json"
+    try:
+        return ModelSpec.model_validate(read_sealed(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelNotFound(f"no model at {folder}; run `bincount train` to make one") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "model"
+        raise damaged_model(path, f"{field}: {first['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise damaged_model(path, str(error)) from None
+
+
+def damaged_model(path: Path, reason: str) -> ModelDamaged:
+    """Make the error for a model file that cannot be used."""
+    return ModelDamaged(f"{path} is damaged ({reason}); restore it from a copy, or name another model")
+
+
+def check_weights(folder: Path, spec: ModelSpec) -> None:
+    """Raise ModelDamaged unless the weights are those for which model.json was written, and ModelNotFound."""
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise ModelNotFound(f"no weights at {path}; run `bincount train` to make a model")
+    try:
+        sha256 = weights_digest(folder)
+    except OSError as error:
+        raise damaged_model(path, str(error)) from error
+    if spec.weights_sha256 and sha256 != spec.weights_sha256:
+        raise damaged_model(path, "they are not the weights that were saved")
+
+
+def weights_digest(checkpoint: Path) -> str:
+    """Return the SHA-256 of a model's weights file, which identifies the trained network."""
+    with open(checkpoint / WEIGHTS, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_digest(checkpoint: Path) -> str:
+    """Return a SHA-256 that identifies a model's predictions: of its weights, its model.json and the image decoder."""
+    spec = (checkpoint / "model.json").read_bytes()
+    return hashlib.sha256(weights_digest(checkpoint).encode() + spec + str(DECODER_VERSION).encode()).hexdigest()
+
+
+def check_initial_weights(config: TrainConfig) -> None:
+    """Raise WeightsUnavailable when the file of initial weights is missing.
+
+    Raises SettingsError for ImageNet weights of the model small, which there are not.
+    """
+    if config.weights == "imagenet" and config.model == "small":
+        raise SettingsError("there are no ImageNet weights for the model small; train it with `--weights none`")
+    if config.weights not in ("imagenet", "none") and not Path(config.weights).is_file():
+        raise WeightsUnavailable(
+            f"there is no weights file {config.weights}; give `--weights` a .pth or .safetensors file, imagenet or none"
+        )

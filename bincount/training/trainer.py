@@ -1,0 +1,273 @@
+"""One training step, and the state that a checkpoint holds."""
+
+import logging
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bincount.errors import SettingsError, TrainingDiverged, TrainingFailed
+from bincount.settings import TrainConfig
+from bincount.training import augment, checkpoints, losses
+from bincount.training import model as models
+from bincount.training.augment import Views
+from bincount.training.device import Arithmetic, choose_arithmetic, is_out_of_memory
+from bincount.training.distributed import World
+from bincount.training.monitor import Monitor
+from bincount.training.schedule import Schedule, seed_for
+from bincount.training.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+STEPS_BETWEEN_CHECKS = 50  # of the loss, since reading it synchronises with the GPU
+MAX_HALVINGS = 3  # of the learning rate, after a loss that is not finite
+
+
+class NotFinite(Exception):
+    """The loss or a weight is not a finite number."""
+
+
+def start(spec: ModelSpec, schedule: Schedule, folder: Path, world: World) -> "Trainer":
+    """Make a trainer at its first step, or resume it from the newest checkpoint in the folder."""
+    config = schedule.config
+    torch.manual_seed(seed_for("weights", config.seed))
+    model = models.build(spec)
+    checkpoint = _read_checkpoint(folder, world)
+    if checkpoint is None:
+        models.load_weights(model, config)
+        arithmetic = world.broadcast(choose_arithmetic(config, schedule.num_steps))
+    else:
+        arithmetic = Arithmetic(**checkpoint["arithmetic"])
+    trainer = Trainer(model, spec, schedule, arithmetic, world)
+    if checkpoint is None:
+        trainer.save_checkpoint(folder)  # for a rollback in the first epoch
+    else:
+        trainer.load_state_dict(checkpoint)
+        logger.info("resuming after step %d of %d", trainer.step, schedule.num_steps)
+    return trainer
+
+
+def _read_checkpoint(folder: Path, world: World) -> dict | None:
+    return world.broadcast(checkpoints.read(folder) if world.is_first else None)
+
+
+class Trainer:
+    """A network, its optimizer and their position in the schedule.
+
+    step counts optimizer steps from the beginning; history has a record for each finished epoch. Each step accumulates
+    gradients over num_parts parts of its batch; learning rates are halved num_halvings times.
+    """
+
+    def __init__(self, model: nn.Module, spec: ModelSpec, schedule: Schedule, arithmetic: Arithmetic, world: World):
+        self.spec, self.schedule, self.config = spec, schedule, schedule.config
+        self.arithmetic, self.world, self.device = arithmetic, world, world.device
+        self.model = world.sync_batch_norm(model).to(self.device, memory_format=torch.channels_last)
+        self.forward = world.data_parallel(self.model)
+        if arithmetic.compiled:
+            torch._dynamo.config.suppress_errors = True  # a host without a compiler trains uncompiled
+            torch._inductor.config.deterministic = True  # else a resumed run may choose other kernels
+            self.forward = torch.compile(self.forward)
+        self.optimizer = make_optimizer(self.model, self.config)
+        weights = schedule.class_weights if self.config.class_weights == "balanced" else [1.0] * len(spec.outputs)
+        self.values = torch.tensor(spec.outputs.values, device=self.device)
+        self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
+        self.monitor = Monitor(self.model, enabled=self.config.debug and world.is_first)
+        self.step = self.num_halvings = 0
+        self.num_parts = 1
+        self.learning_rate = 0.0
+        self.history: list[dict] = []
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self.seconds = self.seconds_waiting = 0.0
+        self.num_seen = 0  # images, of all processes
+        # Of the epoch so far, over this process's shards: the sums that _accumulate returns.
+        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
+        """Take one optimizer step on a batch.
+
+        labels (B,) int64 are those of the whole batch, images (B / world.size, S, S, 3) uint8 are this process's shard
+        of it; both are on the device. When memory runs out, this and all later steps accumulate gradients over twice
+        as many parts.
+        """
+        views = self._draw_views(len(labels), images.shape[1])
+        self.learning_rate = self.schedule.learning_rate(self.step) / 2**self.num_halvings
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.model.train()
+        total_weight = self.class_weights[labels].sum()
+        shard = self.world.shard(labels)
+        sums = None
+        while sums is None:
+            torch.manual_seed(seed_for("dropout", self.config.seed, self.step * self.world.size + self.world.rank))
+            self.optimizer.zero_grad()
+            try:
+                sums = [
+                    self._accumulate(images[part], shard[part], views[part], total_weight)
+                    for part in _parts(len(shard), self.num_parts)
+                ]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            if sums is None:  # out here the error is gone, and with it the memory that its traceback held
+                self._use_smaller_parts(len(shard))
+        self.monitor.after_backward(self.step)
+        self.optimizer.step()
+        self.step += 1
+        self.num_seen += len(labels)
+        self.totals += torch.stack(sums).sum(dim=0)
+        if self.step % STEPS_BETWEEN_CHECKS == 0:
+            self.check_finite()
+
+    def _draw_views(self, num_images: int, side: int) -> Views:
+        """Draw the views of a whole batch, and return those of this process's shard on the device."""
+        config = self.config
+        views = augment.draw_views(
+            num_images,
+            side,
+            torch.Generator().manual_seed(seed_for("augmentation", config.seed, self.step)),
+            min_crop=config.min_crop,
+            flip=config.flip,
+            color_jitter=config.color_jitter,
+        )
+        return self.world.shard(views).to(self.device)
+
+    def _accumulate(self, images: Tensor, labels: Tensor, views: Views, total_weight: Tensor) -> Tensor:
+        """Add the gradients of a part of the batch.
+
+        Returns (3,) float64: the sum of losses, the number of images of a class, and the number of correct predictions.
+        """
+        num_classes = len(self.spec.classes)
+        pixels = augment.apply_views(images, views, self.config.normalization)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic.bfloat16):
+            logits = self.forward(pixels)
+        logits = logits.float()
+        targets = losses.targets(labels, self.values, self.config)
+        loss = losses.per_image(logits, targets, self.config) * self.class_weights[labels]
+        # the mean over the batch of all processes, whose gradients are averaged
+        (loss.sum() * self.world.size / total_weight).backward()
+        correct = logits.detach()[:, :num_classes].argmax(dim=1) == labels
+        num_of_classes = (labels < num_classes).sum()
+        return torch.stack([loss.detach().double().sum(), num_of_classes.double(), correct.sum().double()])
+
+    def _use_smaller_parts(self, num_images: int) -> None:
+        if self.world.size > 1 or self.num_parts >= num_images:
+            at_once = -(-num_images // self.num_parts)
+            batch_size = "--batch-size or " if at_once > 1 else ""
+            # With several processes, another one may have used the memory, and a retry may help. One process has
+            # already tried single images.
+            kind = TrainingFailed if self.world.size > 1 else SettingsError
+            raise kind(
+                f"out of memory at {at_once} images at once; lower {batch_size}--image-size, "
+                "or choose a smaller --model"
+            )
+        self.num_parts *= 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning(
+            "out of memory in step %d: from here on each step accumulates the gradients of its %d images in %d parts",
+            self.step,
+            num_images,
+            self.num_parts,
+        )
+
+    def end_epoch(self, val_scores: dict[str, float]) -> dict:
+        """Add the record of the epoch to the history, and return it."""
+        loss, num_of_classes, correct = self.world.sum(self.totals).tolist()
+        record = {
+            "epoch": len(self.history) + 1,
+            "train_loss": loss / self.num_seen,
+            "train_accuracy": correct / max(num_of_classes, 1),
+            **val_scores,
+            "learning_rate": self.learning_rate,
+            "seconds": self.seconds,
+            "images_per_second": self.num_seen / self.seconds,
+            "waiting_for_data": self.seconds_waiting / self.seconds,
+            "ended": time.time(),
+        }
+        self.history.append(record)
+        self._begin_epoch()
+        return record
+
+    def state_dict(self) -> dict:
+        """Return all that an exact resume needs. A collective call: every process has to make it."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "history": self.history,
+            "seconds": self.seconds,
+            "seconds_waiting": self.seconds_waiting,
+            "num_seen": self.num_seen,
+            "learning_rate": self.learning_rate,
+            "totals": self.world.sum(self.totals),
+            "num_parts": self.num_parts,
+            "num_halvings": self.num_halvings,
+            "arithmetic": asdict(self.arithmetic),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Resume from what state_dict returned. num_parts and num_halvings never fall."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.history = state["step"], state["history"]
+        self.seconds, self.seconds_waiting = state["seconds"], state["seconds_waiting"]
+        self.totals = state["totals"].to(self.device) * self.world.is_first  # they are the sums over all processes
+        self.num_seen, self.learning_rate = state["num_seen"], state["learning_rate"]
+        # Shards that differ by one image would be cut into different numbers of parts, and processes would wait for
+        # each other.
+        self.num_parts = 1 if self.world.size > 1 else max(self.num_parts, state["num_parts"])
+        self.num_halvings = max(self.num_halvings, state["num_halvings"])
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write a checkpoint; raise NotFinite instead when the state has diverged. A collective call."""
+        self.check_finite()
+        state = self.state_dict()
+        if self.world.is_first:
+            checkpoints.write(folder, self.step, self.num_halvings, state)
+
+    def rollback(self, folder: Path) -> None:
+        """Return to the newest checkpoint, with half the learning rate.
+
+        Raises TrainingDiverged after MAX_HALVINGS times.
+        """
+        diverged_at = self.step
+        if self.num_halvings == MAX_HALVINGS:
+            raise TrainingDiverged(
+                f"the loss was not a finite number at step {diverged_at}, though the learning rate was halved "
+                f"{MAX_HALVINGS} times; try a --learning-rate below {self.config.learning_rate / 2**MAX_HALVINGS:g}"
+            )
+        self.num_halvings += 1
+        self.load_state_dict(_read_checkpoint(folder, self.world))
+        logger.warning(
+            "the loss was not a finite number at step %d: back to step %d with half the learning rate, %g at its peak",
+            diverged_at,
+            self.step,
+            self.config.learning_rate / 2**self.num_halvings,
+        )
+
+    def check_finite(self) -> None:
+        """Raise NotFinite, in all processes, when the loss or a weight is not a finite number in one of them."""
+        weights = torch.stack([parameter.detach().isfinite().all() for parameter in self.model.parameters()]).all()
+        if self.world.any_rank(not (math.isfinite(self.totals[0].item()) and weights.item())):
+            raise NotFinite
+
+
+def _parts(num_images: int, num_parts: int) -> list[slice]:
+    size = -(-num_images // num_parts)
+    return [slice(start, start + size) for start in range(0, num_images, size)]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Make the optimizer of a training; biases and norms are not decayed."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]  # biases and norms
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)
+    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return adam(groups, lr=config.learning_rate, fused=True)
