@@ -156,7 +156,7 @@ def test_it_creates_what_is_missing_updates_what_differs_and_leaves_the_rest(cli
     told = nightly(client).parameters
     assert [*told["data"].values(), told["workspace"], *told["registry"].values()] == list(TOLD.values())
 
-    # In a new shell, and while somebody has the nights paused.
+    # In a new shell, and while somebody has the nightly runs paused.
     client.update_deployment_schedule(nightly(client).id, nightly(client).schedules[0].id, active=False)
     app(["bootstrap", "--prefect-file", "deployments/prefect.yaml"], result_action="return_value")
     printed = capsys.readouterr().out
@@ -375,7 +375,7 @@ def test_dead_runs_free_their_slot_and_start_again_and_those_of_others_are_left(
     for quick in automations.run_automations(zombie_seconds=10, retry_seconds=10):
         automations.ensure(client, quick)
     flow_id = client.create_flow(flow(name="run")(lambda: None))
-    night = client.create_deployment(flow_id, "night", tags=["bincount"], concurrency_limit=1)
+    nightly = client.create_deployment(flow_id, "nightly", tags=["bincount"], concurrency_limit=1)
     training = client.create_deployment(flow_id, "training", tags=["bincount"])
     theirs = client.create_deployment(flow_id, "train", tags=["other"])
 
@@ -412,20 +412,20 @@ def test_dead_runs_free_their_slot_and_start_again_and_those_of_others_are_left(
     third = crash(start_again(start_again(start(run_of(training)), 2), 3))
 
     second = crash(start_again(start(run_of(training)), 2))
-    silent = start(run_of(night))
-    beat(silent, "bincount", deployment=night)
+    silent = start(run_of(nightly))
+    beat(silent, "bincount", deployment=nightly)
     together = [start(run_of(training)) for _ in range(2)]  # as where a machine goes down
     for run in together:
         beat(run, "bincount", deployment=training)
-    assert slots(night) == 1
+    assert slots(nightly) == 1
 
     wait_for(lambda: state(silent) == "Crashed")
     assert client.read_flow_run(silent.id).state.message == "No heartbeat for 10 s: its process is gone."
-    assert slots(night) == 0
+    assert slots(nightly) == 0
     wait_for(lambda: state(second) == "AwaitingRetry")
     start(second, 3)
     for run in (silent, *together):
         wait_for(lambda run=run: state(run) == "AwaitingRetry")
-    assert slots(night) == 0
+    assert slots(nightly) == 0
     assert state(alien) == "Running"
     assert {state(run) for run in (alien_crashed, unsubmitted, unbegun, third)} == {"Crashed"}

@@ -152,6 +152,17 @@ def test_nothing_is_stopped_where_nothing_is_up(tmp_path, capsys):
     assert "No stack is up" in capsys.readouterr().out
 
 
+def test_a_stack_that_an_earlier_release_has_started_is_stopped(tmp_path, free_port, capsys):
+    (tmp_path / "stack").mkdir()
+    with open(tmp_path / "stack" / "running.json", "w") as state:
+        assert running.lock(state)
+        supervisor = subprocess.Popen(["sleep", "600"], pass_fds=[state.fileno()])  # it inherits the lock
+        json.dump({"pid": supervisor.pid, "config": {"prefect_port": free_port}}, state)
+    commands.down(StackConfig(workspace=tmp_path), force=True)
+    assert "is stopped" in capsys.readouterr().out
+    assert supervisor.wait(10) == -signal.SIGTERM
+
+
 # Which stack is meant
 
 
