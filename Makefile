@@ -26,10 +26,10 @@ demo: $(READY)  ## run the whole job on synthetic bins; the result is in demo/
 	$(BIN)/bincount demo
 
 up: $(READY)  ## start Prefect, MLflow and a worker; SOURCE=, WORKSPACE=, DATABASE=, PREFECT_PORT=, MLFLOW_PORT=
-	@$(BIN)/python deployments/stack.py up
+	@$(BIN)/python -m deployments.stack up
 
 down:  ## stop them, unless a run is going; FORCE=1 cancels it
-	@$(BIN)/python deployments/stack.py down
+	@$(BIN)/python -m deployments.stack down
 
 test: $(READY)  ## the tests, but for those that start servers; two files at a time
 	$(BIN)/python -m pytest -m "not services" --numprocesses 2 --dist loadfile

@@ -32,7 +32,7 @@ TRAINER_SECONDS = 7  # to end a step and write the checkpoint; then the one befo
 REPORT_SECONDS = 1  # to say on the run's page that it has ended
 SAME_PRESS_SECONDS = 0.2  # a program around this one may pass on what the terminal sends to both
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
-TRAINER, SERVER = "bincount.training.worker", "flows.temporary"  # in their command lines
+TRAINER, SERVER = "bincount.training.worker", "deployments.temporary"  # in their command lines
 
 _watchers: list["_Watcher"] = []
 

@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
 from bincount import preflight
+from bincount.environment import TAG
 from bincount.reporting import tables
 from bincount.settings import (
     DEFAULT_WORKSPACE,
@@ -34,7 +35,6 @@ from bincount.settings import (
 from bincount.text import escape_markdown
 from bincount.workspace import Workspace
 from flows import summary
-from flows.automations import TAG
 from flows.prepare import prepare
 from flows.results import NightlyRun
 from flows.timing import Timings

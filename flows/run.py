@@ -6,6 +6,7 @@ from prefect import flow, tags
 from prefect.artifacts import create_markdown_artifact
 
 from bincount import preflight
+from bincount.environment import TAG
 from bincount.reporting import tables
 from bincount.settings import (
     DEFAULT_WORKSPACE,
@@ -22,7 +23,6 @@ from bincount.settings import (
 from bincount.text import escape_markdown
 from bincount.workspace import Workspace
 from flows import summary
-from flows.automations import TAG
 from flows.prepare import prepare
 from flows.results import Finished
 from flows.train import train

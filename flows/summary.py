@@ -187,7 +187,7 @@ def show_pages(tracking_uri: str) -> None:
     if get_current_settings().ui_url:  # which a server for the time of a command has not
         print(f"  {get_current_settings().ui_url}/runs")
     else:
-        print(f"  {_command('python')} -m flows.server\n  then open http://127.0.0.1:4200/runs")
+        print(f"  {_command('python')} -m deployments.server\n  then open http://127.0.0.1:4200/runs")
     print("Models, curves and plots:")
     if pages := pages_of(tracking_uri):
         print(f"  {pages}/#/models")

@@ -1,10 +1,11 @@
-"""What `bincount bootstrap` makes on a Prefect server, and what the automations it makes do there."""
+"""The set-up of a Prefect server by `bincount bootstrap`, and what its automations do there."""
 
 import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -26,10 +27,12 @@ from servers import wait_for
 
 from bincount import preflight
 from bincount.data import source
+from bincount.environment import TAG
 from bincount.errors import ServiceUnavailable, SettingsError
-from flows import automations, temporary
-from flows import bootstrap as setup
-from flows.bootstrap import FLOW_ENVIRONMENT, bootstrap
+from deployments import automations, temporary
+from deployments import bootstrap as setup
+from deployments.bootstrap import FLOW_ENVIRONMENT, Project
+from deployments.connection import read_automations, read_deployments
 from flows.cli import app, models, pipeline
 from flows.cli.flow_runs import flow_runs
 
@@ -53,6 +56,7 @@ deployments:
   parameters: {data: {}, registry: {}, workspace: "{{ $BINCOUNT_WORKSPACE }}"}
   work_pool: {name: gpu}
 """
+bootstrap = partial(setup.bootstrap, Path("deployments/prefect.yaml"))  # of the project that a test is in
 TINY = """
 from prefect import flow
 
@@ -105,11 +109,11 @@ def project(tmp_path, monkeypatch) -> Path:
 
 
 def outcomes(changes: list[setup.Change]) -> dict[str, str]:
-    return {change.name: change.what for change in changes}
+    return {change.name: change.outcome for change in changes}
 
 
 def counts(client: SyncPrefectClient) -> tuple[int, ...]:
-    return len(client.read_work_pools()), len(list(automations.everything(client))), len(list(setup.deployed(client)))
+    return len(client.read_work_pools()), len(list(read_automations(client))), len(list(read_deployments(client)))
 
 
 def nightly(client: SyncPrefectClient):
@@ -123,14 +127,14 @@ def test_of_a_new_server_the_doctor_says_all_that_is_to_be_set_up(client, projec
     assert raised.value.code == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "leases memory problem" in said
-    assert said.count("missing problem") == len(automations.of_runs())
+    assert said.count("missing problem") == len(automations.run_automations())
     assert "there is no deployment nightly problem" in said
     assert "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=" in said
     assert "`bincount bootstrap`, or --fix" in said
 
 
 @pytest.mark.services
-def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client, project, capsys, monkeypatch):
+def test_it_creates_what_is_missing_updates_what_differs_and_leaves_the_rest(client, project, capsys, monkeypatch):
     theirs = AutomationCore(name="ours", trigger=EventTrigger(expect={"a.b"}), actions=[DoNothing()])
     client.create_automation(theirs)
     client.create_work_pool(WorkPoolCreate(name="theirs", type="process"))
@@ -152,9 +156,9 @@ def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client,
     told = nightly(client).parameters
     assert [*told["data"].values(), told["workspace"], *told["registry"].values()] == list(TOLD.values())
 
-    # In a new shell, and while somebody has the nights paused.
+    # In a new shell, and while somebody has the nightly runs paused.
     client.update_deployment_schedule(nightly(client).id, nightly(client).schedules[0].id, active=False)
-    app(["bootstrap"], result_action="return_value")
+    app(["bootstrap", "--prefect-file", "deployments/prefect.yaml"], result_action="return_value")
     printed = capsys.readouterr().out
     assert printed.count("there already") == 6
     assert printed.count("there already, and stays paused") == 1
@@ -167,7 +171,7 @@ def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client,
     cpu = client.read_work_pool("cpu").base_job_template
     cpu["variables"]["properties"]["env"]["default"] = {"MINE": "kept", "DO_NOT_TRACK": "false"}
     client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=cpu))
-    zombies, retries = automations.of_runs()
+    zombies, retries = automations.run_automations()
     client.create_automation(zombies)  # as another bootstrap at the same time may do
     client.pause_automation(client.read_automations_by_name(retries.name)[0].id)
     (project / "deployments" / "prefect.yaml").write_text(PREFECT_FILE.replace("17 2", "18 3"))
@@ -188,6 +192,7 @@ def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client,
         ({}, {}, ["s3://aft-vbi-pds", "{here}/bincount-data", "sqlite:///{here}/bincount-data/mlflow.db"]),
         (TOLD, {}, TOLD.values()),
         (TOLD, {"BINCOUNT_SOURCE": "/bins"}, ["/bins", "/data", "http://mlflow:5000"]),
+        (TOLD, {"BINCOUNT_SOURCE": "bins"}, ["{here}/bins", "/data", "http://mlflow:5000"]),
         (TOLD, {"BINCOUNT_WORKSPACE": "new"}, ["s3://bins", "{here}/new", "http://mlflow:5000"]),
         (
             TOLD | {"MLFLOW_TRACKING_URI": "sqlite:////data/mlflow.db"},
@@ -195,7 +200,7 @@ def test_it_makes_what_is_missing_mends_what_differs_and_leaves_the_rest(client,
             ["s3://bins", "/new", "sqlite:////new/mlflow.db"],
         ),
     ],
-    ids=["nothing", "deployed", "source", "workspace", "database in the workspace"],
+    ids=["nothing", "deployed", "source", "source beside", "workspace", "database in the workspace"],
 )
 def test_the_shell_says_where_things_are_else_they_stay_where_they_are_deployed(
     project, monkeypatch, deployed, shell, told
@@ -219,7 +224,7 @@ def test_credentials_in_the_source_are_not_deployed_for_everybody_to_read(projec
 
 @pytest.mark.services
 def test_a_pool_of_kubernetes_jobs_is_made_from_a_template(client, project, monkeypatch):
-    monkeypatch.setattr(setup, "_deploy", lambda *_: None)
+    monkeypatch.setattr(Project, "deploy", lambda *_, **__: None)
     template = project / "job.json"
     template.write_text(json.dumps({"job_configuration": {"env": "{{ env }}"}, "variables": {"properties": {}}}))
     bootstrap()
@@ -241,8 +246,8 @@ def test_a_server_that_is_away_and_files_that_are_not_there_are_named(tmp_path, 
             bootstrap()
         with pytest.raises(SettingsError, match="90 or more"):
             bootstrap(zombie_seconds=60)
-        with pytest.raises(SettingsError, match="project's root"):
-            bootstrap(tmp_path / "nowhere.yaml")
+        with pytest.raises(SettingsError, match="correct --prefect-file, or leave it out"):
+            setup.bootstrap(tmp_path / "nowhere.yaml")
     with temporary_settings({PREFECT_API_URL: None}), pytest.raises(ServiceUnavailable, match="PREFECT_API_URL="):
         bootstrap()
 
@@ -255,10 +260,29 @@ def test_a_deployment_that_cannot_be_made_is_an_error_that_says_why(client, proj
     assert "absent" in str(raised.value)
 
 
+@pytest.mark.services
+def test_without_a_checkout_the_deployments_of_the_package_are_made_and_are_the_same_from_everywhere(
+    client, tmp_path, monkeypatch
+):
+    for name, value in TOLD.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    made = outcomes(setup.bootstrap(gpu=True))
+    assert {"nightly", "train", "train-gpu"} <= set(made)
+    found = {each.name: each for each in read_deployments(client)}
+    assert found["nightly"].entrypoint == "flows.retrain.retrain"
+    assert str(tmp_path) not in str([each.pull_steps for each in found.values()])  # which may be gone tomorrow
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert set(outcomes(setup.bootstrap()).values()) == {"there already"}
+    for deployment in found.values():
+        client.delete_deployment(deployment.id)
+
+
 def test_the_runs_that_a_command_starts_are_known_as_ours(monkeypatch, tmp_path):
     monkeypatch.setattr(temporary, "serving", nullcontext)
     with flow_runs(None, tmp_path):
-        assert TagsContext.get().current_tags == {automations.TAG}
+        assert TagsContext.get().current_tags == {TAG}
 
 
 @pytest.mark.parametrize(
@@ -302,9 +326,9 @@ def state_of(client: SyncPrefectClient, run: FlowRun) -> str:
 @pytest.fixture
 def quick_zombies(client) -> None:
     """Silent runs count as dead after seconds, and crashed ones are not started again."""
-    for slow in automations.ours(client):
+    for slow in automations.read_own(client):
         client.delete_automation(slow.id)
-    zombies, _ = automations.of_runs(zombie_seconds=10)
+    zombies, _ = automations.run_automations(zombie_seconds=10)
     client.create_automation(zombies)
 
 
@@ -332,7 +356,7 @@ def test_dead_runs_are_noticed_again_and_again_also_after_the_server_was_away(cl
         dead = running(client)
         wait_for(lambda run=dead: state_of(client, run) == "Crashed")
     died_with_it = running(client)
-    wait_for(lambda: automations.is_heard_of(client, died_with_it.id, datetime.now(UTC) - timedelta(minutes=5)))
+    wait_for(lambda: automations.has_heartbeat(client, died_with_it.id, datetime.now(UTC) - timedelta(minutes=5)))
     overdue = datetime.now(UTC) + timedelta(seconds=10 + 2 + 1)
     server(meanwhile=lambda: wait_for(lambda: datetime.now(UTC) > overdue))
     dead = running(client)
@@ -346,12 +370,12 @@ def test_dead_runs_are_noticed_again_and_again_also_after_the_server_was_away(cl
 @pytest.mark.services
 def test_dead_runs_free_their_slot_and_start_again_and_those_of_others_are_left(client):
     """By the events alone, without a worker: runs are started here, and their processes are never heard of again."""
-    for slow in automations.ours(client):
+    for slow in automations.read_own(client):
         client.delete_automation(slow.id)
-    for quick in automations.of_runs(zombie_seconds=10, retry_seconds=10):
+    for quick in automations.run_automations(zombie_seconds=10, retry_seconds=10):
         automations.ensure(client, quick)
     flow_id = client.create_flow(flow(name="run")(lambda: None))
-    night = client.create_deployment(flow_id, "night", tags=["bincount"], concurrency_limit=1)
+    nightly = client.create_deployment(flow_id, "nightly", tags=["bincount"], concurrency_limit=1)
     training = client.create_deployment(flow_id, "training", tags=["bincount"])
     theirs = client.create_deployment(flow_id, "train", tags=["other"])
 
@@ -388,20 +412,20 @@ def test_dead_runs_free_their_slot_and_start_again_and_those_of_others_are_left(
     third = crash(start_again(start_again(start(run_of(training)), 2), 3))
 
     second = crash(start_again(start(run_of(training)), 2))
-    silent = start(run_of(night))
-    beat(silent, "bincount", deployment=night)
+    silent = start(run_of(nightly))
+    beat(silent, "bincount", deployment=nightly)
     together = [start(run_of(training)) for _ in range(2)]  # as where a machine goes down
     for run in together:
         beat(run, "bincount", deployment=training)
-    assert slots(night) == 1
+    assert slots(nightly) == 1
 
     wait_for(lambda: state(silent) == "Crashed")
     assert client.read_flow_run(silent.id).state.message == "No heartbeat for 10 s: its process is gone."
-    assert slots(night) == 0
+    assert slots(nightly) == 0
     wait_for(lambda: state(second) == "AwaitingRetry")
     start(second, 3)
     for run in (silent, *together):
         wait_for(lambda run=run: state(run) == "AwaitingRetry")
-    assert slots(night) == 0
+    assert slots(nightly) == 0
     assert state(alien) == "Running"
     assert {state(run) for run in (alien_crashed, unsubmitted, unbegun, third)} == {"Crashed"}

@@ -1,4 +1,4 @@
-"""Each thing that keeps nights away is made, seen by `bincount doctor --services`, repaired by --fix, and gone."""
+"""Each obstacle to nightly runs is made, found by `bincount doctor --services`, repaired by --fix, and gone."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +23,17 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, Pending, Running, Scheduled
 from servers import wait_for
 
+from bincount.environment import TAG
 from bincount.settings import RegistryConfig
 from bincount.tracking import connection
 from bincount.workspace import Workspace
-from flows import automations, health, notify
-from flows import bootstrap as setup
-from flows.automations import TAG
-from flows.bootstrap import bootstrap
+from deployments import automations, notify
+from deployments.bootstrap import Project, bootstrap
+from deployments.checks import runs, trainings
+from deployments.checks.finding import Finding
+from deployments.checks.setup import LEASES_ON_DISK
+from deployments.health import examine, repair
 from flows.cli import app
-from flows.health import LEASES_ON_DISK, Finding, examine, mend
 
 PREFECT_FILE = """
 deployments:
@@ -51,6 +53,7 @@ deployments:
   work_pool: {name: gpu}
 """
 CONFIG = RegistryConfig()
+HERE = Path("deployments/prefect.yaml")  # of the project that the tests are in, which has one small flow
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def client(tmp_path_factory) -> Iterator[SyncPrefectClient]:
     root = tmp_path_factory.mktemp("project")
     settings = {
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES_ON_DISK,
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",  # else nights are planned a minute later, at times
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",  # else runs are planned a minute later, at times
     }
     (root / "deployments").mkdir()
     (root / "deployments" / "prefect.yaml").write_text(PREFECT_FILE)
@@ -71,7 +74,7 @@ def client(tmp_path_factory) -> Iterator[SyncPrefectClient]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.chdir(root)
-        bootstrap(gpu=True)
+        bootstrap(HERE, gpu=True)
         client.send_worker_heartbeat("cpu", "worker", heartbeat_interval_seconds=600)
         yield client
         EventsWorker.drain_all(timeout=20, at_exit=False)
@@ -80,13 +83,13 @@ def client(tmp_path_factory) -> Iterator[SyncPrefectClient]:
 @pytest.fixture
 def healthy(client) -> None:
     """Nothing is left of what another test broke."""
-    assert problems(mend(Workspace(), CONFIG)) == {}
+    assert problems(repair(Workspace(), CONFIG, HERE)) == {}
 
 
 @pytest.fixture
 def deployed_already(healthy, monkeypatch) -> None:
     """Setting up again leaves out the deployments, which takes seconds."""
-    monkeypatch.setattr(setup, "_deploy", lambda *_: None)
+    monkeypatch.setattr(Project, "deploy", lambda *_, **__: None)
 
 
 def problems(findings: list[Finding]) -> dict[str, Finding]:
@@ -98,7 +101,7 @@ def seen_and_repaired(what: str, said: str) -> Finding:
     found = problems(examine(Workspace(), CONFIG))
     assert list(found) == [what]
     assert said in found[what].found
-    assert problems(mend(Workspace(), CONFIG)) == {}
+    assert problems(repair(Workspace(), CONFIG, HERE)) == {}
     return found[what]
 
 
@@ -112,7 +115,7 @@ def test_where_all_is_well_it_says_so_and_ends_with_0(capsys):
     app(["doctor", "--services"], result_action="return_value")
     said = " ".join(capsys.readouterr().out.split())
     assert "problem" not in said
-    for line in ("Prefect server 3.8", "leases filesystem good", "next night 2", "workers of cpu 1 online good"):
+    for line in ("Prefect server 3.8", "leases filesystem good", "next nightly run 2", "workers of cpu 1 online good"):
         assert line in said
     assert "02:17 UTC good" in said
 
@@ -120,14 +123,14 @@ def test_where_all_is_well_it_says_so_and_ends_with_0(capsys):
 @pytest.mark.services
 @pytest.mark.usefixtures("deployed_already")
 def test_automations_that_are_gone_or_paused(client):
-    zombies, retries = automations.of_runs()
+    zombies, retries = automations.run_automations()
     client.delete_automation(client.read_automations_by_name(zombies.name)[0].id)
     seen_and_repaired("automation runs without a heartbeat have crashed", "missing")
     client.pause_automation(client.read_automations_by_name(retries.name)[0].id)
     seen_and_repaired("automation crashed runs start again", "paused")
-    notify.tell({"webhook": "http://127.0.0.1:9/"}, only=["late"])
-    (told,) = client.read_automations_by_name("bincount: tell webhook late")
-    client.pause_automation(told.id)
+    notify.subscribe({"webhook": "http://127.0.0.1:9/"}, only=["late"])
+    (late,) = client.read_automations_by_name("bincount: tell webhook late")
+    client.pause_automation(late.id)
     seen_and_repaired("automation tell webhook late", "paused")
 
 
@@ -153,22 +156,22 @@ def test_a_work_pool_that_was_deleted(client):
 @pytest.mark.services
 @pytest.mark.usefixtures("deployed_already")
 def test_a_repair_keeps_the_time_after_which_a_run_counts_as_dead(client):
-    bootstrap(zombie_seconds=600)
-    client.pause_automation(client.read_automations_by_name(automations.of_runs()[1].name)[0].id)
+    bootstrap(HERE, zombie_seconds=600)
+    client.pause_automation(client.read_automations_by_name(automations.run_automations()[1].name)[0].id)
     seen_and_repaired("automation crashed runs start again", "paused")
-    (zombies,) = client.read_automations_by_name(automations.of_runs()[0].name)
+    (zombies,) = client.read_automations_by_name(automations.run_automations()[0].name)
     assert zombies.trigger.within.total_seconds() == 600
-    too_short, _ = automations.of_runs(zombie_seconds=30)  # as somebody may have edited it
+    too_short, _ = automations.run_automations(zombie_seconds=30)  # as somebody may have edited it
     client.update_automation(zombies.id, too_short)
     assert "too rare for 30 s" in problems(examine(Workspace(), CONFIG))["work pool cpu"].found
-    assert problems(mend(Workspace(), CONFIG)) == {}
+    assert problems(repair(Workspace(), CONFIG, HERE)) == {}
 
 
 @pytest.mark.services
 @pytest.mark.usefixtures("healthy")
-def test_nights_that_will_not_come(client):
+def test_nightly_runs_that_will_not_start(client):
     client.delete_deployment(nightly(client).id)
-    seen_and_repaired("next night", "no deployment")
+    seen_and_repaired("next nightly run", "no deployment")
 
     def seen_too_late() -> Finding | None:
         planned = client.read_flow_runs(
@@ -176,16 +179,16 @@ def test_nights_that_will_not_come(client):
             sort=FlowRunSort.EXPECTED_START_TIME_ASC,
         )
         client.delete_flow_run(planned[0].id)  # which the scheduler may make again within seconds
-        return problems(examine(Workspace(), CONFIG)).get("next night")
+        return problems(examine(Workspace(), CONFIG)).get("next nightly run")
 
     found = wait_for(seen_too_late)
     assert "02:17 UTC, though due at" in found.found
     assert "prefect deployment run retrain/nightly" in found.remedy
 
     client.pause_deployment(nightly(client).id)
-    seen_and_repaired("next night", "paused")
+    seen_and_repaired("next nightly run", "paused")
     client.update_deployment_schedule(nightly(client).id, nightly(client).schedules[0].id, active=False)
-    seen_and_repaired("next night", "paused")
+    seen_and_repaired("next nightly run", "paused")
 
 
 @pytest.mark.services
@@ -228,7 +231,7 @@ def test_a_slot_that_no_run_holds(client):
 
 
 @contextmanager
-def heard_of(run: FlowRun) -> Iterator[None]:
+def heartbeats(run: FlowRun) -> Iterator[None]:
     """The run's process is there and says so, often."""
     over = Event()
 
@@ -257,12 +260,12 @@ def test_a_run_whose_process_is_gone(client, monkeypatch):
     for run in (living, alien):
         client.set_flow_run_state(run.id, Running(), force=True)
     assert not problems(examine(Workspace(), CONFIG))  # they have only begun
-    monkeypatch.setattr(health, "_stale_after", lambda _state, _window: 5)
+    monkeypatch.setattr(runs, "_stale_after", lambda _state, _window: 5)
     wait_for(lambda: "2 stale" in problems(examine(Workspace(), CONFIG)).get("runs in Prefect", Finding("", "")).found)
-    with heard_of(living):
-        wait_for(lambda: health._stale_runs(client, 300).found == f"1 stale: {silent.name}")
-        mend(Workspace(), CONFIG)
-        assert not problems([health._stale_runs(client, 300)])
+    with heartbeats(living):
+        wait_for(lambda: runs.check_stale(client, 300).found == f"1 stale: {silent.name}")
+        repair(Workspace(), CONFIG, HERE)
+        assert not problems([runs.check_stale(client, 300)])
     state = client.read_flow_run(silent.id).state
     assert (state.type, state.name) == (StateType.CRASHED, "Stale")
     assert nightly(client).global_concurrency_limit.active_slots == 0
@@ -273,35 +276,33 @@ def test_a_run_whose_process_is_gone(client, monkeypatch):
 
 @pytest.mark.services
 @pytest.mark.usefixtures("healthy")
-def test_a_repair_that_cannot_be_done_here_is_said_and_the_others_are_done(client, tmp_path, monkeypatch, capsys):
+def test_a_repair_that_cannot_be_done_here_is_said_and_the_others_are_done(client, monkeypatch, capsys):
     limit = nightly(client).global_concurrency_limit.name
     client.update_global_concurrency_limit(limit, GlobalConcurrencyLimitUpdate(active_slots=1))
-    client.pause_automation(client.read_automations_by_name(automations.of_runs()[1].name)[0].id)
-    prefect_file = Path("deployments/prefect.yaml").resolve()
-    monkeypatch.chdir(tmp_path)
+    client.pause_automation(client.read_automations_by_name(automations.run_automations()[1].name)[0].id)
     with pytest.raises(SystemExit):
-        app(["doctor", "--services", "--fix"])
+        app(["doctor", "--services", "--fix", "--prefect-file", "nowhere.yaml"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "repair no deployments/prefect.yaml here problem" in said
-    assert "run this from the project's root, or give --prefect-file" in said
+    assert "repair there is no file nowhere.yaml problem" in said
+    assert "correct --prefect-file, or leave it out" in said
     assert nightly(client).global_concurrency_limit.active_slots == 0
-    monkeypatch.setattr(setup, "_deploy", lambda *_: None)
-    app(["doctor", "--services", "--fix", "--prefect-file", str(prefect_file)], result_action="return_value")
+    monkeypatch.setattr(Project, "deploy", lambda *_, **__: None)
+    app(["doctor", "--services", "--fix", "--prefect-file", str(HERE)], result_action="return_value")
 
 
 @pytest.mark.services
 @pytest.mark.usefixtures("healthy")
-def test_where_the_nights_keep_their_models_is_looked_at(client, monkeypatch, capsys):
+def test_the_registry_of_the_nightly_runs_is_checked(client, monkeypatch, capsys):
     """Their deployment says where, so that nobody has to say it again."""
     root = Path(nightly(client).parameters["workspace"])
     opened = connection.open_registry(Workspace(root=root).tracking_uri(CONFIG), root / "files", CONFIG)
     (root / "runs" / "killed").mkdir(parents=True)
     run_id = opened.runs.start("killed", {}, {})
-    monkeypatch.setattr(health, "QUIET_SECONDS", -1)
+    monkeypatch.setattr(trainings, "QUIET_SECONDS", -1)
     with pytest.raises(SystemExit):
         app(["doctor", "--services"])
     assert "1 stale: killed" in capsys.readouterr().out
-    app(["doctor", "--services", "--fix"], result_action="return_value")
+    app(["doctor", "--services", "--fix", "--prefect-file", str(HERE)], result_action="return_value")
     assert opened.client.get_run(run_id).info.status == "KILLED"
 
 
@@ -320,7 +321,7 @@ def test_servers_that_are_away_are_problems_and_not_the_end(free_port):
 )
 def test_of_trainings_in_mlflow_those_are_stale_whose_trainer_is_gone(tmp_path, monkeypatch, name, here, locked, stale):
     workspace = Workspace(root=tmp_path)
-    monkeypatch.setattr(health, "QUIET_SECONDS", -1)
+    monkeypatch.setattr(trainings, "QUIET_SECONDS", -1)
     opened = connection.open_registry(workspace.tracking_uri(CONFIG), workspace.artifacts, CONFIG)
     run_id = opened.runs.start(name, {}, {})
     opened.client.create_run(opened.experiment_id, run_name="not a training")

@@ -1,4 +1,4 @@
-"""News of nights reach a webhook, Slack's way and by email: sent by a real Prefect server to servers on loopback."""
+"""Notifications of nightly runs reach webhook, Slack and email: a real Prefect server sends them to loopback."""
 
 import json
 import socketserver
@@ -23,10 +23,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled
 from servers import wait_for
 
+from bincount.environment import TAG
 from bincount.errors import ServiceUnavailable, SettingsError
-from flows import automations, notify
+from deployments import automations, notify
+from deployments.notify import NOTIFICATIONS
 from flows.cli import app
-from flows.notify import NEWS
 
 services = pytest.mark.services
 # that a run counts as late a second after its time, not fifteen
@@ -45,21 +46,21 @@ def client(tmp_path_factory) -> Iterator[SyncPrefectClient]:
 
 
 @pytest.fixture
-def nobody_is_told(client):
-    notify.silence()
+def no_subscriptions(client):
+    notify.unsubscribe()
 
 
 @flow(name="retrain")
 def empty():
-    """Stands for a night."""
+    """Stands for a nightly run."""
 
 
 @pytest.fixture(scope="module")
-def night(client) -> Callable[..., FlowRun]:
+def nightly_run(client) -> Callable[..., FlowRun]:
     """Makes a run of a deployment, in a state."""
     flow_id = client.create_flow(empty)
     theirs = client.create_flow(flow(name="theirs")(lambda: None))
-    ids = {name: client.create_deployment(flow_id, name=name, tags=[automations.TAG]) for name in ("nightly", "train")}
+    ids = {name: client.create_deployment(flow_id, name=name, tags=[TAG]) for name in ("nightly", "train")}
     ids["theirs"] = client.create_deployment(theirs, name="nightly")
     return lambda state, deployment="nightly": _in_state(
         client,
@@ -127,36 +128,36 @@ def of_kind(bodies: list, kind: str) -> list[dict]:
 
 
 @services
-@pytest.mark.usefixtures("nobody_is_told")
-def test_each_kind_of_news_reaches_the_webhook_with_its_reason_and_a_link(client, night, posted):
+@pytest.mark.usefixtures("no_subscriptions")
+def test_each_kind_of_notification_reaches_the_webhook_with_its_reason_and_a_link(client, nightly_run, posted):
     address, bodies = posted
-    notify.tell({"webhook": f"http://{address}/hook?token=1"})
+    notify.subscribe({"webhook": f"http://{address}/hook?token=1"})
     reason = 'the bucket said "no"\n<denied>'
     runs = {
-        "failed": night(Failed(message=reason)),
-        "crashed": night(Crashed(message="Process exited with status code: -9.")),
-        "late": night(Scheduled(scheduled_time=datetime.now(UTC) - timedelta(minutes=5))),
-        "skipped": night(Completed(name="Skipped", message="12 new images, fewer than 500")),
+        "failed": nightly_run(Failed(message=reason)),
+        "crashed": nightly_run(Crashed(message="Process exited with status code: -9.")),
+        "late": nightly_run(Scheduled(scheduled_time=datetime.now(UTC) - timedelta(minutes=5))),
+        "skipped": nightly_run(Completed(name="Skipped", message="12 new images, fewer than 500")),
     }
     reasons = {"failed": reason, "crashed": "status code: -9", "skipped": "12 new images", "late": "Late"}
     for kind, run in runs.items():
         body, *_ = wait_for(lambda: of_kind(bodies, kind))  # noqa: B023 - it is called here
-        assert body["subject"] == f"bincount: {NEWS[kind].subject}"
+        assert body["subject"] == f"bincount: {NOTIFICATIONS[kind].subject}"
         assert body["text"].startswith(run.name)
         assert reasons[kind] in body["text"]
         assert body["text"].endswith(f"/runs/flow-run/{run.id}")
         assert body["text"].splitlines()[-1].startswith("http://127.0.0.1")
     assert {content for content, _ in bodies} == {"application/json"}
-    night(Cancelled(message="Deployment concurrency limit reached."))
+    nightly_run(Cancelled(message="Deployment concurrency limit reached."))
     wait_for(lambda: [body for body in of_kind(bodies, "skipped") if "limit reached" in body["text"]])
 
 
 @services
-@pytest.mark.usefixtures("nobody_is_told")
-def test_news_of_the_model_say_its_version_and_what_is_so(night, posted):
+@pytest.mark.usefixtures("no_subscriptions")
+def test_a_notification_about_the_model_gives_its_version_and_the_reason(nightly_run, posted):
     address, bodies = posted
-    notify.tell({"webhook": f"http://{address}"})
-    run = night(Running())
+    notify.subscribe({"webhook": f"http://{address}"})
+    run = nightly_run(Running())
     for event, words in ((notify.PROMOTED, "better beyond chance"), (notify.DRIFT, "PSI 0.31 against 0.25")):
         emit_event(
             event,
@@ -172,23 +173,23 @@ def test_news_of_the_model_say_its_version_and_what_is_so(night, posted):
 
 
 @services
-@pytest.mark.usefixtures("nobody_is_told")
-def test_only_nights_and_only_what_was_asked_for_is_told(night, posted):
+@pytest.mark.usefixtures("no_subscriptions")
+def test_only_nightly_runs_and_only_the_kinds_asked_for_are_notified_of(nightly_run, posted):
     address, bodies = posted
-    notify.tell({"webhook": f"http://{address}"})
-    notify.tell({"webhook": f"http://{address}"}, only=["failed"])
-    assert notify.told() == {"webhook": ["failed"]}
-    night(Crashed())
-    night(Failed(message="of another deployment"), "train")
-    night(Failed(message="of another project"), "theirs")
-    night(Failed(message="the last"))
+    notify.subscribe({"webhook": f"http://{address}"})
+    notify.subscribe({"webhook": f"http://{address}"}, only=["failed"])
+    assert notify.subscriptions() == {"webhook": ["failed"]}
+    nightly_run(Crashed())
+    nightly_run(Failed(message="of another deployment"), "train")
+    nightly_run(Failed(message="of another project"), "theirs")
+    nightly_run(Failed(message="the last"))
     wait_for(lambda: bodies)
     assert all("the last" in body["text"] for _, body in bodies)  # an automation may act twice
 
 
 @services
-@pytest.mark.usefixtures("nobody_is_told")
-def test_slack_and_email_are_told_too_and_off_ends_it(client, night, posted, mailed, capsys):
+@pytest.mark.usefixtures("no_subscriptions")
+def test_slack_and_email_are_notified_too_and_off_ends_it(client, nightly_run, posted, mailed, capsys):
     address, bodies = posted
     port, letters = mailed
     # Slack's own addresses are not on loopback; the block takes others that Apprise knows, such as this.
@@ -198,19 +199,19 @@ def test_slack_and_email_are_told_too_and_off_ends_it(client, night, posted, mai
     assert "slack" in printed
     assert "secret-token" not in printed
 
-    run = night(Failed(message="no disk"))
+    run = nightly_run(Failed(message="no disk"))
     wait_for(lambda: bodies and letters)
-    assert bodies[0][1]["title"] == "bincount: a night failed"
+    assert bodies[0][1]["title"] == "bincount: a nightly run failed"
     assert "no disk" in bodies[0][1]["message"]
     letter = message_from_string(letters[0])
-    assert (letter["To"], letter["Subject"]) == ("team@example.com", "bincount: a night failed")
+    assert (letter["To"], letter["Subject"]) == ("team@example.com", "bincount: a nightly run failed")
     assert f"/runs/flow-run/{run.id}" in letter.get_payload(decode=True).decode()
 
     block = client.read_block_document_by_name("bincount-slack", "slack-webhook", include_secrets=False)
     assert "secret-token" not in str(block.data)
     command("--off")
-    assert "Nobody is told anything" in capsys.readouterr().out
-    assert not automations.ours(client)
+    assert "Nobody is notified" in capsys.readouterr().out
+    assert not automations.read_own(client)
     with pytest.raises(ObjectNotFound):
         client.read_block_document_by_name("bincount-slack", "slack-webhook")
 
@@ -226,7 +227,7 @@ def command(*words: str) -> None:
         (["--webhook", "hooks.example.com/1"], "starts with http"),
         (["--slack", "nonsense"], "copy it once more"),
         (["--email", "team@example.com"], "--smtp smtp://"),
-        (["--webhook", "http://127.0.0.1:9/", "--only", "failed,nice"], "the kinds of news are failed, crashed"),
+        (["--webhook", "http://127.0.0.1:9/", "--only", "failed,nice"], "the kinds are failed, crashed"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_sent(words, remedy, free_port):

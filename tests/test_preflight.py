@@ -16,7 +16,7 @@ from bincount.errors import BincountError, DatasetError, SettingsError, SourceEr
 from bincount.settings import DataConfig, Job, LaunchConfig, PromotionConfig, RegistryConfig, RunnerConfig, TrainConfig
 from bincount.training.device import choose_device
 from bincount.workspace import Workspace
-from flows import temporary
+from deployments import temporary
 from tasks.retry import transient
 
 
@@ -34,7 +34,7 @@ def bins(tmp_path):
 def no_server(monkeypatch):
     """The command line, where a server that is started is a failure."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setattr(temporary, "serving", lambda: pytest.fail("a server was started"))
+    monkeypatch.setattr(temporary, "serving", lambda _: pytest.fail("a server was started"))
 
 
 MISTAKES = {

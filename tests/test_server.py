@@ -14,7 +14,7 @@ from prefect.settings.models.root import Settings
 from sqlalchemy import event
 from starlette.testclient import TestClient
 
-from flows import server
+from deployments import server
 
 AUTH = "bincount:a-secret"
 SIGNED_IN = {"Authorization": "Basic " + base64.b64encode(AUTH.encode()).decode()}
@@ -128,13 +128,13 @@ def begins_as_writer(request) -> Iterator[None]:
     if contains := event.contains(*LISTENER):
         event.remove(*LISTENER)
     if request.param:
-        server.wait_for_the_database()
-        server.wait_for_the_database()  # a second app in the process adds nothing
+        server.lock_sqlite_early()
+        server.lock_sqlite_early()  # a second app in the process adds nothing
     yield
     if event.contains(*LISTENER):
         event.remove(*LISTENER)
     if contains:
-        server.wait_for_the_database()
+        server.lock_sqlite_early()
 
 
 async def read_and_write_at_once(database: AioSqliteConfiguration) -> list[int]:
@@ -176,7 +176,7 @@ def test_who_writes_after_another_has_written_waits_for_its_turn(tmp_path):
 @pytest.mark.parametrize("begins_as_writer", [False], indirect=True)
 @pytest.mark.usefixtures("begins_as_writer")
 def test_prefect_by_itself_finds_the_database_locked(tmp_path):
-    """Once this does not happen any more, `wait_for_the_database` can go."""
+    """Once this does not happen any more, `lock_sqlite_early` can go."""
     database = AioSqliteConfiguration(connection_url=f"sqlite+aiosqlite:///{tmp_path}/prefect.db")
     with pytest.raises(sqlalchemy.exc.OperationalError, match="database is locked"):
         asyncio.run(read_and_write_at_once(database))

@@ -1,4 +1,4 @@
-"""What stands in deployments/: run for real as far as that goes without a container engine and a cluster."""
+"""The files in deployments/ and the local stack: run for real as far as that goes without containers and a cluster."""
 
 import asyncio
 import http.client
@@ -47,18 +47,21 @@ from servers import program, wait_for
 
 from bincount import services
 from bincount.data import synthetic
+from bincount.environment import TAG
 from bincount.errors import ServiceUnavailable, SettingsError
 from bincount.services import Access
 from bincount.settings import RegistryConfig
 from bincount.training.launch import SECONDS_TO_STOP
 from bincount.workspace import Workspace
-from flows import health, stacks
-from flows.automations import TAG
-from flows.bootstrap import FLOW_ENVIRONMENT, bootstrap
-from flows.health import Finding, examine
+from deployments import FOLDER as DEPLOYMENTS
+from deployments.bootstrap import FLOW_ENVIRONMENT, Project, bootstrap
+from deployments.checks import versions
+from deployments.checks.finding import Finding
+from deployments.health import examine
+from deployments.stack import commands, running, runs
+from deployments.stack.config import StackConfig
 
 ROOT = Path(__file__).parent.parent
-DEPLOYMENTS = ROOT / "deployments"
 COMPOSE = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())
 TEMPLATE = json.loads((DEPLOYMENTS / "kubernetes" / "job-template.json").read_text())
 DOCKERFILE = (DEPLOYMENTS / "Dockerfile").read_text().replace("\\\n", " ")
@@ -69,28 +72,19 @@ STACK_ENV = dict(
 )
 
 
-@pytest.fixture(scope="module")
-def stack():
-    """deployments/stack.py, which no package has."""
-    spec = importlib.util.spec_from_file_location("stack", DEPLOYMENTS / "stack.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 # The settings of the stack
 
 
-def test_the_stack_has_its_data_where_a_run_without_servers_has_it(stack, tmp_path):
-    told = stack.StackConfig.read({"WORKSPACE": str(tmp_path)}).environment()
+def test_the_stack_has_its_data_where_a_run_without_servers_has_it(tmp_path):
+    told = StackConfig.read({"WORKSPACE": str(tmp_path)}).environment()
     places = Workspace(root=tmp_path)
     assert told["MLFLOW_BACKEND_STORE_URI"] == places.own_tracking_uri
     assert told["MLFLOW_ARTIFACTS_DESTINATION"] == str(places.artifacts)
     assert told["BINCOUNT_WORKSPACE"] == str(tmp_path)
 
 
-def test_both_servers_get_a_database_of_their_own_from_one_setting(stack):
-    config = stack.StackConfig.read({"DATABASE": "postgresql://me:a%40b@db:5433/bins?sslmode=require"})
+def test_both_servers_get_a_database_of_their_own_from_one_setting():
+    config = StackConfig.read({"DATABASE": "postgresql://me:a%40b@db:5433/bins?sslmode=require"})
     told = config.environment()
     mlflow_url, prefect_url = told["MLFLOW_BACKEND_STORE_URI"], told["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
     assert mlflow_url == "postgresql+psycopg://me:a%40b@db:5433/bins_mlflow?sslmode=require"
@@ -98,8 +92,8 @@ def test_both_servers_get_a_database_of_their_own_from_one_setting(stack):
     assert "a%40b" not in str(config.without_password())
 
 
-def test_a_password_in_the_query_of_the_database_is_not_kept_in_the_state(stack):
-    config = stack.StackConfig.read({"DATABASE": "postgresql://me@db/bins?password=SECRET&sslmode=require"})
+def test_a_password_in_the_query_of_the_database_is_not_kept_in_the_state():
+    config = StackConfig.read({"DATABASE": "postgresql://me@db/bins?password=SECRET&sslmode=require"})
     assert config.without_password()["database"] == "postgresql://me@db/bins?password=***&sslmode=require"
 
 
@@ -115,47 +109,58 @@ def test_a_password_in_the_query_of_the_database_is_not_kept_in_the_state(stack)
         ({"DATABASE": "bins"}, "DATABASE: .*POSTGRESQL://"),
     ],
 )
-def test_a_setting_that_cannot_be_is_named(stack, settings, message):
+def test_a_setting_that_cannot_be_is_named(settings, message):
     with pytest.raises(SettingsError, match=message):
-        stack.StackConfig.read(settings)
+        StackConfig.read(settings)
 
 
-def test_a_port_that_is_taken_is_named_with_the_setting(stack, tmp_path, free_port):
+def test_a_port_that_is_taken_is_named_with_the_setting(tmp_path, free_port):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        config = stack.StackConfig(workspace=tmp_path, prefect_port=free_port, mlflow_port=port)
+        config = StackConfig(workspace=tmp_path, prefect_port=free_port, mlflow_port=port)
         with pytest.raises(SettingsError, match=f"port {port} cannot be used.*MLFLOW_PORT={port + 1}"):
-            stack.up(config)
-    assert not stack.is_up(config.workspace)
+            commands.up(config)
+    assert not running.is_up(config.workspace)
 
 
-def test_a_workspace_that_cannot_be_written_is_named(stack, tmp_path):
+def test_a_workspace_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match=r"file/workspace/stack cannot be made.*another WORKSPACE"):
-        stack.up(stack.StackConfig(workspace=tmp_path / "file" / "workspace"))
+        commands.up(StackConfig(workspace=tmp_path / "file" / "workspace"))
 
 
-def test_one_port_for_both_servers_is_refused(stack, tmp_path, free_port):
+def test_one_port_for_both_servers_is_refused(tmp_path, free_port):
     with pytest.raises(SettingsError, match="must differ"):
-        stack.up(stack.StackConfig(workspace=tmp_path, prefect_port=free_port, mlflow_port=free_port))
+        commands.up(StackConfig(workspace=tmp_path, prefect_port=free_port, mlflow_port=free_port))
 
 
-def test_a_database_server_that_is_away_is_named_without_its_password(stack, tmp_path, free_port):
-    config = stack.StackConfig(
+def test_a_database_server_that_is_away_is_named_without_its_password(tmp_path, free_port):
+    config = StackConfig(
         workspace=tmp_path,
         prefect_port=servers.free_port(),
         mlflow_port=servers.free_port(),
         database=f"postgresql://me:secret@127.0.0.1:{free_port}/bins",
     )
     with pytest.raises(ServiceUnavailable, match="start PostgreSQL") as raised:
-        stack.up(config)
+        commands.up(config)
     assert f"127.0.0.1:{free_port}" in str(raised.value)
     assert "secret" not in str(raised.value)
 
 
-def test_nothing_is_stopped_where_nothing_is_up(stack, tmp_path, capsys):
-    stack.down(stack.StackConfig(workspace=tmp_path), force=False)
+def test_nothing_is_stopped_where_nothing_is_up(tmp_path, capsys):
+    commands.down(StackConfig(workspace=tmp_path), force=False)
     assert "No stack is up" in capsys.readouterr().out
+
+
+def test_a_stack_that_an_earlier_release_has_started_is_stopped(tmp_path, free_port, capsys):
+    (tmp_path / "stack").mkdir()
+    with open(tmp_path / "stack" / "running.json", "w") as state:
+        assert running.lock(state)
+        supervisor = subprocess.Popen(["sleep", "600"], pass_fds=[state.fileno()])  # it inherits the lock
+        json.dump({"pid": supervisor.pid, "config": {"prefect_port": free_port}}, state)
+    commands.down(StackConfig(workspace=tmp_path), force=True)
+    assert "is stopped" in capsys.readouterr().out
+    assert supervisor.wait(10) == -signal.SIGTERM
 
 
 # Which stack is meant
@@ -170,28 +175,28 @@ def pretended(*workspaces: Path) -> Iterator[None]:
             state = held.enter_context(open(workspace / "stack" / "running.json", "w"))
             json.dump({"pid": 0, "config": {"prefect_port": 4300 + number}}, state)
             state.flush()
-            assert stacks.lock(state)
-            stacks.auth_file(workspace).write_text(f"me:{workspace.name}\n")
-            stacks.remember(workspace)
+            assert running.lock(state)
+            running.auth_file(workspace).write_text(f"me:{workspace.name}\n")
+            running.remember(workspace)
         yield
 
 
-def test_the_only_stack_that_runs_is_found_from_any_folder(stack, tmp_path, monkeypatch):
+def test_the_only_stack_that_runs_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pretended(tmp_path / "a"):
-        assert stack.find({}).workspace == tmp_path / "a"
-        assert stack.find({"WORKSPACE": str(tmp_path / "b")}).workspace == tmp_path / "b"
-    assert stack.find({}).workspace == tmp_path / "bincount-data"
-    assert stacks.running() == []
+        assert commands.find({}).workspace == tmp_path / "a"
+        assert commands.find({"WORKSPACE": str(tmp_path / "b")}).workspace == tmp_path / "b"
+    assert commands.find({}).workspace == tmp_path / "bincount-data"
+    assert running.find_all() == []
 
 
-def test_of_several_stacks_that_run_one_has_to_be_named(stack, tmp_path, capsys):
+def test_of_several_stacks_that_run_one_has_to_be_named(tmp_path, capsys):
     with pretended(tmp_path / "a", tmp_path / "b c"):
         with pytest.raises(SettingsError, match="2 stacks are up") as raised:
-            stack.find({})
+            commands.find({})
         assert f"make down WORKSPACE={tmp_path}/a\n" in str(raised.value)
         assert f"make down WORKSPACE='{tmp_path}/b c'" in str(raised.value)
-        stack.down(stack.StackConfig(workspace=tmp_path / "c"), force=False)
+        commands.down(StackConfig(workspace=tmp_path / "c"), force=False)
         said = capsys.readouterr().out
         assert f"No stack is up in {tmp_path}/c" in said
         assert str(tmp_path / "b c") in said
@@ -200,8 +205,8 @@ def test_of_several_stacks_that_run_one_has_to_be_named(stack, tmp_path, capsys)
 def test_what_has_ended_without_make_down_or_was_deleted_is_forgotten(tmp_path):
     with pretended(tmp_path / "killed", tmp_path / "deleted"):
         shutil.rmtree(tmp_path / "deleted")
-        assert stacks.running() == [tmp_path / "killed"]
-    assert stacks.running() == []
+        assert running.find_all() == [tmp_path / "killed"]
+    assert running.find_all() == []
 
 
 @pytest.mark.parametrize("unreadable", ["", "{", "{}", "[]"])
@@ -209,7 +214,7 @@ def test_a_state_that_cannot_be_read_keeps_no_command_from_running(unreadable, t
     with pretended(tmp_path / "a"):
         (tmp_path / "a" / "stack" / "running.json").write_text(unreadable)
         environment = {"PREFECT_API_URL": "http://127.0.0.1:4300/api"}
-        stacks.sign_in(environment)
+        running.sign_in(environment)
         assert list(environment) == ["PREFECT_API_URL"]
 
 
@@ -227,10 +232,10 @@ def test_a_state_that_cannot_be_read_keeps_no_command_from_running(unreadable, t
 )
 def test_a_command_that_names_a_running_stack_is_signed_in_and_others_get_no_secret(tmp_path, shell, signed_in):
     with pretended(tmp_path / "a", tmp_path / "b"):
-        stacks.sign_in(shell)
+        running.sign_in(shell)
     assert shell.get("PREFECT_API_AUTH_STRING") == signed_in
     stopped = {"PREFECT_API_URL": "http://127.0.0.1:4300/api"}
-    stacks.sign_in(stopped)  # whoever listens there now is somebody else
+    running.sign_in(stopped)  # whoever listens there now is somebody else
     assert "PREFECT_API_AUTH_STRING" not in stopped
 
 
@@ -240,7 +245,7 @@ def test_the_sign_in_goes_into_a_profile_of_its_own_that_only_the_user_can_read(
     profiles.chmod(0o644)
     with temporary_settings({PREFECT_PROFILES_PATH: profiles}):
         for port, secret in ((4200, "me:old"), (4200, "me:new"), (4301, "me:other")):
-            stacks.write_profile(port, secret)
+            running.write_profile(port, secret)
     written = tomllib.loads(profiles.read_text())
     assert written["active"] == "work"
     assert written["profiles"] == {
@@ -251,11 +256,11 @@ def test_the_sign_in_goes_into_a_profile_of_its_own_that_only_the_user_can_read(
     assert stat.S_IMODE(profiles.stat().st_mode) == 0o600
 
 
-def test_the_stack_is_guarded_and_what_a_shell_has_for_another_server_stays_out_of_it(stack, tmp_path, monkeypatch):
+def test_the_stack_is_guarded_and_what_a_shell_has_for_another_server_stays_out_of_it(tmp_path, monkeypatch):
     for name in ("PREFECT_API_KEY", "PREFECT_PROFILE", "PREFECT_API_AUTH_STRING", "PREFECT_API_URL"):
         monkeypatch.setenv(name, "elsewhere")
-    config = stack.StackConfig(workspace=tmp_path, prefect_port=4300)
-    first, again = stack._environment(config), stack._environment(config)
+    config = StackConfig(workspace=tmp_path, prefect_port=4300)
+    first, again = config.process_environment(), config.process_environment()
     assert first == again
     assert first["PREFECT_API_AUTH_STRING"] == first["PREFECT_SERVER_API_AUTH_STRING"] == secret_of(tmp_path)
     assert first["PREFECT_API_URL"] == "http://127.0.0.1:4300/api"
@@ -301,8 +306,19 @@ READY = ("nightly", [TAG], "cpu", "READY", AFTER)
         (shown(ONLINE, False, READY, ("theirs", [], "cpu", "NOT_READY", None)), ""),
     ],
 )
-def test_the_stack_is_up_when_its_worker_has_asked_for_runs_since_it_was_started(stack, client, missing):
-    assert stack._missing(client, NOW) == missing
+def test_the_stack_is_up_when_its_worker_has_asked_for_runs_since_it_was_started(client, missing):
+    assert runs.find_obstacle(client, NOW) == missing
+
+
+# Files of the package
+
+
+def test_the_deployments_that_come_with_the_package_name_flows_that_exist():
+    project = Project.of_file(None)
+    assert project.names() == {"nightly", "train", "train-gpu"}
+    for entry in yaml.safe_load(project.prefect_file.read_text())["deployments"]:
+        module, _, name = entry["entrypoint"].rpartition(".")
+        assert callable(getattr(importlib.import_module(module), name))
 
 
 # Procfile and environment
@@ -337,8 +353,8 @@ def known_to_prefect_or_mlflow(name: str) -> bool:
     )
 
 
-def test_prefect_and_mlflow_know_every_variable_that_is_set(stack, tmp_path):
-    told = stack.StackConfig(workspace=tmp_path, database="postgresql://db/bins").environment()
+def test_prefect_and_mlflow_know_every_variable_that_is_set(tmp_path):
+    told = StackConfig(workspace=tmp_path, database="postgresql://db/bins").environment()
     in_compose = {name for service in COMPOSE["services"].values() for name in service.get("environment", {})}
     names = {*STACK_ENV, *told, *in_compose, *TEMPLATE["variables"]["properties"]["env"]["default"]}
     ours = {"PATH", "BINCOUNT_SOURCE", "BINCOUNT_WORKSPACE"} | {name for name in names if name.startswith("POSTGRES_")}
@@ -397,7 +413,7 @@ def test_what_the_image_gets_is_enough_to_run_it(tmp_path):
     project = (tmp_path / "pyproject.toml").read_text()
     named = ["README.md", "LICENSE", *re.search(r"packages = \[(.*)\]", project)[1].replace('"', "").split(", ")]
     assert [name for name in named if not (tmp_path / name).exists()] == []
-    find = "import flows.cli, tasks, bincount; print(flows.cli.__file__); flows.cli.main()"
+    find = "import flows.cli, deployments.stack.commands, tasks, bincount; print(flows.cli.__file__); flows.cli.main()"
     shown = subprocess.run(
         [sys.executable, "-c", find, "--help"],
         cwd=tmp_path,
@@ -408,6 +424,7 @@ def test_what_the_image_gets_is_enough_to_run_it(tmp_path):
     ).stdout
     assert str(tmp_path) in shown
     assert "retrain" in {path.stem for path in (tmp_path / "flows").iterdir()}
+    assert {"prefect.yaml", "Procfile", "stack.env"} <= {path.name for path in (tmp_path / "deployments").iterdir()}
 
 
 def test_the_image_is_not_run_by_root_and_may_write_its_workspace():
@@ -685,7 +702,7 @@ def stack_up(workspace: Path, **settings: object) -> Iterator[dict[str, object]]
 
 
 def secret_of(workspace: Path) -> str:
-    return stacks.auth_file(workspace).read_text().strip()
+    return running.auth_file(workspace).read_text().strip()
 
 
 @pytest.fixture(scope="module")
@@ -715,7 +732,7 @@ def client(whole) -> Iterator[SyncPrefectClient]:
 def with_gpu(whole) -> None:
     """The pool and the deployment that wait for a worker with a GPU, which `make up` leaves out."""
     with client_of(whole):
-        assert "gpu" in {change.name for change in bootstrap(DEPLOYMENTS / "prefect.yaml", gpu=True)}
+        assert "gpu" in {change.name for change in bootstrap(gpu=True)}
 
 
 @pytest.fixture
@@ -765,7 +782,7 @@ def test_nobody_but_who_is_signed_in_changes_anything_or_sees_a_secret(whole, ho
 @pytest.mark.services
 def test_the_sign_in_of_the_stack_is_in_no_ones_sight(whole, home):
     workspace, secret = whole["WORKSPACE"], secret_of(whole["WORKSPACE"])
-    holders = [stacks.auth_file(workspace), home / ".prefect" / "profiles.toml"]
+    holders = [running.auth_file(workspace), home / ".prefect" / "profiles.toml"]
     assert [stat.S_IMODE(path.stat().st_mode) for path in holders] == [0o600, 0o600]
     # The database holds the blocks' secrets, and the key to them.
     private = [workspace / "stack", workspace / "prefect"]
@@ -801,25 +818,25 @@ def test_the_doctor_finds_nothing_wrong_but_versions_that_are_not_those_of_the_p
 
     assert not problems()
     pins = ["prefect<3.8", "mlflow<3.17", "fastapi<0.100", "sqlalchemy>=2.1"]
-    monkeypatch.setattr(health, "requires", lambda _: pins)
+    monkeypatch.setattr(versions, "requires", lambda _: pins)
     found = problems()
     assert set(found) == {"Prefect server", "MLflow server", "fastapi here", "sqlalchemy here"}
     assert "pip install 'mlflow<3.17'" in found["MLflow server"].remedy
 
 
 @pytest.mark.services
-def test_nights_have_scheduled_runs_and_never_overlap(client, deployed):
-    night = deployed["retrain/nightly"]
+def test_nightly_runs_are_scheduled_and_never_overlap(client, deployed):
+    nightly = deployed["retrain/nightly"]
 
     def scheduled():
         runs = client.read_flow_runs(limit=200)
-        return [run for run in runs if run.deployment_id == night.id and run.state.is_scheduled()]
+        return [run for run in runs if run.deployment_id == nightly.id and run.state.is_scheduled()]
 
     times = [run.expected_start_time for run in wait_for(scheduled)]
     assert {(time.hour, time.minute) for time in times} == {(2, 17)}
     assert min(times) > datetime.now(UTC)
-    assert [schedule.schedule.timezone for schedule in night.schedules] == ["UTC"]
-    assert (night.global_concurrency_limit.limit, night.concurrency_options.collision_strategy) == (1, "CANCEL_NEW")
+    assert [schedule.schedule.timezone for schedule in nightly.schedules] == ["UTC"]
+    assert (nightly.global_concurrency_limit.limit, nightly.concurrency_options.collision_strategy) == (1, "CANCEL_NEW")
 
 
 @pytest.mark.services

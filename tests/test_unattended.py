@@ -26,7 +26,7 @@ from bincount.tracking import connection
 from bincount.tracking.runs import RUN_TAG
 from bincount.training.run_folder import read_history
 from bincount.workspace import Workspace
-from flows.bootstrap import bootstrap
+from deployments.bootstrap import bootstrap
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(1800)]
 

@@ -11,7 +11,6 @@ from bincount.settings import DEFAULT_WORKSPACE, DataConfig, RegistryConfig, Ret
 from bincount.workspace import Workspace
 from flows.cli.options import (
     ALL_CLASSES,
-    DEFAULT_PREFECT_FILE,
     SERVERS,
     THE_DATASET,
     BySplit,
@@ -38,7 +37,10 @@ def doctor(
     fix: Annotated[
         bool, Parameter(negative="", help="remove damaged bins, stray files and leftovers; not beside a prepare")
     ] = False,
-    prefect_file: Annotated[Path, Parameter(help="the deployments, for --services --fix")] = DEFAULT_PREFECT_FILE,
+    prefect_file: Annotated[
+        Path | None,
+        Parameter(help="file of the deployments, for --services --fix [default: the one that comes with bincount]"),
+    ] = None,
     registry: Registry = RegistryConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
     config: ConfigFile = None,
@@ -160,11 +162,11 @@ def gc(
         tables.show(summary.of_gc(remove(planned, opened), workspace))
 
 
-def _examine_services(registry: RegistryConfig, workspace: Path, prefect_file: Path, fix: bool) -> None:
+def _examine_services(registry: RegistryConfig, workspace: Path, prefect_file: Path | None, fix: bool) -> None:
     from bincount.reporting import tables
-    from flows import health
+    from deployments import health
 
-    findings = (health.mend if fix else health.examine)(Workspace(root=workspace), registry, prefect_file)
+    findings = (health.repair if fix else health.examine)(Workspace(root=workspace), registry, prefect_file)
     tables.show({"Services": health.table(findings)})
     if problems := health.remedies(findings):
         print("What to do", *problems, sep="\n- ")

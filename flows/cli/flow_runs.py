@@ -20,19 +20,24 @@ def flow_runs(registry: RegistryConfig | None, workspace: Path) -> Iterator[None
     """
     from prefect import tags
 
-    from flows import temporary
-    from flows.automations import TAG
+    from bincount.environment import TAG
+    from deployments import temporary
 
     _check_services(registry, workspace)
-    with temporary.serving(), tags(TAG):
+    with temporary.serving(_import_flows), tags(TAG):
         interrupts.watch_flow_runs()
         yield
+
+
+def _import_flows() -> None:
+    """Import what flows need, which takes seconds."""
+    from flows import summary  # noqa: F401
 
 
 def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:
     from prefect.settings import get_current_settings
 
-    from flows.server import client_access
+    from deployments.server import client_access
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)

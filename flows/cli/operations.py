@@ -6,14 +6,15 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from bincount.errors import SettingsError
-from flows.cli.options import DEFAULT_PREFECT_FILE
 from flows.cli.program import app
 
 
 @app.command(sort_key=15)
 def bootstrap(
     *,
-    prefect_file: Annotated[Path, Parameter(help="file of the deployments")] = DEFAULT_PREFECT_FILE,
+    prefect_file: Annotated[
+        Path | None, Parameter(help="file of the deployments [default: the one that comes with bincount]")
+    ] = None,
     gpu: Annotated[
         bool,
         Parameter(
@@ -39,7 +40,7 @@ def bootstrap(
     a variable that is not set leaves the deployment as it is.
     """
     from bincount.reporting import tables
-    from flows import bootstrap as setup
+    from deployments import bootstrap as setup
 
     changes = setup.bootstrap(prefect_file, gpu_template, zombie_seconds, gpu=gpu)
     tables.show({"On the Prefect server": setup.table(changes)})
@@ -66,18 +67,19 @@ def notify(
     The Prefect server sends the notifications, and keeps the addresses encrypted. Without options, list who gets which.
     """
     from bincount.reporting import tables
-    from flows import notify as news
+    from deployments import notify as notifications
 
-    addresses = {"slack": slack, "email": email and news.email_url(email, smtp or "", sender), "webhook": webhook}
+    email = email and notifications.email_url(email, smtp or "", sender)
+    addresses = {"slack": slack, "email": email, "webhook": webhook}
     addresses = {channel: address for channel, address in addresses.items() if address}
     if off:
-        news.silence()
+        notifications.unsubscribe()
     elif addresses:
-        news.tell(addresses, [kind.strip() for kind in only.split(",") if kind.strip()])
+        notifications.subscribe(addresses, [kind.strip() for kind in only.split(",") if kind.strip()])
     elif only:
         raise SettingsError("--only needs --slack, --email or --webhook beside it")
-    told = news.told()
-    if told:
-        tables.show({"Who is told": news.table(told)})
+    subscriptions = notifications.subscriptions()
+    if subscriptions:
+        tables.show({"Notifications": notifications.table(subscriptions)})
     else:
-        print("Nobody is told anything; `bincount notify --help` says how.")
+        print("Nobody is notified; `bincount notify --help` says how.")

@@ -81,4 +81,3 @@ Model = Annotated[
 ]
 Device = Annotated[settings.Device, Parameter(help="device to compute on; auto: the GPU when there is one")]
 BySplit = Annotated[bool, Parameter(negative="", help="put train, val and test above the classes")]
-DEFAULT_PREFECT_FILE = Path("deployments/prefect.yaml")

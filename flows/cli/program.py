@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from rich.text import Text
 
 from bincount.errors import BincountError
-from flows import interrupts, stacks, usage
+from deployments.stack.running import sign_in
+from flows import interrupts, usage
 from flows.cli import settings_file
 
 app = App(
@@ -46,7 +47,7 @@ KEPT_BY_A_RUN = "what was fetched, packed and trained up to the last checkpoint 
 def main() -> None:
     """Run the command line; an error that names its remedy is shown without a traceback."""
     kept = KEPT.get(next((word for word in sys.argv[1:] if not word.startswith("-")), ""), KEPT_BY_A_RUN)
-    stacks.sign_in(os.environ)  # before Prefect reads its settings
+    sign_in(os.environ)  # before Prefect reads its settings
     with interrupts.handled(f"{kept}, and the same command goes on from there"):
         try:
             app(usage.rename_flags(sys.argv[1:]), exit_on_error=False, print_error=False)

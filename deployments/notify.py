@@ -1,4 +1,4 @@
-"""Tell people what became of the nights: a block holds where to, and an automation for each kind of news sends it."""
+"""Notify people of nightly runs: a block keeps the address of a channel, and an automation a kind sends to it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,24 +18,24 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from bincount.errors import SettingsError
-from flows import automations
-from flows.bootstrap import connect
+from deployments import automations
+from deployments.connection import connect, read_automations
 
 Channel = Literal["slack", "email", "webhook"]
 Addresses = Mapping[Channel, str]
 # Prefect has no block for SMTP; Slack's sends to every kind of address that Apprise knows, mailto:// among them.
 BLOCKS = {"slack": SlackWebhook, "email": SlackWebhook, "webhook": Webhook}
-PREFIX = f"{automations.PREFIX}tell "
+PREFIX = f"{automations.PREFIX}tell "  # automations on servers have it in their names
 # Other projects on the same server may have a deployment of that name too.
-NIGHTS = [{"prefect.resource.role": "deployment", "prefect.resource.name": "nightly"}, automations.OURS]
-MODEL = "bincount.model.*"  # resource of the events that a night emits
+NIGHTLY_RUNS = [{"prefect.resource.role": "deployment", "prefect.resource.name": "nightly"}, automations.OWN_RUNS]
+MODEL = "bincount.model.*"  # resource of the events that a nightly run emits
 PROMOTED = "bincount.champion.promoted"
 DRIFT = "bincount.drift.found"
 
 
 @dataclass(frozen=True)
-class News:
-    """One kind of news: the events that bring it, and the subject of the message."""
+class Notification:
+    """One kind of notification: the events that cause it, and the subject of its message."""
 
     events: tuple[str, ...]
     subject: str
@@ -45,21 +45,21 @@ class News:
         return self.events[0].startswith("bincount.")
 
 
-NEWS = {
-    "failed": News(("prefect.flow-run.Failed", "prefect.flow-run.TimedOut"), "a night failed"),
-    "crashed": News(("prefect.flow-run.Crashed",), "a night crashed"),
-    "late": News(("prefect.flow-run.Late",), "a night is late"),
-    # The deployment's limit cancels a night that comes while another one goes on.
-    "skipped": News(("prefect.flow-run.Skipped", "prefect.flow-run.Cancelled"), "a night was skipped"),
-    "promoted": News((PROMOTED,), "a new champion"),
-    "drift": News((DRIFT,), "the new images are unlike the old ones"),
+NOTIFICATIONS = {
+    "failed": Notification(("prefect.flow-run.Failed", "prefect.flow-run.TimedOut"), "a nightly run failed"),
+    "crashed": Notification(("prefect.flow-run.Crashed",), "a nightly run crashed"),
+    "late": Notification(("prefect.flow-run.Late",), "a nightly run is late"),
+    # The deployment's limit cancels a run that is due while another one goes on.
+    "skipped": Notification(("prefect.flow-run.Skipped", "prefect.flow-run.Cancelled"), "a nightly run was skipped"),
+    "promoted": Notification((PROMOTED,), "a new champion"),
+    "drift": Notification((DRIFT,), "the new images are unlike the old ones"),
 }
 
-OF_RUN = """\
+RUN_MESSAGE = """\
 {{{{ flow_run.name{plain} }}}} is {{{{ flow_run.state.name }}}}, start {{{{ flow_run.run_count }}}}.
 {{{{ (flow_run.state.message or "No reason was given."){plain} }}}}
 {link}"""
-OF_MODEL = """\
+MODEL_MESSAGE = """\
 {{{{ event.resource.name{plain} }}}} version {{{{ event.payload.version }}}}: {{{{ event.payload.words{plain} }}}}
 {{% if flow_run %}}{link}{{% endif %}}"""
 # In a chat <!channel> calls everybody; names and reasons may hold anything.
@@ -71,15 +71,16 @@ PAYLOAD = (
 )
 
 
-def tell(addresses: Addresses, only: Sequence[str] = ()) -> None:
-    """Send news to these addresses from now on, and to each of them no other than those named, where some are.
+def subscribe(addresses: Addresses, only: Sequence[str] = ()) -> None:
+    """Send notifications to these addresses from now on: of all kinds, or of those in only.
 
-    A slack or webhook address is a URL, that of email what email_url makes. Addresses go into Prefect's blocks, which
-    keep them encrypted. Raises SettingsError for what cannot be an address, or no kind of news.
+    A slack or webhook address is a URL, that of email is made by `email_url`. Addresses are kept in Prefect's blocks,
+    encrypted. A channel's earlier subscription is replaced. Raises SettingsError for an address or a kind that cannot
+    be.
     """
-    kinds = tuple(only) or tuple(NEWS)
-    if unknown := set(kinds) - set(NEWS):
-        raise SettingsError(f"--only {', '.join(sorted(unknown))}: the kinds of news are {', '.join(NEWS)}")
+    kinds = tuple(only) or tuple(NOTIFICATIONS)
+    if unknown := set(kinds) - set(NOTIFICATIONS):
+        raise SettingsError(f"--only {', '.join(sorted(unknown))}: the kinds are {', '.join(NOTIFICATIONS)}")
     blocks = {channel: _block(channel, address) for channel, address in addresses.items()}
     with connect() as client:
         for channel, block in blocks.items():
@@ -87,13 +88,12 @@ def tell(addresses: Addresses, only: Sequence[str] = ()) -> None:
             wanted = [_automation(channel, kind, block_id) for kind in kinds]
             for automation in wanted:
                 automations.ensure(client, automation)
-            _delete_automations(client, f"{PREFIX}{channel} ", {automation.name for automation in wanted})
+            _delete_automations(client, f"{PREFIX}{channel} ", but={automation.name for automation in wanted})
 
 
-def silence() -> list[Channel]:
-    """Remove what tell has made; the channels that there were."""
+def unsubscribe() -> None:
+    """Remove all channels, and delete their addresses."""
     with connect() as client:
-        channels = list(_told(client))
         _delete_automations(client, PREFIX)
         for channel, kind in BLOCKS.items():
             try:
@@ -101,19 +101,24 @@ def silence() -> list[Channel]:
             except ObjectNotFound:
                 continue
             client.delete_block_document(block.id)
-    return channels
 
 
-def told() -> dict[Channel, list[str]]:
-    """The kinds of news by channel."""
+def subscriptions() -> dict[Channel, list[str]]:
+    """Return the kinds of notifications that each channel gets; a kind whose automation is paused says so."""
+    found = {}
     with connect() as client:
-        return _told(client)
+        for automation in read_automations(client):
+            if automation.name.startswith(PREFIX):
+                channel, _, kind = automation.name.removeprefix(PREFIX).partition(" ")
+                found.setdefault(channel, []).append(kind if automation.enabled else f"{kind} (paused)")
+    return found
 
 
 def email_url(to: str, smtp: str, sender: str | None = None) -> str:
-    """The address of email to somebody, through smtp://[USER:PASSWORD@]HOST[:PORT], or smtps:// for TLS from the start.
+    """Return the address for email through smtp://[USER:PASSWORD@]HOST[:PORT], or smtps:// for TLS from the start.
 
-    smtp:// changes to TLS where a password is sent; without one it is a relay nearby and spoken to in the clear.
+    smtp:// changes to TLS where a password is sent; without one it is a relay nearby, and the connection is in the
+    clear. Raises SettingsError.
     """
     server = urlsplit(smtp)
     if server.scheme not in ("smtp", "smtps") or not server.hostname or "@" not in to:
@@ -145,49 +150,41 @@ def _block_name(channel: Channel) -> str:
 
 
 def _automation(channel: Channel, kind: str, block_id: UUID) -> AutomationCore:
-    news = NEWS[kind]
+    notification = NOTIFICATIONS[kind]
     trigger = EventTrigger(
-        expect=set(news.events),
-        match={"prefect.resource.id": MODEL if news.is_of_model else "prefect.flow-run.*"},
-        match_related={} if news.is_of_model else NIGHTS,
+        expect=set(notification.events),
+        match={"prefect.resource.id": MODEL if notification.is_of_model else "prefect.flow-run.*"},
+        match_related={} if notification.is_of_model else NIGHTLY_RUNS,
         posture=Posture.Reactive,
         threshold=1,
     )
     return AutomationCore(
         name=f"{PREFIX}{channel} {kind}",
-        description=f"Set by `bincount notify`: {news.subject}.",
+        description=f"Set by `bincount notify`: {notification.subject}.",
         trigger=trigger,
         actions=[_action(channel, kind, block_id)],
     )
 
 
 def _action(channel: Channel, kind: str, block_id: UUID) -> CallWebhook | SendNotification:
-    news = NEWS[kind]
+    notification = NOTIFICATIONS[kind]
     ui = (get_current_settings().ui_url or "").rstrip("/")
-    plain = "" if channel == "webhook" else PLAIN  # there, whoever reads it knows what to escape
-    body = (OF_MODEL if news.is_of_model else OF_RUN).format(link=LINK.format(ui=ui), plain=plain)
-    subject = f"bincount: {news.subject}"
+    plain = "" if channel == "webhook" else PLAIN  # a program that reads it knows what to escape
+    body = (MODEL_MESSAGE if notification.is_of_model else RUN_MESSAGE).format(link=LINK.format(ui=ui), plain=plain)
+    subject = f"bincount: {notification.subject}"
     if channel == "webhook":
         payload = PAYLOAD.format(body=body, kind=json.dumps(kind), subject=json.dumps(subject))
         return CallWebhook(block_document_id=block_id, payload=payload)
     return SendNotification(block_document_id=block_id, subject=subject, body=body)
 
 
-def _told(client: SyncPrefectClient) -> dict[Channel, list[str]]:
-    found = {}
-    for automation in automations.everything(client):
-        if automation.name.startswith(PREFIX):
-            channel, _, kind = automation.name.removeprefix(PREFIX).partition(" ")
-            found.setdefault(channel, []).append(kind if automation.enabled else f"{kind} (paused)")
-    return found
-
-
 def _delete_automations(client: SyncPrefectClient, prefix: str, but: set[str] = frozenset()) -> None:
-    for automation in list(automations.everything(client)):
+    for automation in list(read_automations(client)):
         if automation.name.startswith(prefix) and automation.name not in but:
             client.delete_automation(automation.id)
 
 
 def table(channels: Mapping[Channel, list[str]]) -> pd.DataFrame:
-    """Who is told what."""
-    return pd.DataFrame([(channel, ", ".join(kinds)) for channel, kinds in channels.items()], columns=["", "told of"])
+    """Return a table of the channels and the kinds of notifications that each gets."""
+    rows = [(channel, ", ".join(kinds)) for channel, kinds in channels.items()]
+    return pd.DataFrame(rows, columns=["", "notified of"])

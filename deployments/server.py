@@ -1,8 +1,8 @@
-"""The Prefect server as this project starts it: only its own pages and clients that are signed in get an answer.
+"""The Prefect server as this project starts it: it answers only its own pages, and clients that are signed in.
 
 By itself Prefect's server answers every web page and every user of the machine, and whoever may ask it runs code on its
-workers. `python -m flows.server` is `prefect server start` with a check of the Host header, which Prefect lacks; the
-variables of `guard` bring the sign-in, the origins and the CSRF protection that it has.
+workers. `python -m deployments.server` is `prefect server start` with a check of the Host header, which Prefect lacks;
+the variables of `guard` bring the sign-in, the origins and the CSRF protection that it has.
 """
 
 import os
@@ -24,8 +24,8 @@ USER = "bincount"
 def guard(port: int, auth_string: str) -> dict[str, str]:
     """Return the variables that guard a Prefect server on loopback, for the server and for its clients alike.
 
-    auth_string is USER:PASSWORD, as `new_auth_string` makes it. `python -m flows.server` starts such a server, and so
-    does uvicorn with the factory `flows.server:create_app`.
+    auth_string is USER:PASSWORD, as `new_auth_string` makes it. `python -m deployments.server` starts such a server,
+    and so does uvicorn with the factory `deployments.server:create_app`.
     """
     return {
         "PREFECT_SERVER_API_AUTH_STRING": auth_string,
@@ -85,7 +85,7 @@ def create_app() -> "ASGIApp":
     from prefect.server.api.server import create_app as create_prefect_app
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    wait_for_the_database()
+    lock_sqlite_early()
     # Around the app, and not among its middleware: the server's automations ask the app itself, under a made-up host.
     return TrustedHostMiddleware(create_prefect_app(final=True), allowed_hosts=known_hosts(), www_redirect=False)
 
@@ -105,7 +105,7 @@ def _host(url: str | None) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def wait_for_the_database() -> None:
+def lock_sqlite_early() -> None:
     """Let transactions on SQLite take the lock to write when they begin, for which they wait a minute.
 
     Prefect begins them as readers. When one of them writes after another has written, SQLite refuses it at once with

@@ -1,4 +1,7 @@
-"""The local stacks that `make up` has started for this user: where they run, and the sign-in to their server."""
+"""The local stacks that this user has running: their files, their workspaces, and the sign-in to their servers.
+
+A stack that an earlier release has started is found, and stopped, by the same files.
+"""
 
 import fcntl
 import hashlib
@@ -17,22 +20,27 @@ def folder_of(workspace: Path) -> Path:
     return workspace / "stack"
 
 
+def state_file(workspace: Path) -> Path:
+    """Return the file with the pid and the settings of a workspace's stack, on which it holds a lock while it runs."""
+    return folder_of(workspace) / "running.json"
+
+
 def auth_file(workspace: Path) -> Path:
     """Return the file with the sign-in to the Prefect server of a workspace's stack."""
     return folder_of(workspace) / "prefect-auth"
 
 
 def is_up(workspace: Path) -> bool:
-    """Whether a stack runs there: it holds the lock on its state as long as it does, and no longer."""
+    """Whether a stack runs in a workspace: it holds the lock on its state until it ends, however it ends."""
     try:
-        with open(folder_of(workspace) / "running.json") as state:
-            return not lock(state, fcntl.LOCK_SH)  # shared: two who look do not take each other for the stack
+        with open(state_file(workspace)) as state:
+            return not lock(state, fcntl.LOCK_SH)  # shared: two that ask do not take each other for the stack
     except OSError:
         return False
 
 
 def lock(state: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
-    """Whether nobody else has the lock; then it is ours as long as the file, or a copy of it, is open."""
+    """Take the lock on a file, and return whether nobody else has it; it is held while the file, or a copy, is open."""
     try:
         fcntl.flock(state, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -47,8 +55,8 @@ def remember(workspace: Path) -> None:
     entry.write_bytes(os.fsencode(workspace))
 
 
-def running() -> list[Path]:
-    """Return the workspaces whose stacks run, of those that are remembered; what does not run is forgotten."""
+def find_all() -> list[Path]:
+    """Return the workspaces whose stacks run, of those that are remembered; the others are forgotten."""
     found = []
     for entry in sorted(_entries().glob("*")):
         with suppress(OSError):
@@ -61,16 +69,16 @@ def running() -> list[Path]:
 
 
 def sign_in(environment: MutableMapping[str, str]) -> None:
-    """Add the sign-in where the environment names the Prefect server of a stack that this user has running, and none.
+    """Add the sign-in to an environment that names the Prefect server of one of these stacks, and has no sign-in.
 
-    Without that, everyone who gives PREFECT_API_URL would have to find the secret that `make up` made.
+    Without that, everyone who sets PREFECT_API_URL would have to find the secret that `make up` made.
     """
     url = environment.get("PREFECT_API_URL", "").rstrip("/")
     if not url or environment.get("PREFECT_API_AUTH_STRING") or environment.get("PREFECT_API_KEY"):
         return
-    for workspace in running():
+    for workspace in find_all():
         with suppress(OSError, ValueError, KeyError, TypeError):
-            state = json.loads((folder_of(workspace) / "running.json").read_text())
+            state = json.loads(state_file(workspace).read_text())
             port = state["config"]["prefect_port"]
             if url in (f"http://127.0.0.1:{port}/api", f"http://localhost:{port}/api"):
                 environment["PREFECT_API_AUTH_STRING"] = auth_file(workspace).read_text().strip()
@@ -83,7 +91,7 @@ def profile_of(port: int) -> str:
 
 
 def write_profile(port: int, auth_string: str) -> None:
-    """Put address and sign-in of a stack's Prefect server into the user's Prefect profiles; which is in use, stays.
+    """Put address and sign-in of a stack's Prefect server into the user's Prefect profiles; the active one stays so.
 
     Raises OSError where they cannot be written.
     """

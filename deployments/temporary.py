@@ -1,8 +1,8 @@
-"""A Prefect server for the time of one command, which ends with that command, however it ends.
+"""A Prefect server of one command, which ends with that command, however it ends.
 
 Prefect starts such a server itself, in the process group of the terminal: Ctrl-C ends it before the run could report,
 and nothing ends it when the run is killed. This one has a session of its own and a pipe from its parent, whose end it
-notices; it listens on a free port of loopback, and only who has the random sign-in gets an answer. Its database is the
+notices; it listens on a free port of loopback, and it answers only to the random sign-in. Its database is the
 user's (PREFECT_HOME), so that the run stays on the pages of the next server.
 """
 
@@ -14,11 +14,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from bincount.errors import ServiceUnavailable
-from flows import server
+from deployments import server
 
 READY_SECONDS = 300  # the first start of all makes the database, which takes a minute on a busy machine
 STOP_SECONDS = 5
@@ -46,7 +46,7 @@ class TemporaryServer:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # stop closes it
         with listener:  # else what asks a server that has ended would wait for an answer
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.temporary", str(listener.fileno())],
+                [sys.executable, "-m", "deployments.temporary", str(listener.fileno())],
                 env=environment,
                 stdin=subprocess.PIPE,  # never written to: its end tells the server that this process is gone
                 stdout=self._log,
@@ -97,8 +97,11 @@ class TemporaryServer:
 
 
 @contextmanager
-def serving() -> Iterator[None]:
-    """Lend the flows that run in the block a Prefect server, unless the settings name one."""
+def serving(meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Run a Prefect server for the flows in the block, unless the settings name one.
+
+    meanwhile: called while the server starts, for work that takes seconds
+    """
     from prefect import settings
 
     if settings.get_current_settings().api.url:
@@ -106,8 +109,7 @@ def serving() -> Iterator[None]:
         return
     started = TemporaryServer()
     try:
-        from flows import summary  # noqa: F401  # which imports what flows need, while the server starts
-
+        meanwhile()
         started.wait()
         changed = {getattr(settings, name): value for name, value in started.client.items()}
         # the environment too, for processes that the flows start, as Dask's workers are
@@ -147,7 +149,7 @@ def main() -> None:
     """Serve on the listening socket that the first argument numbers, until standard input ends."""
     import uvicorn
 
-    config = uvicorn.Config("flows.server:create_app", factory=True, log_level="error", lifespan="on")
+    config = uvicorn.Config("deployments.server:create_app", factory=True, log_level="error", lifespan="on")
     config.timeout_graceful_shutdown = 1
     served = uvicorn.Server(config)
     threading.Thread(target=_end_with_parent, args=(served,), daemon=True).start()

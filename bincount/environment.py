@@ -1,0 +1,27 @@
+"""How Prefect behaves in the processes of this project: the variables that it reads, and the tag of our runs."""
+
+import logging
+import os
+
+from bincount.services import reach_loopback_directly
+
+TAG = "bincount"  # of our deployments, thus of their runs, and of the runs that our commands start
+DEFAULTS = {
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "bincount",  # the library's log lines reach the run's page
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # the library works without a flow too
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 do not do on a busy machine
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # for the automation that ends dead runs
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "true",
+}
+
+
+def set_defaults() -> None:
+    """Set the variables that Prefect and MLflow read when they are imported; a variable that is set stays.
+
+    Call this before either is imported: flows/ and deployments/ do as they are imported themselves.
+    """
+    reach_loopback_directly(os.environ)  # the servers of this machine, whatever proxy there is for others
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("bincount").setLevel(logging.INFO)

@@ -1,0 +1,1 @@
+"""The checks of `bincount doctor --services`: each returns findings, and with a problem its remedy and repair."""
