@@ -339,6 +339,14 @@ class Job(Frozen):
     )
     workspace: Path = Field(DEFAULT_WORKSPACE, description="folder that holds everything the pipeline makes")
 
+    def sections(self, *names: str) -> dict[str, object]:
+        """Return some sections by name, as a flow takes them."""
+        return {name: getattr(self, name) for name in names}
+
+    def replace(self, **sections: object) -> "Job":
+        """Return the job with other sections."""
+        return self.model_copy(update=sections)
+
 
 def holds_credentials(url: str) -> bool:
     """Whether a URL has a user, password or token in it."""

@@ -1,5 +1,6 @@
 """A model on the test images of a snapshot, without training or registering anything."""
 
+import tempfile
 from pathlib import Path
 
 from prefect import flow
@@ -31,10 +32,11 @@ def evaluate(
         device: auto, cpu or cuda
     """
     job = Job(data=data, registry=registry, workspace=workspace)
-    places = Workspace(root=workspace)
     preflight.check_evaluate(job, device)
-    snapshot = snapshots.latest(places.dataset(data))
-    with find_checkpoint(model, places, registry) as checkpoint:
+    folders = Workspace(root=workspace)
+    snapshot = snapshots.latest(folders.dataset(data))
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint = evaluation_tasks.fetch_model(model, connect(job), Path(temporary))
         pack = data_tasks.pack_snapshot(snapshot, read_spec(checkpoint).images)
-        folder = places.evaluation(snapshot.digest, model_digest(checkpoint))
+        folder = folders.evaluation(snapshot.digest, model_digest(checkpoint))
         return evaluation_tasks.evaluate_model(snapshot, pack, checkpoint, folder, device)

@@ -30,11 +30,10 @@ def promote(
         device: auto, cpu or cuda
     """
     job = Job(data=data, registry=registry, promotion=promotion, workspace=workspace)
-    places = Workspace(root=workspace)
     preflight.check_comparison(job, device)
-    snapshot = snapshots.latest(places.dataset(data))
-    version = open_existing(places, registry).find(model)
-    return promotion_tasks.promote_model(version, snapshot, None, promotion, registry, places, device)[1]
+    connection = connect(job)
+    version = promotion_tasks.find_version(model, connection)
+    return promotion_tasks.promote_model(job, version, _last_snapshot(job), connection, device)[1]
 
 
 @flow(name="compare", flow_run_name="compare {first} with {second}", persist_result=False)
@@ -56,8 +55,9 @@ def compare(
         device: auto, cpu or cuda
     """
     job = Job(data=data, registry=registry, promotion=promotion, workspace=workspace)
-    places = Workspace(root=workspace)
     preflight.check_comparison(job, device)
-    return promotion_tasks.compare_models(
-        first, second, snapshots.latest(places.dataset(data)), promotion, registry, places, device
-    )
+    return promotion_tasks.compare_models(job, first, second, _last_snapshot(job), connect(job), device)
+
+
+def _last_snapshot(job: Job) -> Snapshot:
+    return snapshots.latest(Workspace(root=job.workspace).dataset(job.data))

@@ -7,7 +7,6 @@ from prefect import flow, tags
 from prefect.artifacts import create_markdown_artifact
 
 from bincount import preflight
-from bincount.reporting import tables
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
@@ -19,14 +18,16 @@ from bincount.settings import (
     RunnerConfig,
     TrainConfig,
 )
+from bincount.reporting import tables
+from bincount.tracking.connection import connect
 from bincount.text import escape_markdown
 from bincount.workspace import Workspace
 from flows import summary
 from flows.automations import TAG
 from flows.prepare import prepare
 from flows.results import Finished
-from flows.train import train
-from tasks import registration as registry_tasks
+from flows.train import TRAIN_SECTIONS, train
+from tasks import registration as registration_tasks
 
 logger = logging.getLogger("bincount.flows")
 
@@ -55,25 +56,15 @@ def run(
         runner=runner,
         workspace=workspace,
     )
-    places = Workspace(root=workspace)
     preflight.check_run(job)
-    registry_tasks.check_registry(registry, places)
-    prepared = prepare(data=data, images=images, runner=runner, workspace=workspace)
-    model = train(
-        data=data,
-        images=images,
-        training=training,
-        registry=registry,
-        launch=launch,
-        promotion=promotion,
-        workspace=workspace,
-        snapshot=prepared.snapshot.digest,
-    )
+    registration_tasks.check_registry(connect(job))
+    prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
+    model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
     finished = Finished(prepared, model)
     logger.info(summary.headline(model))
     create_markdown_artifact(
         key="summary",
-        markdown=tables.markdown(summary.of_run(prepared, model)),
+        markdown=tables.markdown(summary.of_run(finished)),
         description=f"Run on {escape_markdown(data.source)}",
     )
     return finished

@@ -1,0 +1,28 @@
+"""Who and which flow run does something, as the registry keeps it."""
+
+import getpass
+import os
+import socket
+
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_UI_URL
+
+
+def root_flow_run() -> str:
+    """Return the id of the flow run that this one is a part of, or its own; empty outside flows."""
+    return str(flow_run.root_flow_run_id or "") if flow_run.id else ""
+
+
+def flow_run_link() -> str:
+    """Return the address of the flow run's page, or its id where no server shows pages."""
+    return flow_run.ui_url if PREFECT_UI_URL.value() else str(flow_run.id or "")
+
+
+def who() -> str:
+    """Return who moves an alias: the user and the host, and the flow run where there is one."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        user = f"uid {os.getuid()}"
+    person = f"{user}@{socket.gethostname()}"
+    return f"{person} in flow run {flow_run.name}" if flow_run.name else person
