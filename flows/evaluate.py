@@ -36,7 +36,7 @@ def evaluate(
     folders = Workspace(root=workspace)
     snapshot = snapshots.latest(folders.dataset(data))
     with tempfile.TemporaryDirectory() as temporary:
-        checkpoint = evaluation_tasks.fetch_model(model, connect(job), Path(temporary))
+        checkpoint = evaluation_tasks.fetch_model(job, model, Path(temporary))
         pack = data_tasks.pack_snapshot(snapshot, read_spec(checkpoint).images)
         folder = folders.evaluation(snapshot.digest, model_digest(checkpoint))
         return evaluation_tasks.evaluate_model(snapshot, pack, checkpoint, folder, device)

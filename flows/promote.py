@@ -31,9 +31,8 @@ def promote(
     """
     job = Job(data=data, registry=registry, promotion=promotion, workspace=workspace)
     preflight.check_comparison(job, device)
-    connection = connect(job)
-    version = promotion_tasks.find_version(model, connection)
-    return promotion_tasks.promote_model(job, version, _last_snapshot(job), connection, device)[1]
+    version = promotion_tasks.find_version(job, model)
+    return promotion_tasks.promote_model(job, version, _last_snapshot(job), device)[1]
 
 
 @flow(name="compare", flow_run_name="compare {first} with {second}", persist_result=False)
@@ -56,7 +55,7 @@ def compare(
     """
     job = Job(data=data, registry=registry, promotion=promotion, workspace=workspace)
     preflight.check_comparison(job, device)
-    return promotion_tasks.compare_models(job, first, second, _last_snapshot(job), connect(job), device)
+    return promotion_tasks.compare_models(job, first, second, _last_snapshot(job), device)
 
 
 def _last_snapshot(job: Job) -> Snapshot:

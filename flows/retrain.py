@@ -31,7 +31,6 @@ from bincount.settings import (
 )
 from bincount.reporting import tables
 from bincount.text import escape_markdown
-from bincount.tracking.connection import connect
 from bincount.workspace import Workspace
 from flows import summary
 from flows.automations import TAG
@@ -122,28 +121,27 @@ def retrain(
         workspace=workspace,
     )
     preflight.check_run(job)
-    connection = connect(job)
     timings = Timings()
     with only_nightly_run(workspace):
-        registration_tasks.check_registry(connection)
+        registration_tasks.check_registry(job)
         if retraining.grow_by:
             job = job.replace(data=data_tasks.grow(data, Workspace(root=workspace).dataset(data), retraining.grow_by))
         prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
         timings |= prepared.timings
         with timings.step("drift"):
-            new_data = retraining_tasks.find_new_data(job, prepared.snapshot, connection)
-            measured = retraining_tasks.measure_drift(job, new_data, prepared.snapshot, prepared.pack, connection)
+            new_data = retraining_tasks.find_new_data(job, prepared.snapshot)
+            measured = retraining_tasks.measure_drift(job, new_data, prepared.snapshot, prepared.pack)
         model = None
         if not new_data.skip_reason:
             if retraining.warm_start and new_data.champion:
                 with timings.step("start from champion"):
                     job = job.replace(
-                        training=retraining_tasks.start_from_champion(job, new_data.champion, connection)
+                        training=retraining_tasks.start_from_champion(job, new_data.champion)
                     )
             model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
             timings |= model.timings
         with timings.step("clean-up"):  # a nightly run is as good as its model, also where this fails
-            cleaned = retraining_tasks.clean_up(job, connection, return_state=True)
+            cleaned = retraining_tasks.clean_up(job, return_state=True)
         removed = cleaned.result() if cleaned.is_completed() else None
         result = NightlyRun(prepared, new_data, measured, model, removed, timings, flow_run.run_count)
         create_markdown_artifact(

@@ -19,7 +19,6 @@ from bincount.settings import (
     TrainConfig,
 )
 from bincount.reporting import tables
-from bincount.tracking.connection import connect
 from bincount.text import escape_markdown
 from bincount.workspace import Workspace
 from flows import summary
@@ -57,7 +56,7 @@ def run(
         workspace=workspace,
     )
     preflight.check_run(job)
-    registration_tasks.check_registry(connect(job))
+    registration_tasks.check_registry(job)
     prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
     model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
     finished = Finished(prepared, model)

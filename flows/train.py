@@ -19,7 +19,6 @@ from bincount.settings import (
     RegistryConfig,
     TrainConfig,
 )
-from bincount.tracking.connection import Connection, connect
 from bincount.training.files import Trained
 from bincount.workspace import Workspace
 from flows.results import TrainedModel
@@ -61,32 +60,32 @@ def train(
     )
     chosen = preflight.check_train(job, snapshot)
     job = job.replace(training=training_tasks.choose_arithmetic(training))
-    connection, timings = connect(job), Timings()
-    registration_tasks.check_registry(connection)
+    timings = Timings()
+    registration_tasks.check_registry(job)
     with timings.step("pack for training"):
         pack = data_tasks.pack_snapshot(chosen, images)
     with timings.step("train"):
-        trained = _train_members(job, chosen, pack, connection)
+        trained = _train_members(job, chosen, pack)
     with timings.step("evaluate"):
         evaluation = evaluation_tasks.evaluate_model(
             chosen, pack, trained.checkpoint, trained.folder / "evaluation", job.training.device
         )
     with timings.step("register"):
-        version = registration_tasks.register_model(job, chosen, pack, trained, evaluation, connection)
+        version = registration_tasks.register_model(job, chosen, pack, trained, evaluation)
     with timings.step("promote"):
         compared_on = lifecycle.find_comparison_snapshot(chosen)
         known = evaluation if compared_on.digest == chosen.digest else None
         version, decision = promotion_tasks.promote_model(
-            job, version, compared_on, connection, job.training.device, known
+            job, version, compared_on, job.training.device, known
         )
     return TrainedModel(chosen, trained, evaluation, version, decision, timings)
 
 
-def _train_members(job: Job, snapshot: Snapshot, pack: Pack, connection: Connection) -> Trained:
+def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:
     """Train each network of the model, and average them where there are several."""
     folder_of = partial(Workspace(root=job.workspace).run, snapshot.digest, job.images, decoder=DECODER_VERSION)
     members = [
-        training_tasks.train_model(job.replace(training=member), snapshot, pack, folder_of(member), connection)
+        training_tasks.train_model(job.replace(training=member), snapshot, pack, folder_of(member))
         for member in job.training.each_member()
     ]
     if len(members) == 1:

@@ -11,7 +11,6 @@ from bincount.evaluation.promotion import Decision
 from bincount.reporting import card
 from bincount.settings import Device, Job
 from bincount.text import escape_markdown
-from bincount.tracking.connection import Connection
 from bincount.tracking.registry import Version
 from tasks.origin import root_flow_run, who
 from tasks.retry import MLFLOW_RETRIES, open_registry
@@ -22,13 +21,12 @@ def promote_model(
     job: Job,
     version: Version,
     snapshot: Snapshot,
-    registry: Connection,
     device: Device = "auto",
     evaluation: Evaluation | None = None,
 ) -> tuple[Version, Decision]:
     """Make a version champion if it is better than the one there is; return it as it is then, and the decision."""
     promotion = lifecycle.promote(
-        open_registry(registry),
+        open_registry(job),
         version,
         snapshot,
         job,
@@ -53,16 +51,16 @@ def promote_model(
 
 
 @task(name="find version", task_run_name="find {reference}", **MLFLOW_RETRIES)
-def find_version(reference: str, registry: Connection) -> Version:
+def find_version(job: Job, reference: str) -> Version:
     """Return the version with an alias or a number."""
-    return open_registry(registry).find(reference)
+    return open_registry(job, create=False).find(reference)
 
 
 @task(name="compare models", task_run_name="compare {first} with {second}", **MLFLOW_RETRIES)
 def compare_models(
-    job: Job, first: str, second: str, snapshot: Snapshot, registry: Connection, device: Device = "auto"
+    job: Job, first: str, second: str, snapshot: Snapshot, device: Device = "auto"
 ) -> Decision:
     """Decide about the second version as if the first were champion; nothing is changed."""
-    opened = open_registry(registry)
-    champion, challenger = opened.find(first), opened.find(second)
-    return lifecycle.compare(opened, challenger, champion, snapshot, job, device=device)
+    registry = open_registry(job, create=False)
+    champion, challenger = registry.find(first), registry.find(second)
+    return lifecycle.compare(registry, challenger, champion, snapshot, job, device=device)

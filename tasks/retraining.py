@@ -15,7 +15,6 @@ from bincount.reporting import card
 from bincount.retention import Removed
 from bincount.settings import Job, TrainConfig
 from bincount.text import escape_markdown
-from bincount.tracking.connection import Connection
 from bincount.tracking.registry import Version
 from tasks.origin import root_flow_run
 from tasks.retry import MLFLOW_RETRIES, open_registry
@@ -24,15 +23,15 @@ logger = logging.getLogger("bincount.tasks")
 
 
 @task(name="find new data", task_run_name="find new data", **MLFLOW_RETRIES)
-def find_new_data(job: Job, snapshot: Snapshot, registry: Connection) -> NewData:
+def find_new_data(job: Job, snapshot: Snapshot) -> NewData:
     """Count the images added since the champion was trained, and decide whether a training is worthwhile."""
-    return lifecycle.find_new_data(open_registry(registry), snapshot, job, flow_run=root_flow_run())
+    return lifecycle.find_new_data(open_registry(job), snapshot, job, flow_run=root_flow_run())
 
 
 @task(name="measure drift", task_run_name="measure drift", **MLFLOW_RETRIES)
-def measure_drift(job: Job, new_data: NewData, snapshot: Snapshot, pack: Pack, registry: Connection) -> Drift:
+def measure_drift(job: Job, new_data: NewData, snapshot: Snapshot, pack: Pack) -> Drift:
     """Measure how unlike the new images are to the champion's; warn, and emit an event, where it is too much."""
-    drift, is_new = lifecycle.measure_drift(open_registry(registry), new_data, snapshot, pack, job)
+    drift, is_new = lifecycle.measure_drift(open_registry(job), new_data, snapshot, pack, job)
     create_markdown_artifact(
         key="drift", markdown=card.drift_page(drift), description=escape_markdown(drift.describe())
     )
@@ -49,12 +48,12 @@ def measure_drift(job: Job, new_data: NewData, snapshot: Snapshot, pack: Pack, r
 
 
 @task(name="start from champion", task_run_name="start from version {champion.version}", **MLFLOW_RETRIES)
-def start_from_champion(job: Job, champion: Version, registry: Connection) -> TrainConfig:
+def start_from_champion(job: Job, champion: Version) -> TrainConfig:
     """Return the training settings with the champion's weights, or as they are where it is another kind of model."""
-    return lifecycle.start_from_champion(open_registry(registry), champion, job)
+    return lifecycle.start_from_champion(open_registry(job), champion, job)
 
 
 @task(name="remove what is not needed", task_run_name="remove what is not needed", **MLFLOW_RETRIES)
-def clean_up(job: Job, registry: Connection) -> Removed:
+def clean_up(job: Job) -> Removed:
     """Remove old trainings, evaluations and snapshots that no registered version needs."""
-    return retention.clean_up(open_registry(registry), job)
+    return retention.clean_up(open_registry(job), job)

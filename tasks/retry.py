@@ -7,9 +7,10 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import task_run
 
 from bincount.errors import ServiceUnavailable, SourceUnavailable, TrainingDiverged, TrainingFailed
+from bincount.settings import Job
 from bincount.tracking import connection
-from bincount.tracking.connection import Connection
 from bincount.tracking.registry import Registry
+from bincount.workspace import Workspace
 
 TRANSIENT = (SourceUnavailable, ServiceUnavailable, TrainingFailed, ConnectionError, TimeoutError)
 
@@ -35,6 +36,12 @@ MLFLOW_RETRIES = {
 }
 
 
-def open_registry(registry: Connection) -> Registry:
-    """Return the registry of a connection, opened anew where this task is tried again."""
-    return registry.open(anew=(task_run.run_count or 1) > 1)
+def open_registry(job: Job, *, create: bool = True) -> Registry:
+    """Return this process's client of the registry, opened anew where the task is tried again.
+
+    Without create, raises ModelNotFound where nothing was ever registered.
+    """
+    workspace, is_retry = Workspace(root=job.workspace), (task_run.run_count or 1) > 1
+    if create:
+        return connection.connect(workspace, job.registry).open(anew=is_retry)
+    return connection.open_existing(workspace, job.registry, anew=is_retry)

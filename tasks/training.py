@@ -10,7 +10,6 @@ from prefect.cache_policies import NO_CACHE
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.settings import Job, TrainConfig
-from bincount.tracking.connection import Connection
 from bincount.tracking.live import LiveRun
 from bincount.training.launch import train_in_subprocess
 from bincount.training.run_folder import Trained
@@ -28,9 +27,9 @@ logger = logging.getLogger("bincount.tasks")
     retry_delay_seconds=[5, 60],
     retry_condition_fn=is_transient,
 )
-def train_model(job: Job, snapshot: Snapshot, pack: Pack, folder: Path, registry: Connection) -> Trained:
+def train_model(job: Job, snapshot: Snapshot, pack: Pack, folder: Path) -> Trained:
     """Train in processes of its own, with the curves live in MLflow; a retry resumes from the last checkpoint."""
-    with LiveRun(lambda: start_run(registry.open(anew=True), job, snapshot, folder), folder / "debug") as run:
+    with LiveRun(lambda: start_run(open_registry(job), job, snapshot, folder), folder / "debug") as run:
         return train_in_subprocess(
             snapshot, pack, job.images, job.training, folder, on_epoch=run.log, launch=job.launch
         )
