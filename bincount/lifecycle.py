@@ -19,18 +19,20 @@ import pandas as pd
 
 from bincount.data import packs, snapshots, tables
 from bincount.data.packs import Pack
-from bincount.data.snapshots import Snapshot, is_in
+from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, ModelNotFound
-from bincount.evaluation import drift, promotion
-from bincount.evaluation.drift import Drift
-from bincount.evaluation.evaluate import Evaluation, columns, predict_test
+from bincount.evaluation import drift, holdout, promotion
+from bincount.evaluation.drift import Accuracy, Drift
+from bincount.evaluation.evaluate import Evaluation, predict_test, probability_columns
+from bincount.evaluation.intervals import LabelledImages, Score
 from bincount.evaluation.promotion import Decision
 from bincount.files import atomic_write, read_sealed, sealed
-from bincount.problem import SPLITS
 from bincount.reporting import card
 from bincount.settings import Device, DriftConfig, Job, TrainConfig
-from bincount.tracking.registry import MODEL_TAG, ROOT_FLOW_RUN_TAG, Registry, Version
-from bincount.training.spec import model_digest, read_spec, weights_digest
+from bincount.tracking.champion import AliasChange
+from bincount.tracking.packaging import MODEL_TAG
+from bincount.tracking.registry import ROOT_FLOW_RUN_TAG, Registry, Version
+from bincount.training.files import model_digest, read_spec, weights_digest
 from bincount.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -123,10 +125,14 @@ def _why_skip(registry: Registry, snapshot: Snapshot, new_data: NewData, job: Jo
     settings = _identifying_settings(job)
     for version in registry.versions_of(snapshot.digest):
         # This run carries out a promotion that another decided and did not come to.
-        if _is_of(version, flow_run) or not _is_settled(version) or not registry.was_trained_with(version, settings):
+        if (
+            _is_of(version, flow_run)
+            or not _is_settled(version)
+            or not registry.runs.was_trained_with(version.run_id, settings)
+        ):
             continue
         rollback = registry.find_rollback(version)
-        since = f"It was {rollback.describe()}" if rollback else version.decision.describe().splitlines()[0]
+        since = f"It was {rollback.describe()}" if rollback else version.decision.summary()
         return f"Nothing was trained: version {version.version} was trained on these images already. {since}"
     return ""
 
@@ -162,17 +168,25 @@ def measure_drift(
         return measured, False
     trained_on = snapshots.open_snapshot(folder)
     accuracy, missing = None, ""
-    if new_data.num_new >= job.drift.min_images and "accuracy" in champion.scores:
+    if new_data.num_new >= job.drift.min_images and (test := champion.scores.get("accuracy")):
         try:
-            accuracy = _score_new_images(registry, champion, snapshot, trained_on, job)
+            accuracy = _score_new_images(registry, champion, snapshot, trained_on, test, job)
         except ModelNotFound as error:
             missing = f"the champion was not evaluated on the new images: {error}"
-    measured = drift.compare(snapshot, trained_on, pack, job.drift, accuracy)
+    measured = drift.detect(snapshot, trained_on, pack, job.drift, accuracy)
     measured = measured.model_copy(update={"note": "; ".join(filter(None, [measured.note, missing]))})
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as temporary:
         temporary.write_text(sealed(measured.model_dump(mode="json")))
     return measured, True
+
+
+def _score_new_images(
+    registry: Registry, champion: Version, snapshot: Snapshot, trained_on: Snapshot, test: Score, job: Job
+) -> Accuracy | None:
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = registry.checkpoint(champion, Path(folder))
+        return drift.score_new_images(snapshot, trained_on, checkpoint, test, job.drift, job.training.device)
 
 
 def _read_drift(kept: Path) -> Drift | None:
@@ -231,7 +245,7 @@ def promote(
     evaluation: Evaluation | None = None,
     flow_run: str = "",
 ) -> Promotion:
-    """Make a version champion if it is significantly better than the one there is; its card and tags say why or why not.
+    """Make a version champion if it is significantly better than the one there is; its card and tags say why.
 
     Without a champion it has to be better than always predicting the most frequent class. evaluation is of the version
     on the snapshot's test images, where there is one; by names who asks for this.
@@ -248,6 +262,7 @@ def promote(
         decision = _decided_by_people(registry, version, champion, job) or _with_remedy(
             compare(registry, version, champion, snapshot, job, device=device, evaluation=evaluation), version
         )
+        registry.describe(version, card.with_comparison(registry.card(version), decision))
         registry.record_decision(version, decision)
         if not decision.promote or registry.promote(
             version, champion, by=by, reason=decision.reason, flow_run=flow_run
@@ -258,7 +273,7 @@ def promote(
     return Promotion(registry.find(str(version.version)), decision, decision.promote)
 
 
-def _last_change_to(registry: Registry, champion: Version) -> "AliasChange | None":
+def _last_change_to(registry: Registry, champion: Version) -> AliasChange | None:
     history = registry.history()
     return history[-1] if history and history[-1].version == champion.version else None
 
@@ -308,7 +323,9 @@ def compare(
     try:
         trained_on = [_open_snapshot_of(model, job) for model in models]
         predictions = [
-            evaluation.predictions if evaluation and model is version else _predict(registry, model, snapshot, job, device)
+            evaluation.predictions
+            if evaluation and model is version
+            else _predict(registry, model, snapshot, job, device)
             for model in models
         ]
     except ModelNotFound as error:

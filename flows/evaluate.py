@@ -9,7 +9,6 @@ from bincount import preflight
 from bincount.data import snapshots
 from bincount.evaluation.evaluate import Evaluation
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, RegistryConfig
-from bincount.tracking.connection import find_checkpoint
 from bincount.training.files import model_digest, read_spec
 from bincount.workspace import Workspace
 from tasks import data as data_tasks

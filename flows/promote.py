@@ -6,9 +6,9 @@ from prefect import flow
 
 from bincount import preflight
 from bincount.data import snapshots
+from bincount.data.snapshots import Snapshot
 from bincount.evaluation.promotion import Decision
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, PromotionConfig, RegistryConfig
-from bincount.tracking.connection import open_existing
 from bincount.workspace import Workspace
 from tasks import promotion as promotion_tasks
 

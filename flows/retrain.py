@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
 from bincount import preflight
+from bincount.reporting import tables
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
@@ -29,7 +30,6 @@ from bincount.settings import (
     RunnerConfig,
     TrainConfig,
 )
-from bincount.reporting import tables
 from bincount.text import escape_markdown
 from bincount.workspace import Workspace
 from flows import summary
@@ -135,9 +135,7 @@ def retrain(
         if not new_data.skip_reason:
             if retraining.warm_start and new_data.champion:
                 with timings.step("start from champion"):
-                    job = job.replace(
-                        training=retraining_tasks.start_from_champion(job, new_data.champion)
-                    )
+                    job = job.replace(training=retraining_tasks.start_from_champion(job, new_data.champion))
             model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
             timings |= model.timings
         with timings.step("clean-up"):  # a nightly run is as good as its model, also where this fails

@@ -7,6 +7,7 @@ from prefect import flow, tags
 from prefect.artifacts import create_markdown_artifact
 
 from bincount import preflight
+from bincount.reporting import tables
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
@@ -18,9 +19,7 @@ from bincount.settings import (
     RunnerConfig,
     TrainConfig,
 )
-from bincount.reporting import tables
 from bincount.text import escape_markdown
-from bincount.workspace import Workspace
 from flows import summary
 from flows.automations import TAG
 from flows.prepare import prepare
@@ -63,7 +62,7 @@ def run(
     logger.info(summary.headline(model))
     create_markdown_artifact(
         key="summary",
-        markdown=tables.markdown(summary.of_run(finished)),
+        markdown=tables.markdown(summary.of_run(prepared, model)),
         description=f"Run on {escape_markdown(data.source)}",
     )
     return finished

@@ -75,10 +75,9 @@ def train(
     with timings.step("promote"):
         compared_on = lifecycle.find_comparison_snapshot(chosen)
         known = evaluation if compared_on.digest == chosen.digest else None
-        version, decision = promotion_tasks.promote_model(
-            job, version, compared_on, job.training.device, known
-        )
-    return TrainedModel(chosen, trained, evaluation, version, decision, timings)
+        version, decision = promotion_tasks.promote_model(job, version, compared_on, job.training.device, known)
+    page = version.page(Workspace(root=workspace).tracking_uri(registry))
+    return TrainedModel(chosen, trained, evaluation, version, decision, timings, page)
 
 
 def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:

@@ -7,15 +7,18 @@ import socket
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 
+from bincount.tracking.registry import ROOT_FLOW_RUN_TAG
+
 
 def root_flow_run() -> str:
     """Return the id of the flow run that this one is a part of, or its own; empty outside flows."""
     return str(flow_run.root_flow_run_id or "") if flow_run.id else ""
 
 
-def flow_run_link() -> str:
-    """Return the address of the flow run's page, or its id where no server shows pages."""
-    return flow_run.ui_url if PREFECT_UI_URL.value() else str(flow_run.id or "")
+def origin_tags() -> dict[str, str]:
+    """Return the tags that say which flow run has made something: its page, or its id, and the id of its root."""
+    page = flow_run.ui_url if PREFECT_UI_URL.value() else str(flow_run.id or "")
+    return {"flow_run": page, ROOT_FLOW_RUN_TAG: str(flow_run.root_flow_run_id or "")}
 
 
 def who() -> str:

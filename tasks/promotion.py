@@ -57,9 +57,7 @@ def find_version(job: Job, reference: str) -> Version:
 
 
 @task(name="compare models", task_run_name="compare {first} with {second}", **MLFLOW_RETRIES)
-def compare_models(
-    job: Job, first: str, second: str, snapshot: Snapshot, device: Device = "auto"
-) -> Decision:
+def compare_models(job: Job, first: str, second: str, snapshot: Snapshot, device: Device = "auto") -> Decision:
     """Decide about the second version as if the first were champion; nothing is changed."""
     registry = open_registry(job, create=False)
     champion, challenger = registry.find(first), registry.find(second)

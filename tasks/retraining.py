@@ -1,6 +1,7 @@
-"""The steps of a nightly run beside those of any other: what is new, how unlike it is, where to start, what to remove."""
+"""The steps that only a nightly run has: find new data, measure its drift, start from the champion, clean up."""
 
 import logging
+from datetime import UTC, datetime
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
@@ -9,13 +10,15 @@ from prefect.events import emit_event
 from bincount import lifecycle, retention
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
+from bincount.errors import ModelNotFound
 from bincount.evaluation.drift import Drift
 from bincount.lifecycle import NewData
-from bincount.reporting import card
+from bincount.reporting import tables
 from bincount.retention import Removed
 from bincount.settings import Job, TrainConfig
 from bincount.text import escape_markdown
 from bincount.tracking.registry import Version
+from bincount.workspace import Workspace
 from tasks.origin import root_flow_run
 from tasks.retry import MLFLOW_RETRIES, open_registry
 
@@ -33,7 +36,7 @@ def measure_drift(job: Job, new_data: NewData, snapshot: Snapshot, pack: Pack) -
     """Measure how unlike the new images are to the champion's; warn, and emit an event, where it is too much."""
     drift, is_new = lifecycle.measure_drift(open_registry(job), new_data, snapshot, pack, job)
     create_markdown_artifact(
-        key="drift", markdown=card.drift_page(drift), description=escape_markdown(drift.describe())
+        key="drift", markdown=tables.drift_page(drift), description=escape_markdown(drift.describe())
     )
     for warning in drift.warnings:
         logger.warning(warning)
@@ -56,4 +59,10 @@ def start_from_champion(job: Job, champion: Version) -> TrainConfig:
 @task(name="remove what is not needed", task_run_name="remove what is not needed", **MLFLOW_RETRIES)
 def clean_up(job: Job) -> Removed:
     """Remove old trainings, evaluations and snapshots that no registered version needs."""
-    return retention.clean_up(open_registry(job), job)
+    registry = open_registry(job)
+    try:
+        planned = retention.plan(Workspace(root=job.workspace), registry, job.retention, datetime.now(UTC))
+    except ModelNotFound as error:  # no version is of this workspace
+        logger.warning("nothing is removed: %s", error)
+        return Removed((), ())
+    return retention.remove(planned, registry)

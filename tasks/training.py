@@ -10,11 +10,12 @@ from prefect.cache_policies import NO_CACHE
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.settings import Job, TrainConfig
-from bincount.tracking.live import LiveRun
+from bincount.tracking.live import LiveRun, start_training
+from bincount.tracking.runs import Runs
+from bincount.training.files import Trained
 from bincount.training.launch import train_in_subprocess
-from bincount.training.run_folder import Trained
-from tasks.registration import start_run
-from tasks.retry import is_transient
+from tasks.origin import origin_tags
+from tasks.retry import is_transient, open_registry
 
 logger = logging.getLogger("bincount.tasks")
 
@@ -29,7 +30,12 @@ logger = logging.getLogger("bincount.tasks")
 )
 def train_model(job: Job, snapshot: Snapshot, pack: Pack, folder: Path) -> Trained:
     """Train in processes of its own, with the curves live in MLflow; a retry resumes from the last checkpoint."""
-    with LiveRun(lambda: start_run(open_registry(job), job, snapshot, folder), folder / "debug") as run:
+
+    def start() -> tuple[Runs, str]:
+        runs = open_registry(job).runs
+        return runs, start_training(runs, job, snapshot, folder, origin_tags())
+
+    with LiveRun(start, folder / "debug") as run:
         return train_in_subprocess(
             snapshot, pack, job.images, job.training, folder, on_epoch=run.log, launch=job.launch
         )
