@@ -19,7 +19,7 @@ from bincount.problem import normalize_name
 from bincount.reporting import tables
 from bincount.settings import MAX_PIXELS, DataConfig, ImageConfig
 from bincount.text import escape_markdown
-from tasks.retry import transient
+from tasks.retry import is_transient
 
 logger = logging.getLogger("bincount.tasks")
 
@@ -33,7 +33,7 @@ OUTAGE = 10  # so many bins, and not one arrives: the source is away, rather tha
     cache_policy=NO_CACHE,
     retries=3,
     retry_delay_seconds=[2, 20, 120],
-    retry_condition_fn=transient,
+    retry_condition_fn=is_transient,
 )
 def plan_sync(data: DataConfig, dataset: Path) -> Plan:
     """List the source and find what is new."""
@@ -54,7 +54,7 @@ def grow(data: DataConfig, dataset: Path, by: int) -> DataConfig:
     retries=BATCH_RETRIES,
     retry_delay_seconds=[2, 20, 120],
     retry_jitter_factor=0.5,
-    retry_condition_fn=transient,
+    retry_condition_fn=is_transient,
 )
 def fetch_batch(data: DataConfig, dataset: Path, plan: Plan, number: int) -> SyncReport:
     """Fetch one batch of what is new; batches are numbered from 1.
@@ -93,7 +93,9 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
     return measured
 
 
-@task(name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=transient)
+@task(
+    name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=is_transient
+)
 def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
     """Decode and resize what the pack lacks of classes and extra counts; what does not decode is set aside."""
     bins = sync.read(dataset, ["image_id", "class_name", "path", "sha256", "status"])
@@ -117,7 +119,9 @@ def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
         return packs.open_pack(dataset, images)
 
 
-@task(name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=transient)
+@task(
+    name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=is_transient
+)
 def pack_snapshot(snapshot: Snapshot, images: ImageConfig) -> Pack:
     """Decode and resize what the pack lacks of a snapshot's images."""
     wanted = pd.concat([snapshot.labelled(), snapshot.extra()])
