@@ -364,6 +364,14 @@ class Job(Frozen):
     retention: RetentionConfig = RetentionConfig()
     workspace: WorkspacePath = Field(DEFAULT_WORKSPACE, description=WORKSPACE_HELP)
 
+    def sections(self, *names: str) -> dict[str, object]:
+        """Return some sections by name, as a flow takes them."""
+        return {name: getattr(self, name) for name in names}
+
+    def replace(self, **sections: object) -> "Job":
+        """Return the job with other sections."""
+        return self.model_copy(update=sections)
+
 
 SECTIONS: dict[str, type[Frozen]] = {
     name: field.annotation

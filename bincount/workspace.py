@@ -43,6 +43,8 @@ class Workspace(Frozen):
 
     def snapshot(self, digest: str) -> Path | None:
         """The folder of the snapshot with this digest, of whatever dataset; None where it is not here."""
+        if not digest:
+            return None
         found = self.root.glob(f"datasets/*/snapshots/{digest}/snapshot.json")
         return next((path.parent for path in sorted(found)), None)
 

@@ -1,12 +1,14 @@
 """A model on the test images of a snapshot, without training or registering anything."""
 
+import tempfile
+from pathlib import Path
+
 from prefect import flow
 
 from bincount import preflight
 from bincount.data import snapshots
 from bincount.evaluation.evaluate import Evaluation
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, RegistryConfig, WorkspacePath
-from bincount.tracking.connection import find_checkpoint
 from bincount.training.spec import model_digest, read_spec
 from bincount.workspace import Workspace
 from tasks import data as data_tasks
@@ -29,10 +31,11 @@ def evaluate(
         device: auto, cpu or cuda
     """
     job = Job(data=data, registry=registry, workspace=workspace)
-    places = Workspace(root=workspace)
     preflight.check_evaluate(job, device)
-    snapshot = snapshots.latest(places.dataset(data))
-    with find_checkpoint(model, places, registry) as checkpoint:
+    folders = Workspace(root=workspace)
+    snapshot = snapshots.latest(folders.dataset(data))
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint = evaluation_tasks.fetch_model(job, model, Path(temporary))
         pack = data_tasks.pack_snapshot(snapshot, read_spec(checkpoint).images)
-        folder = places.evaluation(snapshot.digest, model_digest(checkpoint))
+        folder = folders.evaluation(snapshot.digest, model_digest(checkpoint))
         return evaluation_tasks.evaluate_model(snapshot, pack, checkpoint, folder, device)

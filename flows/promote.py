@@ -4,9 +4,9 @@ from prefect import flow
 
 from bincount import preflight
 from bincount.data import snapshots
+from bincount.data.snapshots import Snapshot
 from bincount.evaluation.promotion import Decision
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, PromotionConfig, RegistryConfig, WorkspacePath
-from bincount.tracking.connection import open_existing
 from bincount.workspace import Workspace
 from tasks import promotion as promotion_tasks
 
@@ -28,11 +28,9 @@ def promote(
         device: auto, cpu or cuda
     """
     job = Job(data=data, registry=registry, promotion=promotion, workspace=workspace)
-    places = Workspace(root=workspace)
     preflight.check_comparison(job, device)
-    snapshot = snapshots.latest(places.dataset(data))
-    version = open_existing(places, registry).find(model)
-    return promotion_tasks.promote_model(version, snapshot, None, promotion, registry, places, device)[1]
+    version = promotion_tasks.find_version(job, model)
+    return promotion_tasks.promote_model(job, version, _last_snapshot(job), device)[1]
 
 
 @flow(name="compare", flow_run_name="compare {first} with {second}", persist_result=False)
@@ -54,8 +52,9 @@ def compare(
         device: auto, cpu or cuda
     """
     job = Job(data=data, registry=registry, promotion=promotion, workspace=workspace)
-    places = Workspace(root=workspace)
     preflight.check_comparison(job, device)
-    return promotion_tasks.compare_models(
-        first, second, snapshots.latest(places.dataset(data)), promotion, registry, places, device
-    )
+    return promotion_tasks.compare_models(job, first, second, _last_snapshot(job), device)
+
+
+def _last_snapshot(job: Job) -> Snapshot:
+    return snapshots.latest(Workspace(root=job.workspace).dataset(job.data))

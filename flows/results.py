@@ -10,11 +10,11 @@ from bincount.data.sync import Plan
 from bincount.evaluation.drift import Drift
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision
+from bincount.lifecycle import NewData
 from bincount.retention import Removed
 from bincount.tracking.registry import Version
 from bincount.training.run_folder import Trained
 from flows.timing import Timings
-from tasks.retraining import News
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model that was trained, evaluated and registered, and the decision whether it became champion."""
+    """A model that was trained, evaluated and registered, and the decision whether it became champion.
+
+    page is the address where MLflow shows the version, empty without a server.
+    """
 
     snapshot: Snapshot
     trained: Trained
@@ -39,6 +42,7 @@ class TrainedModel:
     version: Version
     decision: Decision
     timings: Timings
+    page: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,14 @@ class Finished:
 class NightlyRun:
     """The result of a nightly run.
 
-    model is None where no training was worthwhile, and news says why; removed is None where the clean-up failed. starts
-    is how often the run was started, where its process was killed.
+    model is None where no training was worthwhile, and new_data says why; removed is None where the clean-up failed.
+    starts is how often the run was started, where its process was killed.
     """
 
     prepared: Prepared
-    news: News
+    new_data: NewData
     drift: Drift
     model: TrainedModel | None
-    page: str
     removed: Removed | None
     timings: Timings
     starts: int = 1

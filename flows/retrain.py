@@ -1,4 +1,4 @@
-"""The night: what is new is fetched, looked at, and trained on where that is worth it; a page says what was done."""
+"""The nightly run: fetch what is new, and train on it where that is worthwhile; a page says what was done."""
 
 import logging
 from collections.abc import Iterator
@@ -38,34 +38,41 @@ from flows import summary
 from flows.prepare import prepare
 from flows.results import NightlyRun
 from flows.timing import Timings
-from flows.train import train
+from flows.train import TRAIN_SECTIONS, train
 from tasks import data as data_tasks
-from tasks import registration as registry_tasks
-from tasks import retraining as night_tasks
+from tasks import registration as registration_tasks
+from tasks import retraining as retraining_tasks
 
 logger = logging.getLogger("bincount.night")
 
+PAGE = "night"  # key of the artifact
 
-def tell_of_end(flow: Flow, flow_run: FlowRun, state: State) -> None:  # so named, since a worker's runner gives names
-    """Leave a page of a night that did not come to its own, which says why and that what was done is kept."""
-    reason = state.message or "no reason was given"
-    kept = "What was done is kept: the next night, or a retry, goes on from there."
-    told = f"## Night\n\n{state.name}: {escape_markdown(reason)}\n\n{kept}"
+
+def leave_page(flow: Flow, flow_run: FlowRun, state: State) -> None:  # a worker's runner passes these by name
+    """Leave a page of a nightly run that did not come to its own: why it ended, and that what was done is kept."""
+    reason = escape_markdown(state.message or "no reason was given")
+    kept = "What was done is kept: the next nightly run, or a retry, goes on from there."
     with get_client(sync_client=True) as client:
         client.create_artifact(
-            ArtifactCreate(key="night", type="markdown", description=state.name, data=told, flow_run_id=flow_run.id)
+            ArtifactCreate(
+                key=PAGE,
+                type="markdown",
+                description=state.name,
+                data=f"## Nightly run\n\n{state.name}: {reason}\n\n{kept}",
+                flow_run_id=flow_run.id,
+            )
         )
 
 
 @contextmanager
-def only_night(workspace: Path) -> Iterator[None]:
-    """Wait for the end of another night: Prefect's limit is of one deployment, and a dead run's slot comes early."""
+def only_nightly_run(workspace: Path) -> Iterator[None]:
+    """Wait until no other nightly run is at work: Prefect limits one deployment, and frees a dead run's slot early."""
     workspace.mkdir(parents=True, exist_ok=True)
     lock = FileLock(workspace / ".night.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        logger.warning("another night is at work in %s; this one goes on when that has ended", workspace)
+        logger.warning("another nightly run is at work in %s; this one goes on when it has ended", workspace)
         lock.acquire(poll_interval=1)
     try:
         yield
@@ -77,9 +84,9 @@ def only_night(workspace: Path) -> Iterator[None]:
     name="retrain",
     flow_run_name="retrain on {data.source}",
     persist_result=False,
-    on_failure=[tell_of_end],
-    on_crashed=[tell_of_end],
-    on_cancellation=[tell_of_end],
+    on_failure=[leave_page],
+    on_crashed=[leave_page],
+    on_cancellation=[leave_page],
 )
 @tags(TAG)  # the runs of its parts inherit none from a deployment
 def retrain(
@@ -96,10 +103,10 @@ def retrain(
     retention: RetentionConfig = RetentionConfig(),
     workspace: WorkspacePath = DEFAULT_WORKSPACE,
 ) -> NightlyRun | State[NightlyRun]:
-    """Fetch what is new, look at it, and train, evaluate, register and promote where enough of it is new.
+    """Fetch what is new, measure its drift, and train, evaluate, register and promote where enough of it is new.
 
-    A night that trains nothing ends as Skipped and says why. One that was killed goes on where it was. Of two nights
-    in one workspace the second waits.
+    A run that trains nothing ends as Skipped and says why. One that was killed goes on where it was. Of two runs in one
+    workspace the second waits.
     """
     job = Job(
         data=data,
@@ -114,41 +121,31 @@ def retrain(
         retention=retention,
         workspace=workspace,
     )
-    places = Workspace(root=workspace)
     preflight.check_run(job)
     timings = Timings()
-    with only_night(workspace):
-        registry_tasks.check_registry(registry, places)
+    with only_nightly_run(workspace):
+        registration_tasks.check_registry(job)
         if retraining.grow_by:
-            data = data_tasks.grow(data, places.dataset(data), retraining.grow_by)
-        prepared = prepare(data=data, images=images, runner=runner, workspace=workspace)
+            job = job.replace(data=data_tasks.grow(data, Workspace(root=workspace).dataset(data), retraining.grow_by))
+        prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
         timings |= prepared.timings
         with timings.step("drift"):
-            news = night_tasks.look(prepared.snapshot, images, training, retraining, registry, places)
-            drifted = night_tasks.measure_drift(
-                news, prepared.snapshot, prepared.pack, drift, registry, places, training.device
-            )
+            new_data = retraining_tasks.find_new_data(job, prepared.snapshot)
+            measured = retraining_tasks.measure_drift(job, new_data, prepared.snapshot, prepared.pack)
         model = None
-        if not news.skip:
-            if retraining.warm_start and news.champion:
+        if not new_data.skip_reason:
+            if retraining.warm_start and new_data.champion:
                 with timings.step("start from champion"):
-                    training = night_tasks.start_from(news.champion, training, registry, places)
-            model = train(
-                data=data,
-                images=images,
-                training=training,
-                registry=registry,
-                launch=launch,
-                promotion=promotion,
-                workspace=workspace,
-                snapshot=prepared.snapshot.digest,
-            )
+                    job = job.replace(training=retraining_tasks.start_from_champion(job, new_data.champion))
+            model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
             timings |= model.timings
-        page = registry_tasks.version_page(model.version, places.tracking_uri(registry)) if model else ""
-        with timings.step("clean-up"):  # a night is as good as its model, also where this fails
-            cleaned = night_tasks.clean_up(retention, registry, places, return_state=True)
+        with timings.step("clean-up"):  # a nightly run is as good as its model, also where this fails
+            cleaned = retraining_tasks.clean_up(job, return_state=True)
         removed = cleaned.result() if cleaned.is_completed() else None
-        night = NightlyRun(prepared, news, drifted, model, page, removed, timings, flow_run.run_count)
-        told = tables.markdown(summary.of_night(night, retraining))
-        create_markdown_artifact(key="night", markdown=told, description=escape_markdown(summary.night_headline(night)))
-        return night if model else Completed(name="Skipped", message=news.skip, data=night)
+        result = NightlyRun(prepared, new_data, measured, model, removed, timings, flow_run.run_count)
+        create_markdown_artifact(
+            key=PAGE,
+            markdown=tables.markdown(summary.of_nightly_run(result, retraining)),
+            description=escape_markdown(summary.nightly_headline(result)),
+        )
+        return result if model else Completed(name="Skipped", message=new_data.skip_reason, data=result)

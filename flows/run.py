@@ -21,12 +21,11 @@ from bincount.settings import (
     WorkspacePath,
 )
 from bincount.text import escape_markdown
-from bincount.workspace import Workspace
 from flows import summary
 from flows.prepare import prepare
 from flows.results import Finished
-from flows.train import train
-from tasks import registration as registry_tasks
+from flows.train import TRAIN_SECTIONS, train
+from tasks import registration as registration_tasks
 
 logger = logging.getLogger("bincount.flows")
 
@@ -55,20 +54,10 @@ def run(
         runner=runner,
         workspace=workspace,
     )
-    places = Workspace(root=workspace)
     preflight.check_run(job)
-    registry_tasks.check_registry(registry, places)
-    prepared = prepare(data=data, images=images, runner=runner, workspace=workspace)
-    model = train(
-        data=data,
-        images=images,
-        training=training,
-        registry=registry,
-        launch=launch,
-        promotion=promotion,
-        workspace=workspace,
-        snapshot=prepared.snapshot.digest,
-    )
+    registration_tasks.check_registry(job)
+    prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
+    model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
     finished = Finished(prepared, model)
     logger.info(summary.headline(model))
     create_markdown_artifact(

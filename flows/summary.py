@@ -61,23 +61,23 @@ def of_prepare(prepared: "Prepared") -> Tables:
     }
 
 
-def of_night(night: "NightlyRun", retraining: RetrainConfig) -> Tables:
+def of_nightly_run(night: "NightlyRun", retraining: RetrainConfig) -> Tables:
     """All that a night did, and what it cost."""
-    about = [("images", f"{night.news.num_new:,} {night.news.how_new()}"), ("result", night_headline(night))]
+    about = [("images", f"{night.new_data.num_new:,} {night.new_data.describe()}"), ("result", nightly_headline(night))]
     about.append(("drift", night.drift.describe()))
     if night.drift.num_compared and night.drift.note:
         about.append(("not compared", night.drift.note))
     if night.starts > 1:
         about.append(("started", f"{night.starts} times; the times below are of the last start"))
     if night.removed is None:
-        about.append(("removed", "nothing: the clean-up failed, and the next night tries again"))
+        about.append(("removed", "nothing: the clean-up failed, and the next nightly run tries again"))
     elif night.removed.gone:
         about.append(("removed, which no version needs", _megabytes(night.removed.gone)))
-    if night.page:
-        about.append(("in MLflow", markdown_link(f"version {night.model.version.version}", night.page)))
+    if night.model and night.model.page:
+        about.append(("in MLflow", markdown_link(f"version {night.model.version.version}", night.model.page)))
     images = of_prepare(night.prepared)
     del images["Time"]
-    tables = {"NightlyRun": pd.DataFrame(about, columns=["", "value"])} | images
+    tables = {"Nightly run": pd.DataFrame(about, columns=["", "value"])} | images
     if len(indices := drift_indices(night.drift)):
         tables |= {"New images against those that the champion was trained on": indices}
     if night.model:
@@ -85,10 +85,10 @@ def of_night(night: "NightlyRun", retraining: RetrainConfig) -> Tables:
     return tables | {"Time and cost": _costs(night.timings, retraining)}
 
 
-def night_headline(night: "NightlyRun") -> str:
+def nightly_headline(night: "NightlyRun") -> str:
     """What came of a night, in a sentence."""
     if night.model is None:
-        return night.news.skip
+        return night.new_data.skip_reason
     return f"{headline(night.model)}. {night.model.decision.summary()}"
 
 

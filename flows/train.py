@@ -1,12 +1,11 @@
 """From a snapshot to a registered model."""
 
 from functools import partial
-from pathlib import Path
 
 from prefect import flow
 
-from bincount import preflight
-from bincount.data import snapshots
+from bincount import lifecycle, preflight
+from bincount.data.packs import Pack
 from bincount.data.pictures import DECODER_VERSION
 from bincount.data.snapshots import Snapshot
 from bincount.settings import (
@@ -20,14 +19,17 @@ from bincount.settings import (
     TrainConfig,
     WorkspacePath,
 )
+from bincount.training.run_folder import Trained
 from bincount.workspace import Workspace
 from flows.results import TrainedModel
 from flows.timing import Timings
 from tasks import data as data_tasks
 from tasks import evaluation as evaluation_tasks
 from tasks import promotion as promotion_tasks
-from tasks import registration as registry_tasks
+from tasks import registration as registration_tasks
 from tasks import training as training_tasks
+
+TRAIN_SECTIONS = ("data", "images", "training", "registry", "launch", "promotion", "workspace")
 
 
 @flow(name="train", flow_run_name="train {training.model} on {data.source}", persist_result=False)
@@ -56,39 +58,35 @@ def train(
         promotion=promotion,
         workspace=workspace,
     )
-    places = Workspace(root=workspace)
-    dataset = places.dataset(data)
-    timings = Timings()
     chosen = preflight.check_train(job, snapshot)
-    training = training_tasks.choose_arithmetic(training)
-    find_folder = partial(places.run, chosen.digest, images, decoder=DECODER_VERSION)
-    folder = find_folder(training)
-    registry_tasks.check_registry(registry, places)
+    job = job.replace(training=training_tasks.choose_arithmetic(training))
+    timings = Timings()
+    registration_tasks.check_registry(job)
     with timings.step("pack for training"):
         pack = data_tasks.pack_snapshot(chosen, images)
     with timings.step("train"):
-        members = [
-            training_tasks.train_model(chosen, pack, images, member, find_folder(member), registry, places, launch)
-            for member in training.each_member()
-        ]
-        several = training.members > 1
-        trained = training_tasks.average_models(members, chosen, pack, training, folder) if several else members[0]
+        trained = _train_members(job, chosen, pack)
     with timings.step("evaluate"):
         evaluation = evaluation_tasks.evaluate_model(
-            chosen, pack, trained.checkpoint, folder / "evaluation", training.device
+            chosen, pack, trained.checkpoint, trained.folder / "evaluation", job.training.device
         )
     with timings.step("register"):
-        version = registry_tasks.register_model(chosen, pack, images, training, trained, evaluation, registry, places)
+        version = registration_tasks.register_model(job, chosen, pack, trained, evaluation)
     with timings.step("promote"):
-        current = _to_compare_on(dataset, chosen)
-        known = evaluation if current.digest == chosen.digest else None
-        version, decision = promotion_tasks.promote_model(
-            version, current, known, promotion, registry, places, training.device
-        )
-    return TrainedModel(chosen, trained, evaluation, version, decision, timings)
+        compared_on = lifecycle.find_comparison_snapshot(chosen)
+        known = evaluation if compared_on.digest == chosen.digest else None
+        version, decision = promotion_tasks.promote_model(job, version, compared_on, job.training.device, known)
+    page = version.page(Workspace(root=workspace).tracking_uri(registry))
+    return TrainedModel(chosen, trained, evaluation, version, decision, timings, page)
 
 
-def _to_compare_on(dataset: Path, chosen: Snapshot) -> Snapshot:
-    """The last snapshot, since an older one may have been asked for; the chosen one where that has other classes."""
-    latest = snapshots.latest(dataset)
-    return latest if latest.classes == chosen.classes else chosen
+def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:
+    """Train each network of the model, and average them where there are several."""
+    folder_of = partial(Workspace(root=job.workspace).run, snapshot.digest, job.images, decoder=DECODER_VERSION)
+    members = [
+        training_tasks.train_model(job.replace(training=member), snapshot, pack, folder_of(member))
+        for member in job.training.each_member()
+    ]
+    if len(members) == 1:
+        return members[0]
+    return training_tasks.average_models(job, members, snapshot, pack, folder_of(job.training))

@@ -17,7 +17,7 @@ from bincount.data.sync import Plan
 from bincount.reporting import tables
 from bincount.settings import DataConfig, ImageConfig
 from bincount.text import escape_markdown
-from tasks.retry import transient
+from tasks.retry import is_transient
 
 logger = logging.getLogger("bincount.tasks")
 
@@ -30,7 +30,7 @@ BATCH_RETRIES = 3
     cache_policy=NO_CACHE,
     retries=3,
     retry_delay_seconds=[2, 20, 120],
-    retry_condition_fn=transient,
+    retry_condition_fn=is_transient,
 )
 def plan_sync(data: DataConfig, dataset: Path) -> Plan:
     """List the source and find out which bins are to be fetched."""
@@ -51,7 +51,7 @@ def grow(data: DataConfig, dataset: Path, by: int) -> DataConfig:
     retries=BATCH_RETRIES,
     retry_delay_seconds=[2, 20, 120],
     retry_jitter_factor=0.5,
-    retry_condition_fn=transient,
+    retry_condition_fn=is_transient,
 )
 def fetch_batch(data: DataConfig, dataset: Path, plan: Plan, number: int) -> SyncReport:
     """Fetch one batch of the plan; batches are numbered from 1.
@@ -64,7 +64,9 @@ def fetch_batch(data: DataConfig, dataset: Path, plan: Plan, number: int) -> Syn
     return report
 
 
-@task(name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=transient)
+@task(
+    name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=is_transient
+)
 def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
     """Decode and resize what the pack lacks of classes and extra counts; what does not decode is quarantined."""
     return packing.pack_fetched(dataset, images, data)
@@ -92,7 +94,9 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
     return balance
 
 
-@task(name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=transient)
+@task(
+    name="pack images", task_run_name="pack images", cache_policy=NO_CACHE, retries=1, retry_condition_fn=is_transient
+)
 def pack_snapshot(snapshot: Snapshot, images: ImageConfig) -> Pack:
     """Decode and resize what the pack lacks of a snapshot's images."""
     return packing.pack_snapshot(snapshot, images)

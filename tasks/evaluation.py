@@ -11,10 +11,20 @@ from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation, evaluate, find_mistakes, find_suspects
 from bincount.reporting import tables
-from bincount.settings import Device
+from bincount.settings import Device, Job
 from bincount.text import escape_markdown
+from tasks.retry import MLFLOW_RETRIES, open_registry
 
 NUM_SUSPECTS = 100  # on the run's page
+
+
+@task(name="fetch model", task_run_name="fetch {reference}", **MLFLOW_RETRIES)
+def fetch_model(job: Job, reference: str, folder: Path) -> Path:
+    """Return the checkpoint folder of an alias, of a version's number, or reference itself where it is one."""
+    if (Path(reference) / "model.safetensors").exists():
+        return Path(reference)
+    registry = open_registry(job, create=False)
+    return registry.checkpoint(registry.find(reference), folder)
 
 
 @task(name="evaluate model", task_run_name="evaluate on test", cache_policy=NO_CACHE)

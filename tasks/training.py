@@ -1,4 +1,4 @@
-"""Training as a task."""
+"""Training as tasks."""
 
 import logging
 from collections.abc import Sequence
@@ -9,43 +9,40 @@ from prefect.cache_policies import NO_CACHE
 
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
-from bincount.settings import ImageConfig, LaunchConfig, RegistryConfig, TrainConfig
-from bincount.tracking.live import LiveRun
+from bincount.settings import Job, TrainConfig
+from bincount.tracking.live import LiveRun, start_training
+from bincount.tracking.runs import Runs
 from bincount.training.launch import train_in_subprocess
 from bincount.training.run_folder import Request, Trained
-from bincount.workspace import Workspace
-from tasks.registration import start_run
-from tasks.retry import transient
+from tasks.origin import origin_tags
+from tasks.retry import is_transient, open_registry
 
 logger = logging.getLogger("bincount.tasks")
 
 
 @task(
     name="train model",
-    task_run_name="train {training.model}, seed {training.seed}",
+    task_run_name="train {job.training.model}, seed {job.training.seed}",
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=[5, 60],
-    retry_condition_fn=transient,
+    retry_condition_fn=is_transient,
 )
-def train_model(
-    snapshot: Snapshot,
-    pack: Pack,
-    images: ImageConfig,
-    training: TrainConfig,
-    folder: Path,
-    config: RegistryConfig,
-    workspace: Workspace,
-    launch: LaunchConfig,
-) -> Trained:
+def train_model(job: Job, snapshot: Snapshot, pack: Pack, folder: Path) -> Trained:
     """Train in processes of its own, with the curves live in MLflow; a retry resumes from the last checkpoint."""
-    with LiveRun(lambda: start_run(snapshot, images, training, folder, config, workspace), folder / "debug") as run:
-        return train_in_subprocess(Request(snapshot, pack, images, training, folder), on_epoch=run.log, launch=launch)
+
+    def start() -> tuple[Runs, str]:
+        runs = open_registry(job).runs
+        return runs, start_training(runs, job, snapshot, folder, origin_tags())
+
+    request = Request(snapshot, pack, job.images, job.training, folder)
+    with LiveRun(start, folder / "debug") as run:
+        return train_in_subprocess(request, on_epoch=run.log, launch=job.launch)
 
 
 @task(name="choose arithmetic", task_run_name="choose arithmetic", cache_policy=NO_CACHE)
 def choose_arithmetic(training: TrainConfig) -> TrainConfig:
-    """Replace `auto` by the device and the precision of this machine, which a retry here finds again."""
+    """Replace `auto` by the device and the precision of this machine, so that a retry here finds the same settings."""
     from bincount.training.device import resolve  # here, since torch takes seconds to import
 
     resolved = resolve(training)
@@ -53,11 +50,9 @@ def choose_arithmetic(training: TrainConfig) -> TrainConfig:
     return resolved
 
 
-@task(name="average models", task_run_name="average {training.members} models", cache_policy=NO_CACHE)
-def average_models(
-    members: Sequence[Trained], snapshot: Snapshot, pack: Pack, training: TrainConfig, folder: Path
-) -> Trained:
-    """Make one model of several, which answers with the mean of theirs."""
+@task(name="average models", task_run_name="average {job.training.members} models", cache_policy=NO_CACHE)
+def average_models(job: Job, members: Sequence[Trained], snapshot: Snapshot, pack: Pack, folder: Path) -> Trained:
+    """Make one model of several, which predicts the mean of their probabilities."""
     from bincount.training import ensemble  # here, since torch takes seconds to import
 
-    return ensemble.combine(members, snapshot, pack, folder, training.device)
+    return ensemble.combine(members, snapshot, pack, folder, job.training.device)

@@ -6,18 +6,17 @@ import pytest
 from prefect.client.orchestration import get_client
 from servers import with_database
 
+from bincount import lifecycle
 from bincount.data import synthetic
 from bincount.errors import SettingsError
 from bincount.evaluation import promotion
-from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, RetrainConfig, TrainConfig
+from bincount.settings import DataConfig, ImageConfig, Job, PromotionConfig, RegistryConfig, RetrainConfig, TrainConfig
 from bincount.tracking import connection, registry
 from bincount.workspace import Workspace
 from flows.cli import app
 from flows.promote import compare, promote
 from flows.run import run
 from flows.train import train
-from tasks import promotion as promotion_tasks
-from tasks import retraining as night_tasks
 
 pytestmark = pytest.mark.services
 
@@ -120,9 +119,10 @@ def test_a_rollback_holds_until_someone_forces_the_model_back(nights, data, caps
     assert again.model.version.version == 2
     assert again.model.decision.reason.startswith("it was rolled back")
     assert opened(workspace).find_champion().version == 1
-    places, nothing_is_enough = Workspace(root=workspace), RetrainConfig().model_copy(update={"min_new_images": 0})
-    news = night_tasks.look.fn(again.prepared.snapshot, IMAGES, STRONG, nothing_is_enough, RegistryConfig(), places)
-    assert "version 2 has learned from these images already. It was rolled back" in news.skip
+    nothing_is_enough = RetrainConfig().model_copy(update={"min_new_images": 0})
+    job = Job(images=IMAGES, training=STRONG, retraining=nothing_is_enough, workspace=workspace)
+    new_data = lifecycle.find_new_data(opened(workspace), again.prepared.snapshot, job)
+    assert "version 2 was trained on these images already. It was rolled back" in new_data.skip_reason
 
     forced = promote("2", data=data, promotion=PromotionConfig(force=True), workspace=workspace)
     assert forced.reason.startswith("forced, though it was rolled back")
@@ -150,7 +150,7 @@ def test_models_that_cannot_be_compared_fairly_are_not_promoted(nights, data, tm
     shutil.rmtree(next(elsewhere.glob(f"datasets/*/snapshots/{second.prepared.snapshot.digest}")))
     config = RegistryConfig(tracking_uri=f"sqlite:///{workspace}/mlflow.db")
     decision = promote("3", data=other, registry=config, workspace=elsewhere)
-    assert decision.reason.startswith("what version 2 has learned from is not in the workspace")
+    assert decision.reason.startswith("the images that version 2 was trained on are not in the workspace")
 
 
 def test_a_promotion_that_is_overtaken_compares_again_with_the_new_champion(nights, data, monkeypatch):
@@ -158,21 +158,23 @@ def test_a_promotion_that_is_overtaken_compares_again_with_the_new_champion(nigh
     reg = opened(workspace)
     command("rollback", "--workspace", workspace)
     assert reg.find_champion().version == 1
-    compared, compare_two = [], promotion_tasks.compare
+    compared, compare_two = [], lifecycle.compare
 
-    def compare_while_another_is_promoted(opened, version, champion, *rest):
+    def compare_while_another_is_promoted(opened, version, champion, *rest, **options):
         compared.append(champion.version)
         if len(compared) == 1:
             opened.promote(opened.find("3"), champion, by="another", reason="quicker")
-        return compare_two(opened, version, champion, *rest)
+        return compare_two(opened, version, champion, *rest, **options)
 
-    monkeypatch.setattr(promotion_tasks, "compare", compare_while_another_is_promoted)
+    monkeypatch.setattr(lifecycle, "compare", compare_while_another_is_promoted)
     monkeypatch.setattr(registry.Registry, "find_rollback", lambda self, version: None)
     promote("2", data=data, promotion=PromotionConfig(force=True), workspace=workspace)
 
     assert compared == [1, 3]
     assert [(move.version, move.over) for move in reg.history()[-2:]] == [(3, 1), (2, 3)]
-    assert reg.find("2").tags["bincount.decision"].startswith("Promote: forced, though version 2 tells other classes")
+    assert (
+        reg.find("2").tags["bincount.decision"].startswith("Promote: forced, though version 2 predicts other classes")
+    )
 
 
 def test_where_the_champion_was_removed_nothing_takes_its_place_unless_forced(nights, data):

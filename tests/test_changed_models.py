@@ -15,12 +15,12 @@ from drawn_training import IMAGES, QUICK, dataset
 from PIL import Image
 from servers import with_database
 
-from bincount import retention
+from bincount import lifecycle, retention
 from bincount.data import packs
 from bincount.errors import DatasetError, ModelDamaged, ModelNotFound, TrainingDiverged, TrainingFailed
 from bincount.evaluation.drift import Drift
 from bincount.problem import Classes
-from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
+from bincount.settings import ImageConfig, Job, RegistryConfig, TrainConfig
 from bincount.tracking import connection
 from bincount.tracking.lineage import Lineage
 from bincount.training import loop, run_folder
@@ -28,8 +28,6 @@ from bincount.training import model as models
 from bincount.training.run_folder import Request, Trained, read_history
 from bincount.training.spec import ModelSpec, read_spec
 from bincount.workspace import Workspace
-from tasks import promotion as promotion_tasks
-from tasks import retraining
 
 CONFIG = QUICK.model_copy(update={"epochs": 1})
 FLIPS = 25
@@ -366,12 +364,12 @@ def test_a_training_whose_result_cannot_be_read_keeps_what_it_may_average(tmp_pa
 
 def test_a_drift_that_was_kept_and_changed_is_measured_again(tmp_path, caplog):
     path, drift = tmp_path / "drift.json", Drift(num_new=7, note="few")
-    assert retraining._read_drift(path) is None
+    assert lifecycle._read_drift(path) is None
     path.write_text(drift.model_dump_json())  # as an older release has
-    assert retraining._read_drift(path) == drift
+    assert lifecycle._read_drift(path) == drift
     for content in ("", "{", "[]", '{"num_new": "some"}', path.read_text().replace("num", "nun")):
         path.write_text(content)
-        assert retraining._read_drift(path) is None
+        assert lifecycle._read_drift(path) is None
     assert "the drift is measured again" in caplog.text
 
 
@@ -384,12 +382,13 @@ def test_answers_that_were_kept_and_changed_are_asked_for_again(trained, tmp_pat
             return before.checkpoint
 
     workspace = Workspace(root=tmp_path / "work")
-    first = promotion_tasks.predictions(Opened(), None, snapshot, workspace, "cpu")
+    job = Job(workspace=workspace.root)
+    first = lifecycle._predict(Opened(), None, snapshot, job, "cpu")
     (kept,) = workspace.root.glob("evaluations/*/predictions.parquet")
     flip(kept)
-    assert promotion_tasks.predictions(Opened(), None, snapshot, workspace, "cpu").equals(first)
+    assert lifecycle._predict(Opened(), None, snapshot, job, "cpu").equals(first)
     assert "predictions.parquet is damaged" in caplog.text
-    assert promotion_tasks.predictions(Opened(), None, snapshot, workspace, "cpu").equals(first)
+    assert lifecycle._predict(Opened(), None, snapshot, job, "cpu").equals(first)
     assert caplog.text.count("is damaged") == 1
 
 

@@ -17,15 +17,15 @@ from bincount.data import packs, snapshots
 from bincount.data.snapshots import Snapshot
 from bincount.errors import ServiceUnavailable, TrainingDiverged, TrainingFailed
 from bincount.problem import Classes
-from bincount.settings import ImageConfig, LaunchConfig, RegistryConfig, TrainConfig
+from bincount.settings import ImageConfig, Job, RegistryConfig, TrainConfig
 from bincount.tracking import connection, live, runs
-from bincount.tracking.live import LiveRun
+from bincount.tracking.live import LiveRun, start_training
 from bincount.tracking.registry import Registry
 from bincount.training.launch import train_in_subprocess
 from bincount.training.run_folder import Request, Trained
 from bincount.workspace import Workspace
 from tasks import training as training_tasks
-from tasks.registration import start_run
+from tasks.retry import open_registry
 
 IMAGES, TRAINING = ImageConfig(image_size=32), TrainConfig(epochs=4)
 HISTORY = [
@@ -63,8 +63,8 @@ def trained(snapshot, workspace, monkeypatch) -> Callable[..., Trained]:
     def carry_out(name: str, play: Callable, config: RegistryConfig = RegistryConfig()) -> Trained:
         monkeypatch.setattr(training_tasks, "train_in_subprocess", lambda *_, on_epoch, **__: play(on_epoch))
         folder = workspace.root / "runs" / name
-        launch = LaunchConfig()
-        return training_tasks.train_model.fn(snapshot, None, IMAGES, TRAINING, folder, config, workspace, launch)
+        job = Job(images=IMAGES, training=TRAINING, registry=config, workspace=workspace.root)
+        return training_tasks.train_model.fn(job, snapshot, None, folder)
 
     return carry_out
 
@@ -215,7 +215,9 @@ def test_an_mlflow_server_that_goes_away_misses_no_epoch(kept, trained, workspac
 
     assert find(kept, "away").info.status == "RUNNING"
     folder = workspace.root / "runs" / "away"
-    opened, run_id = start_run(snapshot, IMAGES, TRAINING, folder, RegistryConfig(), workspace)
+    job = Job(images=IMAGES, training=TRAINING, workspace=workspace.root)
+    opened = open_registry(job)
+    run_id = start_training(opened.runs, job, snapshot, folder, {})
     with opened.runs.ending(run_id):
         opened.runs.log_history(run_id, HISTORY)
     assert epochs(kept, "away") == epochs(kept, "away", "train_loss") == [1, 2, 3, 4]

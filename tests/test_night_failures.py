@@ -66,9 +66,9 @@ def test_what_a_killed_night_decided_and_did_not_do_is_done_by_the_next(nights, 
 
 
 def test_a_night_that_starts_again_after_its_promotion_tells_what_it_did(nights, monkeypatch):
-    told, headline = [], summary.night_headline
+    told, headline = [], summary.nightly_headline
     monkeypatch.setattr(promotion_tasks, "emit_event", lambda name, *_, **__: told.append(name))
-    monkeypatch.setattr(summary, "night_headline", lambda night: headline(night) if len(told) > 1 else 1 / 0)
+    monkeypatch.setattr(summary, "nightly_headline", lambda night: headline(night) if len(told) > 1 else 1 / 0)
 
     state = nights.run(retrain.with_options(retries=1, retry_delay_seconds=0), promotion=FORCED)
 
@@ -102,8 +102,10 @@ def test_a_champion_whose_files_are_gone_stops_no_night(nights):
 
     assert state.name == "Completed"
     night = state.result()
-    assert "the champion was not evaluated: the files of models:/bincount/1 are gone" in night.drift.note
-    assert "the champion was not asked" in pages()[-1]
+    assert (
+        "the champion was not evaluated on the new images: the files of models:/bincount/1 are gone" in night.drift.note
+    )
+    assert "the champion was not evaluated on the new images" in pages()[-1]
     assert "clean-up" in pages()[-1].rpartition("Time and cost")[2]
     assert opened(nights.workspace).params(night.model.version)["weights"] == "none"
     assert not night.model.decision.promote
@@ -124,7 +126,7 @@ def test_a_night_outlives_a_restart_of_the_database(nights, tmp_path, monkeypatc
         monkeypatch.setattr(training_tasks, "train_in_subprocess", restart_and_train)
         with servers.prefect_server(tmp_path / "prefect", **setting) as api, temporary_settings({PREFECT_API_URL: api}):
             state = nights.run(promotion=FORCED)
-            assert pages()[-1].startswith("## Night")
+            assert pages()[-1].startswith("## Nightly run")
     assert state.name == "Completed"
     assert opened(nights.workspace).find_champion().version == 1
 
@@ -132,7 +134,7 @@ def test_a_night_outlives_a_restart_of_the_database(nights, tmp_path, monkeypatc
 def test_a_clean_up_that_fails_spoils_no_night(nights, monkeypatch):
     monkeypatch.setattr(retention, "plan", lambda *_: 1 / 0)
     assert nights.run().name == "Completed"
-    assert "the clean-up failed, and the next night tries again" in pages()[-1]
+    assert "the clean-up failed, and the next nightly run tries again" in pages()[-1]
 
 
 def test_a_bucket_that_refuses_access_fails_the_night_with_the_remedy(api, tmp_path):

@@ -18,7 +18,7 @@ from bincount.settings import RetrainConfig
 from bincount.training.spec import weights_digest
 from bincount.workspace import Workspace
 from flows.results import NightlyRun
-from flows.retrain import only_night
+from flows.retrain import only_nightly_run
 
 pytestmark = pytest.mark.services
 
@@ -86,7 +86,7 @@ def test_a_night_fetches_and_counts_what_is_new_and_nothing_else(nights):
     listed = [night.prepared.plan.num_listed for night in nights]
     assert 0 < fetched[2] <= 12
     assert fetched[3] == 0
-    assert [night.news.num_new for night in nights][2] <= 12
+    assert [night.new_data.num_new for night in nights][2] <= 12
     assert listed[2] - listed[1] == 12
 
 
@@ -96,13 +96,13 @@ def test_a_night_with_nothing_new_is_skipped_and_its_page_says_why(states, night
         (StateType.COMPLETED, "Completed"),
     ]
     assert nights[3].model is None
-    assert "version 3 has learned from these images already" in states[3].message
+    assert "version 3 was trained on these images already" in states[3].message
     assert states[3].message in pages()[3]
 
 
 def test_the_page_of_a_night_says_what_was_new_decided_and_spent(nights):
     page = pages()[1]
-    assert f"{nights[1].news.num_new:,} new since version 1, the champion" in page
+    assert f"{nights[1].new_data.num_new:,} new since version 1, the champion" in page
     assert nights[1].model.decision.summary() in page
     assert "| train |" in page
     assert "USD" in page
@@ -117,7 +117,7 @@ def test_too_few_new_images_are_waited_for(nights, growing):
 
 
 def test_a_night_can_start_from_the_champion(nights, workspace):
-    champion = nights[4].news.champion
+    champion = nights[4].new_data.champion
     assert champion.version == 2
     weights = Workspace(root=workspace).weights(weights_digest(nights[1].model.trained.checkpoint))
     params = [opened(workspace).params(nights[number].model.version) for number in (2, 4)]
@@ -144,13 +144,13 @@ def test_of_two_nights_in_one_workspace_the_second_waits(tmp_path, caplog):
     order = []
 
     def second() -> None:
-        with only_night(tmp_path):
+        with only_nightly_run(tmp_path):
             order.append("second")
 
     with ThreadPoolExecutor(1) as pool:
-        with only_night(tmp_path):
+        with only_nightly_run(tmp_path):
             waiting = pool.submit(second)
-            servers.wait_for(lambda: "another night is at work in" in caplog.text, 60)
+            servers.wait_for(lambda: "another nightly run is at work in" in caplog.text, 60)
             order.append("first")
         waiting.result(60)
     assert order == ["first", "second"]

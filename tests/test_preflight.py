@@ -17,7 +17,7 @@ from bincount.settings import DataConfig, Job, LaunchConfig, PromotionConfig, Re
 from bincount.training.device import choose_device
 from bincount.workspace import Workspace
 from deployments import temporary
-from tasks.retry import transient
+from tasks.retry import is_transient
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_what_a_flow_finds_wrong_at_its_start_is_not_tried_again():
 
     with pytest.raises(SourceError) as missing:
         preflight.check_prepare(Job(data=DataConfig(source="nowhere")))
-    assert not transient(None, None, Failed(data=missing.value))
+    assert not is_transient(None, None, Failed(data=missing.value))
 
 
 @pytest.mark.parametrize("name", ["run", "retrain", "prepare", "train", "evaluate", "promote", "compare"])

@@ -36,10 +36,10 @@ from bincount.problem import Classes
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
 from bincount.tracking import connection, registry
 from bincount.tracking.champion import HistoryRun
+from bincount.tracking.live import code_tags
 from bincount.tracking.registry import Registry, Version
 from bincount.training import model as models
 from bincount.training.spec import ModelSpec
-from tasks.registration import code_tags
 
 CLASSES = Classes.parse("0..2")
 BALANCE = pd.DataFrame({"class": ["0", "1", "2"], "train": [8, 1600, 2], "val": [1, 2, 0], "test": [1, 2, 0]})

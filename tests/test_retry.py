@@ -2,7 +2,7 @@ import pytest
 from prefect.states import Failed
 
 from bincount import errors
-from tasks.retry import transient
+from tasks.retry import is_transient, may_be_back
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,11 @@ from tasks.retry import transient
     ],
 )
 def test_only_what_another_try_may_mend_is_tried_again(error, again):
-    assert transient(None, None, Failed(data=error)) is again
+    assert is_transient(None, None, Failed(data=error)) is again
 
 
 def test_a_registration_is_tried_again_when_mlflow_failed():
     from mlflow.exceptions import MlflowException
 
-    from tasks.registration import server_may_return
-
-    assert server_may_return(None, None, Failed(data=MlflowException("the server went away")))
-    assert not server_may_return(None, None, Failed(data=TypeError("a mistake in the code")))
+    assert may_be_back(None, None, Failed(data=MlflowException("the server went away")))
+    assert not may_be_back(None, None, Failed(data=TypeError("a mistake in the code")))

@@ -171,6 +171,13 @@ def drift_class_shares(drift: "Drift") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["class", "of the new images", "of those trained on"])
 
 
+def drift_page(drift: "Drift") -> str:
+    """Write the drift of new images, in Markdown: the verdict, the indices, and the shares of the classes."""
+    measured = (drift_indices(drift), drift_class_shares(drift))
+    sentences = [drift.describe(), *([drift.note] if drift.indices and drift.note else [])]
+    return "\n\n".join([*map(escape_markdown, sentences), *(markdown_table(each) for each in measured if len(each))])
+
+
 def predictions(predicted: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of predict_inputs that people read first: with the highest probability in place of all."""
     probabilities = predicted.filter(regex="^p_")

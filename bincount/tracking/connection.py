@@ -83,13 +83,13 @@ def open_registry(
         return _open(_open_database(tracking_uri), artifacts, registry_config, create=create)
 
 
-def open_existing(workspace: Workspace, registry_config: RegistryConfig) -> Registry:
+def open_existing(workspace: Workspace, registry_config: RegistryConfig, *, anew: bool = False) -> Registry:
     """Open the registry that the settings name, to read it. Raises ModelNotFound where it was never written to."""
     tracking_uri = workspace.tracking_uri(registry_config)
     path = database.sqlite_path(tracking_uri)
     if path is not None and not path.exists():
         raise ModelNotFound(f"nothing was registered in {tracking_uri} yet; run `bincount run`, or correct --workspace")
-    return connect(workspace, registry_config).open(create=False)
+    return connect(workspace, registry_config).open(anew=anew, create=False)
 
 
 def prepare_workspace(workspace: Workspace) -> None:

@@ -1,14 +1,21 @@
 """The MLflow run of a training under way, whose curves are written while it trains."""
 
+import functools
 import logging
+import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
+from importlib.metadata import version as installed_version
 from pathlib import Path
 
+import bincount
+from bincount.data import balance
+from bincount.data.snapshots import Snapshot
 from bincount.services import check_mlflow
-from bincount.tracking.registry import Registry
-from bincount.tracking.runs import status_after
+from bincount.settings import Job
+from bincount.tracking.runs import Runs, status_after
 
 logger = logging.getLogger(__name__)
 
@@ -16,16 +23,48 @@ LONGEST_PAUSE = 30  # seconds between two tries while MLflow is away; the first 
 SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives a cancelled flow 10 s in all
 
 
+def start_training(runs: Runs, job: Job, snapshot: Snapshot, folder: Path, tags: Mapping[str, str]) -> str:
+    """Start the run of the training in a folder, or resume it, with all that is known before; return its id."""
+    params = {**job.images.model_dump(), **job.training.model_dump()}
+    run_id = runs.start(folder.name, params, {**tags, **describe_training(job, snapshot)})
+    runs.log_dataset(run_id, snapshot, balance.measure(snapshot.read(), snapshot.classes).by_class())
+    return run_id
+
+
+def describe_training(job: Job, snapshot: Snapshot) -> dict[str, str]:
+    """Return the tags of a run and a version that say what was trained on, and by which code."""
+    return {
+        "snapshot": snapshot.digest,
+        "source": snapshot.source,
+        "classes": ",".join(snapshot.classes.names),
+        "image_size": str(job.images.image_size),
+        "num_images": str(snapshot.num_images),
+        **code_tags(),
+    }
+
+
+@functools.cache
+def code_tags() -> dict[str, str]:
+    """Which code trained the model: the release, and the commit where it runs from a git checkout."""
+    tags = {"bincount_version": installed_version("bincount-pipeline")}
+    checkout = Path(bincount.__file__).parents[1]
+    if (checkout / ".git").exists():  # else git would find the repository that the environment happens to lie in
+        asked = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+        with suppress(OSError, subprocess.CalledProcessError):
+            tags["git_commit"] = subprocess.run(asked, capture_output=True, check=True, text=True).stdout.strip()
+    return tags
+
+
 class LiveRun:
     """The MLflow run of a training under way: its curves are written as they grow, and it ends with the block.
 
-    start opens the registry and starts the run, or resumes it. All that waits for MLflow is done by a thread: while
-    MLflow is away the training goes on, and what it missed is written when it is back. What is still missing when the
-    block ends is left to the next who logs the history. Of a training that fails, which nobody registers, the files in
-    the folder debug are kept too, where there are some.
+    start returns the experiment's runs and the id of the run that it has started or resumed. All that waits for MLflow
+    is done by a thread: while MLflow is away the training goes on, and what it missed is written when it is back. What
+    is still missing when the block ends is left to the next who logs the history. Of a training that fails, which
+    nobody registers, the files in the folder debug are kept too, where there are some.
     """
 
-    def __init__(self, start: Callable[[], tuple[Registry, str]], debug: Path):
+    def __init__(self, start: Callable[[], tuple[Runs, str]], debug: Path):
         self._start, self._debug = start, debug
         self._history: Sequence[Mapping] = []
         self._status: str | None = None  # to end the run with
@@ -56,16 +95,16 @@ class LiveRun:
             history, status = self._history, self._status
             try:
                 run = run or self._start()
-                registry, run_id = run
-                check_mlflow(registry.client.tracking_uri)  # sooner than the client would, and in fewer words
+                runs, run_id = run
+                check_mlflow(runs.client.tracking_uri)  # sooner than the client would, and in fewer words
                 if history != written:
-                    logged = registry.runs.log_history(run_id, history, logged)
+                    logged = runs.log_history(run_id, history, logged)
                     written = history
                 if status:
-                    registry.runs.end(run_id, status)
+                    runs.end(run_id, status)
                 if status == "FAILED":  # last, since a profile is large and this process may end at any time
                     for path in sorted(self._debug.glob("*")):
-                        registry.runs.log_file(run_id, path, "debug")
+                        runs.log_file(run_id, path, "debug")
             except Exception as error:  # noqa: BLE001 - start may ask other servers, and the training needs none of it
                 if not pause:
                     logger.warning("nothing reaches MLflow now; the training goes on, and its curves follow: %s", error)

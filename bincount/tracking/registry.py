@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+from bincount.database import pages_of
 from bincount.errors import ModelNotFound, ServiceUnavailable
 from bincount.evaluation.intervals import Score
 from bincount.evaluation.promotion import Decision
@@ -38,6 +40,7 @@ from bincount.training.spec import weights_digest
 logger = logging.getLogger(__name__)
 
 MODEL_ID_TAG = "bincount.model_id"
+ROOT_FLOW_RUN_TAG = "root_flow_run"  # the id of the flow run that the one that trained it was a part of, or its own
 CARD = "model_card.md"
 DESCRIPTION = "The champion is the version in use, the challenger the newest beside it."
 LONGEST_DESCRIPTION = 5000
@@ -63,6 +66,11 @@ class Version:
     @property
     def uri(self) -> str:
         return f"models:/{self.name}/{self.version}"
+
+    def page(self, tracking_uri: str) -> str:
+        """Return the address where MLflow shows the version; empty without a server."""
+        pages = pages_of(tracking_uri)
+        return f"{pages}/#/models/{quote(self.name)}/versions/{self.version}" if pages else ""
 
     @cached_property
     def scores(self) -> Mapping[str, Score]:

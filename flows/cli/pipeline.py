@@ -126,7 +126,7 @@ def retrain(
         from flows import summary
 
         night = flow.retrain(**sections(job))
-        tables.show(summary.of_night(night, retraining))
+        tables.show(summary.of_nightly_run(night, retraining))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 

@@ -1,4 +1,4 @@
-"""Which version becomes the first champion, what the registry says of it, and what a night does while there is none."""
+"""Which version becomes champion, what the registry says of it, and when a nightly run trains; without Prefect."""
 
 import numpy as np
 import pandas as pd
@@ -6,19 +6,18 @@ import pytest
 from drawn_training import IMAGES, QUICK, dataset
 from servers import with_database
 
+from bincount import lifecycle
 from bincount.data import snapshots
 from bincount.errors import ModelNotFound
 from bincount.evaluation import promotion
 from bincount.evaluation.promotion import Decision
-from bincount.settings import PromotionConfig, RegistryConfig, RetrainConfig
+from bincount.settings import Job, PromotionConfig, RegistryConfig, RetrainConfig
 from bincount.text import escape_markdown
 from bincount.tracking import connection
 from bincount.tracking.facts import DECISION_TAG
 from bincount.training.loop import fit
 from bincount.training.run_folder import Request
 from bincount.workspace import Workspace
-from tasks import promotion as promotion_tasks
-from tasks import retraining as night_tasks
 
 ANY_NUMBER = RetrainConfig(min_new_images=10)
 
@@ -53,15 +52,22 @@ class Kept:
         run = self.opened.runs.start(f"{self.config.model_name}-{which}{name}", params, {})
         return self.opened.register(run, self.checkpoints[which], "# Card\n\n## Data\n", {**known, **tags}, example())
 
-    def promote(self, version, **rules):
-        rules = PromotionConfig(**rules)
-        return promotion_tasks.promote_model.fn(version, self.snapshot, None, rules, self.config, self.workspace, "cpu")
+    def job(self, **sections) -> Job:
+        return Job(images=IMAGES, training=QUICK, registry=self.config, workspace=self.workspace.root).replace(
+            **sections
+        )
+
+    def promote(self, version, **promotion):
+        job = self.job(promotion=PromotionConfig(**promotion))
+        promoted = lifecycle.promote(self.opened, version, self.snapshot, job, by="test", device="cpu")
+        return promoted.version, promoted.decision
 
     def description(self, version):
         return self.opened.client.get_model_version(version.name, str(version.version)).description
 
     def look(self, snapshot=None, training=QUICK, rules=ANY_NUMBER):
-        return night_tasks.look.fn(snapshot or self.snapshot, IMAGES, training, rules, self.config, self.workspace)
+        job = self.job(training=training, retraining=rules)
+        return lifecycle.find_new_data(self.opened, snapshot or self.snapshot, job)
 
 
 def example() -> bytes:
@@ -71,9 +77,7 @@ def example() -> bytes:
 
 
 @pytest.fixture
-def kept(folders, request, monkeypatch) -> Kept:
-    for name in ("emit_event", "create_markdown_artifact"):
-        monkeypatch.setattr(promotion_tasks, name, lambda *_, **__: None)
+def kept(folders, request) -> Kept:
     return Kept(*folders, name=request.node.name[:90].replace("[", "-").replace("]", ""))
 
 
@@ -155,7 +159,7 @@ def grown(kept, num: int):
 
 def test_before_the_first_version_everything_is_new(kept):
     news = kept.look()
-    assert (news.champion, news.since, news.num_new, news.skip) == (None, None, 210, "")
+    assert (news.champion, news.since, news.num_new, news.skip_reason) == (None, None, 210, "")
 
 
 def test_without_a_champion_what_is_new_counts_from_the_last_version(kept):
@@ -165,12 +169,12 @@ def test_without_a_champion_what_is_new_counts_from_the_last_version(kept):
     little, enough = kept.look(grown(kept, 7)), kept.look(grown(kept, 12))
 
     assert (nothing.champion, nothing.num_new) == (None, 0)
-    assert nothing.skip == (
+    assert nothing.skip_reason == (
         "Nothing was trained: 0 images are new since version 1, the last, as none is champion, "
         "and a training needs 10 (min_new_images)"
     )
-    assert (little.num_new, "7 images are new since version 1" in little.skip) == (7, True)
-    assert (enough.num_new, enough.skip) == (12, "")
+    assert (little.num_new, "7 images are new since version 1" in little.skip_reason) == (7, True)
+    assert (enough.num_new, enough.skip_reason) == (12, "")
 
 
 def test_a_version_of_another_source_or_of_other_classes_is_not_counted_from(kept):
@@ -189,20 +193,20 @@ def test_a_version_whose_decision_was_not_carried_out_is_taken_up_though_nothing
         text = "Promote: there was no champion"
         kept.opened.client.set_model_version_tag(version.name, str(version.version), DECISION_TAG, text)
     news = kept.look()
-    assert (news.num_new, news.skip) == (0, "")
+    assert (news.num_new, news.skip_reason) == (0, "")
 
 
 def test_other_settings_or_none_new_the_same_images_are_not_learned_from_twice(kept):
     kept.promote(kept.register("bad"))
     any_number = ANY_NUMBER.model_copy(update={"min_new_images": 0})
 
-    assert "version 1 has learned from these images already. No champion yet" in kept.look(rules=any_number).skip
+    assert "version 1 was trained on these images already. No champion yet" in kept.look(rules=any_number).skip_reason
     other = QUICK.model_copy(update={"epochs": 9})
-    assert kept.look(training=other, rules=any_number).skip == ""
+    assert kept.look(training=other, rules=any_number).skip_reason == ""
     elsewhere = QUICK.model_copy(update={"device": "cuda"})  # what auto stands for is the machine's
-    assert kept.look(training=elsewhere, rules=any_number).skip != ""
+    assert kept.look(training=elsewhere, rules=any_number).skip_reason != ""
     asked = QUICK.model_copy(update={"precision": "bfloat16"})
-    assert kept.look(training=asked, rules=any_number).skip == ""
+    assert kept.look(training=asked, rules=any_number).skip_reason == ""
 
 
 def test_the_majority_class_is_that_of_train(kept):

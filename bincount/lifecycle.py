@@ -1,0 +1,382 @@
+"""Decide what happens to a model: whether to train, what two versions are compared on, and which becomes champion.
+
+Each function takes an open registry and returns a value, so that the policy is tested without Prefect. flow_run is the
+id of the root flow run, or empty: a nightly run whose process was killed starts again under the same id, and must not
+take its own versions for those of an earlier run.
+"""
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bincount.data import packing, snapshots, tables
+from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
+from bincount.errors import DatasetError, ModelNotFound
+from bincount.evaluation import drift, holdout, promotion
+from bincount.evaluation.drift import Accuracy, Drift
+from bincount.evaluation.evaluate import Evaluation, predict_test, probability_columns
+from bincount.evaluation.intervals import LabelledImages, Score
+from bincount.evaluation.promotion import Decision
+from bincount.files import atomic_write, read_sealed, sealed
+from bincount.reporting import card
+from bincount.settings import Device, DriftConfig, Job, TrainConfig
+from bincount.tracking.champion import AliasChange
+from bincount.tracking.packaging import MODEL_TAG
+from bincount.tracking.registry import ROOT_FLOW_RUN_TAG, Registry, Version
+from bincount.training.spec import model_digest, read_spec, weights_digest
+from bincount.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NewData:
+    """The images added since the champion was trained; skip_reason is empty when a training is worthwhile.
+
+    Without a champion, since is the last version of the same source and classes, if there is one.
+    """
+
+    champion: Version | None
+    num_new: int
+    skip_reason: str = ""
+    since: Version | None = None
+
+    def describe(self) -> str:
+        """Return, for example, `new since version 3, the champion`."""
+        if self.champion:
+            return f"new since version {self.champion.version}, the champion"
+        if self.since:
+            return f"new since version {self.since.version}, the last, as none is champion"
+        return "new, since there was no champion"
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """The version as it is after a comparison, and the decision.
+
+    is_news says whether the version became champion by this flow run, so that people are notified.
+    """
+
+    version: Version
+    decision: Decision
+    is_news: bool
+
+
+def find_new_data(registry: Registry, snapshot: Snapshot, job: Job, *, flow_run: str = "") -> NewData:
+    """Count the images added since the champion was trained, and decide whether a training is worthwhile."""
+    registry.recover_pending()  # a nightly run that was killed may have left an alias change pending
+    champion = _find_champion_before(registry, flow_run)
+    since = champion or _find_last(registry, snapshot, flow_run)
+    if since is None:
+        return NewData(None, snapshot.num_images)
+    folder = Workspace(root=job.workspace).snapshot(since.snapshot_digest)
+    if folder:
+        num_new = len(snapshot.since(snapshots.open_snapshot(folder)))
+    else:  # it was trained elsewhere
+        num_new = max(0, snapshot.num_images - since.num_images)
+    new_data = NewData(champion, num_new, since=since)
+    # A version that is neither champion nor decided about is compared by this run, also where nothing is new.
+    if champion or _is_settled(since):
+        new_data = replace(new_data, skip_reason=_why_skip(registry, snapshot, new_data, job, flow_run))
+    logger.info("%d images are %s. %s", num_new, new_data.describe(), new_data.skip_reason)
+    return new_data
+
+
+def _find_champion_before(registry: Registry, flow_run: str) -> Version | None:
+    """Find the champion from before this flow run, which may have promoted another before it was started again."""
+    champion, history = registry.find_champion(), registry.history()
+    if champion and history and history[-1].version == champion.version and _is_of(champion, flow_run):
+        with suppress(ModelNotFound):
+            return registry.find(str(history[-1].over)) if history[-1].over else None
+    return champion
+
+
+def _find_last(registry: Registry, snapshot: Snapshot, flow_run: str) -> Version | None:
+    """Find the last version of a snapshot's source and classes that another flow run has registered."""
+    same = {"source": snapshot.source, "classes": ",".join(snapshot.classes.names)}
+    versions = (version for version in registry.versions() if same.items() <= version.tags.items())
+    return next((version for version in versions if not _is_of(version, flow_run)), None)
+
+
+def _is_settled(version: Version) -> bool:
+    """Whether a decision was taken and carried out; a run may have been killed before or in between."""
+    return version.decision is not None and (version.is_promoted or not version.decision.promote)
+
+
+def _is_of(version: Version, flow_run: str) -> bool:
+    return bool(flow_run) and version.tags.get(ROOT_FLOW_RUN_TAG) == flow_run
+
+
+def _why_skip(registry: Registry, snapshot: Snapshot, new_data: NewData, job: Job, flow_run: str) -> str:
+    if new_data.num_new < job.retraining.min_new_images:
+        return (
+            f"Nothing was trained: {new_data.num_new:,} images are {new_data.describe()}, "
+            f"and a training needs {job.retraining.min_new_images:,} (min_new_images)"
+        )
+    settings = _identifying_settings(job)
+    for version in registry.versions_of(snapshot.digest):
+        # This run carries out a promotion that another decided and did not come to.
+        if (
+            _is_of(version, flow_run)
+            or not _is_settled(version)
+            or not registry.runs.was_trained_with(version.run_id, settings)
+        ):
+            continue
+        rollback = registry.find_rollback(version)
+        since = f"It was {rollback.describe()}" if rollback else version.decision.summary()
+        return f"Nothing was trained: version {version.version} was trained on these images already. {since}"
+    return ""
+
+
+def _identifying_settings(job: Job) -> Mapping:
+    """Return the settings that tell trainings apart.
+
+    auto may stand for another device or precision on the machine of another run, which alone is no reason to train
+    again; a warm start replaces the weights that the settings name.
+    """
+    by_machine = {"device"} | ({"precision"} if job.training.precision == "auto" else set())
+    settings = {**job.images.model_dump(), **job.training.model_dump(exclude=by_machine)}
+    if job.retraining.warm_start:
+        del settings["weights"]
+    return settings
+
+
+def measure_drift(
+    registry: Registry, new_data: NewData, snapshot: Snapshot, pack: Pack, job: Job
+) -> tuple[Drift, bool]:
+    """Measure how unlike the new images are to those of the champion.
+
+    Returns the drift, and whether it was measured now: a result is kept in the workspace, so that the same one is not
+    announced every night.
+    """
+    champion, workspace = new_data.champion, Workspace(root=job.workspace)
+    folder = champion and workspace.snapshot(champion.snapshot_digest)
+    if folder is None:
+        reason = f"the images of version {champion.version} are not here" if champion else "there is no champion"
+        return Drift(num_new=new_data.num_new, note=f"nothing to compare with: {reason}"), False
+    kept = _drift_file(champion, snapshot, job.drift, workspace)
+    if (measured := _read_drift(kept)) is not None:
+        return measured, False
+    trained_on = snapshots.open_snapshot(folder)
+    accuracy, missing = None, ""
+    if new_data.num_new >= job.drift.min_images and (test := champion.scores.get("accuracy")):
+        try:
+            accuracy = _score_new_images(registry, champion, snapshot, trained_on, test, job)
+        except ModelNotFound as error:
+            missing = f"the champion was not evaluated on the new images: {error}"
+    measured = drift.detect(snapshot, trained_on, pack, job.drift, accuracy)
+    measured = measured.model_copy(update={"note": "; ".join(filter(None, [measured.note, missing]))})
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(kept) as temporary:
+        temporary.write_text(sealed(measured.model_dump(mode="json")))
+    return measured, True
+
+
+def _score_new_images(
+    registry: Registry, champion: Version, snapshot: Snapshot, trained_on: Snapshot, test: Score, job: Job
+) -> Accuracy | None:
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = registry.checkpoint(champion, Path(folder))
+        return drift.score_new_images(snapshot, trained_on, checkpoint, test, job.drift, job.training.device)
+
+
+def _read_drift(kept: Path) -> Drift | None:
+    """Read the drift that an earlier run has measured; return None where there is none that can be used."""
+    try:
+        return Drift.model_validate(read_sealed(kept))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("%s is damaged (%s); the drift is measured again", kept, str(error).splitlines()[0])
+        return None
+
+
+def _drift_file(champion: Version, snapshot: Snapshot, config: DriftConfig, workspace: Workspace) -> Path:
+    """Name the file by what the measurement follows from."""
+    model = champion.tags.get(MODEL_TAG, champion.run_id)
+    inputs = f"{champion.snapshot_digest} {champion.tags.get('test_accuracy')} {config.model_dump_json()}"
+    name = hashlib.sha256(inputs.encode()).hexdigest()[:12]
+    return workspace.evaluation(snapshot.digest, model) / f"drift-{name}.json"
+
+
+def start_from_champion(registry: Registry, champion: Version, job: Job) -> TrainConfig:
+    """Return the training settings with the champion's weights, or as they are where it is another kind of model."""
+    training = job.training
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            checkpoint = registry.checkpoint(champion, Path(folder))
+        except ModelNotFound as error:
+            logger.warning("not started from the champion's weights: %s", error)
+            return training
+        spec = read_spec(checkpoint)
+        if (spec.model, spec.head) != (training.model, training.head):
+            logger.warning(
+                "version %d is a %s and the settings ask for a %s: not started from its weights",
+                champion.version,
+                spec.model,
+                training.model,
+            )
+            return training
+        # Named by its content, so that a retry finds the same settings and resumes.
+        kept = Workspace(root=job.workspace).weights(weights_digest(checkpoint))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(kept) as temporary:
+            shutil.copyfile(checkpoint / "model.safetensors", temporary)
+    return training.model_copy(update={"weights": str(kept)})
+
+
+def promote(
+    registry: Registry,
+    version: Version,
+    snapshot: Snapshot,
+    job: Job,
+    *,
+    by: str,
+    device: Device = "auto",
+    evaluation: Evaluation | None = None,
+    flow_run: str = "",
+) -> Promotion:
+    """Make a version champion if it is significantly better than the one there is; its card and tags say why.
+
+    Without a champion it has to be better than always predicting the most frequent class. evaluation is of the version
+    on the snapshot's test images, where there is one; by names who asks for this.
+    """
+    registry.recover_pending()
+    while True:
+        champion = registry.find_champion()
+        if champion and champion.version == version.version:
+            # An earlier try of this flow run promoted it, and may not have come to announcing it.
+            change = _last_change_to(registry, champion)
+            is_news = bool(flow_run and change and change.action == "promoted" and change.flow_run == flow_run)
+            since = change.describe() if change else "moved there by hand"
+            return Promotion(champion, Decision(promote=False, is_champion=True, reason=since), is_news)
+        decision = _decided_by_people(registry, version, champion, job) or _with_remedy(
+            compare(registry, version, champion, snapshot, job, device=device, evaluation=evaluation), version
+        )
+        registry.describe(version, card.with_comparison(registry.card(version), decision))
+        registry.record_decision(version, decision)
+        if not decision.promote or registry.promote(
+            version, champion, by=by, reason=decision.reason, flow_run=flow_run
+        ):
+            break
+        logger.info("another version became champion meanwhile: comparing again")
+    logger.info("%s version %d: %s", version.name, version.version, decision.describe())
+    return Promotion(registry.find(str(version.version)), decision, decision.promote)
+
+
+def _last_change_to(registry: Registry, champion: Version) -> AliasChange | None:
+    history = registry.history()
+    return history[-1] if history and history[-1].version == champion.version else None
+
+
+def _decided_by_people(registry: Registry, version: Version, champion: Version | None, job: Job) -> Decision | None:
+    """Return what follows from what people did to the versions, who know more than the test bins do."""
+    if rollback := registry.find_rollback(version):
+        return promotion.refuse(f"it was {rollback.describe()}", job.promotion)
+    if champion is None and registry.history():
+        reason = f"the champion was removed in MLflow; `bincount promote {version.version} --force` makes it this one"
+        return promotion.refuse(reason, job.promotion)
+    return None
+
+
+def _with_remedy(decision: Decision, version: Version) -> Decision:
+    """Say how to have a champion all the same: without one nothing else does."""
+    if decision.promote or not decision.is_first:
+        return decision
+    remedy = f"`bincount promote {version.version} --force` makes it champion all the same"
+    return decision.model_copy(update={"reason": f"{decision.reason}; {remedy}"})
+
+
+def find_comparison_snapshot(snapshot: Snapshot) -> Snapshot:
+    """Return the last snapshot of the dataset, which has the most test bins, or the given one where classes differ."""
+    latest = snapshots.latest(snapshot.dataset)
+    return latest if latest.classes == snapshot.classes else snapshot
+
+
+def compare(
+    registry: Registry,
+    version: Version,
+    champion: Version | None,
+    snapshot: Snapshot,
+    job: Job,
+    *,
+    device: Device = "auto",
+    evaluation: Evaluation | None = None,
+) -> Decision:
+    """Decide on the test images of the snapshot whose bins neither version was trained on.
+
+    Without a champion the version is compared with the most frequent class of the images that it was trained on.
+    """
+    is_first = champion is None
+    if champion and MODEL_TAG in version.tags and champion.tags.get(MODEL_TAG) == version.tags[MODEL_TAG]:
+        return promotion.refuse(f"it has the same weights as version {champion.version}", job.promotion)
+    models = [version] if is_first else [version, champion]
+    try:
+        trained_on = [_open_snapshot_of(model, job) for model in models]
+        predictions = [
+            evaluation.predictions
+            if evaluation and model is version
+            else _predict(registry, model, snapshot, job, device)
+            for model in models
+        ]
+    except ModelNotFound as error:
+        return promotion.refuse(str(error), job.promotion, is_first=is_first)
+    unseen = holdout.find_unseen(snapshot, trained_on)
+    predictions = [table[table["image_id"].map(unseen)] for table in predictions]
+    labels, groups = predictions[0]["label"].to_numpy(np.int64), predictions[0]["group"].to_numpy()
+    images = LabelledImages(labels, groups, snapshot.classes)
+    probabilities = [table[probability_columns(snapshot.classes)].to_numpy() for table in predictions]
+    num_trained_on = _images_by_class(trained_on[0])
+    absent = np.flatnonzero(num_trained_on == 0).tolist()
+    if is_first:
+        return promotion.decide_first(images, *probabilities, num_trained_on.argmax(), job.promotion, absent)
+    return promotion.decide(images, *probabilities, job.promotion, absent)
+
+
+def _open_snapshot_of(version: Version, job: Job) -> Snapshot:
+    workspace = Workspace(root=job.workspace)
+    folder = workspace.snapshot(version.snapshot_digest)
+    if folder is None:
+        raise ModelNotFound(
+            f"the images that version {version.version} was trained on are not in the workspace {workspace.root}, "
+            "so that no bin is sure to be new to it"
+        )
+    return snapshots.open_snapshot(folder)
+
+
+def _images_by_class(snapshot: Snapshot) -> np.ndarray:
+    """Count the images of train by label, (C,)."""
+    rows = snapshot.labelled()
+    return np.bincount(rows.loc[rows["split"] == "train", "label"], minlength=len(snapshot.classes))
+
+
+def _predict(registry: Registry, version: Version, snapshot: Snapshot, job: Job, device: Device) -> pd.DataFrame:
+    """Return a version's predictions of the snapshot's test images, made once.
+
+    Raises ModelNotFound where its files are gone or it predicts other classes.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint = registry.checkpoint(version, Path(temporary))
+        spec = read_spec(checkpoint)
+        if spec.classes != snapshot.classes:
+            raise ModelNotFound(f"version {version.version} predicts other classes than the snapshot has")
+        folder = Workspace(root=job.workspace).evaluation(snapshot.digest, model_digest(checkpoint))
+        kept = folder / "predictions.parquet"
+        if kept.exists():
+            try:
+                return tables.read_frame(kept, "the model is evaluated again")
+            except DatasetError as error:
+                logger.warning("%s", error)
+        images = snapshot.labelled()
+        images = images[images["split"] == "test"]  # the others need not be packed at this model's size
+        pack = packing.update(snapshot.dataset, spec.images, images["path"], images["sha256"])
+        return predict_test(snapshot, pack, checkpoint, folder, device)

@@ -1,0 +1,149 @@
+"""Record a training and its evaluation in the registry: params, curves, tables, figures, a page, a card and a version.
+
+Everything can be recorded again, and finds what an earlier try has written.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from PIL import Image
+
+from bincount.data import advice
+from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
+from bincount.evaluation.evaluate import Evaluation, find_mistakes, find_suspects, probability_columns
+from bincount.evaluation.metrics import reliability
+from bincount.reporting import card, tables
+from bincount.settings import Job
+from bincount.tracking.live import describe_training, start_training
+from bincount.tracking.registry import Registry, Version
+from bincount.training.run_folder import Trained, read_history
+from bincount.training.spec import read_spec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # which takes a second to import
+
+NUM_WORST = 30  # mistakes on the sheet
+
+
+def record_model(
+    registry: Registry,
+    job: Job,
+    snapshot: Snapshot,
+    pack: Pack,
+    trained: Trained,
+    evaluation: Evaluation,
+    tags: Mapping[str, str],
+) -> Version:
+    """Record a training as one run and its model as one version, however often this is tried.
+
+    tags are added to those of the run and the version, such as the flow run's id.
+    """
+    from bincount.reporting import (
+        figures,  # here, since it takes a second, which a run that trains nothing need not wait
+    )
+
+    for name, member in zip(trained.member_folders, job.training.each_member(), strict=False):  # one alone has none
+        folder = trained.folder.with_name(name)
+        run_id = start_training(registry.runs, job.replace(training=member), snapshot, folder, tags)
+        with registry.runs.ending(run_id):
+            _record_curves(registry, run_id, folder)
+    run_id = start_training(registry.runs, job, snapshot, trained.folder, tags)
+    with registry.runs.ending(run_id):
+        measured = advice.examine(snapshot.read(), snapshot.classes)
+        history = _record_curves(registry, run_id, trained.folder)
+        metrics = {f"test/{name}": value for name, value in evaluation.metrics.scalars().items()}
+        majority = {"test/majority_accuracy": evaluation.baseline.accuracy}
+        registry.runs.log_metrics(run_id, {"train/seconds": trained.seconds, **metrics, **majority})
+        files = _evaluation_files(evaluation, snapshot, pack)
+        files["tables"] |= {"class_balance.json": measured.table()}
+        files["figures"] |= {
+            "class_balance.png": figures.class_balance(measured.by_class()),
+            "training_curves.png": figures.training_curves(history, trained.best_epoch),
+        }
+        registry.runs.log_files(run_id, **files)
+        return registry.register(
+            run_id,
+            trained.checkpoint,
+            describe_model(job, snapshot, trained, evaluation),
+            {**tags, **describe_training(job, snapshot), "test_images": str(evaluation.metrics.num_images)},
+            _example(snapshot, pack),
+            evaluation.scores(),
+        )
+
+
+def describe_model(job: Job, snapshot: Snapshot, trained: Trained, evaluation: Evaluation) -> str:
+    """Write the card of a model, in Markdown."""
+    return card.describe(
+        snapshot,
+        advice.examine(snapshot.read(), snapshot.classes),
+        evaluation,
+        spec=read_spec(trained.checkpoint),
+        training=job.training,
+        num_extra=len(snapshot.extra()),
+    )
+
+
+def _record_curves(registry: Registry, run_id: str, folder: Path) -> list[dict]:
+    """Record the epochs, and what a training with debug has left, that MLflow may have missed; return the epochs."""
+    history = read_history(folder)
+    registry.runs.log_history(run_id, history)
+    for path in sorted((folder / "debug").glob("*")):
+        registry.runs.log_file(run_id, path, "debug")
+    return history
+
+
+def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) -> dict[str, dict]:
+    """Return the tables, figures, page and files of a test, as Runs.log_files takes them."""
+    from bincount.reporting import figures, pages
+
+    metrics, predictions, by_slice = evaluation.metrics, evaluation.predictions, evaluation.slices
+    probabilities = predictions[probability_columns(snapshot.classes)].to_numpy()
+    confidence = reliability(predictions["label"].to_numpy(), probabilities)
+    mistakes = find_mistakes(predictions, snapshot.classes)
+    logged = {
+        "test_scores": tables.overall_scores(evaluation),
+        "test_metrics": tables.class_scores(evaluation),
+        "slices": by_slice,
+        "mistakes": mistakes,
+        "suspects": find_suspects(mistakes),
+    }
+    drawn = {
+        "confusion_matrix": figures.confusion(metrics),
+        "class_scores": figures.class_scores(metrics, evaluation.intervals),
+        "reliability": figures.reliability(confidence, metrics.calibration_error),
+        "worst_mistakes": _sheet(mistakes.head(NUM_WORST), snapshot, pack),
+    }
+    if len(by_slice):
+        drawn["slices"] = figures.slices(by_slice, metrics.accuracy)
+    title = f"Test on {metrics.num_images:,} images of {snapshot.source}"
+    return {
+        "tables": {f"{name}.json": table for name, table in logged.items()},
+        "figures": {f"{name}.png": figure for name, figure in drawn.items()},
+        "texts": {"test.html": pages.evaluation_page(title, evaluation, confidence, by_slice, drawn)},
+        "paths": {name: evaluation.folder / name for name in ("predictions.parquet", "metrics.json")},
+    }
+
+
+def _sheet(mistakes: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> "Figure":
+    from bincount.reporting import figures
+
+    digests = snapshot.labelled().set_index("image_id")["sha256"]
+    pictures = [pack.images[row] for row in pack.locate(digests[mistakes["image_id"]])]
+    captions = [
+        f"{row.image_id}\nrecorded {row.recorded}, predicted {row.predicted} ({row.confidence:.0%})"
+        for row in mistakes.itertuples()
+    ]
+    return figures.sheet(pictures, captions, f"The {len(mistakes)} test images whose record has the lowest probability")
+
+
+def _example(snapshot: Snapshot, pack: Pack) -> bytes:
+    """One test image as a small JPEG, to show what the model takes."""
+    manifest = snapshot.labelled()
+    row = pack.locate(manifest.loc[manifest["split"] == "test", "sha256"].head(1))[0]
+    file = io.BytesIO()
+    Image.fromarray(pack.images[row]).save(file, "JPEG", quality=85)
+    return file.getvalue()
