@@ -31,7 +31,8 @@ from bincount.reporting import card
 from bincount.settings import Device, DriftConfig, Job, TrainConfig
 from bincount.tracking.champion import AliasChange
 from bincount.tracking.packaging import MODEL_TAG
-from bincount.tracking.registry import ROOT_FLOW_RUN_TAG, Registry, Version
+from bincount.tracking.registry import Registry, Version
+from bincount.tracking.runs import ROOT_FLOW_RUN_TAG
 from bincount.training.spec import model_digest, read_spec, weights_digest
 from bincount.workspace import Workspace
 

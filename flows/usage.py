@@ -21,10 +21,6 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 NO_TEXT = ("string_type", "path_type")  # pydantic's kinds of errors
 WRONG_LENGTH = ("string_too_short", "string_too_long")
 HELP_FLAGS = ("--help", "-h")
-RENAMED = {  # flags of earlier releases, which --help does not show
-    "--retry-set-aside": "--retry-quarantined",
-    "--no-retry-set-aside": "--no-retry-quarantined",
-}
 
 
 def explain(error: CycloptsError) -> str:

@@ -13,7 +13,8 @@ from bincount.evaluation.evaluate import Evaluation, evaluate, find_mistakes, fi
 from bincount.reporting import tables
 from bincount.settings import Device, Job
 from bincount.text import escape_markdown
-from tasks.retry import MLFLOW_RETRIES, open_registry
+from tasks.registry import open_registry
+from tasks.retry import MLFLOW_RETRIES
 
 NUM_SUSPECTS = 100  # on the run's page
 

@@ -7,7 +7,7 @@ import socket
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 
-from bincount.tracking.registry import ROOT_FLOW_RUN_TAG
+from bincount.tracking.runs import ROOT_FLOW_RUN_TAG
 
 
 def root_flow_run() -> str:

@@ -13,7 +13,8 @@ from bincount.settings import Device, Job
 from bincount.text import escape_markdown
 from bincount.tracking.registry import Version
 from tasks.origin import root_flow_run, who
-from tasks.retry import MLFLOW_RETRIES, open_registry
+from tasks.registry import open_registry
+from tasks.retry import MLFLOW_RETRIES
 
 
 @task(name="promote model", task_run_name="compare version {version.version} with the champion", **MLFLOW_RETRIES)

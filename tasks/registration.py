@@ -12,7 +12,8 @@ from bincount.tracking import recording
 from bincount.tracking.registry import Version
 from bincount.training.run_folder import Trained
 from tasks.origin import origin_tags
-from tasks.retry import MLFLOW_RETRIES, open_registry
+from tasks.registry import open_registry
+from tasks.retry import MLFLOW_RETRIES
 
 
 @task(name="check registry", task_run_name="check registry", **MLFLOW_RETRIES)

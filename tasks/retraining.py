@@ -20,7 +20,8 @@ from bincount.text import escape_markdown
 from bincount.tracking.registry import Version
 from bincount.workspace import Workspace
 from tasks.origin import root_flow_run
-from tasks.retry import MLFLOW_RETRIES, open_registry
+from tasks.registry import open_registry
+from tasks.retry import MLFLOW_RETRIES
 
 logger = logging.getLogger("bincount.tasks")
 

@@ -7,10 +7,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import task_run
 
 from bincount.errors import ServiceUnavailable, SourceUnavailable, TrainingDiverged, TrainingFailed
-from bincount.settings import Job
-from bincount.tracking import connection
-from bincount.tracking.registry import Registry
-from bincount.workspace import Workspace
+from bincount.tracking import client
 
 TRANSIENT = (SourceUnavailable, ServiceUnavailable, TrainingFailed, ConnectionError, TimeoutError)
 
@@ -24,7 +21,7 @@ def is_transient(_task: Any, _task_run: TaskRun, state: State) -> bool:
 def may_be_back(task: Any, task_run: TaskRun, state: State) -> bool:
     """Whether another try may help a task that uses MLflow, and that finds again what an earlier try has written."""
     error = state.result(raise_on_failure=False)
-    return connection.is_transient(error) or is_transient(task, task_run, state)
+    return client.is_transient(error) or is_transient(task, task_run, state)
 
 
 # For a task that reads or writes MLflow.
@@ -36,12 +33,6 @@ MLFLOW_RETRIES = {
 }
 
 
-def open_registry(job: Job, *, create: bool = True) -> Registry:
-    """Return this process's client of the registry, opened anew where the task is tried again.
-
-    Without create, raises ModelNotFound where nothing was ever registered.
-    """
-    workspace, is_retry = Workspace(root=job.workspace), (task_run.run_count or 1) > 1
-    if create:
-        return connection.connect(workspace, job.registry).open(anew=is_retry)
-    return connection.open_existing(workspace, job.registry, anew=is_retry)
+def is_retry() -> bool:
+    """Return whether this task run has been tried before, so that it opens its clients anew."""
+    return (task_run.run_count or 1) > 1

@@ -10,12 +10,14 @@ from prefect.cache_policies import NO_CACHE
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.settings import Job, TrainConfig
+from bincount.tracking.client import connect
 from bincount.tracking.live import LiveRun, start_training
 from bincount.tracking.runs import Runs
 from bincount.training.launch import train_in_subprocess
 from bincount.training.run_folder import Request, Trained
+from bincount.workspace import Workspace
 from tasks.origin import origin_tags
-from tasks.retry import is_transient, open_registry
+from tasks.retry import is_retry, is_transient
 
 logger = logging.getLogger("bincount.tasks")
 
@@ -32,7 +34,7 @@ def train_model(job: Job, snapshot: Snapshot, pack: Pack, folder: Path) -> Train
     """Train in processes of its own, with the curves live in MLflow; a retry resumes from the last checkpoint."""
 
     def start() -> tuple[Runs, str]:
-        runs = open_registry(job).runs
+        runs = connect(Workspace(root=job.workspace), job.registry).open(anew=is_retry()).runs
         return runs, start_training(runs, job, snapshot, folder, origin_tags())
 
     request = Request(snapshot, pack, job.images, job.training, folder)

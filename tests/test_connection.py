@@ -6,8 +6,9 @@ from servers import mlflow_server, with_database
 
 from bincount.errors import ModelNotFound, ServiceUnavailable, SettingsError
 from bincount.settings import RegistryConfig
-from bincount.tracking import connection
-from bincount.tracking.connection import connect, is_transient, open_existing
+from bincount.tracking import client
+from bincount.tracking.client import connect, is_transient
+from bincount.tracking.connection import connect_registry, open_existing
 from bincount.workspace import Workspace
 
 CONFIG = RegistryConfig()
@@ -21,13 +22,13 @@ def workspace(tmp_path) -> Workspace:
 @pytest.fixture
 def opens(monkeypatch) -> list[str]:
     """The URIs that were opened."""
-    uris, open_registry = [], connection.open_registry
+    uris, open_experiment = [], client.open_experiment
 
     def count(uri, *arguments, **options):
         uris.append(uri)
-        return open_registry(uri, *arguments, **options)
+        return open_experiment(uri, *arguments, **options)
 
-    monkeypatch.setattr(connection, "open_registry", count)
+    monkeypatch.setattr(client, "open_experiment", count)
     return uris
 
 
@@ -35,7 +36,7 @@ def test_all_who_ask_in_a_process_get_one_registry(workspace, opens):
     first = connect(workspace, CONFIG).open()
 
     assert connect(Workspace(root=workspace.root), RegistryConfig()).open() is first
-    assert open_existing(workspace, CONFIG) is first
+    assert open_existing(workspace, CONFIG).client is connect_registry(workspace, CONFIG).client is first.client
     assert len(opens) == 1
 
 

@@ -370,7 +370,7 @@ def test_the_commands_take_the_last_snapshot_of_the_source(
         ["publish", *flags, "--to", f"s3://{own_bucket}", "--to-endpoint", s3_endpoint, "--by-split"],
         result_action="return_value",
     )
-    assert "brought now" in capsys.readouterr().out
+    assert "copied now" in capsys.readouterr().out
     assert len(objects(s3_client, own_bucket)) == 20
 
 

@@ -215,18 +215,3 @@ def test_the_majority_class_is_that_of_train(kept):
     kept.snapshot = snapshots.freeze(rows, kept.snapshot.classes, "drawn", kept.snapshot.dataset)
     _, decision = kept.promote(kept.register("good"))
     assert decision.majority == "1"
-
-
-def test_the_steps_of_a_process_share_one_connection_to_mlflow(kept, monkeypatch):
-    opens, open_registry = [], connection.open_registry
-
-    def count(*arguments, **options):
-        opens.append(arguments)
-        return open_registry(*arguments, **options)
-
-    monkeypatch.setattr(connection, "open_registry", count)
-    kept.look()
-    kept.promote(kept.register("good"))
-    kept.look()
-
-    assert len(opens) == 1

@@ -25,7 +25,7 @@ from bincount.training.launch import train_in_subprocess
 from bincount.training.run_folder import Request, Trained
 from bincount.workspace import Workspace
 from tasks import training as training_tasks
-from tasks.retry import open_registry
+from tasks.registry import open_registry
 
 IMAGES, TRAINING = ImageConfig(image_size=32), TrainConfig(epochs=4)
 HISTORY = [

@@ -16,7 +16,7 @@ from test_registry import checkpoint, picture
 from bincount import database
 from bincount.errors import SettingsError
 from bincount.settings import RegistryConfig
-from bincount.tracking import connection
+from bincount.tracking import client, connection
 from bincount.tracking.registry import Registry
 from bincount.tracking.relocation import relocate
 from bincount.workspace import Workspace
@@ -113,7 +113,7 @@ def test_a_first_run_waits_for_a_server_that_makes_the_tables(tmp_path, monkeypa
         sqlite.execute("CREATE TABLE alembic_version (version_num TEXT)")
         sqlite.execute("INSERT INTO alembic_version VALUES ('451aebb31d03')")
         sqlite.commit()
-    made, looks = connection._revision, []
+    made, looks = client._revision, []
 
     def settle(uri: str) -> str:
         looks.append(uri)
@@ -121,7 +121,7 @@ def test_a_first_run_waits_for_a_server_that_makes_the_tables(tmp_path, monkeypa
             shutil.copyfile(whole, root / "mlflow.db")
         return f"{made(uri)} {len(looks)}"
 
-    monkeypatch.setattr(connection, "_revision", settle)
+    monkeypatch.setattr(client, "_revision", settle)
 
     assert open_in(Workspace(root=root)).versions() == []
     assert len(looks) == 2

@@ -5,10 +5,10 @@ A registered model carries this module with it, so it imports no more than a pre
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -21,12 +21,16 @@ from bincount.training.device import choose_device
 from bincount.training.model import load, probabilities
 from bincount.training.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from bincount.data.inputs import Input
-
 logger = logging.getLogger(__name__)
 
 CHUNK = 256  # pictures: while the network is at one chunk, threads decode the next, 77 MB together at 224 pixels
+
+
+class Input(Protocol):
+    """A picture under a name, as data.inputs finds it: read returns its bytes or the path of its file."""
+
+    name: str
+    read: Callable[[], bytes | Path]
 
 
 def predict_images(model: nn.Module, spec: ModelSpec, images: Sequence[np.ndarray]) -> pd.DataFrame:
@@ -46,7 +50,7 @@ def predict_images(model: nn.Module, spec: ModelSpec, images: Sequence[np.ndarra
 
 
 def predict_inputs(
-    checkpoint: Path, inputs: Sequence["Input"], device: Device = "auto", *, threads: int | None = None
+    checkpoint: Path, inputs: Sequence[Input], device: Device = "auto", *, threads: int | None = None
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Predict pictures: return a row for each that can be read, in their order, and why the others cannot, by name.
 
@@ -78,7 +82,7 @@ def predict_inputs(
 
 
 def _decode_ahead(
-    pool: ThreadPoolExecutor, chunks: Sequence[Sequence["Input"]], spec: ModelSpec
+    pool: ThreadPoolExecutor, chunks: Sequence[Sequence[Input]], spec: ModelSpec
 ) -> Iterator[list[Future[np.ndarray | str]]]:
     """Yield the futures of each chunk's decoded pictures, with those of the next chunk begun."""
     upcoming = None
@@ -90,7 +94,7 @@ def _decode_ahead(
         yield upcoming
 
 
-def _try_to_decode(picture: "Input", spec: ModelSpec) -> np.ndarray | str:
+def _try_to_decode(picture: Input, spec: ModelSpec) -> np.ndarray | str:
     """Return the decoded picture, or why it cannot be read."""
     try:
         return pictures.decode(picture.read(), spec.images)

@@ -1,86 +1,31 @@
-"""The connection to MLflow: opened once a process, and reopened by a retry; its errors name the remedy."""
+"""The registry of a workspace and its settings, and the models that people name."""
 
-import functools
-import os
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-from mlflow import MlflowClient, MlflowException
-from sqlalchemy import create_engine
-from sqlalchemy import text as sql
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-
 from bincount import database
-from bincount.errors import BincountError, ModelNotFound, ServiceUnavailable, SettingsError, mask_credentials
-from bincount.services import check_mlflow
+from bincount.errors import ModelNotFound
 from bincount.settings import RegistryConfig
+from bincount.tracking.client import connect, open_experiment
 from bincount.tracking.registry import Registry
-from bincount.tracking.relocation import relocate
 from bincount.workspace import Workspace
-
-SECONDS_TO_MIGRATE = 180  # dozens of migrations, on a busy machine
-SECONDS_TO_SETTLE = 3  # between two reads of the state of tables that another process is making
-PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
-
-
-class Connection:
-    """The registry that a workspace and its settings name, opened when it is first asked for. Made by connect."""
-
-    def __init__(self, tracking_uri: str, artifacts: Path, registry_config: RegistryConfig):
-        self._where = (tracking_uri, artifacts, registry_config)
-        self._lock = threading.Lock()
-        self._registry: Registry | None = None
-
-    def open(self, *, anew: bool = False, create: bool = True) -> Registry:
-        """Return the registry, opened the first time, and again where anew says so, as a retry does.
-
-        The checks of open_registry are made every time, so that a server that is away is reported within seconds.
-        Raises as open_registry does.
-        """
-        tracking_uri, artifacts, registry_config = self._where
-        with self._lock:
-            if self._registry is None or anew or self._was_moved(create=create):
-                self._registry = None  # where opening fails, the next call tries again
-                self._registry = open_registry(tracking_uri, artifacts, registry_config, create=create)
-            return self._registry
-
-    def _was_moved(self, *, create: bool) -> bool:
-        tracking_uri, artifacts, _ = self._where
-        _check(tracking_uri, create=create)
-        return bool(_relocate(tracking_uri, artifacts))
-
-
-def connect(workspace: Workspace, registry_config: RegistryConfig) -> Connection:
-    """Return the connection to the registry that the settings name: one a process for each workspace and setting."""
-    return _connection(workspace.tracking_uri(registry_config), workspace.artifacts, registry_config)
-
-
-_connection = functools.lru_cache(maxsize=32)(Connection)
 
 
 def open_registry(
     tracking_uri: str, artifacts: Path, registry_config: RegistryConfig, *, create: bool = True
 ) -> Registry:
-    """Open an MLflow server (http, https) or database (sqlite:///..., postgresql+psycopg://...), and its experiment.
+    """Open a registry anew, as client.open_experiment opens its experiment."""
+    return Registry.of(open_experiment(tracking_uri, artifacts, registry_config, create=create))
 
-    artifacts is where files go when there is no server to keep them. A workspace's own SQLite is made, by one process
-    at a time, and where the workspace was moved its paths are brought up to date. Raises ServiceUnavailable within
-    seconds when a server or a database does not answer, SettingsError when it cannot be used or the experiment was
-    deleted, and ModelNotFound when there is none and it is not to be created.
+
+def connect_registry(workspace: Workspace, registry_config: RegistryConfig, *, anew: bool = False) -> Registry:
+    """Return the registry that the settings name, opened once a process, and again where anew says so.
+
+    Raises as open_registry does.
     """
-    if database.has_secret(tracking_uri):
-        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it prints a run's link with the sign-in in it
-    _check(tracking_uri, create=create)
-    if database.is_server(tracking_uri):
-        return _open(_Client(tracking_uri, registry_uri=tracking_uri), artifacts, registry_config, create=create)
-    with database.explained(tracking_uri), _only_opener(database.sqlite_path(tracking_uri), create=create):
-        _relocate(tracking_uri, artifacts)
-        return _open(_open_database(tracking_uri), artifacts, registry_config, create=create)
+    return Registry.of(connect(workspace, registry_config).open(anew=anew))
 
 
 def open_existing(workspace: Workspace, registry_config: RegistryConfig, *, anew: bool = False) -> Registry:
@@ -89,7 +34,7 @@ def open_existing(workspace: Workspace, registry_config: RegistryConfig, *, anew
     path = database.sqlite_path(tracking_uri)
     if path is not None and not path.exists():
         raise ModelNotFound(f"nothing was registered in {tracking_uri} yet; run `bincount run`, or correct --workspace")
-    return connect(workspace, registry_config).open(anew=anew, create=False)
+    return Registry.of(connect(workspace, registry_config).open(anew=anew, create=False))
 
 
 def prepare_workspace(workspace: Workspace) -> None:
@@ -112,141 +57,3 @@ def find_checkpoint(reference: str, workspace: Workspace, registry_config: Regis
     registry = open_existing(workspace, registry_config)
     with tempfile.TemporaryDirectory() as folder:
         yield registry.checkpoint(registry.find(reference), Path(folder))
-
-
-def is_transient(error: BaseException | None) -> bool:
-    """Return whether another try may help: MLflow or another service failed, and did not refuse."""
-    if isinstance(error, MlflowException):
-        return error.error_code not in PERMANENT_ERRORS
-    return isinstance(error, (ServiceUnavailable, ConnectionError, TimeoutError))
-
-
-class _Client(MlflowClient):
-    """MLflow's client, whose calls end in an error with the remedy where a database or a server fails."""
-
-    def __getattribute__(self, name: str) -> object:
-        found = super().__getattribute__(name)
-        if name.startswith("_") or not callable(found):
-            return found
-
-        @functools.wraps(found)
-        def explained(*arguments: object, **options: object) -> object:
-            try:
-                return found(*arguments, **options)
-            except MlflowException as error:
-                if (ours := _explain(self.tracking_uri, error)) is None:
-                    raise
-                raise ours from error
-
-        return explained
-
-
-def _explain(tracking_uri: str, error: MlflowException) -> BincountError | None:
-    """Return what an error of MLflow means where it is one of its server or database; None where it is an answer."""
-    where, code = mask_credentials(tracking_uri), error.error_code
-    if not database.is_server(tracking_uri):
-        cause = error.__cause__
-        if isinstance(cause, DBAPIError) and not isinstance(cause, IntegrityError):
-            return database.explain(tracking_uri, cause.orig or cause)
-        return None
-    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return SettingsError(
-            f"MLflow at {where} refuses this user; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-            "or MLFLOW_TRACKING_TOKEN"
-        )
-    if code in ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR"):
-        said = mask_credentials(str(error).partition("\n")[0])
-        return ServiceUnavailable(f"MLflow at {where} failed ({said}); its server's log says why; try again")
-    return None
-
-
-def _check(tracking_uri: str, *, create: bool) -> None:
-    if database.is_server(tracking_uri):
-        check_mlflow(tracking_uri)
-    else:
-        database.check(tracking_uri, write=create)
-
-
-def _relocate(tracking_uri: str, artifacts: Path) -> list[Path]:
-    """Bring the paths in a workspace's own SQLite up to date; return the folders that its files were in before."""
-    path = database.sqlite_path(tracking_uri)
-    is_own = path is not None and path.parent.resolve() == artifacts.parent.resolve()
-    return relocate(path, artifacts) if is_own else []
-
-
-@contextmanager
-def _only_opener(path: Path | None, *, create: bool) -> Iterator[None]:
-    """Hold the lock of a SQLite file: the first to open it makes its tables, in dozens of migrations."""
-    if path is None:
-        yield
-        return
-    if create:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    elif not os.access(path.parent, os.W_OK):  # to be read, as it is
-        yield
-        return
-    try:
-        with FileLock(path.with_name(f".{path.name}.lock")).acquire(timeout=SECONDS_TO_MIGRATE):
-            yield
-    except Timeout:
-        raise ServiceUnavailable(
-            f"another process has been opening {path} for {SECONDS_TO_MIGRATE} s; end it, or try again"
-        ) from None
-
-
-def _open_database(tracking_uri: str) -> MlflowClient:
-    """Open a database. While another process, such as a server that was started beside, makes its tables, wait."""
-    seen = None
-    while True:
-        try:
-            client = _Client(tracking_uri, registry_uri=tracking_uri)
-            client.search_registered_models(max_results=1)  # which opens the other half of the store
-        except (MlflowException, SQLAlchemyError) as error:
-            revision = _revision(tracking_uri)
-            if revision == seen:
-                if "database schema" in str(error):
-                    raise SettingsError(
-                        f"the tables in {mask_credentials(tracking_uri)} are of another release of MLflow ({error}); "
-                        "after an upgrade here, copy the database and run `mlflow db upgrade URI`; "
-                        "where it is the newer one, install what has written it"
-                    ) from error
-                raise
-            seen = revision
-            time.sleep(SECONDS_TO_SETTLE)
-        else:
-            return client
-
-
-def _revision(tracking_uri: str) -> str:
-    """Return how far a database's tables are made; it is empty where that cannot be read."""
-    engine = create_engine(tracking_uri)
-    try:
-        with engine.connect() as connection:
-            return str(connection.execute(sql("SELECT version_num FROM alembic_version")).scalar())
-    except SQLAlchemyError:
-        return ""
-    finally:
-        engine.dispose()
-
-
-def _open(client: MlflowClient, artifacts: Path, registry_config: RegistryConfig, *, create: bool) -> Registry:
-    uri, name = client.tracking_uri, registry_config.experiment
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None and not create:
-        raise ModelNotFound(f"{mask_credentials(uri)} has no experiment {name}; correct --experiment")
-    if experiment is None:
-        location = None if database.is_server(uri) else artifacts.resolve().as_uri()
-        try:
-            experiment_id = client.create_experiment(name, artifact_location=location)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment_id = client.get_experiment_by_name(name).experiment_id
-    elif experiment.lifecycle_stage == "deleted":
-        raise SettingsError(
-            f"the experiment {name} was deleted in MLflow; choose another with --experiment, "
-            f"or bring it back with `mlflow experiments restore -x {experiment.experiment_id}`"
-        )
-    else:
-        experiment_id = experiment.experiment_id
-    return Registry(client, experiment_id, registry_config.model_name)

@@ -32,6 +32,7 @@ from bincount.tracking.champion import (
     HistoryRun,
     ignore_missing,
 )
+from bincount.tracking.client import Experiment
 from bincount.tracking.download import download_checkpoint
 from bincount.tracking.packaging import MODEL_TAG, upload_model
 from bincount.tracking.runs import Runs
@@ -40,7 +41,6 @@ from bincount.training.spec import weights_digest
 logger = logging.getLogger(__name__)
 
 MODEL_ID_TAG = "bincount.model_id"
-ROOT_FLOW_RUN_TAG = "root_flow_run"  # the id of the flow run that the one that trained it was a part of, or its own
 CARD = "model_card.md"
 DESCRIPTION = "The champion is the version in use, the challenger the newest beside it."
 LONGEST_DESCRIPTION = 5000
@@ -106,6 +106,11 @@ class Registry:
     client: MlflowClient
     experiment_id: str
     model_name: str
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "Registry":
+        """Return the registry of an experiment's models."""
+        return cls(experiment.client, experiment.experiment_id, experiment.model_name)
 
     @property
     def runs(self) -> Runs:

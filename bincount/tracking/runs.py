@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RUN_TAG = "bincount.run"
 LONGEST_PARAM = 6000
+ROOT_FLOW_RUN_TAG = "root_flow_run"  # the id of the flow run that the one that trained it was a part of, or its own
 
 
 @dataclass(frozen=True)
