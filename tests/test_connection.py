@@ -76,7 +76,7 @@ def test_a_database_that_was_moved_is_opened_again_with_its_files(workspace, ope
 
 def test_what_cannot_be_opened_is_tried_again_by_the_next(workspace, opens, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(connection, "_open", lambda *_, **__: 1 / 0)
+        patch.setattr(client, "_open", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             connect(workspace, CONFIG).open()
 
