@@ -1,4 +1,4 @@
-"""What can go wrong, each with its remedy in the message.
+"""The errors of the library, each with its remedy in the message.
 
 BincountError
  ├── BadPicture           a file is no picture that can be used; the text begins with the kind of fault

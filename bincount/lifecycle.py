@@ -139,7 +139,7 @@ def _why_skip(registry: Registry, snapshot: Snapshot, new_data: NewData, job: Jo
 
 
 def _identifying_settings(job: Job) -> Mapping:
-    """Return the settings that tell trainings apart.
+    """Return the settings by which trainings differ.
 
     auto may stand for another device or precision on the machine of another run, which alone is no reason to train
     again; a warm start replaces the weights that the settings name.
@@ -157,7 +157,7 @@ def measure_drift(
     """Measure how unlike the new images are to those of the champion.
 
     Returns the drift, and whether it was measured now: a result is kept in the workspace, so that the same one is not
-    announced every night.
+    announced by every nightly run.
     """
     champion, workspace = new_data.champion, Workspace(root=job.workspace)
     folder = champion and workspace.snapshot(champion.snapshot_digest)

@@ -55,7 +55,7 @@ class Classes(Frozen):
 
     @cached_property
     def values(self) -> tuple[float, ...]:
-        """What each class counts, for RMSE and expectation: the names as numbers, or their positions."""
+        """The value of each class, for RMSE and expectation: its name as a number, or its position."""
         if all(map(str.isdecimal, self.names)):
             return tuple(float(name) for name in self.names)
         return tuple(float(label) for label in range(len(self.names)))

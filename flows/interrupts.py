@@ -1,4 +1,4 @@
-"""What Ctrl-C does to a command: one ends it within seconds, whatever it is doing, and a second one ends it at once.
+"""Ctrl-C: one ends a command within seconds, whatever it is doing, and a second one ends it at once.
 
     SIGINT, SIGTERM or SIGHUP
       | one line is written, and nothing more reaches standard error

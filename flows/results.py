@@ -1,4 +1,4 @@
-"""What flows return."""
+"""The results that flows return."""
 
 from dataclasses import dataclass
 

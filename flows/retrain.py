@@ -43,7 +43,7 @@ from tasks import data as data_tasks
 from tasks import registration as registration_tasks
 from tasks import retraining as retraining_tasks
 
-logger = logging.getLogger("bincount.night")
+logger = logging.getLogger("bincount.flows")
 
 PAGE = "night"  # key of the artifact
 

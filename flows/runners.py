@@ -1,4 +1,4 @@
-"""What runs the mapped tasks of a flow: threads of its process, or a Dask cluster."""
+"""The runners of a flow's mapped tasks: threads of its process, or a Dask cluster."""
 
 import socket
 from urllib.parse import urlsplit

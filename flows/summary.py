@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # they import torch, MLflow and Prefect, which a command that
 
 
 def of_run(prepared: "Prepared", model: "TrainedModel") -> Tables:
-    """The tables of the whole job."""
+    """Show the dataset and the model of a whole job."""
     tables = of_prepare(prepared)
     del tables["Time"]
     return tables | of_train(model) | {"Time": _times(Timings(**prepared.timings, **model.timings))}
@@ -61,39 +61,39 @@ def of_prepare(prepared: "Prepared") -> Tables:
     }
 
 
-def of_nightly_run(night: "NightlyRun", retraining: RetrainConfig) -> Tables:
-    """All that a night did, and what it cost."""
-    about = [("images", f"{night.new_data.num_new:,} {night.new_data.describe()}"), ("result", nightly_headline(night))]
-    about.append(("drift", night.drift.describe()))
-    if night.drift.num_compared and night.drift.note:
-        about.append(("not compared", night.drift.note))
-    if night.starts > 1:
-        about.append(("started", f"{night.starts} times; the times below are of the last start"))
-    if night.removed is None:
+def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Tables:
+    """Show what a nightly run found, trained, decided and removed, and its cost."""
+    about = [("images", f"{run.new_data.num_new:,} {run.new_data.describe()}"), ("result", nightly_headline(run))]
+    about.append(("drift", run.drift.describe()))
+    if run.drift.num_compared and run.drift.note:
+        about.append(("not compared", run.drift.note))
+    if run.starts > 1:
+        about.append(("started", f"{run.starts} times; the times below are of the last start"))
+    if run.removed is None:
         about.append(("removed", "nothing: the clean-up failed, and the next nightly run tries again"))
-    elif night.removed.gone:
-        about.append(("removed, which no version needs", _megabytes(night.removed.gone)))
-    if night.model and night.model.page:
-        about.append(("in MLflow", markdown_link(f"version {night.model.version.version}", night.model.page)))
-    images = of_prepare(night.prepared)
+    elif run.removed.gone:
+        about.append(("removed, which no version needs", _megabytes(run.removed.gone)))
+    if run.model and run.model.page:
+        about.append(("in MLflow", markdown_link(f"version {run.model.version.version}", run.model.page)))
+    images = of_prepare(run.prepared)
     del images["Time"]
     tables = {"Nightly run": pd.DataFrame(about, columns=["", "value"])} | images
-    if len(indices := drift_indices(night.drift)):
+    if len(indices := drift_indices(run.drift)):
         tables |= {"New images against those that the champion was trained on": indices}
-    if night.model:
-        tables |= of_decision(night.model.decision) | of_evaluation(night.model.evaluation)
-    return tables | {"Time and cost": _costs(night.timings, retraining)}
+    if run.model:
+        tables |= of_decision(run.model.decision) | of_evaluation(run.model.evaluation)
+    return tables | {"Time and cost": _costs(run.timings, retraining)}
 
 
-def nightly_headline(night: "NightlyRun") -> str:
-    """What came of a night, in a sentence."""
-    if night.model is None:
-        return night.new_data.skip_reason
-    return f"{headline(night.model)}. {night.model.decision.summary()}"
+def nightly_headline(run: "NightlyRun") -> str:
+    """Return the outcome of a nightly run in a sentence."""
+    if run.model is None:
+        return run.new_data.skip_reason
+    return f"{headline(run.model)}. {run.model.decision.summary()}"
 
 
 def of_train(model: "TrainedModel") -> Tables:
-    """The test result against the majority class, and what was registered."""
+    """Show the test result against the majority class, the decision, and the registered version."""
     trained, version = model.trained, model.version
     facts = [
         ("registered", f"{version.name} version {version.version}, {version.alias or 'no alias'}"),
@@ -110,7 +110,7 @@ def of_train(model: "TrainedModel") -> Tables:
 
 
 def headline(model: "TrainedModel") -> str:
-    """The result in a sentence."""
+    """Return the test result of a model in a sentence."""
     version, metrics, baseline = model.version, model.evaluation.metrics, model.evaluation.baseline
     name = f"{version.name} version {version.version}, {version.alias or 'without alias'}"
     result = f"accuracy {metrics.accuracy:.1%} on {metrics.num_images:,} test images"
@@ -118,9 +118,9 @@ def headline(model: "TrainedModel") -> str:
 
 
 def of_models(versions: Sequence["Version"], history: Sequence["AliasChange"]) -> Tables:
-    """The registered versions, the newest first, and how the champion's alias changed, the last change first.
+    """Show registered versions, the newest first, and the changes of the champion's alias, the last one first.
 
-    n is how many test images the scores are from, and data how the snapshot's digest begins.
+    n is the number of test images that the scores are from, and data the beginning of the snapshot's digest.
     """
     if not versions:
         nothing = "None is registered yet; `bincount run` trains a model and registers it."
@@ -129,7 +129,7 @@ def of_models(versions: Sequence["Version"], history: Sequence["AliasChange"]) -
         "no.": [version.version for version in versions],
         "alias": [version.alias for version in versions],
         "registered": [f"{version.registered:%Y-%m-%d}" for version in versions],
-        "n": [_whole(version.tags.get("test_images", "")) for version in versions],
+        "n": [_format_number(version.tags.get("test_images", "")) for version in versions],
         "accuracy, %": _scores([version.scores.get("accuracy") for version in versions], factor=100, digits=1),
         "RMSE, items": _scores([version.scores.get("rmse") for version in versions], factor=1, digits=2),
         "data": [version.snapshot_digest[:6] for version in versions],
@@ -146,7 +146,7 @@ def of_models(versions: Sequence["Version"], history: Sequence["AliasChange"]) -
 
 
 def of_versions(first: "Version", second: "Version", params: Sequence[Mapping[str, str]]) -> Tables:
-    """Two versions beside each other: what the registry says of each, and the settings that differ."""
+    """Show two versions side by side: their tags, and the settings that differ."""
     kept = ("source", "snapshot", "num_images", "classes", "image_size", "test_images", "test_accuracy", "test_rmse")
     facts = [
         {"registered": f"{version.registered:%Y-%m-%d %H:%M} UTC", "alias": version.alias}
@@ -164,7 +164,7 @@ def of_versions(first: "Version", second: "Version", params: Sequence[Mapping[st
 
 
 def of_retention(plan: "Plan") -> Tables:
-    """What would go and what stays."""
+    """Show what a clean-up would remove and what it would keep."""
     root = plan.workspace.root
     return {
         f"Would go, {_megabytes(plan.going)}": _places(plan.going, root),
@@ -173,7 +173,7 @@ def of_retention(plan: "Plan") -> Tables:
 
 
 def of_gc(removed: "Removed", root: Path) -> Tables:
-    """What was removed, how much room that gave back, and what stayed against the plan."""
+    """Show what a clean-up removed, the space it freed, and what it kept against its plan."""
     tables = {f"Removed, {removed.num_bytes / 1e6:,.1f} MB given back": _places(removed.gone, root)}
     return tables | ({"Stay after all": _places(removed.left, root)} if removed.left else {})
 
@@ -229,8 +229,8 @@ def _megabytes(places: Sequence["Place"]) -> str:
     return f"{sum(place.num_bytes for place in places) / 1e6:,.1f} MB"
 
 
-def _whole(text: str) -> str:
-    """A tag's number as people write it; people may have edited the tag."""
+def _format_number(text: str) -> str:
+    """Return a tag's number with separators, or the tag as it is where somebody has edited it."""
     return f"{int(text):,}" if text.isdecimal() else text
 
 
@@ -248,6 +248,6 @@ def _scores(scores: Sequence["Score | None"], factor: float, digits: int) -> lis
 
 
 def _command(name: str) -> str:
-    """The program as it can be typed here: its bare name where the shell finds it, else its path."""
+    """Return how to type a program here: its bare name where the shell finds it, else its path."""
     beside_python = Path(sys.executable).with_name(name)
     return name if shutil.which(name) == str(beside_python) else os.path.relpath(beside_python)

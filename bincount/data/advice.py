@@ -88,7 +88,7 @@ def _empty(measured: ClassBalance) -> str:
     if not empty:
         return ""
     none = _one_or_several(empty, "the class", "any of the classes")
-    return f"no image has {none}: a model learns nothing of it; --classes names those that the source has"
+    return f"no image has {none}: no model can be trained on it; --classes names those that the source has"
 
 
 def _small(measured: ClassBalance) -> str:

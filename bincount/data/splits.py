@@ -93,8 +93,8 @@ def given(manifest: pd.DataFrame) -> pd.Series:
 def mark_extra(manifest: pd.DataFrame) -> pd.DataFrame:
     """Make the images of train without a label extra, and leave out the others without one; return a copy."""
     beside = manifest["label"].isna() & manifest["split"].notna()
-    learned = beside & (manifest["split"] == "train")
-    return manifest.assign(split=manifest["split"].mask(beside).mask(learned, EXTRA))
+    trained_on = beside & (manifest["split"] == "train")
+    return manifest.assign(split=manifest["split"].mask(beside).mask(trained_on, EXTRA))
 
 
 def load(dataset: Path) -> pd.Series:

@@ -99,7 +99,7 @@ class Decision(Frozen):
 
     @property
     def outcome(self) -> Literal["promote", "champion", "no champion", "keep"]:
-        """What follows: `champion` means that the version is it already, `keep` that the present champion stays."""
+        """The outcome: `champion` means that the version is it already, `keep` that the present champion stays."""
         if self.promote:
             return "promote"
         if self.is_champion:

@@ -1,4 +1,4 @@
-"""What earlier releases kept as text only, read back: scores, decisions and flow runs.
+"""Read back what earlier releases kept as text only: scores, decisions and flow runs.
 
 Versions and entries of today have all of this as data; nothing else in the library reads a sentence.
 """

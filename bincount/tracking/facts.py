@@ -1,4 +1,4 @@
-"""What a version's tags say of it: its scores and the last decision about it, as JSON, and as text for people."""
+"""A version's scores and the last decision about it, kept in tags: as JSON, and as text for people."""
 
 import json
 from collections.abc import Mapping

@@ -125,8 +125,8 @@ def retrain(
         from flows import retrain as flow
         from flows import summary
 
-        night = flow.retrain(**sections(job))
-        tables.show(summary.of_nightly_run(night, retraining))
+        result = flow.retrain(**sections(job))
+        tables.show(summary.of_nightly_run(result, retraining))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
