@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from bincount.settings import TrainConfig
 from bincount.training.augment import apply_views, center_crop, cut_on_cpu, cut_on_gpu, draw_views, normalize
 
 
@@ -16,7 +17,7 @@ def pictures(num_images: int = 4, side: int = 32) -> torch.Tensor:
 def views(images: torch.Tensor, seed: int = 0, min_crop: float = 0.5, flip: bool = True, color_jitter: float = 0.0):
     generator = torch.Generator().manual_seed(seed)
     size = images.shape[:2]
-    return draw_views(*size, generator, min_crop=min_crop, flip=flip, color_jitter=color_jitter)
+    return draw_views(*size, generator, TrainConfig(min_crop=min_crop, flip=flip, color_jitter=color_jitter))
 
 
 def augment(images: torch.Tensor, **options) -> torch.Tensor:

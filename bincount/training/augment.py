@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bincount.settings import TrainConfig
+
 ASPECT_RATIO = 4 / 3  # the largest of a random crop, in either direction, as in torchvision's RandomResizedCrop
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as torchvision's weights expect
@@ -44,10 +46,8 @@ class Views:
         return Views(*stacked.pin_memory().to(device, non_blocking=True).unbind())
 
 
-def draw_views(
-    num_images: int, side: int, generator: torch.Generator, *, min_crop: float, flip: bool, color_jitter: float
-) -> Views:
-    """Draw random views of images of side x side pixels.
+def draw_views(num_images: int, side: int, generator: torch.Generator, config: TrainConfig) -> Views:
+    """Draw random views of images of side x side pixels, within the bounds of the settings.
 
     The rectangle's area is min_crop..1 of the image, the ratio of its sides at most ASPECT_RATIO; flip mirrors half of
     the images; brightness and contrast are 1 - color_jitter to 1 + color_jitter. All randomness comes from the
@@ -57,7 +57,7 @@ def draw_views(
     def uniform(low, high) -> Tensor:
         return low + (high - low) * torch.rand(num_images, generator=generator)
 
-    area = uniform(min_crop, 1)
+    area = uniform(config.min_crop, 1)
     # of width / height, so that a rectangle of this area fits into the image
     limit = torch.clamp(-area.log(), max=math.log(ASPECT_RATIO))
     ratio = uniform(-limit, limit).exp()
@@ -70,9 +70,9 @@ def draw_views(
         top=(uniform(0, 1) * (side - height + 1)).long().minimum(side - height),
         width=width,
         height=height,
-        mirrored=uniform(0, 1) < (0.5 if flip else 0.0),
-        brightness=uniform(1 - color_jitter, 1 + color_jitter),
-        contrast=uniform(1 - color_jitter, 1 + color_jitter),
+        mirrored=uniform(0, 1) < (0.5 if config.flip else 0.0),
+        brightness=uniform(1 - config.color_jitter, 1 + config.color_jitter),
+        contrast=uniform(1 - config.color_jitter, 1 + config.color_jitter),
     )
 
 

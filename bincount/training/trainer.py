@@ -125,15 +125,8 @@ class Trainer:
 
     def _draw_views(self, num_images: int, side: int) -> Views:
         """Draw the views of a whole batch, and return those of this process's shard on the device."""
-        config = self.config
-        views = augment.draw_views(
-            num_images,
-            side,
-            torch.Generator().manual_seed(seed_for("augmentation", config.seed, self.step)),
-            min_crop=config.min_crop,
-            flip=config.flip,
-            color_jitter=config.color_jitter,
-        )
+        generator = torch.Generator().manual_seed(seed_for("augmentation", self.config.seed, self.step))
+        views = augment.draw_views(num_images, side, generator, self.config)
         return self.world.shard(views).to(self.device)
 
     def _accumulate(self, images: Tensor, labels: Tensor, views: Views, total_weight: Tensor) -> Tensor:

@@ -399,14 +399,7 @@ def _augment(pictures, step: int):
     from bincount.training.augment import apply_views, draw_views
 
     config = TrainConfig()
-    views = draw_views(
-        len(pictures),
-        pictures.shape[1],
-        torch.Generator().manual_seed(step),
-        min_crop=config.min_crop,
-        flip=config.flip,
-        color_jitter=config.color_jitter,
-    )
+    views = draw_views(len(pictures), pictures.shape[1], torch.Generator().manual_seed(step), config)
     return apply_views(pictures, views, config.normalization)
 
 
