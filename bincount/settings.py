@@ -265,7 +265,7 @@ class PromotionConfig(Frozen):
     """When a new model takes the place of the one in use; the first has to beat the most frequent class of train."""
 
     metric: Literal["accuracy", "rmse", "rmse_of_expectation"] = Field(
-        "accuracy", description="what a new model must be better at; the others must not get worse beyond chance"
+        "accuracy", description="what a new model must be better at; it must not be significantly worse in the others"
     )
     confidence: float = Field(
         0.95, gt=0.5, lt=1, description="of the interval of the gain, which must lie above zero as a whole"
@@ -301,7 +301,7 @@ class RetrainConfig(Frozen):
 
 
 class DriftConfig(Frozen):
-    """When new images are too unlike those that the champion learned from, so that somebody should look."""
+    """When new images differ so much from those that the champion was trained on that a person should look."""
 
     max_psi: float = Field(
         0.25,
@@ -309,7 +309,9 @@ class DriftConfig(Frozen):
         description="largest population stability index; from 0.1 a shift is said to be small, from 0.25 large",
     )
     max_accuracy_loss: float = Field(
-        5.0, ge=0, description="points by which the champion may count new bins worse than its test, beyond chance"
+        5.0,
+        ge=0,
+        description="points of accuracy that the champion may lose on new bins; a larger, significant loss warns",
     )
     min_images: int = Field(100, ge=30, description="fewer new images than this are not compared")
 

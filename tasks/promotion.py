@@ -45,9 +45,9 @@ def promote_model(
     workspace: Workspace,
     device: str,
 ) -> tuple[Version, Decision]:
-    """Make a version champion if it counts better than the one there is; its card and its tags say why, or why not.
+    """Make a version champion if it is better than the one there is; its page and its tags say why, or why not.
 
-    Where there is none it has to count better than always answering the most frequent class, or stays challenger.
+    Where there is none it has to be better than always predicting the most frequent class, or stays challenger.
     evaluation is of the version on the snapshot's test images, where there was one already. Returns the version as it
     is then.
     """
