@@ -8,15 +8,18 @@ from servers import with_database
 
 from bincount import lifecycle
 from bincount.data import synthetic
-from bincount.errors import SettingsError
+from bincount.errors import ServiceUnavailable, SettingsError
 from bincount.evaluation import promotion
 from bincount.settings import DataConfig, ImageConfig, Job, PromotionConfig, RegistryConfig, RetrainConfig, TrainConfig
-from bincount.tracking import connection, registry
+from bincount.tracking import client, connection, registry
 from bincount.workspace import Workspace
 from flows.cli import app
+from flows.evaluate import evaluate
 from flows.promote import compare, promote
 from flows.run import run
 from flows.train import train
+from tasks import evaluation as evaluation_tasks
+from tasks import promotion as promotion_tasks
 
 pytestmark = pytest.mark.services
 
@@ -107,6 +110,30 @@ def test_a_comparison_the_other_way_round_promotes_nothing(nights, data, capsys)
     assert "Version 2 would take the place of version 1 as champion: accuracy is significantly better" in printed
     assert "learning_rate" in printed
     assert opened(workspace).find_champion().version == 2
+
+
+@pytest.mark.parametrize("flow", ["promote", "compare", "evaluate"])
+def test_an_mlflow_that_is_away_is_waited_for(nights, data, monkeypatch, flow):
+    tries, check = [], client._check
+
+    def fail_twice(*arguments, **options):
+        tries.append(arguments)
+        if len(tries) <= 2:
+            raise ServiceUnavailable("MLflow does not answer")
+        check(*arguments, **options)
+
+    monkeypatch.setattr(client, "_check", fail_twice)
+    for task in (promotion_tasks.find_version, promotion_tasks.compare_models, evaluation_tasks.fetch_model):
+        monkeypatch.setattr(task, "retry_delay_seconds", [0, 0, 0, 0])
+    workspace = nights[2]
+
+    if flow == "promote":
+        assert promote("2", data=data, workspace=workspace).is_champion
+    elif flow == "compare":
+        assert compare("1", "2", data=data, workspace=workspace).gains
+    else:
+        assert evaluate("champion", data=data, workspace=workspace).metrics.num_images
+    assert len(tries) > 2
 
 
 def test_a_rollback_holds_until_someone_forces_the_model_back(nights, data, capsys):

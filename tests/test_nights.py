@@ -1,6 +1,7 @@
 """Nights against a real Prefect server and a source that grows: what each does, and what it leaves."""
 
 import asyncio
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,7 +15,9 @@ from prefect.client.schemas.objects import StateType
 from prefect.server.schemas.schedules import CronSchedule
 from prefect.states import State
 
+from bincount.data import snapshots
 from bincount.settings import RetrainConfig
+from bincount.tracking import client
 from bincount.training.spec import weights_digest
 from bincount.workspace import Workspace
 from flows.results import NightlyRun
@@ -138,6 +141,33 @@ def test_other_settings_make_another_training_of_images_that_were_learned_from(a
     assert nights.run(retraining=rules).name == "Skipped"
     assert nights.run(retraining=rules, training=SHORT.model_copy(update={"epochs": 2})).name == "Completed"
     assert len(opened(nights.workspace).versions()) == 2
+
+
+def test_a_nightly_run_reads_five_manifests_at_most_and_opens_mlflow_four_times_at_most(api, tmp_path, monkeypatch):
+    nights = DrawnNights(tmp_path, 400)
+    nights.run(training=TRAINING, promotion=FORCED)
+    nights.grow_to(700)
+    calls = Counter()
+
+    def count(module, name: str) -> None:
+        real = getattr(module, name)
+
+        def counting(*arguments, **options):
+            calls[name] += 1
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counting)
+
+    count(snapshots, "load_manifest")
+    count(client, "open_experiment")
+    snapshots._keep_manifest.cache_clear()  # as in a process of its own
+    client._connection.cache_clear()
+    night = nights.run(training=TRAINING).result()
+
+    assert night.new_data.champion.version == 1
+    assert night.model.decision.gains  # trained, and compared with the champion
+    assert 1 <= calls["load_manifest"] <= 5
+    assert 1 <= calls["open_experiment"] <= 4
 
 
 def test_of_two_nights_in_one_workspace_the_second_waits(tmp_path, caplog):
