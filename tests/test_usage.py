@@ -20,6 +20,7 @@ from bincount.settings import (
     TrainConfig,
 )
 from bincount.workspace import Workspace
+from flows import usage
 from flows.cli import app, options
 
 
@@ -81,7 +82,7 @@ def test_shells_can_complete_commands_and_options():
     [("--retry-set-aside", True), ("--no-retry-set-aside", False), ("--retry-set-aside=false", False)],
 )
 def test_a_flag_that_an_earlier_release_called_otherwise_is_understood_and_not_shown(flag, value, capsys):
-    words = ["prepare", "--source", "s3://bins", flag]
+    words = usage.rename_flags(["prepare", "--source", "s3://bins", flag])
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     assert bound.arguments["data"] == DataConfig(source="s3://bins", retry_quarantined=value)
     app(["prepare", "--help"], result_action="return_value")
