@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from bincount import database
 from bincount.errors import DiskFull, ServiceUnavailable, SettingsError
 from bincount.settings import RegistryConfig
-from bincount.tracking import connection
+from bincount.tracking import client, connection
 from bincount.tracking.registry import Registry
 from bincount.workspace import Workspace
 from flows.cli import main
@@ -135,7 +135,7 @@ def test_a_read_only_workspace_can_be_read_and_what_writes_is_refused(small_disk
 
 
 def test_tables_of_another_release_are_told_with_both_ways(tmp_path, monkeypatch):
-    monkeypatch.setattr(connection, "SECONDS_TO_SETTLE", 0)
+    monkeypatch.setattr(client, "SECONDS_TO_SETTLE", 0)
     workspace = Workspace(root=with_database(tmp_path / "ws"))
     with closing(sqlite3.connect(workspace.root / "mlflow.db")) as sqlite:
         sqlite.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")

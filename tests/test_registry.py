@@ -34,7 +34,7 @@ from bincount.errors import DiskFull, ModelNotFound, ServiceUnavailable, Setting
 from bincount.evaluation import metrics
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
-from bincount.tracking import connection, registry
+from bincount.tracking import client, connection, registry
 from bincount.tracking.champion import HistoryRun
 from bincount.tracking.live import code_tags
 from bincount.tracking.registry import Registry, Version
@@ -173,7 +173,7 @@ def test_metrics_pictures_and_tables_are_kept_with_the_run(kept, tmp_path):
         kept.runs.log_files(
             run_id,
             figures={"plots/empty.png": Figure()},
-            tables={"per_class.json": metrics.per_class_table(scored)},
+            tables={"per_class.json": pd.DataFrame({"class": CLASSES.names, "recall": [1.0, 0.0, None]})},
             texts={"notes/why.txt": "because"},
             paths={"notes/copy.txt": tmp_path / "notes.txt"},
         )
@@ -774,12 +774,12 @@ def test_a_version_that_is_not_there_is_told_with_the_newest_that_are(kept, monk
 
 def test_mlflow_prints_no_link_that_has_the_sign_in_in_it(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "false")
-    monkeypatch.setattr(connection, "check_mlflow", lambda uri: None)
-    monkeypatch.setattr(connection, "_open", lambda client, *_, **__: client)
+    monkeypatch.setattr(client, "check_mlflow", lambda uri: None)
+    monkeypatch.setattr(client, "_open", lambda opened, *_, **__: opened)
     monkeypatch.setattr("mlflow.store.tracking.rest_store.RestStore.get_run", lambda *_: MagicMock())
     for uri, is_printed in [("http://host:5000", True), ("http://anna:SECRET@host:5000", False)]:
-        client = connection.open_registry(uri, Path("unused"), RegistryConfig())
+        opened = client.open_experiment(uri, Path("unused"), RegistryConfig())
 
-        client._tracking_client._log_url("run")
+        opened._tracking_client._log_url("run")
 
         assert ("View run" in capsys.readouterr().out) == is_printed

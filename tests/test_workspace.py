@@ -104,7 +104,7 @@ def test_two_first_runs_at_once_make_one_database(tmp_path):
 
 def test_a_first_run_waits_for_a_server_that_makes_the_tables(tmp_path, monkeypatch):
     """The server does not know of our lock: what the run meets is a database with a part of the tables."""
-    monkeypatch.setattr(connection, "SECONDS_TO_SETTLE", 0)
+    monkeypatch.setattr(client, "SECONDS_TO_SETTLE", 0)
     whole = with_database(tmp_path / "whole") / "mlflow.db"
     root = tmp_path / "ws"
     root.mkdir()
