@@ -864,7 +864,14 @@ def test_deployments_know_this_installation_and_are_known_as_ours(whole, deploye
 @pytest.mark.parametrize("name", ["retrain/nightly", "run/train", "run/train-gpu"])
 def test_the_form_explains_every_parameter_and_every_field(deployed, name):
     form = deployed[name].parameter_openapi_schema
-    assert {key for key, entry in form["properties"].items() if not entry.get("description")} == set()
+    sections = form["definitions"]  # a section is described by its model
+
+    def describe(entry: dict) -> str:
+        references = [entry, *entry.get("allOf", [])]
+        models = [sections[each["$ref"].rpartition("/")[2]] for each in references if "$ref" in each]
+        return next((each["description"] for each in (entry, *models) if each.get("description")), "")
+
+    assert {key for key, entry in form["properties"].items() if not describe(entry)} == set()
     unexplained = {
         f"{model}.{key}"
         for model, schema in form["definitions"].items()
