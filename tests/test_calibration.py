@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from drawn_training import IMAGES, QUICK, dataset
+from synthetic_training import IMAGES, QUICK, dataset
 
 from bincount.evaluation import metrics
 from bincount.problem import Classes

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from drawn_training import IMAGES, QUICK, dataset
 from PIL import Image
 from servers import with_database
+from synthetic_training import IMAGES, QUICK, dataset
 
 from bincount import lifecycle, retention
 from bincount.data import packs

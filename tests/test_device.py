@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 import torch
-from drawn_training import IMAGES, QUICK, dataset
 from pydantic import ValidationError
+from synthetic_training import IMAGES, QUICK, dataset
 
 from bincount.errors import SettingsError
 from bincount.settings import MODELS, Device, TrainConfig

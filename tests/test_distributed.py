@@ -15,8 +15,8 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-from drawn_training import IMAGES, QUICK, OnFirstEpoch, dataset
 from servers import free_port, give_up
+from synthetic_training import IMAGES, QUICK, OnFirstEpoch, dataset
 
 from bincount.errors import SettingsError, TrainingFailed
 from bincount.settings import LaunchConfig

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from drawn_training import IMAGES, draw
 from PIL import Image
+from synthetic_training import IMAGES, draw
 
 from bincount.data import inputs, packing, snapshots
 from bincount.evaluation import drift, predict

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from drawn_training import IMAGES, QUICK, dataset
+from synthetic_training import IMAGES, QUICK, dataset
 
 from bincount.training import ensemble
 from bincount.training import model as models

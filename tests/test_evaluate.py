@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from drawn_training import IMAGES, QUICK, dataset
+from synthetic_training import IMAGES, QUICK, dataset
 
 from bincount.data import snapshots
 from bincount.errors import DatasetError

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from drawn_training import IMAGES, QUICK, dataset
 from servers import with_database
+from synthetic_training import IMAGES, QUICK, dataset
 
 from bincount import lifecycle
 from bincount.data import snapshots

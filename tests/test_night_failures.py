@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 import servers
-from drawn_nights import FORCED, IMAGES, RETRAINING, SHORT, DrawnNights, opened, pages
 from faulty_s3 import FaultyS3, refused
+from nightly_runs import FORCED, IMAGES, RETRAINING, SHORT, NightlyRuns, opened, pages
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.services
 
 
 @pytest.fixture
-def nights(api, tmp_path) -> DrawnNights:
-    return DrawnNights(tmp_path)
+def nights(api, tmp_path) -> NightlyRuns:
+    return NightlyRuns(tmp_path)
 
 
 def test_a_night_that_fails_leaves_a_page_too(api, tmp_path):

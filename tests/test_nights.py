@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pytest
 import servers
-from drawn_nights import FORCED, PROMOTION, RETRAINING, SHORT, TRAINING, DrawnNights, opened, pages
+from nightly_runs import FORCED, PROMOTION, RETRAINING, SHORT, TRAINING, NightlyRuns, opened, pages
 from prefect.client.schemas.objects import StateType
 from prefect.server.schemas.schedules import CronSchedule
 from prefect.states import State
@@ -29,8 +29,8 @@ BINS = (400, 1200, 1212, 1212, 1600)  # in the source on each of five nights
 
 
 @pytest.fixture(scope="module")
-def growing(api, tmp_path_factory) -> DrawnNights:
-    return DrawnNights(tmp_path_factory.mktemp("growing"), BINS[0])
+def growing(api, tmp_path_factory) -> NightlyRuns:
+    return NightlyRuns(tmp_path_factory.mktemp("growing"), BINS[0])
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_a_night_can_start_from_the_champion(nights, workspace):
 
 
 def test_a_source_that_does_not_grow_is_taken_some_bins_a_night(api, tmp_path):
-    nights, wanted = DrawnNights(tmp_path, 500), []
+    nights, wanted = NightlyRuns(tmp_path, 500), []
     for _ in range(3):
         night = nights.run(retraining=RetrainConfig(grow_by=200, min_new_images=5000)).result()
         wanted.append(night.prepared.plan.num_wanted)
@@ -136,7 +136,7 @@ def test_a_source_that_does_not_grow_is_taken_some_bins_a_night(api, tmp_path):
 
 
 def test_other_settings_make_another_training_of_images_that_were_learned_from(api, tmp_path):
-    nights, rules = DrawnNights(tmp_path), RETRAINING.model_copy(update={"min_new_images": 0})
+    nights, rules = NightlyRuns(tmp_path), RETRAINING.model_copy(update={"min_new_images": 0})
     nights.run()
     assert nights.run(retraining=rules).name == "Skipped"
     assert nights.run(retraining=rules, training=SHORT.model_copy(update={"epochs": 2})).name == "Completed"
@@ -144,7 +144,7 @@ def test_other_settings_make_another_training_of_images_that_were_learned_from(a
 
 
 def test_a_nightly_run_reads_five_manifests_at_most_and_opens_mlflow_four_times_at_most(api, tmp_path, monkeypatch):
-    nights = DrawnNights(tmp_path, 400)
+    nights = NightlyRuns(tmp_path, 400)
     nights.run(training=TRAINING, promotion=FORCED)
     nights.grow_to(700)
     calls = Counter()

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from drawn_training import IMAGES, QUICK, STEPS_PER_EPOCH, OnFirstEpoch, dataset
 from filelock import FileLock
+from synthetic_training import IMAGES, QUICK, STEPS_PER_EPOCH, OnFirstEpoch, dataset
 
 from bincount.data import snapshots
 from bincount.data.packs import Pack

@@ -1,4 +1,4 @@
-"""Nights on drawn bins, for the tests of nights."""
+"""Nightly runs on synthetic bins, for the tests of them."""
 
 from pathlib import Path
 
@@ -30,14 +30,14 @@ def opened(workspace, config=RegistryConfig()):
 
 
 def pages() -> list[str]:
-    """The pages that the nights have left, the first first."""
+    """Return the pages that nightly runs have left, the first one first."""
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["night"])))
     return [artifact.data for artifact in sorted(found, key=lambda artifact: artifact.created)]
 
 
-class DrawnNights:
-    """Nights on drawn bins in a folder, to which more can be added."""
+class NightlyRuns:
+    """Nightly runs on synthetic bins in a folder, to which more can be added."""
 
     def __init__(self, folder: Path, num_bins: int = 330):
         self.source, self.workspace = folder / "bins", servers.with_database(folder / "workspace")
