@@ -11,7 +11,7 @@ from bincount.settings import DataConfig
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # a server of somebody's own
 
-LONGEST = ("test_unattended.py", "test_nights.py", "test_night_failures.py", "test_stack.py")
+LONGEST = ("test_unattended.py", "test_nightly_runs.py", "test_nightly_run_failures.py", "test_stack.py")
 
 
 def pytest_configure(config):

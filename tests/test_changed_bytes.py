@@ -234,7 +234,7 @@ def test_of_an_image_whose_picture_and_original_are_both_damaged_all_is_fetched_
     assert found(dataset) == []
 
 
-def test_what_stopped_a_night_stops_no_other(bucket, dataset):
+def test_what_stopped_a_nightly_run_stops_no_other(bucket, dataset):
     pack, original = packs.open_pack(dataset, SMALL), dataset / "originals" / "bin-images" / "00040.jpg"
     digest = hashlib.sha256(original.read_bytes()).hexdigest()
     (row,) = pack.locate([digest])
@@ -251,7 +251,7 @@ def test_what_stopped_a_night_stops_no_other(bucket, dataset):
 
 
 @pytest.mark.parametrize("name", [packs.IMAGES, packs.CHECKSUMS, packs.DIGESTS])
-def test_a_pack_that_lost_a_file_is_told_and_made_anew_and_who_has_it_open_reads_on(bucket, dataset, name):
+def test_a_pack_that_lost_a_file_is_reported_and_made_anew_and_who_has_it_open_reads_on(bucket, dataset, name):
     pack = packs.open_pack(dataset, SMALL)
     expected = pack.images[:]
     (pack.folder / name).unlink()
@@ -322,7 +322,7 @@ def make_older(dataset):
     return folder
 
 
-def test_a_pack_of_an_older_decoder_is_told_and_the_next_prepare_decodes_its_images_anew(bucket, dataset, caplog):
+def test_a_pack_of_an_older_decoder_is_reported_and_the_next_prepare_decodes_its_images_anew(bucket, dataset, caplog):
     caplog.set_level(logging.INFO)
     expected = packs.open_pack(dataset, SMALL).images[:]
     older = make_older(dataset)
@@ -435,7 +435,7 @@ def test_splits_are_read_from_their_copy_where_they_are_damaged(bucket, dataset)
     assert found(dataset) == []
 
 
-def test_a_plan_that_changed_is_told_and_another_try_makes_it_again(bucket, dataset):
+def test_a_plan_that_changed_is_reported_and_another_try_makes_it_again(bucket, dataset):
     add_bin(bucket, "77777")
     config = DataConfig(source=str(bucket))
     plan = sync.plan(dataset, source.open_source(config), config)

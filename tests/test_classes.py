@@ -114,7 +114,7 @@ def test_a_class_whose_images_are_all_quarantined_says_why(source):
         build(source)
 
 
-def test_counts_without_images_are_warned_of_and_the_others_learned_from(tmp_path):
+def test_counts_without_images_are_warned_of_and_the_others_are_trained_on(tmp_path):
     for number in range(60):
         add_bin(tmp_path / "bins", f"{number * 40:05d}", 1 + number % 3)
     snapshot = build(tmp_path / "bins", "0..4", extra_counts=0)
@@ -142,7 +142,7 @@ def test_folders_that_no_class_took_are_named_also_when_every_class_has_images(s
     assert f"no class took the folders {hint} --classes" in warnings(build(source))
 
 
-def test_folders_of_counts_that_are_learned_from_beside_the_classes_are_not_called_left_out(tmp_path):
+def test_folders_of_counts_that_are_trained_on_beside_the_classes_are_not_called_left_out(tmp_path):
     for count in range(9):
         add_photos(tmp_path / "counts", str(count), range(20))
     found = warnings(build(tmp_path / "counts", "0..5", extra_counts=7))

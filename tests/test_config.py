@@ -232,7 +232,7 @@ def test_an_empty_file_changes_nothing(write):
     ],
     ids=lambda value: value.replace("\n", " ") if "=" in value else "",
 )
-def test_a_mistake_is_told_with_file_section_and_key_what_it_takes_and_what_may_have_been_meant(
+def test_a_mistake_is_reported_with_file_section_and_key_what_it_takes_and_what_may_have_been_meant(
     text, told, write, monkeypatch, capsys
 ):
     for command in ("models", "run"):  # whether the command uses the section or not
@@ -242,7 +242,7 @@ def test_a_mistake_is_told_with_file_section_and_key_what_it_takes_and_what_may_
         assert len(said.splitlines()) == 1
 
 
-def test_all_mistakes_of_a_file_are_told_at_once(write, monkeypatch, capsys):
+def test_all_mistakes_of_a_file_are_reported_at_once(write, monkeypatch, capsys):
     words = write("x:\n  y: 1\ntraining:\n  epochs: 0\n  spochs: 1\n  seed: -1\n", "night.yaml")
     said = refused(["run", *words], monkeypatch, capsys)
     assert said.splitlines() == [
@@ -263,7 +263,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(write, monkeypatch, capsys):
         ("night.toml", None, "there is no file night.toml; correct --config, or make one with `bincount config`"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_told_with_the_remedy(name, content, told, tmp_path, monkeypatch, capsys):
+def test_a_file_that_cannot_be_read_is_reported_with_the_remedy(name, content, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     if content is not None:
         Path(name).write_bytes(content)

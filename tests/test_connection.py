@@ -93,7 +93,7 @@ def test_to_read_makes_no_experiment_and_to_write_does(workspace):
 
 
 @pytest.mark.services
-def test_a_server_that_went_away_is_told_at_once_and_found_again_when_it_is_back(tmp_path, free_port, opens):
+def test_a_server_that_went_away_is_reported_at_once_and_found_again_when_it_is_back(tmp_path, free_port, opens):
     workspace = Workspace(root=with_database(tmp_path / "workspace"))
     config = RegistryConfig(tracking_uri=f"http://127.0.0.1:{free_port}")
     with mlflow_server(workspace.root, port=free_port):

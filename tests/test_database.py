@@ -80,7 +80,7 @@ def test_a_check_changes_nothing_and_makes_no_file(tmp_path, workspace):
 
 
 @pytest.mark.parametrize(("how", "create"), [("EXCLUSIVE", True), ("EXCLUSIVE", False), ("IMMEDIATE", True)])
-def test_a_locked_database_is_told_with_the_way_to_find_who_has_it(workspace, monkeypatch, how, create):
+def test_a_locked_database_is_reported_with_the_way_to_find_who_has_it(workspace, monkeypatch, how, create):
     monkeypatch.setattr(database, "LOCKED_SECONDS", 0)
 
     with (
@@ -101,21 +101,21 @@ def test_the_wait_for_a_lock_leaves_time_for_the_rest_of_15_seconds():
     assert database.LOCKED_SECONDS + database.CONNECT_SECONDS <= 15
 
 
-def test_what_is_not_a_database_is_told_with_its_name(tmp_path):
+def test_what_is_not_a_database_is_reported_with_its_name(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"no database at all, and long enough to be looked at\n" * 100)
 
     with pytest.raises(SettingsError, match=r"mlflow.db is not a database, or a damaged one .*; put a copy of it back"):
         open_in(Workspace(root=tmp_path))
 
 
-def test_a_folder_where_the_database_should_be_is_told(tmp_path):
+def test_a_folder_where_the_database_should_be_is_reported(tmp_path):
     (tmp_path / "mlflow.db").mkdir()
 
     with pytest.raises(SettingsError, match=r"mlflow.db cannot be opened"):
         open_in(Workspace(root=tmp_path))
 
 
-def test_a_file_where_the_workspace_should_be_is_told(tmp_path):
+def test_a_file_where_the_workspace_should_be_is_reported(tmp_path):
     (tmp_path / "ws").write_text("")
 
     with pytest.raises(SettingsError, match=r"ws is not a folder, .*correct --workspace"):
@@ -134,7 +134,7 @@ def test_a_read_only_workspace_can_be_read_and_what_writes_is_refused(small_disk
             open_in(Workspace(root=root))
 
 
-def test_tables_of_another_release_are_told_with_both_ways(tmp_path, monkeypatch):
+def test_tables_of_another_release_are_reported_with_both_ways(tmp_path, monkeypatch):
     monkeypatch.setattr(client, "SECONDS_TO_SETTLE", 0)
     workspace = Workspace(root=with_database(tmp_path / "ws"))
     with closing(sqlite3.connect(workspace.root / "mlflow.db")) as sqlite:
@@ -145,7 +145,7 @@ def test_tables_of_another_release_are_told_with_both_ways(tmp_path, monkeypatch
         open_in(workspace)
 
 
-def test_a_server_of_databases_that_is_down_is_told_without_the_password(free_port):
+def test_a_server_of_databases_that_is_down_is_reported_without_the_password(free_port):
     uri = f"postgresql+psycopg://anna:SECRET@127.0.0.1:{free_port}/bins"
 
     with pytest.raises(
@@ -214,7 +214,7 @@ def test_a_database_without_a_driver_here_is_refused_with_what_to_install(uri):
         ("database disk image is malformed", SettingsError, "damaged"),
     ],
 )
-def test_what_goes_wrong_after_the_opening_is_told_as_well(workspace, monkeypatch, said, kind, words):
+def test_what_goes_wrong_after_the_opening_is_reported_as_well(workspace, monkeypatch, said, kind, words):
     opened = open_in(workspace)
 
     def fail(*_, **__):

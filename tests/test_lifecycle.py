@@ -196,7 +196,7 @@ def test_a_version_whose_decision_was_not_carried_out_is_taken_up_though_nothing
     assert (news.num_new, news.skip_reason) == (0, "")
 
 
-def test_other_settings_or_none_new_the_same_images_are_not_learned_from_twice(kept):
+def test_other_settings_or_none_new_the_same_images_are_not_trained_on_twice(kept):
     kept.promote(kept.register("bad"))
     any_number = ANY_NUMBER.model_copy(update={"min_new_images": 0})
 

@@ -111,7 +111,7 @@ def test_other_files_and_folders_with_such_names_are_counted_and_stop_nothing(tm
 
 
 @pytest.mark.parametrize("layout", ["bins", "folders"])
-def test_links_that_lead_in_circles_or_nowhere_are_told_and_the_rest_arrives(tmp_path, caplog, layout):
+def test_links_that_lead_in_circles_or_nowhere_are_reported_and_the_rest_arrives(tmp_path, caplog, layout):
     if layout == "bins":
         for number in range(3):
             add_bin(tmp_path / "source", f"{number:05d}")

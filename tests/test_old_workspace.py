@@ -207,7 +207,7 @@ def test_its_latest_snapshot_is_exported(bincount, tmp_path):
     assert {split.split("/")[1] for split in splits} == set("012345")
 
 
-def test_doctor_counts_what_was_set_aside_and_finds_nothing_wrong_but_the_older_pack(bincount, workspace):
+def test_doctor_counts_what_was_quarantined_and_finds_nothing_wrong_but_the_older_pack(bincount, workspace):
     words = ["doctor", "--source", f"s3://{BUCKET}"]
     with pytest.raises(SystemExit):
         bincount(*words)
@@ -263,7 +263,7 @@ def test_its_versions_are_compared_and_promoted(api, bincount):
 
 
 @pytest.mark.services
-def test_a_night_without_new_bins_fetches_and_trains_nothing(api, bincount, add_to_bucket, workspace, tmp_path):
+def test_a_nightly_run_without_new_bins_fetches_and_trains_nothing(api, bincount, add_to_bucket, workspace, tmp_path):
     before, trainings = exported(bincount, tmp_path / "before"), set(os.listdir(workspace / "runs"))
 
     shown = bincount("retrain", "--source", f"s3://{BUCKET}", *SETTINGS)
@@ -277,7 +277,7 @@ def test_a_night_without_new_bins_fetches_and_trains_nothing(api, bincount, add_
 
 
 @pytest.mark.services
-def test_a_night_with_new_bins_goes_on_from_what_is_there(api, bincount, add_to_bucket, workspace, tmp_path):
+def test_a_nightly_run_with_new_bins_goes_on_from_what_is_there(api, bincount, add_to_bucket, workspace, tmp_path):
     before = exported(bincount, tmp_path / "before")
     for number in range(120):
         add_bin(tmp_path / "new", f"{20_000 + 40 * number:05d}", number % 6)

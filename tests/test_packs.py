@@ -121,7 +121,7 @@ def test_a_pack_travels_to_another_process_without_its_pictures(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_told_and_with_space_the_pack_grows_on(tmp_path):
+def test_a_full_disk_is_reported_and_with_space_the_pack_grows_on(tmp_path):
     paths, digests = fill(tmp_path, "a", "b")
     folder = packs.open_pack(tmp_path, SMALL).folder
     folder.mkdir(parents=True)

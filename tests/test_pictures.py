@@ -192,7 +192,7 @@ def raising(error: BaseException) -> Callable:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_whatever_a_decoder_raises_is_told_as_what_is_wrong_with_the_file(monkeypatch, tmp_path, error, words):
+def test_whatever_a_decoder_raises_is_reported_as_what_is_wrong_with_the_file(monkeypatch, tmp_path, error, words):
     monkeypatch.setattr(ImageFile.ImageFile, "load", raising(error))
     (tmp_path / "a.png").write_bytes(encode(quarters(), "PNG"))
     assert packs.decode_or_explain(tmp_path / "a.png", SMALL) == words
@@ -208,7 +208,7 @@ def test_a_machine_without_memory_or_a_wish_to_stop_says_nothing_about_the_file(
         packs.decode_or_explain(tmp_path / "a.png", SMALL)
 
 
-def test_a_file_that_cannot_be_read_is_told_too(tmp_path):
+def test_a_file_that_cannot_be_read_is_reported_too(tmp_path):
     assert packs.decode_or_explain(tmp_path / "gone.jpg", SMALL).startswith("unreadable file: ")
 
 
@@ -326,7 +326,7 @@ DEEP["16-bit TIFF, in planes"] = planes_of_16_bits()
 
 
 @pytest.mark.parametrize("what", DEEP)
-def test_every_level_of_grey_is_told_apart_and_none_is_clipped(what):
+def test_every_level_of_grey_stays_distinct_and_none_is_clipped(what):
     seen = pictures.decode(DEEP[what], RAMP)
     assert np.array_equal(seen, np.repeat(LEVELS[..., None], 3, axis=2))
 
@@ -674,7 +674,7 @@ for file in files[:-1]:
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["too many pixels"] * len(BOMBS), done.stdout
 
 
-def test_the_limit_can_be_set_and_is_told():
+def test_the_limit_can_be_set_and_is_reported():
     whole = png(60, 50, 1, 0, bytes(9 * 50))
     assert pictures.decode(whole, SMALL, max_pixels=3000).shape == (32, 32, 3)
     with pytest.raises(BadPicture, match=r"^too many pixels: 60 x 50, and at most 2,999 are read$"):
@@ -696,6 +696,6 @@ def test_a_device_without_end_is_not_read_for_ever(monkeypatch):
         pictures.decode(Path("/dev/zero"), SMALL)
 
 
-def test_an_empty_file_is_told_as_such():
+def test_an_empty_file_is_reported_as_such():
     with pytest.raises(BadPicture, match=r"^empty image$"):
         pictures.decode(b"", SMALL)

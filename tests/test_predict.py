@@ -90,7 +90,7 @@ def test_a_pattern_stands_for_what_it_matches_and_a_file_of_that_very_name_for_i
         ("*.gif", "no file matches"),
     ],
 )
-def test_a_name_that_stands_for_no_picture_is_told_with_the_reason(tmp_path, name, reason):
+def test_a_name_that_stands_for_no_picture_is_reported_with_the_reason(tmp_path, name, reason):
     (tmp_path / "empty").mkdir()
     found = inputs.find([f"{tmp_path}/{name}"], DataConfig())
     assert (found.pictures, found.unreadable) == ([], {f"{tmp_path}/{name}": reason})
@@ -188,7 +188,7 @@ def test_a_pipe_that_nobody_writes_to_is_not_waited_for(checkpoint, tmp_path):
     assert unreadable == {f"{tmp_path}/pipe.jpg": "empty image"}
 
 
-def test_a_device_that_is_not_there_is_told_first(checkpoint, tmp_path, monkeypatch, capsys):
+def test_a_device_that_is_not_there_is_reported_first(checkpoint, tmp_path, monkeypatch, capsys):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -60,7 +60,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("above", [("",), ("train", "val", "test")], ids=["classes", "splits above classes"])
-def test_a_class_without_a_folder_is_told_before_anything_is_fetched_unless_it_was_fetched_before(tmp_path, above):
+def test_a_class_without_a_folder_is_reported_before_anything_is_fetched_unless_it_was_fetched_before(tmp_path, above):
     for folder in above:
         for name in ("good", "defective"):
             path = tmp_path / "parts" / folder / name / "1.jpg"
@@ -82,7 +82,7 @@ def test_a_class_without_a_folder_is_told_before_anything_is_fetched_unless_it_w
 
 
 @pytest.mark.parametrize(("words", "told"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_once_in_a_line_before_a_server_starts(
+def test_a_mistake_is_reported_once_in_a_line_before_a_server_starts(
     words, told, bins, tmp_path, no_server, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -96,14 +96,16 @@ def test_a_mistake_is_told_once_in_a_line_before_a_server_starts(
 
 
 @pytest.mark.parametrize("words", [["evaluate", "3"], ["compare", "1", "2"], ["promote", "7"], ["train"]])
-def test_what_was_never_prepared_is_told_before_a_server_starts(words, bins, tmp_path, no_server, monkeypatch, capsys):
+def test_what_was_never_prepared_is_reported_before_a_server_starts(
+    words, bins, tmp_path, no_server, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     told = refused([*words, "--source", str(bins)], monkeypatch, capsys)
     assert "run `bincount prepare`" in told
     assert len(told.splitlines()) == 1
 
 
-def test_a_bucket_that_cannot_be_reached_is_told_before_a_server_starts(
+def test_a_bucket_that_cannot_be_reached_is_reported_before_a_server_starts(
     tmp_path, no_server, monkeypatch, capsys, free_port
 ):
     monkeypatch.chdir(tmp_path)
@@ -154,14 +156,14 @@ def test_a_device_that_is_none_is_an_error_with_those_there_are(name):
         choose_device(name)
 
 
-def test_a_folder_that_cannot_be_written_to_is_told_with_the_reason(monkeypatch):
+def test_a_folder_that_cannot_be_written_to_is_reported_with_the_reason(monkeypatch):
     if not Path("/proc/self").exists():
         pytest.skip("needs a file system that takes no files")
     with pytest.raises(SettingsError, match=r"/proc cannot be written to \(.+\); give --workspace"):
         preflight.check_writable(Path("/proc/new/workspace"))
 
 
-def test_a_snapshot_that_is_not_there_is_told_with_those_that_are(tmp_path):
+def test_a_snapshot_that_is_not_there_is_reported_with_those_that_are(tmp_path):
     workspace, data = Workspace(root=tmp_path), DataConfig(source=str(tmp_path))
     there = workspace.dataset(data) / "snapshots" / ("ab" * 32) / "snapshot.json"
     there.parent.mkdir(parents=True)

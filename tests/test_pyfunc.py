@@ -96,9 +96,7 @@ SERVED = [
 
 @pytest.mark.parametrize(("name", "value"), SERVED)
 @pytest.mark.parametrize("form", ["{}", "file://{}", "data:image/jpeg,{}", "data:{}"])
-def test_where_a_server_asks_no_path_is_opened_and_none_is_told_to_exist(
-    counter, monkeypatch, tmp_path, name, value, form
-):
+def test_where_a_server_asks_no_path_is_opened_and_none_is_revealed(counter, monkeypatch, tmp_path, name, value, form):
     monkeypatch.chdir(tmp_path)  # whose name is longer than what an answer repeats of a value
     here, gone, folder = Path("a_photo.jpg"), Path("b_photo.jpg"), Path("c_photo.jpg")
     here.write_bytes(PICTURE)

@@ -196,7 +196,7 @@ def test_a_class_may_have_any_name(kept):
     assert kept.client.get_run(run_id).data.metrics == {"class/déchiré _ _50_/recall": 0.5}
 
 
-def test_the_run_says_which_dataset_it_learned_from(kept, tmp_path):
+def test_the_run_says_which_dataset_it_was_trained_on(kept, tmp_path):
     run_id = kept.runs.start("dataset", {}, {})
 
     learned = described_snapshot(tmp_path, CLASSES)
@@ -694,7 +694,7 @@ def test_a_card_too_long_for_mlflow_ends_at_a_line_and_is_whole_in_the_run(tmp_p
 
 
 @pytest.mark.services
-def test_files_that_are_gone_are_told_from_a_server_that_is_away(tmp_path, monkeypatch):
+def test_files_that_are_gone_are_another_error_than_a_server_that_is_away(tmp_path, monkeypatch):
     with ExitStack() as server:
         url = server.enter_context(mlflow_server(tmp_path))
         opened = connection.open_registry(url, tmp_path, RegistryConfig())
@@ -760,7 +760,7 @@ def counted(call, calls: list, name: str):
     return count
 
 
-def test_a_version_that_is_not_there_is_told_with_the_newest_that_are(kept, monkeypatch):
+def test_a_version_that_is_not_there_is_reported_with_the_newest_that_are(kept, monkeypatch):
     monkeypatch.setattr(registry, "NUM_NAMED", 1)
     newest = kept.versions(1)[0]
     if newest.version == 1:

@@ -156,7 +156,7 @@ def test_what_gc_gives_back_is_what_was_there(workspace):
     assert removed.num_bytes == sum(size for path, size in sizes.items() if path not in left) > 0
 
 
-def test_the_young_stay_with_the_snapshot_that_they_learned_from(workspace):
+def test_the_young_stay_with_the_snapshot_that_they_were_trained_on(workspace):
     register(workspace, run_of(workspace, LAST), LAST)
     age(run_of(workspace, FIRST) / "model/model.json", 29)
     removed = collect(workspace)

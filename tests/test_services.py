@@ -299,7 +299,7 @@ def test_a_certificate_of_ones_own_is_trusted_where_the_client_trusts_it(
     ("check", "variable"),
     [("prefect", "PREFECT_API_TLS_INSECURE_SKIP_VERIFY"), ("mlflow", "MLFLOW_TRACKING_INSECURE_TLS")],
 )
-def test_certificates_are_not_looked_at_where_the_client_is_told_so(check, variable, own_tls, monkeypatch):
+def test_certificates_are_not_checked_where_the_client_is_set_so(check, variable, own_tls, monkeypatch):
     with answering(context=own_tls) as (url, _):
         monkeypatch.setenv(variable, "true")
         CHECKS[check](url)

@@ -42,7 +42,7 @@ def test_larger_quantities_stay_in_the_manifest_without_label_and_split(dataset)
     assert rows[rows["quantity"] <= 5]["split"].notna().all()
 
 
-def test_extra_counts_are_learned_from_and_not_judged_on(dataset):
+def test_extra_counts_are_trained_on_and_not_judged_on(dataset):
     without = build(dataset)
     snapshot = assembly.build(dataset, bins.read(dataset), COUNTS, "bucket", extra_names=("6",))
     assert snapshot.extra()["quantity"].to_list() == [6] * 4  # one of the five went to val or test
@@ -159,7 +159,7 @@ def test_what_is_new_or_changed_since_an_earlier_snapshot(dataset, tmp_path):
     assert later.since(later).empty
 
 
-def test_a_full_disk_is_told_and_leaves_no_snapshot(dataset, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_no_snapshot(dataset, monkeypatch):
     first = build(dataset)
 
     write_table = pq.write_table

@@ -498,7 +498,7 @@ def test_every_class_of_the_real_sample_is_within_a_point_and_a_half_of_80_10_10
     assert (shares[["train", "val", "test"]] - [0.8, 0.1, 0.1]).abs().to_numpy().max() < 0.015
 
 
-def test_the_same_night_asked_twice_grows_once(tmp_path):
+def test_the_same_nightly_run_asked_twice_grows_once(tmp_path):
     for number in range(6):
         add_bin(tmp_path / "source", f"{number:05d}")
     dataset, config = tmp_path / "dataset", DataConfig(source=str(tmp_path / "source"), limit=2)
@@ -511,7 +511,7 @@ def test_the_same_night_asked_twice_grows_once(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\0" * 40, '{"night": "mon'], ids=["emptied", "zeros", "cut off"])
-def test_a_note_of_the_last_night_that_a_power_failure_spoiled_is_no_last_night(tmp_path, content):
+def test_a_note_of_the_last_nightly_run_that_a_power_failure_spoiled_counts_as_none(tmp_path, content):
     add_bin(tmp_path / "source", "00001")
     bring(tmp_path / "source", tmp_path / "dataset")
     (tmp_path / "dataset" / "growth.json").write_text(content)

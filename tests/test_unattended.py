@@ -239,7 +239,7 @@ def a_killed_trainer_goes_on_from_its_checkpoint_also_while_mlflow_is_away(stack
     assert "Crashed" not in away.states()
 
 
-def test_a_run_outlives_server_and_worker_and_a_night_its_own_process_and_a_second_trigger(stack):
+def test_a_run_outlives_server_and_worker_and_a_nightly_run_its_own_process_and_a_second_trigger(stack):
     long = 2 * EPOCHS
     alone = stack.start("run/train-gpu", "worker", long).until_it_trains()
     stack.stop_server()
@@ -265,7 +265,7 @@ def test_a_run_outlives_server_and_worker_and_a_night_its_own_process_and_a_seco
     assert slots_in_use() == 0
 
 
-def test_nights_that_were_missed_are_made_up_for_by_one(stack):
+def test_nightly_runs_that_were_missed_are_made_up_for_by_one(stack):
     stack.kill_worker("cpu")
     missed = [stack.start("retrain/nightly", "missed", epochs=1, scheduled=-3600 * hours) for hours in (49, 25, 1)]
     stack.start_worker("cpu")

@@ -50,7 +50,7 @@ from flows.cli import app, options
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_told_with_the_flag_as_it_is_typed_and_what_it_takes(words, told, monkeypatch, capsys):
+def test_a_mistake_is_reported_with_the_flag_as_it_is_typed_and_what_it_takes(words, told, monkeypatch, capsys):
     said = refused(words, monkeypatch, capsys)
     assert said.startswith("bincount: ")
     assert told in said
@@ -58,7 +58,7 @@ def test_a_mistake_is_told_with_the_flag_as_it_is_typed_and_what_it_takes(words,
     assert len(said.splitlines()) == 1
 
 
-def test_several_mistakes_are_told_at_once_a_line_each(monkeypatch, capsys):
+def test_several_mistakes_are_reported_at_once_a_line_each(monkeypatch, capsys):
     said = refused(["run", "--epochs", "0", "--learning-rate", "fast"], monkeypatch, capsys)
     assert said.splitlines() == [
         "bincount: --epochs takes a whole number of at least 1, not '0'",

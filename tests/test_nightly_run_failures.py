@@ -35,7 +35,7 @@ def nights(api, tmp_path) -> NightlyRuns:
     return NightlyRuns(tmp_path)
 
 
-def test_a_night_that_fails_leaves_a_page_too(api, tmp_path):
+def test_a_nightly_run_that_fails_leaves_a_page_too(api, tmp_path):
     data = DataConfig(source=str(tmp_path / "nowhere"))
     with pytest.raises(SourceError):
         retrain(data=data, images=IMAGES, training=SHORT, workspace=tmp_path / "workspace")
@@ -43,7 +43,7 @@ def test_a_night_that_fails_leaves_a_page_too(api, tmp_path):
     assert "What was done is kept" in pages()[-1]
 
 
-def test_a_worker_leaves_the_page_of_a_night_whose_process_it_finds_dead(api, tmp_path):
+def test_a_worker_leaves_the_page_of_a_nightly_run_whose_process_it_finds_dead(api, tmp_path):
     data = DataConfig(source=str(tmp_path / "nowhere"))
     state = retrain(data=data, images=IMAGES, training=SHORT, workspace=tmp_path / "workspace", return_state=True)
     with get_client(sync_client=True) as client:
@@ -53,7 +53,7 @@ def test_a_worker_leaves_the_page_of_a_night_whose_process_it_finds_dead(api, tm
     assert "Crashed: exit code 137" in pages()[-1]
 
 
-def test_what_a_killed_night_decided_and_did_not_do_is_done_by_the_next(nights, monkeypatch):
+def test_what_a_killed_nightly_run_decided_and_did_not_do_is_done_by_the_next(nights, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(registry.Registry, "promote", lambda *_, **__: 1 / 0)
         assert nights.run(promotion=FORCED).type == StateType.FAILED
@@ -65,7 +65,7 @@ def test_what_a_killed_night_decided_and_did_not_do_is_done_by_the_next(nights, 
     assert version.alias == "champion"
 
 
-def test_a_night_that_starts_again_after_its_promotion_tells_what_it_did(nights, monkeypatch):
+def test_a_nightly_run_that_starts_again_after_its_promotion_tells_what_it_did(nights, monkeypatch):
     told, headline = [], summary.nightly_headline
     monkeypatch.setattr(promotion_tasks, "emit_event", lambda name, *_, **__: told.append(name))
     monkeypatch.setattr(summary, "nightly_headline", lambda night: headline(night) if len(told) > 1 else 1 / 0)
@@ -80,7 +80,7 @@ def test_a_night_that_starts_again_after_its_promotion_tells_what_it_did(nights,
     assert nights.run().name == "Skipped"
 
 
-def test_without_a_champion_a_night_trains_when_enough_is_new_since_the_last_version(nights):
+def test_without_a_champion_a_nightly_run_trains_when_enough_is_new_since_the_last_version(nights):
     first = nights.run().result()
     assert (first.model.version.alias, first.model.decision.is_first) == ("challenger", True)
     assert escape_markdown("`bincount promote 1 --force` makes it champion all the same") in pages()[-1]
@@ -92,7 +92,7 @@ def test_without_a_champion_a_night_trains_when_enough_is_new_since_the_last_ver
     assert nights.run().result().model.version.version == 2
 
 
-def test_a_champion_whose_files_are_gone_stops_no_night(nights):
+def test_a_champion_whose_files_are_gone_stops_no_nightly_run(nights):
     nights.run(promotion=FORCED)
     shutil.rmtree(nights.workspace / "mlflow-artifacts")
     nights.grow_to(700)
@@ -112,7 +112,7 @@ def test_a_champion_whose_files_are_gone_stops_no_night(nights):
     assert escape_markdown("`bincount promote VERSION --force` puts another version in its place") in pages()[-1]
 
 
-def test_a_night_outlives_a_restart_of_the_database(nights, tmp_path, monkeypatch):
+def test_a_nightly_run_outlives_a_restart_of_the_database(nights, tmp_path, monkeypatch):
     train = training_tasks.train_in_subprocess
     with servers.postgres_cluster(tmp_path) as serve, ExitStack() as database:
         url = database.enter_context(serve()).replace("+psycopg", "+asyncpg")
@@ -131,13 +131,13 @@ def test_a_night_outlives_a_restart_of_the_database(nights, tmp_path, monkeypatc
     assert opened(nights.workspace).find_champion().version == 1
 
 
-def test_a_clean_up_that_fails_spoils_no_night(nights, monkeypatch):
+def test_a_clean_up_that_fails_spoils_no_nightly_run(nights, monkeypatch):
     monkeypatch.setattr(retention, "plan", lambda *_: 1 / 0)
     assert nights.run().name == "Completed"
     assert "the clean-up failed, and the next nightly run tries again" in pages()[-1]
 
 
-def test_a_bucket_that_refuses_access_fails_the_night_with_the_remedy(api, tmp_path):
+def test_a_bucket_that_refuses_access_fails_the_nightly_run_with_the_remedy(api, tmp_path):
     with FaultyS3({}) as server:
         server.fail("*", refused)
         state = retrain(
@@ -148,7 +148,7 @@ def test_a_bucket_that_refuses_access_fails_the_night_with_the_remedy(api, tmp_p
     assert "refuses access" in pages()[-1]
 
 
-def test_a_full_disk_fails_the_night_and_with_space_the_next_goes_on(api, small_disk, tmp_path, monkeypatch):
+def test_a_full_disk_fails_the_nightly_run_and_with_space_the_next_goes_on(api, small_disk, tmp_path, monkeypatch):
     synthetic.generate(tmp_path / "bins", 320, size=(64, 64))
     monkeypatch.setattr(training_tasks.train_model, "retry_delay_seconds", [0, 0])
     mlflow = RegistryConfig(tracking_uri=f"sqlite:///{servers.with_database(tmp_path)}/mlflow.db")

@@ -84,7 +84,7 @@ def test_no_image_ever_changes_its_split(nights):
         before = rows["split"]
 
 
-def test_a_night_fetches_and_counts_what_is_new_and_nothing_else(nights):
+def test_a_nightly_run_fetches_and_counts_what_is_new_and_nothing_else(nights):
     fetched = [night.prepared.report.num_fetched for night in nights]
     listed = [night.prepared.plan.num_listed for night in nights]
     assert 0 < fetched[2] <= 12
@@ -93,7 +93,7 @@ def test_a_night_fetches_and_counts_what_is_new_and_nothing_else(nights):
     assert listed[2] - listed[1] == 12
 
 
-def test_a_night_with_nothing_new_is_skipped_and_its_page_says_why(states, nights):
+def test_a_nightly_run_with_nothing_new_is_skipped_and_its_page_says_why(states, nights):
     assert [(state.type, state.name) for state in states[3:]] == [
         (StateType.COMPLETED, "Skipped"),
         (StateType.COMPLETED, "Completed"),
@@ -103,7 +103,7 @@ def test_a_night_with_nothing_new_is_skipped_and_its_page_says_why(states, night
     assert states[3].message in pages()[3]
 
 
-def test_the_page_of_a_night_says_what_was_new_decided_and_spent(nights):
+def test_the_page_of_a_nightly_run_says_what_was_new_decided_and_spent(nights):
     page = pages()[1]
     assert f"{nights[1].new_data.num_new:,} new since version 1, the champion" in page
     assert nights[1].model.decision.summary() in page
@@ -119,7 +119,7 @@ def test_too_few_new_images_are_waited_for(nights, growing):
     assert "a training needs 5,000 (min_new_images)" in state.message
 
 
-def test_a_night_can_start_from_the_champion(nights, workspace):
+def test_a_nightly_run_can_start_from_the_champion(nights, workspace):
     champion = nights[4].new_data.champion
     assert champion.version == 2
     weights = Workspace(root=workspace).weights(weights_digest(nights[1].model.trained.checkpoint))
@@ -135,7 +135,7 @@ def test_a_source_that_does_not_grow_is_taken_some_bins_a_night(api, tmp_path):
     assert wanted == [pytest.approx(200, abs=4), pytest.approx(400, abs=8), pytest.approx(500, abs=8)]
 
 
-def test_other_settings_make_another_training_of_images_that_were_learned_from(api, tmp_path):
+def test_other_settings_make_another_training_of_images_that_were_trained_on(api, tmp_path):
     nights, rules = NightlyRuns(tmp_path), RETRAINING.model_copy(update={"min_new_images": 0})
     nights.run()
     assert nights.run(retraining=rules).name == "Skipped"
@@ -170,7 +170,7 @@ def test_a_nightly_run_reads_five_manifests_at_most_and_opens_mlflow_four_times_
     assert 1 <= calls["open_experiment"] <= 4
 
 
-def test_of_two_nights_in_one_workspace_the_second_waits(tmp_path, caplog):
+def test_of_two_nightly_runs_in_one_workspace_the_second_waits(tmp_path, caplog):
     order = []
 
     def second() -> None:
