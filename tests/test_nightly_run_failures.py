@@ -107,7 +107,7 @@ def test_a_champion_whose_files_are_gone_stops_no_nightly_run(nights):
     )
     assert "the champion was not evaluated on the new images" in pages()[-1]
     assert "clean-up" in pages()[-1].rpartition("Time and cost")[2]
-    assert opened(nights.workspace).params(night.model.version)["weights"] == "none"
+    assert opened(nights.workspace).runs.read_params(night.model.version.run_id)["weights"] == "none"
     assert not night.model.decision.promote
     assert escape_markdown("`bincount promote VERSION --force` puts another version in its place") in pages()[-1]
 
