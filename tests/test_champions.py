@@ -163,7 +163,7 @@ def test_models_that_cannot_be_compared_fairly_are_not_promoted(nights, data, tm
     _, second, workspace = nights
     other = DataConfig(source=data.source, classes="1..4")
     fewer_classes = run(data=other, images=IMAGES, training=WEAK, workspace=workspace)
-    assert fewer_classes.model.decision.reason == "version 2 tells other classes than the snapshot has"
+    assert fewer_classes.model.decision.reason == "version 2 predicts other classes than the snapshot has"
     assert fewer_classes.model.version.alias == "challenger"
     same_night_again = run(data=other, images=IMAGES, training=WEAK, workspace=workspace)
     assert same_night_again.model.decision == fewer_classes.model.decision
