@@ -119,7 +119,7 @@ def test_counts_without_images_are_warned_of_and_the_others_are_trained_on(tmp_p
         add_bin(tmp_path / "bins", f"{number * 40:05d}", 1 + number % 3)
     snapshot = build(tmp_path / "bins", "0..4", extra_counts=0)
     assert snapshot.num_images == 60
-    assert "no image has any of the classes 0, 4: a model learns nothing of it" in warnings(snapshot)
+    assert "no image has any of the classes 0, 4: no model can be trained on it" in warnings(snapshot)
     assert "no class took" not in warnings(snapshot)  # records name other counts by right
 
 

@@ -127,11 +127,11 @@ def test_an_mlflow_that_is_away_when_a_training_starts_misses_nothing(kept, monk
     caplog.set_level("INFO")
     tries = []
 
-    def start() -> tuple[Registry, str]:
+    def start() -> tuple[runs.Runs, str]:
         tries.append(len(tries))
         if len(tries) < 4:
             raise error
-        return kept, kept.runs.start("late", {}, {})
+        return kept.runs, kept.runs.start("late", {}, {})
 
     with LiveRun(start, tmp_path) as run:
         run.log(HISTORY[:3])
@@ -146,7 +146,7 @@ def test_an_mlflow_that_hangs_does_not_hold_up_the_end_of_a_training(monkeypatch
     monkeypatch.setattr(live, "SECONDS_TO_END", 0.01)
     answers, gone = threading.Event(), threading.Event()
 
-    def start() -> tuple[Registry, str]:
+    def start() -> tuple[runs.Runs, str]:
         answers.wait()
         gone.set()
         raise ServiceUnavailable("no answer")
@@ -176,7 +176,7 @@ def test_what_is_logged_beside_a_training_belongs_to_its_flow_run(tmp_path):
     flow_run.set("mine")
     seen = []
 
-    def start() -> tuple[Registry, str]:
+    def start() -> tuple[runs.Runs, str]:
         seen.append(flow_run.get())
         raise ServiceUnavailable("no answer")
 
