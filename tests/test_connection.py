@@ -80,16 +80,16 @@ def test_what_cannot_be_opened_is_tried_again_by_the_next(workspace, opens, monk
         with pytest.raises(ZeroDivisionError):
             connect(workspace, CONFIG).open()
 
-    assert connect(workspace, CONFIG).open().versions() == []
+    assert connect_registry(workspace, CONFIG).versions() == []
 
 
 def test_to_read_makes_no_experiment_and_to_write_does(workspace):
     with pytest.raises(ModelNotFound, match="has no experiment bincount; correct --experiment"):
         open_existing(workspace, CONFIG)
 
-    registry = connect(workspace, CONFIG).open()
+    registry = connect_registry(workspace, CONFIG)
 
-    assert open_existing(workspace, CONFIG) is registry
+    assert open_existing(workspace, CONFIG) == registry
 
 
 @pytest.mark.services
@@ -97,11 +97,11 @@ def test_a_server_that_went_away_is_reported_at_once_and_found_again_when_it_is_
     workspace = Workspace(root=with_database(tmp_path / "workspace"))
     config = RegistryConfig(tracking_uri=f"http://127.0.0.1:{free_port}")
     with mlflow_server(workspace.root, port=free_port):
-        registry = connect(workspace, config).open()
+        registry = connect_registry(workspace, config)
     with pytest.raises(ServiceUnavailable, match="start it with `mlflow server`"):
         connect(workspace, config).open()
     with mlflow_server(workspace.root, port=free_port):
-        assert connect(workspace, config).open() is registry
+        assert connect_registry(workspace, config) == registry
         assert registry.versions() == []
 
 

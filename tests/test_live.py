@@ -163,7 +163,7 @@ def test_what_a_debugged_training_has_found_before_it_failed_is_kept(kept, tmp_p
     (tmp_path / "findings.json").write_text("{}")
     with (
         pytest.raises(TrainingDiverged),
-        LiveRun(lambda: (kept, kept.runs.start("diverged", {}, {})), tmp_path),
+        LiveRun(lambda: (kept.runs, kept.runs.start("diverged", {}, {})), tmp_path),
     ):
         raise TrainingDiverged("no number")
     run = find(kept, "diverged")
