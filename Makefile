@@ -52,7 +52,6 @@ bench-accuracy: $(READY)  ## how well the recipe counts on real bins: SOURCE=FOL
 	$(BIN)/python tests/bench/accuracy.py $(SOURCE) --weights $(WEIGHTS)
 
 docs: $(READY)  ## build the pages of docs/ into docs/site, with the reference made from the code
-	@test -x $(BIN)/zensical || VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group docs
 	$(BIN)/python docs/reference.py
 	$(BIN)/zensical build --strict --config-file docs/mkdocs.yml
 
