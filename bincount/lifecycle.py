@@ -201,10 +201,10 @@ def _read_drift(kept: Path) -> Drift | None:
         return None
 
 
-def _drift_file(champion: Version, snapshot: Snapshot, config: DriftConfig, workspace: Workspace) -> Path:
+def _drift_file(champion: Version, snapshot: Snapshot, drift_config: DriftConfig, workspace: Workspace) -> Path:
     """Name the file by what the measurement follows from."""
     model = champion.tags.get(MODEL_TAG, champion.run_id)
-    inputs = f"{champion.snapshot_digest} {champion.tags.get('test_accuracy')} {config.model_dump_json()}"
+    inputs = f"{champion.snapshot_digest} {champion.tags.get('test_accuracy')} {drift_config.model_dump_json()}"
     name = hashlib.sha256(inputs.encode()).hexdigest()[:12]
     return workspace.evaluation(snapshot.digest, model) / f"drift-{name}.json"
 

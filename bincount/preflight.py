@@ -102,9 +102,9 @@ def find_snapshot(job: Job, digest: str | None = None) -> Snapshot:
     return snapshots.open_snapshot(folder)
 
 
-def check_registry(config: RegistryConfig) -> None:
+def check_registry(registry_config: RegistryConfig) -> None:
     """Raise SettingsError where the tracking URI is not an address of a server or a database."""
-    uri = config.tracking_uri
+    uri = registry_config.tracking_uri
     if uri and "://" not in uri:
         raise SettingsError(
             f"--tracking-uri {uri} is no address; write an MLflow server as http://HOST:PORT, or a database as "
@@ -114,13 +114,13 @@ def check_registry(config: RegistryConfig) -> None:
         check_url("--tracking-uri", uri, WEB)
 
 
-def check_runner(config: RunnerConfig) -> None:
+def check_runner(runner_config: RunnerConfig) -> None:
     """Raise SettingsError where a Dask scheduler is named that would not be used, or whose address is not one."""
-    if config.dask_address is None:
+    if runner_config.dask_address is None:
         return
-    if config.runner != "dask":
+    if runner_config.runner != "dask":
         raise SettingsError("--dask-address needs --runner dask beside it; leave it out to fetch by threads")
-    check_url("--dask-address", config.dask_address, ("tcp", "tls"), needs_port=True)
+    check_url("--dask-address", runner_config.dask_address, ("tcp", "tls"), needs_port=True)
 
 
 def check_device(device: Device, num_processes: int = 1) -> None:

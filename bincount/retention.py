@@ -92,7 +92,7 @@ class Removed:
         return sum(place.num_bytes for place in self.gone)
 
 
-def plan(workspace: Workspace, registry: Registry, config: RetentionConfig, now: datetime) -> Plan:
+def plan(workspace: Workspace, registry: Registry, retention_config: RetentionConfig, now: datetime) -> Plan:
     """Find what may be removed; change nothing.
 
     Raises ServiceUnavailable when the registry cannot be read, and ModelNotFound when it has no version of anything in
@@ -101,7 +101,7 @@ def plan(workspace: Workspace, registry: Registry, config: RetentionConfig, now:
     reader = LineageReader(registry, workspace)
     lineage = reader.read()
     places = _find(workspace, now)
-    reasons = _reasons_to_stay(places, reader.read_own() | lineage, config)
+    reasons = _reasons_to_stay(places, reader.read_own() | lineage, retention_config)
     going = tuple(replace(place, why=_why_it_goes(place)) for place in places if place.path not in reasons)
     staying = tuple(replace(place, why=reasons[place.path]) for place in places if place.path in reasons)
     known = lineage.snapshots.keys() | lineage.trainings.keys()
@@ -110,7 +110,7 @@ def plan(workspace: Workspace, registry: Registry, config: RetentionConfig, now:
             f"{reader.tracking_uri} has no version of anything in {workspace.root}, so that it may not be where its "
             "models are registered, and nothing is removed; correct --tracking-uri or --workspace"
         )
-    return Plan(workspace, config, now, going, staying)
+    return Plan(workspace, retention_config, now, going, staying)
 
 
 def remove(plan: Plan, registry: Registry) -> Removed:
@@ -230,22 +230,22 @@ def _measure(path: Path, kind: str, now: datetime) -> Place:
 
 
 def _reasons_to_stay(
-    places: Sequence[Place], lineage: Lineage, config: RetentionConfig, *, removing: bool = False
+    places: Sequence[Place], lineage: Lineage, retention_config: RetentionConfig, *, removing: bool = False
 ) -> dict[Path, str]:
     """Return why each place stays that does.
 
     removing: the caller holds the lock of the place in question, and a snapshot stays for every training that is there.
     """
     trainings = [place for place in places if place.kind == TRAINING]
-    reasons = _needed_trainings(trainings, lineage, config)
+    reasons = _needed_trainings(trainings, lineage, retention_config)
     # Members of one model are trained one after the other, and no version needs them before the last has ended.
     beside = {short: min(place.days for place in of) for short, of in _by_snapshot(trainings).items()}
     for place in trainings:
         if place.path in reasons:
             continue
-        if place.days < config.keep_days:
+        if place.days < retention_config.keep_days:
             reasons[place.path] = _young(place)
-        elif beside[_short(place)] < config.keep_days:
+        elif beside[_short(place)] < retention_config.keep_days:
             reasons[place.path] = "another training on its snapshot is young"
         elif not removing and _is_locked(place.path):
             reasons[place.path] = "a trainer is at work there"
@@ -256,17 +256,21 @@ def _reasons_to_stay(
             reasons[place.path] = why
         elif place.kind == TEST and _short(place) in {digest[:SHORT] for digest in latest.values()}:
             reasons[place.path] = "it is on a latest snapshot"
-        elif place.days < config.keep_days and not place.path.name.endswith(GONE):
+        elif place.days < retention_config.keep_days and not place.path.name.endswith(GONE):
             reasons.setdefault(place.path, _young(place))
     return reasons
 
 
-def _needed_trainings(trainings: Sequence[Place], lineage: Lineage, config: RetentionConfig) -> dict[Path, str]:
+def _needed_trainings(
+    trainings: Sequence[Place], lineage: Lineage, retention_config: RetentionConfig
+) -> dict[Path, str]:
     """Return those that versions came from, by name or by their weights, and those of their members, and why."""
     reasons, members = {}, {}
     for place in trainings:
         version = lineage.trainings.get(place.path.name)
-        if version is None and place.days >= config.keep_days:  # its run may have another name by now, or be gone
+        if (
+            version is None and place.days >= retention_config.keep_days
+        ):  # its run may have another name by now, or be gone
             version = lineage.weights.get(_weights(place.path, place.days))
         if version is None:
             continue

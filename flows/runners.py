@@ -10,21 +10,21 @@ from bincount.services import TIMEOUT_SECONDS
 from bincount.settings import RunnerConfig
 
 
-def open_runner(config: RunnerConfig) -> TaskRunner:
+def open_runner(runner_config: RunnerConfig) -> TaskRunner:
     """The runner of a setting. Raises SettingsError when Dask is wanted and not installed."""
-    if config.runner == "threads":
-        return ThreadPoolTaskRunner(max_workers=config.workers)
+    if runner_config.runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=runner_config.workers)
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
         raise SettingsError(
             "Dask is not installed; pip install 'bincount-pipeline[dask]', or use --runner threads"
         ) from error
-    if config.dask_address:
-        _check(config.dask_address)
-        return DaskTaskRunner(address=config.dask_address)
+    if runner_config.dask_address:
+        _check(runner_config.dask_address)
+        return DaskTaskRunner(address=runner_config.dask_address)
     return DaskTaskRunner(
-        cluster_kwargs={"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None}
+        cluster_kwargs={"n_workers": runner_config.workers, "threads_per_worker": 1, "dashboard_address": None}
     )
 
 

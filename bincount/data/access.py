@@ -27,14 +27,14 @@ def bucket_and_prefix(source: str) -> tuple[str, str]:
     return bucket, prefix
 
 
-def is_signed(config: DataConfig) -> bool:
+def is_signed(data_config: DataConfig) -> bool:
     """Tell whether requests are signed; who pays for them is known by the signature."""
-    return config.requester_pays or not config.unsigned
+    return data_config.requester_pays or not data_config.unsigned
 
 
-def endpoint(config: DataConfig) -> str | None:
+def endpoint(data_config: DataConfig) -> str | None:
     """Return the server's URL, where it is not AWS. Raises SettingsError for one with credentials in it."""
-    url = config.endpoint or next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
+    url = data_config.endpoint or next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
     if url and holds_credentials(url):
         raise SettingsError(
             f"the endpoint {mask_address(url)} holds credentials, which would be seen in logs; give it without "
@@ -43,26 +43,26 @@ def endpoint(config: DataConfig) -> str | None:
     return url
 
 
-def region(config: DataConfig) -> str:
+def region(data_config: DataConfig) -> str:
     """Return the region to ask in: the given one, else the environment's or the profile's."""
-    named = config.region or next((os.environ[name] for name in REGION_VARIABLES if os.environ.get(name)), None)
-    return named or (is_signed(config) and _profile_region()) or REGION
+    named = data_config.region or next((os.environ[name] for name in REGION_VARIABLES if os.environ.get(name)), None)
+    return named or (is_signed(data_config) and _profile_region()) or REGION
 
 
-def store_options(config: DataConfig) -> dict:
+def store_options(data_config: DataConfig) -> dict:
     """Return the options of obstore's S3Store.
 
     It reads the environment too, and for an endpoint under another name than the one that is given; so the settings
     are written out under all names. Raises SettingsError when requests are to be signed and nobody is signed in.
     """
-    options: dict = {"region": region(config), "skip_signature": not is_signed(config)}
-    if url := endpoint(config):
+    options: dict = {"region": region(data_config), "skip_signature": not is_signed(data_config)}
+    if url := endpoint(data_config):
         options |= {"endpoint": url, "aws_endpoint_url_s3": url}
-    if config.endpoint:
+    if data_config.endpoint:
         options["virtual_hosted_style_request"] = False
-    if config.requester_pays:
+    if data_config.requester_pays:
         options["request_payer"] = True
-    if is_signed(config):
+    if is_signed(data_config):
         options["credential_provider"] = _credentials()
     return options
 
@@ -80,30 +80,30 @@ def _credentials() -> "Boto3CredentialProvider":
         ) from error
 
 
-def pages(config: DataConfig, prefix: str, after: str) -> Iterator[list[dict]]:
+def pages(data_config: DataConfig, prefix: str, after: str) -> Iterator[list[dict]]:
     """Ask for the objects below a prefix from behind a key on, in the order of keys: whole answers, none of them empty.
 
     An entry has Key, relative to the source, Size, and ETag or LastModified. Raises OSError.
     """
-    for answer in _answers(config, prefix, StartAfter=_below(config, after) if after else ""):
-        length = len(_below(config, ""))
+    for answer in _answers(data_config, prefix, StartAfter=_below(data_config, after) if after else ""):
+        length = len(_below(data_config, ""))
         entries = [entry | {"Key": entry["Key"][length:]} for entry in answer.get("Contents", [])]
         if entries:
             yield entries
 
 
-def names_below(config: DataConfig, prefix: str) -> tuple[set[str], set[str]]:
+def names_below(data_config: DataConfig, prefix: str) -> tuple[set[str], set[str]]:
     """Ask for the folders and files right below a prefix, some thousand of them. Raises OSError."""
-    length = len(_below(config, prefix))
-    answer = next(iter(_answers(config, prefix, Delimiter="/")))
+    length = len(_below(data_config, prefix))
+    answer = next(iter(_answers(data_config, prefix, Delimiter="/")))
     folders = {entry["Prefix"][length:].strip("/") for entry in answer.get("CommonPrefixes", [])}
     return folders - {""}, {entry["Key"][length:] for entry in answer.get("Contents", [])} - {""}
 
 
-def bucket_region(config: DataConfig) -> str | None:
+def bucket_region(data_config: DataConfig) -> str | None:
     """Ask the server in which region the bucket is; it says so to everybody. None where it does not."""
-    bucket, _ = bucket_and_prefix(config.source)
-    server = endpoint(config) or f"https://s3.{region(config)}.amazonaws.com"
+    bucket, _ = bucket_and_prefix(data_config.source)
+    server = endpoint(data_config) or f"https://s3.{region(data_config)}.amazonaws.com"
     request = urllib.request.Request(f"{server.rstrip('/')}/{bucket}", method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=SECONDS_TO_CONNECT) as answer:
@@ -114,28 +114,30 @@ def bucket_region(config: DataConfig) -> str | None:
         return None
 
 
-def _answers(config: DataConfig, prefix: str, **question: str) -> Iterator[dict]:
+def _answers(data_config: DataConfig, prefix: str, **question: str) -> Iterator[dict]:
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
-    if config.requester_pays:
+    if data_config.requester_pays:
         question["RequestPayer"] = "requester"
     settings = Config(
-        signature_version=None if is_signed(config) else UNSIGNED,
+        signature_version=None if is_signed(data_config) else UNSIGNED,
         connect_timeout=SECONDS_TO_CONNECT,
         read_timeout=SECONDS_TO_ANSWER,
         retries={"total_max_attempts": NUM_TRIES, "mode": "standard"},
-        s3={"addressing_style": "path"} if config.endpoint else None,
+        s3={"addressing_style": "path"} if data_config.endpoint else None,
     )
-    bucket, _ = bucket_and_prefix(config.source)
+    bucket, _ = bucket_and_prefix(data_config.source)
     question = {name: value for name, value in question.items() if value}
     try:
         session = boto3.Session()  # its own, since the one that boto3 shares is not made for threads
-        client = session.client("s3", endpoint_url=endpoint(config), region_name=region(config), config=settings)
+        client = session.client(
+            "s3", endpoint_url=endpoint(data_config), region_name=region(data_config), config=settings
+        )
         paginator = client.get_paginator("list_objects_v2")
-        yield from paginator.paginate(Bucket=bucket, Prefix=_below(config, prefix), **question)
+        yield from paginator.paginate(Bucket=bucket, Prefix=_below(data_config, prefix), **question)
     except ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         raise OSError(f"status code: {status}: {error}") from error
@@ -143,8 +145,8 @@ def _answers(config: DataConfig, prefix: str, **question: str) -> Iterator[dict]
         raise OSError(str(error)) from error
 
 
-def _below(config: DataConfig, key: str) -> str:
-    _, prefix = bucket_and_prefix(config.source)
+def _below(data_config: DataConfig, key: str) -> str:
+    _, prefix = bucket_and_prefix(data_config.source)
     return f"{prefix}/{key}" if prefix else key
 
 

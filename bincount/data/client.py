@@ -57,17 +57,19 @@ class WrongRegion(SourceError):
     region: str = ""
 
 
-def open_store(config: DataConfig, patience: Patience | None = None) -> Path | S3Store:
-    if not config.source.startswith("s3://"):
-        if not config.source.strip():  # as of a variable that is not set; else it would be the current folder
+def open_store(data_config: DataConfig, patience: Patience | None = None) -> Path | S3Store:
+    if not data_config.source.startswith("s3://"):
+        if not data_config.source.strip():  # as of a variable that is not set; else it would be the current folder
             raise SourceError("--source is empty; give an existing folder or s3://BUCKET")
-        if "://" in config.source:
-            raise SourceError(f"{mask_credentials(config.source)} is neither s3://BUCKET nor a folder")
-        folder = Path(config.source)
+        if "://" in data_config.source:
+            raise SourceError(f"{mask_credentials(data_config.source)} is neither s3://BUCKET nor a folder")
+        folder = Path(data_config.source)
         if not folder.is_dir():
-            raise SourceError(f"there is no folder {config.source}; give --source an existing folder or s3://BUCKET")
+            raise SourceError(
+                f"there is no folder {data_config.source}; give --source an existing folder or s3://BUCKET"
+            )
         return folder.resolve()
-    bucket, prefix = access.bucket_and_prefix(config.source)
+    bucket, prefix = access.bucket_and_prefix(data_config.source)
     if not bucket:
         raise SourceError("s3:// lacks the bucket's name; write s3://BUCKET")
     patience = patience or Patience(CONNECT_TIMEOUT, TIMEOUT, MAX_RETRIES, RETRY_TIMEOUT)
@@ -77,14 +79,14 @@ def open_store(config: DataConfig, patience: Patience | None = None) -> Path | S
         client_options={
             "connect_timeout": patience.connect,
             "timeout": patience.timeout,
-            "allow_http": (access.endpoint(config) or "").startswith("http://"),
+            "allow_http": (access.endpoint(data_config) or "").startswith("http://"),
         },
         retry_config={
             "max_retries": patience.retries,
             "retry_timeout": patience.retry_timeout,
             "backoff": {"init_backoff": FIRST_WAIT, "max_backoff": LONGEST_WAIT, "base": 2},
         },
-        **access.store_options(config),
+        **access.store_options(data_config),
     )
 
 
@@ -94,15 +96,15 @@ def errors_explained(
     what: str,
     missing: Exception | None = None,
     refused: Exception | None = None,
-    config: DataConfig | None = None,
+    data_config: DataConfig | None = None,
 ) -> Iterator[None]:
     """Turn the client's errors into ours; missing is what a 404 means here, refused what a 401 or 403 means."""
     try:
         yield
     except (BaseError, OSError) as error:
         meaning, message = understand(error)
-        if config and (region := wrong_region(error, config)):
-            raise _other_region(config, region, message) from error
+        if data_config and (region := wrong_region(error, data_config)):
+            raise _other_region(data_config, region, message) from error
         if meaning == "missing":
             raise missing or SourceError(f"{url} does not exist; check --source") from None
         if meaning == "refused":
@@ -124,23 +126,25 @@ def understand(error: Exception) -> tuple[Literal["missing", "refused", "unavail
     return "unavailable", message
 
 
-def wrong_region(error: Exception, config: DataConfig) -> str | None:
+def wrong_region(error: Exception, data_config: DataConfig) -> str | None:
     """Return the region that an error says a bucket is in, ANOTHER where the server does not name it, or None."""
-    if not config.source.startswith("s3://") or not re.search(MAY_MEAN_REGION, str(error)):
+    if not data_config.source.startswith("s3://") or not re.search(MAY_MEAN_REGION, str(error)):
         return None
     named = re.search("<Region>([a-z0-9-]+)</Region>|expecting '([a-z0-9-]+)'", str(error))
-    region = (named[1] or named[2]) if named else access.bucket_region(config)
-    if region and region != access.region(config):
+    region = (named[1] or named[2]) if named else access.bucket_region(data_config)
+    if region and region != access.region(data_config):
         return region
     return ANOTHER if re.search(MEANS_REGION, str(error)) and not region else None
 
 
-def _other_region(config: DataConfig, region: str, detail: str) -> WrongRegion:
-    asked = access.region(config)
+def _other_region(data_config: DataConfig, region: str, detail: str) -> WrongRegion:
+    asked = access.region(data_config)
     said = (
         f"another region than {asked}; pass it as" if region == ANOTHER else f"the region {region}, not {asked}; pass"
     )
-    error = WrongRegion(f"{config.source} is in {said} --region{'' if region == ANOTHER else f' {region}'} ({detail})")
+    error = WrongRegion(
+        f"{data_config.source} is in {said} --region{'' if region == ANOTHER else f' {region}'} ({detail})"
+    )
     error.region = region
     return error
 

@@ -78,7 +78,7 @@ class SyncReport:
         )
 
 
-def fetch_batch(dataset: Path, source: Source, batch: pd.DataFrame, config: DataConfig) -> SyncReport:
+def fetch_batch(dataset: Path, source: Source, batch: pd.DataFrame, data_config: DataConfig) -> SyncReport:
     """Fetch one batch, many bins at a time, and write their rows last; report on the batch as a whole.
 
     A bin that the server does not deliver is reported as unreachable and gets no row. Another try asks for such bins
@@ -88,7 +88,7 @@ def fetch_batch(dataset: Path, source: Source, batch: pd.DataFrame, config: Data
     name = tables.digest(batch)
     earlier = [row for part in bins.read_parts(dataset, name=name) for row in part.to_pylist()]
     todo = batch[~batch["image_id"].isin([row["image_id"] for row in earlier])]
-    results = _fetch_bins(dataset, source, todo, config)
+    results = _fetch_bins(dataset, source, todo, data_config)
     rows = [row for row in results if isinstance(row, dict)]
     unreachable = {
         image_id: row for image_id, row in zip(todo["image_id"], results, strict=True) if isinstance(row, str)
@@ -102,20 +102,20 @@ def fetch_batch(dataset: Path, source: Source, batch: pd.DataFrame, config: Data
     return SyncReport(len(good), sum(good), bad, unreachable, time.monotonic() - began)
 
 
-def _fetch_bins(dataset: Path, source: Source, wanted: pd.DataFrame, config: DataConfig) -> list[dict | str]:
+def _fetch_bins(dataset: Path, source: Source, wanted: pd.DataFrame, data_config: DataConfig) -> list[dict | str]:
     """Return the row of each bin, or in words why the server did not deliver it.
 
     Many threads wait for the network, and no more than there are cores check and write: else they wait for each other.
     Slots bound how much has arrived and is not written yet.
     """
-    slots = threading.Semaphore(2 * config.concurrency)
-    with ThreadPoolExecutor(config.concurrency) as network, ThreadPoolExecutor(os.cpu_count()) as workers:
+    slots = threading.Semaphore(2 * data_config.concurrency)
+    with ThreadPoolExecutor(data_config.concurrency) as network, ThreadPoolExecutor(os.cpu_count()) as workers:
 
         def read_and_pass_on(bin_wanted) -> Future:
             slots.acquire()
             try:
                 arrival = _read_bin(dataset, source, bin_wanted)
-                kept = workers.submit(_keep_bin, dataset, source, arrival, config.max_pixels)
+                kept = workers.submit(_keep_bin, dataset, source, arrival, data_config.max_pixels)
             except BaseException:
                 slots.release()
                 raise

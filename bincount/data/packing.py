@@ -42,7 +42,7 @@ class Undecodable(DatasetError):
 
 
 def update(
-    dataset: Path, config: ImageConfig, paths: Sequence[str], digests: Sequence[str], max_pixels: int = MAX_PIXELS
+    dataset: Path, image_config: ImageConfig, paths: Sequence[str], digests: Sequence[str], max_pixels: int = MAX_PIXELS
 ) -> Pack:
     """Decode and append what the pack lacks; paths are relative to the dataset's folder.
 
@@ -50,7 +50,7 @@ def update(
     killed update can be run again. Raises Undecodable, when all others are packed, for files that are not whole images
     or not what was fetched, and DiskFull.
     """
-    pack = packs.open_pack(dataset, config)
+    pack = packs.open_pack(dataset, image_config)
     older = list(_older(pack.folder))
     if older:
         logger.info("an older release has decoded the pictures in %s; they are decoded anew", older[0])
@@ -64,7 +64,7 @@ def update(
         for path, file_digest in zip(paths, digests, strict=True):
             if file_digest.encode() not in seen:
                 new.setdefault(file_digest, []).append(path)  # the same photo under several ids
-        failed = _append_all(dataset, config, max_pixels, pack.folder, new)
+        failed = _append_all(dataset, image_config, max_pixels, pack.folder, new)
     logger.info("pack %s: %d images added to %d", pack.folder.name, len(new) - len(failed), kept)
     _remove(older)
     if failed:
@@ -109,7 +109,7 @@ def pack_snapshot(snapshot: Snapshot, images: ImageConfig) -> Pack:
 
 
 def _append_all(
-    dataset: Path, config: ImageConfig, max_pixels: int, folder: Path, new: dict[str, list[str]]
+    dataset: Path, image_config: ImageConfig, max_pixels: int, folder: Path, new: dict[str, list[str]]
 ) -> dict[str, str]:
     """Append the pictures of files, whose paths come by digest; return by digest why others could not be appended."""
     todo, failed = list(new.items()), {}
@@ -124,7 +124,7 @@ def _append_all(
         for start in range(0, len(todo), CHUNK):
             chunk = todo[start : start + CHUNK]
             results = threads.map(
-                lambda item: _decode_first_sound(dataset, item[1], item[0], config, max_pixels), chunk
+                lambda item: _decode_first_sound(dataset, item[1], item[0], image_config, max_pixels), chunk
             )
             by_digest = dict(zip((file_digest for file_digest, _ in chunk), results, strict=True))
             failed |= {name: result for name, result in by_digest.items() if isinstance(result, str)}
@@ -156,11 +156,11 @@ def _not_packed(dataset: Path, paths: dict[str, list[str]], failed: dict[str, st
 
 
 def _decode_first_sound(
-    dataset: Path, paths: list[str], sha256: str, config: ImageConfig, max_pixels: int
+    dataset: Path, paths: list[str], sha256: str, image_config: ImageConfig, max_pixels: int
 ) -> np.ndarray | str:
     """Decode, as packs.decode_original does, the first of several files of one digest that is what was fetched."""
     for path in paths:
-        result = packs.decode_original(dataset / path, sha256, config, max_pixels)
+        result = packs.decode_original(dataset / path, sha256, image_config, max_pixels)
         if not isinstance(result, Damaged):
             break
     return result

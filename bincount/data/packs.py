@@ -236,13 +236,13 @@ class Images:
             os.fsync(file.fileno())
 
 
-def open_pack(dataset: Path, config: ImageConfig) -> Pack:
+def open_pack(dataset: Path, image_config: ImageConfig) -> Pack:
     """Open the pack of a dataset at the configured size; it is empty when nothing was packed yet."""
-    name = Name(config.image_size, config.resize, DECODER_VERSION)
-    return Pack(dataset / "packs" / str(name), config.image_size)
+    name = Name(image_config.image_size, image_config.resize, DECODER_VERSION)
+    return Pack(dataset / "packs" / str(name), image_config.image_size)
 
 
-def decode_original(path: Path, sha256: str, config: ImageConfig, max_pixels: int) -> np.ndarray | str:
+def decode_original(path: Path, sha256: str, image_config: ImageConfig, max_pixels: int) -> np.ndarray | str:
     """Decode a file, or say in words why it cannot be: as Damaged where it is not the file of this digest."""
     try:
         data = path.read_bytes()
@@ -252,13 +252,13 @@ def decode_original(path: Path, sha256: str, config: ImageConfig, max_pixels: in
         return Damaged(error.strerror or error)
     if hashlib.sha256(data).hexdigest() != sha256:
         return Damaged("its SHA-256 is another")
-    return decode_or_explain(data, config, max_pixels)
+    return decode_or_explain(data, image_config, max_pixels)
 
 
-def decode_or_explain(file: bytes | Path, config: ImageConfig, max_pixels: int = MAX_PIXELS) -> np.ndarray | str:
+def decode_or_explain(file: bytes | Path, image_config: ImageConfig, max_pixels: int = MAX_PIXELS) -> np.ndarray | str:
     """Decode an image file, or say in words, the kind first, why it cannot be."""
     try:
-        return pictures.decode(file, config, max_pixels=max_pixels)
+        return pictures.decode(file, image_config, max_pixels=max_pixels)
     except BadPicture as error:
         return str(error)
     except OSError as error:

@@ -94,16 +94,16 @@ class Picture:
     dhash: int | None = None
 
 
-def decode(file: bytes | Path | BinaryIO, config: ImageConfig, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(file: bytes | Path | BinaryIO, image_config: ImageConfig, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return a picture as (S, S, 3) uint8 RGB, resized with antialiasing. file is its content, or where that is.
 
     Raises BadPicture, and OSError for a file that cannot be read.
     """
-    data, side = _content(file), config.image_size
+    data, side = _content(file), image_config.image_size
     with _opened(data, max_pixels) as image:
         pixels = _upright(image, _decode_jpeg(image, data, side) if _is_jpeg(image) else _flatten(image))
         if pixels.size != (side, side):
-            pixels = pixels.resize((side, side), Image.Resampling.BILINEAR, _box(pixels.size, config))
+            pixels = pixels.resize((side, side), Image.Resampling.BILINEAR, _box(pixels.size, image_config))
         return np.asarray(pixels.convert("RGB") if pixels.mode != "RGB" else pixels)
 
 
@@ -128,9 +128,9 @@ def inspect(data: bytes, max_pixels: int, *, with_hash: bool) -> Picture:
     return Picture(*size, int(np.packbits(bits).view(">u8")[0]))
 
 
-def _box(size: tuple[int, int], config: ImageConfig) -> tuple[float, float, float, float] | None:
+def _box(size: tuple[int, int], image_config: ImageConfig) -> tuple[float, float, float, float] | None:
     """Return the part of a picture that is kept: its middle square, or None for all of it."""
-    if config.resize == "squash":
+    if image_config.resize == "squash":
         return None
     width, height = size
     short = min(width, height)

@@ -124,7 +124,7 @@ class Source:
 
     def list_keys(self) -> list[str]:
         """List every object's key, whatever it is."""
-        with client.errors_explained(self.url, "cannot be listed", config=self.config):
+        with client.errors_explained(self.url, "cannot be listed", data_config=self.config):
             return [key for page in self._pages("", Skipped(), exact=False) for key in page["key"].to_pylist()]
 
     def image_key(self, image_id: str) -> str:
@@ -171,7 +171,7 @@ class Source:
         """
         schema = pa.schema([("image_id", pa.string()), (column, pa.string()), ("problem", pa.string())])
         length, rows, ignored = len(wanted) - 2 if prefix else 0, [], Counter()  # of the suffix in the pattern
-        with client.errors_explained(self.url, "cannot be listed", config=self.config):
+        with client.errors_explained(self.url, "cannot be listed", data_config=self.config):
             for page in self._pages(prefix, skipped, exact):
                 kept = _sort_out(page, wanted, ABOVE_PICTURES[self.layout], ignored)
                 image_id = pc.utf8_slice_codeunits(kept["key"], len(prefix), -length or None)
@@ -185,93 +185,96 @@ class Source:
         return listing.exact_bucket_pages(prefix, ask) if exact else listing.bucket_pages(self.store, prefix, ask)
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(data_config: DataConfig) -> Source:
     """Connect to the configured bucket or folder and detect its layout.
 
     Raises SourceError when there is nothing to read, SourceUnavailable when the server does not answer.
     """
     try:
-        store = client.open_store(config)
-        layout = config.layout if config.layout != "auto" else _detect_layout(store, config)
+        store = client.open_store(data_config)
+        layout = data_config.layout if data_config.layout != "auto" else _detect_layout(store, data_config)
     except WrongRegion as error:
-        if config.region or error.region == client.ANOTHER:
+        if data_config.region or error.region == client.ANOTHER:
             raise
         return open_source(
-            config.model_copy(update={"region": error.region})
+            data_config.model_copy(update={"region": error.region})
         )  # the environment's is no more than a hint
-    if config.keep_splits and layout != "splits":
+    if data_config.keep_splits and layout != "splits":
         raise SettingsError(
-            f"--keep-splits needs folders train/, val/ and test/ above the classes; {config.source} is read in the "
-            f"layout {layout}, see --layout"
+            f"--keep-splits needs folders train/, val/ and test/ above the classes; {data_config.source} is read "
+            f"in the layout {layout}, see --layout"
         )
-    return Source(store=store, url=config.source, layout=layout, config=config)
+    return Source(store=store, url=data_config.source, layout=layout, config=data_config)
 
 
-def check(config: DataConfig) -> None:
+def check(data_config: DataConfig) -> None:
     """Raise SourceError where the source is no address or no folder."""
-    client.open_store(config)
+    client.open_store(data_config)
 
 
-def class_folders(config: DataConfig) -> set[str] | None:
+def class_folders(data_config: DataConfig) -> set[str] | None:
     """Return the names of a folder's class folders; None for a bucket, and where records say what is in a bin.
 
     Raises SourceError as open_source does.
     """
-    if config.source.startswith("s3://"):
+    if data_config.source.startswith("s3://"):
         return None
-    source = open_source(config)
+    source = open_source(data_config)
     if source.layout == "bins":
         return None
-    folders = _shown_folders(source.store, "", config)
+    folders = _shown_folders(source.store, "", data_config)
     if source.layout == "folders":
         return folders
-    return {name for split in folders for name in _shown_folders(source.store, split, config)}
+    return {name for split in folders for name in _shown_folders(source.store, split, data_config)}
 
 
-def _shown_folders(root: Path, folder: str, config: DataConfig) -> set[str]:
-    return set(Contents.of(*listing.names_in_folder(root, folder, config.follow_links)).folders)
+def _shown_folders(root: Path, folder: str, data_config: DataConfig) -> set[str]:
+    return set(Contents.of(*listing.names_in_folder(root, folder, data_config.follow_links)).folders)
 
 
-def probe(config: DataConfig) -> DataConfig:
+def probe(data_config: DataConfig) -> DataConfig:
     """Ask a bucket for its first key, with little patience, so that the error comes within 20 seconds.
 
     Of a folder the layout is detected, so that a wrong one is reported as early. Returns the settings with the region
     that the server names. Raises SourceUnavailable when it does not answer, and SourceError when it refuses access.
     """
-    store = client.open_store(config, client.PROBE)
+    store = client.open_store(data_config, client.PROBE)
     if isinstance(store, Path):
-        open_source(config)
-        return config
+        open_source(data_config)
+        return data_config
     try:
-        with client.errors_explained(config.source, "cannot be reached", config=config), suppress(InvalidPathError):
+        with (
+            client.errors_explained(data_config.source, "cannot be reached", data_config=data_config),
+            suppress(InvalidPathError),
+        ):
             next(iter(obstore.list(store, chunk_size=1)), None)  # a key that no path can be is an answer too
     except WrongRegion as error:
-        if config.region or error.region == client.ANOTHER:
+        if data_config.region or error.region == client.ANOTHER:
             raise
-        return probe(config.model_copy(update={"region": error.region}))
+        return probe(data_config.model_copy(update={"region": error.region}))
     except SourceUnavailable as error:
         raise SourceUnavailable(f"{error}; check the network, --source and --endpoint, and run again") from error
-    return config
+    return data_config
 
 
-def _detect_layout(store: Path | S3Store, config: DataConfig) -> Layout:
+def _detect_layout(store: Path | S3Store, data_config: DataConfig) -> Layout:
     """Detect how a source is laid out; the folders in it are listed where their names do not show it."""
 
     def list_folder(folder: str) -> Contents:
         if isinstance(store, Path):
-            return Contents.of(*listing.names_in_folder(store, folder, config.follow_links))
+            return Contents.of(*listing.names_in_folder(store, folder, data_config.follow_links))
         try:
             return Contents.of(*_names_in_bucket(store, folder))
         except BaseError as error:
             if not listing.refuses_a_key(error):
                 raise
-            return Contents.of(*access.names_below(config, f"{folder}/" if folder else ""))
+            return Contents.of(*access.names_below(data_config, f"{folder}/" if folder else ""))
 
-    with client.errors_explained(config.source, "cannot be listed", config=config):
+    with client.errors_explained(data_config.source, "cannot be listed", data_config=data_config):
         try:
-            return layouts.detect_layout(config.source, list_folder(""), list_folder)
+            return layouts.detect_layout(data_config.source, list_folder(""), list_folder)
         except SourceError as error:
-            out = listing.links_out(store) if isinstance(store, Path) and not config.follow_links else []
+            out = listing.links_out(store) if isinstance(store, Path) and not data_config.follow_links else []
             if out:
                 raise SourceError(f"{error}; {out[0]} in it is {listing.LEADS_OUT}") from None
             raise

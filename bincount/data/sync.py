@@ -69,7 +69,7 @@ class Plan:
         return pq.ParquetFile(self.path).read_row_group(number).to_pandas()
 
 
-def plan(dataset: Path, source: Source, config: DataConfig) -> Plan:
+def plan(dataset: Path, source: Source, data_config: DataConfig) -> Plan:
     """List the source and write down which bins are to be fetched: those that are new, changed, or lost here.
 
     A quarantined bin is fetched again only when its object has changed, or when the settings say so; one that was
@@ -82,10 +82,10 @@ def plan(dataset: Path, source: Source, config: DataConfig) -> Plan:
     found.log_left_out(source)
     listed = found.bins
     _note_unlisted(dataset, listed)
-    wanted = _wanted(listed, config)
+    wanted = _wanted(listed, data_config)
     files = _files(dataset / "originals")
     _remove_leftovers(dataset, files)
-    new = wanted[~_unchanged(dataset, wanted, files, config.retry_quarantined)]
+    new = wanted[~_unchanged(dataset, wanted, files, data_config.retry_quarantined)]
     logger.info("%s: %d bins listed, %d wanted, %d to fetch", source.url, len(listed), len(wanted), len(new))
     dataset.mkdir(parents=True, exist_ok=True)
     _check_space(dataset, new)
@@ -179,12 +179,12 @@ def _note_unlisted(dataset: Path, listed: pd.DataFrame) -> None:
         tables.write(pa.table({"image_id": pa.array(sorted(set(gone)), pa.string())}), dataset / UNLISTED)
 
 
-def _wanted(listed: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
-    if config.only_listed:
-        listed = listed[lists.take(config.only_listed, listed["image_id"], config.source)]
-    if config.limit is None:
+def _wanted(listed: pd.DataFrame, data_config: DataConfig) -> pd.DataFrame:
+    if data_config.only_listed:
+        listed = listed[lists.take(data_config.only_listed, listed["image_id"], data_config.source)]
+    if data_config.limit is None:
         return listed
-    return listed.loc[ids.first_bins(listed["image_id"], config.limit).index.sort_values()]
+    return listed.loc[ids.first_bins(listed["image_id"], data_config.limit).index.sort_values()]
 
 
 def _check_space(dataset: Path, new: pd.DataFrame) -> None:

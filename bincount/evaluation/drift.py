@@ -118,7 +118,7 @@ class Drift(Frozen):
 
 
 def detect(
-    snapshot: Snapshot, trained_on: Snapshot, pack: Pack, config: DriftConfig, accuracy: Accuracy | None = None
+    snapshot: Snapshot, trained_on: Snapshot, pack: Pack, drift_config: DriftConfig, accuracy: Accuracy | None = None
 ) -> Drift:
     """Compare the images of a snapshot that are new with all labelled images that the champion was trained on.
 
@@ -126,28 +126,28 @@ def detect(
     source, have no brightness and sharpness. accuracy, as score_new_images returns it, becomes part of the result.
     """
     new, known = snapshot.since(trained_on), trained_on.labelled()
-    if len(new) < config.min_images:
-        note = f"{len(new):,} new images are too few to compare, {config.min_images} are needed"
+    if len(new) < drift_config.min_images:
+        note = f"{len(new):,} new images are too few to compare, {drift_config.min_images} are needed"
         return Drift(num_new=len(new), note=note, accuracy=accuracy)
     classes = snapshot.classes if snapshot.classes == trained_on.classes else None
     packed = known[is_in(known["sha256"], snapshot.labelled()["sha256"])]
     missing = [] if classes else ["the class balance was not compared: the champion predicts other classes"]
-    if len(packed) < config.min_images:
+    if len(packed) < drift_config.min_images:
         here = f"of the images that the champion was trained on {len(packed):,} are still here"
-        missing.append(f"brightness and sharpness were not compared: {here}, {config.min_images} are needed")
+        missing.append(f"brightness and sharpness were not compared: {here}, {drift_config.min_images} are needed")
     known = known.join(_stats_of_sample(packed, pack))
     return Drift(
         num_new=len(new),
         num_compared=min(len(new), MOST_IMAGES),
         note="; ".join(missing),
-        indices=stability_indices(new.join(_stats_of_sample(new, pack)), known, classes, config),
+        indices=stability_indices(new.join(_stats_of_sample(new, pack)), known, classes, drift_config),
         classes=_class_shares(new, known, classes) if classes else (),
         accuracy=accuracy,
     )
 
 
 def stability_indices(
-    new: pd.DataFrame, known: pd.DataFrame, classes: Classes | None, config: DriftConfig
+    new: pd.DataFrame, known: pd.DataFrame, classes: Classes | None, drift_config: DriftConfig
 ) -> dict[str, Index]:
     """Return an index for each property that is known of enough images on both sides.
 
@@ -164,14 +164,14 @@ def stability_indices(
     indices = {}
     for name in names:
         measured = [side.dropna(subset=name) for side in sides]
-        if min(map(len, measured)) < config.min_images:
+        if min(map(len, measured)) < drift_config.min_images:
             continue
         values = [side[name].to_numpy(float) for side in measured]
         edges = np.arange(1, len(classes)) if name == BALANCE else _edges(values[0])
         cells = [np.searchsorted(edges, each, side="right") for each in values]
         counts = np.stack([np.bincount(each, minlength=len(edges) + 1) for each in cells])
         sizes = [_effective_size(side["group"]) for side in measured]
-        indices[name] = _index(counts, sizes, config.max_psi)
+        indices[name] = _index(counts, sizes, drift_config.max_psi)
     return indices
 
 
@@ -201,7 +201,7 @@ def score_new_images(
     trained_on: Snapshot,
     checkpoint: Path,
     test: Score,
-    config: DriftConfig,
+    drift_config: DriftConfig,
     device: Device = "auto",
 ) -> Accuracy | None:
     """Evaluate the model in a checkpoint folder on the new images of a snapshot, beside the accuracy of its own test.
@@ -217,16 +217,18 @@ def score_new_images(
         return None
     new = snapshot.since(trained_on)
     new = _sample(new[~is_in(new["group"], holdout.bins_trained_on(snapshot, [trained_on]))])
-    if len(new) < config.min_images:
+    if len(new) < drift_config.min_images:
         return None
     pack = packing.update(snapshot.dataset, spec.images, new["path"], new["sha256"])
     model, spec = load(checkpoint, choose_device(device))
     predicted = probabilities(model, spec, pack.images, pack.locate(new["sha256"]))
     images = LabelledImages(new["label"].to_numpy(np.int64), new["group"].to_numpy(), spec.classes)
-    return accuracy_on(images, predicted, test, config)
+    return accuracy_on(images, predicted, test, drift_config)
 
 
-def accuracy_on(images: LabelledImages, probabilities: np.ndarray, test: Score, config: DriftConfig) -> Accuracy | None:
+def accuracy_on(
+    images: LabelledImages, probabilities: np.ndarray, test: Score, drift_config: DriftConfig
+) -> Accuracy | None:
     """Return the accuracy of probabilities (N, C) beside that of a test; None where the images are of too few bins."""
     if images.num_bins < FEWEST_BINS:
         return None
@@ -235,7 +237,7 @@ def accuracy_on(images: LabelledImages, probabilities: np.ndarray, test: Score, 
         interval=intervals.estimate(images, probabilities)["accuracy"],
         test=test.value,
         test_interval=Interval(low=test.low, high=test.high),
-        max_loss=config.max_accuracy_loss,
+        max_loss=drift_config.max_accuracy_loss,
         num_images=len(images),
         num_bins=images.num_bins,
     )

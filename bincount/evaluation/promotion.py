@@ -128,62 +128,63 @@ def decide(
     images: LabelledImages,
     challenger: np.ndarray,
     champion: np.ndarray,
-    config: PromotionConfig,
+    promotion_config: PromotionConfig,
     absent: Collection[int] = (),
 ) -> Decision:
     """Compare two models' probabilities (N, C) for the same images.
 
     The challenger is promoted when its gain is at least min_gain, the gain's interval lies above zero, no class loses
     more than max_class_loss points, no other metric is significantly worse, and every class has images here but for the
-    labels in absent, of which neither model knows anything; or when config.force says so. With equal models that is the
-    case about once in 40 times, at a confidence of 95 %. Raises SettingsError as check_metric does.
+    labels in absent, of which neither model knows anything; or when promotion_config.force says so. With equal models
+    that is the case about once in 40 times, at a confidence of 95 %. Raises SettingsError as check_metric does.
     """
-    check_metric(config, images.classes)
+    check_metric(promotion_config, images.classes)
     about = {"num_images": len(images), "num_bins": images.num_bins}
     if reason := _why_not_comparable(images, NEW_TO_BOTH, challenger=challenger, champion=champion):
-        return _apply_force(Decision(promote=False, reason=reason, **about), config)
-    main, *others = _gains(images, challenger, champion, config)
+        return _apply_force(Decision(promote=False, reason=reason, **about), promotion_config)
+    main, *others = _gains(images, challenger, champion, promotion_config)
     class_changes = _class_changes(images, challenger, champion)
-    reason, promote = _judge(main, others, class_changes, config)
+    reason, promote = _judge(main, others, class_changes, promotion_config)
     decision = Decision(
         promote=promote,
         reason=reason,
         **about,
-        confidence=config.confidence,
+        confidence=promotion_config.confidence,
         gains=(main, *others),
         class_changes=class_changes,
     )
-    return _apply_force(_require_classes(decision, images, absent), config)
+    return _apply_force(_require_classes(decision, images, absent), promotion_config)
 
 
 def decide_first(
     images: LabelledImages,
     challenger: np.ndarray,
     majority: int,
-    config: PromotionConfig,
+    promotion_config: PromotionConfig,
     absent: Collection[int] = (),
 ) -> Decision:
     """Decide where there is no champion: compare a model's probabilities with always predicting the label majority.
 
-    The arguments are as of decide. The challenger becomes champion when the interval of its gain in config.metric lies
-    above zero, and every class has images here; or when config.force says so. Of errors in items the most frequent
-    class is not the least that one prediction for all pictures makes: there it has to beat that prediction too.
+    The arguments are as of decide. The challenger becomes champion when the interval of its gain in the metric of
+    promotion_config lies above zero, and every class has images here; or when promotion_config.force says so. Of errors
+    in items the most frequent class is not the least that one prediction for all pictures makes: there it has to beat
+    that prediction too.
     """
     classes = images.classes
-    check_metric(config, classes)
+    check_metric(promotion_config, classes)
     about = {"num_images": len(images), "num_bins": images.num_bins, "is_first": True}
     if reason := _why_not_comparable(images, "it was not trained on", challenger=challenger):
-        return _apply_force(Decision(promote=False, reason=reason, **about), config)
+        return _apply_force(Decision(promote=False, reason=reason, **about), promotion_config)
     always = np.tile(np.eye(len(classes))[majority], (len(images), 1))
-    main, *others = _gains(images, challenger, always, config)
-    name, rule = METRIC_NAMES[config.metric], f"always predicting {classes.names[majority]}"
-    confidence = f"at {config.confidence:.0%} confidence"
+    main, *others = _gains(images, challenger, always, promotion_config)
+    name, rule = METRIC_NAMES[promotion_config.metric], f"always predicting {classes.names[majority]}"
+    confidence = f"at {promotion_config.confidence:.0%} confidence"
     promote = False
     if main.is_worse:
         reason = f"{name} is significantly worse than {rule} ({confidence})"
     elif main.interval.low <= 0:
         reason = f"{name} is not significantly better than {rule} ({confidence})"
-    elif reason := _why_no_better_than_one_prediction(images, challenger, config):
+    elif reason := _why_no_better_than_one_prediction(images, challenger, promotion_config):
         reason = f"{reason} ({confidence})"
     else:
         promote, reason = True, f"there was no champion, and {name} is significantly better than {rule} ({confidence})"
@@ -192,21 +193,23 @@ def decide_first(
         reason=reason,
         **about,
         majority=classes.names[majority],
-        confidence=config.confidence,
+        confidence=promotion_config.confidence,
         gains=(main, *others),
     )
-    return _apply_force(_require_classes(decision, images, absent), config)
+    return _apply_force(_require_classes(decision, images, absent), promotion_config)
 
 
-def check_metric(config: PromotionConfig, classes: Classes) -> None:
+def check_metric(promotion_config: PromotionConfig, classes: Classes) -> None:
     """Raise SettingsError when the metric means nothing for the classes."""
-    if config.metric != "accuracy" and not classes.ordered:
-        raise SettingsError(f"--metric {config.metric} needs classes with an order; choose accuracy, or add --ordered")
+    if promotion_config.metric != "accuracy" and not classes.ordered:
+        raise SettingsError(
+            f"--metric {promotion_config.metric} needs classes with an order; choose accuracy, or add --ordered"
+        )
 
 
-def refuse(reason: str, config: PromotionConfig, *, is_first: bool = False) -> Decision:
+def refuse(reason: str, promotion_config: PromotionConfig, *, is_first: bool = False) -> Decision:
     """Return the decision where two models cannot be compared; is_first where there is no champion."""
-    return _apply_force(Decision(promote=False, reason=reason, is_first=is_first), config)
+    return _apply_force(Decision(promote=False, reason=reason, is_first=is_first), promotion_config)
 
 
 def _why_not_comparable(images: LabelledImages, new: str, **probabilities: np.ndarray) -> str:
@@ -217,26 +220,28 @@ def _why_not_comparable(images: LabelledImages, new: str, **probabilities: np.nd
     return f"probabilities of the {' and the '.join(broken)} are not finite numbers" if broken else ""
 
 
-def _why_no_better_than_one_prediction(images: LabelledImages, challenger: np.ndarray, config: PromotionConfig) -> str:
+def _why_no_better_than_one_prediction(
+    images: LabelledImages, challenger: np.ndarray, promotion_config: PromotionConfig
+) -> str:
     """Return an empty text where the challenger is better than the best single prediction for all pictures.
 
     Of accuracy that is the most frequent class, which it was compared with already.
     """
-    if config.metric == "accuracy":
+    if promotion_config.metric == "accuracy":
         return ""
     classes, labels = images.classes, images.labels
     values = np.array(classes.values)
-    if config.metric == "rmse":
+    if promotion_config.metric == "rmse":
         best = int(np.abs(values - values[labels].mean()).argmin())  # the mean has the least squared error of all
         one, prediction = np.eye(len(classes))[best], classes.names[best]
     else:
         one = np.bincount(labels, minlength=len(classes)) / len(labels)
         prediction = f"{one @ values:.2f}"
-    gain = _gains(images, challenger, np.tile(one, (len(labels), 1)), config)[0]
+    gain = _gains(images, challenger, np.tile(one, (len(labels), 1)), promotion_config)[0]
     if gain.interval.low > 0:
         return ""
     return (
-        f"{METRIC_NAMES[config.metric]} {gain.challenger:.3f} is not significantly better than "
+        f"{METRIC_NAMES[promotion_config.metric]} {gain.challenger:.3f} is not significantly better than "
         f"the {gain.champion:.3f} of predicting {prediction} for every picture"
     )
 
@@ -252,50 +257,55 @@ def _require_classes(decision: Decision, images: LabelledImages, absent: Collect
 
 
 def _judge(
-    main: Gain, others: list[Gain], class_changes: tuple[ClassChange, ...], config: PromotionConfig
+    main: Gain, others: list[Gain], class_changes: tuple[ClassChange, ...], promotion_config: PromotionConfig
 ) -> tuple[str, bool]:
     """Return the reason, and whether to promote."""
-    name = METRIC_NAMES[config.metric]
+    name = METRIC_NAMES[promotion_config.metric]
     if main.is_worse:
         return f"{name} is significantly worse", False
     if main.interval.low <= 0:
         return f"{name} is not significantly better: the interval of its gain holds zero", False
-    gain = 100 * main.gain if config.metric == "accuracy" else main.gain
-    if gain < config.min_gain:
-        unit = "points" if config.metric == "accuracy" else "items"
-        return f"the gain in {name} is {gain:.3g} {unit}, less than the {config.min_gain:g} required", False
-    losing = [change for change in class_changes if change.loss > config.max_class_loss]
+    gain = 100 * main.gain if promotion_config.metric == "accuracy" else main.gain
+    if gain < promotion_config.min_gain:
+        unit = "points" if promotion_config.metric == "accuracy" else "items"
+        return f"the gain in {name} is {gain:.3g} {unit}, less than the {promotion_config.min_gain:g} required", False
+    losing = [change for change in class_changes if change.loss > promotion_config.max_class_loss]
     if losing:
         worst = max(losing, key=lambda change: change.loss)
         return (
             f"class {worst.name} loses {worst.loss:.1f} points of accuracy on {worst.images:,} images, "
-            f"more than the {config.max_class_loss:g} that a class may lose",
+            f"more than the {promotion_config.max_class_loss:g} that a class may lose",
             False,
         )
     worse = [METRIC_NAMES[gain.metric] for gain in others if gain.is_worse]
     if worse:
         verb = "is" if len(worse) == 1 else "are"
         return f"{name} is better, but {' and '.join(worse)} {verb} significantly worse", False
-    return f"{name} is significantly better, and no class loses more than {config.max_class_loss:g} points", True
+    return (
+        f"{name} is significantly better, and no class loses more than {promotion_config.max_class_loss:g} points",
+        True,
+    )
 
 
-def _apply_force(decision: Decision, config: PromotionConfig) -> Decision:
-    if decision.promote or not config.force:
+def _apply_force(decision: Decision, promotion_config: PromotionConfig) -> Decision:
+    if decision.promote or not promotion_config.force:
         return decision
     return decision.model_copy(update={"promote": True, "reason": f"forced, though {decision.reason}"})
 
 
-def _gains(images: LabelledImages, challenger: np.ndarray, champion: np.ndarray, config: PromotionConfig) -> list[Gain]:
-    """Return the gain in each metric, that of config.metric first."""
+def _gains(
+    images: LabelledImages, challenger: np.ndarray, champion: np.ndarray, promotion_config: PromotionConfig
+) -> list[Gain]:
+    """Return the gain in each metric, that of promotion_config.metric first."""
     classes = images.classes
     names = [name for name in METRIC_NAMES if name == "accuracy" or classes.ordered]
-    names.sort(key=lambda name: name != config.metric)
+    names.sort(key=lambda name: name != promotion_config.metric)
     terms = [intervals.image_sums(images, probabilities) for probabilities in (challenger, champion)]
     points = [intervals.scores_of_sums(each.sum().to_frame().T, classes).iloc[0] for each in terms]
     tests = intervals.resample(pd.concat(terms, axis=1, keys=[0, 1]), images.groups)  # the same tests for both
     resampled = [intervals.scores_of_sums(tests[which], classes) for which in (0, 1)]
     sign = pd.Series({name: 1 if name == "accuracy" else -1 for name in names})
-    low, high = intervals.percentile_interval((resampled[0] - resampled[1])[names] * sign, config.confidence)
+    low, high = intervals.percentile_interval((resampled[0] - resampled[1])[names] * sign, promotion_config.confidence)
     return [
         Gain(
             metric=name,

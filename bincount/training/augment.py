@@ -46,7 +46,7 @@ class Views:
         return Views(*stacked.pin_memory().to(device, non_blocking=True).unbind())
 
 
-def draw_views(num_images: int, side: int, generator: torch.Generator, config: TrainConfig) -> Views:
+def draw_views(num_images: int, side: int, generator: torch.Generator, training_config: TrainConfig) -> Views:
     """Draw random views of images of side x side pixels, within the bounds of the settings.
 
     The rectangle's area is min_crop..1 of the image, the ratio of its sides at most ASPECT_RATIO; flip mirrors half of
@@ -57,7 +57,7 @@ def draw_views(num_images: int, side: int, generator: torch.Generator, config: T
     def uniform(low, high) -> Tensor:
         return low + (high - low) * torch.rand(num_images, generator=generator)
 
-    area = uniform(config.min_crop, 1)
+    area = uniform(training_config.min_crop, 1)
     # of width / height, so that a rectangle of this area fits into the image
     limit = torch.clamp(-area.log(), max=math.log(ASPECT_RATIO))
     ratio = uniform(-limit, limit).exp()
@@ -70,9 +70,9 @@ def draw_views(num_images: int, side: int, generator: torch.Generator, config: T
         top=(uniform(0, 1) * (side - height + 1)).long().minimum(side - height),
         width=width,
         height=height,
-        mirrored=uniform(0, 1) < (0.5 if config.flip else 0.0),
-        brightness=uniform(1 - config.color_jitter, 1 + config.color_jitter),
-        contrast=uniform(1 - config.color_jitter, 1 + config.color_jitter),
+        mirrored=uniform(0, 1) < (0.5 if training_config.flip else 0.0),
+        brightness=uniform(1 - training_config.color_jitter, 1 + training_config.color_jitter),
+        contrast=uniform(1 - training_config.color_jitter, 1 + training_config.color_jitter),
     )
 
 

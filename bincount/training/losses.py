@@ -10,32 +10,32 @@ from bincount.settings import TrainConfig
 FALL_OFF = 1.0  # of ordinal targets: with each item of distance the weight falls by a factor of e
 
 
-def check(config: TrainConfig, classes: Classes) -> None:
+def check(training_config: TrainConfig, classes: Classes) -> None:
     """Raise SettingsError when the loss is not defined for the classes."""
-    if config.loss == "ordinal" and not classes.ordered:
+    if training_config.loss == "ordinal" and not classes.ordered:
         raise SettingsError("--loss ordinal needs classes with an order; choose another loss, or add --ordered")
 
 
-def targets(labels: Tensor, values: Tensor, config: TrainConfig) -> Tensor:
+def targets(labels: Tensor, values: Tensor, training_config: TrainConfig) -> Tensor:
     """Return the target distributions (B, C), each row adding up to 1, for labels (B,) int64.
 
     values (C,) is the count of each class. ordinal: soft labels that fall off with the distance in counts, after Diaz
     and Marathe, Soft Labels for Ordinal Regression (CVPR 2019). Other losses: one-hot labels with label smoothing.
     """
-    if config.loss == "ordinal":
+    if training_config.loss == "ordinal":
         distance = (values - values[labels, None]).abs()
         return (-distance / FALL_OFF).softmax(dim=1)
     one_hot = functional.one_hot(labels, len(values)).float()
-    return one_hot * (1 - config.label_smoothing) + config.label_smoothing / len(values)
+    return one_hot * (1 - training_config.label_smoothing) + training_config.label_smoothing / len(values)
 
 
-def per_image(logits: Tensor, targets: Tensor, config: TrainConfig) -> Tensor:
+def per_image(logits: Tensor, targets: Tensor, training_config: TrainConfig) -> Tensor:
     """Return the loss of each image, (B,), for logits and targets (B, C).
 
     mixed: cross entropy plus the multi-label soft margin loss, a binary loss of each class; the best published result
     on these images used this mix.
     """
     loss = functional.cross_entropy(logits, targets, reduction="none")
-    if config.loss == "mixed":
+    if training_config.loss == "mixed":
         loss = loss + functional.multilabel_soft_margin_loss(logits, targets, reduction="none")
     return loss

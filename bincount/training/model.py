@@ -85,21 +85,21 @@ def _head(kind: str, dropout: float, num_features: int, num_classes: int) -> nn.
     )
 
 
-def load_weights(model: nn.Module, config: TrainConfig) -> None:
+def load_weights(model: nn.Module, training_config: TrainConfig) -> None:
     """Load initial weights into the backbone of a network that build made, and into its head when they fit.
 
     From a model that save wrote, the head is loaded too when it has the same outputs; of several members the seed
     chooses one. The head of any other file is ignored. Raises SettingsError; WeightsUnavailable when the weights cannot
     be read or lack a tensor of the backbone; and ModelDamaged when a saved model is damaged.
     """
-    name, weights = config.model, config.weights
+    name, weights = training_config.model, training_config.weights
     if weights == "none":
         return
-    check_initial_weights(config)
+    check_initial_weights(training_config)
     tensors = _fetch_imagenet(name) if weights == "imagenet" else _read_tensors(Path(weights))
     head = {}
     if any("backbone." in key for key in tensors):
-        tensors, head = _backbone_and_head(tensors, config.seed)
+        tensors, head = _backbone_and_head(tensors, training_config.seed)
     expected = model.backbone.state_dict()
     unfit = [
         key

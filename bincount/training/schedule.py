@@ -43,35 +43,35 @@ class Schedule:
         return learning_rate(self.config, step, self.num_steps)
 
 
-def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
+def learning_rate(training_config: TrainConfig, step: int, num_steps: int) -> float:
     """Return the learning rate at a step, counted from 0.
 
     one_cycle rises from a 25th of the peak over the first 30 % of the steps and then falls to zero, both along half a
     cosine: Smith and Topin's super-convergence as in torch's OneCycleLR, but with constant momentum.
     """
     progress = step / num_steps
-    if config.schedule == "constant":
+    if training_config.schedule == "constant":
         factor = 1.0
-    elif config.schedule == "cosine":
+    elif training_config.schedule == "cosine":
         factor = _half_cosine(progress)
     elif progress < 0.3:
         factor = 1 - 24 / 25 * _half_cosine(progress / 0.3)
     else:
         factor = _half_cosine((progress - 0.3) / 0.7)
-    return config.learning_rate * factor
+    return training_config.learning_rate * factor
 
 
 def _half_cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def epoch_order(labels: np.ndarray, class_weights: np.ndarray, config: TrainConfig, epoch: int) -> np.ndarray:
+def epoch_order(labels: np.ndarray, class_weights: np.ndarray, training_config: TrainConfig, epoch: int) -> np.ndarray:
     """Return the order of an epoch's training images: positions (N,) among the N images.
 
     Balanced sampling draws with replacement, every class with equal probability.
     """
-    random = np.random.default_rng(seed_for("order", config.seed, epoch))
-    if config.sampling == "natural":
+    random = np.random.default_rng(seed_for("order", training_config.seed, epoch))
+    if training_config.sampling == "natural":
         return random.permutation(len(labels))
     chances = class_weights[labels]
     return random.choice(len(labels), len(labels), p=chances / chances.sum())

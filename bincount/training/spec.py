@@ -129,14 +129,15 @@ def model_digest(checkpoint: Path) -> str:
     return hashlib.sha256(weights_digest(checkpoint).encode() + spec + str(DECODER_VERSION).encode()).hexdigest()
 
 
-def check_initial_weights(config: TrainConfig) -> None:
+def check_initial_weights(training_config: TrainConfig) -> None:
     """Raise WeightsUnavailable when the file of initial weights is missing.
 
     Raises SettingsError for ImageNet weights of the model small, which there are not.
     """
-    if config.weights == "imagenet" and config.model == "small":
+    if training_config.weights == "imagenet" and training_config.model == "small":
         raise SettingsError("there are no ImageNet weights for the model small; train it with `--weights none`")
-    if config.weights not in ("imagenet", "none") and not Path(config.weights).is_file():
+    if training_config.weights not in ("imagenet", "none") and not Path(training_config.weights).is_file():
         raise WeightsUnavailable(
-            f"there is no weights file {config.weights}; give `--weights` a .pth or .safetensors file, imagenet or none"
+            f"there is no weights file {training_config.weights}; give `--weights` a .pth or .safetensors file, "
+            "imagenet or none"
         )

@@ -255,12 +255,15 @@ def _parts(num_images: int, num_parts: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, num_images, size)]
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, training_config: TrainConfig) -> torch.optim.Optimizer:
     """Make the optimizer of a training; biases and norms are not decayed."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]  # biases and norms
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)
-    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return adam(groups, lr=config.learning_rate, fused=True)
+    groups = [
+        {"params": matrices, "weight_decay": training_config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if training_config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training_config.learning_rate, momentum=0.9, nesterov=True, fused=True)
+    adam = torch.optim.AdamW if training_config.optimizer == "adamw" else torch.optim.Adam
+    return adam(groups, lr=training_config.learning_rate, fused=True)
