@@ -153,20 +153,20 @@ def _identifying_settings(job: Job) -> Mapping:
 
 def measure_drift(
     registry: Registry, new_data: NewData, snapshot: Snapshot, pack: Pack, job: Job
-) -> tuple[Drift, bool]:
+) -> tuple[Drift, Path | None]:
     """Measure how unlike the new images are to those of the champion.
 
-    Returns the drift, and whether it was measured now: a result is kept in the workspace, so that the same one is not
-    announced by every nightly run.
+    Returns the drift, and the file for keep_drift where it was measured now: a drift that is kept is not announced
+    again, so it is kept once it was announced.
     """
     champion, workspace = new_data.champion, Workspace(root=job.workspace)
     folder = champion and workspace.snapshot(champion.snapshot_digest)
     if folder is None:
         reason = f"the images of version {champion.version} are not here" if champion else "there is no champion"
-        return Drift(num_new=new_data.num_new, note=f"nothing to compare with: {reason}"), False
+        return Drift(num_new=new_data.num_new, note=f"nothing to compare with: {reason}"), None
     kept = _drift_file(champion, snapshot, job.drift, workspace)
     if (measured := _read_drift(kept)) is not None:
-        return measured, False
+        return measured, None
     trained_on = snapshots.open_snapshot(folder)
     accuracy, missing = None, ""
     if new_data.num_new >= job.drift.min_images and (test := champion.scores.get("accuracy")):
@@ -176,10 +176,14 @@ def measure_drift(
             missing = f"the champion was not evaluated on the new images: {error}"
     measured = drift.detect(snapshot, trained_on, pack, job.drift, accuracy)
     measured = measured.model_copy(update={"note": "; ".join(filter(None, [measured.note, missing]))})
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(kept) as temporary:
-        temporary.write_text(sealed(measured.model_dump(mode="json")))
-    return measured, True
+    return measured, kept
+
+
+def keep_drift(drift: Drift, path: Path) -> None:
+    """Keep a drift in the file that measure_drift named, which the next nightly runs read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(sealed(drift.model_dump(mode="json")))
 
 
 def _score_new_images(

@@ -18,7 +18,7 @@ from bincount.evaluation import promotion as promotion_rules
 from bincount.problem import Classes
 from bincount.settings import Device, Job, RegistryConfig, RunnerConfig
 from bincount.tracking.connection import open_existing
-from bincount.training.spec import check_initial_weights
+from bincount.training.spec import check_initial_weights, is_checkpoint
 from bincount.workspace import Workspace
 
 WEB = ("http", "https")
@@ -75,16 +75,20 @@ def check_comparison(job: Job, device: Device) -> None:
     promotion_rules.check_metric(job.promotion, find_snapshot(job).classes)
 
 
-def check_models(job: Job, models: Sequence[str]) -> None:
-    """Raise ModelNotFound where one of the models is neither a folder with a model nor a registered version.
+def check_model(job: Job, model: str) -> None:
+    """Raise ModelNotFound where this is no folder with a model and no registered version either, as check_versions."""
+    if not is_checkpoint(Path(model)):
+        check_versions(job, [model])
 
-    This asks the registry, so a flow leaves it to a task, which is retried while the registry is away.
+
+def check_versions(job: Job, versions: Sequence[str]) -> None:
+    """Raise ModelNotFound where one of these is no registered version.
+
+    This asks the registry, so a flow leaves it to a task, which tries again while the registry is away.
     """
-    registered = [model for model in models if not (Path(model) / "model.safetensors").exists()]
-    if registered:
-        registry = open_existing(Workspace(root=job.workspace), job.registry)
-        for model in registered:
-            registry.find(model)
+    registry = open_existing(Workspace(root=job.workspace), job.registry)
+    for version in versions:
+        registry.find(version)
 
 
 def find_snapshot(job: Job, digest: str | None = None) -> Snapshot:

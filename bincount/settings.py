@@ -42,7 +42,15 @@ WorkspacePath = Annotated[
 WEIGHT_DECAY = {"adamw": 0.1, "adam": 1e-4, "sgd": 1e-4}  # by optimizer, where none is set
 
 
-class DataConfig(Frozen):
+def accept_earlier_names(schema: dict, model: type[Frozen]) -> None:
+    """Let the earlier names of settings pass a model's JSON schema, by which Prefect checks parameters, unlisted."""
+    aliases = [field.validation_alias for field in model.model_fields.values()]
+    names = [name for alias in aliases if isinstance(alias, AliasChoices) for name in alias.choices[1:]]
+    if names:
+        schema["patternProperties"] = {f"^({'|'.join(names)})$": {}}
+
+
+class DataConfig(Frozen, json_schema_extra=accept_earlier_names):
     """Where the images come from and what is read from them."""
 
     source: str = Field("s3://aft-vbi-pds", description="bucket as s3://NAME[/PREFIX], or a folder of the same layout")

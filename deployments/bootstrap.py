@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
-from bincount.database import has_secret
+from bincount.database import has_secret, sqlite_path, sqlite_uri
 from bincount.environment import TAG
 from bincount.errors import SettingsError
 from bincount.settings import DataConfig
@@ -240,6 +240,8 @@ def _environment(deployed: Mapping) -> dict[str, str]:
     DataConfig(source=given.get("BINCOUNT_SOURCE", kept["BINCOUNT_SOURCE"]))  # refuses credentials, for that reason too
     if "://" not in given.get("BINCOUNT_SOURCE", "://"):
         given["BINCOUNT_SOURCE"] = str(Path.cwd() / given["BINCOUNT_SOURCE"])  # flows run in another folder
+    if path := sqlite_path(given.get("MLFLOW_TRACKING_URI", "")):
+        given["MLFLOW_TRACKING_URI"] = sqlite_uri(path.absolute())
     return {**kept, **given, "BINCOUNT_WORKSPACE": str(root), **_sign_in()}
 
 

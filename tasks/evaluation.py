@@ -13,6 +13,7 @@ from bincount.evaluation.evaluate import Evaluation, evaluate, find_mistakes, fi
 from bincount.reporting import tables
 from bincount.settings import Device, Job
 from bincount.text import escape_markdown
+from bincount.training.spec import is_checkpoint
 from tasks.registry import open_registry
 from tasks.retry import MLFLOW_RETRIES
 
@@ -22,7 +23,7 @@ NUM_SUSPECTS = 100  # on the run's page
 @task(name="fetch model", task_run_name="fetch {reference}", **MLFLOW_RETRIES)
 def fetch_model(job: Job, reference: str, folder: Path) -> Path:
     """Return the checkpoint folder of an alias, of a version's number, or reference itself where it is one."""
-    if (Path(reference) / "model.safetensors").exists():
+    if is_checkpoint(Path(reference)):
         return Path(reference)
     registry = open_registry(job, create=False)
     return registry.checkpoint(registry.find(reference), folder)

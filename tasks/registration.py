@@ -26,9 +26,8 @@ def check_registry(job: Job) -> None:
 def register_model(job: Job, snapshot: Snapshot, pack: Pack, trained: Trained, evaluation: Evaluation) -> Version:
     """Record the training as one MLflow run and its model as one version, with the model's card on the run's page."""
     registry = open_registry(job)
-    version = recording.record_model(registry, job, snapshot, pack, trained, evaluation, origin_tags())
+    version, text = recording.record_model(registry, job, snapshot, pack, trained, evaluation, origin_tags())
     name = escape_markdown(f"{version.name} version {version.version}")
-    text = recording.describe_model(job, snapshot, trained, evaluation)
     create_markdown_artifact(key="model-card", markdown=text, description=name)
     if link := version.page(registry.client.tracking_uri):
         create_link_artifact(key="model-version", link=link, link_text=name)

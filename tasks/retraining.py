@@ -35,19 +35,21 @@ def find_new_data(job: Job, snapshot: Snapshot) -> NewData:
 @task(name="measure drift", task_run_name="measure drift", **MLFLOW_RETRIES)
 def measure_drift(job: Job, new_data: NewData, snapshot: Snapshot, pack: Pack) -> Drift:
     """Measure how unlike the new images are to the champion's; warn, and emit an event, where it is too much."""
-    drift, is_new = lifecycle.measure_drift(open_registry(job), new_data, snapshot, pack, job)
+    drift, file = lifecycle.measure_drift(open_registry(job), new_data, snapshot, pack, job)
     create_markdown_artifact(
         key="drift", markdown=tables.drift_page(drift), description=escape_markdown(drift.describe())
     )
     for warning in drift.warnings:
         logger.warning(warning)
-    if is_new and drift.warnings:
+    if file and drift.warnings:
         champion = new_data.champion
         emit_event(
             "bincount.drift.found",
             {"prefect.resource.id": f"bincount.model.{champion.name}", "prefect.resource.name": champion.name},
             payload={"version": champion.version, "words": drift.describe()},
         )
+    if file:  # last: until then a run that starts again announces it
+        lifecycle.keep_drift(drift, file)
     return drift
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import validate
 from test_cli import help_of, refused
 
 from bincount.errors import SettingsError
@@ -315,8 +316,24 @@ def test_a_flag_of_before_is_neither_in_the_help_nor_completed(capsys):
 
 def test_a_setting_of_before_is_read_from_files_and_from_the_parameters_of_deployments(write):
     assert job(*write("[data]\nretry_set_aside = true")).data == DataConfig(retry_quarantined=True)
-    given = retrain.retrain.validate_parameters({"data": {"source": "s3://bins", "retry_set_aside": True}})
+    parameters = {"data": {"source": "s3://bins", "retry_set_aside": True}}
+    given = retrain.retrain.validate_parameters(parameters)
     assert given["data"] == DataConfig(source="s3://bins", retry_quarantined=True)
+    schema = parameter_schema(retrain.retrain).model_dump_for_openapi()
+    assert validate(parameters, schema) == []  # as Prefect's server does with each run of a deployment
+    assert validate({"data": {"retry_set_asides": True}}, schema) != []
+    assert "retry_set_aside" not in schema["definitions"]["DataConfig"]["properties"]  # which the form shows
+
+
+def test_predict_reads_its_buckets_and_every_command_computes_as_the_file_says(write):
+    file = write('[data]\nunsigned = false\nendpoint = "http://here:9000"\nlimit = 5\n[training]\ndevice = "cpu"')
+    predicted = arguments("predict", *WORDS["predict"], *file)
+    bucket = predicted["bucket"]
+    assert (bucket.unsigned, bucket.endpoint, bucket.limit) == (False, "http://here:9000", None)
+    for command in ("evaluate", "compare", "promote"):
+        assert arguments(command, *WORDS.get(command, []), *file)["device"] == "cpu"
+    assert predicted["device"] == "cpu"
+    assert arguments("evaluate", *file, "--device", "cuda")["device"] == "cuda"
 
 
 # --- one definition ---------------------------------------------------------------------------------------------------

@@ -74,6 +74,24 @@ def test_a_database_that_was_moved_is_opened_again_with_its_files(workspace, ope
     assert [file.path for file in files] == ["notes.txt"]
 
 
+def test_an_experiment_that_was_deleted_meanwhile_is_an_error_with_its_remedy(workspace):
+    opened = connect(workspace, CONFIG).open()
+    opened.client.delete_experiment(opened.experiment_id)
+
+    with pytest.raises(SettingsError, match="mlflow experiments restore"):
+        connect(workspace, CONFIG).open()
+
+
+def test_a_database_that_lost_the_experiment_gets_it_again(workspace, opens):
+    first = connect(workspace, CONFIG).open()
+    first.client.rename_experiment(first.experiment_id, "another")
+
+    again = connect(workspace, CONFIG).open()
+
+    assert again.experiment_id != first.experiment_id
+    assert len(opens) == 2
+
+
 def test_what_cannot_be_opened_is_tried_again_by_the_next(workspace, opens, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(client, "_open", lambda *_, **__: 1 / 0)

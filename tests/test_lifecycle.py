@@ -11,7 +11,7 @@ from bincount.data import snapshots
 from bincount.errors import ModelNotFound
 from bincount.evaluation import promotion
 from bincount.evaluation.promotion import Decision
-from bincount.settings import Job, PromotionConfig, RegistryConfig, RetrainConfig
+from bincount.settings import DriftConfig, Job, PromotionConfig, RegistryConfig, RetrainConfig
 from bincount.text import escape_markdown
 from bincount.tracking import connection
 from bincount.tracking.facts import DECISION_TAG
@@ -215,3 +215,16 @@ def test_the_majority_class_is_that_of_train(kept):
     kept.snapshot = snapshots.freeze(rows, kept.snapshot.classes, "drawn", kept.snapshot.dataset)
     _, decision = kept.promote(kept.register("good"))
     assert decision.majority == "1"
+
+
+def test_a_drift_is_announced_until_it_was_kept(kept):
+    version, _ = kept.promote(kept.register("good"))
+    job = kept.job(drift=DriftConfig(min_images=30))
+    new_data = lifecycle.NewData(champion=version, num_new=0, since=version)
+
+    drift, file = lifecycle.measure_drift(kept.opened, new_data, kept.snapshot, None, job)
+    assert file is not None
+    assert lifecycle.measure_drift(kept.opened, new_data, kept.snapshot, None, job)[1] == file
+
+    lifecycle.keep_drift(drift, file)
+    assert lifecycle.measure_drift(kept.opened, new_data, kept.snapshot, None, job) == (drift, None)

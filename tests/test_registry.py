@@ -679,6 +679,20 @@ def test_a_deleted_experiment_is_reported_with_the_remedy(tmp_path):
         open_in(tmp_path)
 
 
+def test_a_page_too_long_for_mlflow_is_whole_in_the_run_beside_the_card(tmp_path):
+    opened = open_in(tmp_path)
+    run_id = opened.runs.start("long page", {}, {})
+    version = opened.register(run_id, checkpoint(tmp_path / "model"), "the card", {}, picture())
+
+    opened.describe(version, "\n".join(["a class that was compared"] * 1000))
+
+    description = opened.client.get_model_version("bincount", "1").description
+    assert description.endswith("… the rest is in the run's version_page.md")
+    kept = opened.client.download_artifacts(run_id, "version_page.md", str(tmp_path))
+    assert Path(kept).read_text().count("a class that was compared") == 1000
+    assert opened.card(version) == "the card"
+
+
 def test_a_card_too_long_for_mlflow_ends_at_a_line_and_is_whole_in_the_run(tmp_path):
     opened = open_in(tmp_path)
     run_id = opened.runs.start("long", {}, {})

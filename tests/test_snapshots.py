@@ -253,6 +253,8 @@ def test_a_snapshot_that_is_removed_after_it_was_read_is_gone(dataset):
         snapshots.open_snapshot(snapshot.path)
     with pytest.raises(SnapshotNotFound):
         snapshot.classes  # noqa: B018
+    with pytest.raises(SnapshotNotFound):
+        snapshot.read()
 
 
 def spell_as_before(path):

@@ -186,11 +186,12 @@ def _describe(folder: Path) -> Description:
 
 
 def _read(folder: Path) -> pd.DataFrame:
+    description = _describe(folder)
     try:
         identity = FileIdentity.of(folder / MANIFEST)
     except OSError as error:
         raise tables.damaged(folder / MANIFEST, REMEDY, error) from error
-    return _keep_manifest(identity, _describe(folder)).copy(deep=False)  # pandas copies a column when it is written to
+    return _keep_manifest(identity, description).copy(deep=False)  # pandas copies a column when it is written to
 
 
 @functools.lru_cache(maxsize=64)

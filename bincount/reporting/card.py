@@ -12,6 +12,7 @@ from bincount.settings import TrainConfig
 from bincount.text import escape_markdown, markdown_code
 from bincount.training.spec import ModelSpec
 
+END = "\n---\n\n"  # of the comparison on a version's page: a rule
 COMPARISON, FIRST_COMPARISON = "## Against the champion", "## Against the majority class"
 
 
@@ -83,11 +84,13 @@ def comparison(decision: Decision) -> str:
 
 def with_comparison(card: str, decision: Decision) -> str:
     """Return what a version's page shows: how it compares, before the card that describe wrote."""
-    return f"{comparison(decision)}\n{_without_comparison(card)}"
+    return f"{comparison(decision)}{END}{_without_comparison(card)}"
 
 
 def _without_comparison(card: str) -> str:
-    """Take the comparison out of a card that an earlier release wrote, where it stood between the test and the data."""
+    """Take the comparison out of what a version's page shows: before the card, or, of earlier releases, within it."""
+    if card.startswith((COMPARISON, FIRST_COMPARISON)):
+        return card.partition(END)[2]
     for heading in (COMPARISON, FIRST_COMPARISON):
         above, found, below = card.partition(f"\n{heading}\n")
         if found:

@@ -53,20 +53,27 @@ class Connection:
     def open(self, *, anew: bool = False, create: bool = True) -> Experiment:
         """Return the experiment, opened the first time, and again where anew says so, as a retry does.
 
-        The checks of open_experiment are made every time, so that a server that is away is reported within seconds.
-        Raises as open_experiment does.
+        Each time it is checked that the server or the database answers and still has the experiment, so that one that
+        is away is reported within seconds, and one that was deleted meanwhile with its remedy. Raises as
+        open_experiment does.
         """
         tracking_uri, artifacts, registry_config = self._where
         with self._lock:
-            if self._experiment is None or anew or self._was_moved(create=create):
+            if self._experiment is None or anew or not self._is_current(create=create):
                 self._experiment = None  # where opening fails, the next call tries again
                 self._experiment = open_experiment(tracking_uri, artifacts, registry_config, create=create)
             return self._experiment
 
-    def _was_moved(self, *, create: bool) -> bool:
-        tracking_uri, artifacts, _ = self._where
+    def _is_current(self, *, create: bool) -> bool:
+        """Return whether the experiment is where it was, active, and its workspace was not moved."""
+        tracking_uri, artifacts, registry_config = self._where
         _check(tracking_uri, create=create)
-        return bool(_relocate(tracking_uri, artifacts))
+        with database.explained(tracking_uri), _only_opener(database.sqlite_path(tracking_uri), create=create):
+            if _relocate(tracking_uri, artifacts):
+                return False
+        found = self._experiment.client.get_experiment_by_name(registry_config.experiment)
+        is_active = found is not None and found.lifecycle_stage == "active"
+        return is_active and found.experiment_id == self._experiment.experiment_id
 
 
 def connect(workspace: Workspace, registry_config: RegistryConfig) -> Connection:

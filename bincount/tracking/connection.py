@@ -10,6 +10,7 @@ from bincount.errors import ModelNotFound
 from bincount.settings import RegistryConfig
 from bincount.tracking.client import connect, open_experiment
 from bincount.tracking.registry import Registry
+from bincount.training.spec import is_checkpoint
 from bincount.workspace import Workspace
 
 
@@ -51,7 +52,7 @@ def find_checkpoint(reference: str, workspace: Workspace, registry_config: Regis
 
     What comes from the registry is there for as long as the context. Raises ModelNotFound.
     """
-    if (Path(reference) / "model.safetensors").exists():
+    if is_checkpoint(Path(reference)):
         yield Path(reference)
         return
     registry = open_existing(workspace, registry_config)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow.db
+from alembic.util.exc import CommandError
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import ViewType
 from mlflow.entities.model_registry import ModelVersion
@@ -89,7 +90,7 @@ class LineageReader:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 tags = list(_read_tags(_open_copy(path, Path(folder, path.name)), {}))
-        except (sqlite3.Error, MlflowException, SQLAlchemyError) as error:
+        except (sqlite3.Error, MlflowException, SQLAlchemyError, CommandError) as error:
             raise ModelNotFound(
                 f"which versions {path} has cannot be read ({error}), and nothing is removed without; run `mlflow db "
                 f"upgrade {self._own}`, or move it out of {path.parent} where none of them is needed any more"

@@ -37,10 +37,10 @@ def record_model(
     trained: Trained,
     evaluation: Evaluation,
     tags: Mapping[str, str],
-) -> Version:
-    """Record a training as one run and its model as one version, however often this is tried.
+) -> tuple[Version, str]:
+    """Record a training as one run and its model as one version with a card, however often this is tried.
 
-    tags are added to those of the run and the version, such as the flow run's id.
+    tags are added to those of the run and the version, such as the flow run's id. Returns the version and its card.
     """
     from bincount.reporting import (
         figures,  # here, since it takes a second, which a run that trains nothing need not wait
@@ -65,26 +65,23 @@ def record_model(
             "training_curves.png": figures.training_curves(history, trained.best_epoch),
         }
         registry.runs.log_files(run_id, **files)
-        return registry.register(
+        text = card.describe(
+            snapshot,
+            measured,
+            evaluation,
+            spec=read_spec(trained.checkpoint),
+            training=job.training,
+            num_extra=len(snapshot.extra()),
+        )
+        version = registry.register(
             run_id,
             trained.checkpoint,
-            describe_model(job, snapshot, trained, evaluation),
+            text,
             {**tags, **describe_training(job, snapshot), "test_images": str(evaluation.metrics.num_images)},
             _example(snapshot, pack),
             evaluation.scores(),
         )
-
-
-def describe_model(job: Job, snapshot: Snapshot, trained: Trained, evaluation: Evaluation) -> str:
-    """Write the card of a model, in Markdown."""
-    return card.describe(
-        snapshot,
-        advice.examine(snapshot.read(), snapshot.classes),
-        evaluation,
-        spec=read_spec(trained.checkpoint),
-        training=job.training,
-        num_extra=len(snapshot.extra()),
-    )
+        return version, text
 
 
 def _record_curves(registry: Registry, run_id: str, folder: Path) -> list[dict]:

@@ -41,7 +41,8 @@ from bincount.training.spec import weights_digest
 logger = logging.getLogger(__name__)
 
 MODEL_ID_TAG = "bincount.model_id"
-CARD = "model_card.md"
+CARD = "model_card.md"  # of a run: the card of its model
+PAGE = "version_page.md"  # likewise: the page of its version, where MLflow has room for a part of it
 DESCRIPTION = "The champion is the version in use, the challenger the newest beside it."
 LONGEST_DESCRIPTION = 5000
 VERSIONS_AT_ONCE = 10_000  # in one answer of a server
@@ -150,7 +151,7 @@ class Registry:
                 logged.artifact_location,  # models:/<id> would be looked up in MLflow's global tracking URI
                 logged.source_run_id,
                 tags={**tags, **facts.write_scores(scores), MODEL_TAG: digest, MODEL_ID_TAG: logged.model_id},
-                description=_shorten(description),
+                description=_shorten(description, CARD),
                 model_id=logged.model_id,
             )
         link = json.dumps([{"name": entry.name, "version": str(entry.version)}])
@@ -167,15 +168,20 @@ class Registry:
         return version
 
     def describe(self, version: Version, description: str) -> None:
-        """Set what a version's page shows, in Markdown; the run's model_card.md stays the card that was registered."""
-        self.client.update_model_version(version.name, str(version.version), _shorten(description))
+        """Set what a version's page shows, in Markdown; the run's model_card.md stays the card that was registered.
+
+        What is too long for MLflow's page is whole in the run's version_page.md.
+        """
+        if len(description) > LONGEST_DESCRIPTION:
+            self.client.log_text(version.run_id, description, PAGE)
+        self.client.update_model_version(version.name, str(version.version), _shorten(description, PAGE))
 
     def card(self, version: Version) -> str:
         """Return the card of a version as it was registered, which does not say how the version compares."""
         if not self._has_card(version):
             return self.client.get_model_version(version.name, str(version.version)).description or ""
         with tempfile.TemporaryDirectory() as folder:
-            return Path(self.client.download_artifacts(version.run_id, CARD, folder)).read_text()
+            return Path(self.client.download_artifacts(version.run_id, CARD, folder)).read_text(encoding="utf-8")
 
     def _has_card(self, version: Version) -> bool:
         return CARD in {file.path for file in self.client.list_artifacts(version.run_id)}
@@ -319,8 +325,8 @@ def _as_version(entry: ModelVersion, aliases: Sequence[str]) -> Version:
     )
 
 
-def _shorten(description: str) -> str:
+def _shorten(description: str, file: str) -> str:
     if len(description) <= LONGEST_DESCRIPTION:
         return description
-    ending = f"\n\n… the rest is in the run's {CARD}"
+    ending = f"\n\n… the rest is in the run's {file}"
     return description[: LONGEST_DESCRIPTION - len(ending)].rpartition("\n")[0] + ending

@@ -135,7 +135,7 @@ class Runs:
             for name, table in tables.items():
                 table.to_json(targets[name], orient="split", index=False, date_format="iso")
             for name, text in texts.items():
-                targets[name].write_text(text)
+                targets[name].write_text(text, encoding="utf-8")
             for name, path in paths.items():
                 shutil.copyfile(path, targets[name])
             self.client.log_artifacts(run_id, folder)

@@ -76,6 +76,11 @@ class ModelSpec(Frozen):
         return ImageConfig(image_size=self.image_size, resize=self.resize)
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder holds a model: model.safetensors and, beside it, model.json."""
+    return (folder / "model.safetensors").exists()
+
+
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write model.json into the folder of a model."""
     write_sealed(folder / "model.json", spec.model_dump(mode="json"))

@@ -70,8 +70,14 @@ def _start(config: StackConfig) -> datetime | None:
     _make_private(config.folder, config.prefect_home)
     with open(config.state, "a+") as state:
         if not running.lock(state):
-            if supervisor.read_state(state)["config"] != config.without_password():
+            before = supervisor.read_state(state)
+            if before["config"] != config.without_password():
                 raise SettingsError("the stack is up with other settings; give the same ones, or `make down` first")
+            if before.get("procfile") != supervisor.read_procfile():
+                raise SettingsError(
+                    "the stack is up with the commands of another release, which may not start again here; "
+                    "`make down`, then `make up`"
+                )
             return None
         since = datetime.now(UTC)
         state.truncate(0)

@@ -33,12 +33,17 @@ def start(config: StackConfig, state: IO[str]) -> None:
             start_new_session=True,
             pass_fds=[state.fileno()],
         )
-    json.dump({"pid": process.pid, "config": config.without_password()}, state)
+    json.dump({"pid": process.pid, "config": config.without_password(), "procfile": read_procfile()}, state)
     state.flush()
     try:
         running.remember(config.workspace)
     except OSError as error:
         print(f"`make down` will need WORKSPACE={config.workspace}: it cannot be noted that the stack runs ({error})")
+
+
+def read_procfile() -> str:
+    """Return the commands that honcho starts again and again: those of this release."""
+    return (FOLDER / "Procfile").read_text(encoding="utf-8")
 
 
 def stop(config: StackConfig) -> None:

@@ -31,7 +31,7 @@ def flow_runs(registry: RegistryConfig | None, workspace: Path) -> Iterator[None
 
 def _import_flows() -> None:
     """Import what flows need, which takes seconds."""
-    from flows import summary  # noqa: F401
+    import flows.summary  # noqa: F401
 
 
 def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:

@@ -46,7 +46,7 @@ def evaluate(
 
     job = Job(data=whole(DataConfig, data), registry=registry, workspace=workspace)
     preflight.check_evaluate(job, device)
-    preflight.check_models(job, [model])
+    preflight.check_model(job, model)
     with flow_runs(registry, workspace):
         from bincount.reporting import tables
         from flows import evaluate as flow
@@ -137,7 +137,7 @@ def compare(
         workspace=workspace,
     )
     preflight.check_comparison(job, device)
-    preflight.check_models(job, [first, second])
+    preflight.check_versions(job, [first, second])
     with flow_runs(registry, workspace):
         from bincount.reporting import tables
         from flows import promote as flow
@@ -170,7 +170,7 @@ def promote(
 
     job = Job(data=whole(DataConfig, data), registry=registry, promotion=promotion, workspace=workspace)
     preflight.check_comparison(job, device)
-    preflight.check_models(job, [model])
+    preflight.check_versions(job, [model])
     with flow_runs(registry, workspace):
         from bincount.reporting import tables
         from flows import promote as flow

@@ -19,6 +19,9 @@ HEADER = """\
 # A setting that is commented out has no value, or one that follows from another setting.
 """
 COMMENT_WIDTH = 120
+# Parameters of commands that are settings of a section under another name, but for those in NOT_OF.
+SECTIONS_OF = {"bucket": "data", "device": "training"}
+NOT_OF = {"bucket": ("limit",)}  # of `predict`: so many pictures of each bucket, where `data` limits the bins
 
 
 def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -31,15 +34,20 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
         return
     path = roots["config"].tokens[0].value
     job = read(Path(path))
-    for name in job.model_fields_set & roots.keys():
-        value = getattr(job, name)
-        if name in SECTIONS:
-            for argument in roots[name].children:
-                key = argument.keys[-1]
-                if key in value.model_fields_set and not argument.tokens and not _is_in_environment(name, key):
-                    argument.append(Token(implicit_value=getattr(value, key), source=path))
-        elif not roots[name].tokens:
-            roots[name].append(Token(value=str(value), source=path))
+    for name, root in roots.items():
+        section = SECTIONS_OF.get(name, name)
+        if section not in job.model_fields_set:
+            continue
+        value = getattr(job, section)
+        if section not in SECTIONS:
+            if not root.tokens:
+                root.append(Token(value=str(value), source=path))
+            continue
+        for argument in root.children or [root]:
+            key = argument.keys[-1] if argument.keys else name
+            is_given = key in value.model_fields_set and key not in NOT_OF.get(name, ())
+            if is_given and not argument.tokens and not _is_in_environment(section, key):
+                argument.append(Token(implicit_value=getattr(value, key), source=path))
 
 
 def read(path: Path) -> Job:
