@@ -60,7 +60,7 @@ lint: $(READY)  ## formatter, linter and the import rule
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
-format: $(READY)  ## let the formatter and the linter mend what they can
+format: $(READY)  ## let the formatter and the linter fix what they can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

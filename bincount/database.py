@@ -17,8 +17,8 @@ from bincount.errors import BincountError, DiskFull, ServiceUnavailable, Setting
 KINDS = ("sqlite", "postgresql", "mysql", "mssql")
 CONNECT_SECONDS = 5
 LOCKED_SECONDS = 8  # that another process may keep a SQLite file locked for; MLflow's own writes take milliseconds
-# As SQLite, PostgreSQL and their drivers say it, from the first that fits.
-REFUSALS = re.compile(
+# As the databases and their drivers say it where another try does not help, since a setting is wrong.
+PERMANENT_ERRORS = re.compile(
     r"authentication failed|no password supplied|Access denied|permission denied|does not exist|Unknown database|"
     r"no pg_hba\.conf entry",
     re.IGNORECASE,
@@ -26,12 +26,12 @@ REFUSALS = re.compile(
 
 
 def is_server(uri: str) -> bool:
-    """Whether a tracking URI is that of an MLflow server, a managed one among them, and not of a database."""
+    """Return whether a tracking URI is that of an MLflow server, a managed one among them, and not of a database."""
     return uri.startswith(("http://", "https://", "databricks://", "arn:")) or uri == "databricks"
 
 
 def has_secret(uri: str) -> bool:
-    """Whether a tracking URI holds what nobody else should read: a password, or for a server any name before its host.
+    """Return whether a tracking URI holds a secret: a password, or for a server any name before its host.
 
     The name of a database's user is none.
     """
@@ -40,7 +40,7 @@ def has_secret(uri: str) -> bool:
 
 
 def pages_of(uri: str) -> str:
-    """Return the link to a server's pages, without a name and a password in it; empty where the URI tells none."""
+    """Return the link to a server's pages, without a name and a password in it; empty where it is no server's URI."""
     if not uri.startswith(("http://", "https://")):
         return ""
     parts = urlsplit(uri.rstrip("/"))
@@ -107,7 +107,7 @@ def explain(uri: str, error: BaseException) -> BincountError:
     if (path := sqlite_path(uri)) is not None:
         return _explain_sqlite(path, said)
     where = f"the database {mask_credentials(uri)}"
-    if REFUSALS.search(said):
+    if PERMANENT_ERRORS.search(said):
         return SettingsError(
             f"{where} refuses ({said}); correct --tracking-uri, or MLFLOW_TRACKING_URI in the environment, "
             "where the password belongs"

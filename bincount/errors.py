@@ -42,7 +42,10 @@ def mask_credentials(text: object) -> str:
 
 
 def mask_address(address: str) -> str:
-    """As mask_credentials, of what was given as one address: also where the scheme is missing or a blank is in it."""
+    """Return one address with its credentials masked, also where the scheme is missing or a blank is in it.
+
+    mask_credentials would not find them there, since it looks for URLs in a text.
+    """
     before_host = r"(?s)(?<=://)[^/]*@" if "://" in address else r"(?s)^.*@"
     return re.sub(before_host, f"{MASK}@", mask_credentials(address))
 

@@ -64,12 +64,12 @@ class NewData:
 class Promotion:
     """The version as it is after a comparison, and the decision.
 
-    is_news says whether the version became champion by this flow run, so that people are notified.
+    to_announce says whether the version became champion by this flow run, so that people are notified.
     """
 
     version: Version
     decision: Decision
-    is_news: bool
+    to_announce: bool
 
 
 def find_new_data(registry: Registry, snapshot: Snapshot, job: Job, *, flow_run: str = "") -> NewData:
@@ -109,7 +109,7 @@ def _find_last(registry: Registry, snapshot: Snapshot, flow_run: str) -> Version
 
 
 def _is_settled(version: Version) -> bool:
-    """Whether a decision was taken and carried out; a run may have been killed before or in between."""
+    """Return whether a decision was taken and carried out; a run may have been killed before or in between."""
     return version.decision is not None and (version.is_promoted or not version.decision.promote)
 
 
@@ -261,9 +261,9 @@ def promote(
         if champion and champion.version == version.version:
             # An earlier try of this flow run promoted it, and may not have come to announcing it.
             change = _last_change_to(registry, champion)
-            is_news = bool(flow_run and change and change.action == "promoted" and change.flow_run == flow_run)
+            to_announce = bool(flow_run and change and change.action == "promoted" and change.flow_run == flow_run)
             since = change.describe() if change else "moved there by hand"
-            return Promotion(champion, Decision(promote=False, is_champion=True, reason=since), is_news)
+            return Promotion(champion, Decision(promote=False, is_champion=True, reason=since), to_announce)
         decision = _decided_by_people(registry, version, champion, job) or _with_remedy(
             compare(registry, version, champion, snapshot, job, device=device, evaluation=evaluation), version
         )

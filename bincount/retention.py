@@ -268,9 +268,8 @@ def _needed_trainings(
     reasons, members = {}, {}
     for place in trainings:
         version = lineage.trainings.get(place.path.name)
-        if (
-            version is None and place.days >= retention_config.keep_days
-        ):  # its run may have another name by now, or be gone
+        # Its run may have another name by now, or be gone.
+        if version is None and place.days >= retention_config.keep_days:
             version = lineage.weights.get(_weights(place.path, place.days))
         if version is None:
             continue

@@ -20,15 +20,6 @@ from bincount.problem import Classes
 MAX_PIXELS = 50_000_000  # of a picture, unless set otherwise
 DEFAULT_WORKSPACE = Path("bincount-data")
 WORKSPACE_HELP = "folder that holds everything the pipeline makes"
-MODELS = (
-    "small",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "efficientnet_v2_s",
-)
 ModelName = Literal[
     "small", "resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_v2_s"
 ]

@@ -28,7 +28,7 @@ class Workspace(Frozen):
         return root
 
     def dataset(self, data: DataConfig) -> Path:
-        """The folder of one source's dataset; the limit and the classes are not part of it, so that it can grow.
+        """Return the folder of one source's dataset; limit and classes do not name it, so that the dataset can grow.
 
         A subset by list is a dataset of its own, so that it has those images and no others; so is one that keeps the
         source's splits.
@@ -42,22 +42,22 @@ class Workspace(Frozen):
         return self.root / "datasets" / f"{slug or 'source'}-{_digest(f'{data.endpoint} {address}{subset}', 8)}"
 
     def snapshot(self, digest: str) -> Path | None:
-        """The folder of the snapshot with this digest, of whatever dataset; None where it is not here."""
+        """Return the folder of the snapshot with this digest, of whatever dataset; None where it is not here."""
         if not digest:
             return None
         found = self.root.glob(f"datasets/*/snapshots/{digest}/snapshot.json")
         return next((path.parent for path in sorted(found)), None)
 
     def evaluation(self, snapshot_digest: str, model_digest: str) -> Path:
-        """The folder of one model's test on one snapshot."""
+        """Return the folder of one model's evaluation on one snapshot."""
         return self.root / "evaluations" / f"{snapshot_digest[:12]}-{model_digest[:12]}"
 
     def weights(self, digest: str) -> Path:
-        """A file of weights that trainings start from, named by its content."""
+        """Return the path of a file of weights that trainings start from, named by the digest of its content."""
         return self.root / "weights" / f"{digest[:16]}.safetensors"
 
     def run(self, snapshot_digest: str, images: ImageConfig, training: TrainConfig, *, decoder: int = 0) -> Path:
-        """The folder of one training: named by its inputs, so that a retry lands in the same place and resumes.
+        """Return the folder of one training: named by its inputs, so that a retry lands in the same place and resumes.
 
         Where training says auto, put in its place first what that stands for on this machine (training.device.resolve):
         another machine may train otherwise, and then in another folder. A file of weights is one by its content too,
@@ -71,7 +71,7 @@ class Workspace(Frozen):
         return self.root / "runs" / f"{snapshot_digest[:12]}-{_digest(inputs, 12)}"
 
     def tracking_uri(self, registry: RegistryConfig) -> str:
-        """The MLflow URI in use: the configured one, that of the environment, or SQLite beside the datasets.
+        """Return the MLflow URI in use: the configured one, that of the environment, or SQLite beside the datasets.
 
         It may hold a password; errors.mask_credentials makes it fit to be shown.
         """
@@ -84,7 +84,7 @@ class Workspace(Frozen):
 
     @property
     def artifacts(self) -> Path:
-        """Where MLflow keeps files when it runs on the workspace's own SQLite."""
+        """The folder where MLflow keeps files when it runs on the workspace's own SQLite."""
         return self.root / "mlflow-artifacts"
 
 

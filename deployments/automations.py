@@ -112,7 +112,7 @@ def seconds_until_dead(client: SyncPrefectClient) -> float:
 
 
 def has_heartbeat(client: SyncPrefectClient, run_id: UUID, since: datetime) -> bool:
-    """Whether a run has sent a heartbeat since then."""
+    """Return whether a run has sent a heartbeat since then."""
     of_run = EventFilter(
         event=EventNameFilter(prefix=[HEARTBEAT]),
         resource=EventResourceFilter(id=[f"prefect.flow-run.{run_id}"]),

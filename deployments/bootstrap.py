@@ -145,7 +145,7 @@ def nightly_parameters(client: SyncPrefectClient) -> dict:
 
 
 def is_paused(deployment: DeploymentResponse) -> bool:
-    """Whether a deployment has schedules, none of which starts runs."""
+    """Return whether a deployment has schedules, none of which starts runs."""
     return bool(deployment.schedules) and (
         deployment.paused or not any(schedule.active for schedule in deployment.schedules)
     )
@@ -253,7 +253,7 @@ def _sign_in() -> dict[str, str]:
 
 
 def _has_gpu(client: SyncPrefectClient, names: Iterable[str]) -> bool:
-    """Whether the server has the pool gpu, or had it when one of these deployments was made."""
+    """Return whether the server has the pool gpu, or had it when one of these deployments was made."""
     try:
         client.read_work_pool("gpu")
     except ObjectNotFound:

@@ -28,7 +28,7 @@ def evaluate(
 
     Args:
         model: champion, challenger, a version's number, or a folder with model.safetensors
-        device: auto, cpu or cuda
+        device: device to compute on
     """
     job = Job(data=data, registry=registry, workspace=workspace)
     preflight.check_evaluate(job, device)

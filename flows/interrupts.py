@@ -216,5 +216,5 @@ def _processes() -> Iterator[tuple[int, int, str]]:
 
 
 def _is_training() -> bool:
-    """Whether a trainer that the command started is still at work."""
+    """Return whether a trainer that the command started is still at work."""
     return any(TRAINER in command for command in _descendants().values())

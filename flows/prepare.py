@@ -51,7 +51,7 @@ def _fetch(data: DataConfig, dataset: Path, plan: Plan, runner: RunnerConfig) ->
         return SyncReport()  # a cluster need not be started for nothing
     each = {"number": range(1, plan.num_batches + 1)}
     shared = {"data": unmapped(data), "dataset": unmapped(dataset), "plan": unmapped(plan)}
-    with open_runner(runner) as opened:
-        batches = opened.map(data_tasks.fetch_batch, shared | each)
+    with open_runner(runner) as task_runner:
+        batches = task_runner.map(data_tasks.fetch_batch, shared | each)
         done = track(as_completed(list(batches)), "fetching", plan.num_batches, f"batches of {BATCH}", logger)
         return sum((batch.result() for batch in done), SyncReport())

@@ -21,11 +21,11 @@ def promote(
     workspace: WorkspacePath = DEFAULT_WORKSPACE,
     device: Device = "auto",
 ) -> Decision:
-    """Make a registered model champion if it counts better than the one there is.
+    """Make a registered model champion if it is significantly better than the present one.
 
     Args:
         model: challenger, or a version's number
-        device: auto, cpu or cuda
+        device: device to compute on
     """
     job = Job(data=data, registry=registry, promotion=promotion, workspace=workspace)
     preflight.check_comparison(job, device)
@@ -44,12 +44,12 @@ def compare(
     workspace: WorkspacePath = DEFAULT_WORKSPACE,
     device: Device = "auto",
 ) -> Decision:
-    """Ask two registered models about the same test images; nothing is promoted.
+    """Evaluate two registered models on the same test images; nothing is promoted.
 
     Args:
         first: champion, challenger, or a version's number: the one that would be replaced
         second: the same for the one that would replace it
-        device: auto, cpu or cuda
+        device: device to compute on
     """
     job = Job(data=data, registry=registry, promotion=promotion, workspace=workspace)
     preflight.check_comparison(job, device)

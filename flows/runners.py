@@ -11,7 +11,7 @@ from bincount.settings import RunnerConfig
 
 
 def open_runner(runner_config: RunnerConfig) -> TaskRunner:
-    """The runner of a setting. Raises SettingsError when Dask is wanted and not installed."""
+    """Return the task runner that the settings name. Raises SettingsError when Dask is wanted and not installed."""
     if runner_config.runner == "threads":
         return ThreadPoolTaskRunner(max_workers=runner_config.workers)
     try:

@@ -58,26 +58,26 @@ def train(
         promotion=promotion,
         workspace=workspace,
     )
-    chosen = preflight.check_train(job, snapshot)
+    trained_on = preflight.check_train(job, snapshot)
     job = job.replace(training=training_tasks.choose_arithmetic(training))
     timings = Timings()
     registration_tasks.check_registry(job)
     with timings.step("pack for training"):
-        pack = data_tasks.pack_snapshot(chosen, images)
+        pack = data_tasks.pack_snapshot(trained_on, images)
     with timings.step("train"):
-        trained = _train_members(job, chosen, pack)
+        trained = _train_members(job, trained_on, pack)
     with timings.step("evaluate"):
         evaluation = evaluation_tasks.evaluate_model(
-            chosen, pack, trained.checkpoint, trained.folder / "evaluation", job.training.device
+            trained_on, pack, trained.checkpoint, trained.folder / "evaluation", job.training.device
         )
     with timings.step("register"):
-        version = registration_tasks.register_model(job, chosen, pack, trained, evaluation)
+        version = registration_tasks.register_model(job, trained_on, pack, trained, evaluation)
     with timings.step("promote"):
-        compared_on = lifecycle.find_comparison_snapshot(chosen)
-        known = evaluation if compared_on.digest == chosen.digest else None
+        compared_on = lifecycle.find_comparison_snapshot(trained_on)
+        known = evaluation if compared_on.digest == trained_on.digest else None
         version, decision = promotion_tasks.promote_model(job, version, compared_on, job.training.device, known)
     page = version.page(Workspace(root=workspace).tracking_uri(registry))
-    return TrainedModel(chosen, trained, evaluation, version, decision, timings, page)
+    return TrainedModel(trained_on, trained, evaluation, version, decision, timings, page)
 
 
 def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:

@@ -37,7 +37,7 @@ def promote_model(
         flow_run=root_flow_run(),
     )
     version, decision = promotion.version, promotion.decision
-    if promotion.is_news:
+    if promotion.to_announce:
         emit_event(
             "bincount.champion.promoted",
             {"prefect.resource.id": f"bincount.model.{version.name}", "prefect.resource.name": version.name},

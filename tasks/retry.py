@@ -13,13 +13,13 @@ TRANSIENT = (SourceUnavailable, ServiceUnavailable, TrainingFailed, ConnectionEr
 
 
 def is_transient(_task: Any, _task_run: TaskRun, state: State) -> bool:
-    """Whether another try may help: a server or a process failed, and not a setting or the code."""
+    """Return whether another try may help: a server or a process failed, and not a setting or the code."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, TRANSIENT) and not isinstance(error, TrainingDiverged)
 
 
 def may_be_back(task: Any, task_run: TaskRun, state: State) -> bool:
-    """Whether another try may help a task that uses MLflow, and that finds again what an earlier try has written."""
+    """Return whether another try may help a task that uses MLflow and finds what an earlier try has written."""
     error = state.result(raise_on_failure=False)
     return client.is_transient(error) or is_transient(task, task_run, state)
 

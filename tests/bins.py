@@ -76,7 +76,7 @@ def bring(folder: Path, dataset: Path, config: DataConfig | None = None) -> fetc
 
 
 def described_snapshot(folder: Path, classes: Classes, source: str = "s3://aft-vbi-pds") -> Snapshot:
-    """What a snapshot says of itself, without a manifest."""
+    """Write the description of a snapshot, without a manifest."""
     path = folder / "bins" / "snapshots" / "0123456789abcdef0123456789abcdef"
     path.mkdir(parents=True)
     about = {"digest": path.name, "num_images": 1616, "classes": classes.model_dump(), "source": source}

@@ -61,7 +61,7 @@ def api(tmp_path_factory):
 
     with servers.prefect_server(tmp_path_factory.mktemp("prefect")) as url, temporary_settings({PREFECT_API_URL: url}):
         yield url
-        # What is still to be sent goes while the server is there; else the interpreter waits for it at its exit.
+        # The rest is sent while the server is there; else the interpreter waits for it at its exit.
         for worker in (EventsWorker, APILogWorker):
             worker.drain_all(timeout=20, at_exit=False)
 

@@ -56,17 +56,17 @@ class FaultyS3:
         """Let the first requests of every name that matches a shell pattern meet a fault; by default all of them."""
         self._faults.append((pattern, fault, times))
 
-    def mend(self) -> None:
-        """From now on nothing fails."""
+    def repair(self) -> None:
+        """Let nothing fail from now on."""
         self._faults.clear()
 
     def count(self, pattern: str = "*") -> int:
-        """How often names that match have been asked for."""
+        """Return how often names that match have been asked for."""
         with self._lock:
             return sum(len(times) for name, times in self.times.items() if fnmatchcase(name, pattern))
 
     def counts(self) -> dict[str, int]:
-        """How often each object has been asked for."""
+        """Return how often each object has been asked for."""
         with self._lock:
             return {name: len(times) for name, times in self.times.items() if not name.startswith("list ")}
 
@@ -154,7 +154,7 @@ def refused(request: _Request, _body: bytes) -> None:
 
 
 def elsewhere(region: str, status: int = 301, *, names_it: bool = False) -> Fault:
-    """What S3 answers where a bucket is in another region, which a header says, and at times the body too."""
+    """Return the response of S3 where a bucket is in another region, named in a header and at times in the body too."""
     code = "PermanentRedirect" if status == 301 else "AuthorizationHeaderMalformed"
     detail = f"<Region>{region}</Region>" if names_it else ""
     body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code}</Message>{detail}</Error>'.encode()

@@ -30,9 +30,9 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 300, every: float = 0.1) -> object:
-    """What a condition gives once it is true; fails when it does not become true in time.
+    """Return the value of a condition once it is true; fail when it does not become true in time.
 
-    every: seconds between two looks; the more a look costs the longer
+    every: seconds between two evaluations of the condition; the more one costs the longer
     """
     deadline = time.monotonic() + seconds
     while not (found := condition()):

@@ -1,4 +1,4 @@
-"""Which server, region and signature a source and a publication ask with, and what they say of those that are wrong."""
+"""Tests of the server, region and signature of a source and a publication, and of the errors where they are wrong."""
 
 import logging
 

@@ -402,7 +402,7 @@ def test_dead_runs_free_their_slot_and_start_again_and_those_of_others_are_left(
     def state(run: FlowRun) -> str:
         return client.read_flow_run(run.id).state.name
 
-    # What is to be left as it is comes first: what it waits for would have happened to it before the others.
+    # The runs that are to be left alone come first: if they were not, it would have happened to them first.
     alien, alien_crashed = start(run_of(theirs)), crash(start(run_of(theirs)))
     beat(alien, "other", deployment=theirs)
     unsubmitted = crash(start(run_of(training)), "Failed to submit flow run to infrastructure: OSError: none")

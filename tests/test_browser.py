@@ -1,4 +1,4 @@
-"""What a person sees in MLflow after a run: in a real browser, on SQLite and on PostgreSQL."""
+"""Tests of the pages that MLflow shows after a run: in a real browser, on SQLite and on PostgreSQL."""
 
 import os
 import re

@@ -172,7 +172,7 @@ def test_models_that_cannot_be_compared_fairly_are_not_promoted(nights, data, tm
     )
     assert "accuracy" in meanwhile.decision.reason  # on its own snapshot, though the last one has other classes
 
-    elsewhere = tmp_path / "elsewhere"  # where the snapshot that the champion has learned from is not
+    elsewhere = tmp_path / "elsewhere"  # where the snapshot that the champion was trained on is not
     shutil.copytree(workspace, elsewhere)
     shutil.rmtree(next(elsewhere.glob(f"datasets/*/snapshots/{second.prepared.snapshot.digest}")))
     config = RegistryConfig(tracking_uri=f"sqlite:///{workspace}/mlflow.db")

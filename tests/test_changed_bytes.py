@@ -1,4 +1,4 @@
-"""Bytes that change on disk: found where they are read, named, and never learned from."""
+"""Bytes that change on disk: found where they are read, named, and never trained on."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ FLIPS = 6  # in each file
 
 
 def prepare(bucket, dataset):
-    """What the prepare flow makes."""
+    """Return a snapshot and a pack, as the prepare flow makes them."""
     bring(bucket, dataset)
     pack = pack_fetched.fn(DataConfig(source=str(bucket)), dataset, SMALL)
     return assembly.build(dataset, bins.read(dataset), CLASSES, str(bucket)), pack

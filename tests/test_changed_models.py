@@ -359,7 +359,7 @@ def test_a_training_whose_result_cannot_be_read_keeps_what_it_may_average(tmp_pa
     assert reasons[trainings[1].path] == "bincount version 1 may average it"
 
 
-# What is kept of comparisons
+# Evaluations that are kept for comparisons
 
 
 def test_a_drift_that_was_kept_and_changed_is_measured_again(tmp_path, caplog):

@@ -22,7 +22,7 @@ PACK = "packs/32-squash-v2"
 
 
 def prepare(bucket, dataset):
-    """What the prepare flow makes."""
+    """Prepare a dataset as the prepare flow does, and return its snapshot."""
     bring(bucket, dataset)
     snapshot = assembly.build(dataset, bins.read(dataset), Classes.parse("0..5"), str(bucket))
     labelled = snapshot.labelled()

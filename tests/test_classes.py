@@ -252,7 +252,7 @@ def test_a_photo_is_back_in_the_split_that_it_had_when_the_source_is_put_right(s
     assert ("defective/900.jpg" in after) == (put_right != "the copy is removed")
 
 
-def test_a_photo_that_moved_to_another_class_is_learned_in_the_one_where_it_is(source):
+def test_a_photo_that_moved_to_another_class_is_trained_on_in_the_one_where_it_is(source):
     before = splits_of(build(source))
     (source / "good" / "007.jpg").rename(source / "defective" / "007b.jpg")
 
@@ -297,7 +297,7 @@ def test_a_photo_removed_from_the_source_is_kept_as_before(source):
     [
         ((3, 3), False),
         ((3, 4), True),
-        ((3, 8), True),  # a count that is learned from beside the classes
+        ((3, 8), True),  # a count that is trained on beside the classes
         ((3, 15), True),  # and one that is not: it contradicts the record all the same
     ],
 )

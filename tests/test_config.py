@@ -40,7 +40,7 @@ COMMANDS = sorted({name for name in app if not name.startswith("-")} - WITHOUT_S
 
 
 def arguments(*words: str) -> dict:
-    """What a command is called with."""
+    """Return the arguments that a command is called with."""
     _, bound, _ = app.parse_args(list(words), exit_on_error=False, print_error=False)
     return bound.arguments
 

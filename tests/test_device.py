@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from synthetic_training import IMAGES, QUICK, dataset
 
 from bincount.errors import SettingsError
-from bincount.settings import MODELS, Device, TrainConfig
+from bincount.settings import Device, ModelName, TrainConfig
 from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, resolve
 from bincount.training.loop import fit
 from bincount.training.run_folder import Request
@@ -59,7 +59,7 @@ def test_auto_is_resolved_by_model_and_machine(on, machine, model, resolved):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_precision_that_is_set_is_one_thing_on_every_machine_and_for_every_model(on, machine, precision):
     on(machine)
-    for model in MODELS:
+    for model in get_args(ModelName):
         settings = resolve(TrainConfig(model=model, precision=precision))
         assert choose_arithmetic(settings, num_steps=10) == Arithmetic(bfloat16=precision == "bfloat16")
 

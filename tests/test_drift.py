@@ -64,10 +64,10 @@ def bins(folder, start, num, *, light=1.0, side=32, counts=(0, 1, 2), per_bin=1,
     return pd.DataFrame(rows)
 
 
-def nightly_run(folder, learned, new, classes=COUNTS):
+def nightly_run(folder, old, new, classes=COUNTS):
     """The newest snapshot, that which the champion was trained on, and the pack of the newest."""
-    before = snapshots.freeze(learned, classes, "drawn", folder)
-    now = pd.concat([learned, new], ignore_index=True)
+    before = snapshots.freeze(old, classes, "drawn", folder)
+    now = pd.concat([old, new], ignore_index=True)
     return (
         snapshots.freeze(now, classes, "drawn", folder),
         before,
@@ -83,7 +83,7 @@ def known(tmp_path_factory):
 
 
 @pytest.fixture
-def learned(known, tmp_path):
+def trained_on(known, tmp_path):
     """A copy of them, to which a night can be added."""
     folder, rows = known
     shutil.copytree(folder, tmp_path / "bins")
@@ -97,7 +97,7 @@ def test_the_index_is_the_sum_over_the_cells():
 
 
 def simulated_stats(num: int, random: np.random.Generator, *, per_bin: int = 1, light: float = 1.0) -> pd.DataFrame:
-    """What stability_indices takes, of images that are all alike within a bin; nothing else is known of them."""
+    """Return image statistics for stability_indices, alike within a bin; nothing else is known of the images."""
     group = np.arange(num) // per_bin
     bright, sharp = random.normal(100, 20, num)[group], random.lognormal(5, 1, num)[group]
     names = group.astype(str)
@@ -157,8 +157,8 @@ def test_a_class_that_the_new_images_lack_counts_as_half_an_image():
     assert found["class balance"].value == pytest.approx(psi(np.full(3, 1 / 3), np.array([0.5, 0.5, 0.5 / 100])))
 
 
-def test_new_images_like_the_others_have_no_warning(learned):
-    folder, rows = learned
+def test_new_images_like_the_others_have_no_warning(trained_on):
+    folder, rows = trained_on
     snapshot, before, pack = nightly_run(folder, rows, bins(folder, 300, 120))
     found = detect(snapshot, before, pack, RULES)
     assert list(found.indices) == ["class balance", "brightness", "sharpness", "image size"]
@@ -177,8 +177,8 @@ def test_new_images_like_the_others_have_no_warning(learned):
         ("image size", {"side": 24}),
     ],
 )
-def test_a_shift_is_named_by_what_shifted(learned, what, change):
-    folder, rows = learned
+def test_a_shift_is_named_by_what_shifted(trained_on, what, change):
+    folder, rows = trained_on
     snapshot, before, pack = nightly_run(folder, rows, bins(folder, 300, 120, **change))
     found = detect(snapshot, before, pack, RULES)
     assert found.indices[what].is_shift
@@ -188,8 +188,8 @@ def test_a_shift_is_named_by_what_shifted(learned, what, change):
         assert tables.drift_class_shares(found)["of the new images"].to_list() == ["16.7 %", "83.3 %", "0.0 %"]
 
 
-def test_blurred_pictures_are_a_shift_of_sharpness(learned):
-    folder, rows = learned
+def test_blurred_pictures_are_a_shift_of_sharpness(trained_on):
+    folder, rows = trained_on
     new = bins(folder, 300, 120)
     for place, path in enumerate(new["path"]):
         with Image.open(folder / path) as picture:
@@ -199,8 +199,8 @@ def test_blurred_pictures_are_a_shift_of_sharpness(learned):
     assert detect(snapshot, before, pack, RULES).indices["sharpness"].is_shift
 
 
-def test_new_is_what_is_added_and_what_has_another_picture_or_label(learned):
-    folder, rows = learned
+def test_new_is_what_is_added_and_what_has_another_picture_or_label(trained_on):
+    folder, rows = trained_on
     before = snapshots.freeze(rows, COUNTS, "drawn", folder)
     now = pd.concat([rows, bins(folder, 300, 40)], ignore_index=True)
     now.loc[0, ["label", "class_name", "quantity"]] = [2, "2", 2]
@@ -210,8 +210,8 @@ def test_new_is_what_is_added_and_what_has_another_picture_or_label(learned):
     assert detect(snapshot, before, pack, RULES).num_new == 42
 
 
-def test_few_new_images_are_not_compared_and_it_says_so(learned):
-    folder, rows = learned
+def test_few_new_images_are_not_compared_and_it_says_so(trained_on):
+    folder, rows = trained_on
     snapshot, before, pack = nightly_run(folder, rows, bins(folder, 300, 29, light=0.3))
     found = detect(snapshot, before, pack, RULES)
     assert (found.num_new, found.num_compared, found.indices, found.warnings) == (29, 0, {}, ())
@@ -219,8 +219,8 @@ def test_few_new_images_are_not_compared_and_it_says_so(learned):
     assert tables.drift_indices(found).empty
 
 
-def test_images_that_are_no_longer_here_are_not_measured(learned, tmp_path):
-    folder, rows = learned
+def test_images_that_are_no_longer_here_are_not_measured(trained_on, tmp_path):
+    folder, rows = trained_on
     (tmp_path / "elsewhere").mkdir()
     before = snapshots.freeze(rows, COUNTS, "elsewhere", tmp_path / "elsewhere")
     new = bins(folder, 300, 60)
@@ -232,8 +232,8 @@ def test_images_that_are_no_longer_here_are_not_measured(learned, tmp_path):
     assert "20 are still here" in found.note
 
 
-def test_of_other_classes_the_balance_is_not_compared(learned):
-    folder, rows = learned
+def test_of_other_classes_the_balance_is_not_compared(trained_on):
+    folder, rows = trained_on
     before = snapshots.freeze(rows, Classes.parse("0..3"), "drawn", folder)
     now = pd.concat([rows, bins(folder, 300, 60)], ignore_index=True)
     snapshot = snapshots.freeze(now, COUNTS, "drawn", folder)
@@ -247,8 +247,8 @@ def test_of_other_classes_the_balance_is_not_compared(learned):
     assert tables.drift_class_shares(found).empty
 
 
-def test_of_many_images_the_same_are_measured_whatever_is_beside_them(learned, monkeypatch):
-    folder, rows = learned
+def test_of_many_images_the_same_are_measured_whatever_is_beside_them(trained_on, monkeypatch):
+    folder, rows = trained_on
     monkeypatch.setattr(drift, "MOST_IMAGES", 50)
     seen, image_stats = [], drift.slices.image_stats
     monkeypatch.setattr(
@@ -288,8 +288,8 @@ def share_right(checkpoint, folder, rows):
     return (predicted.to_numpy() == rows["class_name"].to_numpy()).mean()
 
 
-def test_the_champion_is_evaluated_on_new_images_of_bins_that_it_was_not_trained_on(learned, checkpoint):
-    folder, rows = learned
+def test_the_champion_is_evaluated_on_new_images_of_bins_that_it_was_not_trained_on(trained_on, checkpoint):
+    folder, rows = trained_on
     rows = rows.assign(split=["train"] * 200 + ["val"] * 50 + ["test"] * 50)
     new = bins(folder, 300, 120).assign(split="train")
     new.loc[:9, ["group", "split"]] = [["00000", "train"]] * 10  # a bin of train
@@ -304,8 +304,8 @@ def test_the_champion_is_evaluated_on_new_images_of_bins_that_it_was_not_trained
     assert accuracy.interval.low < accuracy.value < accuracy.interval.high
 
 
-def test_a_bin_is_known_by_its_pictures_its_ids_and_its_name(learned, checkpoint):
-    folder, rows = learned
+def test_a_bin_is_known_by_its_pictures_its_ids_and_its_name(trained_on, checkpoint):
+    folder, rows = trained_on
     before = snapshots.freeze(rows, COUNTS, "drawn", folder)
     now = pd.concat([rows, bins(folder, 300, 60)], ignore_index=True)
     now.loc[[5, 300], "group"] = "renamed"
@@ -318,8 +318,8 @@ def test_a_bin_is_known_by_its_pictures_its_ids_and_its_name(learned, checkpoint
     assert accuracy.num_images == 60 - 4  # 00006 and those of 300 to 302
 
 
-def test_another_source_may_have_the_same_ids_and_is_known_by_its_pictures(learned, checkpoint, tmp_path):
-    folder, rows = learned
+def test_another_source_may_have_the_same_ids_and_is_known_by_its_pictures(trained_on, checkpoint, tmp_path):
+    folder, rows = trained_on
     (tmp_path / "elsewhere").mkdir()
     strange = rows.assign(sha256=[hashlib.sha256(str(place).encode()).hexdigest() for place in range(len(rows))])
     strange.loc[0, "sha256"] = rows.loc[0, "sha256"]
@@ -328,8 +328,8 @@ def test_another_source_may_have_the_same_ids_and_is_known_by_its_pictures(learn
     assert score_new_images(snapshot, before, checkpoint, TEST, RULES, "cpu").num_images == 299
 
 
-def test_a_model_of_other_classes_and_few_new_images_have_no_accuracy(learned, checkpoint):
-    folder, rows = learned
+def test_a_model_of_other_classes_and_few_new_images_have_no_accuracy(trained_on, checkpoint):
+    folder, rows = trained_on
     snapshot, before, _ = nightly_run(folder, rows, bins(folder, 300, 60))
     assert score_new_images(snapshot, before, checkpoint, TEST, DriftConfig(min_images=61), "cpu") is None
     snapshot, before, _ = nightly_run(folder, rows, bins(folder, 300, 60), classes=Classes.parse("0..3"))

@@ -1,4 +1,4 @@
-"""What tags and the history keep as data, and what earlier releases kept as text."""
+"""Tests of the tags and the history: kept as data, and as text by earlier releases."""
 
 import json
 from datetime import UTC, datetime

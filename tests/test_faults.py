@@ -1,4 +1,4 @@
-"""What a sync makes of a server that fails, and of objects that are no bins."""
+"""Tests of a sync from a server that fails, and of objects that are no bins."""
 
 from collections import Counter
 from datetime import timedelta
@@ -49,7 +49,7 @@ def short_waits(monkeypatch):
 
 @pytest.fixture
 def fault(request, monkeypatch):
-    """A fault, with little patience for those that take all there is."""
+    """A fault, with a short time-out for those that let a request wait."""
     if request.param in (stalled, silent):
         monkeypatch.setattr(client, "TIMEOUT", timedelta(seconds=0.5))
     return request.param
@@ -80,7 +80,7 @@ def test_a_fault_that_stays_leaves_the_bin_without_a_row_and_the_next_sync_fetch
     assert server.count(IMAGE) == client.MAX_RETRIES + 1
     assert bins.read(tmp_path)["image_id"].to_list() == ["00000", "00002"]
     assert not (tmp_path / "originals" / IMAGE).exists()
-    server.mend()
+    server.repair()
     assert sync_from(server, tmp_path).num_fetched == 1
     assert server.count(IMAGE) == client.MAX_RETRIES + 2
     assert server.count("bin-images/00002.jpg") == 1
@@ -153,7 +153,7 @@ def test_one_refused_object_is_quarantined_and_asked_for_again_since_no_listing_
         assert bins.read(tmp_path)["reason"].to_list() == ["", f"refused: {key}", ""]
         assert server.count(key) == tries
     assert server.count("metadata/00002.json") == 1
-    server.mend()
+    server.repair()
     assert sync_from(server, tmp_path).num_fetched == 1
     assert bins.read(tmp_path)["status"].to_list() == ["ok"] * 3
 
@@ -181,7 +181,7 @@ def test_an_answer_of_another_size_than_was_listed_is_not_taken_and_left_for_the
     assert (report.num_fetched, report.quarantined, list(report.unreachable)) == (2, Counter(), ["00001"])
     assert f"{len(content):,} bytes came and {len(server.objects[IMAGE]):,} were listed" in report.unreachable["00001"]
     assert server.count(IMAGE) == 1
-    server.mend()
+    server.repair()
     assert sync_from(server, tmp_path).num_fetched == 1
 
 

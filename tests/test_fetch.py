@@ -1,4 +1,4 @@
-"""What a sync reports, and when it is tried again."""
+"""Tests of the report of a sync, and of when it is tried again."""
 
 from collections import Counter
 

@@ -338,7 +338,7 @@ def test_of_trainings_in_mlflow_those_are_stale_whose_trainer_is_gone(tmp_path, 
         assert opened.client.get_run(run_id).info.status == "KILLED"
 
 
-def test_a_training_is_stale_only_after_its_patience(tmp_path):
+def test_a_training_is_stale_only_after_too_long_a_silence(tmp_path):
     workspace = Workspace(root=tmp_path)
     opened = connection.open_registry(workspace.tracking_uri(CONFIG), workspace.artifacts, CONFIG)
     run_id = opened.runs.start("slow", {}, {})

@@ -1,4 +1,4 @@
-"""How a source is laid out, or in words what it holds and what to do about it."""
+"""Tests of detecting the layout of a source, and of the errors where it has none."""
 
 from pathlib import Path
 

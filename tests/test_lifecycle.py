@@ -1,4 +1,4 @@
-"""Which version becomes champion, what the registry says of it, and when a nightly run trains; without Prefect."""
+"""Tests of promotions, of what the registry says of them, and of when a nightly run trains; without Prefect."""
 
 import numpy as np
 import pandas as pd

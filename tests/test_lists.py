@@ -1,4 +1,4 @@
-"""Which bins a list means, in every form in which such lists are published."""
+"""Tests of the bins that a list means, in every form in which such lists are published."""
 
 import json
 import logging

@@ -42,7 +42,7 @@ def workspace(tmp_path_factory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def kept(workspace) -> Registry:
-    """What MLflow has, read from its database."""
+    """Open the registry on the workspace's own database."""
     return connection.open_registry(workspace.tracking_uri(RegistryConfig()), workspace.artifacts, RegistryConfig())
 
 

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import get_args
 from urllib.error import URLError
 
 import numpy as np
@@ -11,7 +12,7 @@ import torchvision
 from bincount.errors import ModelNotFound, SettingsError, WeightsUnavailable
 from bincount.evaluation.predict import predict_images
 from bincount.problem import Classes
-from bincount.settings import MODELS, ImageConfig, TrainConfig
+from bincount.settings import ImageConfig, ModelName, TrainConfig
 from bincount.training.model import build, load, load_weights, normalize, probabilities, save
 from bincount.training.spec import ModelSpec
 
@@ -32,7 +33,7 @@ def pictures(num_images: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", get_args(ModelName))
 def test_every_model_gives_one_output_a_class_with_either_head(model, head):
     network = build(spec(model=model, head=head)).eval()
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 6)

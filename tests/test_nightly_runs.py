@@ -45,7 +45,7 @@ def states(growing) -> list[State[NightlyRun]]:
     for num_bins in BINS:
         growing.grow_to(num_bins)
         rules = RETRAINING.model_copy(update={"warm_start": num_bins == BINS[-1]})
-        promotion = FORCED if num_bins == BINS[0] else PROMOTION  # the first has few bins and learns little from them
+        promotion = FORCED if num_bins == BINS[0] else PROMOTION  # the first has few bins to train on
         ended.append(growing.run(training=TRAINING, retraining=rules, promotion=promotion))
     return ended
 

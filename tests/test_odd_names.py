@@ -322,7 +322,7 @@ def test_every_picture_of_a_class_folder_is_a_bin_and_the_rest_is_counted_by_suf
     assert "2 .svg" in caplog.text
 
 
-def test_hidden_pictures_that_an_earlier_version_fetched_are_not_learned(tmp_path):
+def test_hidden_pictures_that_an_earlier_version_fetched_are_not_trained_on(tmp_path):
     bring(folders_of(tmp_path / "source"), tmp_path / "data")
     rows = bins.read(tmp_path / "data")
     fetched = rows["image_id"].replace("good/1.jpg", "good/.ipynb_checkpoints/1.jpg")

@@ -97,7 +97,7 @@ def row_of(output: str, *beginning: str) -> list[str]:
 
 
 def is_champion(output: str, version: int) -> bool:
-    """Whether `models` lists the version as champion."""
+    """Return whether `models` lists the version as champion."""
     return row_of(output, str(version))[1] == "champion"
 
 

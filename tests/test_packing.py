@@ -1,4 +1,4 @@
-"""What of a dataset is packed, and what becomes of the files that cannot be."""
+"""Tests of packing: which images of a dataset are packed, and where the files go that cannot be."""
 
 import pytest
 from bins import add_bin, bring, undecodable_jpeg

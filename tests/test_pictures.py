@@ -1,4 +1,4 @@
-"""How the bytes of a picture file become pixels, and which files are refused, and why."""
+"""Tests of decoding: the pixels of a picture file, and the files that are refused, with the reason."""
 
 import io
 import os

@@ -117,7 +117,7 @@ def test_a_bucket_that_cannot_be_reached_is_reported_before_a_server_starts(
 
 
 def test_a_bucket_that_never_answers_is_given_up_after_one_short_wait(monkeypatch):
-    short = client.Patience(
+    short = client.RetryPolicy(
         client.PROBE.connect, client.PROBE.timeout / 40, retries=2, retry_timeout=client.PROBE.timeout / 80
     )
     monkeypatch.setattr(client, "PROBE", short)

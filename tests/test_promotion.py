@@ -1,4 +1,4 @@
-"""Whether a challenger is promoted: on tables of probabilities whose truth is known."""
+"""Tests of the decision about a challenger, on tables of probabilities whose truth is known."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""What the model as MLflow serves it takes as a picture, and what it refuses."""
+"""Tests of the pictures that the model as MLflow serves it takes, and of those that it refuses."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What is kept in MLflow: runs that are taken up again, versions with aliases, models that load anywhere."""
+"""Tests of what is kept in MLflow: runs that are resumed, versions with aliases, models that load anywhere."""
 
 import base64
 import io
@@ -199,9 +199,9 @@ def test_a_class_may_have_any_name(kept):
 def test_the_run_says_which_dataset_it_was_trained_on(kept, tmp_path):
     run_id = kept.runs.start("dataset", {}, {})
 
-    learned = described_snapshot(tmp_path, CLASSES)
+    snapshot = described_snapshot(tmp_path, CLASSES)
     for _ in range(2):
-        kept.runs.log_dataset(run_id, learned, BALANCE)
+        kept.runs.log_dataset(run_id, snapshot, BALANCE)
 
     (logged,) = kept.client.get_run(run_id).inputs.dataset_inputs
     assert logged.dataset.digest == "0123456789abcdef0123456789abcdef"

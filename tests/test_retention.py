@@ -1,4 +1,4 @@
-"""What is removed from a workspace, and above all what is not, against a real MLflow."""
+"""Tests of what is removed from a workspace, and above all of what is not, with a real MLflow."""
 
 import json
 import os

@@ -56,7 +56,7 @@ def registered(checkpoint, tmp_path_factory) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module", params=["local", "uv"])
 def address(request, registered, tmp_path_factory) -> Iterator[str]:
-    """Where the model answers, served from the environment of the tests or from one of its own."""
+    """The address at which the model predicts, served from the environment of the tests or from one of its own."""
     tracking_uri, model_uri = registered
     port = str(servers.free_port())
     command = [servers.program("mlflow"), "models", "serve", "--model-uri", model_uri]

@@ -109,7 +109,7 @@ def test_the_sign_in_is_made_once_and_only_its_owner_may_read_it(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_sign_in_that_others_may_read_or_that_was_cut_off_is_mended(tmp_path):
+def test_a_sign_in_that_others_may_read_or_that_was_cut_off_is_repaired(tmp_path):
     path = tmp_path / "auth"
     path.write_text("me:mine\n")
     path.chmod(0o644)

@@ -1,4 +1,4 @@
-"""How servers are asked whether they answer, and what is said when they do not."""
+"""Tests of the checks that servers answer, and of the errors when they do not."""
 
 import base64
 import http.server

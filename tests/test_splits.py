@@ -119,11 +119,11 @@ def test_the_challenge_labels_are_assigned_80_10_10_at_full_scale():
     assert np.abs(shares(splits.assign(rows)) - [0.8, 0.1, 0.1]).max() < 0.0005
 
 
-# --- bins of no class that are learned from all the same -----------------------------------------------------------
+# --- bins of no class that are trained on all the same -------------------------------------------------------------
 
 
 def with_larger_counts(count=2000, start=0):
-    """Where every seventh photo shows a count that is no class."""
+    """Return a manifest in which every seventh photo shows a count that is no class."""
     rows = manifest(count, start)
     is_large = np.arange(count) % 7 == 3
     return rows.assign(

@@ -441,7 +441,7 @@ def test_the_compose_file_is_one():
 
 
 def test_the_compose_file_names_what_is_there():
-    """What the schema cannot say: services, volumes and files that others name exist."""
+    """Services, volumes and files that others name exist, which the schema cannot say."""
     parts = COMPOSE["services"]
     for service in parts.values():
         assert set(service.get("depends_on", {})) <= set(parts)
@@ -533,7 +533,7 @@ def test_the_servers_of_the_compose_file_come_up_healthy_on_postgresql(tmp_path,
         composed("prefect", tmp_path, replacements, prefect, "/api/ready"),
         composed("mlflow", tmp_path, replacements, mlflow, "/version"),
     ):
-        # What others call it by is let in, as another name is not.
+        # The names that others call it by are let in, and no other name.
         assert status(mlflow, "mlflow:5000") == 200
         assert status(mlflow, "localhost:5000") == 200
         assert status(mlflow, "elsewhere.example.org:5000") == 403

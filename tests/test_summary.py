@@ -1,4 +1,4 @@
-"""What commands print about versions and pages, aligned at 80 columns."""
+"""Tests of what commands print about versions and pages, aligned at 80 columns."""
 
 from datetime import UTC, datetime
 

@@ -103,7 +103,7 @@ def test_what_is_bad_is_quarantined_with_its_reason_and_not_fetched_again(tmp_pa
     assert (bins.read(data)["status"] == "ok").sum() == 1
 
 
-def test_what_was_quarantined_comes_back_when_its_object_is_mended(tmp_path):
+def test_what_was_quarantined_comes_back_when_its_object_is_repaired(tmp_path):
     add_bin(tmp_path / "bucket", "00001", image=b"")
     bring(tmp_path / "bucket", tmp_path / "data")
     add_bin(tmp_path / "bucket", "00001")
@@ -135,7 +135,7 @@ def prepare(folder, dataset):
     return report, snapshot.read().set_index("image_id")
 
 
-def test_an_image_that_turns_out_not_to_decode_is_quarantined_once_and_comes_back_when_mended(tmp_path):
+def test_an_image_that_turns_out_not_to_decode_is_quarantined_once_and_comes_back_when_repaired(tmp_path):
     bucket, data = tmp_path / "bucket", tmp_path / "data"
     for number in range(5):
         add_bin(bucket, f"{number:05d}")

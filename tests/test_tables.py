@@ -30,7 +30,7 @@ def evaluation(labels: list[int], predictions: list[int], classes: Classes, fold
 
 
 def read(text: str) -> tuple[str, set[str]]:
-    """What a page shows of Markdown: all its text, and the kinds of its parts."""
+    """Return all the text that a page shows of Markdown, and the kinds of its parts."""
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     parts = [child for token in tokens for child in (token.children or [token])]
     return " ".join(part.content for part in parts if part.content), {part.type for part in parts}

@@ -23,7 +23,7 @@ CRUEL = (
 
 
 def shown(markdown: str) -> list:
-    """What a Markdown reader makes of a line: its tokens in the line, by type and text."""
+    """Return the tokens that a Markdown reader finds in a line, by type and text."""
     reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     return [(token.type, token.content) for token in reader.parseInline(markdown)[0].children]
 

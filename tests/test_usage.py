@@ -1,4 +1,4 @@
-"""What the command line accepts, and what it says of what it does not."""
+"""Tests of the command lines that are accepted, and of the errors for the others."""
 
 from importlib.metadata import version
 

@@ -28,7 +28,7 @@ def bucket_and_prefix(source: str) -> tuple[str, str]:
 
 
 def is_signed(data_config: DataConfig) -> bool:
-    """Tell whether requests are signed; who pays for them is known by the signature."""
+    """Return whether requests are signed; who pays for them is known by the signature."""
     return data_config.requester_pays or not data_config.unsigned
 
 

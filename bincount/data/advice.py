@@ -45,7 +45,7 @@ def require_images(manifest: pd.DataFrame, classes: Classes) -> None:
 
 
 def require_folders(folders: Collection[str], classes: Classes) -> None:
-    """Raise DatasetError when a source of class folders lacks that of a named class; their content is not looked at."""
+    """Raise DatasetError when a source of class folders lacks that of a named class; their content is not read."""
     there = set(map(normalize_name, folders))
     empty = [name for name in classes.names if normalize_name(name) not in there]
     if not empty or classes.are_counts:

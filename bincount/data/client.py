@@ -18,7 +18,7 @@ from bincount.settings import DataConfig
 ANOTHER = "another"  # region, of which the server does not say the name
 MEANS_REGION = "without LOCATION|PermanentRedirect|region .{1,40} is wrong"
 MAY_MEAN_REGION = f"status code: (301|307|400)|IllegalLocation|{MEANS_REGION}"
-REFUSALS = (PermissionError, PermissionDeniedError, UnauthenticatedError)
+PERMISSION_ERRORS = (PermissionError, PermissionDeniedError, UnauthenticatedError)
 
 # The client asks again for what a server fails to deliver (statuses of 500 and above, broken connections, time-outs),
 # goes on where a body broke off, and waits a random time that grows: six requests an object at most.
@@ -30,7 +30,7 @@ FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=0.2), timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long the client waits for a server, and how often it asks again."""
 
     connect: timedelta
@@ -40,7 +40,7 @@ class Patience:
 
 
 # Whether there is a server at all is known sooner: the error comes within 20 seconds, however it fails to answer.
-PROBE = Patience(timedelta(seconds=4), timedelta(seconds=8), retries=2, retry_timeout=timedelta(seconds=7))
+PROBE = RetryPolicy(timedelta(seconds=4), timedelta(seconds=8), retries=2, retry_timeout=timedelta(seconds=7))
 
 
 class ObjectMissing(Exception):
@@ -57,7 +57,7 @@ class WrongRegion(SourceError):
     region: str = ""
 
 
-def open_store(data_config: DataConfig, patience: Patience | None = None) -> Path | S3Store:
+def open_store(data_config: DataConfig, retry_policy: RetryPolicy | None = None) -> Path | S3Store:
     if not data_config.source.startswith("s3://"):
         if not data_config.source.strip():  # as of a variable that is not set; else it would be the current folder
             raise SourceError("--source is empty; give an existing folder or s3://BUCKET")
@@ -72,18 +72,18 @@ def open_store(data_config: DataConfig, patience: Patience | None = None) -> Pat
     bucket, prefix = access.bucket_and_prefix(data_config.source)
     if not bucket:
         raise SourceError("s3:// lacks the bucket's name; write s3://BUCKET")
-    patience = patience or Patience(CONNECT_TIMEOUT, TIMEOUT, MAX_RETRIES, RETRY_TIMEOUT)
+    retry_policy = retry_policy or RetryPolicy(CONNECT_TIMEOUT, TIMEOUT, MAX_RETRIES, RETRY_TIMEOUT)
     return S3Store(
         bucket,
         prefix=prefix or None,
         client_options={
-            "connect_timeout": patience.connect,
-            "timeout": patience.timeout,
+            "connect_timeout": retry_policy.connect,
+            "timeout": retry_policy.timeout,
             "allow_http": (access.endpoint(data_config) or "").startswith("http://"),
         },
         retry_config={
-            "max_retries": patience.retries,
-            "retry_timeout": patience.retry_timeout,
+            "max_retries": retry_policy.retries,
+            "retry_timeout": retry_policy.retry_timeout,
             "backoff": {"init_backoff": FIRST_WAIT, "max_backoff": LONGEST_WAIT, "base": 2},
         },
         **access.store_options(data_config),
@@ -121,7 +121,7 @@ def understand(error: Exception) -> tuple[Literal["missing", "refused", "unavail
     status = re.search(r"status code: (\d{3})", message)
     if isinstance(error, FileNotFoundError) or (status and status[1] == "404"):
         return "missing", message
-    if isinstance(error, (*REFUSALS, InvalidPathError)) or (status and status[1] in ("401", "403")):
+    if isinstance(error, (*PERMISSION_ERRORS, InvalidPathError)) or (status and status[1] in ("401", "403")):
         return "refused", message
     return "unavailable", message
 

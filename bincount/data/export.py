@@ -213,7 +213,7 @@ def _summed(brought: list[int], num_planned: int, num_foreign: int) -> Exported:
 
 
 def _has(target: Path, original: Path, image, copy: bool) -> bool:
-    """Tell whether the image is there already: as a link, or with the same content."""
+    """Return whether the image is there already: as a link, or with the same content."""
     if not target.is_file() or target.stat().st_size != image.bytes:
         return False
     if original.exists() and target.samefile(original):

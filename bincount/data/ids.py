@@ -32,7 +32,7 @@ def first_bins(image_ids: pd.Series, limit: int | None) -> pd.Series:
 
 
 def is_padded(image_ids: pd.Series) -> np.ndarray:
-    """Tell which ids belong to the public bucket's padded series, 00001 to 535234; 10 and 00010 are different bins."""
+    """Return which ids belong to the public bucket's padded series, 00001 to 535234; 10 and 00010 are two bins."""
     return image_ids.str.fullmatch("[0-9]{5,18}").to_numpy(bool)
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from bincount.data import source
+from bincount.data.client import ObjectMissing, ObjectRefused
 from bincount.data.pictures import PICTURE_SUFFIXES
+from bincount.data.source import Source, open_source, probe
 from bincount.errors import SourceError
 from bincount.settings import DataConfig
 
@@ -80,16 +81,16 @@ def _in_bucket(url: str, bucket: DataConfig) -> Iterator[Input]:
     is_one = url.lower().endswith(PICTURE_SUFFIXES)
     address, _, name = url.rpartition("/") if is_one else (url.rstrip("/"), "", "")
     config = bucket.model_copy(update={"source": address, "layout": "folders"})  # so that no layout is detected
-    opened = source.open_source(source.probe(config))
-    keys = [name] if is_one else sorted(filter(_is_picture, opened.list_keys()))
+    source = open_source(probe(config))
+    keys = [name] if is_one else sorted(filter(_is_picture, source.list_keys()))
     for key in keys[: bucket.limit]:
-        yield Input(_printable(f"{address}/{key}"), partial(_read_object, opened, key))
+        yield Input(_printable(f"{address}/{key}"), partial(_read_object, source, key))
 
 
-def _read_object(opened: source.Source, key: str) -> bytes:
+def _read_object(source: Source, key: str) -> bytes:
     try:
-        return opened.read(key)
-    except (source.ObjectMissing, source.ObjectRefused, SourceError) as error:
+        return source.read(key)
+    except (ObjectMissing, ObjectRefused, SourceError) as error:
         raise OSError(str(error) or type(error).__name__) from error
 
 

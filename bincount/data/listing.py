@@ -76,7 +76,7 @@ def bucket_pages(store: S3Store, prefix: str, ask: Ask) -> Iterator[pa.RecordBat
 
 
 def refuses_a_key(error: Exception) -> bool:
-    """Tell whether the client refuses a page of a listing for a key in it: takes it for no path, or cannot read it."""
+    """Return whether the client refuses a page of a listing for a key in it: it is no path, or it cannot be read."""
     return isinstance(error, InvalidPathError) or "invalid list response" in str(error)
 
 
@@ -98,7 +98,7 @@ def total_size(tags: pd.Series) -> int:
 
 
 def is_content(data: bytes, tag: str) -> bool:
-    """Tell whether data is what a tag was made for: S3's etag of a plain upload is its MD5; of others it is False."""
+    """Return whether data is what a tag was made for: S3's etag of a plain upload is its MD5; of others it is False."""
     etag = tag.rsplit("/", 1)[0]
     return hashlib.md5(data, usedforsecurity=False).hexdigest() == etag
 
@@ -244,7 +244,7 @@ def _listed(entry: os.DirEntry, key: str, leads_out: bool) -> Entry:
     except OSError as error:
         if error.errno not in NO_FILE:
             raise
-        return names.printable(key), "/0", f"it cannot be looked at ({error.strerror})"
+        return names.printable(key), "/0", f"it cannot be read ({error.strerror})"
     if leads_out:
         problem = f"it is {LEADS_OUT}"
     elif not stat.S_ISREG(status.st_mode):

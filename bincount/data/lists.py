@@ -105,7 +105,7 @@ def read(file: Path) -> Listed:
 
 
 def _means_padded(file: Path, listed: Listed, index: "_Index") -> bool:
-    """Tell whether the list's numbers without zeros before mean ids that have some, as random_train.txt's do.
+    """Return whether the list's numbers without zeros before mean ids that have some, as random_train.txt's do.
 
     They do where all that are ids as they are, and more than as many again, are found so. Raises SettingsError where
     either may be meant.
@@ -233,7 +233,7 @@ def _cell(row: Sequence[str], place: int) -> str:
 
 
 def _is_one_file(line: str) -> bool:
-    """Tell whether a line is one name of a file, spaces and all: it ends as one, and none of its words before does."""
+    """Return whether a line is one name of a file, spaces and all: only its last word ends as names do."""
     *before, last = line.split()
     return (
         bool(FILE.fullmatch(last))

@@ -1,4 +1,4 @@
-"""The manifest: a dataset as a table with one row a bin, and what a model can learn from it as a digest.
+"""The manifest: a dataset as a table with one row a bin, and the digest of the part that can be trained on.
 
 image_id    str    the id in the source; a string, since 10 and 00010 are different bins
 class_name  str    what the record says, as a class name; null where quarantined
@@ -60,7 +60,7 @@ def check(manifest: pd.DataFrame) -> None:
 
 
 def digest(manifest: pd.DataFrame, classes: Classes) -> str:
-    """Name what a model can learn from: 32 hexadecimal digits over the rows with a split in order of id.
+    """Return the name of what can be trained on: 32 hexadecimal digits over the rows with a split in order of id.
 
     The picture's own digest is part of it, so that a replaced photo is another snapshot. 32 digits fit MLflow's
     dataset digest, which takes at most 36.

@@ -49,7 +49,7 @@ def suffix(name: str) -> str:
 
 
 def is_torn(name: str) -> bool:
-    """Tell whether a text has surrogates in it, so that no file can hold it as UTF-8."""
+    """Return whether a text has surrogates in it, so that no file can hold it as UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:

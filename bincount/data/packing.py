@@ -176,7 +176,7 @@ def _older(folder: Path) -> Iterator[Path]:
 
 
 def _has_room_for(folders: list[Path]) -> bool:
-    """Tell whether the disk could hold them a second time."""
+    """Return whether the disk could hold them a second time."""
     files = [path for folder in folders for path in folder.glob("*") if path.is_file()]
     return sum(path.stat().st_size for path in files) < shutil.disk_usage(folders[0]).free
 

@@ -284,7 +284,7 @@ def _num_rows(folder: Path, image_size: int) -> int:
 
 
 def has_rest(pack: Pack) -> bool:
-    """Tell whether a file of a pack is longer than its rows, as a killed run leaves it."""
+    """Return whether a file of a pack is longer than its rows, as a killed run leaves it."""
     rows = len(pack)
     return any(
         path.exists() and path.stat().st_size != rows * size

@@ -48,7 +48,7 @@ def parse(data: bytes) -> Record:
 
 
 def _is_unicode(content: object) -> bool:
-    """Tell whether every text in a record can be written to a file; JSON can hold halves of characters."""
+    """Return whether every text in a record can be written to a file; JSON can hold halves of characters."""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:

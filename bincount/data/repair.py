@@ -104,7 +104,7 @@ def _remove(dataset: Path, places: Iterable[str]) -> None:
 
 
 def _sync_is_under_way(dataset: Path) -> bool:
-    """Tell whether a sync was begun that has not ended, and that was at work within the hour."""
+    """Return whether a sync was begun that has not ended, and that was at work within the hour."""
     an_hour_ago = time.time() - sync.TEMPORARY_SECONDS
     plans = [path for path in dataset.glob(sync.PLANS) if path.stat().st_mtime > an_hour_ago]
     ids = [ids for path in plans for ids in _planned(path)]

@@ -39,7 +39,7 @@ NUM_KEPT = 3  # manifests in memory, some 200 bytes a row: the snapshot at hand,
 class Snapshot:
     """A manifest that will not change, by the folder that holds it.
 
-    digest names what a model can learn from it; num_images counts the images with a label and a split. Reading raises
+    digest names the part that can be trained on; num_images counts the images with a label and a split. Reading raises
     SnapshotNotFound where the files are gone, and DatasetError where they are not what was frozen.
     """
 
@@ -205,7 +205,7 @@ def _keep_manifest(identity: FileIdentity, description: Description) -> pd.DataF
 
 
 def _is_whole(folder: Path) -> bool:
-    """Tell whether a whole snapshot is there; one that is damaged is frozen again."""
+    """Return whether a whole snapshot is there; one that is damaged is frozen again."""
     if not folder.exists():
         return False
     try:

@@ -233,7 +233,7 @@ def _shown_folders(root: Path, folder: str, data_config: DataConfig) -> set[str]
 
 
 def probe(data_config: DataConfig) -> DataConfig:
-    """Ask a bucket for its first key, with little patience, so that the error comes within 20 seconds.
+    """Ask a bucket for its first key, with short time-outs and few retries, so that the error comes within 20 seconds.
 
     Of a folder the layout is detected, so that a wrong one is reported as early. Returns the settings with the region
     that the server names. Raises SourceUnavailable when it does not answer, and SourceError when it refuses access.

@@ -125,7 +125,7 @@ def unlisted(dataset: Path) -> set[str]:
 
 
 def _unchanged(dataset: Path, wanted: pd.DataFrame, files: pa.Table, retry_quarantined: bool) -> np.ndarray:
-    """Tell which wanted bins are known with the same tags and need not be fetched, (N,) bool.
+    """Return which wanted bins are known with the same tags and need not be fetched, (N,) bool.
 
     The rows are read piece by piece, and it is the piece that is hashed: half a million rows or ids at once would be
     most of the memory of a sync.
@@ -147,7 +147,7 @@ def _unchanged(dataset: Path, wanted: pd.DataFrame, files: pa.Table, retry_quara
 
 
 def _settled(known: pa.Table, files: pa.Table, retry_quarantined: bool) -> np.ndarray:
-    """Tell which rows need nothing while their objects stay as they are, (N,) bool."""
+    """Return which rows need nothing while their objects stay as they are, (N,) bool."""
     is_good = _as_numpy(pc.equal(known["status"], "ok"))
     place = pc.index_in(files["path"], known["path"])  # of each file among the rows
     size_here = np.full(len(known), -1)

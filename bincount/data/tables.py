@@ -114,7 +114,7 @@ def _seal(path: Path) -> None:
 
 
 def _is_whole(file: BinaryIO) -> bool:
-    """Tell whether the file is what was written, as far as it says; one without a checksum has its end at least."""
+    """Return whether the file is what was written, as far as it says; one without a checksum has its end at least."""
     place = _place_of_footer(file)
     if place is None:
         return False

@@ -195,7 +195,7 @@ class ChampionAlias:
         # The history is read before the alias: who changes the alias after this has taken the next entry.
         _, history = self._recover()
         champion = self.aliases().get(CHAMPION)
-        if history.pending or champion != over:
+        if champion != over:
             return False
         if not self.history.append(history, action, version, over or 0, by=by, reason=reason, flow_run=flow_run):
             return False

@@ -45,7 +45,7 @@ def describe_training(job: Job, snapshot: Snapshot) -> dict[str, str]:
 
 @functools.cache
 def code_tags() -> dict[str, str]:
-    """Which code trained the model: the release, and the commit where it runs from a git checkout."""
+    """Return tags that name the code of a training: the release, and the commit where it runs from a git checkout."""
     tags = {"bincount_version": installed_version("bincount-pipeline")}
     checkout = Path(bincount.__file__).parents[1]
     if (checkout / ".git").exists():  # else git would find the repository that the environment happens to lie in

@@ -42,9 +42,8 @@ def record_model(
 
     tags are added to those of the run and the version, such as the flow run's id. Returns the version and its card.
     """
-    from bincount.reporting import (
-        figures,  # here, since it takes a second, which a run that trains nothing need not wait
-    )
+    # here, since it takes a second, which a run that trains nothing need not wait
+    from bincount.reporting import figures
 
     for name, member in zip(trained.member_folders, job.training.each_member(), strict=False):  # one alone has none
         folder = trained.folder.with_name(name)
@@ -138,7 +137,7 @@ def _sheet(mistakes: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> "Figure":
 
 
 def _example(snapshot: Snapshot, pack: Pack) -> bytes:
-    """One test image as a small JPEG, to show what the model takes."""
+    """Return one test image as a small JPEG, to show what the model takes."""
     manifest = snapshot.labelled()
     row = pack.locate(manifest.loc[manifest["split"] == "test", "sha256"].head(1))[0]
     file = io.BytesIO()

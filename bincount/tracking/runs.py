@@ -60,10 +60,10 @@ class Runs:
         """End a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
-    def find_stale(self, patience: Callable[[str], float]) -> dict[str, str]:
+    def find_stale(self, max_silence: Callable[[str], float]) -> dict[str, str]:
         """Return the trainings that are RUNNING and have written nothing for too long: names by id.
 
-        patience gives for how many seconds the run of a name may be silent. Runs of other kinds are left alone.
+        max_silence returns the seconds for which a run of a name may write nothing. Runs of other kinds are left alone.
         """
         found, now = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'"), _milliseconds()
         stale = {}
@@ -71,7 +71,7 @@ class Runs:
             if name := run.data.tags.get(RUN_TAG):
                 points = self.client.get_metric_history(run.info.run_id, "train_loss")
                 last = max([run.info.start_time, *(point.timestamp for point in points)])
-                if now - last > 1000 * patience(name):
+                if now - last > 1000 * max_silence(name):
                     stale[run.info.run_id] = name
         return stale
 

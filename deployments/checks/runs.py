@@ -1,4 +1,4 @@
-"""Whether runs that have ended still hold slots, and whether runs are kept as going whose process is gone."""
+"""Checks that no run that has ended still holds a slot, and that no run is kept as going whose process is gone."""
 
 import functools
 from collections.abc import Iterable, Iterator

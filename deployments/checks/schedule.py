@@ -1,4 +1,4 @@
-"""Whether the next nightly run is planned for when it is due."""
+"""The check that the next nightly run is planned for when it is due."""
 
 import asyncio
 import functools

@@ -1,4 +1,4 @@
-"""Whether a Prefect server has what `bincount bootstrap` sets up, and workers for it."""
+"""Checks that a Prefect server has what `bincount bootstrap` sets up, and workers for it."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -109,7 +109,7 @@ def _check_workers(client: SyncPrefectClient, pool: str, deployments: Iterable[D
 
 
 def _has_work(client: SyncPrefectClient, pool: str, deployments: Iterable[DeploymentResponse]) -> bool:
-    """Whether a schedule, or a run that waits, needs a worker of the pool."""
+    """Return whether a schedule, or a run that waits, needs a worker of the pool."""
     if any(schedule.active for deployment in deployments for schedule in deployment.schedules):
         return True
     late = client.read_flow_runs(

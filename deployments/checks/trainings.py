@@ -1,4 +1,4 @@
-"""Whether the MLflow server answers, and whether it keeps trainings as running whose trainer is gone."""
+"""Checks that the MLflow server answers, and that no training is kept as running whose trainer is gone."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""Whether the versions of packages and servers are those that the project needs."""
+"""Checks that the versions of packages and servers are those that the project needs."""
 
 from importlib.metadata import PackageNotFoundError, requires, version
 

@@ -31,7 +31,7 @@ def auth_file(workspace: Path) -> Path:
 
 
 def is_up(workspace: Path) -> bool:
-    """Whether a stack runs in a workspace: it holds the lock on its state until it ends, however it ends."""
+    """Return whether a stack runs in a workspace: it holds the lock on its state until it ends, however it ends."""
     try:
         with open(state_file(workspace)) as state:
             return not lock(state, fcntl.LOCK_SH)  # shared: two that ask do not take each other for the stack

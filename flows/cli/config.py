@@ -48,9 +48,9 @@ def config(
     workspace: Root = DEFAULT_WORKSPACE,
     config: ConfigFile = None,
 ) -> None:
-    """Print the settings in force as a TOML file, with their descriptions: `bincount config > night.toml`.
+    """Print the settings in force as a TOML file, with their descriptions: `bincount config > nightly.toml`.
 
-    Every command that takes settings reads such a file: `bincount retrain --config night.toml`. It is one for all
+    Every command that takes settings reads such a file: `bincount retrain --config nightly.toml`. It is one for all
     commands; each takes from it what it uses.
     """
     job = Job(

@@ -153,13 +153,13 @@ def gc(
     from bincount.tracking.connection import open_existing
     from flows import summary
 
-    places = Workspace(root=workspace)
-    opened = open_existing(places, whole(RegistryConfig, registry))
-    planned = plan(places, opened, retention, datetime.now(UTC))
+    folders = Workspace(root=workspace)
+    model_registry = open_existing(folders, whole(RegistryConfig, registry))
+    planned = plan(folders, model_registry, retention, datetime.now(UTC))
     if dry_run:
         tables.show(summary.of_retention(planned))
     else:
-        tables.show(summary.of_gc(remove(planned, opened), workspace))
+        tables.show(summary.of_gc(remove(planned, model_registry), workspace))
 
 
 def _examine_services(registry: RegistryConfig, workspace: Path, prefect_file: Path | None, fix: bool) -> None:

@@ -41,12 +41,12 @@ def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:
 
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
-    places = Workspace(root=workspace)
+    folders = Workspace(root=workspace)
     services.check_all(
-        get_current_settings().api.url, places.tracking_uri(registry) if registry else "", client_access()
+        get_current_settings().api.url, folders.tracking_uri(registry) if registry else "", client_access()
     )
     if registry:
-        database.check(places.tracking_uri(registry), write=True)
+        database.check(folders.tracking_uri(registry), write=True)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Commands that ask, compare and exchange models."""
+"""Commands that evaluate, compare and promote models, and predict with them."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -107,8 +107,8 @@ def models(
     from bincount.tracking.connection import open_existing
     from flows import summary
 
-    opened = open_existing(Workspace(root=workspace), registry)
-    tables.show(summary.of_models(opened.versions(newest), opened.history()[-newest:]))
+    model_registry = open_existing(Workspace(root=workspace), registry)
+    tables.show(summary.of_models(model_registry.versions(newest), model_registry.history()[-newest:]))
 
 
 @app.command(sort_key=7)
@@ -143,12 +143,12 @@ def compare(
         from flows import promote as flow
         from flows import summary
 
-        opened = open_existing(Workspace(root=workspace), registry)
-        pair = [opened.find(first), opened.find(second)]
+        model_registry = open_existing(Workspace(root=workspace), registry)
+        pair = [model_registry.find(first), model_registry.find(second)]
         first, second = (str(each.version) for each in pair)  # whatever an alias does meanwhile
         decision = flow.compare(first, second, **sections(job), device=device)
         names = [f"version {each.version}" for each in pair]
-        facts = summary.of_versions(*pair, [opened.runs.read_params(each.run_id) for each in pair])
+        facts = summary.of_versions(*pair, [model_registry.runs.read_params(each.run_id) for each in pair])
         tables.show(facts | tables.of_comparison(decision, *names))
         verdict = "would take" if decision.promote else "would not take"
         print(f"{names[1].capitalize()} {verdict} the place of {names[0]} as champion: {decision.reason}")
@@ -190,11 +190,11 @@ def rollback(
     from bincount.reporting import tables
     from bincount.tracking.connection import open_existing
     from flows import summary
-    from tasks.promotion import who
+    from tasks.origin import who
 
-    opened = open_existing(Workspace(root=workspace), registry)
-    opened.rollback(by=who(), reason=reason)
-    tables.show(summary.of_models(opened.versions(5), opened.history()[-5:]))
+    model_registry = open_existing(Workspace(root=workspace), registry)
+    model_registry.rollback(by=who(), reason=reason)
+    tables.show(summary.of_models(model_registry.versions(5), model_registry.history()[-5:]))
 
 
 def _show_predictions(table: "pandas.DataFrame", output: str) -> None:

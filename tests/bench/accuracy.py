@@ -1,4 +1,4 @@
-"""How well the recipe counts on real bins: the table of recipes in docs/pages/experiments.md, by `make bench-accuracy`.
+"""Measure the recipe on real bins: the table of recipes in docs/pages/experiments.md, by `make bench-accuracy`.
 
 For each range of classes, way to split and seed: a split of its own, a training, and the accuracy and the RMSE of the
 expected count over val and test together, with the weights of the last epoch, so that nothing was chosen on them but

@@ -1,7 +1,7 @@
-"""What a night with one image in a hundred new costs beside the first night, by `make bench-nights`.
+"""Measure the time of a nightly run with one image in a hundred new, beside the first run, by `make bench-nights`.
 
 The flow `prepare` (list, fetch, pack, split, balance) on 99 % of a folder of bins, and again on all of it, each time in
-a new workspace; the ratio of the two, step by step. Training is not in it: a night trains on all it has.
+a new workspace; the ratio of the two, step by step. Training is not in it: a run trains on all images.
 """
 
 import argparse

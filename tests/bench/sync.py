@@ -1,4 +1,4 @@
-"""How fast a sync is, beside the usual ways to copy a bucket, and how it bears the whole public bucket.
+"""Measure how fast a sync is, beside the usual ways to copy a bucket, and how it bears the whole public bucket.
 
 Three measurements, by `make bench-sync`:
 
@@ -119,8 +119,8 @@ def compare_clients(folder: Path, num_objects: int, rounds: int, *, skip_absent:
             first = turn % len(clients)
             for client in clients[first:] + clients[:first]:
                 count = max(2, num_objects // 10) if client == CLIENTS[0] else num_objects
-                # What a client saved stays to the end: ext4 is ten times slower at making files for a minute after
-                # others were removed.
+                # The files that a client saved stay to the end: ext4 is ten times slower at making files for a minute
+                # after others were removed.
                 saved = folder / "saved" / str(turn) / client.replace(" ", "_")
                 results[client].append(_measure(client, folder / "keys", saved, endpoint, count))
     print(f"{num_objects:,} objects, {os.cpu_count()} cores; median of {rounds} rounds (lowest to highest)\n")
@@ -147,7 +147,7 @@ def serve(folder: Path, *, skip_absent: bool) -> Iterator[str]:
 
 @contextmanager
 def python_server(served: Path) -> Iterator[str]:
-    """What NGINX says below, for a few objects."""
+    """Serve a few objects as NGINX below does."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments: object):

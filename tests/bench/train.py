@@ -1,4 +1,4 @@
-"""How fast training is beside the recipe of most student projects, and loading beside the usual loaders.
+"""Measure how fast training is beside the recipe of most student projects, and loading beside the usual loaders.
 
 Three measurements, by `make bench-train`:
 
@@ -392,7 +392,7 @@ def augmented_batches(folder: Path, size: int, batch_size: int) -> Iterator:
 
 
 def _augment(pictures, step: int):
-    """What a training does to a batch before the network sees it."""
+    """Augment a batch as a training does before the network sees it."""
     import torch
 
     from bincount.settings import TrainConfig
@@ -482,7 +482,7 @@ MEASUREMENTS = {"prepare": prepare, "load": load, "choose": choose, "train": tra
 
 
 def _take_turns(names: Iterable[str], rounds: int, measurement: Callable[[str], tuple]) -> dict[str, list[dict]]:
-    """What each name's measurement found in each round; the rounds begin with another name each."""
+    """Return the results of each name's measurement in each round; the rounds begin with another name each."""
     names = list(names)
     results = {name: [] for name in names}
     for turn in range(rounds):
@@ -493,7 +493,7 @@ def _take_turns(names: Iterable[str], rounds: int, measurement: Callable[[str], 
 
 
 def _measure(*values: object) -> dict:
-    """What one measurement says, in a process of its own, and the MiB it had at most."""
+    """Return the result of one measurement in a process of its own, and its peak memory in MiB."""
     from bincount.training.launch import MEMORY_SETTINGS  # with which every training here is started
 
     command = [sys.executable, __file__, "--measure", *map(str, values)]

@@ -36,7 +36,7 @@ def add_bins(folder: Path, start: int, stop: int) -> None:
         (folder / part).mkdir(parents=True, exist_ok=True)
     for number in range(start, stop):
         shown = number - 100 if number % 150 == 0 else number  # some are copies of another
-        quantity = shown % 7  # 6 is no class, and trainings learn from it all the same
+        quantity = shown % 7  # 6 is no class, and is trained on all the same
         picture = Image.new("L", (32, 32), 8 * (shown % 30) + 8)
         for bar in range(quantity):
             picture.paste(8 * (shown // 30) + 128, (4 * bar, 0, 4 * bar + 2, 30))
