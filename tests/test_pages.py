@@ -46,7 +46,7 @@ HEADINGS = [
 
 
 class Page(HTMLParser):
-    """The parts of a page that a browser would find: title, text, tables, pictures, and all else that it would fetch."""
+    """The parts of a page that a browser would find: title, text, tables, pictures, and all that it would fetch."""
 
     def __init__(self, text: str):
         super().__init__()
