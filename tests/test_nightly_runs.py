@@ -123,7 +123,7 @@ def test_a_nightly_run_can_start_from_the_champion(nights, workspace):
     champion = nights[4].new_data.champion
     assert champion.version == 2
     weights = Workspace(root=workspace).weights(weights_digest(nights[1].model.trained.checkpoint))
-    params = [opened(workspace).params(nights[number].model.version) for number in (2, 4)]
+    params = [opened(workspace).runs.read_params(nights[number].model.version.run_id) for number in (2, 4)]
     assert [each["weights"] for each in params] == ["none", str(weights)]
 
 
