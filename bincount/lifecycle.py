@@ -259,7 +259,7 @@ def promote(
     while True:
         champion = registry.find_champion()
         if champion and champion.version == version.version:
-            # An earlier try of this flow run promoted it, and may not have come to announcing it.
+            # An earlier try of this flow run may have promoted it without announcing it.
             change = _last_change_to(registry, champion)
             to_announce = bool(flow_run and change and change.action == "promoted" and change.flow_run == flow_run)
             since = change.describe() if change else "moved there by hand"
