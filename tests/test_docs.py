@@ -25,9 +25,12 @@ INLINE_CODE = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
 COMMANDS = [
     line
     for text in BY_HAND.values()
-    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    for block in [
+        *re.findall(r"```sh\n(.*?)```", text, re.DOTALL),
+        "\n".join(re.findall(r"^\$ (.+)$", text, re.MULTILINE)),
+    ]
     for line in block.splitlines()
-    if line and not line.startswith("#")
+    if line and not line.startswith(("#", " ", "("))  # a comment, the second line of a command, or a pipe
 ]
 
 
@@ -45,7 +48,7 @@ def options(command):
 
 
 def test_the_pages_have_commands_of_known_programs_only():
-    assert {line.split()[0] for line in COMMANDS} == {"make", "bincount", "prefect", "mlflow", "."}
+    assert {line.split()[0] for line in COMMANDS} <= {"make", "bincount", "prefect", "mlflow", ".", "export"}
 
 
 @pytest.mark.parametrize("words", commands("bincount"), ids=" ".join)
@@ -128,6 +131,19 @@ def test_the_reference_has_a_command_with_each_of_its_options(command):
         if argument.show and argument.parse
     }
     assert [option for option in shown if f"`{option}`" not in section[1]] == []
+
+
+@pytest.mark.services
+def test_the_output_of_commands_in_the_pages_is_what_they_print(tmp_path):
+    rewritten = runpy.run_path(str(ROOT / "docs" / "outputs.py"))["rewrite"](tmp_path)
+    for page, text, with_todays_output in rewritten:
+        assert without_numbers(text) == without_numbers(with_todays_output), f"{page}: run `python docs/outputs.py`"
+
+
+def without_numbers(text):
+    """A text as it is on any day and machine: without digits, names that are digests, and the width of columns."""
+    lines = (re.sub(r"\b[0-9a-f]{6,}\b|\d+([.,:-]\d+)*", "0", line) for line in text.splitlines())
+    return [" ".join(re.sub(r"[─━]+", "─", line).split()) for line in lines]
 
 
 def test_the_readme_is_read_in_a_minute():

@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import re
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +113,19 @@ def test_a_served_model_reads_data_urls(address):
 
     assert status == 200
     assert answer["predictions"][0] == answer["predictions"][1]
+
+
+def test_the_request_that_the_pages_show_is_answered(address, tmp_path):
+    servers.installed("curl", "curl")
+    page = Path(__file__).parent.parent / "docs" / "pages" / "registry.md"
+    command = next(block for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL) if "curl" in block)
+    (tmp_path / "photo1.jpg").write_bytes(jpeg(0))
+
+    typed = command.replace("http://127.0.0.1:5001/invocations", address)
+    done = subprocess.run(["sh", "-c", typed], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    assert typed != command
+    assert {"count", "expected_count", "p_0"} <= set(json.loads(done.stdout)["predictions"][0])
 
 
 def test_a_path_is_refused_alike_whether_it_exists_or_not(address, tmp_path):
