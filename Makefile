@@ -55,6 +55,12 @@ docs: $(READY)  ## build the pages of docs/ into docs/site, with the reference m
 	$(BIN)/python docs/reference.py
 	$(BIN)/zensical build --strict --config-file docs/mkdocs.yml
 
+pictures: $(READY)  ## make the pictures in the pages anew: ten minutes; needs chromium
+	$(BIN)/python docs/pictures.py
+
+outputs: $(READY)  ## run the commands whose output the pages quote, and write it into them: three minutes
+	$(BIN)/python docs/outputs.py
+
 lint: $(READY)  ## formatter, linter and the import rule
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -71,4 +77,4 @@ lock: $(READY)  ## renew requirements.lock: newest versions, with hashes, withou
 clean:  ## remove the demo's results, the site and caches; the installation and bincount-data/ stay
 	rm -rf demo docs/site docs/.cache .pytest_cache .ruff_cache .import_linter_cache
 
-.PHONY: help setup demo up down test test-services bench-sync bench-train bench-nights bench-accuracy docs lint format lock clean
+.PHONY: help setup demo up down test test-services bench-sync bench-train bench-nights bench-accuracy docs pictures outputs lint format lock clean

@@ -45,7 +45,7 @@ def pages() -> list[Path]:
 
 
 def run(command: str, folder: Path) -> str:
-    """Run a command as a user types it, and return what it prints: no path of this machine, no blank at a line's end."""
+    """Run a command as a user types it, and return what it prints, without paths of this machine."""
     programs = str(Path(sys.executable).parent)
     environment = os.environ | {
         "PATH": programs + os.pathsep + os.environ["PATH"],
