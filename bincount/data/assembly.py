@@ -9,6 +9,13 @@ from bincount.data import advice, copies, groups, names, snapshots, splits, sync
 from bincount.data import bins as row_store
 from bincount.data.snapshots import Snapshot
 from bincount.problem import Classes, normalize_name
+from bincount.settings import DataConfig
+
+
+def freeze_fetched(dataset: Path, data_config: DataConfig) -> Snapshot:
+    """Build the snapshot of all that was fetched, as the settings have it. Raises DatasetError as build does."""
+    data, rows = data_config, row_store.merge(dataset)
+    return build(dataset, rows, data.class_set, data.source, data.extra_names, data.keep_splits)
 
 
 def build(

@@ -69,6 +69,12 @@ class Snapshot:
         manifest = self.read()
         return manifest[manifest["split"].isin(SPLITS)].reset_index(drop=True)
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return the labelled rows, each with its picture's file, as a path that opens from here."""
+        rows = self.labelled()
+        rows.insert(1, "file", [str(self.dataset / path) for path in rows["path"]])
+        return rows
+
     def since(self, earlier: "Snapshot") -> pd.DataFrame:
         """Return the labelled rows that an earlier snapshot does not have, or has with another picture or label."""
         known = earlier.labelled()[["image_id", "sha256", "class_name"]].assign(known=True)

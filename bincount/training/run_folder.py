@@ -16,17 +16,23 @@ import json
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 from pydantic import TypeAdapter
 
 from bincount import files
 from bincount.data.packs import Pack
+from bincount.data.pictures import DECODER_VERSION
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DiskFull, ModelDamaged, ModelNotFound, TrainingFailed
 from bincount.files import read_sealed, write_sealed
 from bincount.settings import ImageConfig, TrainConfig
 from bincount.training.spec import check_weights, read_spec
+from bincount.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +48,11 @@ class Request:
     images: ImageConfig
     training: TrainConfig
     folder: Path
+
+
+def folder_of(workspace: Workspace, snapshot: Snapshot, images: ImageConfig, training: TrainConfig) -> Path:
+    """Return the folder of the training of a snapshot with these settings, as Workspace.run names it."""
+    return workspace.run(snapshot.digest, images, training, decoder=DECODER_VERSION)
 
 
 def write_request(request: Request) -> Path:
@@ -90,6 +101,12 @@ class Trained:
     def checkpoint(self) -> Path:
         """The folder of the kept weights, as model.load takes it."""
         return self.folder / "model"
+
+    def history(self) -> "pd.DataFrame":
+        """Return the curves of the training, a row an epoch. Raises ModelDamaged."""
+        import pandas as pd
+
+        return pd.DataFrame(read_history(self.folder)).set_index("epoch")
 
     @classmethod
     def read(cls, folder: Path) -> "Trained | None":
