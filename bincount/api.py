@@ -27,6 +27,7 @@ from bincount.evaluation.evaluate import Evaluation
 from bincount.keywords import in_python_words, make_job, settings_of
 from bincount.progress import track
 from bincount.settings import Device, Job, RegistryConfig
+from bincount.training.launch import train_in_subprocess
 from bincount.training.run_folder import Request, Trained, folder_of
 from bincount.training.spec import is_checkpoint
 from bincount.workspace import Workspace
@@ -135,7 +136,7 @@ def train(
     snapshot: Snapshot,
     *,
     job: Job | None = None,
-    on_epoch: Callable[[list[dict]], None] = lambda history: None,
+    on_epoch: Callable[[list[dict]], None] | None = None,
     **settings: Any,
 ) -> Trained:
     """Train a model on a snapshot, in processes of its own, and return where it is and how good it was on val.
@@ -146,7 +147,7 @@ def train(
     DatasetError, SettingsError, WeightsUnavailable and TrainingFailed.
     """
     with in_python_words():
-        from bincount.training import device, ensemble, launch  # with torch, which takes seconds to import
+        from bincount.training import device, ensemble  # with torch, which takes seconds to import
 
         asked = _job(job, settings, _workspace_of(snapshot))
         preflight.check_training(asked, snapshot.classes)
@@ -155,7 +156,7 @@ def train(
         members = []
         for member in training.each_member():
             request = Request(snapshot, pack, images, member, folder_of(_folders(asked), snapshot, images, member))
-            members.append(launch.train_in_subprocess(request, on_epoch, asked.launch))
+            members.append(train_in_subprocess(request, on_epoch or _ignore, asked.launch))
         if len(members) == 1:
             return members[0]
         folder = folder_of(_folders(asked), snapshot, images, training)
@@ -204,6 +205,10 @@ def _job(job: Job | None, settings: dict, workspace: str | os.PathLike | None = 
     if source is not None:
         settings = settings | {"source": os.fspath(source)}
     return make_job(job, settings, workspace=None if workspace is None else Path(workspace))
+
+
+def _ignore(_history: list[dict]) -> None:
+    pass
 
 
 def _folders(job: Job) -> Workspace:
