@@ -16,6 +16,7 @@ from bincount.evaluation.intervals import Interval, LabelledImages, Score
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
 from bincount.files import write_json
 from bincount.problem import Classes
+from bincount.progress import Progress
 from bincount.settings import Device
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,8 @@ def predict_test(
             f"the model in {checkpoint} predicts {', '.join(spec.classes.names)} and the snapshot has "
             f"{', '.join(snapshot.classes.names)}; prepare with the same --classes"
         )
-    predicted = probabilities(model, spec, pack.images, pack.locate(test["sha256"]))
+    with Progress("evaluating", len(test), "images", logger) as progress:
+        predicted = probabilities(model, spec, pack.images, pack.locate(test["sha256"]), progress.advance)
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(predicted, columns=probability_columns(spec.classes))
     predictions = test[["image_id", "group", "label"]].join(table)

@@ -11,7 +11,7 @@ from rich.text import Text
 from bincount.errors import BincountError
 from deployments.stack.running import sign_in
 from flows import interrupts, usage
-from flows.cli import settings_file
+from flows.cli import settings_file, terminal
 
 app = App(
     name="bincount",
@@ -48,6 +48,7 @@ def main() -> None:
     """Run the command line; an error that names its remedy is shown without a traceback."""
     kept = KEPT.get(next((word for word in sys.argv[1:] if not word.startswith("-")), ""), KEPT_BY_A_RUN)
     sign_in(os.environ)  # before Prefect reads its settings
+    terminal.set_up()
     with interrupts.handled(f"{kept}, and the same command goes on from there"):
         try:
             app(usage.rename_flags(sys.argv[1:]), exit_on_error=False, print_error=False)
@@ -56,4 +57,4 @@ def main() -> None:
         except ValidationError as error:
             usage.fail("\n".join(usage.explain_values(error)))
         except BincountError as error:
-            usage.fail(str(error))
+            usage.fail(terminal.describe_error(error))
