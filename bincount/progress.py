@@ -61,7 +61,7 @@ class Progress:
     def __init__(self, description: str, total: int | None, unit: str, logger: logging.Logger, *, done: int = 0):
         self.description, self.total, self.unit, self.done, self.note = description, total, unit, done, ""
         self._logger, self._first = logger, done
-        self._began = self._last_shown = time.monotonic()
+        self._began = self._last_done = self._last_shown = time.monotonic()
         self._last_share = self.share or 0.0
 
     @property
@@ -71,8 +71,8 @@ class Progress:
 
     @property
     def speed(self) -> float:
-        """Units a second since the beginning."""
-        return (self.done - self._first) / max(time.monotonic() - self._began, 1e-9)
+        """Units a second, from the beginning until the last was done."""
+        return (self.done - self._first) / max(self._last_done - self._began, 1e-9)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Say that so many more units are done, and what else is known of the work."""
@@ -80,7 +80,7 @@ class Progress:
 
     def reach(self, done: int, note: str = "") -> None:
         """Say how many units are done in all, and what else is known of the work."""
-        self.done, self.note = max(done, self.done), note or self.note
+        self.done, self.note, self._last_done = max(done, self.done), note or self.note, time.monotonic()
         if _relay:
             self._pass_on()
         elif not _display.is_showing(self):
@@ -109,7 +109,7 @@ class Progress:
         silent = now - self._last_shown
         if silent < SECONDS_BETWEEN_LINES:
             return
-        if share is None or share - self._last_share >= 0.1 or silent >= SECONDS_OF_SILENCE:
+        if share is None or share - self._last_share >= 0.0999 or silent >= SECONDS_OF_SILENCE:
             self._last_shown, self._last_share = now, share or 0.0
             self._logger.info("%s", self.describe())
 
@@ -154,7 +154,7 @@ class Progress:
 
 def advance_open(description: str, count: int = 1) -> None:
     """Say that more of the work is done that a caller shows in this process, if one does."""
-    for progress in _open:
+    for progress in tuple(_open):
         if progress.description == description:
             progress.advance(count)
 

@@ -77,7 +77,8 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Tables:
         about.append(("in MLflow", markdown_link(f"version {run.model.version.version}", run.model.page)))
     images = of_prepare(run.prepared)
     del images["Time"]
-    tables = {"Nightly run": pd.DataFrame(about, columns=["", "value"])} | images
+    # of objects, since pandas would make plain text of the link
+    tables = {"Nightly run": pd.DataFrame(about, columns=["", "value"], dtype=object)} | images
     if len(indices := drift_indices(run.drift)):
         tables |= {"New images against those that the champion was trained on": indices}
     if run.model:

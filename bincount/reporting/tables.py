@@ -75,11 +75,7 @@ def of_warnings(warnings: Sequence[str]) -> Tables:
 def of_evaluation(evaluation: "Evaluation") -> Tables:
     """Return the scores of the test beside the majority class, and those of each class."""
     title = f"Test, {evaluation.metrics.num_images:,} images, with 95 % intervals"
-    by_class = class_scores(evaluation)
-    for name in ("accuracy", "precision"):
-        if name in by_class:
-            by_class[name] = [percent(share) if share == share else "" for share in by_class[name]]  # noqa: PLR0124
-    return {title: overall_scores(evaluation), "Test by class": by_class}
+    return {title: overall_scores(evaluation), "Test by class": class_score_text(evaluation)}
 
 
 def overall_scores(evaluation: "Evaluation") -> pd.DataFrame:
@@ -97,6 +93,19 @@ def overall_scores(evaluation: "Evaluation") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["", "this model", f"always predicting {baseline.class_name}"])
 
 
+def class_score_text(evaluation: "Evaluation") -> pd.DataFrame:
+    """Return class_scores with its shares in percent, as text."""
+    table = class_scores(evaluation)
+    table["95 % interval"] = [
+        f"{percent(interval.low)} to {percent(interval.high)}" if interval else ""
+        for score in evaluation.metrics.per_class
+        for interval in [evaluation.intervals.get(f"class/{score.name}/recall")]
+    ]
+    for name in {"accuracy", "precision"}.intersection(table):
+        table[name] = table[name].map(lambda share: "" if pd.isna(share) else percent(share))
+    return table
+
+
 def class_scores(evaluation: "Evaluation") -> pd.DataFrame:
     """Return the scores of each class, a row each; the interval is that of its accuracy, which is its recall."""
     intervals = [evaluation.intervals.get(f"class/{score.name}/recall") for score in evaluation.metrics.per_class]
@@ -105,7 +114,7 @@ def class_scores(evaluation: "Evaluation") -> pd.DataFrame:
             "class": score.name,
             "images": score.support,
             "accuracy": score.accuracy,
-            "95 % interval": f"{percent(interval.low)} to {percent(interval.high)}" if interval else "",
+            "95 % interval": f"{interval.low:.3f} to {interval.high:.3f}" if interval else "",
             "rmse": score.rmse,
             "precision": score.precision,
             "f1": score.f1,

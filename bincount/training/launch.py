@@ -56,6 +56,7 @@ def train_in_subprocess(
         on_epoch(run_folder.read_history(folder))
         return trained
 
+    logger.info("starting the process that trains")
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.remove_errors(folder)
     path = run_folder.write_request(request)

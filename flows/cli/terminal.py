@@ -81,7 +81,7 @@ def describe(record: logging.LogRecord) -> tuple[int, str]:
     if getattr(record, IN_RESULT, False):
         return record.levelno, ""
     message, level = record.getMessage(), record.levelno
-    if record.name.startswith("prefect") and logging.getLogger("prefect").level > logging.DEBUG:
+    if record.name.startswith("prefect") and logging.getLogger("prefect").getEffectiveLevel() > logging.DEBUG:
         if str(record.msg).startswith(RETRY):
             message, level = _describe_retry(record), logging.WARNING
         elif level < logging.WARNING or (record.name in RUN_LOGGERS and message.startswith(ABOUT_THE_ERROR)):
