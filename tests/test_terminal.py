@@ -152,7 +152,8 @@ def test_tables_fit_the_terminal(command, columns):
 
 
 @pytest.mark.parametrize("command", SHOWN)
-def test_in_a_pipe_no_cell_is_broken_and_no_line_ends_in_blanks(command, capsys):
+def test_in_a_pipe_no_cell_is_broken_and_no_line_ends_in_blanks(command, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     tables.show(SHOWN[command])
 
     lines = capsys.readouterr().out.splitlines()

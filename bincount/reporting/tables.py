@@ -5,6 +5,7 @@ as plain text.
 """
 
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Number
@@ -256,7 +257,7 @@ def of_export(exported: "Exported", where: str) -> Tables:
 
 
 def show(tables: Tables, console: Console | None = None) -> None:
-    """Print the tables, each below its title: on a terminal within its width, else each row whole on a line.
+    """Print the tables, each below its title: within the width of the terminal or COLUMNS, else each row on one line.
 
     A table of one column without a name is sentences, and one whose only other column is "value" is facts by name;
     both are printed without a heading.
@@ -265,7 +266,8 @@ def show(tables: Tables, console: Console | None = None) -> None:
     if console.is_terminal or console.file is not sys.stdout:
         _print(tables, console)
         return
-    console.width = UNWRAPPED
+    if "COLUMNS" not in os.environ:
+        console.width = UNWRAPPED
     with console.capture() as captured:
         _print(tables, console)
     print(*(line.rstrip() for line in captured.get().splitlines()), sep="\n")

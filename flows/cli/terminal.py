@@ -110,8 +110,8 @@ def _describe_retry(record: logging.LogRecord) -> str:
 
 
 def _fit(text: str) -> str:
-    """Break lines that are wider than the terminal, with what follows below the message; a long path stays whole."""
-    if not console().is_terminal:
+    """Break lines that are wider than the terminal or COLUMNS, below the message; a long path stays whole."""
+    if not console().is_terminal and "COLUMNS" not in os.environ:
         return text
     indent, width = " " * (LENGTH_OF_TIME + 1), max(console().width, 30)
     lines = [
