@@ -40,10 +40,11 @@ def clock(monkeypatch):
     return clock
 
 
-def in_terminal(code: str, columns: int = 80, **variables: str) -> list[str]:
+def in_terminal(code: str, columns: int = 80, status: int = 0, *, keep_codes: bool = False, **variables) -> list[str]:
     """The lines that a terminal shows one after the other while a program runs, bars as often as they were drawn.
 
-    A carriage return begins a line anew, as drawing a bar again does.
+    A carriage return begins a line anew, as drawing a bar again does. status is what the program ends with; keep_codes
+    leaves the orders to the terminal in the lines.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
@@ -63,8 +64,9 @@ def in_terminal(code: str, columns: int = 80, **variables: str) -> list[str]:
             break
         raw += read
     os.close(master)
-    assert started.wait() == 0, raw.decode()
-    return [CODE.sub("", line).rstrip() for line in re.split(r"\r\n|\r|\n", raw.decode()) if CODE.sub("", line).strip()]
+    assert started.wait() == status, raw.decode()
+    lines = re.split(r"\r\n|\r|\n", raw.decode())
+    return [line if keep_codes else CODE.sub("", line).rstrip() for line in lines if CODE.sub("", line).strip()]
 
 
 BOTH = """
