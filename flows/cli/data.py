@@ -163,16 +163,13 @@ def gc(
 
 
 def _examine_services(registry: RegistryConfig, workspace: Path, prefect_file: Path | None, fix: bool) -> None:
-    import pandas
-
     from bincount.reporting import tables
     from deployments import health
 
     findings = (health.repair if fix else health.examine)(Workspace(root=workspace), registry, prefect_file)
-    problems = health.remedies(findings)
-    what_to_do = {"What to do": pandas.DataFrame({"": problems})} if problems else {}
-    tables.show({"Services": health.table(findings)} | what_to_do)
-    if problems:
+    tables.show({"Services": health.table(findings)})
+    if problems := health.remedies(findings):
+        print("What to do", *problems, sep="\n- ")
         sys.exit(1)
 
 
