@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # they import torch and more, which a command that only shows
 
 Tables = dict[str, pd.DataFrame]
 UNWRAPPED = 10_000  # columns of what is no terminal, so that each row is one line there
+LONGEST_SCORE = 30  # characters of a number with its interval
 NUM_SHOWN = 5  # places of one kind of problem
 SHARES = ("accuracy", "within_one", "calibration_error")
 SCORE_LABELS = {
@@ -282,7 +283,7 @@ def _print(tables: Tables, console: Console) -> None:
             for sentence in frame[""]:
                 console.print(_hanging(bullet, _text(sentence)) if bullet else _text(sentence))
         else:
-            console.print(_rich_table(frame))
+            console.print(_rich_table(frame) if len(frame) else "nothing")
         console.print()
 
 
@@ -347,11 +348,19 @@ def _rich_table(frame: pd.DataFrame) -> Table:
         collapse_padding=not is_facts,
     )
     for position, column in enumerate(frame.columns):
-        is_text = is_facts or (position == 0 and not frame.iloc[:, 0].map(lambda cell: isinstance(cell, Number)).all())
-        table.add_column(_text(column), justify="left" if is_text else "right", overflow="fold")
+        cells = frame.iloc[:, position]
+        is_text = (position == 0 and not cells.map(lambda cell: isinstance(cell, Number)).all()) or _is_prose(cells)
+        justify = "left" if is_text or is_facts else "right"
+        table.add_column(_text(column), justify=justify, overflow="fold")
     for row in frame.itertuples(index=False):
         table.add_row(*(_text(_address(cell) if isinstance(cell, Markdown) else _format(cell)) for cell in row))
     return table
+
+
+def _is_prose(cells: pd.Series) -> bool:
+    """Return whether a column holds sentences, which people read from the left, rather than numbers."""
+    texts = [cell for cell in cells if isinstance(cell, str) and len(cell) > LONGEST_SCORE]
+    return any(sum(map(str.isalpha, text)) > len(text) / 2 for text in texts)
 
 
 def _address(link: Markdown) -> str:

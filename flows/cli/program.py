@@ -3,6 +3,7 @@
 import os
 import sys
 from importlib.metadata import version
+from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 from pydantic import ValidationError
@@ -53,8 +54,13 @@ def main() -> None:
         try:
             app(usage.rename_flags(sys.argv[1:]), exit_on_error=False, print_error=False)
         except CycloptsError as error:
-            usage.fail(usage.explain(error))
+            _fail(usage.explain(error))
         except ValidationError as error:
-            usage.fail("\n".join(usage.explain_values(error)))
+            _fail("\n".join(usage.explain_values(error)))
         except BincountError as error:
-            usage.fail(terminal.describe_error(error))
+            _fail(terminal.describe_error(error))
+
+
+def _fail(text: str) -> NoReturn:
+    name = "bincount: "
+    usage.fail(terminal.fit(f"{name}{text}", len(name)).removeprefix(name))

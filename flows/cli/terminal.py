@@ -42,7 +42,7 @@ class TerminalHandler(logging.Handler):
         try:
             level, text = describe(record)
             if text:
-                line = Text(_fit(text))
+                line = Text(fit(text, LENGTH_OF_TIME + 1))
                 line.stylize("dim", 0, LENGTH_OF_TIME)
                 if level >= logging.WARNING:
                     line.stylize(STYLES.get(level, ""), LENGTH_OF_TIME, text.index(": ") + 1)
@@ -109,17 +109,13 @@ def _describe_retry(record: logging.LogRecord) -> str:
     return f"{name}: {first_line.removesuffix(LAST_LINES)}; try {number + 1} of {retries + 1} {pause}"
 
 
-def _fit(text: str) -> str:
-    """Break lines that are wider than the terminal or COLUMNS, below the message; a long path stays whole."""
+def fit(text: str, indent: int) -> str:
+    """Break lines that are wider than the terminal or COLUMNS between words, with the rest of each indented."""
     if not console().is_terminal and "COLUMNS" not in os.environ:
         return text
-    indent, width = " " * (LENGTH_OF_TIME + 1), max(console().width, 30)
-    lines = [
-        textwrap.wrap(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
-        )
-        if len(line) > width
-        else [line]
-        for line in text.splitlines()
-    ]
-    return "\n".join(line for part in lines for line in part)
+    width = max(console().width, 2 * indent + 20)
+    lines = []
+    for line in text.splitlines():
+        wraps = {"subsequent_indent": " " * indent, "break_long_words": False, "break_on_hyphens": False}
+        lines += textwrap.wrap(line, width, **wraps) if len(line) > width else [line]
+    return "\n".join(lines)
