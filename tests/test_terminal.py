@@ -89,13 +89,22 @@ def test_an_error_of_the_trainer_does_not_repeat_the_lines_that_are_in_the_log_a
     assert terminal.describe_error(TrainingFailed("no weights")) == "no weights"
 
 
+def in_pipe(code: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """A program whose output nobody looks at while it runs."""
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    words = [sys.executable, "-c", code]
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == status, ended.stderr
+    return ended
+
+
 WIDE = "import logging; from flows.cli import terminal; terminal.set_up(); logging.warning('{}')"
 
 
 def test_a_long_line_is_broken_below_its_message_on_a_terminal_and_stays_whole_in_a_pipe():
     code = WIDE.format("a bin has no record " * 8)
     lines = in_terminal(code, columns=60)
-    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    piped = in_pipe(code)
 
     assert len(lines) > 2
     assert max(map(len, lines)) <= 60
@@ -105,7 +114,7 @@ def test_a_long_line_is_broken_below_its_message_on_a_terminal_and_stays_whole_i
 
 def test_a_setting_of_prefects_logging_leaves_the_lines_to_prefect():
     code = "import os; os.environ['PREFECT_LOGGING_FORMATTERS_STANDARD_FORMAT'] = 'x'; " + WIDE.format("once")
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    said = in_pipe(code).stderr
     assert said == "WARNING:root:once\n"
 
 
@@ -245,3 +254,28 @@ def test_a_whole_run_in_a_terminal_of_80_columns_is_legible_from_its_first_line_
     assert [f"epoch {number} of 2" in line for line in logged for number in (1, 2)].count(True) == 2
     assert "Decision" in lines[pages - 5 : pages]
     assert lines[-1].startswith("  then open http")
+
+
+def test_an_error_is_broken_between_words_on_a_terminal_and_is_one_line_in_a_pipe():
+    code = "import sys; sys.argv = ['bincount', 'doctor', '--workspace', 'nowhere']\nimport flows.cli; flows.cli.main()"
+    lines = in_terminal(code, columns=60, status=1)
+    piped = in_pipe(code, status=1)
+
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 60
+    assert " ".join(" ".join(lines).split()) == piped.stderr.rstrip()
+    assert piped.stdout == ""
+
+
+def test_sentences_in_a_table_begin_at_the_left_and_numbers_end_at_the_right():
+    frame = pd.DataFrame(
+        {"what": ["promoted 1"], "accuracy": ["77.1 % (72.2 % to 82.3 %)"], "why": ["there was no champion before it"]}
+    )
+    frame.loc[1] = ["promoted 2", "9.0 %", "short"]
+    first, second = printed({"": frame})[2:4]
+    assert first.index("there was") == second.index("short")
+    assert first.index("82.3 %)") + len("82.3 %)") == second.index("9.0 %") + len("9.0 %")
+
+
+def test_a_table_without_rows_says_so():
+    assert printed({"Would go, 0.0 MB": summary._places([], Path("w"))})[:2] == ["Would go, 0.0 MB", "nothing"]
