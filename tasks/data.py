@@ -83,7 +83,7 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
     """Count images by class and split, as a table on the run's page, and warn of what needs a person's attention."""
     balance = advice.examine(snapshot.read(), snapshot.classes)
     for warning in balance.warnings:
-        logger.warning(warning)
+        logger.warning(warning, extra={"in_result": True})
     about = f"Images by class and split in snapshot {snapshot.digest[:12]}; imbalance {balance.imbalance:.1f}"
     create_table_artifact(
         key="class-balance",

@@ -65,8 +65,8 @@ def test_the_card_says_data_scores_with_intervals_and_license(tmp_path):
 
     assert "0 to 2" in text
     assert "`0123456789abcdef0123456789abcdef`: 1,616 images, 1,610 train, 3 val, 3 test" in text
-    assert "| accuracy | 66.7% (58.3% to 75.0%) | 66.7% |" in text
-    assert "| 0 | 40 | 1.000 | 0.912 to 1.000 | 0.000 | 1.000 | 1.000 |" in text
+    assert "| accuracy | 66.7 % (58.3 % to 75.0 %) | 66.7 % |" in text
+    assert "| 0 | 40 | 100.0 % | 91.2 % to 100.0 % | 0.000 | 100.0 % | 1.000 |" in text
     assert "| 1 | 1,600 | 2 | 2 |" in text
     assert "fitted on val, 1.250" in text
     assert "CC BY-NC-SA 3.0 US" in text
@@ -98,13 +98,13 @@ def test_a_version_shows_how_it_compares_before_its_card_which_stays_as_it_is(tm
     compared = card.with_comparison(text, BETTER)
 
     assert compared.startswith(
-        "## Against the champion\n\nPromote: accuracy is significantly better.\n\naccuracy 43.1%"
+        "## Against the champion\n\nPromote: accuracy is significantly better.\n\naccuracy 43.1 %"
     )
     assert compared.endswith(f"\n\n{text}")
-    assert "accuracy 43.1% against 40.2%: +2.9 points (+0.4 to +5.4)" in compared
+    assert "accuracy 43.1 % against 40.2 %: +2.9 points (+0.4 to +5.4)" in compared
     assert "RMSE 1.100 against 1.200: -0.100 items (-0.200 to +0.010)" in compared
-    assert "on 1,161 images of 830 bins that neither was trained on, 95% intervals." in compared
-    assert "| 2 | 190 | 0.500 | 0.470 | -3.0 points |" in compared
+    assert "on 1,161 images of 830 bins that neither was trained on, 95 % intervals." in compared
+    assert "| 2 | 190 | 50.0 % | 47.0 % | -3.0 points |" in compared
     assert compared == f"{card.comparison(BETTER)}\n---\n\n{text}"
     assert card.with_comparison(compared, BETTER) == compared
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
 from bincount.data import advice, copies, groups, names, snapshots, splits, sync
 from bincount.data import bins as row_store
@@ -39,7 +38,7 @@ def build(
     names_with_label = [*map(normalize_name, classes.names), *extra_names]
     manifest = copies.leave_out_contradictions(manifest, names_with_label, unlisted)
     advice.require_images(manifest, classes)
-    with FileLock(dataset / row_store.LOCK):
+    with row_store.locked(dataset):
         manifest["split"] = manifest["image_id"].map(splits.load(dataset))
         if keep_splits:
             manifest = copies.leave_out_moved(manifest, unlisted)

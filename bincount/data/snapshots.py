@@ -128,7 +128,8 @@ def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path)
         _write(folder, manifest, Description(digest, num_images, classes, source))
     with atomic_write(dataset / "snapshots" / "latest") as pointer:
         pointer.write_text(digest)
-    logger.info("snapshot %s: %d images with a label, %d rows", digest[:12], num_images, len(manifest))
+    counts = (f"{number:,}" for number in (num_images, len(manifest)))
+    logger.info("snapshot %s: %s images with a label, %s rows", digest[:12], *counts)
     return Snapshot(path=folder, digest=digest, num_images=num_images)
 
 

@@ -17,6 +17,7 @@ from bincount.evaluation.intervals import Interval, LabelledImages, Score
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
 from bincount.files import write_json
 from bincount.problem import Classes
+from bincount.progress import Progress
 from bincount.settings import Device
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def predict_test(
             f"the model {model.name if is_loaded else f'in {model}'} predicts {', '.join(spec.classes.names)} and the "
             f"snapshot has {', '.join(snapshot.classes.names)}; prepare with the same --classes"
         )
-    predicted = probabilities(network, spec, pack.images, pack.locate(test["sha256"]))
+    with Progress("evaluating", len(test), "images", logger) as progress:
+        predicted = probabilities(network, spec, pack.images, pack.locate(test["sha256"]), progress.advance)
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(predicted, columns=probability_columns(spec.classes))
     predictions = test[["image_id", "group", "label"]].join(table)

@@ -42,7 +42,7 @@ def describe(
 
 In brackets the interval that holds the score with 95 % confidence, had other bins been drawn for the test.
 
-{tables.markdown_table(tables.class_scores(evaluation))}
+{tables.markdown_table(tables.class_score_text(evaluation))}
 
 ## Data
 

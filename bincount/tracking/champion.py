@@ -240,7 +240,8 @@ class ChampionAlias:
             with ignore_missing():
                 self._set_alias(change.version)
         self.history.commit(history, change)
-        logger.info("%s version %d is champion: %s", name, change.version, change.describe())
+        about = (name, change.version, change.describe())
+        logger.info("%s version %d is champion: %s", *about, extra={"in_result": True})
 
     def _set_alias(self, version: int) -> None:
         self.history.client.set_registered_model_alias(self.history.model_name, CHAMPION, str(version))

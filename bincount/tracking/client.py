@@ -1,11 +1,12 @@
 """MLflow's client, opened once a process and reopened by a retry, for one experiment; its errors name the remedy."""
 
 import functools
+import logging
 import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from bincount.tracking.relocation import relocate
 from bincount.tracking.runs import Runs
 from bincount.workspace import Workspace
 
+logger = logging.getLogger(__name__)
+
+SECONDS_OF_PATIENCE = 2  # before a log line says that the lock is waited for
 SECONDS_TO_MIGRATE = 180  # dozens of migrations, on a busy machine
 SECONDS_TO_SETTLE = 3  # between two reads of the state of tables that another process is making
 PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
@@ -176,8 +180,16 @@ def _only_opener(path: Path | None, *, create: bool) -> Iterator[None]:
         yield
         return
     try:
-        with FileLock(path.with_name(f".{path.name}.lock")).acquire(timeout=SECONDS_TO_MIGRATE):
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        with suppress(Timeout):
+            lock.acquire(timeout=SECONDS_OF_PATIENCE)
+        if not lock.is_locked:
+            logger.info("waiting for another process that is opening %s, for up to %d s", path, SECONDS_TO_MIGRATE)
+            lock.acquire(timeout=SECONDS_TO_MIGRATE)
+        try:
             yield
+        finally:
+            lock.release()
     except Timeout:
         raise ServiceUnavailable(
             f"another process has been opening {path} for {SECONDS_TO_MIGRATE} s; end it, or try again"

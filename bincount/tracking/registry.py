@@ -164,7 +164,7 @@ class Registry:
         if not version.alias and version.version == newest.version:  # an older one had its time
             version = replace(version, alias=CHALLENGER)
             self.client.set_registered_model_alias(version.name, version.alias, str(version.version))
-        logger.info("%s version %d, %s", version.name, version.version, version.alias or "without alias")
+        logger.info("registered %s version %d, %s", version.name, version.version, version.alias or "without alias")
         return version
 
     def describe(self, version: Version, description: str) -> None:

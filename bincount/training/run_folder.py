@@ -84,7 +84,7 @@ class Trained:
     Epochs count from 1. val_accuracy and val_loss belong to the best epoch, whose weights were kept; seconds and
     images_per_second measure training alone, without evaluation. For a model of several members best_epoch is the
     median, members holds the val accuracy of each member, and member_folders the names of their folders beside this
-    one.
+    one. keep is the setting of that name; older releases did not write it.
     """
 
     folder: Path
@@ -96,6 +96,7 @@ class Trained:
     images_per_second: float
     members: tuple[float, ...] = ()
     member_folders: tuple[str, ...] = ()
+    keep: str = ""
 
     @property
     def checkpoint(self) -> Path:
@@ -107,6 +108,12 @@ class Trained:
         import pandas as pd
 
         return pd.DataFrame(read_history(self.folder)).set_index("epoch")
+
+    def describe_epoch(self) -> str:
+        """Return whose weights were kept: `epoch 13, the best of 15`, or `last of 20 epochs`."""
+        if self.keep == "last":
+            return f"last of {self.epochs} epochs"
+        return f"epoch {self.best_epoch}, the best of {self.epochs}"
 
     @classmethod
     def read(cls, folder: Path) -> "Trained | None":
