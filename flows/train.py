@@ -83,8 +83,9 @@ def train(
 def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:
     """Train each network of the model, and average them where there are several."""
     folder_of = partial(Workspace(root=job.workspace).run, snapshot.digest, job.images, decoder=DECODER_VERSION)
+    member_of = (job, folder_of(job.training)) if job.training.members > 1 else None
     members = [
-        training_tasks.train_model(job.replace(training=member), snapshot, pack, folder_of(member))
+        training_tasks.train_model(job.replace(training=member), snapshot, pack, folder_of(member), member_of)
         for member in job.training.each_member()
     ]
     if len(members) == 1:
