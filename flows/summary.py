@@ -196,7 +196,7 @@ def show_pages(tracking_uri: str) -> None:
     else:
         store = '"$MLFLOW_TRACKING_URI"' if has_secret(tracking_uri) else shlex.quote(tracking_uri)
         print(
-            f"  {_command('mlflow')} server --backend-store-uri {store}\n  then open {models_page('http://127.0.0.1:5000')}"
+            f"  {_command('mlflow')} server --app-name bincount --backend-store-uri {store}\n  then open {models_page('http://127.0.0.1:5000')}"
         )
 
 

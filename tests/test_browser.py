@@ -161,9 +161,9 @@ def test_a_run_shows_its_settings_scores_and_dataset(page, site):
 def test_a_run_draws_its_curves(page, site):
     page.goto(site.run_page)
     page.get_by_role("tab", name="Model metrics").click()
-    page.get_by_role("searchbox", name="Search metric charts").fill("val_accuracy")
+    page.get_by_role("searchbox", name="Search metric charts").fill("val/accuracy")
 
-    expect(page.get_by_role("heading", name="val_accuracy", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name="val/accuracy", exact=True)).to_be_visible()
     line = page.locator(".js-plotly-plot path.js-line").first  # of Plotly, which draws no text for it
     expect(line).to_have_attribute("d", re.compile(r"^M[-.\d]+,[-.\d]+L[-.\d]+,[-.\d]+$"))  # from epoch 1 to 2
     keep(page, "mlflow-curves")

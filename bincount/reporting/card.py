@@ -1,5 +1,6 @@
 """The model card: what people read in the registry about a version, in Markdown."""
 
+import re
 from collections.abc import Sequence
 
 from bincount.data.balance import ClassBalance
@@ -31,7 +32,8 @@ def describe(
 ) -> str:
     """Write what the model predicts, how good it is, what it was trained on, and its limits.
 
-    It shows the picture OVERVIEW, which is to lie beside it. balance is of the snapshot; the model was trained on num_extra images of other counts too.
+    It shows the picture OVERVIEW, which is to lie beside it. balance is of the snapshot; the model was trained on
+    num_extra images of other counts too.
     """
     classes, metrics = snapshot.classes, evaluation.metrics
     extra = f" Trained on besides: {num_extra:,} images of bins with other counts." if num_extra else ""
@@ -99,14 +101,14 @@ def with_comparison(card: str, decision: Decision) -> str:
     return f"{comparison(decision)}{END}{_without_comparison(card)}"
 
 
-def for_mlflow(text: str, run_id: str) -> str:
+def for_mlflow(text: str, run_id: str = "") -> str:
     """Return a card as MLflow's pages show it: the picture by its address, and tables with room between the columns.
 
     The pages give tables no style, and let no other through; of pictures they take those with an address of http, or
     relative to the page, which is the server's root.
     """
     shown = text.replace(f"]({OVERVIEW})", f"](get-artifact?path={OVERVIEW}&run_uuid={run_id})")
-    return "\n".join(_with_air(line) if line.startswith("| ") else line for line in shown.split("\n"))
+    return re.sub(r"(^\| .*\n)+", _with_air, f"{shown}\n", flags=re.MULTILINE).removesuffix("\n")
 
 
 def without_pictures(text: str) -> str:
@@ -114,9 +116,12 @@ def without_pictures(text: str) -> str:
     return text.replace(f"{OVERVIEW_LINK}\n\n", "")
 
 
-def _with_air(row: str) -> str:
-    """Pad the cells of a table's row; a bar within a cell is escaped, so that it has no blanks on both sides."""
-    return row if set(row) <= set("|- ") else row.replace(" | ", f"{AIR} | ")
+def _with_air(table: re.Match) -> str:
+    """Pad the cells of a table, and add an empty row; a bar within a cell is escaped, and has a backslash before it."""
+    head, rule, *rows = table[0].splitlines()
+    padded = [row.replace(" | ", f"{AIR} | ") for row in (head, *rows)]
+    empty = "| &nbsp; " * rule.count("---") + "|"
+    return "\n".join([padded[0], rule, *padded[1:], empty, ""])
 
 
 def _without_comparison(card: str) -> str:

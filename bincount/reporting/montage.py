@@ -7,30 +7,31 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 WIDTH = 1100  # pixels, as MLflow's page of a version has room for on a laptop
+DOTS_PER_INCH = 100
+SQUEEZE = 0.75  # to which share of its width a figure may be drawn without its text getting smaller
 
 
-def montage(rows: Sequence[Sequence[Figure]], width: int = WIDTH) -> Image.Image:
-    """Draw rows of figures one below the other, each row as wide as the picture and its figures equally high."""
-    strips = []
-    for row in rows:
-        height = width / sum(figure.get_figwidth() / figure.get_figheight() for figure in row)
-        strips.append([_draw(figure, height / figure.get_figheight()) for figure in row])
-    canvas = Image.new("RGB", (width, sum(_height(strip) for strip in strips)), "white")
+def montage(rows: Sequence[Sequence[Figure]], heights: Sequence[int], width: int = WIDTH) -> Image.Image:
+    """Draw rows of figures one below the other, those of a row equally wide; heights has that of each row, in pixels.
+
+    The figures keep their size.
+    """
+    canvas = Image.new("RGB", (width, sum(heights)), "white")
     top = 0
-    for strip in strips:
-        left = 0
-        for picture in strip:
-            canvas.paste(picture, (left, top))
-            left += picture.width
-        top += _height(strip)
+    for row, height in zip(rows, heights, strict=True):
+        cell = width // len(row)
+        for column, figure in enumerate(row):
+            canvas.paste(_draw(figure, cell, height), (column * cell, top))
+        top += height
     return canvas
 
 
-def _draw(figure: Figure, dots_per_inch: float) -> Image.Image:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dots_per_inch)
+def _draw(figure: Figure, width: int, height: int) -> Image.Image:
+    size, file = figure.get_size_inches(), io.BytesIO()
+    inches = max(width / DOTS_PER_INCH, SQUEEZE * size[0])
+    figure.set_size_inches(inches, inches * height / width)
+    try:
+        figure.savefig(file, format="png", dpi=width / inches)
+    finally:
+        figure.set_size_inches(size)
     return Image.open(file).convert("RGB")
-
-
-def _height(strip: Sequence[Image.Image]) -> int:
-    return max(picture.height for picture in strip)

@@ -1,6 +1,7 @@
 """The names of metrics in MLflow: `train/…`, `val/…` and `test/…`, by which its pages put charts together.
 
-The step of a metric of train and val is the epoch. That of a metric of test is the epoch whose weights were kept.
+The step of a metric of train and val is the epoch. What is measured once, as all of test is, has step 0: the pages draw
+it as bars, one a run, and would draw a lone point at any other step.
 """
 
 import re
@@ -8,7 +9,6 @@ from collections.abc import Mapping
 
 TRAIN_LOSS = "train/loss"  # which every epoch has
 TRAIN_LOSS_BEFORE = "train_loss"  # as earlier releases named it
-SECONDS = "train/seconds"  # of the whole training
 EPOCH = {  # what a history says beside the scores of train and val
     "learning_rate": "train/learning_rate",
     "seconds": "train/seconds_of_epoch",
@@ -21,6 +21,11 @@ def of_epoch(record: Mapping[str, float | None]) -> dict[str, float]:
     """Return the metrics of an epoch's record in history.json: train_loss becomes train/loss; None is left out."""
     numbers = {name: value for name, value in record.items() if name not in ("epoch", "ended") and value is not None}
     return {EPOCH.get(name) or re.sub("^(train|val)_", r"\1/", name): value for name, value in numbers.items()}
+
+
+def of_training(seconds: float, best_epoch: int) -> dict[str, float]:
+    """Return the metrics of a whole training: its seconds, and the epoch whose weights were kept."""
+    return {"train/seconds": seconds, "train/best_epoch": best_epoch}
 
 
 def of_test(scalars: Mapping[str, float]) -> dict[str, float]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NUM_WORST = 30  # mistakes on the sheet
 OVERVIEW = ("training_curves", "confusion_matrix", "class_balance")  # in the card's picture
+OVERVIEW_HEIGHTS = (400, 480)  # pixels of its rows
 COMPARED = ("training_curves.png", "confusion_matrix.png", "class_scores.png", "reliability.png")
 
 
@@ -65,10 +66,8 @@ def record_model(
         }
         files["tables"] |= {"class_balance.json": measured.table()}
         curves, confusion, balance = (drawn[f"{name}.png"] for name in OVERVIEW)
-        pictures = {card.OVERVIEW: montage([[curves], [confusion, balance]])}
-        registry.runs.log_files(
-            run_id, **files | {"figures": drawn}, pictures=pictures, compared=COMPARED, step=trained.best_epoch
-        )
+        pictures = {card.OVERVIEW: montage([[curves], [confusion, balance]], OVERVIEW_HEIGHTS)}
+        registry.runs.log_files(run_id, **files | {"figures": drawn}, pictures=pictures, compared=COMPARED)
         text = card.describe(
             snapshot,
             measured,
@@ -88,8 +87,7 @@ def record_model(
         scores = {**evaluation.metrics.scalars(), "majority_accuracy": evaluation.baseline.accuracy}
         registry.runs.log_metrics(
             run_id,
-            {names.SECONDS: trained.seconds, **names.of_test(scores)},
-            step=trained.best_epoch,
+            {**names.of_training(trained.seconds, trained.best_epoch), **names.of_test(scores)},
             model_id=version.model_id,
             snapshot=snapshot,
         )

@@ -181,10 +181,10 @@ class Registry:
         shown = card.for_mlflow(description, version.run_id)
         if len(shown) > LONGEST_DESCRIPTION:
             self.client.log_text(version.run_id, description, PAGE)
-        shown = _shorten(shown, PAGE)
-        self.client.update_model_version(version.name, str(version.version), shown)
+        self.client.update_model_version(version.name, str(version.version), _shorten(shown, PAGE))
         with ignore_missing():  # the run may have been deleted in MLflow's pages
-            self.runs.describe(version.run_id, shown)
+            # Whose page would give all its width to a picture, and shows all of them elsewhere.
+            self.runs.describe(version.run_id, _shorten(card.for_mlflow(card.without_pictures(description)), PAGE))
 
     def card(self, version: Version) -> str:
         """Return the card of a version as it was registered, which does not say how the version compares."""

@@ -105,7 +105,9 @@ class Runs:
     def _last_sign(self, run: Run) -> int:
         """Return when a run, or one below it, has written something or ended, in milliseconds since 1970."""
         below = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}'"
-        members = self.client.search_runs([self.experiment_id], below) if "members" in run.data.params else []
+        members = (
+            self.client.search_runs([self.experiment_id], below) if run.data.params.get("members", "1") != "1" else []
+        )
         return max(self._last_point(each) for each in (run, *members))
 
     def _last_point(self, run: Run) -> int:
@@ -154,11 +156,10 @@ class Runs:
         run_id: str,
         metrics: Mapping[str, float],
         *,
-        step: int = 0,
         model_id: str = "",
         snapshot: Snapshot | None = None,
     ) -> None:
-        """Write single numbers at a step, those that are there already left out.
+        """Write single numbers, at step 0, those that are there already left out.
 
         model_id is MLflow's name of the model that they are scores of, which then has them too, and snapshot what it
         was scored on.
@@ -169,7 +170,7 @@ class Runs:
         if model_id and snapshot:
             scored |= {"dataset_name": snapshot.dataset.name, "dataset_digest": snapshot.digest}
         new = {name: value for name, value in metrics.items() if logged.get(name) != value}
-        self.client.log_batch(run_id, [Metric(name, value, now, step, **scored) for name, value in new.items()])
+        self.client.log_batch(run_id, [Metric(name, value, now, 0, **scored) for name, value in new.items()])
 
     def log_files(
         self,
@@ -181,12 +182,11 @@ class Runs:
         texts: Mapping[str, str] = {},
         paths: Mapping[str, Path] = {},
         compared: Collection[str] = (),
-        step: int = 0,
     ) -> None:
         """Keep figures, pictures, tables (JSON, which MLflow's pages show), texts and copies of files with a run.
 
         They get the names that they have here, and are uploaded in one call; files of the same names are overwritten.
-        compared names the figures that the pages show beside those of other runs, at a step.
+        compared names the figures that the pages show beside those of other runs.
         """
         with tempfile.TemporaryDirectory() as folder:
             targets = {name: Path(folder, name) for name in (*figures, *pictures, *tables, *texts, *paths)}
@@ -204,7 +204,7 @@ class Runs:
                 shutil.copyfile(path, targets[name])
             run = self.client.get_run(run_id) if tables or compared else None
             for name in compared:
-                _write_grid_image(targets[name], run, step, Path(folder))
+                _write_grid_image(targets[name], run, Path(folder))
             self.client.log_artifacts(run_id, folder)
         if run:
             self._mark(run, tables, has_images=bool(compared))
@@ -249,13 +249,14 @@ class Runs:
         return all(kept.get(name, value) == value for name, value in asked.items())
 
 
-def _write_grid_image(figure: Path, run: Run, step: int, folder: Path) -> None:
+def _write_grid_image(figure: Path, run: Run, folder: Path) -> None:
     """Write a figure twice as MLflow's log_image does, whole and small, under names that are the same the next time.
 
     The small one is what its charts of images show, where they stand side by side.
     """
-    key, unique = figure.stem, uuid.uuid5(uuid.NAMESPACE_URL, f"{run.info.run_id}/{figure.stem}/{step}")
-    name = f"{key}+step+{step}+timestamp+{run.info.start_time}+{unique}"
+    key = figure.stem
+    unique = uuid.uuid5(uuid.NAMESPACE_URL, f"{run.info.run_id}/{key}")
+    name = f"{key}+step+0+timestamp+{run.info.start_time}+{unique}"
     (folder / "images").mkdir(exist_ok=True)
     shutil.copyfile(figure, folder / "images" / f"{name}.png")
     with PIL.Image.open(figure) as picture:
