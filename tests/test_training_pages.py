@@ -31,7 +31,7 @@ def get(tmp_path) -> Callable[..., httpx.Response]:
 
     async def ask(path: str, headers: dict) -> httpx.Response:
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            return await get(path, headers=headers)
+            return await client.get(path, headers=headers)
 
     return lambda path, **headers: asyncio.run(ask(path, headers))
 
