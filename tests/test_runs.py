@@ -1,12 +1,14 @@
 """Runs as MLflow's pages show them: names, descriptions, one scheme of metrics, members below their model, pictures."""
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from mlflow import MlflowClient
 from mlflow.entities import Metric
 from test_live import snapshot  # noqa: F401 - a fixture
 from test_registry import checkpoint, open_in, picture
@@ -218,3 +220,42 @@ def test_the_experiment_is_one_of_trainings_unless_people_say_otherwise(tmp_path
     again = open_in(tmp_path)
 
     assert again.client.get_experiment(again.experiment_id).tags[client.EXPERIMENT_KIND] == after
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """The calls of MLflow's client since, by name; a server answers each in about 10 ms."""
+    made = []
+
+    def counted(name: str, call: Callable) -> Callable:
+        def counting(*arguments, **options):
+            made.append(name)
+            return call(*arguments, **options)
+
+        return counting
+
+    for name, call in vars(MlflowClient).items():
+        if callable(call) and not name.startswith("_"):
+            monkeypatch.setattr(MlflowClient, name, counted(name, call))
+    return made
+
+
+def test_a_run_is_begun_in_four_calls_and_an_epoch_is_one_more(kept, snapshot, calls):  # noqa: F811
+    run_id = start_training(kept.runs, job(), snapshot, Path("runs/cheap"), {})
+    assert sorted(calls) == ["create_run", "log_batch", "log_inputs", "search_runs"]
+    calls.clear()
+
+    kept.runs.log_history(run_id, [{**RECORD, "epoch": epoch} for epoch in (1, 2)], logged=0)
+
+    assert calls == ["log_batch"] * 2
+
+
+def test_scores_files_and_a_description_cost_two_calls_each_and_the_upload(kept, calls):
+    run_id = kept.runs.start("few calls", {}, {})
+    calls.clear()
+
+    kept.runs.log_metrics(run_id, {f"test/class_recall/{number}": 0.5 for number in range(200)})
+    kept.runs.log_files(run_id, figures={"a.png": Figure()}, tables={"b.json": pd.DataFrame()}, compared=["a.png"])
+    kept.runs.describe(run_id, "a card")
+
+    assert calls == ["get_run", "log_batch", "get_run", "log_artifacts", "log_batch", "get_run", "log_batch"]
