@@ -131,6 +131,15 @@ def test_the_description_of_a_run_gives_way_to_its_models_card(kept, snapshot): 
         assert kept.client.get_run(run_id).data.tags["mlflow.note.content"] == text
 
 
+def test_a_run_that_was_deleted_in_mlflow_is_left_alone(kept, ensemble):
+    model, _ = ensemble
+    kept.client.delete_run(model)
+
+    kept.runs.describe(model, "a card")
+
+    assert kept.client.get_run(model).data.tags["mlflow.note.content"] != "a card"
+
+
 @pytest.fixture
 def ensemble(kept, snapshot, request) -> tuple[str, str]:  # noqa: F811
     """The runs of a model of two networks and of one of the two, both going."""

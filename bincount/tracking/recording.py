@@ -21,6 +21,7 @@ from bincount.settings import Job
 from bincount.tracking import names
 from bincount.tracking.live import describe_training, start_training
 from bincount.tracking.registry import Registry, Version
+from bincount.tracking.runs import RUN_TAG
 from bincount.training.run_folder import Trained, read_history
 from bincount.training.spec import read_spec
 
@@ -80,7 +81,12 @@ def record_model(
             run_id,
             trained.checkpoint,
             text,
-            {**tags, **describe_training(job, snapshot), "test_images": str(evaluation.metrics.num_images)},
+            {
+                **tags,
+                **describe_training(job, snapshot),
+                RUN_TAG: trained.folder.name,
+                "test_images": str(evaluation.metrics.num_images),
+            },
             _example(snapshot, pack),
             evaluation.scores(),
         )

@@ -22,7 +22,7 @@ from bincount.errors import ModelNotFound, ServiceUnavailable
 from bincount.evaluation.intervals import Score
 from bincount.evaluation.promotion import Decision
 from bincount.reporting import card
-from bincount.tracking import facts
+from bincount.tracking import earlier, facts
 from bincount.tracking.champion import (
     CHALLENGER,
     CHAMPION,
@@ -140,7 +140,7 @@ class Registry:
         killed has left is used, or removed where it is half a model.
         """
         digest = weights_digest(checkpoint)
-        self.champion_alias.history.ensure_model(DESCRIPTION.format(name=self.model_name))
+        self.champion_alias.history.ensure_model(DESCRIPTION.format(name=self.model_name), earlier.DESCRIPTION)
         found = self.client.search_model_versions(
             f"name = '{self.model_name}' and run_id = '{run_id}' and tags.`{MODEL_TAG}` = '{digest}'"
         )

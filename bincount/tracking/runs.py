@@ -87,7 +87,8 @@ class Runs:
         self.client.set_terminated(run_id, status)
         if status != "FINISHED" and (parent := self.client.get_run(run_id).data.tags.get(MLFLOW_PARENT_RUN_ID)):
             with ignore_missing():  # runs can be deleted in MLflow's pages
-                if self.client.get_run(parent).info.status == "RUNNING":
+                above = self.client.get_run(parent).info
+                if (above.status, above.lifecycle_stage) == ("RUNNING", "active"):
                     self.client.set_terminated(parent, status)
 
     def find_stale(self, max_silence: Callable[[str], float]) -> dict[str, str]:
@@ -117,9 +118,10 @@ class Runs:
 
     def describe(self, run_id: str, text: str) -> None:
         """Set what a run's page says about it, in Markdown, unless people have written something there."""
-        tags = self.client.get_run(run_id).data.tags
-        present = tags.get(MLFLOW_RUN_NOTE, "")
-        if not present or tags.get(NOTE_TAG) == _digest(present):
+        run = self.client.get_run(run_id)
+        present = run.data.tags.get(MLFLOW_RUN_NOTE, "")
+        is_ours = not present or run.data.tags.get(NOTE_TAG) == _digest(present)
+        if is_ours and run.info.lifecycle_stage == "active":  # it may have been deleted in MLflow's pages
             note = {MLFLOW_RUN_NOTE: text, NOTE_TAG: _digest(text)}
             self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in note.items()])
 
