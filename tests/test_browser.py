@@ -183,7 +183,7 @@ def test_a_run_says_whose_it_is_and_what_started_it(page, site):
     expect(page.get_by_text("Counts the items in a bin from a photo").first).to_be_attached()
 
 
-def test_charts_of_runs_are_in_sections_and_have_the_figures_side_by_side(page, site):
+def test_charts_of_runs_have_scores_and_figures_of_all(page, site):
     page.goto(f"/#/experiments/{site.run.info.experiment_id}/runs?compareRunsMode=CHART")
 
     expect(page.get_by_role("heading", name="test/accuracy", exact=True)).to_be_visible()

@@ -254,7 +254,7 @@ class Runs:
 def _write_grid_image(figure: Path, run: Run, folder: Path) -> None:
     """Write a figure twice as MLflow's log_image does, whole and small, under names that are the same the next time.
 
-    The small one is what its charts of images show, where they stand side by side.
+    The small one is what its charts of images show.
     """
     key = figure.stem
     unique = uuid.uuid5(uuid.NAMESPACE_URL, f"{run.info.run_id}/{key}")
