@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from bincount.data import bins
-from bincount.database import has_secret, is_server, pages_of
+from bincount.database import has_secret, is_server, models_page
 from bincount.reporting.tables import (
     Tables,
     class_balance,
@@ -190,13 +190,15 @@ def show_pages(tracking_uri: str) -> None:
     else:
         print(f"  {_command('python')} -m deployments.server\n  then open http://127.0.0.1:4200/runs")
     print("Models, curves and plots:")
-    if pages := pages_of(tracking_uri):
-        print(f"  {pages}/#/models")
+    if page := models_page(tracking_uri):
+        print(f"  {page}")
     elif is_server(tracking_uri):
         print(f"  in {tracking_uri}")
     else:
         store = '"$MLFLOW_TRACKING_URI"' if has_secret(tracking_uri) else shlex.quote(tracking_uri)
-        print(f"  {_command('mlflow')} server --backend-store-uri {store}\n  then open http://127.0.0.1:5000/#/models")
+        print(
+            f"  {_command('mlflow')} server --app-name bincount --backend-store-uri {store}\n  then open {models_page('http://127.0.0.1:5000')}"
+        )
 
 
 def _times(timings: Timings) -> pd.DataFrame:

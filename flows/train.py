@@ -82,8 +82,9 @@ def train(
 def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:
     """Train each network of the model, and average them where there are several."""
     folder = partial(folder_of, Workspace(root=job.workspace), snapshot, job.images)
+    member_of = (job, folder(job.training)) if job.training.members > 1 else None
     members = [
-        training_tasks.train_model(job.replace(training=member), snapshot, pack, folder(member))
+        training_tasks.train_model(job.replace(training=member), snapshot, pack, folder(member), member_of)
         for member in job.training.each_member()
     ]
     if len(members) == 1:
