@@ -79,6 +79,21 @@ def estimate(images: LabelledImages, probabilities: np.ndarray, confidence: floa
     }
 
 
+def estimate_changes(
+    images: LabelledImages, before: np.ndarray, after: np.ndarray, confidence: float = 0.95
+) -> dict[str, Interval]:
+    """Estimate the interval of the change from one model's probabilities (N, C) to another's, by the names of scores.
+
+    Both are scored on the same resampled tests, so that what is hard about a bin counts for neither (a paired
+    bootstrap). Raises ValueError when N is 0.
+    """
+    terms = [image_sums(images, probabilities) for probabilities in (before, after)]
+    tests = resample(pd.concat(terms, axis=1, keys=[0, 1]), images.groups)
+    changes = scores_of_sums(tests[1], images.classes) - scores_of_sums(tests[0], images.classes)
+    ends = pd.DataFrame(percentile_interval(changes, confidence)).T
+    return {name: Interval(low=low, high=high) for name, low, high in ends.itertuples()}
+
+
 def _widen(name: str, interval: Interval, num_bins: int, confidence: float) -> Interval:
     """Replace the interval of a rate that is 0 or 1 in every resampled test by Wilson's, a bin counting as one image.
 
