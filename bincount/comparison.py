@@ -124,9 +124,7 @@ def _predict_unseen(
     """
     trained_on = [_open_snapshot_of(model, job) for model in models]
     predictions = [
-        evaluation.predictions
-        if evaluation and model is models[0]
-        else predict(registry, model, snapshot, job, device)
+        evaluation.predictions if evaluation and model is models[0] else predict(registry, model, snapshot, job, device)
         for model in models
     ]
     unseen = holdout.find_unseen(snapshot, trained_on)

@@ -15,7 +15,7 @@ from PIL import Image
 from servers import with_database
 from synthetic_training import IMAGES, QUICK, dataset
 
-from bincount import lifecycle, retention
+from bincount import comparison, lifecycle, retention
 from bincount.data import packs
 from bincount.errors import DatasetError, ModelDamaged, ModelNotFound, TrainingDiverged, TrainingFailed
 from bincount.evaluation.drift import Drift

@@ -94,16 +94,18 @@ def scores(evaluation: Evaluation, beside: SideBySide | None) -> str:
 def confusion(metrics: Metrics) -> str:
     """Write recorded against predicted classes; each number is a button that shows its images."""
     names = [score.name for score in metrics.per_class]
-    head = "".join(f'<th scope="col" title="{escape_html(name)}"><span>{escape_html(name)}</span></th>' for name in names)
+    head = "".join(
+        f'<th scope="col" title="{escape_html(name)}"><span>{escape_html(name)}</span></th>' for name in names
+    )
     rows = []
     for label, counts in enumerate(metrics.confusion):
         total = max(sum(counts), 1)
         cells = "".join(_cell(names, label, column, count, count / total) for column, count in enumerate(counts))
-        name = escape_html(names[label])
-        rows.append(f'<tr><th scope="row" title="{name}"><span>{name}</span></th>{cells}</tr>')
+        rows.append(f"<tr>{_class_head('row', names[label])}{cells}</tr>")
+    corner = "recorded \N{DOWNWARDS ARROW}<br>predicted \N{RIGHTWARDS ARROW}"
     return (
-        f'<table class="confusion" style="--classes:{len(names)}"><thead><tr><th scope="col" class="corner">recorded \N{DOWNWARDS ARROW}<br>'
-        f'predicted \N{RIGHTWARDS ARROW}</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        f'<table class="confusion" style="--classes:{len(names)}"><thead><tr>'
+        f'<th scope="col" class="corner">{corner}</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
 
 
@@ -128,7 +130,7 @@ def reliability(table: pd.DataFrame) -> str:
     """Write a row a bin of confidence: its images, their mean confidence and their accuracy."""
     rows = [
         [
-            _filter(f"{percent(row.low)} to {percent(row.high)}", {"low": 100 * row.low, "high": 100 * row.high}),
+            _filter(_range(row.low, row.high), {"low": round(100 * row.low), "high": round(100 * row.high)}),
             f"{row.images:,}",
             _number(row.confidence, True),
             _bar(row.accuracy, None),
@@ -175,7 +177,10 @@ def reliability_plot(table: pd.DataFrame, error: float) -> str:
 
 
 def slices(by_slice: pd.DataFrame, image_slices: pd.DataFrame) -> str:
-    """Write a table a kind of slice, a row a slice: its images, accuracy with interval, and RMSE; the tables of Evaluation of these names."""
+    """Write a table for each kind of slice, a row a slice: its images, accuracy with interval, and RMSE.
+
+    The arguments are the tables of Evaluation with these names.
+    """
     kinds = list(image_slices.columns[1:])
     written = []
     for kind, of_kind in by_slice.groupby("slice", sort=False):
@@ -189,6 +194,10 @@ def slices(by_slice: pd.DataFrame, image_slices: pd.DataFrame) -> str:
             rows.append([name, f"{row.images:,}", bar, *([_number(row.rmse)] if has_rmse else [])])
         written.append(_table([escape_html(kind), "images", "accuracy", *(["RMSE, items"] if has_rmse else [])], rows))
     return f'<div class="grid">{"".join(written)}</div>'
+
+
+def _class_head(scope: str, name: str) -> str:
+    return f'<th scope="{scope}" title="{escape_html(name)}"><span>{escape_html(name)}</span></th>'
 
 
 def _cell(names: list[str], recorded: int, predicted: int, count: int, share: float) -> str:
@@ -264,6 +273,10 @@ def _bar(share: float | None, interval: Interval | None) -> str:
     )
 
 
+def _range(low: float, high: float) -> str:
+    return f"{100 * low:.0f} to {100 * high:.0f} %".replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def _filter(text: str, chosen: Mapping) -> str:
     return (
         f'<button type="button" class="link" data-filter="{escape_html(json.dumps(chosen))}" '
@@ -276,7 +289,8 @@ def _table(heads: Iterable[str], rows: Iterable[list[str]]) -> str:
     heads = list(heads)
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     body = "".join(
-        f'<tr><th scope="row">{cells[0]}</th>{"".join(f"<td>{cell}</td>" for cell in cells[1:])}</tr>'
-        for cells in rows
+        f'<tr><th scope="row">{cells[0]}</th>{"".join(f"<td>{cell}</td>" for cell in cells[1:])}</tr>' for cells in rows
     )
-    return f'<div class="scroll"><table class="scores"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table class="scores"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
