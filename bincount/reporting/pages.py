@@ -133,14 +133,15 @@ def _side_by_side(predictions: pd.DataFrame, champion: Champion, classes: Classe
     of_champion = champion.predictions.set_index("image_id").loc[compared["image_id"], columns].to_numpy()
     of_version = compared[columns].to_numpy()
     images = LabelledImages(compared["label"].to_numpy(np.int64), compared["group"].to_numpy(), classes)
+    of_scores, of_changes = intervals.estimate_changes(images, of_champion, of_version)
     return SideBySide(
         name=champion.name,
         num_images=len(images),
         is_whole=len(images) == len(predictions),
         version=score(images.labels, of_version, classes),
         champion=score(images.labels, of_champion, classes),
-        intervals=intervals.estimate(images, of_champion),
-        changes=intervals.estimate_changes(images, of_champion, of_version),
+        intervals=of_scores,
+        changes=of_changes,
     )
 
 
