@@ -38,4 +38,6 @@ def evaluate(
         checkpoint = evaluation_tasks.fetch_model(job, model, Path(temporary))
         pack = data_tasks.pack_snapshot(snapshot, read_spec(checkpoint).images)
         folder = folders.evaluation(snapshot.digest, model_digest(checkpoint))
-        return evaluation_tasks.evaluate_model(snapshot, pack, checkpoint, folder, device)
+        evaluation = evaluation_tasks.evaluate_model(snapshot, pack, checkpoint, folder, device)
+        evaluation_tasks.write_page(evaluation, snapshot, pack, model)
+        return evaluation

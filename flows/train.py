@@ -4,7 +4,7 @@ from functools import partial
 
 from prefect import flow
 
-from bincount import lifecycle, preflight
+from bincount import comparison, preflight
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.settings import (
@@ -72,7 +72,7 @@ def train(
     with timings.step("register"):
         version = registration_tasks.register_model(job, trained_on, pack, trained, evaluation)
     with timings.step("promote"):
-        compared_on = lifecycle.find_comparison_snapshot(trained_on)
+        compared_on = comparison.find_comparison_snapshot(trained_on)
         known = evaluation if compared_on.digest == trained_on.digest else None
         version, decision = promotion_tasks.promote_model(job, version, compared_on, job.training.device, known)
     page = version.page(Workspace(root=workspace).tracking_uri(registry))

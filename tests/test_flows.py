@@ -145,6 +145,7 @@ def test_the_same_job_again_trains_nothing_and_registers_nothing(finished, bucke
 def test_a_model_is_evaluated_and_asked_by_its_alias(finished, bucket, workspace, capsys):
     data = DataConfig(source=str(bucket))
     again = evaluate("champion", data=data, workspace=workspace)
+    assert "<h1>champion</h1>" in (again.folder / "test.html").read_text(encoding="utf-8")
     assert again.metrics == finished.model.evaluation.metrics
     app(
         ["predict", str(bucket / "bin-images" / "00001.jpg"), "--workspace", str(workspace), "--output", "csv"],
