@@ -7,7 +7,7 @@ stays empty changes nothing. Flows know no difference: `Job.override` puts what 
 
 How Prefect's pages read a schema (3.8):
 - A button for each alternative of `anyOf` stands above the fields of the one that is chosen. This makes a section that
-  is closed: an object without fields, or the section. The alternative is chosen by the keys of the value.
+  is closed: one alternative without fields, and the section. An object is told from another by its keys.
 - Of a property they keep names, types and choices when they ask the server whether a value is valid; bounds and
   patterns are lost, except in `allOf` and `anyOf`.
 - A field with a default has it as a value when the form opens, and so has every yes or no. In Others no field has one,
@@ -45,7 +45,10 @@ COMMON_OUTSIDE = ("workspace",)  # of sections
 
 LIMITS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 SHOWN = ("title", "description", "type", "enum", "format", "default")  # of a property; the rest is a rule for values
-CLOSED = {"title": "as it is", "type": "object", "properties": {}, "maxProperties": 0}
+# Alternatives of sections that are closed. The outer one is no object, since the first object is chosen for {}, the
+# value of an open section without a change.
+NO_CHANGE = {"title": "as it is", "type": "null"}
+NO_FIELDS = {"title": "as it is", "type": "object", "properties": {}, "maxProperties": 0}
 
 
 def limits(field: FieldInfo) -> str:
@@ -85,12 +88,9 @@ class Shown:
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         model = SECTIONS[self.section]
         plain = model.model_json_schema()["properties"]
-        shown = {name: _field(model.model_fields[name], schema) for name, schema in plain.items() if self._shows(name)}
-        hidden = {f"^{name}$": _rule(schema) for name, schema in plain.items() if not self._shows(name)}
+        shown = {name: _field(model.model_fields[name], plain[name]) for name in COMMON[self.section]}
+        hidden = {f"^{name}$": _rule(schema) for name, schema in plain.items() if name not in shown}
         return _section(model, shown, hidden)
-
-    def _shows(self, name: str) -> bool:
-        return is_common(self.section, name)
 
 
 class Closed:
@@ -108,7 +108,7 @@ class Closed:
         return {
             "description": "All other settings, section by section. A field that stays empty is as it is in the "
             "deployment, else the default that its description names.",
-            "anyOf": [CLOSED, opened],
+            "anyOf": [NO_CHANGE, opened],
         }
 
     def _section(self, name: str) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Closed:
         }
         common = {f"^{key}$": _rule(schema) for key, schema in plain.items() if is_common(name, key)}
         opened = {**_section(model, fields, common), "title": "change"}
-        return {"title": _title(name), "description": opened.pop("description"), "anyOf": [CLOSED, opened]}
+        return {"title": _title(name), "description": opened.pop("description"), "anyOf": [NO_FIELDS, opened]}
 
 
 def _section(model: type[Frozen], shown: dict[str, Any], hidden: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +194,7 @@ WorkspacePath = Annotated[
     WithJsonSchema({"type": "string", "format": "path", "description": WORKSPACE_HELP}, mode="validation"),
     Field(json_schema_extra={"title": "Workspace"}),
 ]
-_LAST = Field(json_schema_extra={"title": "Other settings", "default": {}})
+_LAST = Field(json_schema_extra={"title": "Other settings"})
 OthersOfPrepare = Annotated[Job | None, Closed("data", "images", "runner"), _LAST]
 _OF_TRAIN = ("data", "images", "training", "registry", "launch", "promotion")
 OthersOfTrain = Annotated[Job | None, Closed(*_OF_TRAIN), _LAST]

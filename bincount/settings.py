@@ -58,7 +58,7 @@ class DataConfig(Frozen, json_schema_extra=accept_earlier_names):
     )
     classes: str = Field(
         "0..5",
-        description="counts as a range (0..5), or class names (good,defective)",
+        description="counts as a range, the smaller first (0..5), or two class names or more (good,defective)",
         json_schema_extra=Classes.RULE,
     )
     ordered: bool | None = Field(

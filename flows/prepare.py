@@ -12,6 +12,7 @@ from bincount.data.sync import BATCH, Plan
 from bincount.progress import track
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, Job, RunnerConfig
 from bincount.workspace import Workspace
+from flows.naming import name_run
 from flows.results import Prepared
 from flows.runners import open_runner
 from flows.timing import Timings
@@ -20,7 +21,7 @@ from tasks import data as data_tasks
 logger = logging.getLogger("bincount.flows")
 
 
-@flow(name="prepare", flow_run_name="prepare {data.source}", persist_result=False)
+@flow(name="prepare", flow_run_name=name_run, persist_result=False)
 def prepare(
     *,
     data: forms.Data = DataConfig(),

@@ -34,6 +34,7 @@ from bincount.settings import (
 from bincount.text import escape_markdown
 from bincount.workspace import Workspace
 from flows import summary
+from flows.naming import name_run
 from flows.prepare import prepare
 from flows.results import NightlyRun
 from flows.timing import Timings
@@ -81,7 +82,7 @@ def only_nightly_run(workspace: Path) -> Iterator[None]:
 
 @flow(
     name="retrain",
-    flow_run_name="retrain on {data.source}",
+    flow_run_name=name_run,
     persist_result=False,
     on_failure=[leave_page],
     on_crashed=[leave_page],

@@ -21,6 +21,7 @@ from bincount.settings import (
 )
 from bincount.text import escape_markdown
 from flows import summary
+from flows.naming import name_run
 from flows.prepare import prepare
 from flows.results import Finished
 from flows.train import TRAIN_SECTIONS, train
@@ -29,7 +30,7 @@ from tasks import registration as registration_tasks
 logger = logging.getLogger("bincount.flows")
 
 
-@flow(name="run", flow_run_name="run {data.source}", persist_result=False)
+@flow(name="run", flow_run_name=name_run, persist_result=False)
 @tags(TAG)  # the runs of its parts inherit none from a deployment
 def run(
     *,

@@ -20,6 +20,7 @@ from bincount.settings import (
 )
 from bincount.training.run_folder import Trained
 from bincount.workspace import Workspace
+from flows.naming import name_run
 from flows.results import TrainedModel
 from flows.timing import Timings
 from tasks import data as data_tasks
@@ -31,7 +32,7 @@ from tasks import training as training_tasks
 TRAIN_SECTIONS = ("data", "images", "training", "registry", "launch", "promotion", "workspace")
 
 
-@flow(name="train", flow_run_name="train {training.model} on {data.source}", persist_result=False)
+@flow(name="train", flow_run_name=name_run, persist_result=False)
 def train(
     *,
     data: forms.Data = DataConfig(),
