@@ -19,7 +19,7 @@ from bincount.errors import mask_credentials
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 NO_TEXT = ("string_type", "path_type")  # pydantic's kinds of errors
 WRONG_LENGTH = ("string_too_short", "string_too_long")
-HELP_FLAGS = ("--help", "-h")
+HELP_FLAGS = ("--help", "-h", "--help-all")
 
 
 def explain(error: CycloptsError) -> str:
