@@ -22,9 +22,9 @@ INTRODUCTION = """\
 
 After this page you know every command, every option and every setting: what it takes, its default and its bounds.
 
-This page is made from the code by `make docs`; `bincount COMMAND --help-all` says the same in the terminal. Options that
-belong to a group of settings are described [below](#settings), once for all commands. The form in the Prefect UI, the
-deployments' parameters and the params of MLflow's runs have the same settings, with `_` for `-`.
+This page is made from the code by `make docs`; `bincount COMMAND --help-all` says the same in the terminal. Options
+that belong to a group of settings are described [below](#settings), once for all commands. The form in the Prefect UI,
+the deployments' parameters and the params of MLflow's runs have the same settings, with `_` for `-`.
 """
 COLUMNS = "| {} | takes | default | meaning |\n| --- | --- | --- | --- |"
 KINDS = {bool: "yes or no", int: "a whole number", float: "a number", str: "text", Path: "a path"}
@@ -99,7 +99,7 @@ def _most_used(options: dict[tuple[str, str], Any]) -> str:
     flags = {name: argument.names[0] for (name, _), argument in options.items() if argument.names[0].startswith("--")}
     names = [name for section in forms.COMMON.values() for name in section] + [*forms.COMMON_OUTSIDE]
     return (
-        f"Most people change {', '.join(f'`{flags[name]}`' for name in names)}: forms and `--help` begin with these, and "
+        f"Most people change {', '.join(f'`{flags[name]}`' for name in names)}: forms and `--help` begin with these; "
         "`--help-all` shows all."
     )
 

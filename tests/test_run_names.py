@@ -1,11 +1,14 @@
 """Names of flow runs."""
 
 from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import pytest
 
-from bincount.run_names import is_replaceable, name_run, shorten_source
+from bincount.environment import TAG
+from bincount.run_names import MADE_UP, is_replaceable, name_run, shorten_source
 from bincount.settings import DataConfig, TrainConfig
+from deployments import queue_names
 
 NIGHT = datetime(2026, 11, 27, 2, 17, tzinfo=UTC)
 
@@ -50,3 +53,53 @@ def test_a_made_up_name_is_replaced(name):
 @pytest.mark.parametrize("name", ["First try of Anna", "more epochs", "run 12", "train small on a/b, 2026-01-01"])
 def test_a_name_that_somebody_gave_stays(name):
     assert not is_replaceable(name, "run")
+
+
+# --- in the queue -----------------------------------------------------------------------------------------------------
+
+
+class Answers:
+    """In place of a database, which answers with the ids and names of flows, or fails."""
+
+    def __init__(self, *flows: tuple[int, str]) -> None:
+        self.flows = flows
+
+    def execute(self, query: object) -> list[tuple[int, str]]:
+        if not self.flows:
+            raise RuntimeError("the table is another one in this release")
+        return list(self.flows)
+
+
+def row(flow_id: int = 1, **others: object) -> dict:
+    return {"flow_id": flow_id, "deployment_id": 5, "tags": [TAG], "parameters": {}, **others}
+
+
+def schedule(rows: list[dict], *flows: tuple[int, str]) -> list[str | None]:
+    """Give rows to the server's hook, as Prefect's scheduler inserts them; their names after it."""
+    statement = SimpleNamespace(table=SimpleNamespace(name="flow_run"))
+    execution = SimpleNamespace(is_insert=True, statement=statement, parameters=rows, session=Answers(*flows))
+    queue_names._before_schedule(execution)
+    return [each.get("name") for each in rows]
+
+
+def test_scheduled_runs_are_named_and_others_among_them_as_prefect_does():
+    rows = [row(next_scheduled_start_time=NIGHT), row(2), row(tags=[]), row(deployment_id=None)]
+    first, *others = schedule(rows, (1, "retrain"), (2, "somebody's"))
+    assert first == "retrain resnet34 on aft-vbi-pds, 2026-11-27"
+    for name in others:
+        assert MADE_UP.fullmatch(name)
+
+
+@pytest.mark.parametrize(("rows", "flows"), [([row()], ()), ([{}], ((1, "retrain"),))])
+def test_where_naming_fails_rows_are_inserted_as_they_are(rows, flows):
+    before = [dict(each) for each in rows]
+    schedule(rows, *flows)
+    assert rows == before
+
+
+def test_where_naming_fails_a_run_keeps_its_name():
+    run = SimpleNamespace(name="graceful-otter", **row(next_scheduled_start_time=None))
+    queue_names._before_insert(None, Answers(), run)
+    assert run.name == "graceful-otter"
+    queue_names._before_insert(None, Answers((1, "run")), run)
+    assert run.name.startswith("run resnet34 on aft-vbi-pds, ")
