@@ -104,7 +104,7 @@ def test_a_version_shows_how_it_compares_before_its_card_which_stays_as_it_is(tm
     assert "accuracy 43.1% against 40.2%: +2.9 points (+0.4 to +5.4)" in compared
     assert "RMSE 1.100 against 1.200: -0.100 items (-0.200 to +0.010)" in compared
     assert "on 1,161 images of 830 bins that neither was trained on, 95% intervals." in compared
-    assert "| 2 | 190 | 0.500 | 0.470 | -3.0 points |" in compared
+    assert "| 2 | 190 | 50.0 % | 47.0 % | -3.0 points |" in compared
     assert compared == f"{card.comparison(BETTER)}\n---\n\n{text}"
     assert card.with_comparison(compared, BETTER) == compared
 

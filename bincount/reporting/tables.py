@@ -27,11 +27,12 @@ if TYPE_CHECKING:  # they import torch and more, which a command that only shows
     from bincount.evaluation.evaluate import Evaluation
     from bincount.evaluation.intervals import Interval
     from bincount.evaluation.metrics import Metrics
-    from bincount.evaluation.promotion import Decision
+    from bincount.evaluation.promotion import Decision, Gain
 
 Tables = dict[str, pd.DataFrame]
 NUM_SHOWN = 5  # places of one kind of problem
 SHARES = ("accuracy", "within_one", "calibration_error")
+SHARE_COLUMNS = ("accuracy", "accuracy_low", "accuracy_high", "precision", "confidence", "p_recorded")
 SCORE_LABELS = {
     "accuracy": "accuracy",
     "rmse": "RMSE, items",
@@ -80,7 +81,7 @@ def overall_scores(evaluation: "Evaluation") -> pd.DataFrame:
     """Return the scores of the whole test, a row each, with their intervals and the majority class's scores."""
     values, baseline = evaluation.metrics.scalars(), evaluation.baseline
     of_majority = {
-        "accuracy": f"{baseline.accuracy:.1%}",
+        "accuracy": format_share(baseline.accuracy),
         "rmse": "" if baseline.rmse is None else f"{baseline.rmse:.3f}",
     }
     rows = [
@@ -108,6 +109,32 @@ def class_scores(evaluation: "Evaluation") -> pd.DataFrame:
     ]
     numbers = dict.fromkeys(("accuracy", "rmse", "precision", "f1"), float)
     return pd.DataFrame(rows).astype(numbers).dropna(axis="columns", how="all")
+
+
+def class_results(evaluation: "Evaluation") -> pd.DataFrame:
+    """Return the scores of each class for a narrow page, each accuracy and its interval in one column."""
+    table = class_scores(evaluation)
+    intervals = [evaluation.intervals.get(f"class/{name}/recall") for name in table["class"]]
+    if "accuracy" in table:
+        cells = zip(table["accuracy"], intervals, strict=True)
+        table["accuracy"] = [
+            "" if math.isnan(share) else _with_interval("accuracy", share, each) for share, each in cells
+        ]
+    return table.drop(columns="95 % interval", errors="ignore")
+
+
+def slice_scores(slices: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of slices, as Evaluation.slices has them, with each accuracy and its interval in one column."""
+    ends = zip(slices["accuracy"], slices["accuracy_low"], slices["accuracy_high"], strict=True)
+    return pd.DataFrame(
+        {
+            "slice": slices["slice"],
+            "value": slices["value"],
+            "images": slices["images"],
+            "accuracy": [f"{format_share(share)} ({100 * low:.1f} to {100 * high:.1f})" for share, low, high in ends],
+            "rmse": slices["rmse"],
+        }
+    ).dropna(axis="columns", how="all")
 
 
 def confusion(metrics: "Metrics") -> pd.DataFrame:
@@ -138,14 +165,25 @@ def gains(decision: "Decision", first: str, second: str) -> pd.DataFrame:
     """Return the scores of two compared models, a row a metric; first and second head their columns."""
     from bincount.evaluation.promotion import METRIC_NAMES
 
-    rows = [(METRIC_NAMES[gain.metric], *gain.format_scores(), *gain.format_change()) for gain in decision.gains]
+    rows = [(METRIC_NAMES[gain.metric], *format_scores(gain), *gain.format_change()) for gain in decision.gains]
     return pd.DataFrame(rows, columns=["", first, second, "change", f"{decision.confidence:.0%} interval"])
+
+
+def format_scores(gain: "Gain") -> list[str]:
+    """Return the champion's score and the challenger's, as text."""
+    form = format_share if gain.metric in SHARES else "{:.3f}".format
+    return [form(gain.champion), form(gain.challenger)]
 
 
 def class_changes(decision: "Decision", first: str, second: str) -> pd.DataFrame:
     """Return the accuracies of two compared models, a row a class."""
     rows = [
-        (change.name, change.images, change.champion, change.challenger, f"{0 - change.loss:+.1f} points")
+        (
+            change.name,
+            change.images,
+            *map(format_share, (change.champion, change.challenger)),
+            f"{0 - change.loss:+.1f} points",
+        )
         for change in decision.class_changes
     ]
     return pd.DataFrame(rows, columns=["class", "images", first, second, "change"])
@@ -165,6 +203,14 @@ def drift_indices(drift: "Drift") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "index", "by chance", "allowed", "verdict"])
 
 
+def drift_list(drift: "Drift") -> str:
+    """Write the indices in Markdown as a list: as a table they would be wider than a page."""
+    return "\n".join(
+        f"- **{escape_markdown(row.what)}:** {row.index}, by chance {row[2]}, allowed {row.allowed}: {row.verdict}"
+        for row in drift_indices(drift).itertuples(index=False, name="Row")
+    )
+
+
 def drift_class_shares(drift: "Drift") -> pd.DataFrame:
     """Return the class balance of the new images beside that of the others, a row a class, as text."""
     rows = [(share.name, f"{100 * share.new:.1f} %", f"{100 * share.trained_on:.1f} %") for share in drift.classes]
@@ -173,9 +219,9 @@ def drift_class_shares(drift: "Drift") -> pd.DataFrame:
 
 def drift_page(drift: "Drift") -> str:
     """Write the drift of new images, in Markdown: the verdict, the indices, and the shares of the classes."""
-    measured = (drift_indices(drift), drift_class_shares(drift))
     sentences = [drift.describe(), *([drift.note] if drift.indices and drift.note else [])]
-    return "\n\n".join([*map(escape_markdown, sentences), *(markdown_table(each) for each in measured if len(each))])
+    shares = [markdown_table(drift_class_shares(drift))] if drift.classes else []
+    return "\n\n".join(filter(None, [*map(escape_markdown, sentences), drift_list(drift), *shares]))
 
 
 def predictions(predicted: pd.DataFrame) -> pd.DataFrame:
@@ -251,7 +297,7 @@ def show(tables: Tables, console: Console | None = None) -> None:
             is_text = position == 0 and not frame.iloc[:, 0].map(lambda cell: isinstance(cell, Number)).all()
             table.add_column(_text(column), justify="left" if is_text else "right", overflow="fold")
         for row in frame.itertuples(index=False):
-            table.add_row(*(_text(_format(cell)) for cell in row))
+            table.add_row(*(_text(format_cell(cell)) for cell in row))
         console.print(table)
         console.print()
 
@@ -264,7 +310,7 @@ def markdown(tables: Tables) -> str:
 def markdown_table(table: pd.DataFrame) -> str:
     """Write a table as Markdown; text is shown as it is, unless it is a text.Markdown."""
     rows = [table.columns, ["---"] * table.shape[1], *table.astype(object).itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(escape_markdown(_format(cell)) for cell in row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(escape_markdown(format_cell(cell)) for cell in row)} |" for row in rows)
 
 
 def html_table(table: pd.DataFrame) -> str:
@@ -275,7 +321,9 @@ def html_table(table: pd.DataFrame) -> str:
 
 def records(table: pd.DataFrame) -> list[dict]:
     """Return the rows of a table for Prefect's pages, which read text as Markdown; missing values are None."""
-    rounded = table.round(3).astype(object)
+    numbers = table.select_dtypes("number")
+    shares = {name: table[name].map(format_share, na_action="ignore") for name in SHARE_COLUMNS if name in numbers}
+    rounded = table.round(3).assign(**shares).astype(object)
     rows = rounded.where(rounded.notna(), None).to_dict("records")
     return [
         {name: escape_markdown(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows
@@ -283,12 +331,17 @@ def records(table: pd.DataFrame) -> list[dict]:
 
 
 def _with_interval(name: str, value: float, interval: "Interval | None") -> str:
-    form = "{:.1%}" if name in SHARES else "{:.3f}"
-    between = f" ({form.format(interval.low)} to {form.format(interval.high)})" if interval else ""
-    return form.format(value) + between
+    if name in SHARES:
+        return format_share(value) + (f" ({100 * interval.low:.1f} to {100 * interval.high:.1f})" if interval else "")
+    return f"{value:.3f}" + (f" ({interval.low:.3f} to {interval.high:.3f})" if interval else "")
 
 
-def _format(cell: object) -> object:
+def format_share(share: float) -> str:
+    """Return a share as people read it: `41.8 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def format_cell(cell: object) -> object:
     """Return a cell as people read it: floats with three digits, whole numbers in thousands, missing values empty."""
     if cell is None or cell is pd.NA or (isinstance(cell, float) and math.isnan(cell)):
         return ""
@@ -298,7 +351,7 @@ def _format(cell: object) -> object:
 
 
 def _html_row(tag: str, cells: Iterable) -> str:
-    return f"<tr>{''.join(f'<{tag}>{escape_html(_format(cell))}</{tag}>' for cell in cells)}</tr>"
+    return f"<tr>{''.join(f'<{tag}>{escape_html(format_cell(cell))}</{tag}>' for cell in cells)}</tr>"
 
 
 def _text(value: object) -> Text:
