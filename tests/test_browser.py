@@ -139,7 +139,7 @@ def test_a_version_shows_its_alias_and_its_model_card(page, site):
     assert len(headings) > 3
     for heading in headings:
         expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
-    expect(page.get_by_role("row", name=re.compile(r"^accuracy \d+\.\d%"))).to_be_visible()  # a table, not its pipes
+    expect(page.get_by_role("row", name=re.compile(r"^accuracy \d+\.\d %"))).to_be_visible()  # a table, not its pipes
     keep(page, "mlflow-version")
 
     page.get_by_role("link", name=site.run.info.run_name).click()
