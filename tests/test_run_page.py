@@ -133,7 +133,7 @@ def browser() -> Iterator[Browser]:
 def test_a_page_begins_with_the_decision_and_its_numbers_and_goes_on_with_the_comparison(nights, artifacts):
     first, second, skipped = (artifact.data for artifact in artifacts)
 
-    assert first.startswith("## Version 1 is the new champion\n\n**Accuracy ")
+    assert first.startswith("## Version 1 is the new champion\n\nPromote: forced, though ")
     promoted = nights[1].model.decision.promote
     heading = "Version 2 is the new champion" if promoted else "Version 2 is not promoted; version 1 stays champion"
     gain = nights[1].model.decision.gains[0]
