@@ -63,8 +63,22 @@ def of_prepare(prepared: "Prepared") -> Tables:
 
 def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Tables:
     """Show what a nightly run found, trained, decided and removed, and its cost."""
-    about = [("images", f"{run.new_data.num_new:,} {run.new_data.describe()}"), ("result", nightly_headline(run))]
-    about.append(("drift", run.drift.describe()))
+    facts = nightly_facts(run)
+    result = pd.DataFrame([("result", nightly_headline(run))], columns=facts.columns)
+    about = pd.concat([facts[:1], result, facts[1:]], ignore_index=True)
+    images = of_prepare(run.prepared)
+    del images["Time"]
+    tables = {"Nightly run": about} | images
+    if len(indices := drift_indices(run.drift)):
+        tables |= {"New images against those that the champion was trained on": indices}
+    if run.model:
+        tables |= of_decision(run.model.decision) | of_evaluation(run.model.evaluation)
+    return tables | {"Time and cost": _costs(run.timings, retraining)}
+
+
+def nightly_facts(run: "NightlyRun") -> pd.DataFrame:
+    """Return what a nightly run found and removed, a row each."""
+    about = [("images", f"{run.new_data.num_new:,} {run.new_data.describe()}"), ("drift", run.drift.describe())]
     if run.drift.num_compared and run.drift.note:
         about.append(("not compared", run.drift.note))
     if run.starts > 1:
@@ -75,22 +89,14 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Tables:
         about.append(("removed, which no version needs", _megabytes(run.removed.gone)))
     if run.model and run.model.page:
         about.append(("in MLflow", markdown_link(f"version {run.model.version.version}", run.model.page)))
-    images = of_prepare(run.prepared)
-    del images["Time"]
-    # of objects, since pandas would make plain text of the link
-    tables = {"Nightly run": pd.DataFrame(about, columns=["", "value"], dtype=object)} | images
-    if len(indices := drift_indices(run.drift)):
-        tables |= {"New images against those that the champion was trained on": indices}
-    if run.model:
-        tables |= of_decision(run.model.decision) | of_evaluation(run.model.evaluation)
-    return tables | {"Time and cost": _costs(run.timings, retraining)}
+    return pd.DataFrame(about, columns=["", "value"], dtype=object)  # pandas would make plain text of the link
 
 
 def nightly_headline(run: "NightlyRun") -> str:
-    """Return the outcome of a nightly run in a sentence."""
+    """Return the outcome of a nightly run in two sentences: the decision first."""
     if run.model is None:
         return run.new_data.skip_reason
-    return f"{headline(run.model)}. {run.model.decision.summary()}"
+    return f"{run.model.decision.summary()}. {headline(run.model)}"
 
 
 def of_train(model: "TrainedModel") -> Tables:
