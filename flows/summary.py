@@ -1,9 +1,6 @@
 """Results of flows, registered versions and clean-ups as tables, for the terminal and for a run's page."""
 
-import os
 import shlex
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +9,7 @@ import pandas as pd
 
 from bincount.data import bins
 from bincount.database import has_secret, is_server, models_page
+from bincount.environment import program
 from bincount.reporting.tables import (
     Tables,
     class_balance,
@@ -194,7 +192,7 @@ def show_pages(tracking_uri: str) -> None:
     if get_current_settings().ui_url:  # which a server for the time of a command has not
         print(f"  {get_current_settings().ui_url}/runs")
     else:
-        print(f"  {_command('python')} -m deployments.server\n  then open http://127.0.0.1:4200/runs")
+        print(f"  {program('bincount')} server\n  then open http://127.0.0.1:4200/runs")
     print("Models, curves and plots:")
     if page := models_page(tracking_uri):
         print(f"  {page}")
@@ -203,7 +201,8 @@ def show_pages(tracking_uri: str) -> None:
     else:
         store = '"$MLFLOW_TRACKING_URI"' if has_secret(tracking_uri) else shlex.quote(tracking_uri)
         print(
-            f"  {_command('mlflow')} server --app-name bincount --backend-store-uri {store}\n  then open {models_page('http://127.0.0.1:5000')}"
+            f"  {program('mlflow')} server --app-name bincount --backend-store-uri {store}\n"
+            f"  then open {models_page('http://127.0.0.1:5000')}"
         )
 
 
@@ -254,9 +253,3 @@ def _scores(scores: Sequence["Score | None"], factor: float, digits: int) -> lis
         "{} ({}-{})".format(*(number.rjust(width) for number, width in zip(each, widths, strict=True))) if each else ""
         for each in numbers
     ]
-
-
-def _command(name: str) -> str:
-    """Return how to type a program here: its bare name where the shell finds it, else its path."""
-    beside_python = Path(sys.executable).with_name(name)
-    return name if shutil.which(name) == str(beside_python) else os.path.relpath(beside_python)
