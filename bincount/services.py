@@ -28,7 +28,8 @@ TIMEOUT_SECONDS = 5
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TRUE = ("true", "1", "t", "yes", "y", "on")
 PREFECT_SIGN_IN = (
-    "set PREFECT_API_AUTH_STRING, or PREFECT_API_KEY for Prefect Cloud, or `prefect profile use` what `bincount up` printed"
+    "set PREFECT_API_AUTH_STRING, or PREFECT_API_KEY for Prefect Cloud, or `prefect profile use` what `bincount up` "
+    "printed"
 )
 MLFLOW_SIGN_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 

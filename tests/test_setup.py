@@ -1,6 +1,5 @@
 """How `make setup` chooses a Python: with Pythons on PATH that are shell scripts and note what they are asked to do."""
 
-import os
 import re
 import subprocess
 import tomllib

@@ -116,7 +116,9 @@ def _make_private(*folders: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
         except OSError as error:
-            raise SettingsError(f"{folder} cannot be made this user's own ({error}); give another --workspace") from None
+            raise SettingsError(
+                f"{folder} cannot be made this user's own ({error}); give another --workspace"
+            ) from None
 
 
 def _down(workspace: Path) -> str:

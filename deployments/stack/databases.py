@@ -32,7 +32,9 @@ def create(database: str) -> None:
             "for it, owned by it"
         ) from None
     except psycopg.OperationalError as error:
-        raise ServiceUnavailable(f"no connection to {where} ({error}); start PostgreSQL, or correct --database") from None
+        raise ServiceUnavailable(
+            f"no connection to {where} ({error}); start PostgreSQL, or correct --database"
+        ) from None
     except psycopg.Error as error:  # such as a parameter that there is not
         raise SettingsError(f"{where} cannot be used ({error}); correct --database") from None
 

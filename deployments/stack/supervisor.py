@@ -39,7 +39,8 @@ def start(config: StackConfig, state: IO[str]) -> None:
         running.remember(config.workspace)
     except OSError as error:
         print(
-            f"`bincount down` will need --workspace {config.workspace}: it cannot be noted that the stack runs ({error})"
+            f"`bincount down` will need --workspace {config.workspace}, "
+            f"since it cannot be noted that the stack runs ({error})"
         )
 
 
