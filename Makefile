@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## install everything into .venv, exactly as locked
 
@@ -25,9 +25,9 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## run the whole job on synthetic bins; the result is in demo/
 	$(BIN)/bincount demo
 
-up: export BINCOUNT_DATABASE := $(or $(DATABASE),$(BINCOUNT_DATABASE))
 up: $(READY)  ## start Prefect, MLflow and a worker; SOURCE=, WORKSPACE=, DATABASE=, PREFECT_PORT=, MLFLOW_PORT=
-	@$(BIN)/bincount up $${SOURCE:+--source "$$SOURCE"} $${WORKSPACE:+--workspace "$$WORKSPACE"} \
+	@BINCOUNT_DATABASE="$${DATABASE:-$$BINCOUNT_DATABASE}" $(BIN)/bincount up \
+		$${SOURCE:+--source "$$SOURCE"} $${WORKSPACE:+--workspace "$$WORKSPACE"} \
 		$${PREFECT_PORT:+--prefect-port "$$PREFECT_PORT"} $${MLFLOW_PORT:+--mlflow-port "$$MLFLOW_PORT"}
 
 down:  ## stop them, unless a run is going; FORCE=1 cancels it

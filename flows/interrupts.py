@@ -214,10 +214,10 @@ def _processes() -> Iterator[tuple[int, int, str]]:
                 if state != "Z":
                     yield int(process), int(parent), command.decode(errors="replace")
         return
-    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=False)
+    listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=False)
     for line in listing.stdout.splitlines():
-        process, parent, command = line.split(None, 2)
-        yield int(process), int(parent), command
+        process, parent, *command = line.split(None, 2)
+        yield int(process), int(parent), " ".join(command)  # a process that has ended may show none
 
 
 def _is_training() -> bool:
