@@ -268,6 +268,10 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "went on\n", "")
 
 
+def _ends(processes: dict[int, str], word: str) -> list[str]:
+    return [command for command in processes.values() if command.rstrip().endswith(word)]
+
+
 @pytest.mark.parametrize("listed_by", ["/proc", "ps"])  # ps where there is no /proc, as on macOS
 def test_a_command_that_ends_takes_what_it_started_along_but_not_the_stack(listed_by, monkeypatch):
     if listed_by == "ps":
@@ -277,11 +281,11 @@ def test_a_command_that_ends_takes_what_it_started_along_but_not_the_stack(liste
     words = {"own": ["-c", start, wait], "stack": ["-c", start, wait, "-m", "honcho -d FOLDER"]}
     processes = {name: subprocess.Popen([sys.executable, *each], stdin=subprocess.PIPE) for name, each in words.items()}
     try:
-        found = wait_for(lambda: (listed := interrupts._descendants()) and len(listed) >= 2 and listed)
+        found = wait_for(lambda: (listed := interrupts._descendants()) and _ends(listed, "below") and listed)
         assert processes["own"].pid in found
         assert processes["stack"].pid not in found
-        [below] = [command for command in found.values() if command.rstrip().endswith("below")]
-        assert wait in below
+        [below] = _ends(found, "below")
+        assert wait in below  # the whole command line
     finally:
         for process in processes.values():
             process.communicate()
