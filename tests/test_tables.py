@@ -13,7 +13,7 @@ from bincount.evaluation import intervals, metrics
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.intervals import LabelledImages
 from bincount.problem import Classes
-from bincount.reporting import tables
+from bincount.reporting import console, tables
 
 CRUEL = ("<script>alert(1)</script>", "[a](http://b)", "x\n\n## Data\n\n| 1 |", "`a` *b* ## Data", "a|b")
 
@@ -37,9 +37,9 @@ def read(text: str) -> tuple[str, set[str]]:
 
 
 def printed(shown: tables.Tables, width: int = 80) -> list[str]:
-    console = Console(file=io.StringIO(), width=width)
-    tables.show(shown, console)
-    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+    screen = Console(file=io.StringIO(), width=width)
+    console.show(shown, screen)
+    return [line.rstrip() for line in screen.file.getvalue().splitlines()]
 
 
 def test_the_scores_of_classes_have_a_row_a_class_and_the_interval_of_the_accuracy():

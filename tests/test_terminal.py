@@ -18,7 +18,7 @@ from test_tables import evaluation, printed
 
 from bincount.errors import ServiceUnavailable, TrainingFailed
 from bincount.problem import Classes
-from bincount.reporting import tables
+from bincount.reporting import console, tables
 from bincount.retention import Place
 from bincount.text import markdown_link
 from bincount.training.run_folder import Trained
@@ -140,7 +140,7 @@ SHOWN = {
     )
     | tables.of_comparison(BETTER, "version 1", "version 2"),
     "evaluate": tables.of_evaluation(SCORES),
-    "decision": tables.decision_last(tables.of_decision(BETTER)),
+    "decision": console.decision_last(tables.of_decision(BETTER)),
     "gc": {"Would go, 1.2 MB": summary._places([PLACE] * 2, Path("w"))},
     "predict": {
         "": pd.DataFrame(
@@ -163,7 +163,7 @@ def test_tables_fit_the_terminal(command, columns):
 @pytest.mark.parametrize("command", SHOWN)
 def test_in_a_pipe_no_cell_is_broken_and_no_line_ends_in_blanks(command, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
-    tables.show(SHOWN[command])
+    console.show(SHOWN[command])
 
     lines = capsys.readouterr().out.splitlines()
     for frame in SHOWN[command].values():
@@ -174,7 +174,7 @@ def test_in_a_pipe_no_cell_is_broken_and_no_line_ends_in_blanks(command, capsys,
 
 
 def test_the_decision_comes_last_below_its_title_and_as_a_sentence():
-    lines = printed(tables.decision_last(tables.of_decision(BETTER) | SHOWN["gc"]))
+    lines = printed(console.decision_last(tables.of_decision(BETTER) | SHOWN["gc"]))
 
     title = lines.index("Decision")
     assert lines[title + 1].startswith("Promote: ")
@@ -182,7 +182,7 @@ def test_the_decision_comes_last_below_its_title_and_as_a_sentence():
 
 
 def test_where_nothing_was_decided_the_end_says_why():
-    shown = tables.decision_last({"Time": pd.DataFrame({"step": ["sync"]})}, otherwise="3 new images, fewer than 500")
+    shown = console.decision_last({"Time": pd.DataFrame({"step": ["sync"]})}, otherwise="3 new images, fewer than 500")
 
     assert list(shown) == ["Time", "Decision"]
     assert printed(shown)[-2] == "3 new images, fewer than 500"

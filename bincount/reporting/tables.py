@@ -1,24 +1,18 @@
-"""Results of the library as tables, and tables as text: for a terminal, for Markdown, for HTML and for Prefect's pages.
+"""Results of the library as tables, and tables as text: for Markdown, for HTML and for Prefect's pages.
 
 A result with several tables is a dict of them by title. Names in a table may hold anything, so they are always written
 as plain text.
 """
 
 import math
-import os
-import sys
 from collections.abc import Iterable, Sequence
-from numbers import Integral, Number
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from bincount.problem import SPLITS
-from bincount.text import CONTROL, Markdown, escape_html, escape_markdown, percent
+from bincount.text import escape_html, escape_markdown, percent
 
 if TYPE_CHECKING:  # they import torch and more, which a command that only shows something need not wait for
     from bincount.data.balance import ClassBalance
@@ -32,8 +26,6 @@ if TYPE_CHECKING:  # they import torch and more, which a command that only shows
     from bincount.evaluation.promotion import Decision
 
 Tables = dict[str, pd.DataFrame]
-UNWRAPPED = 10_000  # columns of what is no terminal, so that each row is one line there
-LONGEST_SCORE = 30  # characters of a number with its interval
 NUM_SHOWN = 5  # places of one kind of problem
 SHARES = ("accuracy", "within_one", "calibration_error")
 SHARE_COLUMNS = ("accuracy", "accuracy_low", "accuracy_high", "precision", "confidence", "p_recorded")
@@ -292,46 +284,6 @@ def of_export(exported: "Exported", where: str) -> Tables:
 # Tables as text
 
 
-def show(tables: Tables, console: Console | None = None) -> None:
-    """Print the tables, each below its title: within the width of the terminal or COLUMNS, else each row on one line.
-
-    A table of one column without a name is sentences, and one whose only other column is "value" is facts by name;
-    both are printed without a heading.
-    """
-    console = console or Console(highlight=False, emoji=False)
-    if console.is_terminal or console.file is not sys.stdout:
-        _print(tables, console)
-        return
-    if "COLUMNS" not in os.environ:
-        console.width = UNWRAPPED
-    with console.capture() as captured:
-        _print(tables, console)
-    print(*(line.rstrip() for line in captured.get().splitlines()), sep="\n")
-
-
-def _print(tables: Tables, console: Console) -> None:
-    for title, frame in tables.items():
-        if title:
-            console.print(_text(title), style="bold")
-        if list(frame.columns) == [""]:
-            bullet = "- " if len(frame) > 1 else ""
-            for sentence in frame[""]:
-                console.print(_hanging(bullet, _text(sentence)) if bullet else _text(sentence))
-        else:
-            console.print(_rich_table(frame) if len(frame) else "nothing")
-        console.print()
-
-
-def decision_last(tables: Tables, otherwise: str = "") -> Tables:
-    """Return the tables with the decision at the end, where people look first in a terminal.
-
-    otherwise is what is said in its place where nothing was decided.
-    """
-    decision = tables.get("Decision", pd.DataFrame({"": [otherwise]} if otherwise else {}))
-    others = {title: frame for title, frame in tables.items() if title != "Decision"}
-    return others | ({"Decision": decision} if len(decision) else {})
-
-
 def markdown(tables: Tables) -> str:
     """Write the tables as Markdown, each below its title."""
     return "\n\n".join(f"## {escape_markdown(title)}\n\n{markdown_table(frame)}" for title, frame in tables.items())
@@ -377,50 +329,5 @@ def format_cell(cell: object) -> object:
     return f"{cell:,}" if isinstance(cell, Integral) else cell
 
 
-def _rich_table(frame: pd.DataFrame) -> Table:
-    is_facts = list(frame.columns) == ["", "value"]
-    table = Table(
-        box=None if is_facts else box.SIMPLE_HEAD,
-        show_header=not is_facts,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 2, 0, 0) if is_facts else (0, 1),
-        collapse_padding=not is_facts,
-    )
-    for position, column in enumerate(frame.columns):
-        cells = frame.iloc[:, position]
-        is_text = (position == 0 and not cells.map(lambda cell: isinstance(cell, Number)).all()) or _is_prose(cells)
-        justify = "left" if is_text or is_facts else "right"
-        table.add_column(_text(column), justify=justify, overflow="fold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(_text(_address(cell) if isinstance(cell, Markdown) else format_cell(cell)) for cell in row))
-    return table
-
-
-def _is_prose(cells: pd.Series) -> bool:
-    """Return whether a column holds sentences, which people read from the left, rather than numbers."""
-    texts = [cell for cell in cells if isinstance(cell, str) and len(cell) > LONGEST_SCORE]
-    return any(sum(map(str.isalpha, text)) > len(text) / 2 for text in texts)
-
-
-def _address(link: Markdown) -> str:
-    """Return where a link of Markdown leads."""
-    return link.rpartition("](")[2].removesuffix(")")
-
-
-def _hanging(bullet: str, text: Text) -> Table:
-    """Return a paragraph whose further lines begin below the first word, not below the bullet."""
-    table = Table.grid()
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row(bullet, text)
-    return table
-
-
 def _html_row(tag: str, cells: Iterable) -> str:
     return f"<tr>{''.join(f'<{tag}>{escape_html(format_cell(cell))}</{tag}>' for cell in cells)}</tr>"
-
-
-def _text(value: object) -> Text:
-    """Return text as it is: rich would read brackets as its own markup, and a terminal control characters as orders."""
-    return Text(CONTROL.sub(" ", str(value)))

@@ -56,15 +56,15 @@ def doctor(
         return
     from bincount.data.check import diagnose
     from bincount.data.repair import repair
-    from bincount.reporting import tables
+    from bincount.reporting import console, tables
 
     dataset = Workspace(root=workspace).dataset(whole(DataConfig, data))
     diagnosis = diagnose(dataset, quick=quick)
-    tables.show(tables.of_diagnosis(diagnosis))
+    console.show(tables.of_diagnosis(diagnosis))
     problems = diagnosis.problems
     if problems and fix:
         report = repair(dataset, diagnosis)
-        tables.show(tables.of_repair(report))
+        console.show(tables.of_repair(report))
         problems = report.left
     if problems:
         sys.exit(1)
@@ -88,14 +88,14 @@ def export(
     """
     from bincount.data import snapshots
     from bincount.data.export import to_folder
-    from bincount.reporting import tables
+    from bincount.reporting import console, tables
 
     data = whole(DataConfig, data)
     snapshot = snapshots.latest(Workspace(root=workspace).dataset(data))
     exported = to_folder(
         snapshot, folder, classes=_chosen_classes(data), by_split=by_split, copy=copy, concurrency=data.concurrency
     )
-    tables.show(tables.of_export(exported, str(folder)))
+    console.show(tables.of_export(exported, str(folder)))
 
 
 @app.command(sort_key=13)
@@ -120,7 +120,7 @@ def publish(
     """
     from bincount.data import snapshots
     from bincount.data.export import open_bucket, to_bucket
-    from bincount.reporting import tables
+    from bincount.reporting import console, tables
 
     data = whole(DataConfig, data)
     snapshot = snapshots.latest(Workspace(root=workspace).dataset(data))
@@ -128,7 +128,7 @@ def publish(
     exported = to_bucket(
         snapshot, bucket, classes=_chosen_classes(data), by_split=by_split, concurrency=data.concurrency
     )
-    tables.show(tables.of_export(exported, to))
+    console.show(tables.of_export(exported, to))
 
 
 @app.command(sort_key=14)
@@ -148,7 +148,7 @@ def gc(
     """
     from datetime import UTC, datetime
 
-    from bincount.reporting import tables
+    from bincount.reporting import console
     from bincount.retention import plan, remove
     from bincount.tracking.connection import open_existing
     from flows import summary
@@ -157,17 +157,17 @@ def gc(
     model_registry = open_existing(folders, whole(RegistryConfig, registry))
     planned = plan(folders, model_registry, retention, datetime.now(UTC))
     if dry_run:
-        tables.show(summary.of_retention(planned))
+        console.show(summary.of_retention(planned))
     else:
-        tables.show(summary.of_gc(remove(planned, model_registry), workspace))
+        console.show(summary.of_gc(remove(planned, model_registry), workspace))
 
 
 def _examine_services(registry: RegistryConfig, workspace: Path, prefect_file: Path | None, fix: bool) -> None:
-    from bincount.reporting import tables
+    from bincount.reporting import console
     from deployments import health
 
     findings = (health.repair if fix else health.examine)(Workspace(root=workspace), registry, prefect_file)
-    tables.show({"Services": health.table(findings)})
+    console.show({"Services": health.table(findings)})
     if problems := health.remedies(findings):
         print("What to do", *problems, sep="\n- ")
         sys.exit(1)

@@ -48,10 +48,10 @@ def evaluate(
     preflight.check_evaluate(job, device)
     preflight.check_model(job, model)
     with flow_runs(registry, workspace):
-        from bincount.reporting import tables
+        from bincount.reporting import console, tables
         from flows import evaluate as flow
 
-        tables.show(tables.of_evaluation(flow.evaluate(model, **sections(job), device=device)))
+        console.show(tables.of_evaluation(flow.evaluate(model, **sections(job), device=device)))
 
 
 @app.command(sort_key=5)
@@ -103,12 +103,12 @@ def models(
     config: ConfigFile = None,
 ) -> None:
     """List the registered versions with aliases, scores and data, and who changed the champion when, and why."""
-    from bincount.reporting import tables
+    from bincount.reporting import console
     from bincount.tracking.connection import open_existing
     from flows import summary
 
     model_registry = open_existing(Workspace(root=workspace), registry)
-    tables.show(summary.of_models(model_registry.versions(newest), model_registry.history()[-newest:]))
+    console.show(summary.of_models(model_registry.versions(newest), model_registry.history()[-newest:]))
 
 
 @app.command(sort_key=7)
@@ -139,7 +139,7 @@ def compare(
     preflight.check_comparison(job, device)
     preflight.check_versions(job, [first, second])
     with flow_runs(registry, workspace):
-        from bincount.reporting import tables
+        from bincount.reporting import console, tables
         from flows import promote as flow
         from flows import summary
 
@@ -151,7 +151,7 @@ def compare(
         facts = summary.of_versions(*pair, [model_registry.runs.read_params(each.run_id) for each in pair])
         verdict = "would take" if decision.promote else "would not take"
         sentence = f"{names[1].capitalize()} {verdict} the place of {names[0]} as champion: {decision.reason}"
-        tables.show(tables.decision_last(facts | tables.of_comparison(decision, *names), otherwise=sentence))
+        console.show(console.decision_last(facts | tables.of_comparison(decision, *names), otherwise=sentence))
 
 
 @app.command(sort_key=8)
@@ -172,11 +172,11 @@ def promote(
     preflight.check_comparison(job, device)
     preflight.check_versions(job, [model])
     with flow_runs(registry, workspace):
-        from bincount.reporting import tables
+        from bincount.reporting import console, tables
         from flows import promote as flow
 
         decision = flow.promote(model, **sections(job), device=device)
-        tables.show(tables.decision_last(tables.of_decision(decision)))
+        console.show(console.decision_last(tables.of_decision(decision)))
 
 
 @app.command(sort_key=9)
@@ -188,14 +188,14 @@ def rollback(
     config: ConfigFile = None,
 ) -> None:
     """Make the previous champion champion again; only `promote --force` promotes the one that is rolled back again."""
-    from bincount.reporting import tables
+    from bincount.reporting import console
     from bincount.tracking.connection import open_existing
     from flows import summary
     from tasks.origin import who
 
     model_registry = open_existing(Workspace(root=workspace), registry)
     model_registry.rollback(by=who(), reason=reason)
-    tables.show(summary.of_models(model_registry.versions(5), model_registry.history()[-5:]))
+    console.show(summary.of_models(model_registry.versions(5), model_registry.history()[-5:]))
 
 
 def _show_predictions(table: "pandas.DataFrame", output: str) -> None:
@@ -206,6 +206,6 @@ def _show_predictions(table: "pandas.DataFrame", output: str) -> None:
     elif output == "json":
         print(table.to_json(orient="records", indent=2))
     elif len(table):
-        from bincount.reporting import tables
+        from bincount.reporting import console, tables
 
-        tables.show({"": tables.predictions(table)})
+        console.show({"": tables.predictions(table)})

@@ -39,11 +39,11 @@ def bootstrap(
     BINCOUNT_SOURCE, BINCOUNT_WORKSPACE and MLFLOW_TRACKING_URI say where nightly runs find images and record models;
     a variable that is not set leaves the deployment as it is.
     """
-    from bincount.reporting import tables
+    from bincount.reporting import console
     from deployments import bootstrap as setup
 
     changes = setup.bootstrap(prefect_file, gpu_template, zombie_seconds, gpu=gpu)
-    tables.show({"On the Prefect server": setup.table(changes)})
+    console.show({"On the Prefect server": setup.table(changes)})
 
 
 @app.command(sort_key=16)
@@ -66,7 +66,7 @@ def notify(
 
     The Prefect server sends the notifications, and keeps the addresses encrypted. Without options, list who gets which.
     """
-    from bincount.reporting import tables
+    from bincount.reporting import console
     from deployments import notify as notifications
 
     email = email and notifications.email_url(email, smtp or "", sender)
@@ -80,6 +80,6 @@ def notify(
         raise SettingsError("--only needs --slack, --email or --webhook beside it")
     subscriptions = notifications.subscriptions()
     if subscriptions:
-        tables.show({"Notifications": notifications.table(subscriptions)})
+        console.show({"Notifications": notifications.table(subscriptions)})
     else:
         print("Nobody is notified; `bincount notify --help` says how.")

@@ -76,12 +76,12 @@ def run(
     preflight.check_run(job)
     source.probe(data)
     with flow_runs(registry, workspace):
-        from bincount.reporting import tables
+        from bincount.reporting import console
         from flows import run as flow
         from flows import summary
 
         finished = flow.run(**sections(job))
-        tables.show(tables.decision_last(summary.of_run(finished.prepared, finished.model)))
+        console.show(console.decision_last(summary.of_run(finished.prepared, finished.model)))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
@@ -121,13 +121,13 @@ def retrain(
     preflight.check_run(job)
     source.probe(data)
     with flow_runs(registry, workspace):
-        from bincount.reporting import tables
+        from bincount.reporting import console
         from flows import retrain as flow
         from flows import summary
 
         result = flow.retrain(**sections(job))
         found = summary.of_nightly_run(result, retraining)
-        tables.show(tables.decision_last(found, otherwise=summary.nightly_headline(result)))
+        console.show(console.decision_last(found, otherwise=summary.nightly_headline(result)))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
@@ -148,11 +148,11 @@ def prepare(
     preflight.check_prepare(job)
     source.probe(data)
     with flow_runs(None, workspace):
-        from bincount.reporting import tables
+        from bincount.reporting import console
         from flows import prepare as flow
         from flows import summary
 
-        tables.show(summary.of_prepare(flow.prepare(**sections(job))))
+        console.show(summary.of_prepare(flow.prepare(**sections(job))))
 
 
 @app.command(sort_key=3)
@@ -182,12 +182,12 @@ def train(
     )
     preflight.check_train(job, snapshot)
     with flow_runs(registry, workspace):
-        from bincount.reporting import tables
+        from bincount.reporting import console
         from flows import summary
         from flows import train as flow
 
         model = flow.train(**sections(job), snapshot=snapshot)
-        tables.show(tables.decision_last(summary.of_train(model)))
+        console.show(console.decision_last(summary.of_train(model)))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
