@@ -1,14 +1,17 @@
 """The pictures that a run keeps: they are written, legible in size, and say the numbers they were given."""
 
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from bincount.evaluation import metrics
-from bincount.evaluation.intervals import Interval
+from bincount.evaluation.intervals import Interval, Score
 from bincount.problem import Classes
-from bincount.reporting import figures
+from bincount.reporting import figures, trend
 
 BALANCE = pd.DataFrame({"class": ["0", "1"], "train": [80, 1600], "val": [10, 200], "test": [10, 200]})
 CONFIDENCE = pd.DataFrame(
@@ -214,3 +217,40 @@ def test_drawing_leaves_matplotlib_as_it_was():
     figures.class_balance(BALANCE)
 
     assert dict(matplotlib.rcParams) == before
+
+
+def version(number: int, accuracy: float, alias: str = "") -> SimpleNamespace:
+    scores = {"accuracy": Score(value=accuracy, low=accuracy - 0.05, high=accuracy + 0.05)}
+    registered = datetime(2026, 11, number, 2, 17, tzinfo=UTC)
+    return SimpleNamespace(version=number, alias=alias, registered=registered, scores=scores, num_images=1000)
+
+
+def test_the_trend_marks_the_champion_with_its_accuracy():
+    versions = [version(3, 0.41), version(2, 0.418, "champion"), version(1, 0.38)]
+
+    figure = figures.trend_figure(trend.of_versions(versions))
+
+    assert texts(figure) == ["version 2: 41.8%"]
+    lines = figure.axes[0].lines
+    assert list(lines[0].get_ydata()) == [0.38, 0.418, 0.41]  # in order of time
+    assert list(lines[-1].get_ydata()) == [0.418]  # the champion's
+
+
+@pytest.mark.parametrize("num_versions", [0, 1, 30])
+def test_a_trend_of_any_length_is_drawn_small(num_versions, tmp_path):
+    frame = trend.of_versions([version(number, 0.3 + number / 100) for number in range(1, num_versions + 1)])
+
+    figures.trend_figure(frame).savefig(tmp_path / "trend.png")
+
+    assert Image.open(tmp_path / "trend.png").size == (960, 360)
+    assert (tmp_path / "trend.png").stat().st_size < 60_000
+
+
+def test_a_version_without_scores_has_a_row_and_no_point():
+    none = SimpleNamespace(**vars(version(2, 0.5)) | {"scores": {}})
+
+    frame = trend.of_versions([none, version(1, 0.38)])
+
+    assert list(frame["version"]) == [1, 2]
+    assert np.isnan(frame["accuracy"][1])
+    assert list(figures.trend_figure(frame).axes[0].lines[0].get_ydata()) == [0.38]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -211,6 +212,44 @@ def slices(table: pd.DataFrame, accuracy: float) -> Figure:
         axes.legend(
             (overall, (bars, dots)), labels, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3
         )
+    return figure
+
+
+def trend_figure(frame: pd.DataFrame) -> Figure:
+    """Draw the accuracy of each version with its 95% interval over time, 640 x 240 CSS pixels; the champion is marked.
+
+    frame is as trend.of_versions returns it. Each accuracy is on the version's own test.
+    """
+    scored = frame.dropna(subset="accuracy")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 2.4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(scored["registered"], scored["accuracy"], color=BLUE, linewidth=1, alpha=0.4)
+        for is_champion, color, label in ((False, BLUE, "version, with its 95% interval"), (True, ORANGE, "champion")):
+            part = scored[scored["is_champion"] == is_champion]
+            axes.vlines(part["registered"], part["accuracy_low"], part["accuracy_high"], color=color, alpha=0.6)
+            size = 8 if is_champion else 4
+            axes.plot(part["registered"], part["accuracy"], "o", color=color, markersize=size, label=label)
+        for row in scored[scored["is_champion"]].tail(1).itertuples():
+            where = (row.registered, row.accuracy_high)
+            text = f"version {row.version}: {row.accuracy:.1%}"
+            axes.annotate(text, where, (0, 4), textcoords="offset points", ha="center", fontsize=9)
+        locator = AutoDateLocator(minticks=2, maxticks=7)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.margins(x=0.08, y=0.22)
+        if len(scored) == 1:  # else its day would be one of some years
+            day = pd.Timedelta(days=1)
+            axes.set_xlim(scored["registered"].iloc[0] - day, scored["registered"].iloc[0] + day)
+        axes.set_title("Accuracy by version")
+        axes.grid(axis="y")
+        if scored.empty:
+            axes.text(0.5, 0.5, "No version has scores yet.", transform=axes.transAxes, ha="center")
+            axes.set_axis_off()
+        else:
+            axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, handlelength=1)
     return figure
 
 
