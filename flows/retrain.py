@@ -34,13 +34,15 @@ from bincount.settings import (
 )
 from bincount.text import escape_markdown
 from bincount.workspace import Workspace
-from flows import summary
+from flows import recording, summary
 from flows.prepare import prepare
+from flows.recording import record_end
 from flows.results import NightlyRun
 from flows.timing import Timings
 from flows.train import TRAIN_SECTIONS, train
 from tasks import data as data_tasks
 from tasks import registration as registration_tasks
+from tasks import reporting as reporting_tasks
 from tasks import retraining as retraining_tasks
 
 logger = logging.getLogger("bincount.flows")
@@ -84,9 +86,9 @@ def only_nightly_run(workspace: Path) -> Iterator[None]:
     name="retrain",
     flow_run_name="retrain on {data.source}",
     persist_result=False,
-    on_failure=[leave_page],
-    on_crashed=[leave_page],
-    on_cancellation=[leave_page],
+    on_failure=[leave_page, record_end],
+    on_crashed=[leave_page, record_end],
+    on_cancellation=[leave_page, record_end],
 )
 @tags(TAG)  # the runs of its parts inherit none from a deployment
 def retrain(
@@ -143,6 +145,8 @@ def retrain(
             cleaned = retraining_tasks.clean_up(job, return_state=True)
         removed = cleaned.result() if cleaned.is_completed() else None
         result = NightlyRun(prepared, new_data, measured, model, removed, timings, flow_run.run_count)
+        # as with the clean-up: the model is as good without the report
+        reporting_tasks.write_report(job, recording.of_nightly_run(result, job), return_state=True)
         create_markdown_artifact(
             key=PAGE,
             markdown=tables.markdown(summary.of_nightly_run(result, retraining)),

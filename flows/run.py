@@ -21,11 +21,12 @@ from bincount.settings import (
     WorkspacePath,
 )
 from bincount.text import escape_markdown
-from flows import summary
+from flows import recording, summary
 from flows.prepare import prepare
 from flows.results import Finished
 from flows.train import TRAIN_SECTIONS, train
 from tasks import registration as registration_tasks
+from tasks import reporting as reporting_tasks
 
 logger = logging.getLogger("bincount.flows")
 
@@ -59,6 +60,7 @@ def run(
     prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
     model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
     finished = Finished(prepared, model)
+    reporting_tasks.write_report(job, recording.of_run(finished, job), return_state=True)
     logger.info(summary.headline(model))
     create_markdown_artifact(
         key="summary",

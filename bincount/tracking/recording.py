@@ -19,7 +19,7 @@ from bincount.evaluation.metrics import reliability
 from bincount.reporting import card, tables
 from bincount.settings import Job
 from bincount.tracking.live import describe_training, start_training
-from bincount.tracking.registry import Registry, Version
+from bincount.tracking.registry import MAJORITY_METRIC, Registry, Version
 from bincount.training.run_folder import Trained, read_history
 from bincount.training.spec import read_spec
 
@@ -55,7 +55,7 @@ def record_model(
         measured = advice.examine(snapshot.read(), snapshot.classes)
         history = _record_curves(registry, run_id, trained.folder)
         metrics = {f"test/{name}": value for name, value in evaluation.metrics.scalars().items()}
-        majority = {"test/majority_accuracy": evaluation.baseline.accuracy}
+        majority = {MAJORITY_METRIC: evaluation.baseline.accuracy}
         registry.runs.log_metrics(run_id, {"train/seconds": trained.seconds, **metrics, **majority})
         files = _evaluation_files(evaluation, snapshot, pack)
         files["tables"] |= {"class_balance.json": measured.table()}
