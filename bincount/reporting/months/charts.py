@@ -107,7 +107,7 @@ def lines(
     limits: Mapping[str, float] = {},
     start_at_zero: bool = False,
 ) -> Chart:
-    """Draw lines of points with their intervals; limits are horizontal lines by name, form writes a value of the axis."""
+    """Draw lines of points with their intervals; limits are horizontal lines by name; form writes an axis's values."""
     points = [point for line in drawn for point in line.points]
     values = [number for point in points for number in (point.value, point.low, point.high) if number is not None]
     axes = _axes([*(p.at for p in points), *(e.at for e in events)], [*values, *limits.values()], form, start_at_zero)

@@ -17,6 +17,8 @@ from bincount.reporting.months.content import Facts, Link
 
 SECTIONS = (sections.scores, sections.champions, sections.data, runs.drift, runs.runs, runs.quarantine)
 
+LONGEST_UNBROKEN = 16  # characters of a cell: a time is not broken, a sentence is
+
 
 def render(facts: Facts) -> str:
     """Write the report as HTML."""
@@ -27,6 +29,7 @@ def render(facts: Facts) -> str:
         facts=facts,
         head=head.of(facts),
         sections=[section(facts) for section in SECTIONS],
+        kind_of=_kind_of,
         is_link=lambda cell: isinstance(cell, Link),
         style=Markup(_read("page.css")),
         script=Markup(script),
@@ -34,6 +37,12 @@ def render(facts: Facts) -> str:
         width=WIDTH,
         height=HEIGHT,
     )
+
+
+def _kind_of(cell: str | Link, is_number: bool) -> str:
+    """Return the class of the style that a cell has: short ones are not broken."""
+    text = cell.text if isinstance(cell, Link) else cell
+    return "number" if is_number else "short" if len(text) <= LONGEST_UNBROKEN else "long"
 
 
 def _read(name: str) -> str:

@@ -38,7 +38,7 @@ class Metric:
 
 
 ACCURACY = Metric("accuracy", "Accuracy, % of test images", " %", 100, 1, "{:g} %")
-RMSE = Metric("rmse", "RMSE, items: less is better", " items", 1, 2, "{:g}")
+RMSE = Metric("rmse", "RMSE, items: less is better", " items", 1, 2, "{:.2f}")
 
 
 def scores(facts: Facts) -> Section:
