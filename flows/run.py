@@ -23,6 +23,7 @@ from bincount.settings import (
 from bincount.text import escape_markdown
 from flows import recording, summary
 from flows.prepare import prepare
+from flows.recording import record_end
 from flows.results import Finished
 from flows.train import TRAIN_SECTIONS, train
 from tasks import registration as registration_tasks
@@ -31,7 +32,14 @@ from tasks import reporting as reporting_tasks
 logger = logging.getLogger("bincount.flows")
 
 
-@flow(name="run", flow_run_name="run {data.source}", persist_result=False)
+@flow(
+    name="run",
+    flow_run_name="run {data.source}",
+    persist_result=False,
+    on_failure=[record_end],
+    on_crashed=[record_end],
+    on_cancellation=[record_end],
+)
 @tags(TAG)  # the runs of its parts inherit none from a deployment
 def run(
     *,

@@ -63,7 +63,7 @@ class RunRecord(BaseModel, frozen=True):
 
 def keep(record: RunRecord, workspace: Path) -> Path:
     """Write the record of a run into a workspace, in place of one that the same run has left. Raises DiskFull."""
-    name = re.sub(r"[^\w.-]", "_", record.flow_run) or "run"
+    name = re.sub(r"[^\w-]", "_", record.flow_run) or "run"
     path = workspace / FOLDER / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(path, record.model_dump(mode="json", exclude_none=True))

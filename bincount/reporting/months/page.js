@@ -37,7 +37,12 @@ for (const chart of document.querySelectorAll(".chart")) {
   };
   plot.addEventListener("pointermove", nearest);
   plot.addEventListener("pointerdown", nearest);
-  plot.addEventListener("pointerleave", hide);
+  plot.addEventListener("pointerleave", (event) => {
+    if (event.pointerType === "mouse") hide(); // a finger leaves when it is lifted: what it has shown stays
+  });
+  document.addEventListener("pointerdown", (event) => {
+    if (!plot.contains(event.target)) hide();
+  });
   chart.addEventListener("blur", hide);
   chart.addEventListener("keydown", (event) => {
     const last = stops.length - 1;
