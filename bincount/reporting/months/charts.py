@@ -18,7 +18,25 @@ EDGE = 0.015  # of the width, left free on both sides
 LABEL_WIDTH = 0.09  # of the width, on a phone
 TICKS = 5  # at most, so that they fit on a phone
 SHORTEST = timedelta(hours=2)  # that an axis covers
-STEPS = ("10min", "30min", "1h", "3h", "6h", "1D", "2D", "7D", "14D", "MS", "2MS", "3MS", "6MS", "YS", "2YS", "5YS")
+STEPS = {  # between labels, by their length in days
+    "10min": 1 / 144,
+    "30min": 1 / 48,
+    "1h": 1 / 24,
+    "3h": 1 / 8,
+    "6h": 1 / 4,
+    "1D": 1,
+    "2D": 2,
+    "7D": 7,
+    "14D": 14,
+    "MS": 30,
+    "2MS": 60,
+    "3MS": 91,
+    "6MS": 182,
+    "YS": 365,
+    "2YS": 730,
+    "5YS": 1826,
+    "10YS": 3652,
+}
 
 
 @dataclass(frozen=True)
@@ -234,7 +252,10 @@ def _nice(step: float) -> float:
 
 
 def _time_labels(axes: _Axes) -> list[tuple[float, str]]:
-    for frequency in STEPS:
+    days = (axes.end - axes.start) / timedelta(days=1)
+    for frequency, length in STEPS.items():
+        if days / length > TICKS + 1:
+            continue
         first = pd.Timestamp(axes.start).tz_convert("UTC")
         if frequency[-1] in "DS":
             first = first.normalize()
