@@ -90,7 +90,7 @@ def _run_tiles(facts: Facts) -> list[tuple[str, str, str]]:
     if not recent:
         return []
     ended = Counter("failed" if record.outcome in FAILURES else record.outcome for record in recent)
-    outcomes = ", ".join(f"{count:,} {name}" for name, count in ended.items())
+    outcomes = ", ".join(f"{ended[name]:,} {name}" for name in ("trained", "skipped", "failed") if ended[name])
     tiles = [("runs in 30 days", f"{len(recent):,}", outcomes)]
     costs = Counter()
     for record in recent:
