@@ -318,8 +318,10 @@ class Registry:
         if not run_id:
             return ""
         self.client.log_text(run_id, page, REPORT)
-        pages = pages_of(self.client.tracking_uri)
-        return f"{pages}/#/experiments/{self.experiment_id}/runs/{run_id}/artifacts/{REPORT}" if pages else ""
+        if not (pages := pages_of(self.client.tracking_uri)):
+            return ""
+        experiment_id = self.client.get_run(run_id).info.experiment_id  # the history's may be another than this one
+        return f"{pages}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{REPORT}"
 
     def find_rollback(self, version: Version) -> AliasChange | None:
         """Return the change that rolled a version back, unless it was promoted again since."""
