@@ -42,7 +42,7 @@ from flows.timing import Timings
 from flows.train import TRAIN_SECTIONS, train
 from tasks import data as data_tasks
 from tasks import registration as registration_tasks
-from tasks import reporting as reporting_tasks
+from tasks import report as report_tasks
 from tasks import retraining as retraining_tasks
 
 logger = logging.getLogger("bincount.flows")
@@ -146,7 +146,7 @@ def retrain(
         removed = cleaned.result() if cleaned.is_completed() else None
         result = NightlyRun(prepared, new_data, measured, model, removed, timings, flow_run.run_count)
         # as with the clean-up: the model is as good without the report
-        reporting_tasks.write_report(job, recording.of_nightly_run(result, job), return_state=True)
+        report_tasks.write_report(job, recording.of_nightly_run(result, job), return_state=True)
         create_markdown_artifact(
             key=PAGE,
             markdown=tables.markdown(summary.of_nightly_run(result, retraining)),

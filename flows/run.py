@@ -27,7 +27,7 @@ from flows.recording import record_end
 from flows.results import Finished
 from flows.train import TRAIN_SECTIONS, train
 from tasks import registration as registration_tasks
-from tasks import reporting as reporting_tasks
+from tasks import report as report_tasks
 
 logger = logging.getLogger("bincount.flows")
 
@@ -68,7 +68,7 @@ def run(
     prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
     model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
     finished = Finished(prepared, model)
-    reporting_tasks.write_report(job, recording.of_run(finished, job), return_state=True)
+    report_tasks.write_report(job, recording.of_run(finished, job), return_state=True)
     logger.info(summary.headline(model))
     create_markdown_artifact(
         key="summary",
