@@ -145,11 +145,11 @@ def retrain(
             cleaned = retraining_tasks.clean_up(job, return_state=True)
         removed = cleaned.result() if cleaned.is_completed() else None
         result = NightlyRun(prepared, new_data, measured, model, removed, timings, flow_run.run_count)
-        # as with the clean-up: the model is as good without the report
-        report_tasks.write_report(job, recording.of_nightly_run(result, job), return_state=True)
         create_markdown_artifact(
             key=PAGE,
             markdown=tables.markdown(summary.of_nightly_run(result, retraining)),
             description=escape_markdown(summary.nightly_headline(result)),
         )
+        # last, since it may wait for MLflow; a nightly run is as good without
+        report_tasks.write_report(job, recording.of_nightly_run(result, job), return_state=True)
         return result if model else Completed(name="Skipped", message=new_data.skip_reason, data=result)

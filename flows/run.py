@@ -68,11 +68,12 @@ def run(
     prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
     model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
     finished = Finished(prepared, model)
-    report_tasks.write_report(job, recording.of_run(finished, job), return_state=True)
     logger.info(summary.headline(model))
     create_markdown_artifact(
         key="summary",
         markdown=tables.markdown(summary.of_run(prepared, model)),
         description=f"Run on {escape_markdown(data.source)}",
     )
+    # last, since it may wait for MLflow; a run is as good without
+    report_tasks.write_report(job, recording.of_run(finished, job), return_state=True)
     return finished
