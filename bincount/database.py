@@ -15,6 +15,8 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from bincount.errors import BincountError, DiskFull, ServiceUnavailable, SettingsError, mask_address, mask_credentials
 
 KINDS = ("sqlite", "postgresql", "mysql", "mssql")
+# Of MLflow's pages. They open on their side for language models and agents; trainings are on the other one.
+MODELS_PAGE, TRAININGS = "/#/models", "?workflowType=machine_learning"
 CONNECT_SECONDS = 5
 LOCKED_SECONDS = 8  # that another process may keep a SQLite file locked for; MLflow's own writes take milliseconds
 # As the databases and their drivers say it where another try does not help, since a setting is wrong.
@@ -45,6 +47,12 @@ def pages_of(uri: str) -> str:
         return ""
     parts = urlsplit(uri.rstrip("/"))
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def models_page(uri: str, below: str = "") -> str:
+    """Return the link to the models on a server's pages, or to a page below that; empty as pages_of is."""
+    pages = pages_of(uri)
+    return f"{pages}{MODELS_PAGE}{quote(below)}{TRAININGS}" if pages else ""
 
 
 def sqlite_uri(path: Path) -> str:

@@ -7,17 +7,24 @@ they are read.
 import errno
 import hashlib
 import json
+import logging
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import xxhash
+from filelock import FileLock, Timeout
 
 from bincount.errors import BincountError, DiskFull
 
+logger = logging.getLogger(__name__)
+
 CHECKSUM = "checksum"
+SECONDS_OF_PATIENCE = 2  # before a log line says that a lock is waited for
+SECONDS_BETWEEN_REMINDERS = 300
 LONGEST_NAME = 180  # bytes of the 255 that a name may have; a temporary name also holds the process and the thread
 REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
 
@@ -38,6 +45,31 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk, others need its space
         raise
+
+
+@contextmanager
+def locked(path: Path, holder: str, *, is_stopped: Callable[[], bool] | None = None) -> Iterator[None]:
+    """Hold the lock file at path; while another process has it, say who is waited for, and wait.
+
+    holder says what another process does that has the lock: "another process packs images in FOLDER". Raises
+    filelock.Timeout when is_stopped becomes true meanwhile.
+    """
+    lock = FileLock(path)
+    began, seconds = time.monotonic(), SECONDS_OF_PATIENCE
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=seconds, poll_interval=0.1, cancel_check=is_stopped)
+        except Timeout:
+            if is_stopped and is_stopped():
+                raise
+            logger.warning("waiting for %.0f s by now: %s", time.monotonic() - began, holder)
+            seconds = SECONDS_BETWEEN_REMINDERS
+    if seconds != SECONDS_OF_PATIENCE:
+        logger.info("going on after %.0f s of waiting", time.monotonic() - began)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def short_name(path: Path) -> str:

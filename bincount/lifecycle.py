@@ -88,7 +88,9 @@ def find_new_data(registry: Registry, snapshot: Snapshot, job: Job, *, flow_run:
     # A version that is neither champion nor decided about is compared by this run, also where nothing is new.
     if champion or _is_settled(since):
         new_data = replace(new_data, skip_reason=_why_skip(registry, snapshot, new_data, job, flow_run))
-    logger.info("%d images are %s. %s", num_new, new_data.describe(), new_data.skip_reason)
+    logger.info(
+        "%s images are %s", f"{num_new:,}", ". ".join(filter(None, [new_data.describe(), new_data.skip_reason]))
+    )
     return new_data
 
 
@@ -274,7 +276,7 @@ def promote(
         ):
             break
         logger.info("another version became champion meanwhile: comparing again")
-    logger.info("%s version %d: %s", version.name, version.version, decision.describe())
+    logger.info("%s version %d: %s", version.name, version.version, decision.describe(), extra={"in_result": True})
     return Promotion(registry.find(str(version.version)), decision, decision.promote)
 
 

@@ -17,7 +17,6 @@ from bincount.errors import SettingsError, SnapshotNotFound, mask_credentials
 from bincount.evaluation import promotion as promotion_rules
 from bincount.problem import Classes
 from bincount.settings import Device, Job, RegistryConfig, RunnerConfig
-from bincount.tracking.connection import open_existing
 from bincount.training.spec import check_initial_weights, is_checkpoint
 from bincount.workspace import Workspace
 
@@ -49,14 +48,14 @@ def check_classes(job: Job) -> None:
 def check_run(job: Job) -> None:
     """Raise an error where the whole job, or a nightly run, cannot work with these settings."""
     check_prepare(job)
-    _check_training(job, job.data.class_set)
+    check_training(job, job.data.class_set)
 
 
 def check_train(job: Job, snapshot: str | None) -> Snapshot:
     """Return the snapshot with this digest, or the last one; raise an error where it cannot be trained on."""
     check_writable(job.workspace)
     asked = find_snapshot(job, snapshot)
-    _check_training(job, asked.classes)
+    check_training(job, asked.classes)
     return asked
 
 
@@ -86,6 +85,8 @@ def check_versions(job: Job, versions: Sequence[str]) -> None:
 
     This asks the registry, so a flow leaves it to a task, which tries again while the registry is away.
     """
+    from bincount.tracking.connection import open_existing  # here, since MLflow takes seconds to import
+
     registry = open_existing(Workspace(root=job.workspace), job.registry)
     for version in versions:
         registry.find(version)
@@ -167,7 +168,8 @@ def check_url(flag: str, url: str | None, schemes: Sequence[str], *, needs_port:
         raise SettingsError(f"{flag} {mask_credentials(url)} is no address of a server; write {form}")
 
 
-def _check_training(job: Job, classes: Classes) -> None:
+def check_training(job: Job, classes: Classes) -> None:
+    """Raise an error where no model of these classes can be trained with these settings."""
     check_registry(job.registry)
     check_initial_weights(job.training)
     check_device(job.training.device, job.launch.nproc_per_node)

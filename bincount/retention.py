@@ -138,10 +138,11 @@ def remove(plan: Plan, registry: Registry) -> Removed:
             why = f"it cannot be removed: {error}"
         if why:
             left.append(replace(place, why=why))
-            logger.info("%s was not removed: %s", place.path, why)
+            logger.info("%s was not removed: %s", place.path, why, extra={"in_result": True})
         else:
             gone.append(place)
-            logger.info("removed %s, %.1f MB: %s", place.path, place.num_bytes / 1e6, place.why)
+            about = (place.path, place.num_bytes / 1e6, place.why)
+            logger.info("removed %s, %.1f MB: %s", *about, extra={"in_result": True})
     return Removed(tuple(gone), tuple(left))
 
 

@@ -53,6 +53,11 @@ def escape_html(text: object) -> str:
     return html.escape(str(text))
 
 
+def percent(share: float) -> str:
+    """Write a share as people read it everywhere: `41.8 %`."""
+    return f"{100 * share:.1f} %"
+
+
 def harmless_csv(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table to be written as CSV with no text that a spreadsheet would run as a formula.
 

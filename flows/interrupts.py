@@ -29,6 +29,7 @@ from typing import NoReturn
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 UNWIND_SECONDS = 3
 TRAINER_SECONDS = 7  # to end a step and write the checkpoint; then the one before counts
+ERASE_LINE, BELOW = "\r\x1b[2K", "\r\n"
 REPORT_SECONDS = 1  # to say on the run's page that it has ended
 SAME_PRESS_SECONDS = 0.2  # a program around this one may pass on what the terminal sends to both
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
@@ -144,7 +145,8 @@ class _Watcher:
         """Write the line, and let nothing follow it: neither logs and bars nor what threads say as they are cut off."""
         line = f"bincount: stopped; {self.kept}\n"
         if os.isatty(self._terminal):
-            line = f"\r\n{line}"  # behind ^C, or a bar
+            can_erase = os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+            line = f"{ERASE_LINE if can_erase else BELOW}{line}"  # what stands there is ^C, or a bar
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2)
         os.close(nowhere)

@@ -1,15 +1,16 @@
 """From a bucket or a folder of photos to a snapshot with splits and a pack of decoded images."""
 
 import logging
+import time
 from pathlib import Path
 
 from prefect import flow, unmapped
 from prefect.futures import as_completed
 
 from bincount import preflight
-from bincount.data.fetch import SyncReport
+from bincount.data.fetch import FETCHING, SyncReport
 from bincount.data.sync import BATCH, Plan
-from bincount.progress import track
+from bincount.progress import Progress
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, Job, RunnerConfig, WorkspacePath
 from bincount.workspace import Workspace
 from flows.results import Prepared
@@ -51,7 +52,14 @@ def _fetch(data: DataConfig, dataset: Path, plan: Plan, runner: RunnerConfig) ->
         return SyncReport()  # a cluster need not be started for nothing
     each = {"number": range(1, plan.num_batches + 1)}
     shared = {"data": unmapped(data), "dataset": unmapped(dataset), "plan": unmapped(plan)}
+    began = time.monotonic()
     with open_runner(runner) as task_runner:
         batches = task_runner.map(data_tasks.fetch_batch, shared | each)
-        done = track(as_completed(list(batches)), "fetching", plan.num_batches, f"batches of {BATCH}", logger)
-        return sum((batch.result() for batch in done), SyncReport())
+        report = SyncReport()
+        with Progress(FETCHING, plan.num_new, "bins", logger) as progress:
+            for number, batch in enumerate(as_completed(list(batches)), start=1):
+                report += batch.result()
+                progress.reach(min(number * BATCH, plan.num_new))  # where batches are fetched in other processes
+        speed = plan.num_new / max(time.monotonic() - began, 1e-9)
+        logger.info("fetched %s of %s bins, %.0f bins/s", f"{report.num_fetched:,}", f"{plan.num_new:,}", speed)
+        return report

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from prefect import Flow, flow, tags
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
@@ -16,6 +15,7 @@ from prefect.states import Completed, State
 
 from bincount import preflight
 from bincount.environment import TAG
+from bincount.files import locked
 from bincount.reporting import tables
 from bincount.settings import (
     DEFAULT_WORKSPACE,
@@ -70,16 +70,9 @@ def leave_page(flow: Flow, flow_run: FlowRun, state: State) -> None:  # a worker
 def only_nightly_run(workspace: Path) -> Iterator[None]:
     """Wait until no other nightly run is at work: Prefect limits one deployment, and frees a dead run's slot early."""
     workspace.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(workspace / ".night.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("another nightly run is at work in %s; this one goes on when it has ended", workspace)
-        lock.acquire(poll_interval=1)
-    try:
+    holder = f"another nightly run is at work in {workspace}; this one goes on when it has ended"
+    with locked(workspace / ".night.lock", holder):
         yield
-    finally:
-        lock.release()
 
 
 @flow(
@@ -144,6 +137,8 @@ def retrain(
         with timings.step("clean-up"):  # a nightly run is as good as its model, also where this fails
             cleaned = retraining_tasks.clean_up(job, return_state=True)
         removed = cleaned.result() if cleaned.is_completed() else None
+        if removed is None:
+            logger.warning("the clean-up failed, and the next nightly run tries again: %s", cleaned.message)
         result = NightlyRun(prepared, new_data, measured, model, removed, timings, flow_run.run_count)
         create_markdown_artifact(
             key=PAGE,

@@ -68,7 +68,7 @@ def run(
     prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
     model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
     finished = Finished(prepared, model)
-    logger.info(summary.headline(model))
+    logger.info(summary.headline(model), extra={"in_result": True})
     create_markdown_artifact(
         key="summary",
         markdown=tables.markdown(summary.of_run(prepared, model)),

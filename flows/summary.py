@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from bincount.data import bins
-from bincount.database import has_secret, is_server, pages_of
+from bincount.database import has_secret, is_server, models_page
 from bincount.reporting.tables import (
     Tables,
     class_balance,
@@ -21,7 +21,7 @@ from bincount.reporting.tables import (
     of_warnings,
 )
 from bincount.settings import RetrainConfig
-from bincount.text import markdown_link
+from bincount.text import markdown_link, percent
 from flows.timing import Timings
 
 if TYPE_CHECKING:  # they import torch, MLflow and Prefect, which a command that only shows something need not wait for
@@ -77,7 +77,8 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Tables:
         about.append(("in MLflow", markdown_link(f"version {run.model.version.version}", run.model.page)))
     images = of_prepare(run.prepared)
     del images["Time"]
-    tables = {"Nightly run": pd.DataFrame(about, columns=["", "value"])} | images
+    # of objects, since pandas would make plain text of the link
+    tables = {"Nightly run": pd.DataFrame(about, columns=["", "value"], dtype=object)} | images
     if len(indices := drift_indices(run.drift)):
         tables |= {"New images against those that the champion was trained on": indices}
     if run.model:
@@ -98,12 +99,12 @@ def of_train(model: "TrainedModel") -> Tables:
     facts = [
         ("registered", f"{version.name} version {version.version}, {version.alias or 'no alias'}"),
         ("MLflow run", version.run_id),
-        ("best epoch", f"{trained.best_epoch} of {trained.epochs}, val accuracy {trained.val_accuracy:.1%}"),
+        ("weights kept", f"{trained.describe_epoch()}; val accuracy {percent(trained.val_accuracy)}"),
         ("training speed", f"{trained.images_per_second:,.0f} images/s"),
         ("files", str(trained.folder)),
     ]
     if trained.members:
-        alone = ", ".join(f"{accuracy:.1%}" for accuracy in trained.members)
+        alone = ", ".join(percent(accuracy) for accuracy in trained.members)
         facts.insert(3, (f"{len(trained.members)} members", f"val accuracy alone {alone}"))
     tables = of_evaluation(model.evaluation) | of_decision(model.decision)
     return tables | {"Model": pd.DataFrame(facts, columns=["", "value"]), "Time": _times(model.timings)}
@@ -113,8 +114,8 @@ def headline(model: "TrainedModel") -> str:
     """Return the test result of a model in a sentence."""
     version, metrics, baseline = model.version, model.evaluation.metrics, model.evaluation.baseline
     name = f"{version.name} version {version.version}, {version.alias or 'without alias'}"
-    result = f"accuracy {metrics.accuracy:.1%} on {metrics.num_images:,} test images"
-    return f"{name}: {result}; always predicting {baseline.class_name}: {baseline.accuracy:.1%}"
+    result = f"accuracy {percent(metrics.accuracy)} on {metrics.num_images:,} test images"
+    return f"{name}: {result}; always predicting {baseline.class_name}: {percent(baseline.accuracy)}"
 
 
 def of_models(versions: Sequence["Version"], history: Sequence["AliasChange"]) -> Tables:
@@ -189,13 +190,15 @@ def show_pages(tracking_uri: str) -> None:
     else:
         print(f"  {_command('python')} -m deployments.server\n  then open http://127.0.0.1:4200/runs")
     print("Models, curves and plots:")
-    if pages := pages_of(tracking_uri):
-        print(f"  {pages}/#/models")
+    if page := models_page(tracking_uri):
+        print(f"  {page}")
     elif is_server(tracking_uri):
         print(f"  in {tracking_uri}")
     else:
         store = '"$MLFLOW_TRACKING_URI"' if has_secret(tracking_uri) else shlex.quote(tracking_uri)
-        print(f"  {_command('mlflow')} server --backend-store-uri {store}\n  then open http://127.0.0.1:5000/#/models")
+        print(
+            f"  {_command('mlflow')} server --app-name bincount --backend-store-uri {store}\n  then open {models_page('http://127.0.0.1:5000')}"
+        )
 
 
 def _times(timings: Timings) -> pd.DataFrame:

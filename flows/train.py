@@ -6,7 +6,6 @@ from prefect import flow
 
 from bincount import lifecycle, preflight
 from bincount.data.packs import Pack
-from bincount.data.pictures import DECODER_VERSION
 from bincount.data.snapshots import Snapshot
 from bincount.settings import (
     DEFAULT_WORKSPACE,
@@ -19,7 +18,7 @@ from bincount.settings import (
     TrainConfig,
     WorkspacePath,
 )
-from bincount.training.run_folder import Trained
+from bincount.training.run_folder import Trained, folder_of
 from bincount.workspace import Workspace
 from flows.results import TrainedModel
 from flows.timing import Timings
@@ -82,11 +81,12 @@ def train(
 
 def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:
     """Train each network of the model, and average them where there are several."""
-    folder_of = partial(Workspace(root=job.workspace).run, snapshot.digest, job.images, decoder=DECODER_VERSION)
+    folder = partial(folder_of, Workspace(root=job.workspace), snapshot, job.images)
+    member_of = (job, folder(job.training)) if job.training.members > 1 else None
     members = [
-        training_tasks.train_model(job.replace(training=member), snapshot, pack, folder_of(member))
+        training_tasks.train_model(job.replace(training=member), snapshot, pack, folder(member), member_of)
         for member in job.training.each_member()
     ]
     if len(members) == 1:
         return members[0]
-    return training_tasks.average_models(job, members, snapshot, pack, folder_of(job.training))
+    return training_tasks.average_models(job, members, snapshot, pack, folder(job.training))

@@ -1,25 +1,15 @@
-"""Mistakes in settings in words: the flag or key as it is written, what it takes, and what may have been meant."""
+"""Mistakes in the words of a command: the flag or key as it is written, and what may have been meant."""
 
-import difflib
-import json
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Iterable
 
 from cyclopts import CycloptsError
 from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, UnknownOptionError
-from pydantic import AliasChoices, BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 from bincount import settings
-from bincount.errors import mask_credentials
+from bincount.mistakes import explain_values, flag, names_of, suggest
 
-LIMITS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-NO_TEXT = ("string_type", "path_type")  # pydantic's kinds of errors
-WRONG_LENGTH = ("string_too_short", "string_too_long")
 HELP_FLAGS = ("--help", "-h")
 
 
@@ -45,48 +35,6 @@ def explain(error: CycloptsError) -> str:
     return text
 
 
-def flag(name: str) -> str:
-    """Return the flag of a setting."""
-    return f"--{name.replace('_', '-')}"
-
-
-def explain_values(
-    error: ValidationError, model: type[BaseModel] | None = None, written: Callable[[str], str] = flag
-) -> Iterator[str]:
-    """Describe each value that a group of settings refuses: which setting it was given for, and what that takes.
-
-    written makes of a setting's name how it was written. The model is found by the error's title where it is not given.
-    """
-    model = model or getattr(settings, error.title, None)
-    for found in error.errors(include_url=False):
-        if found["type"] == "default_factory_not_called" or not found["loc"]:
-            continue  # it follows from another mistake
-        name = str(found["loc"][0])
-        field = _field(model, name)
-        given = mask_credentials(_as_written(found["input"]))
-        if found["type"] == "value_error":
-            yield f"{written(name)}: {found['msg'].removeprefix('Value error, ')}"
-        elif field is not None and found["type"] in NO_TEXT:
-            yield f"{written(name)} takes {'a path' if Path in _kinds(field.annotation) else 'text'}, not {given}"
-        elif field is None or found["type"] in WRONG_LENGTH or not (required := takes(field)):
-            yield f"{written(name)}: {found['msg'][0].lower()}{found['msg'][1:]}, not {given}"
-        else:
-            meant = suggest(str(found["input"]), _choices(field.annotation))
-            yield f"{written(name)} takes {required}, not {given}{meant}"
-
-
-def names_of(model: type[BaseModel]) -> dict[str, str]:
-    """Return the name of each setting of a model by every name that is accepted for it, those of before included."""
-    aliases = {name: field.validation_alias for name, field in model.model_fields.items()}
-    earlier = {
-        str(choice): name
-        for name, alias in aliases.items()
-        if isinstance(alias, AliasChoices)
-        for choice in alias.choices
-    }
-    return earlier | {name: name for name in aliases}
-
-
 def rename_flags(words: Iterable[str]) -> list[str]:
     """Replace the flags of earlier releases by those of today, which are the only ones that the help shows."""
     renamed = {
@@ -98,56 +46,6 @@ def rename_flags(words: Iterable[str]) -> list[str]:
     }
     parts = (word.partition("=") for word in words)
     return ["".join((renamed.get(name, name), *value)) for name, *value in parts]
-
-
-def _field(model: type[BaseModel] | None, name: str) -> FieldInfo | None:
-    return model.model_fields.get(name) if model else None
-
-
-def takes(field: FieldInfo) -> str:
-    """Describe what a setting takes, with its range or its choices; empty where it is any text."""
-    if choices := _choices(field.annotation):
-        return f"one of {', '.join(choices)}"
-    if without := next((found for part in field.metadata if (found := _forbidden(part))), None):
-        return f"a name without any of {without}"
-    limits = {
-        limit: value for part in field.metadata for limit in LIMITS if (value := getattr(part, limit, None)) is not None
-    }
-    steps = next((part.multiple_of for part in field.metadata if getattr(part, "multiple_of", None)), None)
-    kinds = [KINDS[kind.__name__] for kind in _kinds(field.annotation) if kind.__name__ in KINDS]
-    if not kinds:
-        return ""
-    within = " and ".join(
-        LIMITS[limit].format(f"{value:,}" if value >= 10000 else value) for limit, value in limits.items()
-    )
-    return " ".join(filter(None, [kinds[0], f"in steps of {steps}" if steps else "", within and f"of {within}"]))
-
-
-def _forbidden(part: object) -> str:
-    """Return the characters that a pattern of the form ^[^...]+$ excludes, with spaces between."""
-    found = re.fullmatch(r"\^\[\^(.+)\]\+\$", str(getattr(part, "pattern", "")))
-    return " ".join(found[1].replace("\\", "")) if found else ""
-
-
-def _kinds(annotation: Any) -> tuple[type, ...]:
-    inside = get_args(annotation)
-    return tuple(kind for each in inside for kind in _kinds(each)) if inside else (annotation,)
-
-
-def _choices(annotation: Any) -> tuple[str, ...]:
-    if get_origin(annotation) is Literal:
-        return tuple(map(str, get_args(annotation)))
-    return tuple(choice for each in get_args(annotation) for choice in _choices(each))
-
-
-def _as_written(value: object) -> str:
-    return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def suggest(typed: str, known: Iterable[str]) -> str:
-    """Return the question that ends an error: whether the most similar of the known names was meant; else nothing."""
-    close = difflib.get_close_matches(typed, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def fail(text: str) -> None:

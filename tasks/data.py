@@ -8,7 +8,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run, task_run
 
-from bincount.data import advice, assembly, bins, fetch, packing, source, sync
+from bincount.data import advice, assembly, fetch, packing, source, sync
 from bincount.data.balance import ClassBalance
 from bincount.data.fetch import SyncReport
 from bincount.data.packs import Pack
@@ -75,8 +75,7 @@ def pack_fetched(data: DataConfig, dataset: Path, images: ImageConfig) -> Pack:
 @task(name="assign splits", task_run_name="assign splits", cache_policy=NO_CACHE)
 def freeze_snapshot(data: DataConfig, dataset: Path) -> Snapshot:
     """Group what was fetched by bin, assign the groups to splits, and freeze the result."""
-    rows = bins.merge(dataset)
-    return assembly.build(dataset, rows, data.class_set, data.source, data.extra_names, data.keep_splits)
+    return assembly.freeze_fetched(dataset, data)
 
 
 @task(name="measure balance", task_run_name="measure balance", cache_policy=NO_CACHE)
@@ -84,7 +83,7 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
     """Count images by class and split, as a table on the run's page, and warn of what needs a person's attention."""
     balance = advice.examine(snapshot.read(), snapshot.classes)
     for warning in balance.warnings:
-        logger.warning(warning)
+        logger.warning(warning, extra={"in_result": True})
     about = f"Images by class and split in snapshot {snapshot.digest[:12]}; imbalance {balance.imbalance:.1f}"
     create_table_artifact(
         key="class-balance",

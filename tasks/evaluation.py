@@ -12,7 +12,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation, evaluate, find_mistakes, find_suspects
 from bincount.reporting import tables
 from bincount.settings import Device, Job
-from bincount.text import escape_markdown
+from bincount.text import escape_markdown, percent
 from bincount.training.spec import is_checkpoint
 from tasks.registry import open_registry
 from tasks.retry import MLFLOW_RETRIES
@@ -37,8 +37,8 @@ def evaluate_model(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Pat
     create_markdown_artifact(
         key="test-scores",
         markdown=tables.markdown_table(tables.overall_scores(evaluation)),
-        description=f"Accuracy {metrics.accuracy:.1%} on {metrics.num_images:,} test images; "
-        f"always predicting {escape_markdown(baseline.class_name)}: {baseline.accuracy:.1%}",
+        description=f"Accuracy {percent(metrics.accuracy)} on {metrics.num_images:,} test images; "
+        f"always predicting {escape_markdown(baseline.class_name)}: {percent(baseline.accuracy)}",
     )
     _create_table(tables.class_scores(evaluation), "test-metrics", "Scores by class")
     _create_table(tables.confusion(metrics), "confusion", "Test images by recorded and predicted class")

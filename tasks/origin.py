@@ -16,16 +16,27 @@ def root_flow_run() -> str:
 
 
 def origin_tags() -> dict[str, str]:
-    """Return the tags that say which flow run has made something: its page, or its id, and the id of its root."""
+    """Return the tags that say who and what has made something: the user, the flow, its run and the root of that.
+
+    The run is given by its page, or by its id where there are no pages.
+    """
     page = flow_run.ui_url if PREFECT_UI_URL.value() else str(flow_run.id or "")
-    return {"flow_run": page, ROOT_FLOW_RUN_TAG: str(flow_run.root_flow_run_id or "")}
+    return {
+        "flow_run": page,
+        ROOT_FLOW_RUN_TAG: str(flow_run.root_flow_run_id or ""),
+        "flow": flow_run.flow_name or "",
+        "user": _user(),
+    }
 
 
 def who() -> str:
     """Return who moves an alias: the user and the host, and the flow run where there is one."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        user = f"uid {os.getuid()}"
-    person = f"{user}@{socket.gethostname()}"
+    person = f"{_user()}@{socket.gethostname()}"
     return f"{person} in flow run {flow_run.name}" if flow_run.name else person
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return f"uid {os.getuid()}"

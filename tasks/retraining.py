@@ -40,7 +40,7 @@ def measure_drift(job: Job, new_data: NewData, snapshot: Snapshot, pack: Pack) -
         key="drift", markdown=tables.drift_page(drift), description=escape_markdown(drift.describe())
     )
     for warning in drift.warnings:
-        logger.warning(warning)
+        logger.warning(warning, extra={"in_result": True})
     if file and drift.warnings:
         champion = new_data.champion
         emit_event(

@@ -30,12 +30,22 @@ logger = logging.getLogger("bincount.tasks")
     retry_delay_seconds=[5, 60],
     retry_condition_fn=is_transient,
 )
-def train_model(job: Job, snapshot: Snapshot, pack: Pack, folder: Path) -> Trained:
-    """Train in processes of its own, with the curves live in MLflow; a retry resumes from the last checkpoint."""
+def train_model(
+    job: Job, snapshot: Snapshot, pack: Pack, folder: Path, member_of: tuple[Job, Path] | None = None
+) -> Trained:
+    """Train in processes of its own, with the curves live in MLflow; a retry resumes from the last checkpoint.
+
+    member_of are the settings and the folder of the model that the network is a member of, whose run in MLflow has this
+    one below it.
+    """
 
     def start() -> tuple[Runs, str]:
         runs = connect(Workspace(root=job.workspace), job.registry).open(anew=is_retry()).runs
-        return runs, start_training(runs, job, snapshot, folder, origin_tags())
+        tags, parent = origin_tags(), ""
+        if member_of:
+            whole, whole_folder = member_of
+            parent = start_training(runs, whole, snapshot, whole_folder, tags)
+        return runs, start_training(runs, job, snapshot, folder, tags, parent)
 
     request = Request(snapshot, pack, job.images, job.training, folder)
     with LiveRun(start, folder / "debug") as run:

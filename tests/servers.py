@@ -94,12 +94,15 @@ def _make_mlflow_database(folder: Path) -> None:
 
 
 @contextmanager
-def mlflow_server(folder: Path, database: str | None = None, port: int | None = None) -> Iterator[str]:
+def mlflow_server(
+    folder: Path, database: str | None = None, port: int | None = None, app: str | None = None
+) -> Iterator[str]:
     """An MLflow server on SQLite in the folder, named as in a workspace, or on another database; gives its URL."""
     port = port or free_port()
     command = [program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", database or f"sqlite:///{with_database(folder.resolve())}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "mlflow-artifacts")]
+    command += ["--app-name", app] if app else []
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     url = f"http://127.0.0.1:{port}"
     with running(command, environment, folder / "mlflow-server.log", f"{url}/health"):

@@ -13,6 +13,7 @@ import servers
 from mlflow.entities import Run
 from playwright.sync_api import Browser, Error, Page, Response, expect, sync_playwright
 
+from bincount import database
 from bincount.data import synthetic
 from bincount.settings import RegistryConfig
 from bincount.tracking import connection
@@ -20,12 +21,6 @@ from bincount.tracking import connection
 pytestmark = pytest.mark.services
 
 SECONDS = 60  # for a page to show something, on a busy machine
-# As a second visit finds it: what MLflow offers at the first one, a tour and a chat, covers the pages.
-SECOND_VISIT = """
-localStorage.setItem("_mlflow_model_registry_promo_modal_dismissed_v1", "true");
-localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
-localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
-"""
 
 
 @dataclass(frozen=True)
@@ -60,8 +55,8 @@ def bins(tmp_path_factory) -> Path:
 def site(request, browser, bins, tmp_path_factory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp(request.param)
     with ExitStack() as stack:
-        database = stack.enter_context(servers.postgres(folder)) if request.param == "postgresql" else None
-        url = stack.enter_context(servers.mlflow_server(folder, database))
+        postgres = stack.enter_context(servers.postgres(folder)) if request.param == "postgresql" else None
+        url = stack.enter_context(servers.mlflow_server(folder, postgres, app="bincount"))
         run_pipeline(bins, folder, url)
         opened = connection.open_registry(url, folder, RegistryConfig())
         champion = opened.find_champion()
@@ -104,7 +99,6 @@ def page(browser, site) -> Iterator[Page]:
             errors.append(f"{response.status} {response.url}")
 
     with browser.new_context(base_url=site.url, viewport={"width": 1280, "height": 800}) as context:
-        context.add_init_script(SECOND_VISIT)
         page = context.new_page()
         page.on("pageerror", note_error)
         page.on("response", note_failure)
@@ -118,6 +112,25 @@ def keep(page: Page, name: str) -> None:
     """Keep what the page shows as a picture, where pictures are asked for."""
     if folder := os.environ.get("BINCOUNT_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+@pytest.mark.parametrize("path", ["/", "/#/models", "/#/experiments"])
+def test_a_first_visit_finds_the_pages_of_trainings_and_no_chat_beside_them(page, path):
+    page.goto(path)
+
+    expect(page.get_by_role("link", name="Model registry", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="Prompts", exact=True)).to_have_count(0)  # of the side for language models
+    expect(page.get_by_placeholder("Ask a question")).to_have_count(0)  # of the chat
+
+
+def test_a_version_opens_among_trainings_on_a_server_that_was_started_without_the_app(browser, site, tmp_path):
+    """By the link that runs print and keep, whatever MLflow's own side is."""
+    with servers.mlflow_server(tmp_path) as url, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(database.models_page(url))
+
+        expect(page.get_by_role("link", name="Model registry", exact=True)).to_be_visible(timeout=SECONDS * 1000)
+        expect(page.get_by_role("link", name="Prompts", exact=True)).to_have_count(0)
 
 
 def test_the_list_of_models_names_the_version_and_the_champion(page):
@@ -137,9 +150,12 @@ def test_a_version_shows_its_alias_and_its_model_card(page, site):
     expect(page.get_by_text("Counts the items in a bin from a photo: 0 to 5.")).to_be_visible()
     headings = re.findall(r"^## (.+)$", site.card, re.MULTILINE)
     assert len(headings) > 3
+    assert headings[0] == "Against the majority class"  # the decision, before what it rests on
     for heading in headings:
         expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
     expect(page.get_by_role("row", name=re.compile(r"^accuracy \d+\.\d%"))).to_be_visible()  # a table, not its pipes
+    picture = page.locator("img[src*='overview.png']")
+    page.wait_for_function("image => image.naturalWidth > 1000", arg=picture.element_handle())
     keep(page, "mlflow-version")
 
     page.get_by_role("link", name=site.run.info.run_name).click()
@@ -158,12 +174,32 @@ def test_a_run_shows_its_settings_scores_and_dataset(page, site):
     keep(page, "mlflow-run")
 
 
+def test_a_run_says_whose_it_is_and_what_started_it(page, site):
+    page.goto(site.run_page)
+
+    assert site.run.info.run_name.startswith("small on bins")
+    expect(page.get_by_text("bincount train", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name=site.run.info.user_id, exact=True)).to_be_visible()
+    expect(page.get_by_text("Counts the items in a bin from a photo").first).to_be_attached()
+
+
+def test_charts_of_runs_have_scores_and_figures_of_all(page, site):
+    page.goto(f"/#/experiments/{site.run.info.experiment_id}/runs?compareRunsMode=CHART")
+
+    expect(page.get_by_role("heading", name="test/accuracy", exact=True)).to_be_visible()
+    page.get_by_role("searchbox", name="Search metric charts").fill("confusion_matrix")
+    page.get_by_text("confusion_matrix").first.scroll_into_view_if_needed()
+    picture = page.locator("img[src*='confusion_matrix']").first
+    page.wait_for_function("image => image.naturalWidth > 0", arg=picture.element_handle())
+    keep(page, "mlflow-compare")
+
+
 def test_a_run_draws_its_curves(page, site):
     page.goto(site.run_page)
     page.get_by_role("tab", name="Model metrics").click()
-    page.get_by_role("searchbox", name="Search metric charts").fill("val_accuracy")
+    page.get_by_role("searchbox", name="Search metric charts").fill("val/accuracy")
 
-    expect(page.get_by_role("heading", name="val_accuracy", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name="val/accuracy", exact=True)).to_be_visible()
     line = page.locator(".js-plotly-plot path.js-line").first  # of Plotly, which draws no text for it
     expect(line).to_have_attribute("d", re.compile(r"^M[-.\d]+,[-.\d]+L[-.\d]+,[-.\d]+$"))  # from epoch 1 to 2
     keep(page, "mlflow-curves")

@@ -1,8 +1,11 @@
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
+from servers import wait_for
 
 from bincount import files
 from bincount.errors import DatasetError, DiskFull
@@ -61,3 +64,45 @@ def test_a_name_as_long_as_files_have_is_written_atomically(tmp_path, name):
         temporary.write_text("all of it")
         assert temporary.name.startswith(".")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.fixture
+def impatient(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(files, "SECONDS_OF_PATIENCE", 0)
+    monkeypatch.setattr(files, "SECONDS_BETWEEN_REMINDERS", 0.1)
+
+
+def test_who_waits_for_a_lock_says_for_what_again_and_again_and_when_it_goes_on(tmp_path, impatient, caplog):
+    path, held = tmp_path / ".lock", threading.Event()
+
+    def hold() -> None:
+        with files.locked(path, "nobody"):
+            held.set()
+            wait_for(lambda: len(caplog.records) >= 2)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(60)
+    with files.locked(path, "another process is packing images in packs/64"):
+        other.join()
+    waiting = [record.message for record in caplog.records if "waiting for" in record.message]
+    assert len(waiting) >= 2
+    assert all(line.endswith("s by now: another process is packing images in packs/64") for line in waiting)
+    assert caplog.messages[-1].startswith("going on after ")
+
+
+def test_a_lock_that_is_free_is_held_without_a_word(tmp_path, impatient, caplog):
+    with files.locked(tmp_path / ".lock", "another process"), pytest.raises(Timeout):
+        FileLock(tmp_path / ".lock").acquire(timeout=0)
+    FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()
+    assert not caplog.records
+
+
+def test_who_is_told_to_stop_waits_for_a_lock_no_longer(tmp_path, impatient):
+    with (
+        files.locked(tmp_path / ".lock", "nobody"),
+        pytest.raises(Timeout),
+        files.locked(tmp_path / ".lock", "another process", is_stopped=lambda: True),
+    ):
+        pass

@@ -118,7 +118,7 @@ def test_one_mlflow_run_holds_params_curves_plots_and_the_dataset(finished, work
     assert kept.data.params["image_size"] == "32"
     assert kept.data.params["precision"] == "float32"  # what auto stands for
     assert kept.data.params["device"] in ("cpu", "cuda")
-    assert [point.step for point in client.get_metric_history(kept.info.run_id, "val_accuracy")] == [1, 2, 3]
+    assert [point.step for point in client.get_metric_history(kept.info.run_id, "val/accuracy")] == [1, 2, 3]
     assert kept.data.metrics["test/accuracy"] == finished.model.evaluation.metrics.accuracy
     assert [entry.dataset.digest for entry in kept.inputs.dataset_inputs] == [finished.prepared.snapshot.digest]
     assert {
@@ -214,11 +214,12 @@ def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finish
     assert "2 members" in set(tables["Model"][""])
     assert (model.version.version, model.version.alias) == (1, "champion")
     client = opened(workspace).client
-    assert [point.step for point in client.get_metric_history(model.version.run_id, "val_accuracy")] == [1, 2, 3]
+    assert [point.step for point in client.get_metric_history(model.version.run_id, "val/accuracy")] == [1, 2, 3]
     for name in model.trained.member_folders:
         [member] = client.search_runs([opened(workspace).experiment_id], f"tags.`{runs.RUN_TAG}` = '{name}'")
-        points = client.get_metric_history(member.info.run_id, "val_accuracy")
+        points = client.get_metric_history(member.info.run_id, "val/accuracy")
         assert (member.info.status, [point.step for point in points]) == ("FINISHED", [1, 2, 3])
+        assert member.data.tags["mlflow.parentRunId"] == model.version.run_id
     assert "the mean over 2 networks" in client.get_model_version("pair", "1").description
 
 

@@ -16,12 +16,13 @@ from faulty_s3 import FaultyS3
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from servers import prefect_server, wait_for, with_database, with_prefect_database
+from test_progress import in_terminal
 
 from bincount.data import synthetic
 from flows import interrupts
 
 SLOW = 60  # seconds that an object takes: longer than any command may go on
-LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} \| INFO ")
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d (?!warning|error)")
 LINE = re.compile(r"bincount: stopped; (.+), and the same command goes on from there")
 QUICK = ["--model", "small", "--weights", "none", "--image-size", "32", "--epochs", "500"]
 OBJECTS = {
@@ -272,3 +273,18 @@ def test_what_the_command_line_ends_with_is_left_alone_without_a_signal():
     with pytest.raises(ValueError, match="mine"), interrupts.handled("x"):
         raise ValueError("mine")
     assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
+
+
+def test_on_a_terminal_the_line_takes_the_place_of_the_bar():
+    code = (
+        "import os, signal, time\n"
+        "from bincount.progress import Progress\n"
+        "from flows import interrupts\n"
+        "import logging\n"
+        "with interrupts.handled('all is kept'), Progress('training', 10, 'images', logging.getLogger('x')) as bar:\n"
+        "    bar.advance(5); time.sleep(0.5); os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    )
+    raw = in_terminal(code, status=130, keep_codes=True)
+
+    assert raw[-1].endswith("\x1b[2Kbincount: stopped; all is kept")
+    assert "\x1b[?25l" not in "".join(raw)  # the cursor is never hidden, so that none is lost

@@ -74,7 +74,7 @@ def find(kept: Registry, name: str):
     return run
 
 
-def epochs(kept: Registry, name: str, metric: str = "val_accuracy") -> list[int]:
+def epochs(kept: Registry, name: str, metric: str = "val/accuracy") -> list[int]:
     """The epochs that MLflow has of a run, as often as it has them."""
     run = find(kept, name)
     return [point.step for point in kept.client.get_metric_history(run.info.run_id, metric)] if run else []
@@ -220,7 +220,7 @@ def test_an_mlflow_server_that_goes_away_misses_no_epoch(kept, trained, workspac
     run_id = start_training(opened.runs, job, snapshot, folder, {})
     with opened.runs.ending(run_id):
         opened.runs.log_history(run_id, HISTORY)
-    assert epochs(kept, "away") == epochs(kept, "away", "train_loss") == [1, 2, 3, 4]
+    assert epochs(kept, "away") == epochs(kept, "away", "train/loss") == [1, 2, 3, 4]
     assert (caplog.text.count("nothing reaches MLflow"), caplog.text.count("MLflow is reached again")) == (2, 1)
     assert find(kept, "away").info.status == "FINISHED"
 

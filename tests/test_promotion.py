@@ -214,12 +214,12 @@ def test_the_first_champion_has_to_be_significantly_better_than_the_majority_cla
 
     assert decision.promote
     assert decision.reason == (
-        "there was no champion, and accuracy is significantly better than always predicting 0 (at 95% confidence)"
+        "there was no champion, and accuracy is significantly better than always predicting 0 (at 95 % confidence)"
     )
     assert decision.is_first
     assert decision.gains[0].champion < 0.25 < decision.gains[0].challenger
     assert decision.gains[0].interval.low > 0
-    assert "bins that it was not trained on, against always predicting 0, 95% intervals" in decision.describe()
+    assert "bins that it was not trained on, against always predicting 0, 95 % intervals" in decision.describe()
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_first_model_no_better_than_the_majority_class_stays_challenger(accura
     decision = decide_first(300, accuracy, seed=0, shares=shares)
 
     assert not decision.promote
-    assert decision.reason == f"{words} (at 95% confidence)"
+    assert decision.reason == f"{words} (at 95 % confidence)"
     assert decision.describe().startswith("No champion yet: ")
 
 
@@ -281,7 +281,7 @@ def test_a_first_model_that_predicts_the_same_for_every_picture_stays_challenger
 
     assert decision.gains[0].interval.low > 0
     assert not decision.promote
-    assert decision.reason == f"{words} for every picture (at 95% confidence)"
+    assert decision.reason == f"{words} for every picture (at 95 % confidence)"
 
 
 @pytest.mark.parametrize("metric", ["rmse", "rmse_of_expectation"])

@@ -34,7 +34,7 @@ from bincount.errors import DiskFull, ModelNotFound, ServiceUnavailable, Setting
 from bincount.evaluation import metrics
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
-from bincount.tracking import client, connection, registry
+from bincount.tracking import client, connection, names, registry
 from bincount.tracking.champion import HistoryRun
 from bincount.tracking.live import code_tags
 from bincount.tracking.registry import Registry, Version
@@ -115,9 +115,9 @@ def test_epochs_are_logged_once_however_often_the_history_is(kept):
     kept.runs.log_history(run_id, HISTORY)
     kept.runs.log_history(run_id, HISTORY)
 
-    points = kept.client.get_metric_history(run_id, "train_loss")
+    points = kept.client.get_metric_history(run_id, "train/loss")
     assert [(point.step, point.value) for point in points] == [(1, 1.5), (2, 1.2)]
-    assert "val_rmse" not in kept.client.get_run(run_id).data.metrics
+    assert "val/rmse" not in kept.client.get_run(run_id).data.metrics
 
 
 def test_an_epoch_lies_at_the_time_at_which_it_ended(kept):
@@ -125,9 +125,9 @@ def test_an_epoch_lies_at_the_time_at_which_it_ended(kept):
 
     kept.runs.log_history(run_id, [{**record, "ended": 1_000_000_000.5 + record["epoch"]} for record in HISTORY])
 
-    points = kept.client.get_metric_history(run_id, "val_loss")
+    points = kept.client.get_metric_history(run_id, "val/loss")
     assert [(point.step, point.timestamp) for point in points] == [(1, 1_000_000_001_500), (2, 1_000_000_002_500)]
-    assert set(kept.client.get_run(run_id).data.metrics) == {"train_loss", "val_loss"}
+    assert set(kept.client.get_run(run_id).data.metrics) == {"train/loss", "val/loss"}
 
 
 def test_an_epoch_that_was_not_written_is_whole_the_next_time(kept, monkeypatch):
@@ -146,7 +146,7 @@ def test_an_epoch_that_was_not_written_is_whole_the_next_time(kept, monkeypatch)
         kept.runs.log_history(run_id, history)
     kept.runs.log_history(run_id, history)
 
-    for name in ("train_loss", "val_loss"):
+    for name in ("train/loss", "val/loss"):
         assert [point.step for point in kept.client.get_metric_history(run_id, name)] == [1, 2, 3]
 
 
@@ -181,8 +181,8 @@ def test_metrics_pictures_and_tables_are_kept_with_the_run(kept, tmp_path):
 
     assert kept.client.get_run(run_id).data.metrics["class/1/recall"] == 0
     assert len(kept.client.get_metric_history(run_id, "accuracy")) == 1
-    names = {file.path for file in kept.client.list_artifacts(run_id)}
-    assert names == {"plots", "notes", "per_class.json", "notes.txt"}
+    files = {file.path for file in kept.client.list_artifacts(run_id)}
+    assert files == {"plots", "notes", "per_class.json", "notes.txt"}
     table = json.loads(mlflow.artifacts.load_text(f"{kept.client.get_run(run_id).info.artifact_uri}/per_class.json"))
     assert [row[0] for row in table["data"]] == ["0", "1", "2"]
     assert "per_class.json" in kept.client.get_run(run_id).data.tags["mlflow.loggedArtifacts"]
@@ -191,9 +191,9 @@ def test_metrics_pictures_and_tables_are_kept_with_the_run(kept, tmp_path):
 def test_a_class_may_have_any_name(kept):
     run_id = kept.runs.start("names", {}, {})
 
-    kept.runs.log_metrics(run_id, {"class/déchiré & <50%/recall": 0.5})
+    kept.runs.log_metrics(run_id, names.of_test({"class/déchiré & <50%/recall": 0.5}))
 
-    assert kept.client.get_run(run_id).data.metrics == {"class/déchiré _ _50_/recall": 0.5}
+    assert kept.client.get_run(run_id).data.metrics == {"test/class_recall/déchiré _ _50_": 0.5}
 
 
 def test_the_run_says_which_dataset_it_was_trained_on(kept, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from bins import add_bin, bring, jpeg, png, undecodable_jpeg
 from servers import wait_for
 
+from bincount import files
 from bincount.data import assembly, bins, check, fetch, jpegs, packing, pictures, source, sync, tables
 from bincount.errors import DatasetError, DiskFull, SourceError
 from bincount.problem import Classes
@@ -603,7 +604,7 @@ def test_two_that_find_the_same_image_useless_set_it_aside_once(tmp_path, monkey
     reasons = {bins.read(tmp_path / "data").loc[0, "sha256"]: "damaged image: no pixels"}
     came, holds = [], bins._holds
 
-    class WatchedLock(bins.FileLock):
+    class WatchedLock(files.FileLock):
         def acquire(self, *arguments, **settings):
             came.append(self)
             return super().acquire(*arguments, **settings)
@@ -612,7 +613,7 @@ def test_two_that_find_the_same_image_useless_set_it_aside_once(tmp_path, monkey
         wait_for(lambda: len(came) == 2, 20)
         return holds(*arguments)
 
-    monkeypatch.setattr(bins, "FileLock", WatchedLock)
+    monkeypatch.setattr(files, "FileLock", WatchedLock)
     monkeypatch.setattr(bins, "_holds", when_both_came)
     with ThreadPoolExecutor(2) as threads:
         counts = [done.total() for done in threads.map(lambda _: bins.quarantine(tmp_path / "data", reasons), range(2))]

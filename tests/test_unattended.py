@@ -175,7 +175,7 @@ class Case:
         assert version.alias == "champion"
         [run] = opened.client.search_runs([opened.experiment_id], f"tags.`{RUN_TAG}` LIKE '%-%'")
         assert run.info.status == "FINISHED"
-        points = opened.client.get_metric_history(version.run_id, "train_loss")
+        points = opened.client.get_metric_history(version.run_id, "train/loss")
         assert [point.step for point in points] == list(range(1, epochs + 1))
 
 

@@ -3,12 +3,18 @@
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
 from bincount.data import advice, copies, groups, names, snapshots, splits, sync
 from bincount.data import bins as row_store
 from bincount.data.snapshots import Snapshot
 from bincount.problem import Classes, normalize_name
+from bincount.settings import DataConfig
+
+
+def freeze_fetched(dataset: Path, data_config: DataConfig) -> Snapshot:
+    """Build the snapshot of all that was fetched, as the settings have it. Raises DatasetError as build does."""
+    data, rows = data_config, row_store.merge(dataset)
+    return build(dataset, rows, data.class_set, data.source, data.extra_names, data.keep_splits)
 
 
 def build(
@@ -32,7 +38,7 @@ def build(
     names_with_label = [*map(normalize_name, classes.names), *extra_names]
     manifest = copies.leave_out_contradictions(manifest, names_with_label, unlisted)
     advice.require_images(manifest, classes)
-    with FileLock(dataset / row_store.LOCK):
+    with row_store.locked(dataset):
         manifest["split"] = manifest["image_id"].map(splits.load(dataset))
         if keep_splits:
             manifest = copies.leave_out_moved(manifest, unlisted)

@@ -7,6 +7,7 @@ import pandas as pd
 
 from bincount.errors import DatasetError
 from bincount.problem import SPLITS, Classes
+from bincount.text import escape_html
 
 REMEDY = "correct --classes, or give the source images of every class"
 
@@ -50,6 +51,13 @@ class ClassBalance:
         table["total"] = total
         table["total %"] = np.round(100 * total / max(total[-1], 1), 1)
         return table
+
+    def __repr__(self) -> str:
+        return "\n".join([self.table().to_string(index=False), *(f"Warning: {text}" for text in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        warnings = "".join(f"<p>Warning: {escape_html(text)}</p>" for text in self.warnings)
+        return self.table().to_html(index=False) + warnings
 
 
 def weights(counts: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock
 
+from bincount import files
 from bincount.data import names, tables
 from bincount.errors import DatasetError
 
@@ -98,9 +98,14 @@ def append(dataset: Path, rows: list[dict], name: str) -> None:
     tables.write(_as_table(rows), dataset / PARTS / f"{time.time_ns():020d}-{name}.parquet")
 
 
+def locked(dataset: Path) -> AbstractContextManager[None]:
+    """Hold the lock of a dataset's rows; while another process has it, say so and wait."""
+    return files.locked(dataset / LOCK, f"another process is at work on the rows of {dataset}")
+
+
 def merge(dataset: Path) -> pd.DataFrame:
     """Move the rows of all parts into bins.parquet and return it all; of two rows for one bin the later counts."""
-    with FileLock(dataset / LOCK):
+    with locked(dataset):
         parts = sorted((dataset / PARTS).glob("*.parquet"))
         rows = read(dataset)
         if parts:
@@ -124,7 +129,7 @@ def quarantine(dataset: Path, reasons: dict[str, str]) -> Counter:
     reasons has them by the SHA-256 of the image file. As with every quarantined bin, the row keeps the reason, and the
     files go. Raises DatasetError, and leaves everything, for a file that is not what was fetched.
     """
-    with FileLock(dataset / LOCK):  # another process that finds the same would miss the files
+    with locked(dataset):  # another process that finds the same would miss the files
         rows = read(dataset)
         useless = rows[rows["sha256"].isin(list(reasons)) & (rows["status"] == "ok")]
         quarantined = [_quarantined_row(dataset, row, reasons[row.sha256]) for row in useless.itertuples(index=False)]

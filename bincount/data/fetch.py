@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from bincount import progress
 from bincount.data import bins, client, listing, record, tables
 from bincount.data.client import ObjectMissing, ObjectRefused
 from bincount.data.pictures import MAX_BYTES, inspect
@@ -30,6 +31,7 @@ from bincount.settings import DataConfig
 
 logger = logging.getLogger(__name__)
 
+FETCHING = "fetching"  # what callers call their progress of all batches, which each bin advances
 OUTAGE = 10  # so many bins, and not one arrives: the source is away, rather than these bins unreadable
 MAX_IMAGE_BYTES = MAX_BYTES  # larger ones are quarantined unread: concurrency times this bounds the memory
 NAME_ERRORS = {  # of the disk, where one name is at fault and not the disk
@@ -122,7 +124,11 @@ def _fetch_bins(dataset: Path, source: Source, wanted: pd.DataFrame, data_config
             kept.add_done_callback(lambda _: slots.release())
             return kept
 
-        return [kept.result() for kept in network.map(read_and_pass_on, wanted.itertuples(index=False))]
+        results = []
+        for kept in network.map(read_and_pass_on, wanted.itertuples(index=False)):
+            results.append(kept.result())
+            progress.advance_open(FETCHING)
+        return results
 
 
 def _read_bin(dataset: Path, source: Source, wanted) -> Arrival:

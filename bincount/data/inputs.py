@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from PIL.Image import Image
+
 from bincount.data.client import ObjectMissing, ObjectRefused
 from bincount.data.pictures import PICTURE_SUFFIXES
 from bincount.data.source import Source, open_source, probe
@@ -18,11 +20,11 @@ from bincount.settings import DataConfig
 class Input:
     """A picture under the name that is shown for it.
 
-    read returns its bytes or the path of its file, and raises OSError where it cannot be read.
+    read returns its bytes, the path of its file, or an image in memory, and raises OSError where it cannot be read.
     """
 
     name: str
-    read: Callable[[], bytes | Path]
+    read: Callable[[], bytes | Path | Image]
 
 
 @dataclass(frozen=True)

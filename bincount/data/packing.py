@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from bincount import files
 from bincount.data import bins, packs, repair
@@ -57,7 +56,7 @@ def update(
         if not _has_room_for(older):
             _remove(older)
     pack.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(pack.folder / ".lock"):
+    with files.locked(pack.folder / ".lock", f"another process is packing images in {pack.folder}"):
         kept = _cut_off_unfinished(pack)
         seen = set(pack.digests.to_pylist())
         new = {}
@@ -65,7 +64,7 @@ def update(
             if file_digest.encode() not in seen:
                 new.setdefault(file_digest, []).append(path)  # the same photo under several ids
         failed = _append_all(dataset, image_config, max_pixels, pack.folder, new)
-    logger.info("pack %s: %d images added to %d", pack.folder.name, len(new) - len(failed), kept)
+    logger.info("pack %s: %s images added to %s", pack.folder.name, f"{len(new) - len(failed):,}", f"{kept:,}")
     _remove(older)
     if failed:
         raise _not_packed(dataset, new, failed)

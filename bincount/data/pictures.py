@@ -94,17 +94,30 @@ class Picture:
     dhash: int | None = None
 
 
-def decode(file: bytes | Path | BinaryIO, image_config: ImageConfig, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return a picture as (S, S, 3) uint8 RGB, resized with antialiasing. file is its content, or where that is.
+def decode(
+    file: bytes | Path | BinaryIO | Image.Image, image_config: ImageConfig, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Return a picture as (S, S, 3) uint8 RGB, resized with antialiasing.
 
-    Raises BadPicture, and OSError for a file that cannot be read.
+    file is its content, or where that is, or an image that Pillow has opened or made of pixels. The latter is resized
+    from its full size, where a large JPEG file is decoded at a part of its own. Raises BadPicture, and OSError for a
+    file that cannot be read.
     """
-    data, side = _content(file), image_config.image_size
+    if isinstance(file, Image.Image):
+        with _explained(max_pixels):
+            _check_size(file.size, max_pixels)
+            return _square(_upright(file, _flatten(file)), image_config)
+    data = _content(file)
     with _opened(data, max_pixels) as image:
-        pixels = _upright(image, _decode_jpeg(image, data, side) if _is_jpeg(image) else _flatten(image))
-        if pixels.size != (side, side):
-            pixels = pixels.resize((side, side), Image.Resampling.BILINEAR, _box(pixels.size, image_config))
-        return np.asarray(pixels.convert("RGB") if pixels.mode != "RGB" else pixels)
+        pixels = _decode_jpeg(image, data, image_config.image_size) if _is_jpeg(image) else _flatten(image)
+        return _square(_upright(image, pixels), image_config)
+
+
+def _square(pixels: Image.Image, image_config: ImageConfig) -> np.ndarray:
+    side = image_config.image_size
+    if pixels.size != (side, side):
+        pixels = pixels.resize((side, side), Image.Resampling.BILINEAR, _box(pixels.size, image_config))
+    return np.asarray(pixels.convert("RGB") if pixels.mode != "RGB" else pixels)
 
 
 def inspect(data: bytes, max_pixels: int, *, with_hash: bool) -> Picture:
@@ -162,7 +175,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
         raise BadPicture("empty image")
     if len(data) > MAX_BYTES:
         raise BadPicture(f"too many bytes: more than {MAX_BYTES:,}")
-    try:
+    with _explained(max_pixels, data):
         _check_size(_canvas_of_webp(data), max_pixels)
         with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             _check_size(image.size, max_pixels)
@@ -172,6 +185,13 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
             if image.format == "PNG":
                 _check_png(data)
             yield image
+
+
+@contextmanager
+def _explained(max_pixels: int, data: bytes = b"") -> Iterator[None]:
+    """Make BadPicture of whatever decoders raise in the block."""
+    try:
+        yield
     except (BadPicture, MemoryError):  # the machine is short of memory: bounded as pictures are, it is not the file
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -281,7 +301,8 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 def _flatten(image: Image.Image) -> Image.Image:
     """Return an image as RGB, or as L where it is grey, which takes a quarter of the memory."""
-    raw_mode = image.tile[0].args if image.tile else None
+    tiles = getattr(image, "tile", [])  # which an image that was made of pixels lacks
+    raw_mode = tiles[0].args if tiles else None
     if image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tag_v2.get(258, (0,))[0] == 16:
         _read_planes_of_16_bits(image)
     image.load()

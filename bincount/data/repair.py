@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
 from bincount.data import bins, check, packs, sync, tables
 from bincount.data.check import REMEDIES, Diagnosis, Problem
@@ -69,7 +68,7 @@ def forget(dataset: Path, files: Iterable[str]) -> pd.DataFrame:
     A bin loses its row first and then its files.
     """
     bins.merge(dataset)
-    with FileLock(dataset / bins.LOCK):
+    with bins.locked(dataset):
         rows, files = check.read_rows(dataset), set(files)
         damaged = rows[rows["path"].isin(files) | rows["record"].isin(files)]
         if len(damaged):

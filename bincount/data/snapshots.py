@@ -69,6 +69,12 @@ class Snapshot:
         manifest = self.read()
         return manifest[manifest["split"].isin(SPLITS)].reset_index(drop=True)
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return the labelled rows, each with its picture's file, as a path that opens from here."""
+        rows = self.labelled()
+        rows.insert(1, "file", [str(self.dataset / path) for path in rows["path"]])
+        return rows
+
     def since(self, earlier: "Snapshot") -> pd.DataFrame:
         """Return the labelled rows that an earlier snapshot does not have, or has with another picture or label."""
         known = earlier.labelled()[["image_id", "sha256", "class_name"]].assign(known=True)
@@ -122,7 +128,8 @@ def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path)
         _write(folder, manifest, Description(digest, num_images, classes, source))
     with atomic_write(dataset / "snapshots" / "latest") as pointer:
         pointer.write_text(digest)
-    logger.info("snapshot %s: %d images with a label, %d rows", digest[:12], num_images, len(manifest))
+    counts = (f"{number:,}" for number in (num_images, len(manifest)))
+    logger.info("snapshot %s: %s images with a label, %s rows", digest[:12], *counts)
     return Snapshot(path=folder, digest=digest, num_images=num_images)
 
 

@@ -32,6 +32,7 @@ from bincount.data.layouts import Contents, Layout
 from bincount.data.listing import Skipped
 from bincount.data.pictures import PICTURE_SUFFIXES
 from bincount.errors import SettingsError, SourceError, SourceUnavailable
+from bincount.progress import Progress
 from bincount.settings import DataConfig
 
 logger = logging.getLogger(__name__)
@@ -171,8 +172,12 @@ class Source:
         """
         schema = pa.schema([("image_id", pa.string()), (column, pa.string()), ("problem", pa.string())])
         length, rows, ignored = len(wanted) - 2 if prefix else 0, [], Counter()  # of the suffix in the pattern
-        with client.errors_explained(self.url, "cannot be listed", data_config=self.config):
+        with (
+            client.errors_explained(self.url, "cannot be listed", data_config=self.config),
+            Progress(f"listing {prefix}".strip(), None, "objects", logger) as progress,
+        ):
             for page in self._pages(prefix, skipped, exact):
+                progress.advance(len(page))
                 kept = _sort_out(page, wanted, ABOVE_PICTURES[self.layout], ignored)
                 image_id = pc.utf8_slice_codeunits(kept["key"], len(prefix), -length or None)
                 rows.append(pa.record_batch([image_id, kept["tag"], kept["problem"]], schema=schema))

@@ -86,7 +86,8 @@ def plan(dataset: Path, source: Source, data_config: DataConfig) -> Plan:
     files = _files(dataset / "originals")
     _remove_leftovers(dataset, files)
     new = wanted[~_unchanged(dataset, wanted, files, data_config.retry_quarantined)]
-    logger.info("%s: %d bins listed, %d wanted, %d to fetch", source.url, len(listed), len(wanted), len(new))
+    counts = (f"{len(each):,}" for each in (listed, wanted, new))
+    logger.info("%s: %s bins listed, %s wanted, %s to fetch", source.url, *counts)
     dataset.mkdir(parents=True, exist_ok=True)
     _check_space(dataset, new)
     path = dataset / f"plan-{tables.digest(new)}.parquet"

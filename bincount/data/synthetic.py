@@ -12,6 +12,7 @@ they were, to the byte: a bucket grows from night to night by calls of `generate
 """
 
 import json
+import logging
 import math
 import os
 import random
@@ -25,6 +26,9 @@ from pathlib import Path
 
 from bincount.data import rendering
 from bincount.data.rendering import COLOURS, Item, Product
+from bincount.progress import track
+
+logger = logging.getLogger(__name__)
 
 PIXELS_PER_INCH = 18
 
@@ -82,7 +86,7 @@ def generate(
     """
     for part in ("bin-images", "metadata"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for position in range(start, start + num_bins):
+    for position in track(range(start, start + num_bins), "generating bins", num_bins, "bins", logger):
         fault = BROKEN.get(position % 1000, "") if broken else ""
         shown = position - COPY_DISTANCE if fault == "copy" else position
         image_id = _image_id(position)
@@ -115,7 +119,7 @@ def generate_folders(
     """
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for number in range(1, num_images + 1):
+    for number in track(range(1, num_images + 1), "generating photos", num_images, "photos", logger):
         defective = number % 3 == 0
         path = folder / classes[0 if defective else 1] / f"{number:05d}.jpg"
         _write_once(path, partial(rendering.carton_photo, f"{seed} carton {number}", size, defective=defective))

@@ -6,6 +6,7 @@ its mean over B cells is about (B - 1) * (1/N + 1/M) (Yurdakul, Statistical Prop
 2018). So a shift is reported only where the index is larger than allowed and significant.
 """
 
+import logging
 import math
 from pathlib import Path
 
@@ -20,8 +21,11 @@ from bincount.evaluation import holdout, intervals, slices
 from bincount.evaluation.intervals import FEWEST_BINS, Interval, LabelledImages, Score
 from bincount.frozen import Frozen
 from bincount.problem import Classes
+from bincount.progress import Progress
 from bincount.settings import Device, DriftConfig
 from bincount.training.spec import read_spec
+
+logger = logging.getLogger(__name__)
 
 SMALLEST_SHARE = 1e-6  # so that its logarithm is finite
 NUM_CELLS = 10
@@ -221,7 +225,8 @@ def score_new_images(
         return None
     pack = packing.update(snapshot.dataset, spec.images, new["path"], new["sha256"])
     model, spec = load(checkpoint, choose_device(device))
-    predicted = probabilities(model, spec, pack.images, pack.locate(new["sha256"]))
+    with Progress("predicting new images", len(new), "images", logger) as progress:
+        predicted = probabilities(model, spec, pack.images, pack.locate(new["sha256"]), progress.advance)
     images = LabelledImages(new["label"].to_numpy(np.int64), new["group"].to_numpy(), spec.classes)
     return accuracy_on(images, predicted, test, drift_config)
 

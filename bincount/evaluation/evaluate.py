@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,11 @@ from bincount.evaluation.intervals import Interval, LabelledImages, Score
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
 from bincount.files import write_json
 from bincount.problem import Classes
+from bincount.progress import Progress
 from bincount.settings import Device
+
+if TYPE_CHECKING:
+    from bincount.evaluation.predictor import Model  # with torch, which takes seconds to import
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +60,34 @@ class Evaluation:
             if name in values
         }
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return the scores of the whole test, a row each: the value, and its interval where it has one."""
+        values = {name: value for name, value in self.metrics.scalars().items() if not name.startswith("class/")}
+        ends = [self.intervals.get(name) for name in values]
+        low, high = ([getattr(end, side, None) for end in ends] for side in ("low", "high"))
+        return pd.DataFrame({"value": values.values(), "low": low, "high": high}, index=list(values), dtype=float)
 
-def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: Device = "auto") -> Evaluation:
-    """Score the model in a checkpoint folder on the snapshot's test images, beside the majority class of train.
+    def __repr__(self) -> str:
+        accuracy, interval = self.metrics.accuracy, self.intervals["accuracy"]
+        return (
+            f"Evaluation(accuracy {accuracy:.1%} ({interval.low:.1%} to {interval.high:.1%}) on "
+            f"{self.metrics.num_images:,} test images; always predicting {self.baseline.class_name}: "
+            f"{self.baseline.accuracy:.1%}; {self.folder})"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html(float_format="{:.3f}".format, na_rep="")
+
+
+def evaluate(
+    snapshot: Snapshot, pack: Pack, model: "Path | Model", folder: Path, device: Device = "auto"
+) -> Evaluation:
+    """Score a model, or the one in a checkpoint folder, on the snapshot's test images, beside the majority class.
 
     Raises DatasetError as predict_test does.
     """
     classes = snapshot.classes
-    predictions = predict_test(snapshot, pack, checkpoint, folder, device)
+    predictions = predict_test(snapshot, pack, model, folder, device)
     probabilities = predictions[probability_columns(classes)].to_numpy()
     manifest = snapshot.labelled()
     train, test = (manifest[manifest["split"] == split].reset_index(drop=True) for split in ("train", "test"))
@@ -89,12 +114,12 @@ def evaluate(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, dev
 
 
 def predict_test(
-    snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: Device = "auto"
+    snapshot: Snapshot, pack: Pack, model: "Path | Model", folder: Path, device: Device = "auto"
 ) -> pd.DataFrame:
-    """Predict the snapshot's test images with the model in a checkpoint folder; the columns of Evaluation.predictions.
+    """Predict the snapshot's test images with a model, or the one in a checkpoint folder: Evaluation.predictions.
 
-    The predictions are written to folder. Raises DatasetError when there are no test images, or when model and snapshot
-    have different classes.
+    A model that is loaded computes on its own device. The predictions are written to folder. Raises DatasetError when
+    there are no test images, or when model and snapshot have different classes.
     """
     from bincount.training.device import choose_device  # here, since torch takes seconds to import
     from bincount.training.model import load, probabilities
@@ -103,13 +128,15 @@ def predict_test(
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
     if test.empty:
         raise DatasetError("the split test has no images; prepare more (a larger --limit), or classes the source has")
-    model, spec = load(checkpoint, choose_device(device))
+    is_loaded = not isinstance(model, Path)
+    network, spec = (model.network, model.spec) if is_loaded else load(model, choose_device(device))
     if spec.classes != snapshot.classes:
         raise DatasetError(
-            f"the model in {checkpoint} predicts {', '.join(spec.classes.names)} and the snapshot has "
-            f"{', '.join(snapshot.classes.names)}; prepare with the same --classes"
+            f"the model {model.name if is_loaded else f'in {model}'} predicts {', '.join(spec.classes.names)} and the "
+            f"snapshot has {', '.join(snapshot.classes.names)}; prepare with the same --classes"
         )
-    predicted = probabilities(model, spec, pack.images, pack.locate(test["sha256"]))
+    with Progress("evaluating", len(test), "images", logger) as progress:
+        predicted = probabilities(network, spec, pack.images, pack.locate(test["sha256"]), progress.advance)
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(predicted, columns=probability_columns(spec.classes))
     predictions = test[["image_id", "group", "label"]].join(table)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from torch import nn
 
 from bincount.data import pictures
@@ -27,10 +28,10 @@ CHUNK = 256  # pictures: while the network is at one chunk, threads decode the n
 
 
 class Input(Protocol):
-    """A picture under a name, as data.inputs finds it: read returns its bytes or the path of its file."""
+    """A picture under a name, as data.inputs finds it: read returns what pictures.decode takes."""
 
     name: str
-    read: Callable[[], bytes | Path]
+    read: Callable[[], bytes | Path | Image.Image]
 
 
 def predict_images(model: nn.Module, spec: ModelSpec, images: Sequence[np.ndarray]) -> pd.DataFrame:
@@ -39,14 +40,7 @@ def predict_images(model: nn.Module, spec: ModelSpec, images: Sequence[np.ndarra
     The columns are count, the name of the most probable class; expected_count, the mean of the counts weighted by their
     probabilities, only where classes are ordered; and p_NAME for each class.
     """
-    shape = (len(images), spec.image_size, spec.image_size, 3)
-    predicted = probabilities(model, spec, np.array(images, np.uint8).reshape(shape))
-    table = pd.DataFrame({"count": np.array(spec.classes.names, object)[predicted.argmax(axis=1)]})
-    if spec.classes.ordered:
-        table["expected_count"] = predicted @ np.array(spec.classes.values, np.float32)
-    for label, name in enumerate(spec.classes.names):
-        table[f"p_{name}"] = predicted[:, label]
-    return table
+    return _as_table(spec, _predict(model, spec, images))
 
 
 def predict_inputs(
@@ -54,31 +48,55 @@ def predict_inputs(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Predict pictures: return a row for each that can be read, in their order, and why the others cannot, by name.
 
-    The columns are path and those of predict_images; the count is an integer where all classes are counts. threads read
-    and decode, one a core by default; give more where reading waits. Raises ModelNotFound, and SettingsError as
-    choose_device does.
+    The columns are path and those of predict_images; the count is an integer where all classes are counts. threads are
+    as in predict_pictures. Raises ModelNotFound, and SettingsError as choose_device does.
+    """
+    model, spec = load(checkpoint, choose_device(device))
+    predicted, unreadable = predict_pictures(model, spec, inputs, threads=threads)
+    table = _as_table(spec, predicted)
+    table.insert(0, "path", [picture.name for n, picture in enumerate(inputs) if n not in unreadable])
+    if spec.classes.are_counts:
+        table["count"] = table["count"].astype(int)
+    return table, {inputs[position].name: reason for position, reason in unreadable.items()}
+
+
+def predict_pictures(
+    model: nn.Module, spec: ModelSpec, inputs: Sequence[Input], *, threads: int | None = None
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Predict pictures: return the probabilities (N, C) float32 of the N that can be read, in their order.
+
+    With them comes why the others cannot be read, by position. threads read and decode, one a core by default; give
+    more where reading waits.
     """
     from bincount.progress import Progress  # here, since a registered model shows none
 
-    model, spec = load(checkpoint, choose_device(device))
     chunks = [inputs[start : start + CHUNK] for start in range(0, len(inputs), CHUNK)]
-    tables, unreadable = [predict_images(model, spec, []).assign(path="")], {}
+    predicted, unreadable, start = [_predict(model, spec, [])], {}, 0
     with (
         ThreadPoolExecutor(threads or os.cpu_count()) as pool,
         Progress("predicting", len(inputs), "pictures", logger) as progress,
     ):
         for chunk, decoded in zip(chunks, _decode_ahead(pool, chunks, spec), strict=True):
-            results = dict(enumerate(future.result() for future in decoded))
-            unreadable |= {chunk[n].name: result for n, result in results.items() if isinstance(result, str)}
-            good = [n for n, result in results.items() if not isinstance(result, str)]
-            table = predict_images(model, spec, [results[n] for n in good])
-            tables.append(table.assign(path=[chunk[n].name for n in good]))
+            results = [future.result() for future in decoded]
+            unreadable |= {start + n: result for n, result in enumerate(results) if isinstance(result, str)}
+            predicted.append(_predict(model, spec, [result for result in results if not isinstance(result, str)]))
             progress.advance(len(chunk))
-    table = pd.concat(tables, ignore_index=True)
-    table.insert(0, "path", table.pop("path"))
-    if spec.classes.are_counts:
-        table["count"] = table["count"].astype(int)
-    return table, unreadable
+            start += len(chunk)
+    return np.concatenate(predicted), unreadable
+
+
+def _predict(model: nn.Module, spec: ModelSpec, images: Sequence[np.ndarray]) -> np.ndarray:
+    shape = (len(images), spec.image_size, spec.image_size, 3)
+    return probabilities(model, spec, np.array(images, np.uint8).reshape(shape))
+
+
+def _as_table(spec: ModelSpec, predicted: np.ndarray) -> pd.DataFrame:
+    table = pd.DataFrame({"count": np.array(spec.classes.names, object)[predicted.argmax(axis=1)]})
+    if spec.classes.ordered:
+        table["expected_count"] = predicted @ np.array(spec.classes.values, np.float32)
+    for label, name in enumerate(spec.classes.names):
+        table[f"p_{name}"] = predicted[:, label]
+    return table
 
 
 def _decode_ahead(

@@ -17,6 +17,7 @@ from bincount.evaluation.intervals import FEWEST_BINS, Interval, LabelledImages
 from bincount.frozen import Frozen
 from bincount.problem import Classes
 from bincount.settings import PromotionConfig
+from bincount.text import percent
 
 VERDICTS = {
     "promote": "Promote",
@@ -47,8 +48,8 @@ class Gain(Frozen):
 
     def format_scores(self) -> tuple[str, str]:
         """Return the champion's score and the challenger's, as text."""
-        form = "{:.1%}" if self.metric == "accuracy" else "{:.3f}"
-        return form.format(self.champion), form.format(self.challenger)
+        form = percent if self.metric == "accuracy" else "{:.3f}".format
+        return form(self.champion), form(self.challenger)
 
     def format_change(self) -> tuple[str, str]:
         """Return the change and its interval: `+2.9 points`, `+0.4 to +5.4`; less error is negative."""
@@ -58,7 +59,7 @@ class Gain(Frozen):
         return f"{0 - self.gain:+.3f} items", "{:+.3f} to {:+.3f}".format(*(0 - end for end in reversed(ends)))
 
     def describe(self) -> str:
-        """Return the gain as text: `accuracy 43.1% against 40.2%: +2.9 points (+0.4 to +5.4)`."""
+        """Return the gain as text: `accuracy 43.1 % against 40.2 %: +2.9 points (+0.4 to +5.4)`."""
         champion, challenger = self.format_scores()
         change, interval = self.format_change()
         return f"{METRIC_NAMES[self.metric]} {challenger} against {champion}: {change} ({interval})"
@@ -117,7 +118,7 @@ class Decision(Frozen):
         new = f"it was not trained on, against always predicting {self.majority}" if self.is_first else NEW_TO_BOTH
         numbers = "; ".join(gain.describe() for gain in self.gains)
         compared = f"on {self.num_images:,} images of {self.num_bins:,} bins that {new}"
-        return f"{numbers} {compared}, {self.confidence:.0%} intervals"
+        return f"{numbers} {compared}, {100 * self.confidence:.0f} % intervals"
 
     def describe(self) -> str:
         """Return the summary and, where models were compared, the evidence in a second line."""
@@ -178,7 +179,7 @@ def decide_first(
     always = np.tile(np.eye(len(classes))[majority], (len(images), 1))
     main, *others = _gains(images, challenger, always, promotion_config)
     name, rule = METRIC_NAMES[promotion_config.metric], f"always predicting {classes.names[majority]}"
-    confidence = f"at {promotion_config.confidence:.0%} confidence"
+    confidence = f"at {100 * promotion_config.confidence:.0f} % confidence"
     promote = False
     if main.is_worse:
         reason = f"{name} is significantly worse than {rule} ({confidence})"

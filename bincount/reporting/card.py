@@ -1,5 +1,6 @@
 """The model card: what people read in the registry about a version, in Markdown."""
 
+import re
 from collections.abc import Sequence
 
 from bincount.data.balance import ClassBalance
@@ -13,6 +14,10 @@ from bincount.text import escape_markdown, markdown_code
 from bincount.training.spec import ModelSpec
 
 END = "\n---\n\n"  # of the comparison on a version's page: a rule
+OVERVIEW = "overview.png"  # beside the card, in the run's files
+OVERVIEW_LINK = f"![curves, confusion and class balance]({OVERVIEW})"
+TOLD = ("model", "weights", "epochs", "batch_size", "learning_rate", "seed")
+AIR = "&emsp;"
 COMPARISON, FIRST_COMPARISON = "## Against the champion", "## Against the majority class"
 
 
@@ -27,7 +32,8 @@ def describe(
 ) -> str:
     """Write what the model predicts, how good it is, what it was trained on, and its limits.
 
-    balance is of the snapshot; the model was trained on num_extra images of other counts too.
+    It shows the picture OVERVIEW, which is to lie beside it. balance is of the snapshot; the model was trained on
+    num_extra images of other counts too.
     """
     classes, metrics = snapshot.classes, evaluation.metrics
     extra = f" Trained on besides: {num_extra:,} images of bins with other counts." if num_extra else ""
@@ -36,13 +42,15 @@ def describe(
     return f"""\
 {_purpose(classes)}
 
+{OVERVIEW_LINK}
+
 ## Test: {metrics.num_images:,} images of bins never trained on
 
 {tables.markdown_table(tables.overall_scores(evaluation))}
 
 In brackets the interval that holds the score with 95 % confidence, had other bins been drawn for the test.
 
-{tables.markdown_table(tables.class_scores(evaluation))}
+{tables.markdown_table(tables.class_score_text(evaluation))}
 
 ## Data
 
@@ -74,8 +82,14 @@ to {spec.image_size} x {spec.image_size} pixels. Logits are divided by a tempera
 def comparison(decision: Decision) -> str:
     """Write how the model compares with the champion, or without one with the majority class, as a part of a card."""
     heading = FIRST_COMPARISON if decision.is_first else COMPARISON
-    sentences = filter(None, [decision.summary(), decision.evidence()])
-    parts = [heading, *(f"{escape_markdown(sentence)}." for sentence in sentences)]
+    parts = [heading, f"**{escape_markdown(decision.summary())}.**"]
+    if decision.gains:
+        before = f"always predicting {decision.majority}" if decision.is_first else "champion"
+        new = "it was not trained on" if decision.is_first else "neither was trained on"
+        parts += [
+            tables.markdown_table(tables.gains(decision, before, "this model")),
+            f"On the same {decision.num_images:,} images of {decision.num_bins:,} bins that {new}.",
+        ]
     if decision.class_changes:
         changes = tables.class_changes(decision, "champion's accuracy", "this model's accuracy")
         parts.append(tables.markdown_table(changes))
@@ -85,6 +99,29 @@ def comparison(decision: Decision) -> str:
 def with_comparison(card: str, decision: Decision) -> str:
     """Return what a version's page shows: how it compares, before the card that describe wrote."""
     return f"{comparison(decision)}{END}{_without_comparison(card)}"
+
+
+def for_mlflow(text: str, run_id: str = "") -> str:
+    """Return a card as MLflow's pages show it: the picture by its address, and tables with room between the columns.
+
+    The pages give tables no style, and let no other through; of pictures they take those with an address of http, or
+    relative to the page, which is the server's root.
+    """
+    shown = text.replace(f"]({OVERVIEW})", f"](get-artifact?path={OVERVIEW}&run_uuid={run_id})")
+    return re.sub(r"(^\| .*\n)+", _with_air, f"{shown}\n", flags=re.MULTILINE).removesuffix("\n")
+
+
+def without_pictures(text: str) -> str:
+    """Return a card for a page that has no access to the run's files."""
+    return text.replace(f"{OVERVIEW_LINK}\n\n", "")
+
+
+def _with_air(table: re.Match) -> str:
+    """Pad the cells of a table, and add an empty row; a bar within a cell is escaped, and has a backslash before it."""
+    head, rule, *rows = table[0].splitlines()
+    padded = [row.replace(" | ", f"{AIR} | ") for row in (head, *rows)]
+    empty = "| &nbsp; " * rule.count("---") + "|"
+    return "\n".join([padded[0], rule, *padded[1:], empty, ""])
 
 
 def _without_comparison(card: str) -> str:
@@ -119,4 +156,8 @@ def _average(spec: ModelSpec) -> str:
 
 
 def _listing(training: TrainConfig) -> str:
-    return ", ".join(f"{name} {markdown_code(value)}" for name, value in training.model_dump().items())
+    """Name the settings that most people change, and those that are not as by default."""
+    usual = TrainConfig().model_dump()
+    told = {name: value for name, value in training.model_dump().items() if name in TOLD or value != usual[name]}
+    listed = ", ".join(f"{name} {markdown_code(value)}" for name, value in told.items())
+    return f"{listed}; the other settings are the defaults, and all are among the run's parameters."

@@ -5,6 +5,8 @@ as plain text.
 """
 
 import math
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Number
 from typing import TYPE_CHECKING
@@ -16,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bincount.problem import SPLITS
-from bincount.text import CONTROL, escape_html, escape_markdown
+from bincount.text import CONTROL, Markdown, escape_html, escape_markdown, percent
 
 if TYPE_CHECKING:  # they import torch and more, which a command that only shows something need not wait for
     from bincount.data.balance import ClassBalance
@@ -30,6 +32,8 @@ if TYPE_CHECKING:  # they import torch and more, which a command that only shows
     from bincount.evaluation.promotion import Decision
 
 Tables = dict[str, pd.DataFrame]
+UNWRAPPED = 10_000  # columns of what is no terminal, so that each row is one line there
+LONGEST_SCORE = 30  # characters of a number with its interval
 NUM_SHOWN = 5  # places of one kind of problem
 SHARES = ("accuracy", "within_one", "calibration_error")
 SCORE_LABELS = {
@@ -73,14 +77,14 @@ def of_warnings(warnings: Sequence[str]) -> Tables:
 def of_evaluation(evaluation: "Evaluation") -> Tables:
     """Return the scores of the test beside the majority class, and those of each class."""
     title = f"Test, {evaluation.metrics.num_images:,} images, with 95 % intervals"
-    return {title: overall_scores(evaluation), "Test by class": class_scores(evaluation)}
+    return {title: overall_scores(evaluation), "Test by class": class_score_text(evaluation)}
 
 
 def overall_scores(evaluation: "Evaluation") -> pd.DataFrame:
     """Return the scores of the whole test, a row each, with their intervals and the majority class's scores."""
     values, baseline = evaluation.metrics.scalars(), evaluation.baseline
     of_majority = {
-        "accuracy": f"{baseline.accuracy:.1%}",
+        "accuracy": percent(baseline.accuracy),
         "rmse": "" if baseline.rmse is None else f"{baseline.rmse:.3f}",
     }
     rows = [
@@ -89,6 +93,19 @@ def overall_scores(evaluation: "Evaluation") -> pd.DataFrame:
         if name in values
     ]
     return pd.DataFrame(rows, columns=["", "this model", f"always predicting {baseline.class_name}"])
+
+
+def class_score_text(evaluation: "Evaluation") -> pd.DataFrame:
+    """Return class_scores with its shares in percent, as text."""
+    table = class_scores(evaluation)
+    table["95 % interval"] = [
+        f"{percent(interval.low)} to {percent(interval.high)}" if interval else ""
+        for score in evaluation.metrics.per_class
+        for interval in [evaluation.intervals.get(f"class/{score.name}/recall")]
+    ]
+    for name in {"accuracy", "precision"}.intersection(table):
+        table[name] = table[name].map(lambda share: "" if pd.isna(share) else percent(share))
+    return table
 
 
 def class_scores(evaluation: "Evaluation") -> pd.DataFrame:
@@ -139,13 +156,19 @@ def gains(decision: "Decision", first: str, second: str) -> pd.DataFrame:
     from bincount.evaluation.promotion import METRIC_NAMES
 
     rows = [(METRIC_NAMES[gain.metric], *gain.format_scores(), *gain.format_change()) for gain in decision.gains]
-    return pd.DataFrame(rows, columns=["", first, second, "change", f"{decision.confidence:.0%} interval"])
+    return pd.DataFrame(rows, columns=["", first, second, "change", f"{100 * decision.confidence:.0f} % interval"])
 
 
 def class_changes(decision: "Decision", first: str, second: str) -> pd.DataFrame:
     """Return the accuracies of two compared models, a row a class."""
     rows = [
-        (change.name, change.images, change.champion, change.challenger, f"{0 - change.loss:+.1f} points")
+        (
+            change.name,
+            change.images,
+            percent(change.champion),
+            percent(change.challenger),
+            f"{0 - change.loss:+.1f} points",
+        )
         for change in decision.class_changes
     ]
     return pd.DataFrame(rows, columns=["class", "images", first, second, "change"])
@@ -235,25 +258,43 @@ def of_export(exported: "Exported", where: str) -> Tables:
 
 
 def show(tables: Tables, console: Console | None = None) -> None:
-    """Print the tables on a terminal, each below its title."""
-    console = console or Console()
+    """Print the tables, each below its title: within the width of the terminal or COLUMNS, else each row on one line.
+
+    A table of one column without a name is sentences, and one whose only other column is "value" is facts by name;
+    both are printed without a heading.
+    """
+    console = console or Console(highlight=False, emoji=False)
+    if console.is_terminal or console.file is not sys.stdout:
+        _print(tables, console)
+        return
+    if "COLUMNS" not in os.environ:
+        console.width = UNWRAPPED
+    with console.capture() as captured:
+        _print(tables, console)
+    print(*(line.rstrip() for line in captured.get().splitlines()), sep="\n")
+
+
+def _print(tables: Tables, console: Console) -> None:
     for title, frame in tables.items():
-        table = Table(
-            title=_text(title),
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            pad_edge=False,
-            collapse_padding=True,
-        )
-        for position, column in enumerate(frame.columns):
-            is_text = position == 0 and not frame.iloc[:, 0].map(lambda cell: isinstance(cell, Number)).all()
-            table.add_column(_text(column), justify="left" if is_text else "right", overflow="fold")
-        for row in frame.itertuples(index=False):
-            table.add_row(*(_text(_format(cell)) for cell in row))
-        console.print(table)
+        if title:
+            console.print(_text(title), style="bold")
+        if list(frame.columns) == [""]:
+            bullet = "- " if len(frame) > 1 else ""
+            for sentence in frame[""]:
+                console.print(_hanging(bullet, _text(sentence)) if bullet else _text(sentence))
+        else:
+            console.print(_rich_table(frame) if len(frame) else "nothing")
         console.print()
+
+
+def decision_last(tables: Tables, otherwise: str = "") -> Tables:
+    """Return the tables with the decision at the end, where people look first in a terminal.
+
+    otherwise is what is said in its place where nothing was decided.
+    """
+    decision = tables.get("Decision", pd.DataFrame({"": [otherwise]} if otherwise else {}))
+    others = {title: frame for title, frame in tables.items() if title != "Decision"}
+    return others | ({"Decision": decision} if len(decision) else {})
 
 
 def markdown(tables: Tables) -> str:
@@ -283,9 +324,8 @@ def records(table: pd.DataFrame) -> list[dict]:
 
 
 def _with_interval(name: str, value: float, interval: "Interval | None") -> str:
-    form = "{:.1%}" if name in SHARES else "{:.3f}"
-    between = f" ({form.format(interval.low)} to {form.format(interval.high)})" if interval else ""
-    return form.format(value) + between
+    form = percent if name in SHARES else "{:.3f}".format
+    return form(value) + (f" ({form(interval.low)} to {form(interval.high)})" if interval else "")
 
 
 def _format(cell: object) -> object:
@@ -295,6 +335,46 @@ def _format(cell: object) -> object:
     if isinstance(cell, float):
         return f"{cell:.3f}"
     return f"{cell:,}" if isinstance(cell, Integral) else cell
+
+
+def _rich_table(frame: pd.DataFrame) -> Table:
+    is_facts = list(frame.columns) == ["", "value"]
+    table = Table(
+        box=None if is_facts else box.SIMPLE_HEAD,
+        show_header=not is_facts,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 2, 0, 0) if is_facts else (0, 1),
+        collapse_padding=not is_facts,
+    )
+    for position, column in enumerate(frame.columns):
+        cells = frame.iloc[:, position]
+        is_text = (position == 0 and not cells.map(lambda cell: isinstance(cell, Number)).all()) or _is_prose(cells)
+        justify = "left" if is_text or is_facts else "right"
+        table.add_column(_text(column), justify=justify, overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(_text(_address(cell) if isinstance(cell, Markdown) else _format(cell)) for cell in row))
+    return table
+
+
+def _is_prose(cells: pd.Series) -> bool:
+    """Return whether a column holds sentences, which people read from the left, rather than numbers."""
+    texts = [cell for cell in cells if isinstance(cell, str) and len(cell) > LONGEST_SCORE]
+    return any(sum(map(str.isalpha, text)) > len(text) / 2 for text in texts)
+
+
+def _address(link: Markdown) -> str:
+    """Return where a link of Markdown leads."""
+    return link.rpartition("](")[2].removesuffix(")")
+
+
+def _hanging(bullet: str, text: Text) -> Table:
+    """Return a paragraph whose further lines begin below the first word, not below the bullet."""
+    table = Table.grid()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(bullet, text)
+    return table
 
 
 def _html_row(tag: str, cells: Iterable) -> str:

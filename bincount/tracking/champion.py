@@ -107,9 +107,14 @@ class HistoryRun:
     experiment_id: str
     model_name: str
 
-    def ensure_model(self, description: str) -> None:
-        """Create the registered model with its history, unless it is there."""
-        if self.find_model() is not None:
+    def ensure_model(self, description: str, before: str = "") -> None:
+        """Create the registered model with its history, unless it is there.
+
+        One with the description that an earlier release gave it, before, gets the one of today.
+        """
+        if (model := self.find_model()) is not None:
+            if before and model.description == before:
+                self.client.update_registered_model(self.model_name, description)
             return
         run_id = self._make_run()
         try:
@@ -240,7 +245,8 @@ class ChampionAlias:
             with ignore_missing():
                 self._set_alias(change.version)
         self.history.commit(history, change)
-        logger.info("%s version %d is champion: %s", name, change.version, change.describe())
+        about = (name, change.version, change.describe())
+        logger.info("%s version %d is champion: %s", *about, extra={"in_result": True})
 
     def _set_alias(self, version: int) -> None:
         self.history.client.set_registered_model_alias(self.history.model_name, CHAMPION, str(version))

@@ -1,16 +1,19 @@
 """MLflow's client, opened once a process and reopened by a retry, for one experiment; its errors name the remedy."""
 
 import functools
+import logging
 import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient, MlflowException
+from mlflow.entities import Experiment as MlflowExperiment
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy import create_engine
 from sqlalchemy import text as sql
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -23,8 +26,14 @@ from bincount.tracking.relocation import relocate
 from bincount.tracking.runs import Runs
 from bincount.workspace import Workspace
 
+logger = logging.getLogger(__name__)
+
+SECONDS_OF_PATIENCE = 2  # before a log line says that the lock is waited for
 SECONDS_TO_MIGRATE = 180  # dozens of migrations, on a busy machine
 SECONDS_TO_SETTLE = 3  # between two reads of the state of tables that another process is making
+# By this tag MLflow's pages know an experiment of trainings from one of language models and agents. Not in mlflow_tags.
+EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
+DESCRIPTION = "Trainings: a run each, with the networks that it averages below it; models are in the model registry."
 PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
 
 
@@ -176,8 +185,16 @@ def _only_opener(path: Path | None, *, create: bool) -> Iterator[None]:
         yield
         return
     try:
-        with FileLock(path.with_name(f".{path.name}.lock")).acquire(timeout=SECONDS_TO_MIGRATE):
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        with suppress(Timeout):
+            lock.acquire(timeout=SECONDS_OF_PATIENCE)
+        if not lock.is_locked:
+            logger.info("waiting for another process that is opening %s, for up to %d s", path, SECONDS_TO_MIGRATE)
+            lock.acquire(timeout=SECONDS_TO_MIGRATE)
+        try:
             yield
+        finally:
+            lock.release()
     except Timeout:
         raise ServiceUnavailable(
             f"another process has been opening {path} for {SECONDS_TO_MIGRATE} s; end it, or try again"
@@ -227,7 +244,8 @@ def _open(client: MlflowClient, artifacts: Path, registry_config: RegistryConfig
     if experiment is None:
         location = None if database.is_server(uri) else artifacts.resolve().as_uri()
         try:
-            experiment_id = client.create_experiment(name, artifact_location=location)
+            tags = {EXPERIMENT_KIND: TRAINING, MLFLOW_RUN_NOTE: DESCRIPTION}
+            experiment_id = client.create_experiment(name, artifact_location=location, tags=tags)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -239,4 +257,12 @@ def _open(client: MlflowClient, artifacts: Path, registry_config: RegistryConfig
         )
     else:
         experiment_id = experiment.experiment_id
+        if create and _has_no_kind(experiment):
+            client.set_experiment_tag(experiment_id, EXPERIMENT_KIND, TRAINING)
     return Experiment(client, experiment_id, registry_config.model_name)
+
+
+def _has_no_kind(experiment: MlflowExperiment) -> bool:
+    """Return whether nobody has said what an experiment is for; MLflow's pages note what they infer of it."""
+    kind = experiment.tags.get(EXPERIMENT_KIND, "")
+    return kind in ("", "no_inferred_type") or kind.endswith("_inferred")

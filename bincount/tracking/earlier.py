@@ -8,6 +8,8 @@ import re
 from bincount.evaluation.intervals import Score
 from bincount.evaluation.promotion import Decision
 
+DESCRIPTION = "The champion is the version in use, the challenger the newest beside it."  # of a registered model
+
 
 def read_score(text: str) -> Score | None:
     """Read `0.4031 (0.3712 to 0.4350)`; return None of any other text, since people can edit tags."""

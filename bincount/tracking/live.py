@@ -7,28 +7,86 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
+from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
+
+from mlflow.entities import SourceType
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_SOURCE_TYPE,
+    MLFLOW_USER,
+)
 
 import bincount
 from bincount.data import balance
 from bincount.data.snapshots import Snapshot
 from bincount.services import check_mlflow
 from bincount.settings import Job
+from bincount.text import CONTROL, escape_markdown
 from bincount.tracking.runs import Runs, status_after
 
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 30  # seconds between two tries while MLflow is away; the first is 1 s, and each twice the one before
+LONGEST_PLACE = 60  # characters of a source in a run's name
 SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives a cancelled flow 10 s in all
 
 
-def start_training(runs: Runs, job: Job, snapshot: Snapshot, folder: Path, tags: Mapping[str, str]) -> str:
-    """Start the run of the training in a folder, or resume it, with all that is known before; return its id."""
+def start_training(
+    runs: Runs, job: Job, snapshot: Snapshot, folder: Path, tags: Mapping[str, str], parent: str = ""
+) -> str:
+    """Start the run of the training in a folder, or resume it, with all that is known before; return its id.
+
+    tags say what has started it: its flow and its user, where they are known. parent is the id of the run of the model
+    that the training is a member of.
+    """
     params = {**job.images.model_dump(), **job.training.model_dump()}
-    run_id = runs.start(folder.name, params, {**tags, **describe_training(job, snapshot)})
+    known = {**tags, **describe_training(job, snapshot)}
+    about = {
+        MLFLOW_RUN_NOTE: _describe_run(job, snapshot),
+        MLFLOW_SOURCE_NAME: f"bincount {tags['flow']}" if tags.get("flow") else "bincount",
+        MLFLOW_SOURCE_TYPE: SourceType.to_string(SourceType.JOB),
+        MLFLOW_USER: tags.get("user", ""),
+        MLFLOW_GIT_COMMIT: known.get("git_commit") or known["bincount_version"],
+    }
+    run_id = runs.start(
+        folder.name,
+        params,
+        known,
+        title=name_run(job, snapshot, datetime.now(UTC), is_member=bool(parent)),
+        about={name: value for name, value in about.items() if value},
+        parent=parent,
+    )
     runs.log_dataset(run_id, snapshot, balance.measure(snapshot.read(), snapshot.classes).by_class())
     return run_id
+
+
+def name_run(job: Job, snapshot: Snapshot, start: datetime, *, is_member: bool = False) -> str:
+    """Name a run for people: `resnet34 on aft-vbi-pds, 2026-11-27 21:40`; the time is UTC."""
+    training = job.training
+    model = f"{training.members} x {training.model}" if training.members > 1 else training.model
+    seed = f", seed {training.seed}" if is_member else ""
+    return f"{model} on {_place(snapshot.source)}{seed}, {start.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def _describe_run(job: Job, snapshot: Snapshot) -> str:
+    """Describe a run in Markdown, as its page shows it."""
+    training, classes = job.training, snapshot.classes.names
+    networks = f"{training.members} networks of {training.model}" if training.members > 1 else training.model
+    return (
+        f"Training of {networks} on {snapshot.num_images:,} images of {escape_markdown(snapshot.source)}, "
+        f"{job.images.image_size} pixels, {training.epochs} epochs, seed {training.seed}. "
+        f"Classes: {escape_markdown(', '.join(classes))}."
+    )
+
+
+def _place(source: str) -> str:
+    """Return the name of a source as people call it: the bucket with its prefix, or the folder."""
+    name = source.removeprefix("s3://").rstrip("/") if source.startswith("s3://") else Path(source).name
+    return CONTROL.sub(" ", name)[:LONGEST_PLACE] or source[:LONGEST_PLACE]
 
 
 def describe_training(job: Job, snapshot: Snapshot) -> dict[str, str]:

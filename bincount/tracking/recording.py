@@ -18,8 +18,10 @@ from bincount.evaluation.evaluate import Evaluation, find_mistakes, find_suspect
 from bincount.evaluation.metrics import reliability
 from bincount.reporting import card, tables
 from bincount.settings import Job
+from bincount.tracking import names
 from bincount.tracking.live import describe_training, start_training
-from bincount.tracking.registry import MAJORITY_METRIC, Registry, Version
+from bincount.tracking.registry import Registry, Version
+from bincount.tracking.runs import RUN_TAG
 from bincount.training.run_folder import Trained, read_history
 from bincount.training.spec import read_spec
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure  # which takes a second to import
 
 NUM_WORST = 30  # mistakes on the sheet
+OVERVIEW = ("training_curves", "confusion_matrix", "class_balance")  # in the card's picture
+OVERVIEW_HEIGHTS = (400, 480)  # pixels of its rows
+COMPARED = ("training_curves.png", "confusion_matrix.png", "class_scores.png", "reliability.png")
 
 
 def record_model(
@@ -44,26 +49,26 @@ def record_model(
     """
     # here, since it takes a second, which a run that trains nothing need not wait
     from bincount.reporting import figures
+    from bincount.reporting.montage import montage
 
-    for name, member in zip(trained.member_folders, job.training.each_member(), strict=False):  # one alone has none
-        folder = trained.folder.with_name(name)
-        run_id = start_training(registry.runs, job.replace(training=member), snapshot, folder, tags)
-        with registry.runs.ending(run_id):
-            _record_curves(registry, run_id, folder)
     run_id = start_training(registry.runs, job, snapshot, trained.folder, tags)
     with registry.runs.ending(run_id):
+        for name, member in zip(trained.member_folders, job.training.each_member(), strict=False):  # one has none
+            folder = trained.folder.with_name(name)
+            below = start_training(registry.runs, job.replace(training=member), snapshot, folder, tags, run_id)
+            with registry.runs.ending(below):
+                _record_curves(registry, below, folder)
         measured = advice.examine(snapshot.read(), snapshot.classes)
         history = _record_curves(registry, run_id, trained.folder)
-        metrics = {f"test/{name}": value for name, value in evaluation.metrics.scalars().items()}
-        majority = {MAJORITY_METRIC: evaluation.baseline.accuracy}
-        registry.runs.log_metrics(run_id, {"train/seconds": trained.seconds, **metrics, **majority})
         files = _evaluation_files(evaluation, snapshot, pack)
-        files["tables"] |= {"class_balance.json": measured.table()}
-        files["figures"] |= {
+        drawn = files["figures"] | {
             "class_balance.png": figures.class_balance(measured.by_class()),
             "training_curves.png": figures.training_curves(history, trained.best_epoch),
         }
-        registry.runs.log_files(run_id, **files)
+        files["tables"] |= {"class_balance.json": measured.table()}
+        curves, confusion, balance = (drawn[f"{name}.png"] for name in OVERVIEW)
+        pictures = {card.OVERVIEW: montage([[curves], [confusion, balance]], OVERVIEW_HEIGHTS)}
+        registry.runs.log_files(run_id, **files | {"figures": drawn}, pictures=pictures, compared=COMPARED)
         text = card.describe(
             snapshot,
             measured,
@@ -76,11 +81,23 @@ def record_model(
             run_id,
             trained.checkpoint,
             text,
-            {**tags, **describe_training(job, snapshot), "test_images": str(evaluation.metrics.num_images)},
+            {
+                **tags,
+                **describe_training(job, snapshot),
+                RUN_TAG: trained.folder.name,
+                "test_images": str(evaluation.metrics.num_images),
+            },
             _example(snapshot, pack),
             evaluation.scores(),
         )
-        return version, text
+        scores = {**evaluation.metrics.scalars(), "majority_accuracy": evaluation.baseline.accuracy}
+        registry.runs.log_metrics(
+            run_id,
+            {**names.of_training(trained.seconds, trained.best_epoch), **names.of_test(scores)},
+            model_id=version.model_id,
+            snapshot=snapshot,
+        )
+        return version, card.without_pictures(text)
 
 
 def _record_curves(registry: Registry, run_id: str, folder: Path) -> list[dict]:

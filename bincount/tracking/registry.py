@@ -12,17 +12,17 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote
 
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from bincount.database import pages_of
+from bincount.database import models_page
 from bincount.errors import ModelNotFound, ServiceUnavailable
 from bincount.evaluation.intervals import Score
 from bincount.evaluation.promotion import Decision
-from bincount.tracking import facts
+from bincount.reporting import card
+from bincount.tracking import earlier, facts
 from bincount.tracking.champion import (
     CHALLENGER,
     CHAMPION,
@@ -41,11 +41,16 @@ from bincount.training.spec import weights_digest
 logger = logging.getLogger(__name__)
 
 MODEL_ID_TAG = "bincount.model_id"
-MAJORITY_METRIC = "test/majority_accuracy"
+MAJORITY_METRIC = "test/majority_accuracy"  # as recording writes it with names.of_test
 REPORT = "report.html"  # of the run of the champion's history: the report over months
 CARD = "model_card.md"  # of a run: the card of its model
 PAGE = "version_page.md"  # likewise: the page of its version, where MLflow has room for a part of it
-DESCRIPTION = "The champion is the version in use, the challenger the newest beside it."
+DESCRIPTION = """\
+**champion** is the version in use, **challenger** the newest beside it. Each version's page says how good it is, how it
+compares with the champion of then, and what it was trained on. To use the champion in Python:
+
+    mlflow.pyfunc.load_model("models:/{name}@champion").predict(pandas.DataFrame({{"image": ["photo.jpg"]}}))
+"""
 LONGEST_DESCRIPTION = 5000
 VERSIONS_AT_ONCE = 10_000  # in one answer of a server
 NUM_NAMED = 20  # versions in an error
@@ -72,8 +77,7 @@ class Version:
 
     def page(self, tracking_uri: str) -> str:
         """Return the address where MLflow shows the version; empty without a server."""
-        pages = pages_of(tracking_uri)
-        return f"{pages}/#/models/{quote(self.name)}/versions/{self.version}" if pages else ""
+        return models_page(tracking_uri, f"/{self.name}/versions/{self.version}")
 
     @cached_property
     def scores(self) -> Mapping[str, Score]:
@@ -138,7 +142,7 @@ class Registry:
         killed has left is used, or removed where it is half a model.
         """
         digest = weights_digest(checkpoint)
-        self.champion_alias.history.ensure_model(DESCRIPTION)
+        self.champion_alias.history.ensure_model(DESCRIPTION.format(name=self.model_name), earlier.DESCRIPTION)
         found = self.client.search_model_versions(
             f"name = '{self.model_name}' and run_id = '{run_id}' and tags.`{MODEL_TAG}` = '{digest}'"
         )
@@ -153,7 +157,7 @@ class Registry:
                 logged.artifact_location,  # models:/<id> would be looked up in MLflow's global tracking URI
                 logged.source_run_id,
                 tags={**tags, **facts.write_scores(scores), MODEL_TAG: digest, MODEL_ID_TAG: logged.model_id},
-                description=_shorten(description, CARD),
+                description=_shorten(card.for_mlflow(description, run_id), CARD),
                 model_id=logged.model_id,
             )
         link = json.dumps([{"name": entry.name, "version": str(entry.version)}])
@@ -166,17 +170,23 @@ class Registry:
         if not version.alias and version.version == newest.version:  # an older one had its time
             version = replace(version, alias=CHALLENGER)
             self.client.set_registered_model_alias(version.name, version.alias, str(version.version))
-        logger.info("%s version %d, %s", version.name, version.version, version.alias or "without alias")
+        logger.info("registered %s version %d, %s", version.name, version.version, version.alias or "without alias")
         return version
 
     def describe(self, version: Version, description: str) -> None:
-        """Set what a version's page shows, in Markdown; the run's model_card.md stays the card that was registered.
+        """Set what the pages of a version and its run show, in Markdown.
+
+        The run's model_card.md stays the card that was registered.
 
         What is too long for MLflow's page is whole in the run's version_page.md.
         """
-        if len(description) > LONGEST_DESCRIPTION:
+        shown = card.for_mlflow(description, version.run_id)
+        if len(shown) > LONGEST_DESCRIPTION:
             self.client.log_text(version.run_id, description, PAGE)
-        self.client.update_model_version(version.name, str(version.version), _shorten(description, PAGE))
+        self.client.update_model_version(version.name, str(version.version), _shorten(shown, PAGE))
+        with ignore_missing():  # the run may have been deleted in MLflow's pages
+            # Whose page would give all its width to a picture, and shows all of them elsewhere.
+            self.runs.describe(version.run_id, _shorten(card.for_mlflow(card.without_pictures(description)), PAGE))
 
     def card(self, version: Version) -> str:
         """Return the card of a version as it was registered, which does not say how the version compares."""

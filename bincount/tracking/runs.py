@@ -1,29 +1,41 @@
 """Runs: one for each training, with its settings, curves, files and dataset."""
 
 import json
-import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+import PIL.Image
+import xxhash
 from mlflow import MlflowClient, MlflowException
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_ARTIFACTS
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_LOGGED_ARTIFACTS,
+    MLFLOW_LOGGED_IMAGES,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NOTE,
+)
 
 from bincount.data.snapshots import Snapshot
 from bincount.errors import BincountError
+from bincount.tracking import names
+from bincount.tracking.champion import ignore_missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # which takes a second to import
 
 RUN_TAG = "bincount.run"
+NOTE_TAG = "bincount.note"  # the digest of the description that this library has written
 LONGEST_PARAM = 6000
+GRID_PIXELS = 800  # of the longer side
 ROOT_FLOW_RUN_TAG = "root_flow_run"  # the id of the flow run that the one that trained it was a part of, or its own
 
 
@@ -34,11 +46,22 @@ class Runs:
     client: MlflowClient
     experiment_id: str
 
-    def start(self, name: str, params: Mapping, tags: Mapping[str, str]) -> str:
+    def start(
+        self,
+        name: str,
+        params: Mapping,
+        tags: Mapping[str, str],
+        *,
+        title: str = "",
+        about: Mapping[str, str] = {},
+        parent: str = "",
+    ) -> str:
         """Start the run of this name, or resume the one there is, so that a retry makes no second; return its id.
 
         params may be nested: {"training": {"epochs": 3}} becomes training/epochs. MLflow's params never change, so a
-        run that is resumed keeps the ones it has.
+        run that is resumed keeps the ones it has. title is what people read in place of name, and about are tags of
+        MLflow's own, such as the description; a run that is resumed keeps the title and those that it has, which people
+        may have edited. parent is the id of the run that shows this one below it.
         """
         found = self.client.search_runs(
             [self.experiment_id], f"tags.`{RUN_TAG}` = '{name}'", order_by=["attributes.start_time ASC"], max_results=1
@@ -47,18 +70,26 @@ class Runs:
             run = found[0]
             self.client.update_run(run.info.run_id, status="RUNNING")
         else:
-            run = self.client.create_run(self.experiment_id, run_name=name, tags={RUN_TAG: name})
+            own = {RUN_TAG: name, NOTE_TAG: _digest(about.get(MLFLOW_RUN_NOTE, ""))}
+            run = self.client.create_run(self.experiment_id, run_name=title or name, tags={**about, **own})
+        own = {key: value for key, value in about.items() if key not in run.data.tags}
+        own |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
         missing = {key: value for key, value in _flatten(params).items() if key not in run.data.params}
         self.client.log_batch(
             run.info.run_id,
             params=[Param(key, str(value)[:LONGEST_PARAM]) for key, value in missing.items()],
-            tags=[RunTag(key, str(value)) for key, value in tags.items()],
+            tags=[RunTag(key, str(value)) for key, value in (own | dict(tags)).items()],
         )
         return run.info.run_id
 
     def end(self, run_id: str, status: str) -> None:
-        """End a run as FINISHED, FAILED or KILLED."""
+        """End a run as FINISHED, FAILED or KILLED; a run that fails or is killed ends the one above it likewise."""
         self.client.set_terminated(run_id, status)
+        if status != "FINISHED" and (parent := self.client.get_run(run_id).data.tags.get(MLFLOW_PARENT_RUN_ID)):
+            with ignore_missing():  # runs can be deleted in MLflow's pages
+                above = self.client.get_run(parent).info
+                if (above.status, above.lifecycle_stage) == ("RUNNING", "active"):
+                    self.client.set_terminated(parent, status)
 
     def find_stale(self, max_silence: Callable[[str], float]) -> dict[str, str]:
         """Return the trainings that are RUNNING and have written nothing for too long: names by id.
@@ -68,12 +99,31 @@ class Runs:
         found, now = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'"), _milliseconds()
         stale = {}
         for run in found:
-            if name := run.data.tags.get(RUN_TAG):
-                points = self.client.get_metric_history(run.info.run_id, "train_loss")
-                last = max([run.info.start_time, *(point.timestamp for point in points)])
-                if now - last > 1000 * max_silence(name):
-                    stale[run.info.run_id] = name
+            if (name := run.data.tags.get(RUN_TAG)) and now - self._last_sign(run) > 1000 * max_silence(name):
+                stale[run.info.run_id] = name
         return stale
+
+    def _last_sign(self, run: Run) -> int:
+        """Return when a run, or one below it, has written something or ended, in milliseconds since 1970."""
+        below = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}'"
+        members = (
+            self.client.search_runs([self.experiment_id], below) if run.data.params.get("members", "1") != "1" else []
+        )
+        return max(self._last_point(each) for each in (run, *members))
+
+    def _last_point(self, run: Run) -> int:
+        points = self.client.get_metric_history(run.info.run_id, names.TRAIN_LOSS)
+        points = points or self.client.get_metric_history(run.info.run_id, names.TRAIN_LOSS_BEFORE)
+        return max([run.info.start_time, run.info.end_time or 0, *(point.timestamp for point in points)])
+
+    def describe(self, run_id: str, text: str) -> None:
+        """Set what a run's page says about it, in Markdown, unless people have written something there."""
+        run = self.client.get_run(run_id)
+        present = run.data.tags.get(MLFLOW_RUN_NOTE, "")
+        is_ours = not present or run.data.tags.get(NOTE_TAG) == _digest(present)
+        if is_ours and run.info.lifecycle_stage == "active":  # it may have been deleted in MLflow's pages
+            note = {MLFLOW_RUN_NOTE: text, NOTE_TAG: _digest(text)}
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in note.items()])
 
     @contextmanager
     def ending(self, run_id: str) -> Iterator[None]:
@@ -90,10 +140,11 @@ class Runs:
         """Write the curves of a training, a step an epoch, after the last epoch that is there; return the last one now.
 
         logged is the last epoch that is there, where it is known. An epoch lies at the time that its record has as
-        "ended", in seconds since 1970, and at now when it has none.
+        "ended", in seconds since 1970, and at now when it has none. A run that an earlier release has begun gets all
+        its epochs under the names of today.
         """
         if logged is None:
-            points = self.client.get_metric_history(run_id, "train_loss")
+            points = self.client.get_metric_history(run_id, names.TRAIN_LOSS)
             logged = max((point.step for point in points), default=-1)
         for record in history:
             if record["epoch"] > logged:
@@ -102,53 +153,73 @@ class Runs:
                 logged = record["epoch"]
         return logged
 
-    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Write single numbers, those that are there already left out.
+    def log_metrics(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        *,
+        model_id: str = "",
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        """Write single numbers, at step 0, those that are there already left out.
 
-        Characters that MLflow refuses in a name, as a class may have them, become underscores.
+        model_id is MLflow's name of the model that they are scores of, which then has them too, and snapshot what it
+        was scored on.
         """
-        metrics = {re.sub(r"[^\w.\- :/]", "_", name): value for name, value in metrics.items()}
         logged = self.client.get_run(run_id).data.metrics
         now = _milliseconds()
+        scored = {"model_id": model_id, "run_id": run_id} if model_id else {}
+        if model_id and snapshot:
+            scored |= {"dataset_name": snapshot.dataset.name, "dataset_digest": snapshot.digest}
         new = {name: value for name, value in metrics.items() if logged.get(name) != value}
-        self.client.log_batch(run_id, [Metric(name, value, now, 0) for name, value in new.items()])
+        self.client.log_batch(run_id, [Metric(name, value, now, 0, **scored) for name, value in new.items()])
 
     def log_files(
         self,
         run_id: str,
         *,
         figures: Mapping[str, "Figure"] = {},
+        pictures: Mapping[str, PIL.Image.Image] = {},
         tables: Mapping[str, pd.DataFrame] = {},
         texts: Mapping[str, str] = {},
         paths: Mapping[str, Path] = {},
+        compared: Collection[str] = (),
     ) -> None:
-        """Keep figures (PNG), tables (JSON, which MLflow's pages show), texts and copies of files with a run.
+        """Keep figures, pictures, tables (JSON, which MLflow's pages show), texts and copies of files with a run.
 
         They get the names that they have here, and are uploaded in one call; files of the same names are overwritten.
+        compared names the figures that the pages show beside those of other runs.
         """
         with tempfile.TemporaryDirectory() as folder:
-            targets = {name: Path(folder, name) for name in (*figures, *tables, *texts, *paths)}
+            targets = {name: Path(folder, name) for name in (*figures, *pictures, *tables, *texts, *paths)}
             for target in targets.values():
                 target.parent.mkdir(parents=True, exist_ok=True)
             for name, figure in figures.items():
                 figure.savefig(targets[name])
+            for name, picture in pictures.items():
+                picture.save(targets[name])
             for name, table in tables.items():
                 table.to_json(targets[name], orient="split", index=False, date_format="iso")
             for name, text in texts.items():
                 targets[name].write_text(text, encoding="utf-8")
             for name, path in paths.items():
                 shutil.copyfile(path, targets[name])
+            run = self.client.get_run(run_id) if tables or compared else None
+            for name in compared:
+                _write_grid_image(targets[name], run, Path(folder))
             self.client.log_artifacts(run_id, folder)
-        if tables:
-            self._mark_as_tables(run_id, tables)
+        if run:
+            self._mark(run, tables, has_images=bool(compared))
 
-    def _mark_as_tables(self, run_id: str, names: Iterable[str]) -> None:
-        """Say that files are tables, as MLflow's own log_table does, which would append to one that is there."""
-        marked = json.loads(self.client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
-        new = [{"path": name, "type": "table"} for name in names]
-        if any(each not in marked for each in new):
-            marked += [each for each in new if each not in marked]
-            self.client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps(marked))
+    def _mark(self, run: Run, tables: Iterable[str], *, has_images: bool) -> None:
+        """Say which files are tables and whether there are images, as MLflow's log_table and log_image do.
+
+        log_table would append to a table that is there, and log_image keep an image a second time.
+        """
+        marked = json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        marked += [each for name in tables if (each := {"path": name, "type": "table"}) not in marked]
+        tags = {MLFLOW_LOGGED_ARTIFACTS: json.dumps(marked)} | ({MLFLOW_LOGGED_IMAGES: "True"} if has_images else {})
+        self.client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Keep a file with the run, under its own name."""
@@ -180,6 +251,25 @@ class Runs:
         return all(kept.get(name, value) == value for name, value in asked.items())
 
 
+def _write_grid_image(figure: Path, run: Run, folder: Path) -> None:
+    """Write a figure twice as MLflow's log_image does, whole and small, under names that are the same the next time.
+
+    The small one is what its charts of images show.
+    """
+    key = figure.stem
+    unique = uuid.uuid5(uuid.NAMESPACE_URL, f"{run.info.run_id}/{key}")
+    name = f"{key}+step+0+timestamp+{run.info.start_time}+{unique}"
+    (folder / "images").mkdir(exist_ok=True)
+    shutil.copyfile(figure, folder / "images" / f"{name}.png")
+    with PIL.Image.open(figure) as picture:
+        picture.thumbnail((GRID_PIXELS, GRID_PIXELS))
+        picture.convert("RGB").save(folder / "images" / f"{name}+compressed.webp", quality=90)
+
+
+def _digest(text: str) -> str:
+    return xxhash.xxh3_64_hexdigest(text.encode())
+
+
 def status_after(error: BaseException | None) -> str:
     """Return how a run ended; what is no Exception, such as KeyboardInterrupt, is someone's wish that it stop."""
     if error is None:
@@ -199,8 +289,7 @@ def _flatten(params: Mapping, prefix: str = "") -> dict[str, object]:
 
 def _as_metrics(record: Mapping) -> list[Metric]:
     ended = int(record["ended"] * 1000) if "ended" in record else _milliseconds()
-    numbers = {name: value for name, value in record.items() if name not in ("epoch", "ended") and value is not None}
-    return [Metric(name, value, ended, record["epoch"]) for name, value in numbers.items()]
+    return [Metric(name, value, ended, record["epoch"]) for name, value in names.of_epoch(record).items()]
 
 
 def _milliseconds() -> int:

@@ -61,7 +61,8 @@ def combine(
         images_per_second=sum(member.images_per_second * member.seconds for member in members) / seconds,
         members=tuple(member.val_accuracy for member in members),
         member_folders=tuple(member.folder.name for member in members),
+        keep=members[0].keep,
     )
     trained.write()
-    logger.info("the mean of %d models: val accuracy %.3f", len(members), trained.val_accuracy)
+    logger.info("the mean of %d models: val accuracy %.1f %%", len(members), 100 * trained.val_accuracy)
     return trained

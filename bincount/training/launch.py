@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bincount import errors
+from bincount.progress import RELAYED, Relayed
 from bincount.settings import LaunchConfig
 from bincount.training import run_folder
 from bincount.training.run_folder import Request, Trained
@@ -55,6 +56,7 @@ def train_in_subprocess(
         on_epoch(run_folder.read_history(folder))
         return trained
 
+    logger.info("starting the process that trains")
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.remove_errors(folder)
     path = run_folder.write_request(request)
@@ -66,6 +68,7 @@ def train_in_subprocess(
             stdin=subprocess.PIPE,  # never written to: its end means that this process is gone
             start_new_session=True,  # Ctrl-C reaches this process alone, which stops the trainer with a checkpoint
             stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,  # what libraries write there would go through the parent's bars
             text=True,
             errors="replace",
         )
@@ -131,6 +134,8 @@ def _follow(lines: Iterable[str], folder: Path, on_epoch: Callable[[list[dict]],
     last = []
     for line in lines:
         yield line
+        if line.startswith(RELAYED):
+            continue
         history = _read_history_so_far(folder)
         if history != last:
             on_epoch(history)
@@ -146,16 +151,23 @@ def _read_history_so_far(folder: Path) -> list[dict]:
 
 
 def _relay(lines: Iterable[str]) -> list[str]:
-    """Log lines of the form `LEVEL message`, and return the last ones; a line of another form keeps the last level."""
+    """Log lines of the form `LEVEL message`, show the progress in others, and return the last lines that were logged.
+
+    A line of another form keeps the last level.
+    """
     level, last_lines = logging.INFO, deque(maxlen=LINES_IN_ERROR)
-    for line in lines:
-        name, _, message = line.rstrip().partition(" ")
-        if name in logging.getLevelNamesMapping():
-            level = logging.getLevelNamesMapping()[name]
-        else:
-            message = line.rstrip()
-        logger.log(level, "%s", message)
-        last_lines.append(message)
+    with Relayed(logger) as progress:
+        for line in lines:
+            name, _, message = line.rstrip().partition(" ")
+            if name == RELAYED:
+                progress.show(message)
+                continue
+            if name in logging.getLevelNamesMapping():
+                level = logging.getLevelNamesMapping()[name]
+            else:
+                message = line.rstrip()
+            logger.log(level, "%s", message)
+            last_lines.append(message)
     return list(last_lines)
 
 

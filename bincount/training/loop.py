@@ -9,17 +9,17 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from bincount.data import balance
 from bincount.errors import SettingsError
-from bincount.files import write_json
+from bincount.files import locked, write_json
 from bincount.problem import EXTRA
 from bincount.progress import Progress
 from bincount.training import checkpoints, distributed, losses, run_folder, validation
@@ -63,9 +63,7 @@ def fit(request: Request, *, stop: threading.Event | None = None) -> Trained:
         distributed.process_group(device, raised_by_all=Stopped) as world,
     ):
         trained = run_folder.find_finished(request.folder) or _fit(request, world, stop)
-        logger.info(
-            "best of %d epochs: %d, val accuracy %.3f", trained.epochs, trained.best_epoch, trained.val_accuracy
-        )
+        logger.info("weights kept: %s; val accuracy %.1f %%", trained.describe_epoch(), 100 * trained.val_accuracy)
         return trained
 
 
@@ -77,11 +75,16 @@ def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
         # a resumed run would not equal the unbroken one.
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
         trainer.monitor.recording(folder / "debug", lambda: trainer.history),
+        ExitStack() as training_bar,
     ):
         reader = Reader(request.pack.images, train.rows, world.device)
+        size, num_steps = trainer.schedule.batch_size, trainer.schedule.num_steps
+        progress = training_bar.enter_context(
+            Progress("training", num_steps * size, "images", logger, done=trainer.step * size)
+        )
         while len(trainer.history) < config.epochs:
             try:
-                train_epoch(trainer, reader, folder, stop)
+                train_epoch(trainer, reader, folder, stop, progress)
                 # Before the validation, which a resume repeats with the same result: the training takes longer.
                 trainer.save_checkpoint(folder)
             except NotFinite:
@@ -120,11 +123,11 @@ def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]
         torch.set_num_threads(1)
     trainer = start(spec, schedule, request.folder, world)
     logger.info(
-        "training %s on %d images of %d pixels, %d for val; %s on %s%s",
+        "training %s on %s images of %d pixels, %s for val; %s on %s%s",
         config.model,
-        len(train.rows),
+        f"{len(train.rows):,}",
         spec.image_size,
-        len(val.rows),
+        f"{len(val.rows):,}",
         trainer.arithmetic,
         world.device.type,
         f", {world.size} processes" if world.size > 1 else "",
@@ -132,7 +135,7 @@ def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]
     return trainer, train, val
 
 
-def train_epoch(trainer: Trainer, reader: Reader, folder: Path, stop: threading.Event) -> None:
+def train_epoch(trainer: Trainer, reader: Reader, folder: Path, stop: threading.Event, progress: Progress) -> None:
     """Take the remaining steps of the epoch under way, or until stop is set, with checkpoints in between.
 
     Raises trainer.NotFinite when the loss or the weights have diverged.
@@ -143,20 +146,19 @@ def train_epoch(trainer: Trainer, reader: Reader, folder: Path, stop: threading.
     saved = began
     images = reader.batches(batches[:, world.rank :: world.size])
     labels = torch.from_numpy(schedule.labels[batches]).to(world.device)
-    with Progress(f"epoch {epoch + 1}", batches.size, "images", logger) as progress:
-        for batch_labels in labels:
-            asked = time.monotonic()
-            batch_images = next(images)
-            waited += time.monotonic() - asked
-            trainer.train_step(batch_images, batch_labels)
-            now = time.monotonic()
-            trainer.seconds, trainer.seconds_waiting = before + now - began, waited
-            progress.advance(len(batch_labels))
-            if world.any_rank(stop.is_set()):
-                break
-            if world.any_rank(now - saved > SECONDS_BETWEEN_CHECKPOINTS):
-                trainer.save_checkpoint(folder)
-                saved = time.monotonic()
+    for batch_labels in labels:
+        asked = time.monotonic()
+        batch_images = next(images)
+        waited += time.monotonic() - asked
+        trainer.train_step(batch_images, batch_labels)
+        now = time.monotonic()
+        trainer.seconds, trainer.seconds_waiting = before + now - began, waited
+        progress.reach(trainer.step * schedule.batch_size, trainer.describe_scores())
+        if world.any_rank(stop.is_set()):
+            break
+        if world.any_rank(now - saved > SECONDS_BETWEEN_CHECKPOINTS):
+            trainer.save_checkpoint(folder)
+            saved = time.monotonic()
     trainer.check_finite()  # .item() synchronises, so the time includes the GPU's queue
     trainer.seconds = before + time.monotonic() - began
 
@@ -176,12 +178,11 @@ def _end_epoch(trainer: Trainer, request: Request, val: Examples) -> None:
 
 
 def _describe(record: dict, epochs: int) -> str:
-    rmse = f", rmse {record['val_rmse']:.3f}" if "val_rmse" in record else ""
-    return (
+    rmse = f", RMSE {record['val_rmse']:.3f}" if "val_rmse" in record else ""
+    return (  # with a time before it, 80 columns
         f"epoch {record['epoch']} of {epochs}: "
-        f"train loss {record['train_loss']:.3f}, accuracy {record['train_accuracy']:.3f}; "
-        f"val loss {record['val_loss']:.3f}, accuracy {record['val_accuracy']:.3f}{rmse}; "
-        f"{record['images_per_second']:.0f} images/s"
+        f"loss {record['train_loss']:.3f}, {100 * record['train_accuracy']:.1f} %; "
+        f"val loss {record['val_loss']:.3f}, {100 * record['val_accuracy']:.1f} %{rmse}"
     )
 
 
@@ -197,23 +198,19 @@ def _summarize(trainer: Trainer, folder: Path) -> Trained:
         val_loss=best["val_loss"],
         seconds=seconds,
         images_per_second=schedule.num_steps * schedule.batch_size / seconds,
+        keep=trainer.config.keep,
     )
 
 
 @contextmanager
 def _locked(folder: Path, stop: threading.Event) -> Iterator[None]:
     """Hold the folder's lock, so that one process at a time trains there. Raises Stopped when stop is set first."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("another process is training in %s; waiting for it", folder)
+    with ExitStack() as stack:
         try:
-            lock.acquire(poll_interval=1, cancel_check=stop.is_set)
+            stack.enter_context(
+                locked(folder / ".lock", f"another process is training in {folder}", is_stopped=stop.is_set)
+            )
         except Timeout:
             raise Stopped from None
-    try:
         run_folder.remove_leftovers(folder)
         yield
-    finally:
-        lock.release()

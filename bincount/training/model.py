@@ -7,6 +7,7 @@ rebuild the network and how to prepare images for it.
 import pickle
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
@@ -155,13 +156,19 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def probabilities(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+def probabilities(
+    model: nn.Module,
+    spec: ModelSpec,
+    images: np.ndarray,
+    rows: np.ndarray | None = None,
+    on_batch: Callable[[int], object] = lambda num_images: None,
+) -> np.ndarray:
     """Predict the class probabilities of images (N, S, S, 3) uint8: (N, C) float32, each row adding up to 1.
 
     With rows, of those images only. They are the mean over the members, and with flip_at_test over each image and its
-    mirror image.
+    mirror image. on_batch receives the number of images of each batch that is done.
     """
-    return mean_softmax(logits(model, spec, images, rows), spec.temperature)
+    return mean_softmax(logits(model, spec, images, rows, on_batch), spec.temperature)
 
 
 def mean_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -170,7 +177,13 @@ def mean_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 @torch.inference_mode()
-def logits(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+def logits(
+    model: nn.Module,
+    spec: ModelSpec,
+    images: np.ndarray,
+    rows: np.ndarray | None = None,
+    on_batch: Callable[[int], object] = lambda num_images: None,
+) -> np.ndarray:
     """Compute the classes' logits for each view of images (N, S, S, 3) uint8: (N, V, C) float32.
 
     With rows, of those images only, read batch by batch, so that a memory-mapped pack is never loaded whole. V is the
@@ -193,6 +206,7 @@ def logits(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarr
             continue
         results.append(batch_logits.cpu().numpy())
         start += len(batch)
+        on_batch(len(batch))
     return np.concatenate(results)
 
 

@@ -16,17 +16,23 @@ import json
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 from pydantic import TypeAdapter
 
 from bincount import files
 from bincount.data.packs import Pack
+from bincount.data.pictures import DECODER_VERSION
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DiskFull, ModelDamaged, ModelNotFound, TrainingFailed
 from bincount.files import read_sealed, write_sealed
 from bincount.settings import ImageConfig, TrainConfig
 from bincount.training.spec import check_weights, read_spec
+from bincount.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +48,11 @@ class Request:
     images: ImageConfig
     training: TrainConfig
     folder: Path
+
+
+def folder_of(workspace: Workspace, snapshot: Snapshot, images: ImageConfig, training: TrainConfig) -> Path:
+    """Return the folder of the training of a snapshot with these settings, as Workspace.run names it."""
+    return workspace.run(snapshot.digest, images, training, decoder=DECODER_VERSION)
 
 
 def write_request(request: Request) -> Path:
@@ -73,7 +84,7 @@ class Trained:
     Epochs count from 1. val_accuracy and val_loss belong to the best epoch, whose weights were kept; seconds and
     images_per_second measure training alone, without evaluation. For a model of several members best_epoch is the
     median, members holds the val accuracy of each member, and member_folders the names of their folders beside this
-    one.
+    one. keep is the setting of that name; older releases did not write it.
     """
 
     folder: Path
@@ -85,11 +96,24 @@ class Trained:
     images_per_second: float
     members: tuple[float, ...] = ()
     member_folders: tuple[str, ...] = ()
+    keep: str = ""
 
     @property
     def checkpoint(self) -> Path:
         """The folder of the kept weights, as model.load takes it."""
         return self.folder / "model"
+
+    def history(self) -> "pd.DataFrame":
+        """Return the curves of the training, a row an epoch. Raises ModelDamaged."""
+        import pandas as pd
+
+        return pd.DataFrame(read_history(self.folder)).set_index("epoch")
+
+    def describe_epoch(self) -> str:
+        """Return whose weights were kept: `epoch 13, the best of 15`, or `last of 20 epochs`."""
+        if self.keep == "last":
+            return f"last of {self.epochs} epochs"
+        return f"epoch {self.best_epoch}, the best of {self.epochs}"
 
     @classmethod
     def read(cls, folder: Path) -> "Trained | None":

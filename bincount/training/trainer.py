@@ -84,6 +84,7 @@ class Trainer:
     def _begin_epoch(self) -> None:
         self.seconds = self.seconds_waiting = 0.0
         self.num_seen = 0  # images, of all processes
+        self._scores = ""
         # Of the epoch so far, over this process's shards: the sums that _accumulate returns.
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
 
@@ -246,8 +247,24 @@ class Trainer:
     def check_finite(self) -> None:
         """Raise NotFinite, in all processes, when the loss or a weight is not a finite number in one of them."""
         weights = torch.stack([parameter.detach().isfinite().all() for parameter in self.model.parameters()]).all()
+        self._read_totals()
         if self.world.any_rank(not (math.isfinite(self.totals[0].item()) and weights.item())):
             raise NotFinite
+
+    def describe_scores(self) -> str:
+        """Return the loss and the accuracy of the epoch so far, over this process's shards, as text.
+
+        On a GPU they are of the last check, since reading them waits for the GPU.
+        """
+        if self.device.type == "cpu":
+            self._read_totals()
+        return self._scores
+
+    def _read_totals(self) -> None:
+        loss, num_of_classes, correct = self.totals.tolist()
+        if self.num_seen and num_of_classes:
+            mean_loss = loss * self.world.size / self.num_seen
+            self._scores = f"loss {mean_loss:.2f}, accuracy {100 * correct / num_of_classes:.1f} %"
 
 
 def _parts(num_images: int, num_parts: int) -> list[slice]:

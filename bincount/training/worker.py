@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
+from bincount import progress
 from bincount.errors import BincountError, TrainingFailed
 from bincount.files import raise_on_disk_full
 from bincount.training import distributed
@@ -23,10 +24,10 @@ STOPPED = 128 + signal.SIGTERM  # the exit code that shells give for a process t
 def main() -> None:
     """Carry out the request in the file that the first argument names.
 
-    Log lines go to standard output as `LEVEL message`, progress bars to standard error. SIGTERM stops the training, and
-    so does the end of standard input when the environment has PARENT_HOLDS_STDIN. An error of the library is left in
-    error-RANK.json. torchrun restarts all processes when one ends with an error; when such a file was left, they end
-    successfully, and the parent finds the file and no result.
+    Log lines go to standard output as `LEVEL message`, and so does the progress where a parent reads it. SIGTERM stops
+    the training, and so does the end of standard input when the environment has PARENT_HOLDS_STDIN. An error of the
+    library is left in error-RANK.json. torchrun restarts all processes when one ends with an error; when such a file
+    was left, they end successfully, and the parent finds the file and no result.
     """
     # One process of each host logs: the first of all may be on another host than the one that started the training.
     level = logging.INFO if distributed.local_rank() == 0 else logging.WARNING
@@ -36,6 +37,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent sends SIGTERM
     if PARENT_HOLDS_STDIN in os.environ:
+        progress.relay_to(_write_line if distributed.local_rank() == 0 else lambda line: None)
         threading.Thread(target=_stop_when_parent_ends, args=(stop,), daemon=True).start()
 
     try:
@@ -53,6 +55,11 @@ def main() -> None:
     except BincountError as error:
         write_error(request.folder, error, distributed.rank())
         _exit_with_error()
+
+
+def _write_line(line: str) -> None:
+    sys.stdout.write(line)
+    sys.stdout.flush()
 
 
 def _stop_when_parent_ends(stop: threading.Event) -> None:

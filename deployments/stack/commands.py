@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bincount import services
+from bincount.database import models_page
 from bincount.errors import ServiceUnavailable, SettingsError
 from bincount.settings import DEFAULT_WORKSPACE
 from deployments.stack import databases, running, runs, supervisor
@@ -28,7 +29,7 @@ def up(config: StackConfig) -> None:
     runs.wait_for_worker(config, started or datetime.min.replace(tzinfo=UTC))
     print(
         f"\nThe stack is up; `{_make('down', config.workspace)}` stops it, {config.log} has its log.\n\n"
-        f"  Prefect  {config.prefect}\n  MLflow   {config.mlflow}/#/models\n\n" + _sign_in(config)
+        f"  Prefect  {config.prefect}\n  MLflow   {models_page(config.mlflow)}\n\n" + _sign_in(config)
     )
 
 

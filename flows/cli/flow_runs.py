@@ -10,6 +10,9 @@ from bincount.errors import BincountError
 from bincount.settings import RegistryConfig
 from bincount.workspace import Workspace
 from flows import interrupts
+from flows.cli import terminal
+
+logger = logging.getLogger("bincount.flows")
 
 
 @contextmanager
@@ -19,11 +22,15 @@ def flow_runs(registry: RegistryConfig | None, workspace: Path) -> Iterator[None
     Automations and `doctor --services` know them by the tag. Raises ServiceUnavailable.
     """
     from prefect import tags
+    from prefect.settings import get_current_settings
 
     from bincount.environment import TAG
     from deployments import temporary
 
+    terminal.remove_prefect_handler()
     _check_services(registry, workspace)
+    if not get_current_settings().api.url:
+        logger.info("starting a Prefect server for the time of this command")
     with temporary.serving(_import_flows), tags(TAG):
         interrupts.watch_flow_runs()
         yield

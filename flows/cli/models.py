@@ -150,9 +150,9 @@ def compare(
         decision = flow.compare(first, second, **sections(job), device=device)
         names = [f"version {each.version}" for each in pair]
         facts = summary.of_versions(*pair, [model_registry.runs.read_params(each.run_id) for each in pair])
-        tables.show(facts | tables.of_comparison(decision, *names))
         verdict = "would take" if decision.promote else "would not take"
-        print(f"{names[1].capitalize()} {verdict} the place of {names[0]} as champion: {decision.reason}")
+        sentence = f"{names[1].capitalize()} {verdict} the place of {names[0]} as champion: {decision.reason}"
+        tables.show(tables.decision_last(facts | tables.of_comparison(decision, *names), otherwise=sentence))
 
 
 @app.command(sort_key=8)
@@ -176,7 +176,8 @@ def promote(
         from bincount.reporting import tables
         from flows import promote as flow
 
-        tables.show(tables.of_decision(flow.promote(model, **sections(job), device=device)))
+        decision = flow.promote(model, **sections(job), device=device)
+        tables.show(tables.decision_last(tables.of_decision(decision)))
 
 
 @app.command(sort_key=9)

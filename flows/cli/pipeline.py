@@ -81,7 +81,7 @@ def run(
         from flows import summary
 
         finished = flow.run(**sections(job))
-        tables.show(summary.of_run(finished.prepared, finished.model))
+        tables.show(tables.decision_last(summary.of_run(finished.prepared, finished.model)))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
@@ -126,7 +126,8 @@ def retrain(
         from flows import summary
 
         result = flow.retrain(**sections(job))
-        tables.show(summary.of_nightly_run(result, retraining))
+        found = summary.of_nightly_run(result, retraining)
+        tables.show(tables.decision_last(found, otherwise=summary.nightly_headline(result)))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
@@ -186,7 +187,7 @@ def train(
         from flows import train as flow
 
         model = flow.train(**sections(job), snapshot=snapshot)
-        tables.show(summary.of_train(model))
+        tables.show(tables.decision_last(summary.of_train(model)))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from importlib.metadata import version
+from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 from pydantic import ValidationError
@@ -11,7 +12,7 @@ from rich.text import Text
 from bincount.errors import BincountError
 from deployments.stack.running import sign_in
 from flows import interrupts, usage
-from flows.cli import settings_file
+from flows.cli import settings_file, terminal
 
 app = App(
     name="bincount",
@@ -49,12 +50,18 @@ def main() -> None:
     """Run the command line; an error that names its remedy is shown without a traceback."""
     kept = KEPT.get(next((word for word in sys.argv[1:] if not word.startswith("-")), ""), KEPT_BY_A_RUN)
     sign_in(os.environ)  # before Prefect reads its settings
+    terminal.set_up()
     with interrupts.handled(f"{kept}, and the same command goes on from there"):
         try:
             app(usage.rename_flags(sys.argv[1:]), exit_on_error=False, print_error=False)
         except CycloptsError as error:
-            usage.fail(usage.explain(error))
+            _fail(usage.explain(error))
         except ValidationError as error:
-            usage.fail("\n".join(usage.explain_values(error)))
+            _fail("\n".join(usage.explain_values(error)))
         except BincountError as error:
-            usage.fail(str(error))
+            _fail(terminal.describe_error(error))
+
+
+def _fail(text: str) -> NoReturn:
+    name = "bincount: "
+    usage.fail(terminal.fit(f"{name}{text}", len(name)).removeprefix(name))

@@ -11,8 +11,8 @@ from cyclopts import App, ArgumentCollection, Token
 from pydantic import BaseModel, ValidationError
 
 from bincount.errors import SettingsError, mask_credentials
+from bincount.mistakes import explain_values, names_of, suggest, takes
 from bincount.settings import SECTIONS, Job
-from flows import usage
 
 HEADER = """\
 # Settings of bincount, for --config FILE. Flags, and the environment variables that descriptions name, override them.
@@ -122,7 +122,7 @@ def _read_section(name: str, value: Any) -> Any:
     if not isinstance(values, dict):
         raise SettingsError(f"[{name}] takes settings, not {mask_credentials(repr(value))}")
     model, values = SECTIONS[name], {str(key): value for key, value in values.items()}
-    unknown = values.keys() - usage.names_of(model).keys()
+    unknown = values.keys() - names_of(model).keys()
     mistakes = [_explain_unknown(name, key) for key in sorted(unknown)]
     try:
         section = _validate(model, {key: values[key] for key in values.keys() - unknown}, f"[{name}] {{}}".format)
@@ -138,7 +138,7 @@ def _validate(model: type[BaseModel], values: Mapping[str, Any], written: Callab
     try:
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        raise SettingsError("\n".join(usage.explain_values(error, model, written))) from None
+        raise SettingsError("\n".join(explain_values(error, model, written))) from None
     except SettingsError as error:  # of a validator, which knows no section
         raise SettingsError(f"{written('')}{error}") from None
 
@@ -149,18 +149,18 @@ def _explain_unknown_section(name: str, value: Any) -> str:
     known = [f"[{known}]" if known in SECTIONS else known for known in Job.model_fields]
     unknown = f"[{name}]" if isinstance(value, dict) else name
     kind = "section" if isinstance(value, dict) else "setting"
-    return f"there is no {kind} {unknown}{usage.suggest(unknown, known)}; `bincount config` shows all"
+    return f"there is no {kind} {unknown}{suggest(unknown, known)}; `bincount config` shows all"
 
 
 def _explain_unknown(section: str, key: str) -> str:
     if sections := _sections_with(key):
         return f"{key} is no setting of [{section}] but of [{sections[0]}]; write it there"
-    meant = usage.suggest(key, SECTIONS[section].model_fields)
+    meant = suggest(key, SECTIONS[section].model_fields)
     return f"there is no setting {key} in [{section}]{meant}; `bincount config` shows all"
 
 
 def _sections_with(key: str) -> list[str]:
-    return [name for name, model in SECTIONS.items() if key in usage.names_of(model)]
+    return [name for name, model in SECTIONS.items() if key in names_of(model)]
 
 
 def _write_section(name: str, section: BaseModel) -> str:
@@ -170,8 +170,8 @@ def _write_section(name: str, section: BaseModel) -> str:
 
 def _write_setting(model: BaseModel, key: str) -> str:
     field, value = type(model).model_fields[key], getattr(model, key)
-    takes = usage.takes(field)
-    described = [_comment(field.description or ""), *([_comment(f"takes {takes}")] if takes else [])]
+    required = takes(field)
+    described = [_comment(field.description or ""), *([_comment(f"takes {required}")] if required else [])]
     follows = field.default_factory is not None and key not in model.model_fields_set
     line = f"{key} = {_write_value(key, value)}".rstrip()
     return "\n".join([*described, f"# {line}" if value is None or follows else line, ""])

@@ -20,6 +20,7 @@ install ffmpeg). What is not there is left out.
 
 import argparse
 import json
+import logging
 import os
 import random
 import signal
@@ -421,6 +422,7 @@ def train_as_here(
     import numpy as np
     import torch
 
+    from bincount.progress import Progress
     from bincount.training.device import Arithmetic
     from bincount.training.distributed import World
     from bincount.training.loop import train_epoch
@@ -439,7 +441,8 @@ def train_as_here(
     batches = reader.batches
     reader.batches = lambda positions: watch.over(batches(positions))
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
-        train_epoch(trainer, reader, folder, threading.Event())
+        with Progress("training", steps * batch_size, "images", logging.getLogger(__name__)) as progress:
+            train_epoch(trainer, reader, folder, threading.Event(), progress)
         watch.stop()
 
 

@@ -1,0 +1,258 @@
+"""A trained model in memory, and its predictions as objects, for those who predict from Python."""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from bincount.data import inputs
+from bincount.data.inputs import Input
+from bincount.errors import BadPicture
+from bincount.evaluation.predict import predict_pictures
+from bincount.problem import Classes
+from bincount.settings import DataConfig, Device
+from bincount.training.device import choose_device
+from bincount.training.model import load
+from bincount.training.spec import ModelSpec, model_digest
+
+# One picture, or several: the name of a file, a folder, a pattern or an s3:// URL; the content of a file; an image of
+# Pillow; an array (H, W, 3), (H, W) or (N, H, W, 3); a tensor (3, H, W) or (N, 3, H, W), both uint8.
+Pictures = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
+FORMS = (
+    "give the name of a file or a folder, bytes, an image of Pillow, an array (H, W, 3) uint8 or a tensor (3, H, W) "
+    "uint8, or a list of these"
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction of one picture.
+
+    class_name is the most probable class and confidence its probability; probabilities has that of each class by name.
+    count is the class as a number and expected_count the mean of the counts weighted by their probabilities; both are
+    None where classes are not counts, and expected_count is there for grades too.
+    """
+
+    name: str
+    class_name: str
+    confidence: float
+    probabilities: Mapping[str, float] = field(repr=False)
+    count: int | None = None
+    expected_count: float | None = None
+
+
+@dataclass(frozen=True)
+class Predictions(Sequence[Prediction]):
+    """The predictions of several pictures, in their order.
+
+    probabilities is (N, C) float32. positions (N,) are the places of the pictures among those given, which differ from
+    0..N-1 where some were skipped; unreadable says why those were, by position.
+    """
+
+    classes: Classes
+    names: tuple[str, ...]
+    probabilities: np.ndarray
+    positions: tuple[int, ...]
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int64: the position of each predicted class among the classes."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each predicted class."""
+        return [self.classes.names[label] for label in self.labels]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(N,) int64: the predicted counts. Raises TypeError where the classes are not counts."""
+        if not self.classes.are_counts:
+            raise TypeError(f"the classes {', '.join(self.classes.names)} are not counts; use class_names")
+        return np.array(self.classes.values, np.int64)[self.labels]
+
+    @property
+    def confidences(self) -> np.ndarray:
+        """(N,) float32: the probability of each predicted class."""
+        return self.probabilities.max(axis=1, initial=0)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row a picture, with its position as index, as `bincount predict --output csv` has them.
+
+        The columns are path, count, confidence, expected_count where classes are ordered, and p_NAME for each class.
+        """
+        counts = self.counts if self.classes.are_counts else np.array(self.class_names, object)
+        columns = {"path": list(self.names), "count": counts, "confidence": self.confidences}
+        if self.classes.ordered:
+            columns["expected_count"] = self._expected_counts
+        columns |= {f"p_{name}": self.probabilities[:, label] for label, name in enumerate(self.classes.names)}
+        return pd.DataFrame(columns, index=list(self.positions))
+
+    @property
+    def _expected_counts(self) -> np.ndarray:
+        return self.probabilities @ np.array(self.classes.values, np.float32)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Predictions": ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            names, positions = self.names[index], self.positions[index]
+            return Predictions(self.classes, names, self.probabilities[index], positions, self.unreadable)
+        label, shares = self.labels[index], self.probabilities[index]
+        return Prediction(
+            name=self.names[index],
+            class_name=self.classes.names[label],
+            confidence=float(shares[label]),
+            probabilities=dict(zip(self.classes.names, shares.tolist(), strict=True)),
+            count=int(self.classes.values[label]) if self.classes.are_counts else None,
+            expected_count=float(shares @ self.classes.values) if self.classes.ordered else None,
+        )
+
+    def __repr__(self) -> str:
+        skipped = f", {len(self.unreadable)} skipped" if self.unreadable else ""
+        return f"Predictions of {len(self)} pictures{skipped}\n{self.to_frame().round(3).to_string(max_rows=10)}"
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().round(3).to_html(max_rows=10)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model in memory, on its device.
+
+    name says what was loaded; network is the torch module, which takes normalised images, and digest identifies its
+    predictions.
+    """
+
+    name: str
+    network: nn.Module
+    spec: ModelSpec
+    digest: str
+
+    @classmethod
+    def load(cls, checkpoint: Path, device: Device = "auto", name: str = "") -> "Model":
+        """Read the model in a checkpoint folder.
+
+        Raises ModelNotFound, ModelDamaged, and SettingsError as choose_device does.
+        """
+        network, spec = load(checkpoint, choose_device(device))
+        return cls(name or str(checkpoint), network, spec, model_digest(checkpoint))
+
+    @property
+    def classes(self) -> Classes:
+        """The classes that it predicts, in the order of the probabilities."""
+        return self.spec.classes
+
+    @property
+    def device(self) -> torch.device:
+        """The device that it computes on."""
+        return next(self.network.parameters()).device
+
+    def predict(
+        self, pictures: Pictures | Iterable[Pictures], *, errors: Literal["raise", "skip"] = "raise"
+    ) -> Predictions:
+        """Predict one picture or several; the predictions have the order of the pictures.
+
+        A picture is a file's name or bytes, an image of Pillow, an array (H, W, 3) or (H, W) uint8, or a tensor
+        (3, H, W) uint8, of any size. An array or a tensor with one more axis in front is a batch; a folder stands for
+        all pictures below it, a pattern for what it matches, an s3:// URL for what is in the public bucket. Raises
+        BadPicture where one cannot be read; with errors="skip" it is left out and explained in `unreadable`. Raises
+        TypeError for what is no picture at all.
+        """
+        if errors not in ("raise", "skip"):
+            raise ValueError(f"errors is 'raise' or 'skip', not {errors!r}")
+        given = _as_inputs(pictures)
+        probabilities, unreadable = predict_pictures(self.network, self.spec, given)
+        if unreadable and errors == "raise":
+            raise _unreadable(given, unreadable)
+        positions = tuple(position for position in range(len(given)) if position not in unreadable)
+        names = tuple(given[position].name for position in positions)
+        return Predictions(self.classes, names, probabilities, positions, unreadable)
+
+    def __repr__(self) -> str:
+        of = f"{self.spec.members} x {self.spec.model}" if self.spec.members > 1 else self.spec.model
+        size = f"{self.spec.image_size} pixels"
+        return f"Model({self.name}: {of}, {size}, classes {', '.join(self.classes.names)}, on {self.device})"
+
+
+def _as_inputs(pictures: Any) -> list[Input]:
+    """Return every picture that was given, under a name: that of its file, or its position."""
+    if isinstance(pictures, Pictures):
+        pictures = [pictures]
+    elif isinstance(pictures, Mapping) or not isinstance(pictures, Iterable):
+        raise TypeError(f"{type(pictures).__name__} is no picture; {FORMS}")
+    found, lock = [], threading.Lock()
+    for given in pictures:
+        if isinstance(given, str | os.PathLike):
+            found += _find(os.fspath(given))
+            continue
+        for image in _split(given):
+            read = partial(_load, image, lock) if isinstance(image, Image.Image) else partial(bytes, image)
+            found.append(Input(f"picture {len(found)}", read))
+    return found
+
+
+def _unreadable(given: Sequence[Input], reasons: Mapping[int, str]) -> BadPicture:
+    position = min(reasons)
+    of = f"picture {position} of {len(given)}"
+    name = of if given[position].name == f"picture {position}" else f"{given[position].name} ({of})"
+    more = f", nor can {len(reasons) - 1} others" if len(reasons) > 1 else ""
+    return BadPicture(
+        f"{name} cannot be read: {reasons[position]}{more}; leave it out, or give errors='skip' to predict the others"
+    )
+
+
+def _find(name: str) -> list[Input]:
+    """Find the pictures of one name; where there is none, the reason is given when it is to be read."""
+    there = inputs.find([name], DataConfig())
+    return [*there.pictures, *(Input(name, partial(_fail, reason)) for name, reason in there.unreadable.items())]
+
+
+def _fail(reason: str) -> bytes:
+    raise FileNotFoundError(reason)
+
+
+def _load(image: Image.Image, lock: threading.Lock) -> Image.Image:
+    """Read an image that Pillow has opened: one at a time, since one image may be in a list twice."""
+    with lock:
+        try:
+            image.load()
+        except Exception as error:  # what decoders raise for odd bytes is in no list, and it is this picture alone
+            raise BadPicture(f"damaged image: {' '.join(str(error).split()) or type(error).__name__}") from error
+    return image
+
+
+def _split(given: Any) -> Iterator[bytes | Image.Image]:
+    """Yield the pictures of bytes, of an image, or of an array or tensor that may be a batch."""
+    if isinstance(given, bytes | bytearray | memoryview | Image.Image):
+        yield given
+        return
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        array = given.movedim(-3, -1).numpy() if given.ndim in (3, 4) and given.shape[-3] == 3 else None
+        form = "tensors are (3, H, W) or (N, 3, H, W) uint8, 0 to 255"
+    elif isinstance(given, np.ndarray):
+        array = given if given.ndim == 2 or (given.ndim in (3, 4) and given.shape[-1] == 3) else None
+        form = "arrays are (H, W, 3), (H, W) or (N, H, W, 3) uint8, 0 to 255"
+    else:
+        raise TypeError(f"{type(given).__name__} is no picture; {FORMS}")
+    if array is None or array.dtype != np.uint8 or 0 in array.shape[-3:]:
+        kind = str(given.dtype).removeprefix("torch.")
+        raise TypeError(f"{form}; got {kind} of the shape {tuple(given.shape)}")
+    for picture in array if array.ndim == 4 else [array]:
+        yield Image.fromarray(np.ascontiguousarray(picture))
