@@ -17,7 +17,7 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from bincount.database import models_page
+from bincount.database import models_page, pages_of
 from bincount.errors import ModelNotFound, ServiceUnavailable
 from bincount.evaluation.intervals import Score
 from bincount.evaluation.promotion import Decision

@@ -4,8 +4,9 @@ from collections import Counter
 from datetime import datetime, timedelta
 
 from bincount.reporting.months.content import DecidedVersion, Facts, Head
-from bincount.reporting.months.words import age, at, duration, percent, plural
+from bincount.reporting.months.words import age, at, duration, plural
 from bincount.reporting.records import FAILURES
+from bincount.text import percent
 
 RECENT = timedelta(days=30)
 LATE = timedelta(days=2)  # since the last nightly run of a workspace that has nightly runs

@@ -8,8 +8,9 @@ import pandas as pd
 from bincount.reporting.months import charts
 from bincount.reporting.months.charts import Line, Point
 from bincount.reporting.months.content import Facts, Section, Table
-from bincount.reporting.months.words import STAMP, duration, link_to, percent
+from bincount.reporting.months.words import STAMP, duration, link_to
 from bincount.reporting.records import FAILURES, RunRecord
+from bincount.text import percent
 
 NUM_REASONS = 7  # with a line of their own
 MINUTE, HOUR = 60, 3600

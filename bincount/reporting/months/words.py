@@ -12,10 +12,6 @@ LENGTH = {"day": "D", "week": "W-SUN", "month": "ME"}
 MOST_PERIODS = 130  # bars that can be told apart
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def with_interval(value: float, low: float, high: float, digits: int, factor: float = 1) -> str:
     """Return, for example, `41.8 (39.0 to 44.5)`; nothing where there is no value."""
     if pd.isna(value):
