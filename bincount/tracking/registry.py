@@ -17,7 +17,7 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from bincount.database import models_page, pages_of
+from bincount.database import TRAININGS, models_page, pages_of
 from bincount.errors import ModelNotFound, ServiceUnavailable
 from bincount.evaluation.intervals import Score
 from bincount.evaluation.promotion import Decision
@@ -331,7 +331,7 @@ class Registry:
         if not (pages := pages_of(self.client.tracking_uri)):
             return ""
         experiment_id = self.client.get_run(run_id).info.experiment_id  # the history's may be another than this one
-        return f"{pages}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{REPORT}"
+        return f"{pages}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{REPORT}{TRAININGS}"
 
     def find_rollback(self, version: Version) -> AliasChange | None:
         """Return the change that rolled a version back, unless it was promoted again since."""
