@@ -1,4 +1,4 @@
-"""Decide what happens to a model: whether to train, what two versions are compared on, and which becomes champion.
+"""Decide what happens to a model: whether to train, and which version becomes champion.
 
 Each function takes an open registry and returns a value, so that the policy is tested without Prefect. flow_run is the
 id of the root flow run, or empty: a nightly run whose process was killed starts again under the same id, and must not
@@ -14,17 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from bincount.data import packing, snapshots, tables
+from bincount.comparison import compare, show_champion
+from bincount.data import snapshots
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
-from bincount.errors import DatasetError, ModelNotFound
-from bincount.evaluation import drift, holdout, promotion
+from bincount.errors import ModelNotFound
+from bincount.evaluation import drift, promotion
 from bincount.evaluation.drift import Accuracy, Drift
-from bincount.evaluation.evaluate import Evaluation, predict_test, probability_columns
-from bincount.evaluation.intervals import LabelledImages, Score
+from bincount.evaluation.evaluate import Evaluation
+from bincount.evaluation.intervals import Score
 from bincount.evaluation.promotion import Decision
 from bincount.files import atomic_write, read_sealed, sealed
 from bincount.reporting import card
@@ -33,7 +31,7 @@ from bincount.tracking.champion import AliasChange
 from bincount.tracking.packaging import MODEL_TAG
 from bincount.tracking.registry import Registry, Version
 from bincount.tracking.runs import ROOT_FLOW_RUN_TAG
-from bincount.training.spec import model_digest, read_spec, weights_digest
+from bincount.training.spec import read_spec, weights_digest
 from bincount.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -270,6 +268,8 @@ def promote(
             compare(registry, version, champion, snapshot, job, device=device, evaluation=evaluation), version
         )
         registry.describe(version, card.with_comparison(registry.card(version), decision))
+        if evaluation:
+            show_champion(registry, version, champion, snapshot, job, evaluation, decision, device=device)
         registry.record_decision(version, decision)
         if not decision.promote or registry.promote(
             version, champion, by=by, reason=decision.reason, flow_run=flow_run
@@ -301,89 +301,3 @@ def _with_remedy(decision: Decision, version: Version) -> Decision:
         return decision
     remedy = f"`bincount promote {version.version} --force` makes it champion all the same"
     return decision.model_copy(update={"reason": f"{decision.reason}; {remedy}"})
-
-
-def find_comparison_snapshot(snapshot: Snapshot) -> Snapshot:
-    """Return the last snapshot of the dataset, which has the most test bins, or the given one where classes differ."""
-    latest = snapshots.latest(snapshot.dataset)
-    return latest if latest.classes == snapshot.classes else snapshot
-
-
-def compare(
-    registry: Registry,
-    version: Version,
-    champion: Version | None,
-    snapshot: Snapshot,
-    job: Job,
-    *,
-    device: Device = "auto",
-    evaluation: Evaluation | None = None,
-) -> Decision:
-    """Decide on the test images of the snapshot whose bins neither version was trained on.
-
-    Without a champion the version is compared with the most frequent class of the images that it was trained on.
-    """
-    is_first = champion is None
-    if champion and MODEL_TAG in version.tags and champion.tags.get(MODEL_TAG) == version.tags[MODEL_TAG]:
-        return promotion.refuse(f"it has the same weights as version {champion.version}", job.promotion)
-    models = [version] if is_first else [version, champion]
-    try:
-        trained_on = [_open_snapshot_of(model, job) for model in models]
-        predictions = [
-            evaluation.predictions
-            if evaluation and model is version
-            else _predict(registry, model, snapshot, job, device)
-            for model in models
-        ]
-    except ModelNotFound as error:
-        return promotion.refuse(str(error), job.promotion, is_first=is_first)
-    unseen = holdout.find_unseen(snapshot, trained_on)
-    predictions = [table[table["image_id"].map(unseen)] for table in predictions]
-    labels, groups = predictions[0]["label"].to_numpy(np.int64), predictions[0]["group"].to_numpy()
-    images = LabelledImages(labels, groups, snapshot.classes)
-    probabilities = [table[probability_columns(snapshot.classes)].to_numpy() for table in predictions]
-    num_trained_on = _images_by_class(trained_on[0])
-    absent = np.flatnonzero(num_trained_on == 0).tolist()
-    if is_first:
-        return promotion.decide_first(images, *probabilities, num_trained_on.argmax(), job.promotion, absent)
-    return promotion.decide(images, *probabilities, job.promotion, absent)
-
-
-def _open_snapshot_of(version: Version, job: Job) -> Snapshot:
-    workspace = Workspace(root=job.workspace)
-    folder = workspace.snapshot(version.snapshot_digest)
-    if folder is None:
-        raise ModelNotFound(
-            f"the images that version {version.version} was trained on are not in the workspace {workspace.root}, "
-            "so that no bin is sure to be new to it"
-        )
-    return snapshots.open_snapshot(folder)
-
-
-def _images_by_class(snapshot: Snapshot) -> np.ndarray:
-    """Count the images of train by label, (C,)."""
-    rows = snapshot.labelled()
-    return np.bincount(rows.loc[rows["split"] == "train", "label"], minlength=len(snapshot.classes))
-
-
-def _predict(registry: Registry, version: Version, snapshot: Snapshot, job: Job, device: Device) -> pd.DataFrame:
-    """Return a version's predictions of the snapshot's test images, made once.
-
-    Raises ModelNotFound where its files are gone or it predicts other classes.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        checkpoint = registry.checkpoint(version, Path(temporary))
-        spec = read_spec(checkpoint)
-        if spec.classes != snapshot.classes:
-            raise ModelNotFound(f"version {version.version} predicts other classes than the snapshot has")
-        folder = Workspace(root=job.workspace).evaluation(snapshot.digest, model_digest(checkpoint))
-        kept = folder / "predictions.parquet"
-        if kept.exists():
-            try:
-                return tables.read_frame(kept, "the model is evaluated again")
-            except DatasetError as error:
-                logger.warning("%s", error)
-        images = snapshot.labelled()
-        images = images[images["split"] == "test"]  # the others need not be packed at this model's size
-        pack = packing.update(snapshot.dataset, spec.images, images["path"], images["sha256"])
-        return predict_test(snapshot, pack, checkpoint, folder, device)

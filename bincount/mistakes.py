@@ -10,10 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from bincount import settings
+from bincount import forms, settings
 from bincount.errors import mask_credentials
 
-LIMITS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 NO_TEXT = ("string_type", "path_type")  # pydantic's kinds of errors
 WRONG_LENGTH = ("string_too_short", "string_too_long")
@@ -71,17 +70,11 @@ def takes(field: FieldInfo) -> str:
         return f"one of {', '.join(choices)}"
     if without := next((found for part in field.metadata if (found := _forbidden(part))), None):
         return f"a name without any of {without}"
-    limits = {
-        limit: value for part in field.metadata for limit in LIMITS if (value := getattr(part, limit, None)) is not None
-    }
-    steps = next((part.multiple_of for part in field.metadata if getattr(part, "multiple_of", None)), None)
     kinds = [KINDS[kind.__name__] for kind in _kinds(field.annotation) if kind.__name__ in KINDS]
     if not kinds:
         return ""
-    within = " and ".join(
-        LIMITS[limit].format(f"{value:,}" if value >= 10000 else value) for limit, value in limits.items()
-    )
-    return " ".join(filter(None, [kinds[0], f"in steps of {steps}" if steps else "", within and f"of {within}"]))
+    within = forms.limits(field)
+    return " ".join(filter(None, [kinds[0], forms.steps(field), within and f"of {within}"]))
 
 
 def _forbidden(part: object) -> str:

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from functools import cached_property
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -19,8 +20,38 @@ def normalize_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def _rising_ranges(longest: int = 3) -> str:
+    """Return a pattern for `A..B` with A < B, which compares numbers of up to so many digits, digit by digit.
+
+    Of two longer numbers it takes any.
+    """
+    to, ranges, groups = r"\s*\.\.\s*0*", [], 0
+    for digits in range(1, longest + 1):
+        any_number = rf"[1-9]\d{{{digits - 1}}}" if digits > 1 else r"\d"
+        ranges.append(rf"{any_number}{to}[1-9]\d{{{digits},}}")  # B has more digits
+        for equal in range(digits):  # the first digits are the same, the next one is smaller in A
+            groups += bool(equal)
+            start, same = (rf"([1-9]\d{{{equal - 1}}})", rf"\{groups}") if equal else ("", "")
+            rest, smallest = rf"\d{{{digits - equal - 1}}}", 0 if equal or digits == 1 else 1
+            steps = "|".join(rf"{digit}{rest}{to}{same}[{digit + 1}-9]" for digit in range(smallest, 9))
+            ranges.append(rf"{start}(?:{steps}){rest}")
+    ranges.append(rf"[1-9]\d{{{longest},}}{to}[1-9]\d{{{longest},}}")
+    return rf"^\s*0*(?:{'|'.join(ranges)})\s*$"
+
+
+TWO_NAMES = r"[^,\s][^,]*,[,\s]*[^,\s]"
+NAMED_TWICE = r"(?:^|,)\s*([^,\s](?:[^,]*[^,\s])?)\s*,(?:.*,)?\s*\1\s*(?:,|$)"
+
+
 class Classes(Frozen):
     """The classes of a problem, in order of their labels 0..C-1."""
+
+    # What `parse` takes, as JSON schema says it. In a condition, of which forms make no choice between two fields; and
+    # as alternatives, since an error on a pattern shows the pattern.
+    RULE: ClassVar[dict[str, Any]] = {
+        "if": {},
+        "then": {"oneOf": [{"pattern": _rising_ranges()}, {"pattern": TWO_NAMES, "not": {"pattern": NAMED_TWICE}}]},
+    }
 
     names: tuple[str, ...] = Field(min_length=2, description="class names; the position is the label")
     ordered: bool = Field(description="whether the order means more, so that RMSE and expectation make sense")

@@ -8,13 +8,13 @@ This module imports nothing heavy, so that `bincount --help` is quick.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AliasChoices, Field, WithJsonSchema, field_validator
+from pydantic import AliasChoices, Field, field_validator
 
 from bincount import database
 from bincount.errors import SettingsError, mask_address
-from bincount.frozen import Frozen
+from bincount.frozen import Frozen, accept_earlier_names
 from bincount.problem import Classes
 
 MAX_PIXELS = 50_000_000  # of a picture, unless set otherwise
@@ -25,20 +25,7 @@ ModelName = Literal[
 ]
 
 Device = Literal["auto", "cpu", "cuda"]
-# A flow's parameter of this type has its description in Prefect's form, which drops that of a Field.
-WorkspacePath = Annotated[
-    Path, WithJsonSchema({"type": "string", "format": "path", "description": WORKSPACE_HELP}, mode="validation")
-]
-
 WEIGHT_DECAY = {"adamw": 0.1, "adam": 1e-4, "sgd": 1e-4}  # by optimizer, where none is set
-
-
-def accept_earlier_names(schema: dict, model: type[Frozen]) -> None:
-    """Let the earlier names of settings pass a model's JSON schema, by which Prefect checks parameters, unlisted."""
-    aliases = [field.validation_alias for field in model.model_fields.values()]
-    names = [name for alias in aliases if isinstance(alias, AliasChoices) for name in alias.choices[1:]]
-    if names:
-        schema["patternProperties"] = {f"^({'|'.join(names)})$": {}}
 
 
 class DataConfig(Frozen, json_schema_extra=accept_earlier_names):
@@ -69,7 +56,11 @@ class DataConfig(Frozen, json_schema_extra=accept_earlier_names):
         validation_alias=AliasChoices("retry_quarantined", "retry_set_aside"),
         description="fetch quarantined bins again, although they have not changed",
     )
-    classes: str = Field("0..5", description="counts as a range (0..5), or class names (good,defective)")
+    classes: str = Field(
+        "0..5",
+        description="counts as a range, the smaller first (0..5), or two class names or more (good,defective)",
+        json_schema_extra=Classes.RULE,
+    )
     ordered: bool | None = Field(
         None,
         description="whether classes are counts or grades, so that RMSE is meaningful [default: if all are numbers]",
@@ -361,7 +352,7 @@ class Job(Frozen):
     retraining: RetrainConfig = RetrainConfig()
     drift: DriftConfig = DriftConfig()
     retention: RetentionConfig = RetentionConfig()
-    workspace: WorkspacePath = Field(DEFAULT_WORKSPACE, description=WORKSPACE_HELP)
+    workspace: Path = Field(DEFAULT_WORKSPACE, description=WORKSPACE_HELP)
 
     def sections(self, *names: str) -> dict[str, object]:
         """Return some sections by name, as a flow takes them."""
@@ -370,6 +361,14 @@ class Job(Frozen):
     def replace(self, **sections: object) -> "Job":
         """Return the job with other sections."""
         return self.model_copy(update=sections)
+
+    def override(self, changes: "Job | None") -> "Job":
+        """Return the job with those settings replaced that are set in another one; what follows from them, follows."""
+        values = {name: getattr(changes, name) for name in changes.model_fields_set} if changes else {}
+        for name in values.keys() & SECTIONS.keys():
+            both = (getattr(self, name), values[name])
+            values[name] = SECTIONS[name](**{key: getattr(each, key) for each in both for key in each.model_fields_set})
+        return self.replace(**values)
 
 
 SECTIONS: dict[str, type[Frozen]] = {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from bincount.services import Access
+from deployments.queue_names import name_queued_runs
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -86,6 +87,7 @@ def create_app() -> "ASGIApp":
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     lock_sqlite_early()
+    name_queued_runs()
     # Around the app, and not among its middleware: the server's automations ask the app itself, under a made-up host.
     return TrustedHostMiddleware(create_prefect_app(final=True), allowed_hosts=known_hosts(), www_redirect=False)
 

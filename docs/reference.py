@@ -13,7 +13,7 @@ from cyclopts import App
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bincount import settings
+from bincount import forms, settings
 from flows.cli import app
 
 PAGE = Path(__file__).parent / "pages" / "reference.md"
@@ -22,9 +22,9 @@ INTRODUCTION = """\
 
 After this page you know every command, every option and every setting: what it takes, its default and its bounds.
 
-This page is made from the code by `make docs`; `bincount COMMAND --help` says the same in the terminal. Options that
-belong to a group of settings are described [below](#settings), once for all commands. The form in the Prefect UI, the
-deployments' parameters and the params of MLflow's runs have the same settings, with `_` for `-`.
+This page is made from the code by `make docs`; `bincount COMMAND --help-all` says the same in the terminal. Options
+that belong to a group of settings are described [below](#settings), once for all commands. The form in the Prefect UI,
+the deployments' parameters and the params of MLflow's runs have the same settings, with `_` for `-`.
 """
 COLUMNS = "| {} | takes | default | meaning |\n| --- | --- | --- | --- |"
 KINDS = {bool: "yes or no", int: "a whole number", float: "a number", str: "text", Path: "a path"}
@@ -54,7 +54,7 @@ def make() -> str:
     options = {_key(argument): argument for command in commands.values() for argument in find_arguments(command)}
     parts = [INTRODUCTION, _every_command(), "## Commands\n"]
     parts += [_command(name, command, described) for name, command in commands.items()]
-    parts.append("## Settings\n")
+    parts += ["## Settings\n", _most_used(options), ""]
     parts += [_group(title, model, options) for title, model in groups.items()]
     return "\n".join(parts)
 
@@ -93,6 +93,15 @@ def find_groups() -> Iterator[tuple[str, type[BaseModel]]]:
         if any(field.description and not field.is_required() for field in _plain_fields(model).values()):
             title = "Other settings" if _has_sections(model) else sections.get(model, model.__name__)
             yield title.removesuffix("Config").replace("_", " ").capitalize(), model
+
+
+def _most_used(options: dict[tuple[str, str], Any]) -> str:
+    flags = {name: argument.names[0] for (name, _), argument in options.items() if argument.names[0].startswith("--")}
+    names = [name for section in forms.COMMON.values() for name in section] + [*forms.COMMON_OUTSIDE]
+    return (
+        f"Most people change {', '.join(f'`{flags[name]}`' for name in names)}: forms and `--help` begin with these; "
+        "`--help-all` shows all."
+    )
 
 
 def _every_command() -> str:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from prefect import flow
 
-from bincount import preflight
+from bincount import forms, preflight
 from bincount.data import snapshots
 from bincount.evaluation.evaluate import Evaluation
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, RegistryConfig, WorkspacePath
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, RegistryConfig
 from bincount.training.spec import model_digest, read_spec
 from bincount.workspace import Workspace
 from tasks import data as data_tasks
@@ -21,7 +21,7 @@ def evaluate(
     *,
     data: DataConfig = DataConfig(),
     registry: RegistryConfig = RegistryConfig(),
-    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    workspace: forms.WorkspacePath = DEFAULT_WORKSPACE,
     device: Device = "auto",
 ) -> Evaluation:
     """Score a model on the test images of the last prepared snapshot.
@@ -38,4 +38,6 @@ def evaluate(
         checkpoint = evaluation_tasks.fetch_model(job, model, Path(temporary))
         pack = data_tasks.pack_snapshot(snapshot, read_spec(checkpoint).images)
         folder = folders.evaluation(snapshot.digest, model_digest(checkpoint))
-        return evaluation_tasks.evaluate_model(snapshot, pack, checkpoint, folder, device)
+        evaluation = evaluation_tasks.evaluate_model(snapshot, pack, checkpoint, folder, device)
+        evaluation_tasks.write_page(evaluation, snapshot, pack, model)
+        return evaluation

@@ -7,12 +7,13 @@ from pathlib import Path
 from prefect import flow, unmapped
 from prefect.futures import as_completed
 
-from bincount import preflight
+from bincount import forms, preflight
 from bincount.data.fetch import FETCHING, SyncReport
 from bincount.data.sync import BATCH, Plan
 from bincount.progress import Progress
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, Job, RunnerConfig, WorkspacePath
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, ImageConfig, Job, RunnerConfig
 from bincount.workspace import Workspace
+from flows.naming import name_run
 from flows.results import Prepared
 from flows.runners import open_runner
 from flows.timing import Timings
@@ -21,16 +22,18 @@ from tasks import data as data_tasks
 logger = logging.getLogger("bincount.flows")
 
 
-@flow(name="prepare", flow_run_name="prepare {data.source}", persist_result=False)
+@flow(name="prepare", flow_run_name=name_run, persist_result=False)
 def prepare(
     *,
-    data: DataConfig = DataConfig(),
-    images: ImageConfig = ImageConfig(),
-    runner: RunnerConfig = RunnerConfig(),
-    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    data: forms.Data = DataConfig(),
+    images: forms.Images = ImageConfig(),
+    runner: forms.Hidden[RunnerConfig] = RunnerConfig(),
+    workspace: forms.WorkspacePath = DEFAULT_WORKSPACE,
+    others: forms.OthersOfPrepare = None,
 ) -> Prepared:
     """Fetch what is new, pack the images, and assign the splits."""
-    job = Job(data=data, images=images, runner=runner, workspace=workspace)
+    job = Job(data=data, images=images, runner=runner, workspace=workspace).override(others)
+    data, images, runner = job.data, job.images, job.runner
     preflight.check_prepare(job)
     dataset = Workspace(root=workspace).dataset(data)
     timings = Timings()

@@ -2,11 +2,11 @@
 
 from prefect import flow
 
-from bincount import preflight
+from bincount import forms, preflight
 from bincount.data import snapshots
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation.promotion import Decision
-from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, PromotionConfig, RegistryConfig, WorkspacePath
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, PromotionConfig, RegistryConfig
 from bincount.workspace import Workspace
 from tasks import promotion as promotion_tasks
 
@@ -18,7 +18,7 @@ def promote(
     data: DataConfig = DataConfig(),
     registry: RegistryConfig = RegistryConfig(),
     promotion: PromotionConfig = PromotionConfig(),
-    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    workspace: forms.WorkspacePath = DEFAULT_WORKSPACE,
     device: Device = "auto",
 ) -> Decision:
     """Make a registered model champion if it is significantly better than the present one.
@@ -41,7 +41,7 @@ def compare(
     data: DataConfig = DataConfig(),
     registry: RegistryConfig = RegistryConfig(),
     promotion: PromotionConfig = PromotionConfig(),
-    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    workspace: forms.WorkspacePath = DEFAULT_WORKSPACE,
     device: Device = "auto",
 ) -> Decision:
     """Evaluate two registered models on the same test images; nothing is promoted.

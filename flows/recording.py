@@ -1,13 +1,16 @@
 """What a flow run leaves for the report over months: its record, also where it did not come to its end."""
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run as current
 from prefect.states import State
+from pydantic import BaseModel
 
 from bincount.data import bins
 from bincount.errors import BincountError
@@ -41,8 +44,7 @@ def record_end(flow: Flow, flow_run: FlowRun, state: State) -> None:  # a worker
     workspace = Path(flow_run.parameters.get("workspace") or DEFAULT_WORKSPACE)
     if not workspace.is_dir():  # it may be another machine's, as seen from a worker's runner
         return
-    given = flow_run.parameters.get("retraining") or {}
-    given = given if isinstance(given, RetrainConfig) else RetrainConfig.model_validate(given)
+    given = _retraining(flow_run.parameters)
     seconds = (datetime.now(UTC) - flow_run.start_time).total_seconds() if flow_run.start_time else 0.0
     outcome = state.type.value.lower() if state.type else "failed"
     record = RunRecord(
@@ -59,6 +61,24 @@ def record_end(flow: Flow, flow_run: FlowRun, state: State) -> None:  # a worker
         records.keep(record, workspace)
     except (BincountError, OSError) as error:  # the run itself has ended, and its own page says why
         logger.warning("the run is not recorded for the report: %s", error)
+
+
+def _retraining(parameters: Mapping[str, Any]) -> RetrainConfig:
+    """Return the settings that a nightly run was given, as models or as JSON; those of its closed section come last."""
+    others = parameters.get("others") or {}
+    both = [parameters.get("retraining"), _as_dict(others).get("retraining")]
+    try:
+        return RetrainConfig(
+            **{name: value for some in both for name, value in _as_dict(some).items() if value is not None}
+        )
+    except (TypeError, ValueError):  # they may be what the run has failed of
+        return RetrainConfig()
+
+
+def _as_dict(section: object) -> Mapping[str, Any]:
+    if isinstance(section, BaseModel):
+        return {name: getattr(section, name) for name in section.model_fields_set}
+    return section if isinstance(section, Mapping) else {}
 
 
 def _record(

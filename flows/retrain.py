@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
-from bincount import preflight
+from bincount import forms, preflight
 from bincount.environment import TAG
 from bincount.files import locked
 from bincount.reporting import tables
@@ -30,11 +30,11 @@ from bincount.settings import (
     RetrainConfig,
     RunnerConfig,
     TrainConfig,
-    WorkspacePath,
 )
 from bincount.text import escape_markdown
 from bincount.workspace import Workspace
 from flows import recording, summary
+from flows.naming import name_run
 from flows.prepare import prepare
 from flows.recording import record_end
 from flows.results import NightlyRun
@@ -77,7 +77,7 @@ def only_nightly_run(workspace: Path) -> Iterator[None]:
 
 @flow(
     name="retrain",
-    flow_run_name="retrain on {data.source}",
+    flow_run_name=name_run,
     persist_result=False,
     on_failure=[leave_page, record_end],
     on_crashed=[leave_page, record_end],
@@ -86,17 +86,18 @@ def only_nightly_run(workspace: Path) -> Iterator[None]:
 @tags(TAG)  # the runs of its parts inherit none from a deployment
 def retrain(
     *,
-    data: DataConfig = DataConfig(),
-    images: ImageConfig = ImageConfig(),
-    training: TrainConfig = TrainConfig(),
-    registry: RegistryConfig = RegistryConfig(),
-    launch: LaunchConfig = LaunchConfig(),
-    promotion: PromotionConfig = PromotionConfig(),
-    runner: RunnerConfig = RunnerConfig(),
-    retraining: RetrainConfig = RetrainConfig(),
-    drift: DriftConfig = DriftConfig(),
-    retention: RetentionConfig = RetentionConfig(),
-    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    data: forms.Data = DataConfig(),
+    images: forms.Images = ImageConfig(),
+    training: forms.Training = TrainConfig(),
+    registry: forms.Hidden[RegistryConfig] = RegistryConfig(),
+    launch: forms.Hidden[LaunchConfig] = LaunchConfig(),
+    promotion: forms.Hidden[PromotionConfig] = PromotionConfig(),
+    runner: forms.Hidden[RunnerConfig] = RunnerConfig(),
+    retraining: forms.Retraining = RetrainConfig(),
+    drift: forms.Hidden[DriftConfig] = DriftConfig(),
+    retention: forms.Hidden[RetentionConfig] = RetentionConfig(),
+    workspace: forms.WorkspacePath = DEFAULT_WORKSPACE,
+    others: forms.OthersOfRetrain = None,
 ) -> NightlyRun | State[NightlyRun]:
     """Fetch what is new, measure its drift, and train, evaluate, register and promote where enough of it is new.
 
@@ -115,13 +116,16 @@ def retrain(
         drift=drift,
         retention=retention,
         workspace=workspace,
-    )
+    ).override(others)
+    retraining = job.retraining
     preflight.check_run(job)
     timings = Timings()
     with only_nightly_run(workspace):
         registration_tasks.check_registry(job)
         if retraining.grow_by:
-            job = job.replace(data=data_tasks.grow(data, Workspace(root=workspace).dataset(data), retraining.grow_by))
+            job = job.replace(
+                data=data_tasks.grow(job.data, Workspace(root=workspace).dataset(job.data), retraining.grow_by)
+            )
         prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
         timings |= prepared.timings
         with timings.step("drift"):

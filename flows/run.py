@@ -5,7 +5,7 @@ import logging
 from prefect import flow, tags
 from prefect.artifacts import create_markdown_artifact
 
-from bincount import preflight
+from bincount import forms, preflight
 from bincount.environment import TAG
 from bincount.reporting import tables
 from bincount.settings import (
@@ -18,10 +18,10 @@ from bincount.settings import (
     RegistryConfig,
     RunnerConfig,
     TrainConfig,
-    WorkspacePath,
 )
 from bincount.text import escape_markdown
 from flows import recording, summary
+from flows.naming import name_run
 from flows.prepare import prepare
 from flows.recording import record_end
 from flows.results import Finished
@@ -34,7 +34,7 @@ logger = logging.getLogger("bincount.flows")
 
 @flow(
     name="run",
-    flow_run_name="run {data.source}",
+    flow_run_name=name_run,
     persist_result=False,
     on_failure=[record_end],
     on_crashed=[record_end],
@@ -43,14 +43,15 @@ logger = logging.getLogger("bincount.flows")
 @tags(TAG)  # the runs of its parts inherit none from a deployment
 def run(
     *,
-    data: DataConfig = DataConfig(),
-    images: ImageConfig = ImageConfig(),
-    training: TrainConfig = TrainConfig(),
-    registry: RegistryConfig = RegistryConfig(),
-    launch: LaunchConfig = LaunchConfig(),
-    promotion: PromotionConfig = PromotionConfig(),
-    runner: RunnerConfig = RunnerConfig(),
-    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    data: forms.Data = DataConfig(),
+    images: forms.Images = ImageConfig(),
+    training: forms.Training = TrainConfig(),
+    registry: forms.Hidden[RegistryConfig] = RegistryConfig(),
+    launch: forms.Hidden[LaunchConfig] = LaunchConfig(),
+    promotion: forms.Hidden[PromotionConfig] = PromotionConfig(),
+    runner: forms.Hidden[RunnerConfig] = RunnerConfig(),
+    workspace: forms.WorkspacePath = DEFAULT_WORKSPACE,
+    others: forms.OthersOfRun = None,
 ) -> Finished:
     """Fetch, pack, split, balance, train, evaluate, register, and promote what is better."""
     job = Job(
@@ -62,7 +63,7 @@ def run(
         promotion=promotion,
         runner=runner,
         workspace=workspace,
-    )
+    ).override(others)
     preflight.check_run(job)
     registration_tasks.check_registry(job)
     prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
@@ -72,7 +73,7 @@ def run(
     create_markdown_artifact(
         key="summary",
         markdown=tables.markdown(summary.of_run(prepared, model)),
-        description=f"Run on {escape_markdown(data.source)}",
+        description=f"Run on {escape_markdown(job.data.source)}",
     )
     # last, since it may wait for MLflow; a run is as good without
     report_tasks.write_report(job, recording.of_run(finished, job), return_state=True)

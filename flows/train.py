@@ -4,7 +4,7 @@ from functools import partial
 
 from prefect import flow
 
-from bincount import lifecycle, preflight
+from bincount import comparison, forms, preflight
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.settings import (
@@ -16,10 +16,10 @@ from bincount.settings import (
     PromotionConfig,
     RegistryConfig,
     TrainConfig,
-    WorkspacePath,
 )
 from bincount.training.run_folder import Trained, folder_of
 from bincount.workspace import Workspace
+from flows.naming import name_run
 from flows.results import TrainedModel
 from flows.timing import Timings
 from tasks import data as data_tasks
@@ -31,17 +31,18 @@ from tasks import training as training_tasks
 TRAIN_SECTIONS = ("data", "images", "training", "registry", "launch", "promotion", "workspace")
 
 
-@flow(name="train", flow_run_name="train {training.model} on {data.source}", persist_result=False)
+@flow(name="train", flow_run_name=name_run, persist_result=False)
 def train(
     *,
-    data: DataConfig = DataConfig(),
-    images: ImageConfig = ImageConfig(),
-    training: TrainConfig = TrainConfig(),
-    registry: RegistryConfig = RegistryConfig(),
-    launch: LaunchConfig = LaunchConfig(),
-    promotion: PromotionConfig = PromotionConfig(),
-    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    data: forms.Data = DataConfig(),
+    images: forms.Images = ImageConfig(),
+    training: forms.Training = TrainConfig(),
+    registry: forms.Hidden[RegistryConfig] = RegistryConfig(),
+    launch: forms.Hidden[LaunchConfig] = LaunchConfig(),
+    promotion: forms.Hidden[PromotionConfig] = PromotionConfig(),
+    workspace: forms.WorkspacePath = DEFAULT_WORKSPACE,
     snapshot: str | None = None,
+    others: forms.OthersOfTrain = None,
 ) -> TrainedModel:
     """Train on a prepared snapshot, evaluate on its test split, register the model, and promote it if it is better.
 
@@ -56,13 +57,13 @@ def train(
         launch=launch,
         promotion=promotion,
         workspace=workspace,
-    )
+    ).override(others)
     trained_on = preflight.check_train(job, snapshot)
-    job = job.replace(training=training_tasks.choose_arithmetic(training))
+    job = job.replace(training=training_tasks.choose_arithmetic(job.training))
     timings = Timings()
     registration_tasks.check_registry(job)
     with timings.step("pack for training"):
-        pack = data_tasks.pack_snapshot(trained_on, images)
+        pack = data_tasks.pack_snapshot(trained_on, job.images)
     with timings.step("train"):
         trained = _train_members(job, trained_on, pack)
     with timings.step("evaluate"):
@@ -72,10 +73,10 @@ def train(
     with timings.step("register"):
         version = registration_tasks.register_model(job, trained_on, pack, trained, evaluation)
     with timings.step("promote"):
-        compared_on = lifecycle.find_comparison_snapshot(trained_on)
+        compared_on = comparison.find_comparison_snapshot(trained_on)
         known = evaluation if compared_on.digest == trained_on.digest else None
         version, decision = promotion_tasks.promote_model(job, version, compared_on, job.training.device, known)
-    page = version.page(Workspace(root=workspace).tracking_uri(registry))
+    page = version.page(Workspace(root=workspace).tracking_uri(job.registry))
     return TrainedModel(trained_on, trained, evaluation, version, decision, timings, page)
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from bincount import settings
 from bincount.mistakes import explain_values, flag, names_of, suggest
 
-HELP_FLAGS = ("--help", "-h")
+HELP_FLAGS = ("--help", "-h", "--help-all")
 
 
 def explain(error: CycloptsError) -> str:

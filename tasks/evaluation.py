@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation, evaluate, find_mistakes, find_suspects
-from bincount.reporting import tables
+from bincount.reporting import pages, tables
 from bincount.settings import Device, Job
 from bincount.text import escape_markdown, percent
 from bincount.training.spec import is_checkpoint
@@ -47,6 +47,12 @@ def evaluate_model(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Pat
     about = f"The surest of {len(suspects):,} test images whose record is to be doubted"
     _create_table(suspects.head(NUM_SUSPECTS), "suspects", about)
     return evaluation
+
+
+@task(name="write page", task_run_name="write page of the test", cache_policy=NO_CACHE)
+def write_page(evaluation: Evaluation, snapshot: Snapshot, pack: Pack, name: str) -> Path:
+    """Write the page of a model's test to the evaluation's folder; return its path."""
+    return pages.write(evaluation, snapshot, pack, name=name)
 
 
 def _create_table(table: pd.DataFrame, key: str, description: str) -> None:

@@ -4,7 +4,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
-from bincount import lifecycle
+from bincount import comparison, lifecycle
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision
@@ -62,4 +62,4 @@ def compare_models(job: Job, first: str, second: str, snapshot: Snapshot, device
     """Decide about the second version as if the first were champion; nothing is changed."""
     registry = open_registry(job, create=False)
     champion, challenger = registry.find(first), registry.find(second)
-    return lifecycle.compare(registry, challenger, champion, snapshot, job, device=device)
+    return comparison.compare(registry, challenger, champion, snapshot, job, device=device)

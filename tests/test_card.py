@@ -101,11 +101,11 @@ def test_a_version_shows_how_it_compares_before_its_card_which_stays_as_it_is(tm
         "## Against the champion\n\n**Promote: accuracy is significantly better.**\n\n|  | champion"
     )
     assert compared.endswith(f"\n\n{text}")
-    assert "|  | champion | this model | change | 95% interval |" in compared
-    assert "| accuracy | 40.2% | 43.1% | +2.9 points | +0.4 to +5.4 |" in compared
+    assert "|  | champion | this model | change | 95 % interval |" in compared
+    assert "| accuracy | 40.2 % | 43.1 % | +2.9 points | +0.4 to +5.4 |" in compared
     assert "| RMSE | 1.200 | 1.100 | -0.100 items | -0.200 to +0.010 |" in compared
     assert "On the same 1,161 images of 830 bins that neither was trained on." in compared
-    assert "| 2 | 190 | 0.500 | 0.470 | -3.0 points |" in compared
+    assert "| 2 | 190 | 50.0 % | 47.0 % | -3.0 points |" in compared
     assert compared == f"{card.comparison(BETTER)}\n---\n\n{text}"
     assert card.with_comparison(compared, BETTER) == compared
 

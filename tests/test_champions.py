@@ -1,6 +1,8 @@
 """Challenger against champion through whole flows and commands, against a real Prefect server and MLflow's SQLite."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -98,6 +100,20 @@ def test_the_card_and_the_pages_say_how_it_compares(nights):
         "mistakes.json",
         "suspects.json",
     } <= files
+
+
+def test_the_page_of_a_test_says_what_was_decided_and_what_the_champion_predicted(nights, tmp_path):
+    _, second, workspace = nights
+    reg, version = opened(workspace), second.model.version
+    kept = Path(reg.client.download_artifacts(version.run_id, "test.html", tmp_path)).read_text(encoding="utf-8")
+
+    assert kept == (second.model.evaluation.folder / "test.html").read_text(encoding="utf-8")
+    assert "Promote: accuracy is significantly better" in kept
+    data = json.loads(kept.partition('id="data">')[2].partition("</script>")[0])
+    assert data["champion"]["name"] == "version 1"
+    assert len(data["champion"]["predicted"]) == len(data["ids"]) == second.model.evaluation.metrics.num_images
+    assert set(data["champion"]["predicted"]) <= {-1, 0, 1, 2, 3, 4, 5}
+    assert len(data["pictures"]) == len(data["ids"])
 
 
 def test_a_comparison_the_other_way_round_promotes_nothing(nights, data, capsys):

@@ -15,7 +15,7 @@ from PIL import Image
 from servers import with_database
 from synthetic_training import IMAGES, QUICK, dataset
 
-from bincount import lifecycle, retention
+from bincount import comparison, lifecycle, retention
 from bincount.data import packs
 from bincount.errors import DatasetError, ModelDamaged, ModelNotFound, TrainingDiverged, TrainingFailed
 from bincount.evaluation.drift import Drift
@@ -383,12 +383,12 @@ def test_answers_that_were_kept_and_changed_are_asked_for_again(trained, tmp_pat
 
     workspace = Workspace(root=tmp_path / "work")
     job = Job(workspace=workspace.root)
-    first = lifecycle._predict(Opened(), None, snapshot, job, "cpu")
+    first = comparison.predict(Opened(), None, snapshot, job, "cpu")
     (kept,) = workspace.root.glob("evaluations/*/predictions.parquet")
     flip(kept)
-    assert lifecycle._predict(Opened(), None, snapshot, job, "cpu").equals(first)
+    assert comparison.predict(Opened(), None, snapshot, job, "cpu").equals(first)
     assert "predictions.parquet is damaged" in caplog.text
-    assert lifecycle._predict(Opened(), None, snapshot, job, "cpu").equals(first)
+    assert comparison.predict(Opened(), None, snapshot, job, "cpu").equals(first)
     assert caplog.text.count("is damaged") == 1
 
 

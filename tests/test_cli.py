@@ -34,8 +34,8 @@ COMMANDS = (
 )
 
 
-def help_of(command, capsys):
-    app([command, "--help"], exit_on_error=False, result_action="return_value")
+def help_of(command, capsys, flag="--help-all"):
+    app([command, flag], exit_on_error=False, result_action="return_value")
     return capsys.readouterr().out
 
 

@@ -46,7 +46,10 @@ def name(path):
 
 
 def options(command):
-    return {name for argument in command.assemble_argument_collection() for name in argument.names} | {"--help"}
+    return {name for argument in command.assemble_argument_collection() for name in argument.names} | {
+        "--help",
+        "--help-all",
+    }
 
 
 def test_the_pages_have_commands_of_known_programs_only():

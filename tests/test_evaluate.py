@@ -49,6 +49,8 @@ def test_the_test_is_written_as_it_is_returned(tested, tmp_path):
     assert list(evaluation.scores()) == ["accuracy", "rmse", "rmse_of_expectation"]
     assert list(evaluation.slices)[:3] == ["slice", "value", "images"]
     assert set(evaluation.slices["slice"]) <= {"sharpness", "brightness", "quantity"}
+    assert evaluation.image_slices["image_id"].equals(predictions["image_id"])
+    assert evaluation.image_slices["quantity"].cat.categories.to_list() == ["0", "1", "2"]
 
 
 def test_a_snapshot_without_test_images_is_refused_with_the_remedy(tested, tmp_path):

@@ -17,6 +17,7 @@ from prefect.client.schemas.filters import (
 )
 from servers import wait_for, with_database
 
+from bincount import run_names
 from bincount.data import synthetic
 from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import SourceError
@@ -86,10 +87,13 @@ def test_the_job_ends_with_a_champion_and_a_summary(finished):
 
 def test_runs_tasks_logs_and_artifacts_have_names_that_a_person_understands(finished, api, bucket):
     by_name = flow_runs(api)
-    assert {f"run {bucket}", f"prepare {bucket}", f"train small on {bucket}"} <= set(by_name)
+    days = {f"{flow_run.expected_start_time:%Y-%m-%d}" for flow_run in by_name.values()}
+    source, day = run_names.shorten_source(str(bucket)), min(days)
+    name = f"train small on {source}, {day}"
+    assert {f"run small on {source}, {day}", f"prepare {source}, {day}", name} <= set(by_name)
     with get_client(sync_client=True) as client:
         tasks = {task_run.name for task_run in client.read_task_runs()}
-        train_id = by_name[f"train small on {bucket}"].id
+        train_id = by_name[name].id
         logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[train_id])), limit=200)
         every = [flow_run.id for flow_run in by_name.values()]
         artifacts = client.read_artifacts(
@@ -145,6 +149,7 @@ def test_the_same_job_again_trains_nothing_and_registers_nothing(finished, bucke
 def test_a_model_is_evaluated_and_asked_by_its_alias(finished, bucket, workspace, capsys):
     data = DataConfig(source=str(bucket))
     again = evaluate("champion", data=data, workspace=workspace)
+    assert "<h1>champion</h1>" in (again.folder / "test.html").read_text(encoding="utf-8")
     assert again.metrics == finished.model.evaluation.metrics
     app(
         ["predict", str(bucket / "bin-images" / "00001.jpg"), "--workspace", str(workspace), "--output", "csv"],

@@ -50,6 +50,23 @@ def test_the_sums_make_the_same_scores_as_scikit_learn(classes):
     assert not_made_of_sums <= {"num_images", "calibration_error"}
 
 
+def test_the_change_between_two_models_is_more_certain_than_their_scores():
+    labels, scores = guesses(400)
+    better = scores.copy()
+    better[np.arange(60), labels[:60]] += 5  # these are right now, and nothing else changes
+    images = LabelledImages(labels, np.arange(400), COUNTS)
+
+    of_first, changes = intervals.estimate_changes(images, scores, better)
+
+    gained = metrics.score(labels, better, COUNTS).accuracy - metrics.score(labels, scores, COUNTS).accuracy
+    assert 0 < changes["accuracy"].low < gained < changes["accuracy"].high
+    assert of_first["accuracy"] == intervals.estimate(images, scores)["accuracy"]
+    of_one = of_first["accuracy"]
+    assert changes["accuracy"].high - changes["accuracy"].low < (of_one.high - of_one.low) / 2
+    assert changes["rmse"].high < 0
+    assert intervals.estimate_changes(images, scores, scores)[1]["rmse"] == intervals.Interval(low=0, high=0)
+
+
 def test_an_interval_holds_the_truth_about_as_often_as_it_says():
     held = []
     for seed in range(200):

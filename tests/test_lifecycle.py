@@ -1,5 +1,8 @@
 """Tests of promotions, of what the registry says of them, and of when a nightly run trains; without Prefect."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,9 +10,10 @@ from servers import with_database
 from synthetic_training import IMAGES, QUICK, dataset
 
 from bincount import lifecycle
-from bincount.data import snapshots
+from bincount.data import packs, snapshots
 from bincount.errors import ModelNotFound
 from bincount.evaluation import promotion
+from bincount.evaluation.evaluate import evaluate
 from bincount.evaluation.promotion import Decision
 from bincount.settings import DriftConfig, Job, PromotionConfig, RegistryConfig, RetrainConfig
 from bincount.text import escape_markdown
@@ -87,7 +91,7 @@ def test_a_first_version_that_beats_the_majority_class_becomes_champion(kept):
     assert decision.promote
     assert version.alias == "champion"
     assert kept.description(version).startswith(
-        "## Against the majority class\n\nPromote: there was no champion, and accuracy is significantly better"
+        "## Against the majority class\n\n**Promote: there was no champion, and accuracy is significantly better"
     )
 
 
@@ -99,12 +103,40 @@ def test_a_first_version_that_does_not_stays_challenger_and_its_card_says_why_an
     assert kept.opened.find_champion() is None
     why = "No champion yet: accuracy is not significantly better than always predicting 0 (at 95 % confidence); "
     why += "`bincount promote 1 --force` makes it champion all the same"
-    assert f"## Against the majority class\n\n{escape_markdown(why)}" in kept.description(version)
+    assert f"## Against the majority class\n\n**{escape_markdown(why)}**" in kept.description(version)
     assert version.tags[DECISION_TAG].startswith(why)
     with pytest.raises(
         ModelNotFound, match="is champion; there are: 1 challenger; name one of them, or make it champion"
     ):
         kept.opened.find("champion")
+
+
+def test_the_page_of_a_test_shows_the_champion_and_the_decision(kept, tmp_path):
+    kept.promote(kept.register("bad"), force=True)
+    version, pack = kept.register("good"), packs.open_pack(kept.snapshot.dataset, IMAGES)
+    evaluation = evaluate(kept.snapshot, pack, kept.checkpoints["good"], tmp_path / "evaluation", "cpu")
+    job = kept.job(promotion=PromotionConfig(max_class_loss=100))
+
+    lifecycle.promote(kept.opened, version, kept.snapshot, job, by="test", device="cpu", evaluation=evaluation)
+
+    page = (evaluation.folder / "test.html").read_text(encoding="utf-8")
+    assert "Promote: accuracy is significantly better" in page
+    champion = json.loads(page.partition('id="data">')[2].partition("</script>")[0])["champion"]
+    assert champion["name"] == "version 1"
+    assert len(champion["predicted"]) == 90
+    kept_page = kept.opened.client.download_artifacts(version.run_id, "test.html", tmp_path)
+    assert Path(kept_page).read_text(encoding="utf-8") == page
+
+
+def test_without_a_champion_the_page_shows_the_decision_alone(kept, tmp_path):
+    version, pack = kept.register("good"), packs.open_pack(kept.snapshot.dataset, IMAGES)
+    evaluation = evaluate(kept.snapshot, pack, kept.checkpoints["good"], tmp_path / "evaluation", "cpu")
+
+    lifecycle.promote(kept.opened, version, kept.snapshot, kept.job(), by="test", device="cpu", evaluation=evaluation)
+
+    page = (evaluation.folder / "test.html").read_text(encoding="utf-8")
+    assert "Promote: there was no champion" in page
+    assert '"champion":null' in page
 
 
 def test_force_makes_any_first_version_champion(kept):

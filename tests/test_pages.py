@@ -1,230 +1,320 @@
 """The page of a test: it needs no internet, says the numbers it was given, and survives the names of classes."""
 
 import base64
+import hashlib
 import io
+import json
+import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+from evaluations import NO_SLICES, evaluation, sure_of
 from PIL import Image
+from synthetic_training import dataset
 from test_figures import SLICES
 
-from bincount.evaluation import metrics
 from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.intervals import Interval
+from bincount.evaluation.promotion import Decision
 from bincount.problem import Classes
-from bincount.reporting import figures, pages
+from bincount.reporting import pages, thumbnails
+from bincount.reporting.pages import Champion
 
-CONFIDENCE = pd.DataFrame(
-    {
-        "low": [0, 0.5],
-        "high": [0.5, 1],
-        "images": [0, 1200],
-        "confidence": [np.nan, 0.9],
-        "accuracy": [np.nan, 0.8],
-    }
-)
-NO_SLICES = pd.DataFrame(columns=SLICES.columns)
+COUNTS = Classes.parse("0..2")
 CRUEL = (
     "a<b",
     "R&D",
     "</script><script>alert('gone')</script>",
-    "<!--",
+    "<!--<script>",
     '"quoted"',
-    "%{x}",
+    "%{x} ${data} $title",
     "2026-01-02",
     "long " * 20,
 )
-HEADINGS = [
-    "Recorded and predicted classes",
-    "Recall, precision and F1 by class",
-    "Confidence and accuracy",
-    "Accuracy by slice",
-]
 
 
 class Page(HTMLParser):
-    """The parts of a page that a browser would find: title, text, tables, pictures, and all that it would fetch."""
+    """The parts of a page that a browser would find: title, text, tables, elements, and all that it would fetch."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.title, self.text, self.headings = "", "", []
-        self.tags, self.addresses, self.handlers, self.alternatives = [], [], [], []
+        self.title, self.text, self.scripts = "", "", []
+        self.tags, self.addresses, self.handlers, self.filters = [], [], [], []
         self.tables: list[list[list[str]]] = []
+        self.reading = self.cell = ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "action", "data")]
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
-        self.alternatives += [value for name, value in attrs if name == "alt"]
+        self.filters += [json.loads(value) for name, value in attrs if name == "data-filter"]
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
             self.tables[-1].append([])
         elif tag in ("td", "th"):
+            self.cell = tag
             self.tables[-1][-1].append("")
-        elif tag == "h2":
-            self.headings.append("")
+        elif tag in ("script", "style", "title"):
+            self.reading = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self.reading = "" if tag == self.reading else self.reading
+        self.cell = "" if tag == self.cell else self.cell
 
     def handle_data(self, data):
-        if self.lasttag == "title":
-            self.title += data.strip()
-        elif self.lasttag != "style":
-            self.text += data
-        if self.lasttag in ("td", "th") and data.strip():
-            self.tables[-1][-1][-1] += data
-        elif self.lasttag == "h2":
-            self.headings[-1] += data.strip()
+        plain = data.replace("\N{NO-BREAK SPACE}", " ")
+        if self.reading == "script":
+            self.scripts[-1] += data
+        elif self.reading == "title":
+            self.title = self.title or data  # those after it are of dots in a drawing
+        elif not self.reading:
+            self.text += plain
+        if self.cell:
+            self.tables[-1][-1][-1] += plain
 
     @property
-    def pictures(self) -> list[bytes]:
-        return [base64.b64decode(address.partition("base64,")[2]) for address in self.addresses]
+    def data(self) -> dict:
+        return json.loads(self.scripts[0])
 
 
-def scored(classes: Classes, without: int | None = None, intervals: dict | None = None) -> Evaluation:
+def scored(folder, classes: Classes = COUNTS, without: int | None = None, **options) -> Evaluation:
     """Of each class three images, of which the last is taken for the next class; none of the class without."""
     labels = np.arange(len(classes)).repeat(3)
     predictions = np.where(np.arange(len(labels)) % 3 == 2, (labels + 1) % len(classes), labels)
     kept = labels != without
-    return Evaluation(
-        folder=Path("evaluation"),
-        metrics=metrics.score(labels[kept], np.eye(len(classes))[predictions[kept]], classes),
-        baseline=metrics.majority(labels[kept], labels[kept], classes),
-        intervals={name: Interval(low=low, high=high) for name, (low, high) in (intervals or {}).items()},
+    probabilities = sure_of(predictions[kept], len(classes))
+    return evaluation(folder, labels[kept], probabilities, classes, **options)
+
+
+def page(made: Evaluation, classes: Classes = COUNTS, **options) -> Page:
+    return Page(pages.evaluation_page(made, classes, **options))
+
+
+def champion_of(made: Evaluation, predictions: list[int], classes: Classes = COUNTS, rows=slice(None)) -> Champion:
+    """A champion that predicts these classes for the rows of the test."""
+    columns = [f"p_{name}" for name in classes.names]
+    table = made.predictions
+    table[columns] = sure_of(np.array(predictions), len(classes), 0.6)
+    return Champion("version 1", table[rows])
+
+
+def test_the_page_fetches_nothing_and_may_fetch_nothing(tmp_path):
+    text = pages.evaluation_page(scored(tmp_path), COUNTS)
+    made = Page(text)
+
+    assert made.addresses == ["#results"]
+    assert not {"link", "iframe", "img", "object", "base"} & set(made.tags)
+    assert made.handlers == []
+    assert not re.search(r"https?://|@import|url\(", text)
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1]
+    digest = base64.b64encode(hashlib.sha256(made.scripts[1].encode()).digest()).decode()
+    assert policy.split("; ") == [
+        "default-src 'none'",
+        "img-src data:",
+        "style-src 'unsafe-inline'",
+        f"script-src 'sha256-{digest}'",  # no other script runs, whatever a name brings with it
+    ]
+
+
+def test_the_page_begins_with_the_model_and_its_scores_with_intervals(tmp_path):
+    made = page(scored(tmp_path, intervals={"accuracy": (0.5, 0.8)}), name="bincount version 3", about="s3://photos")
+
+    assert made.title == "bincount version 3: test"
+    assert "Tested on 9 images of 9 bins" in made.text
+    assert "s3://photos" in made.text
+    assert re.search(r"Accuracy\s*66\.7 %\s*50\.0 % to 80\.0 %", made.text)
+    assert re.search(r"RMSE, items\s*0\.816", made.text)
+
+
+def test_where_classes_have_no_order_no_error_in_items_is_said(tmp_path):
+    classes = Classes.parse("good,torn")
+    made = page(scored(tmp_path, classes), classes)
+
+    assert "66.7 %" in made.text
+    assert "rmse" not in made.text.lower()
+    assert made.data["values"] is None
+
+
+def test_the_confusion_says_what_was_predicted_for_what_and_each_number_shows_its_images(tmp_path):
+    made = page(scored(tmp_path, without=0))
+
+    assert made.tables[0] == [
+        ["recorded ↓predicted →", "0", "1", "2"],
+        ["0", "0", "0", "0"],
+        ["1", "0", "266.7 %", "133.3 %"],
+        ["2", "133.3 %", "0", "266.7 %"],
+    ]
+    assert made.filters[:4] == [
+        {"recorded": 1, "predicted": 1},
+        {"recorded": 1, "predicted": 2},
+        {"recorded": 2, "predicted": 0},
+        {"recorded": 2, "predicted": 2},
+    ]
+
+
+def test_the_scores_of_a_class_stand_with_the_interval_of_the_recall_where_there_is_one(tmp_path):
+    made = page(
+        scored(tmp_path, Classes.parse("0..3"), without=2, intervals={"class/1/recall": (0.5, 0.9)}),
+        Classes.parse("0..3"),
     )
 
-
-def write(evaluation: Evaluation, slices: pd.DataFrame = SLICES, title: str = "Test") -> str:
-    drawn = {
-        "confusion_matrix": figures.confusion(evaluation.metrics),
-        "class_scores": figures.class_scores(evaluation.metrics, evaluation.intervals),
-        "reliability": figures.reliability(CONFIDENCE, evaluation.metrics.calibration_error),
-        "slices": figures.slices(slices, evaluation.metrics.accuracy),
-    }
-    return pages.evaluation_page(title, evaluation, CONFIDENCE, slices, drawn)
-
-
-def page(evaluation: Evaluation, slices: pd.DataFrame = SLICES, title: str = "Test") -> Page:
-    return Page(write(evaluation, slices, title))
-
-
-def test_the_page_needs_nothing_from_elsewhere_and_sends_nothing_away():
-    made = page(scored(Classes.parse("0..5")))
-
-    assert len(made.addresses) == 4
-    assert all(address.startswith("data:image/png;base64,") for address in made.addresses)
-    assert not {"script", "link", "iframe", "form", "a"} & set(made.tags)
-    assert made.handlers == []
-
-
-def test_the_page_shows_each_figure_as_it_is_kept_with_the_run(tmp_path):
-    evaluation = scored(Classes.parse("0..2"))
-    figures.confusion(evaluation.metrics).savefig(tmp_path / "confusion_matrix.png")
-
-    made = page(evaluation)
-
-    assert made.headings == made.alternatives == HEADINGS
-    assert made.pictures[0] == (tmp_path / "confusion_matrix.png").read_bytes()
-    for picture in made.pictures:
-        with Image.open(io.BytesIO(picture)) as image:
-            assert image.format == "PNG"
-
-
-def test_the_page_begins_with_the_accuracy_its_interval_and_the_number_of_images():
-    made = page(scored(Classes.parse("0..1"), intervals={"accuracy": (0.5, 0.8)}))
-
-    assert "66.7% of 6 images right (95% interval 50.0% to 80.0%); RMSE 0.58 items." in made.text
-
-
-def test_where_classes_have_no_order_no_error_in_items_is_said():
-    made = page(scored(Classes.parse("good,torn")), slices=NO_SLICES)
-
-    assert "66.7% of 6 images right." in made.text
-    assert "rmse" not in made.text.lower()
-
-
-def test_the_confusion_says_what_was_predicted_for_what_and_how_often():
-    confusion, *_ = page(scored(Classes.parse("0..2"), without=0)).tables
-
-    assert confusion == [
-        ["recorded", "predicted 0", "predicted 1", "predicted 2"],
-        ["0", "0", "0", "0"],
-        ["1", "0", "2", "1"],
-        ["2", "1", "0", "2"],
+    assert made.tables[1] == [
+        ["class", "images", "accuracy", "RMSE, items", "precision", "F1"],
+        ["0", "3", "66.7 %", "0.58", "66.7 %", "66.7 %"],
+        ["1", "3", "66.7 % 50.0 % to 90.0 %", "0.58", "66.7 %", "66.7 %"],
+        ["2", "0", "", "", "", ""],
+        ["3", "3", "66.7 %", "1.73", "100.0 %", "80.0 %"],
     ]
 
 
-def test_the_scores_of_a_class_stand_with_the_interval_of_the_recall_where_there_is_one():
-    _, by_class, *_ = page(scored(Classes.parse("0..2"), intervals={"class/1/recall": (0.5, 0.9)})).tables
+def test_the_confidence_stands_with_its_images_and_its_accuracy_and_shows_them(tmp_path):
+    labels = np.zeros(4, int)
+    probabilities = sure_of(np.array([0, 0, 1, 0]), 3, np.array([0.95, 0.92, 0.45, 0.41]))
+    made = page(evaluation(tmp_path, labels, probabilities, COUNTS))
 
-    assert by_class[0] == ["class", "images", "accuracy", "95 % interval", "rmse", "precision", "f1"]
-    assert by_class[2] == ["1", "3", "0.667", "0.500 to 0.900", "0.577", "0.667", "0.667"]
-    assert [row[3] for row in by_class[1:]] == ["", "0.500 to 0.900", ""]
-
-
-def test_a_class_without_images_has_no_scores():
-    _, by_class, *_ = page(scored(Classes.parse("0..3"), without=2)).tables
-
-    assert by_class[3] == ["2", "0", "", "", "", "", ""]
-
-
-def test_the_confidence_stands_with_its_images_and_its_accuracy():
-    _, _, confidence, _ = page(scored(Classes.parse("0..1"))).tables
-
-    assert confidence[1:] == [["0.000", "0.500", "0", "", ""], ["0.500", "1.000", "1,200", "0.900", "0.800"]]
+    assert made.tables[2] == [
+        ["confidence", "images", "mean confidence", "accuracy"],
+        ["40 to 50 %", "2", "43.0 %", "50.0 %"],
+        ["90 to 100 %", "2", "93.5 %", "100.0 %"],
+    ]
+    assert {"low": 40, "high": 50} in made.filters
+    assert made.data["confidence"] == [95_000, 92_000, 45_000, 41_000]
 
 
-def test_slices_stand_with_the_name_of_their_kind_and_their_intervals():
-    *_, by_slice = page(scored(Classes.parse("0..1"))).tables
+def test_slices_stand_by_kind_with_their_intervals_and_show_their_images(tmp_path):
+    of_images = {"sharpness": ["sharp", "blurred", "sharp"] * 3, "arrived": [None, "2026-11-02", "2026-11-01"] * 3}
+    made = page(scored(tmp_path, by_slice=SLICES, of_images=of_images))
 
-    assert by_slice == [
-        ["slice", "value", "images", "accuracy", "accuracy_low", "accuracy_high", "rmse"],
-        ["sharpness", "blurred", "40", "0.500", "0.400", "0.600", "1.500"],
-        ["sharpness", "sharp", "1,960", "0.700", "0.680", "0.720", "0.800"],
-        ["brightness", "dark", "300", "0.600", "0.500", "0.700", ""],
+    assert made.tables[3:5] == [
+        [
+            ["sharpness", "images", "accuracy", "RMSE, items"],
+            ["blurred", "40", "50.0 % 40.0 % to 60.0 %", "1.50"],
+            ["sharp", "1,960", "70.0 % 68.0 % to 72.0 %", "0.80"],
+        ],
+        [["brightness", "images", "accuracy"], ["dark", "300", "60.0 % 50.0 % to 70.0 %"]],
+    ]
+    assert {"slice": "0:0"} in made.filters
+    assert made.data["slices"] == [
+        {"kind": "sharpness", "values": ["blurred", "sharp"], "codes": [1, 0, 1] * 3},
+        {"kind": "arrived", "values": ["2026-11-01", "2026-11-02"], "codes": [-1, 1, 0] * 3},
     ]
 
 
-def test_a_test_without_slices_has_no_part_about_them():
-    made = page(scored(Classes.parse("0..1")), slices=NO_SLICES)
+def test_a_test_without_slices_hides_the_part_about_them(tmp_path):
+    text = pages.evaluation_page(scored(tmp_path, by_slice=NO_SLICES), COUNTS)
 
-    assert made.headings == HEADINGS[:3]
-    assert len(made.tables) == len(made.pictures) == 3
-    assert "slice" not in made.text
+    assert re.search(r'<section aria-labelledby="slices-title" hidden>', text)
 
 
-def test_names_are_shown_and_never_obeyed():
-    evaluation = scored(Classes(names=CRUEL, ordered=False))
-    slices = SLICES.assign(slice="</script><i>", value=["<a href='http://x'>", "&lt;", "<br>"])
-    made = page(evaluation, slices, title="</title><script>alert('gone')</script> & more")
+def test_the_champion_stands_beside_the_version_with_the_interval_of_the_change(tmp_path):
+    labels = np.arange(3).repeat(40)
+    made = evaluation(tmp_path, labels, sure_of(labels, 3), COUNTS)
+    champion = champion_of(made, np.where(np.arange(120) < 30, 1, labels))
 
-    assert made.title == "</title><script>alert('gone')</script> & more"
-    assert made.title in made.text
-    assert all(address.startswith("data:image/png") for address in made.addresses)
-    assert set(made.tags) == {
-        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "img", "table", "tr", "th", "td")
-    }
-    assert [row[0] for row in made.tables[0][1:]] == list(CRUEL)
-    assert [row[1] for row in made.tables[3][1:]] == ["<a href='http://x'>", "&lt;", "<br>"]
+    shown = page(made, champion=champion, decision=Decision(promote=True, reason="accuracy is <better>"))
 
-
-def test_twenty_classes_get_a_higher_matrix_than_six_and_all_their_names():
-    made = {number: page(scored(Classes.parse(f"1..{number}"))) for number in (6, 20)}
-
-    heights = {number: Image.open(io.BytesIO(each.pictures[0])).height for number, each in made.items()}
-    assert heights[20] > heights[6] + 14 * 75  # half an inch for each class more
-    assert [row[0] for row in made[20].tables[0][1:]] == [str(number) for number in range(1, 21)]
+    assert "Promote: accuracy is <better>" in shown.text
+    assert re.search(r"version 1: 75\.0 %\s*\+25\.0 points \(\+1\d\.\d to \+3\d\.\d\)", shown.text)
+    scores = {row[0]: row[1:] for row in shown.tables[-1]}
+    assert scores[""] == ["this version", "version 1", "change", "always 0"]
+    assert scores["accuracy"][0].startswith("100.0 %")
+    assert re.fullmatch(r"75\.0 % 6\d\.\d % to 8\d\.\d %", scores["accuracy"][1])
+    assert scores["accuracy"][2].startswith("+25.0 points (+")
+    assert scores["RMSE, items"][2].startswith("−0.500 (−")
+    by_class = {row[0]: row for row in shown.tables[1]}
+    assert by_class["0"][3:5] == ["25.0 %", "+75.0"]
+    assert shown.data["champion"]["predicted"] == [1] * 30 + labels[30:].tolist()
+    assert shown.data["champion"]["probabilities"][:3] == [200, 600, 200]
 
 
-def test_the_page_of_a_test_is_small():
-    assert len(write(scored(Classes.parse("0..5")))) < 1_000_000
+def test_a_champion_is_compared_on_the_images_new_to_both_alone(tmp_path):
+    made = scored(tmp_path)
+
+    shown = page(made, champion=champion_of(made, [0] * 9, rows=slice(0, 6)))
+
+    assert shown.data["champion"]["predicted"] == [0] * 6 + [-1] * 3
+    assert "Both versions on the 6 images new to both" in shown.text
+    scores = {row[0]: row[1:] for row in shown.tables[-1]}
+    assert scores["accuracy"][0] == "66.7 %"
+    assert scores["accuracy"][1].startswith("50.0 %")
+    assert "version 1:" not in shown.text  # beside scores of all images it would be misread
+
+
+def test_names_are_shown_and_never_obeyed(tmp_path):
+    classes = Classes(names=CRUEL, ordered=False)
+    ids = [f"{name}/{number}" for number, name in enumerate(np.repeat(CRUEL, 3))]
+    cruel_slices = SLICES.assign(slice="</script><i>", value=["<a href='http://x'>", "&lt;", "<br>"])
+    made = scored(tmp_path, classes, ids=ids, by_slice=cruel_slices, of_images={"</script><i>": ["<br>"] * 24})
+    champion = champion_of(made, [0] * 24, classes)
+
+    shown = page(made, classes, name="</title><script>alert('gone')</script> $data", champion=champion)
+
+    assert shown.title == "</title><script>alert('gone')</script> $data: test"
+    assert shown.addresses == ["#results"]
+    assert len(shown.scripts) == 2
+    assert shown.scripts[1] == pages._read("test_page.js")
+    assert not {"i", "a", "img"} & set(shown.tags[shown.tags.index("dialog") :])
+    assert shown.data["classes"] == list(CRUEL)
+    assert shown.data["ids"] == ids
+    assert [row[0] for row in shown.tables[0][1:]] == list(CRUEL)
+    assert [row[0] for row in shown.tables[3][1:]] == ["<a href='http://x'>", "&lt;", "<br>"]
+
+
+def test_the_page_has_the_pictures_of_the_test_and_is_written_beside_its_predictions(tmp_path):
+    snapshot, pack = dataset(tmp_path, train=3, val=3, test=30)
+    test = snapshot.labelled().query("split == 'test'")
+    labels = test["label"].to_numpy(np.int64)
+    made = evaluation(tmp_path / "evaluation", labels, sure_of(labels, 3), COUNTS, ids=test["image_id"].tolist())
+
+    path = pages.write(made, snapshot, pack, name="bincount version 1")
+
+    assert path == tmp_path / "evaluation" / "test.html"
+    data = Page(path.read_text(encoding="utf-8")).data
+    assert sorted(data["pictures"], key=int) == [str(place) for place in range(30)]
+    for place, encoded in data["pictures"].items():
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"), int)
+        packed = pack.images[pack.locate(test["sha256"])[int(place)]]
+        assert np.abs(shown - packed).mean() < 8
+    before = path.read_bytes()
+    assert pages.write(made, snapshot, pack, name="bincount version 1").read_bytes() == before
+
+
+def test_six_hundred_images_make_a_page_of_less_than_six_megabytes_whatever_they_show(tmp_path):
+    labels = np.arange(600) % 6
+    made = evaluation(tmp_path, labels, sure_of(labels[::-1].copy(), 6), Classes.parse("0..5"))
+    as_large_as_may_be = bytes(thumbnails.BUDGET // 600)
+    text = pages.evaluation_page(made, Classes.parse("0..5"), pictures=dict.fromkeys(range(600), as_large_as_may_be))
+
+    assert len(text.encode()) < 6_000_000
+
+
+def test_all_images_of_a_large_test_have_a_row_and_those_without_a_picture_are_few_bytes(tmp_path):
+    classes, random = Classes.parse("0..5"), np.random.default_rng(0)
+    labels, probabilities = random.integers(0, 6, 20_000), random.dirichlet(np.ones(6), 20_000)
+    made = evaluation(tmp_path, labels, probabilities, classes, of_images={"sharpness": ["blurred", "sharp"] * 10_000})
+
+    text = pages.evaluation_page(made, classes, pictures={7: b"picture"}, champion=champion_of(made, labels, classes))
+
+    data = Page(text).data
+    assert len(data["ids"]) == len(data["champion"]["predicted"]) == 20_000
+    assert list(data["pictures"]) == ["7"]
+    assert len(text) < 80 * 20_000
 
 
 @pytest.mark.parametrize("classes", ["0..5", "good,torn"])
-def test_the_same_test_makes_the_same_page(classes):
-    evaluation = scored(Classes.parse(classes))
+def test_the_same_test_makes_the_same_page(tmp_path, classes):
+    classes = Classes.parse(classes)
+    made = scored(tmp_path, classes)
 
-    assert write(evaluation) == write(evaluation)
+    assert pages.evaluation_page(made, classes) == pages.evaluation_page(made, classes)
+
+
+def test_a_value_of_a_slice_that_no_image_is_known_to_have_filters_nothing(tmp_path):
+    made = page(scored(tmp_path, by_slice=SLICES))
+
+    assert all("slice" not in chosen for chosen in made.filters)
+    assert [row[0] for row in made.tables[3][1:]] == ["blurred", "sharp"]

@@ -95,6 +95,20 @@ def test_kinds_come_from_the_manifest_the_records_and_the_pictures():
     assert kinds["quantity"].to_list() == [1, 2, 3]
 
 
+def test_the_slices_of_each_image_are_text_in_the_order_of_the_values():
+    sizes = pd.Series(pd.Categorical(["small", "large", None], ["small", "medium", "large"], ordered=True))
+    kinds = {"size": sizes, "quantity": pd.Series([10, 9, None], dtype="Int16"), "arrived": pd.Series([None] * 3)}
+
+    table = slices.values_by_image(pd.Series(["a", "b", "c"], index=[5, 6, 7]), kinds)
+
+    assert list(table) == ["image_id", "size", "quantity"]  # of arrived nothing is known
+    assert table["image_id"].to_list() == ["a", "b", "c"]
+    assert table["quantity"].to_list()[:2] == ["10", "9"]
+    assert table["quantity"].cat.categories.to_list() == ["9", "10"]
+    assert table["size"].cat.categories.to_list() == ["small", "medium", "large"]
+    assert table.isna().sum().to_dict() == {"image_id": 0, "size": 1, "quantity": 1}
+
+
 def test_sources_without_records_have_fewer_kinds():
     test = pd.DataFrame({"width": [64], "height": [64], "quantity": pd.array([None], "Int16")})
     bins = pd.DataFrame({"items": [None], "arrived": pd.to_datetime([None])})

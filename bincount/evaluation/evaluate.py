@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REMEDY = "remove its folder and run again, which evaluates the model again"
+IMAGE_SLICES = "image_slices.parquet"
 HEADLINES = ("accuracy", "rmse", "rmse_of_expectation")  # the scores that tell models apart at a glance
 SURE = 0.9  # probability from which a prediction that is not the record's makes the record suspect
 
@@ -35,7 +36,8 @@ class Evaluation:
     """Scores on the test images, and the folder that holds them.
 
     predictions.parquet has a row an image: image_id, group, label and p_NAME for each class; slices.parquet a row a
-    slice, as slices.score_slices returns it; metrics.json the scores. intervals are of 95 %, over bins.
+    slice, as slices.score_slices returns it; image_slices.parquet the slices of each image; metrics.json the scores.
+    intervals are of 95 %, over bins.
     """
 
     folder: Path
@@ -50,6 +52,11 @@ class Evaluation:
     @property
     def slices(self) -> pd.DataFrame:
         return tables.read_frame(self.folder / "slices.parquet", REMEDY)
+
+    @property
+    def image_slices(self) -> pd.DataFrame:
+        """The slices of each image, aligned with predictions, as slices.values_by_image returns them."""
+        return tables.read_frame(self.folder / IMAGE_SLICES, REMEDY)
 
     def scores(self) -> dict[str, Score]:
         """Return accuracy, rmse and rmse_of_expectation with intervals; errors only where the classes have an order."""
@@ -94,8 +101,10 @@ def evaluate(
     images = LabelledImages(test["label"].to_numpy(np.int64), test["group"].to_numpy(), classes)
     if untested := [name for label, name in enumerate(classes.names) if label not in images.labels]:
         logger.warning("the test has no image of %s: no score covers it", ", ".join(untested))
-    by_slice = slices.score_slices(images, probabilities, _slice_values(snapshot, pack, test))
+    values = _slice_values(snapshot, pack, test)
+    by_slice = slices.score_slices(images, probabilities, values)
     tables.write_frame(by_slice, folder / "slices.parquet")
+    tables.write_frame(slices.values_by_image(test["image_id"], values), folder / IMAGE_SLICES)
     evaluation = Evaluation(
         folder=folder,
         metrics=score(images.labels, probabilities, classes),

@@ -79,6 +79,26 @@ def estimate(images: LabelledImages, probabilities: np.ndarray, confidence: floa
     }
 
 
+def estimate_changes(
+    images: LabelledImages, before: np.ndarray, after: np.ndarray, confidence: float = 0.95
+) -> tuple[dict[str, Interval], dict[str, Interval]]:
+    """Estimate the intervals of one model's scores, and of the changes from it to another; those of classes left out.
+
+    before and after are their probabilities (N, C). Both are scored on the same resampled tests, so that what is hard
+    about a bin counts for neither (a paired bootstrap). Raises ValueError when N is 0.
+    """
+    terms = [image_sums(images, probabilities) for probabilities in (before, after)]
+    tests = resample(pd.concat(terms, axis=1, keys=[0, 1]), images.groups)
+    of_before, of_after = (scores_of_sums(tests[which], images.classes) for which in (0, 1))
+    scores, changes = (
+        {name: Interval(low=low, high=high) for name, low, high in ends.itertuples()}
+        for ends in (
+            pd.DataFrame(percentile_interval(each, confidence)).T for each in (of_before, of_after - of_before)
+        )
+    )
+    return {name: _widen(name, score, images.num_bins, confidence) for name, score in scores.items()}, changes
+
+
 def _widen(name: str, interval: Interval, num_bins: int, confidence: float) -> Interval:
     """Replace the interval of a rate that is 0 or 1 in every resampled test by Wilson's, a bin counting as one image.
 

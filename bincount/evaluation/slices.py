@@ -64,6 +64,16 @@ def slice_values(test: pd.DataFrame, bins: pd.DataFrame, stats: pd.DataFrame) ->
     return values
 
 
+def values_by_image(image_ids: pd.Series, values: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """Return the slices of each image, a row each: image_id, and a column of text for each kind, missing where unknown.
+
+    The columns are categorical, in the order of the values; a kind that no image has a value of is left out.
+    """
+    columns = {kind: _ordered_text(of_images.reset_index(drop=True)) for kind, of_images in values.items()}
+    known = {kind: column for kind, column in columns.items() if column.notna().any()}
+    return pd.DataFrame({"image_id": image_ids.reset_index(drop=True), **known})
+
+
 def image_stats(images: np.ndarray, rows: np.ndarray) -> pd.DataFrame:
     """Measure sharpness and brightness of the rows (N,) of images (M, S, S, 3) uint8, a row each.
 
@@ -87,6 +97,11 @@ def _positions(values: pd.Series) -> Iterator[tuple[object, np.ndarray]]:
     positions = pd.Series(np.arange(len(values)))
     for value, where in positions.groupby(values.reset_index(drop=True), sort=True, observed=True):
         yield value, where.to_numpy()
+
+
+def _ordered_text(values: pd.Series) -> pd.Series:
+    order = [str(value) for value in values.astype("category").cat.categories]
+    return pd.Series(pd.Categorical(values.map(str, na_action="ignore"), order), values.index)
 
 
 def _thirds(values: pd.Series, names: list[str]) -> pd.Series:

@@ -1,79 +1,232 @@
-"""One self-contained HTML page of a model's test, which opens in a browser without internet."""
+"""The page of a model's test: one HTML file that opens in a browser without internet.
+
+It shows the test images and what was predicted for them, to be filtered, sorted and enlarged, and all scores. Its parts
+are test_page.html, test_page.css and test_page.js beside this module; the images are one block of JSON in it.
+"""
 
 import base64
-import io
+import hashlib
+import json
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
 
+import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from bincount.evaluation.evaluate import Evaluation
-from bincount.reporting import tables
-from bincount.reporting.figures import INK
+from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
+from bincount.evaluation import intervals
+from bincount.evaluation.evaluate import Evaluation, probability_columns
+from bincount.evaluation.intervals import LabelledImages
+from bincount.evaluation.metrics import reliability, score
+from bincount.evaluation.promotion import Decision
+from bincount.files import atomic_write
+from bincount.problem import Classes
+from bincount.reporting import sections, thumbnails
+from bincount.reporting.sections import SideBySide
 from bincount.text import escape_html
 
-STYLE = f"""
-body {{ max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: {INK}; font-family: system-ui, sans-serif; }}
-h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1.1rem; margin-top: 2.5rem; }}
-img {{ max-width: 100%; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 0.3rem 0.8rem; border-bottom: 1px solid #e6e6e6; text-align: right; overflow-wrap: anywhere; }}
-th:first-child, td:first-child {{ text-align: left; }}
-"""
+logger = logging.getLogger(__name__)
+
+NAME = "test.html"
+
+
+@dataclass(frozen=True)
+class Champion:
+    """Another model to show beside the tested one.
+
+    predictions are as Evaluation has them, of those images of the test that neither model was trained on.
+    """
+
+    name: str
+    predictions: pd.DataFrame
+
+
+def write(
+    evaluation: Evaluation,
+    snapshot: Snapshot,
+    pack: Pack,
+    *,
+    name: str = "",
+    champion: Champion | None = None,
+    decision: Decision | None = None,
+) -> Path:
+    """Write the page of a model's test to the evaluation's folder; return its path.
+
+    pack holds the test images. name is the model's; decision is about it against the champion. Raises DiskFull.
+    """
+    predictions, classes = evaluation.predictions, snapshot.classes
+    probabilities = predictions[probability_columns(classes)].to_numpy()
+    labels = predictions["label"].to_numpy(np.int64)
+    is_right = probabilities.argmax(axis=1) == labels
+    chosen = thumbnails.choose(
+        is_right,
+        probabilities[np.arange(len(labels)), labels],
+        _is_changed(predictions, is_right, champion, classes),
+    )
+    digests = snapshot.labelled().set_index("image_id")["sha256"]
+    encoded = thumbnails.encode(pack, pack.locate(digests[predictions["image_id"].iloc[chosen]]))
+    page = evaluation_page(
+        evaluation,
+        classes,
+        name=name,
+        about=f"{snapshot.source}, snapshot {snapshot.digest[:12]}",
+        pictures=dict(zip(chosen, encoded, strict=False)),  # there are fewer where the budget is spent
+        champion=champion,
+        decision=decision,
+    )
+    path = evaluation.folder / NAME
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+    logger.info("page of the test: %s", path)
+    return path
 
 
 def evaluation_page(
-    title: str,
     evaluation: Evaluation,
-    reliability: pd.DataFrame,
-    slices: pd.DataFrame,
-    figures: Mapping[str, Figure],
+    classes: Classes,
+    *,
+    name: str = "",
+    about: str = "",
+    pictures: Mapping[int, bytes] = {},
+    champion: Champion | None = None,
+    decision: Decision | None = None,
 ) -> str:
-    """Write a test as HTML: what was predicted for what, each class, the confidence, and the slices if there are any.
-
-    reliability and slices are the tables of metrics.reliability and Evaluation.slices. figures are those of
-    reporting.figures: confusion_matrix, class_scores, reliability and slices, each above the table of its numbers.
-    """
-    parts = [
-        ("Recorded and predicted classes", "confusion_matrix", tables.confusion(evaluation.metrics)),
-        ("Recall, precision and F1 by class", "class_scores", tables.class_scores(evaluation)),
-        ("Confidence and accuracy", "reliability", reliability),
-    ]
-    if len(slices):
-        parts.append(("Accuracy by slice", "slices", slices))
-    sections = "\n".join(
-        f"<h2>{heading}</h2>\n{_image(figures[name], heading)}\n{tables.html_table(table)}"
-        for heading, name, table in parts
+    """Write a test as HTML. pictures are WebP files by the position of their image in evaluation.predictions."""
+    metrics, predictions = evaluation.metrics, evaluation.predictions
+    image_slices, by_slice = evaluation.image_slices, evaluation.slices
+    probabilities = predictions[probability_columns(classes)].to_numpy()
+    confidence = reliability(predictions["label"].to_numpy(), probabilities)
+    beside = _side_by_side(predictions, champion, classes) if champion and len(champion.predictions) else None
+    of_images = _data(predictions, image_slices, classes, pictures, champion if beside else None)
+    script = _read("test_page.js")
+    return Template(_read("test_page.html")).substitute(
+        title=escape_html(f"{name}: test" if name else "Test"),
+        heading=escape_html(name or "Test"),
+        summary=f"Tested on {metrics.num_images:,} images of {predictions['group'].nunique():,} bins",
+        about=escape_html(about),
+        decision=_decision(decision),
+        cards=sections.cards(evaluation, beside),
+        confusion=sections.confusion(metrics),
+        class_scores=sections.class_scores(evaluation, beside),
+        calibration_error=sections.percent(metrics.calibration_error),
+        reliability_plot=sections.reliability_plot(confidence, metrics.calibration_error),
+        reliability=sections.reliability(confidence),
+        slices=sections.slices(by_slice, image_slices) if len(by_slice) else "",
+        slices_hidden="" if len(by_slice) else "hidden",
+        compared_on=_compared_on(beside),
+        scores=sections.scores(evaluation, beside),
+        style=_read("test_page.css"),
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=_as_script_data(of_images),
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape_html(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{escape_html(title)}</h1>
-<p>{_summary(evaluation)}</p>
-{sections}
-</body>
-</html>
-"""
 
 
-def _summary(evaluation: Evaluation) -> str:
-    metrics, interval = evaluation.metrics, evaluation.intervals.get("accuracy")
-    between = f" (95% interval {interval.low:.1%} to {interval.high:.1%})" if interval else ""
-    rmse = "" if metrics.rmse is None else f"; RMSE {metrics.rmse:.2f} items"
-    return f"{metrics.accuracy:.1%} of {metrics.num_images:,} images right{between}{rmse}."
+def _side_by_side(predictions: pd.DataFrame, champion: Champion, classes: Classes) -> SideBySide:
+    columns = probability_columns(classes)
+    compared = predictions[predictions["image_id"].isin(champion.predictions["image_id"])]
+    of_champion = champion.predictions.set_index("image_id").loc[compared["image_id"], columns].to_numpy()
+    of_version = compared[columns].to_numpy()
+    images = LabelledImages(compared["label"].to_numpy(np.int64), compared["group"].to_numpy(), classes)
+    of_scores, of_changes = intervals.estimate_changes(images, of_champion, of_version)
+    return SideBySide(
+        name=champion.name,
+        num_images=len(images),
+        is_whole=len(images) == len(predictions),
+        version=score(images.labels, of_version, classes),
+        champion=score(images.labels, of_champion, classes),
+        intervals=of_scores,
+        changes=of_changes,
+    )
 
 
-def _image(figure: Figure, description: str) -> str:
-    """Embed a figure at its size in inches."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    width = round(figure.get_figwidth() * 96)  # CSS pixels an inch
-    encoded = base64.b64encode(file.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{encoded}" width="{width}" alt="{escape_html(description)}">'
+def _data(
+    predictions: pd.DataFrame,
+    image_slices: pd.DataFrame,
+    classes: Classes,
+    pictures: Mapping[int, bytes],
+    champion: Champion | None,
+) -> dict:
+    """Return what the page's script reads: columns of all images, their probabilities in thousandths, and pictures."""
+    columns = probability_columns(classes)
+    probabilities = predictions[columns].to_numpy()
+    data = {
+        "classes": classes.names,
+        "values": classes.values if classes.ordered else None,
+        "ids": predictions["image_id"].tolist(),
+        "recorded": predictions["label"].tolist(),
+        "predicted": probabilities.argmax(axis=1).tolist(),
+        "confidence": np.rint(100_000 * probabilities.max(axis=1)).astype(int).tolist(),
+        "probabilities": _thousandths(probabilities),
+        "slices": [
+            {"kind": kind, "values": values.cat.categories.tolist(), "codes": values.cat.codes.tolist()}
+            for kind, values in image_slices.drop(columns="image_id").items()
+        ],
+        "pictures": {str(place): base64.b64encode(picture).decode() for place, picture in pictures.items()},
+        "format": thumbnails.FORMAT,
+        "champion": None,
+    }
+    if champion:
+        of_champion = _predictions_of(champion, predictions, classes)
+        is_known = ~np.isnan(of_champion).any(axis=1)
+        of_champion = np.where(is_known[:, None], of_champion, 0)
+        data["champion"] = {
+            "name": champion.name,
+            "predicted": np.where(is_known, of_champion.argmax(axis=1), -1).tolist(),
+            "probabilities": _thousandths(of_champion),
+        }
+    return data
+
+
+def _is_changed(
+    predictions: pd.DataFrame, is_right: np.ndarray, champion: Champion | None, classes: Classes
+) -> np.ndarray:
+    """Return whether one of the two models is right and the other is not, (N,)."""
+    if champion is None:
+        return np.zeros(len(predictions), bool)
+    of_champion = _predictions_of(champion, predictions, classes)
+    is_known = ~np.isnan(of_champion).any(axis=1)
+    was_right = np.nan_to_num(of_champion).argmax(axis=1) == predictions["label"].to_numpy()
+    return is_known & (was_right != is_right)
+
+
+def _predictions_of(champion: Champion, predictions: pd.DataFrame, classes: Classes) -> np.ndarray:
+    """Return the champion's probabilities of the tested images, (N, C); NaN where it was not compared."""
+    by_id = champion.predictions.set_index("image_id")[probability_columns(classes)]
+    return by_id.reindex(predictions["image_id"]).to_numpy()
+
+
+def _thousandths(probabilities: np.ndarray) -> list[int]:
+    return np.rint(1000 * probabilities).astype(int).ravel().tolist()
+
+
+def _as_script_data(content: dict) -> str:
+    """Write JSON that ends no script element and begins no comment, whatever the names in it are."""
+    text = json.dumps(content, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _decision(decision: Decision | None) -> str:
+    if decision is None:
+        return ""
+    kind = "better" if decision.promote else "same"
+    return f'<p class="decision {kind}">{escape_html(decision.summary())}</p>'
+
+
+def _compared_on(beside: SideBySide | None) -> str:
+    if beside is None:
+        return ""
+    of_all = "all images of the test" if beside.is_whole else f"the {beside.num_images:,} images new to both"
+    return (
+        f"Both versions on {of_all}. Small numbers are 95\N{NO-BREAK SPACE}% intervals; the change is significant "
+        "where its interval does not hold zero, and then coloured. Changes of shares are in points."
+    )
+
+
+def _read(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

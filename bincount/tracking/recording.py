@@ -16,7 +16,9 @@ from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation, find_mistakes, find_suspects, probability_columns
 from bincount.evaluation.metrics import reliability
-from bincount.reporting import card, tables
+from bincount.evaluation.promotion import Decision
+from bincount.reporting import card, pages, tables
+from bincount.reporting.pages import Champion
 from bincount.settings import Job
 from bincount.tracking import names
 from bincount.tracking.live import describe_training, start_training
@@ -97,7 +99,24 @@ def record_model(
             model_id=version.model_id,
             snapshot=snapshot,
         )
+        record_page(registry, version, evaluation, snapshot, pack)
         return version, card.without_pictures(text)
+
+
+def record_page(
+    registry: Registry,
+    version: Version,
+    evaluation: Evaluation,
+    snapshot: Snapshot,
+    pack: Pack,
+    *,
+    champion: Champion | None = None,
+    decision: Decision | None = None,
+) -> None:
+    """Write the page of a version's test to the evaluation's folder, and keep a copy with the version's run."""
+    name = f"{version.name} version {version.version}"
+    path = pages.write(evaluation, snapshot, pack, name=name, champion=champion, decision=decision)
+    registry.runs.log_file(version.run_id, path)
 
 
 def _record_curves(registry: Registry, run_id: str, folder: Path) -> list[dict]:
@@ -110,8 +129,8 @@ def _record_curves(registry: Registry, run_id: str, folder: Path) -> list[dict]:
 
 
 def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) -> dict[str, dict]:
-    """Return the tables, figures, page and files of a test, as Runs.log_files takes them."""
-    from bincount.reporting import figures, pages
+    """Return the tables, figures and files of a test, as Runs.log_files takes them."""
+    from bincount.reporting import figures
 
     metrics, predictions, by_slice = evaluation.metrics, evaluation.predictions, evaluation.slices
     probabilities = predictions[probability_columns(snapshot.classes)].to_numpy()
@@ -132,11 +151,9 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
     }
     if len(by_slice):
         drawn["slices"] = figures.slices(by_slice, metrics.accuracy)
-    title = f"Test on {metrics.num_images:,} images of {snapshot.source}"
     return {
         "tables": {f"{name}.json": table for name, table in logged.items()},
         "figures": {f"{name}.png": figure for name, figure in drawn.items()},
-        "texts": {"test.html": pages.evaluation_page(title, evaluation, confidence, by_slice, drawn)},
         "paths": {name: evaluation.folder / name for name in ("predictions.parquet", "metrics.json")},
     }
 

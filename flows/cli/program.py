@@ -5,7 +5,7 @@ import sys
 from importlib.metadata import version
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError
+from cyclopts import CycloptsError
 from pydantic import ValidationError
 from rich.text import Text
 
@@ -13,16 +13,19 @@ from bincount.errors import BincountError
 from deployments.stack.running import sign_in
 from flows import interrupts, usage
 from flows.cli import settings_file, terminal
+from flows.cli.help import Program
 
-app = App(
+app = Program(
     name="bincount",
     help="Count the items in warehouse bins from photos: from a bucket of images to a registered model.",
     version=lambda: version("bincount-pipeline"),
     version_flags=["--version"],
+    help_flags=usage.HELP_FLAGS,
     config=settings_file.fill,
     suppress_keyboard_interrupt=False,
     error_formatter=lambda error: Text(usage.explain(error)),
 )
+app["--help"].help = "Display this message and exit; --help-all of a command shows all its settings."
 app.register_install_completion_command(help="Let the shell complete commands and options of bincount.")
 
 KEPT = {

@@ -1,0 +1,148 @@
+"""Compare two versions on the bins that neither was trained on, and show them side by side on the page of the test."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bincount.data import packing, packs, snapshots, tables
+from bincount.data.snapshots import Snapshot
+from bincount.errors import DatasetError, ModelNotFound
+from bincount.evaluation import holdout, promotion
+from bincount.evaluation.evaluate import Evaluation, predict_test, probability_columns
+from bincount.evaluation.intervals import LabelledImages
+from bincount.evaluation.promotion import Decision
+from bincount.reporting.pages import Champion
+from bincount.settings import Device, Job
+from bincount.tracking import recording
+from bincount.tracking.packaging import MODEL_TAG
+from bincount.tracking.registry import Registry, Version
+from bincount.training.spec import model_digest, read_spec
+from bincount.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+
+def find_comparison_snapshot(snapshot: Snapshot) -> Snapshot:
+    """Return the last snapshot of the dataset, which has the most test bins, or the given one where classes differ."""
+    latest = snapshots.latest(snapshot.dataset)
+    return latest if latest.classes == snapshot.classes else snapshot
+
+
+def compare(
+    registry: Registry,
+    version: Version,
+    champion: Version | None,
+    snapshot: Snapshot,
+    job: Job,
+    *,
+    device: Device = "auto",
+    evaluation: Evaluation | None = None,
+) -> Decision:
+    """Decide on the test images of the snapshot whose bins neither version was trained on.
+
+    Without a champion the version is compared with the most frequent class of the images that it was trained on.
+    """
+    is_first = champion is None
+    if champion and MODEL_TAG in version.tags and champion.tags.get(MODEL_TAG) == version.tags[MODEL_TAG]:
+        return promotion.refuse(f"it has the same weights as version {champion.version}", job.promotion)
+    models = [version] if is_first else [version, champion]
+    try:
+        predictions = _predict_unseen(registry, models, snapshot, job, device, evaluation)
+    except ModelNotFound as error:
+        return promotion.refuse(str(error), job.promotion, is_first=is_first)
+    labels, groups = predictions[0]["label"].to_numpy(np.int64), predictions[0]["group"].to_numpy()
+    images = LabelledImages(labels, groups, snapshot.classes)
+    probabilities = [table[probability_columns(snapshot.classes)].to_numpy() for table in predictions]
+    num_trained_on = _images_by_class(_open_snapshot_of(version, job))
+    absent = np.flatnonzero(num_trained_on == 0).tolist()
+    if is_first:
+        return promotion.decide_first(images, *probabilities, num_trained_on.argmax(), job.promotion, absent)
+    return promotion.decide(images, *probabilities, job.promotion, absent)
+
+
+def predict(registry: Registry, version: Version, snapshot: Snapshot, job: Job, device: Device) -> pd.DataFrame:
+    """Return a version's predictions of the snapshot's test images, made once.
+
+    Raises ModelNotFound where its files are gone or it predicts other classes.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint = registry.checkpoint(version, Path(temporary))
+        spec = read_spec(checkpoint)
+        if spec.classes != snapshot.classes:
+            raise ModelNotFound(f"version {version.version} predicts other classes than the snapshot has")
+        folder = Workspace(root=job.workspace).evaluation(snapshot.digest, model_digest(checkpoint))
+        kept = folder / "predictions.parquet"
+        if kept.exists():
+            try:
+                return tables.read_frame(kept, "the model is evaluated again")
+            except DatasetError as error:
+                logger.warning("%s", error)
+        images = snapshot.labelled()
+        images = images[images["split"] == "test"]  # the others need not be packed at this model's size
+        pack = packing.update(snapshot.dataset, spec.images, images["path"], images["sha256"])
+        return predict_test(snapshot, pack, checkpoint, folder, device)
+
+
+def show_champion(
+    registry: Registry,
+    version: Version,
+    champion: Version | None,
+    snapshot: Snapshot,
+    job: Job,
+    evaluation: Evaluation,
+    decision: Decision,
+    *,
+    device: Device = "auto",
+) -> None:
+    """Write the page of a version's test again, with the decision and the champion that it was compared with.
+
+    evaluation is of the version on the snapshot's test images. The champion's predictions are those of compare.
+    """
+    beside = None
+    if champion and decision.gains:  # else nothing was compared
+        predictions = _predict_unseen(registry, [version, champion], snapshot, job, device, evaluation)[1]
+        beside = Champion(f"version {champion.version}", predictions)
+    pack = packs.open_pack(snapshot.dataset, job.images)
+    recording.record_page(registry, version, evaluation, snapshot, pack, champion=beside, decision=decision)
+
+
+def _predict_unseen(
+    registry: Registry,
+    models: Sequence[Version],
+    snapshot: Snapshot,
+    job: Job,
+    device: Device,
+    evaluation: Evaluation | None,
+) -> list[pd.DataFrame]:
+    """Return the predictions of each model of the test images whose bins none of them was trained on.
+
+    evaluation is of the first model, where there is one. Raises ModelNotFound as predict does.
+    """
+    trained_on = [_open_snapshot_of(model, job) for model in models]
+    predictions = [
+        evaluation.predictions if evaluation and model is models[0] else predict(registry, model, snapshot, job, device)
+        for model in models
+    ]
+    unseen = holdout.find_unseen(snapshot, trained_on)
+    return [table[table["image_id"].map(unseen)] for table in predictions]
+
+
+def _open_snapshot_of(version: Version, job: Job) -> Snapshot:
+    workspace = Workspace(root=job.workspace)
+    folder = workspace.snapshot(version.snapshot_digest)
+    if folder is None:
+        raise ModelNotFound(
+            f"the images that version {version.version} was trained on are not in the workspace {workspace.root}, "
+            "so that no bin is sure to be new to it"
+        )
+    return snapshots.open_snapshot(folder)
+
+
+def _images_by_class(snapshot: Snapshot) -> np.ndarray:
+    """Count the images of train by label, (C,)."""
+    rows = snapshot.labelled()
+    return np.bincount(rows.loc[rows["split"] == "train", "label"], minlength=len(snapshot.classes))

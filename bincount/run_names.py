@@ -1,0 +1,45 @@
+"""Names of flow runs: what is done, with which model, on which data, on which day."""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import PurePath
+from typing import Any
+
+from bincount.errors import mask_address
+from bincount.settings import SECTIONS
+
+WITH_A_MODEL = ("run", "retrain", "train")
+FLOWS = (*WITH_A_MODEL, "prepare")
+LONGEST_SOURCE = 60
+# As Prefect's server, client and pages make them up: epsilon2-ina, theta511-karemma-void, graceful-otter.
+MADE_UP = re.compile(r"[a-z]+\d*(-[a-z]+)+")
+DAY = re.compile(r", \d{4}-\d\d-\d\d$")
+
+
+def name_run(flow: str, parameters: Mapping[str, Any], start: datetime | None = None) -> str:
+    """Return the name of a run of one of FLOWS, such as `train resnet34 on aft-vbi-pds, 2026-11-27`; the day is UTC's.
+
+    parameters: the flow's sections, as models or as their JSON, in which settings and sections may be missing
+    """
+    source = shorten_source(str(_setting(parameters, "data", "source")))
+    what = f"{_setting(parameters, 'training', 'model')} on {source}" if flow in WITH_A_MODEL else source
+    return f"{flow} {what}, {(start or datetime.now(UTC)).astimezone(UTC):%Y-%m-%d}"
+
+
+def is_replaceable(name: str | None, flow: str) -> bool:
+    """Return whether a run's name was made up by Prefect or by name_run, and not given by somebody."""
+    return not name or bool(MADE_UP.fullmatch(name)) or bool(name.startswith(f"{flow} ") and DAY.search(name))
+
+
+def shorten_source(source: str) -> str:
+    """Return a bucket with its prefix, or the end of a folder's path."""
+    scheme, found, path = mask_address(source).partition("://")
+    short = path.strip("/") if found else "/".join(part for part in PurePath(scheme).parts[-2:] if part != "/")
+    return short if len(short) <= LONGEST_SOURCE else f"…{short[1 - LONGEST_SOURCE :]}"
+
+
+def _setting(parameters: Mapping[str, Any], section: str, name: str) -> object:
+    given = parameters.get(section)
+    value = given.get(name) if isinstance(given, Mapping) else getattr(given, name, None)
+    return SECTIONS[section].model_fields[name].default if value is None else value
