@@ -1,6 +1,7 @@
 # Each target sets up what it needs; `make help` lists them.
 
-PYTHON ?= python3.11
+# By default the newest Python from 3.11 to 3.14 that is there, or that uv fetches.
+PYTHON ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -11,13 +12,12 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## install everything into .venv, exactly as locked
 
 $(READY): requirements.lock pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@test -x $(BIN)/uv || .ci/new-venv $(VENV) $(PYTHON)
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip sync --quiet requirements.lock
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --no-deps --editable .
 	@touch $@
@@ -26,10 +26,12 @@ demo: $(READY)  ## run the whole job on synthetic bins; the result is in demo/
 	$(BIN)/bincount demo
 
 up: $(READY)  ## start Prefect, MLflow and a worker; SOURCE=, WORKSPACE=, DATABASE=, PREFECT_PORT=, MLFLOW_PORT=
-	@$(BIN)/python -m deployments.stack up
+	@BINCOUNT_DATABASE="$${DATABASE:-$$BINCOUNT_DATABASE}" $(BIN)/bincount up \
+		$${SOURCE:+--source "$$SOURCE"} $${WORKSPACE:+--workspace "$$WORKSPACE"} \
+		$${PREFECT_PORT:+--prefect-port "$$PREFECT_PORT"} $${MLFLOW_PORT:+--mlflow-port "$$MLFLOW_PORT"}
 
 down:  ## stop them, unless a run is going; FORCE=1 cancels it
-	@$(BIN)/python -m deployments.stack down
+	@$(BIN)/bincount down $${WORKSPACE:+--workspace "$$WORKSPACE"} $${FORCE:+--force}
 
 test: $(READY)  ## the tests, but for those that start servers; two files at a time
 	$(BIN)/python -m pytest -m "not services" --numprocesses 2 --dist loadfile

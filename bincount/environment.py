@@ -2,6 +2,9 @@
 
 import logging
 import os
+import shutil
+import sys
+from pathlib import Path
 
 from bincount.services import reach_loopback_directly
 
@@ -25,3 +28,10 @@ def set_defaults() -> None:
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("bincount").setLevel(logging.INFO)
+
+
+def program(name: str) -> str:
+    """Return how to type a program of this installation here: its bare name where the shell finds it, else its path."""
+    beside_python = Path(sys.executable).with_name(name)
+    is_found = shutil.which(name) in (str(beside_python), sys.argv[0])  # pip --user and uv link it elsewhere
+    return name if is_found or not beside_python.exists() else os.path.relpath(beside_python)

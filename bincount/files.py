@@ -40,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with raise_on_disk_full(path):
             yield temporary
             with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+                sync_to_disk(file.fileno())
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk, others need its space
@@ -70,6 +70,16 @@ def locked(path: Path, holder: str, *, is_stopped: Callable[[], bool] | None = N
         yield
     finally:
         lock.release()
+
+
+def sync_to_disk(descriptor: int) -> None:
+    """Wait until the disk has what was written to a file; the fsync of macOS waits for the disk's own memory alone."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    except (ImportError, AttributeError, OSError):  # another system, or a disk on the network
+        os.fsync(descriptor)
 
 
 def short_name(path: Path) -> str:

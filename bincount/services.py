@@ -28,7 +28,8 @@ TIMEOUT_SECONDS = 5
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TRUE = ("true", "1", "t", "yes", "y", "on")
 PREFECT_SIGN_IN = (
-    "set PREFECT_API_AUTH_STRING, or PREFECT_API_KEY for Prefect Cloud, or `prefect profile use` what `make up` printed"
+    "set PREFECT_API_AUTH_STRING, or PREFECT_API_KEY for Prefect Cloud, or `prefect profile use` what `bincount up` "
+    "printed"
 )
 MLFLOW_SIGN_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
@@ -129,7 +130,7 @@ def check_prefect(api_url: str | None, access: Access | None = None) -> None:
     service = _Service(
         name=f"the Prefect server {mask_credentials(api_url)}",
         url=api_url.rstrip("/"),
-        start="start it with `make up` or `prefect server start`, "
+        start="start it with `bincount up` or `prefect server start`, "
         "or run without one: `prefect config unset PREFECT_API_URL`",
         address="correct PREFECT_API_URL, which ends in /api",
         sign_in=PREFECT_SIGN_IN,

@@ -33,7 +33,8 @@ ERASE_LINE, BELOW = "\r\x1b[2K", "\r\n"
 REPORT_SECONDS = 1  # to say on the run's page that it has ended
 SAME_PRESS_SECONDS = 0.2  # a program around this one may pass on what the terminal sends to both
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
-TRAINER, SERVER = "bincount.training.worker", "deployments.temporary"  # in their command lines
+# In the command lines of processes: a trainer, the server of one command, and the stack, which outlives `bincount up`.
+TRAINER, SERVER, STACK = "bincount.training.worker", "deployments.temporary", "honcho -d "
 
 _watchers: list["_Watcher"] = []
 
@@ -187,7 +188,7 @@ def _kill(processes: Iterable[int]) -> None:
 
 
 def _descendants() -> dict[int, str]:
-    """List the processes that this one started, and those that they did, by id with the command line."""
+    """List the processes that this one started, and those that they did, by id with the command line; not the stack."""
     children: dict[int, list[int]] = {}
     commands = {}
     for process, parent, command in _processes():
@@ -196,6 +197,8 @@ def _descendants() -> dict[int, str]:
     found, waiting = {}, [os.getpid()]
     while waiting:
         for process in children.get(waiting.pop(), []):
+            if STACK in commands[process]:
+                continue
             found[process] = commands[process]
             waiting.append(process)
     return found
@@ -211,10 +214,10 @@ def _processes() -> Iterator[tuple[int, int, str]]:
                 if state != "Z":
                     yield int(process), int(parent), command.decode(errors="replace")
         return
-    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=False)
+    listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=False)
     for line in listing.stdout.splitlines():
-        process, parent, command = line.split(None, 2)
-        yield int(process), int(parent), command
+        process, parent, *command = line.split(None, 2)
+        yield int(process), int(parent), " ".join(command)  # a process that has ended may show none
 
 
 def _is_training() -> bool:

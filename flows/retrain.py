@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prefect import Flow, flow, tags
-from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.objects import FlowRun
@@ -16,7 +15,6 @@ from prefect.states import Completed, State
 from bincount import forms, preflight
 from bincount.environment import TAG
 from bincount.files import locked
-from bincount.reporting import tables
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
@@ -33,7 +31,7 @@ from bincount.settings import (
 )
 from bincount.text import escape_markdown
 from bincount.workspace import Workspace
-from flows import recording, summary
+from flows import pages, recording, summary
 from flows.naming import name_run
 from flows.prepare import prepare
 from flows.recording import record_end
@@ -43,6 +41,7 @@ from flows.train import TRAIN_SECTIONS, train
 from tasks import data as data_tasks
 from tasks import registration as registration_tasks
 from tasks import report as report_tasks
+from tasks import reporting as reporting_tasks
 from tasks import retraining as retraining_tasks
 
 logger = logging.getLogger("bincount.flows")
@@ -60,7 +59,7 @@ def leave_page(flow: Flow, flow_run: FlowRun, state: State) -> None:  # a worker
                 key=PAGE,
                 type="markdown",
                 description=state.name,
-                data=f"## Nightly run\n\n{state.name}: {reason}\n\n{kept}",
+                data=f"## The nightly run did not finish\n\n{state.name}: {reason}\n\n{kept}",
                 flow_run_id=flow_run.id,
             )
         )
@@ -144,10 +143,16 @@ def retrain(
         if removed is None:
             logger.warning("the clean-up failed, and the next nightly run tries again: %s", cleaned.message)
         result = NightlyRun(prepared, new_data, measured, model, removed, timings, flow_run.run_count)
-        create_markdown_artifact(
-            key=PAGE,
-            markdown=tables.markdown(summary.of_nightly_run(result, retraining)),
-            description=escape_markdown(summary.nightly_headline(result)),
+        reporting_tasks.write_page(  # likewise
+            job,
+            PAGE,
+            summary.nightly_headline(result),
+            pages.of_nightly_run(result, retraining),
+            prepared.balance,
+            model.evaluation if model else None,
+            prepared.snapshot,
+            prepared.pack,
+            return_state=True,
         )
         # last, since it may wait for MLflow; a nightly run is as good without
         report_tasks.write_report(job, recording.of_nightly_run(result, job), return_state=True)

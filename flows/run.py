@@ -3,11 +3,9 @@
 import logging
 
 from prefect import flow, tags
-from prefect.artifacts import create_markdown_artifact
 
 from bincount import forms, preflight
 from bincount.environment import TAG
-from bincount.reporting import tables
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
@@ -19,8 +17,7 @@ from bincount.settings import (
     RunnerConfig,
     TrainConfig,
 )
-from bincount.text import escape_markdown
-from flows import recording, summary
+from flows import pages, recording, summary
 from flows.naming import name_run
 from flows.prepare import prepare
 from flows.recording import record_end
@@ -28,6 +25,7 @@ from flows.results import Finished
 from flows.train import TRAIN_SECTIONS, train
 from tasks import registration as registration_tasks
 from tasks import report as report_tasks
+from tasks import reporting as reporting_tasks
 
 logger = logging.getLogger("bincount.flows")
 
@@ -70,10 +68,16 @@ def run(
     model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
     finished = Finished(prepared, model)
     logger.info(summary.headline(model), extra={"in_result": True})
-    create_markdown_artifact(
-        key="summary",
-        markdown=tables.markdown(summary.of_run(prepared, model)),
-        description=f"Run on {escape_markdown(job.data.source)}",
+    reporting_tasks.write_page(  # a run is as good as its model, also where this fails
+        job,
+        "summary",
+        f"{model.decision.summary()}. {summary.headline(model)}",
+        pages.of_run(prepared, model),
+        prepared.balance,
+        model.evaluation,
+        prepared.snapshot,
+        prepared.pack,
+        return_state=True,
     )
     # last, since it may wait for MLflow; a run is as good without
     report_tasks.write_report(job, recording.of_run(finished, job), return_state=True)

@@ -1,9 +1,6 @@
 """Results of flows, registered versions and clean-ups as tables, for the terminal and for a run's page."""
 
-import os
 import shlex
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +9,7 @@ import pandas as pd
 
 from bincount.data import bins
 from bincount.database import has_secret, is_server, models_page
+from bincount.environment import program
 from bincount.reporting.tables import (
     Tables,
     class_balance,
@@ -63,8 +61,22 @@ def of_prepare(prepared: "Prepared") -> Tables:
 
 def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Tables:
     """Show what a nightly run found, trained, decided and removed, and its cost."""
-    about = [("images", f"{run.new_data.num_new:,} {run.new_data.describe()}"), ("result", nightly_headline(run))]
-    about.append(("drift", run.drift.describe()))
+    facts = nightly_facts(run)
+    result = pd.DataFrame([("result", nightly_headline(run))], columns=facts.columns)
+    about = pd.concat([facts[:1], result, facts[1:]], ignore_index=True)
+    images = of_prepare(run.prepared)
+    del images["Time"]
+    tables = {"Nightly run": about} | images
+    if len(indices := drift_indices(run.drift)):
+        tables |= {"New images against those that the champion was trained on": indices}
+    if run.model:
+        tables |= of_decision(run.model.decision) | of_evaluation(run.model.evaluation)
+    return tables | {"Time and cost": _costs(run.timings, retraining)}
+
+
+def nightly_facts(run: "NightlyRun") -> pd.DataFrame:
+    """Return what a nightly run found and removed, a row each."""
+    about = [("images", f"{run.new_data.num_new:,} {run.new_data.describe()}"), ("drift", run.drift.describe())]
     if run.drift.num_compared and run.drift.note:
         about.append(("not compared", run.drift.note))
     if run.starts > 1:
@@ -75,22 +87,14 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Tables:
         about.append(("removed, which no version needs", _megabytes(run.removed.gone)))
     if run.model and run.model.page:
         about.append(("in MLflow", markdown_link(f"version {run.model.version.version}", run.model.page)))
-    images = of_prepare(run.prepared)
-    del images["Time"]
-    # of objects, since pandas would make plain text of the link
-    tables = {"Nightly run": pd.DataFrame(about, columns=["", "value"], dtype=object)} | images
-    if len(indices := drift_indices(run.drift)):
-        tables |= {"New images against those that the champion was trained on": indices}
-    if run.model:
-        tables |= of_decision(run.model.decision) | of_evaluation(run.model.evaluation)
-    return tables | {"Time and cost": _costs(run.timings, retraining)}
+    return pd.DataFrame(about, columns=["", "value"], dtype=object)  # pandas would make plain text of the link
 
 
 def nightly_headline(run: "NightlyRun") -> str:
-    """Return the outcome of a nightly run in a sentence."""
+    """Return the outcome of a nightly run in two sentences: the decision first."""
     if run.model is None:
         return run.new_data.skip_reason
-    return f"{headline(run.model)}. {run.model.decision.summary()}"
+    return f"{run.model.decision.summary()}. {headline(run.model)}"
 
 
 def of_train(model: "TrainedModel") -> Tables:
@@ -188,7 +192,7 @@ def show_pages(tracking_uri: str) -> None:
     if get_current_settings().ui_url:  # which a server for the time of a command has not
         print(f"  {get_current_settings().ui_url}/runs")
     else:
-        print(f"  {_command('python')} -m deployments.server\n  then open http://127.0.0.1:4200/runs")
+        print(f"  {program('bincount')} server\n  then open http://127.0.0.1:4200/runs")
     print("Models, curves and plots:")
     if page := models_page(tracking_uri):
         print(f"  {page}")
@@ -197,7 +201,8 @@ def show_pages(tracking_uri: str) -> None:
     else:
         store = '"$MLFLOW_TRACKING_URI"' if has_secret(tracking_uri) else shlex.quote(tracking_uri)
         print(
-            f"  {_command('mlflow')} server --app-name bincount --backend-store-uri {store}\n  then open {models_page('http://127.0.0.1:5000')}"
+            f"  {program('mlflow')} server --app-name bincount --backend-store-uri {store}\n"
+            f"  then open {models_page('http://127.0.0.1:5000')}"
         )
 
 
@@ -248,9 +253,3 @@ def _scores(scores: Sequence["Score | None"], factor: float, digits: int) -> lis
         "{} ({}-{})".format(*(number.rjust(width) for number, width in zip(each, widths, strict=True))) if each else ""
         for each in numbers
     ]
-
-
-def _command(name: str) -> str:
-    """Return how to type a program here: its bare name where the shell finds it, else its path."""
-    beside_python = Path(sys.executable).with_name(name)
-    return name if shutil.which(name) == str(beside_python) else os.path.relpath(beside_python)

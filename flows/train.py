@@ -3,6 +3,7 @@
 from functools import partial
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from bincount import comparison, forms, preflight
 from bincount.data.packs import Pack
@@ -61,7 +62,8 @@ def train(
     trained_on = preflight.check_train(job, snapshot)
     job = job.replace(training=training_tasks.choose_arithmetic(job.training))
     timings = Timings()
-    registration_tasks.check_registry(job)
+    if not flow_run.parent_flow_run_id:  # else the flow that this is a part of has done so, before it fetched
+        registration_tasks.check_registry(job)
     with timings.step("pack for training"):
         pack = data_tasks.pack_snapshot(trained_on, job.images)
     with timings.step("train"):

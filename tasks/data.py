@@ -87,7 +87,7 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
     about = f"Images by class and split in snapshot {snapshot.digest[:12]}; imbalance {balance.imbalance:.1f}"
     create_table_artifact(
         key="class-balance",
-        table=tables.records(balance.table()),
+        table=tables.records(tables.class_balance(balance)),
         description="\n\n".join([about, *(f"Warning: {escape_markdown(warning)}" for warning in balance.warnings)]),
     )
     return balance

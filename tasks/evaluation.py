@@ -40,12 +40,13 @@ def evaluate_model(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Pat
         description=f"Accuracy {percent(metrics.accuracy)} on {metrics.num_images:,} test images; "
         f"always predicting {escape_markdown(baseline.class_name)}: {percent(baseline.accuracy)}",
     )
-    _create_table(tables.class_scores(evaluation), "test-metrics", "Scores by class")
-    _create_table(tables.confusion(metrics), "confusion", "Test images by recorded and predicted class")
-    _create_table(evaluation.slices, "slices", "Accuracy by kind of image, with 95 % intervals")
+    _create_table(tables.class_results(evaluation), "test-metrics", "Scores by class")
+    confusion = tables.confusion(metrics).rename(columns=lambda name: name.replace("predicted ", "as ", 1))
+    _create_table(confusion, "confusion", "Test images, a row a recorded class and a column a predicted one")
+    _create_table(tables.slice_scores(evaluation.slices), "slices", "Accuracy by kind of image, with 95 % intervals")
     suspects = find_suspects(find_mistakes(evaluation.predictions, snapshot.classes))
     about = f"The surest of {len(suspects):,} test images whose record is to be doubted"
-    _create_table(suspects.head(NUM_SUSPECTS), "suspects", about)
+    _create_table(suspects.head(NUM_SUSPECTS).drop(columns="group"), "suspects", about)
     return evaluation
 
 

@@ -59,7 +59,7 @@ def start_from_champion(job: Job, champion: Version) -> TrainConfig:
     return lifecycle.start_from_champion(open_registry(job), champion, job)
 
 
-@task(name="remove what is not needed", task_run_name="remove what is not needed", **MLFLOW_RETRIES)
+@task(name="clean up", task_run_name="clean up", **MLFLOW_RETRIES)
 def clean_up(job: Job) -> Removed:
     """Remove old trainings, evaluations and snapshots that no registered version needs."""
     registry = open_registry(job)

@@ -52,7 +52,6 @@ def train_model(
         return train_in_subprocess(request, on_epoch=run.log, launch=job.launch)
 
 
-@task(name="choose arithmetic", task_run_name="choose arithmetic", cache_policy=NO_CACHE)
 def choose_arithmetic(training: TrainConfig) -> TrainConfig:
     """Replace `auto` by the device and the precision of this machine, so that a retry here finds the same settings."""
     from bincount.training.device import resolve  # here, since torch takes seconds to import

@@ -47,6 +47,7 @@ def prefect_server(home: Path, port: int | None = None, **settings: str) -> Iter
     port = port or free_port()
     environment = os.environ | {
         "PREFECT_HOME": str(with_prefect_database(home)),
+        "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",  # which its pages ask
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "true",
         **settings,

@@ -153,7 +153,7 @@ def test_a_version_shows_its_alias_and_its_model_card(page, site):
     assert headings[0] == "Against the majority class"  # the decision, before what it rests on
     for heading in headings:
         expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
-    expect(page.get_by_role("row", name=re.compile(r"^accuracy \d+\.\d%"))).to_be_visible()  # a table, not its pipes
+    expect(page.get_by_role("row", name=re.compile(r"^accuracy \d+\.\d %"))).to_be_visible()  # a table, not its pipes
     picture = page.locator("img[src*='overview.png']")
     page.wait_for_function("image => image.naturalWidth > 1000", arg=picture.element_handle())
     keep(page, "mlflow-version")

@@ -65,7 +65,7 @@ def test_the_card_says_data_scores_with_intervals_and_license(tmp_path):
 
     assert "0 to 2" in text
     assert "`0123456789abcdef0123456789abcdef`: 1,616 images, 1,610 train, 3 val, 3 test" in text
-    assert "| accuracy | 66.7 % (58.3 % to 75.0 %) | 66.7 % |" in text
+    assert "| accuracy | 66.7 % (58.3 to 75.0) | 66.7 % |" in text
     assert "| 0 | 40 | 100.0 % | 91.2 % to 100.0 % | 0.000 | 100.0 % | 1.000 |" in text
     assert "| 1 | 1,600 | 2 | 2 |" in text
     assert "fitted on val, 1.250" in text

@@ -67,6 +67,16 @@ def test_every_setting_is_a_flag_with_its_description(capsys):
             assert " ".join(field.description.split()[:3]) in shown
 
 
+@pytest.mark.parametrize("name", ["tasks", "bincount"])
+def test_a_file_of_another_project_that_hides_a_package_is_named(name, tmp_path):
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('of another project')")
+    command = [sys.executable, "-m", "flows.cli", "--version"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"bincount: the package {name} is {tmp_path}/{name}.py, which hides bincount's own")
+    assert "run in another folder" in ended.stderr
+
+
 def test_a_value_out_of_bounds_is_refused_before_anything_is_imported(capsys):
     with pytest.raises(SystemExit) as raised:
         app(["run", "--epochs", "0"])

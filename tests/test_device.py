@@ -90,7 +90,7 @@ def test_another_device_or_precision_is_another_training_and_the_same_machine_fi
 
 def test_the_task_returns_the_resolved_settings(on):
     on("with bfloat16")
-    settings = training_tasks.choose_arithmetic.fn(TrainConfig(model="resnet18"))
+    settings = training_tasks.choose_arithmetic(TrainConfig(model="resnet18"))
     assert (settings.device, settings.precision) == ("cpu", "bfloat16")
     assert settings.model_dump(exclude={"device", "precision"}) == TrainConfig(model="resnet18").model_dump(
         exclude={"device", "precision"}

@@ -53,7 +53,7 @@ def options(command):
 
 
 def test_the_pages_have_commands_of_known_programs_only():
-    assert {line.split()[0] for line in COMMANDS} <= {"make", "bincount", "prefect", "mlflow", ".", "export"}
+    assert {line.split()[0] for line in COMMANDS} <= {"make", "bincount", "prefect", "mlflow", "uv", ".", "export"}
 
 
 @pytest.mark.parametrize("words", commands("bincount"), ids=" ".join)

@@ -56,7 +56,7 @@ def texts(figure) -> list[str]:
 def test_the_balance_says_the_images_and_the_share_of_each_class():
     figure = figures.class_balance(BALANCE)
 
-    assert texts(figure) == ["100  (5%)", "2,000  (95%)"]
+    assert texts(figure) == ["100  (4.8%)", "2,000  (95.2%)"]
 
 
 @pytest.mark.parametrize("num_epochs", [1, 20])

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -106,3 +107,21 @@ def test_who_is_told_to_stop_waits_for_a_lock_no_longer(tmp_path, impatient):
         files.locked(tmp_path / ".lock", "another process", is_stopped=lambda: True),
     ):
         pass
+
+
+def test_where_fsync_leaves_data_in_the_disks_own_memory_the_disk_is_asked_to_write_it(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)  # of macOS
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: asked.append(command))
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: asked.append("fsync"))
+    with files.atomic_write(tmp_path / "result") as temporary:
+        temporary.write_text("whole")
+    assert asked == [51]
+
+    def not_supported(descriptor, command):
+        raise OSError(errno.ENOTSUP, "a disk on the network")
+
+    monkeypatch.setattr(fcntl, "fcntl", not_supported)
+    with files.atomic_write(tmp_path / "result") as temporary:
+        temporary.write_text("whole")
+    assert asked == [51, "fsync"]

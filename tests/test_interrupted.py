@@ -268,6 +268,29 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "went on\n", "")
 
 
+def _ends(processes: dict[int, str], word: str) -> list[str]:
+    return [command for command in processes.values() if command.rstrip().endswith(word)]
+
+
+@pytest.mark.parametrize("listed_by", ["/proc", "ps"])  # ps where there is no /proc, as on macOS
+def test_a_command_that_ends_takes_what_it_started_along_but_not_the_stack(listed_by, monkeypatch):
+    if listed_by == "ps":
+        monkeypatch.setattr(interrupts.os.path, "exists", lambda path: False)
+    wait = "import sys; sys.stdin.read()"
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], 'below'])"
+    words = {"own": ["-c", start, wait], "stack": ["-c", start, wait, "-m", "honcho -d FOLDER"]}
+    processes = {name: subprocess.Popen([sys.executable, *each], stdin=subprocess.PIPE) for name, each in words.items()}
+    try:
+        found = wait_for(lambda: (listed := interrupts._descendants()) and _ends(listed, "below") and listed)
+        assert processes["own"].pid in found
+        assert processes["stack"].pid not in found
+        [below] = _ends(found, "below")
+        assert wait in below  # the whole command line
+    finally:
+        for process in processes.values():
+            process.communicate()
+
+
 def test_what_the_command_line_ends_with_is_left_alone_without_a_signal():
     before = [signal.getsignal(number) for number in interrupts.SIGNALS]
     with pytest.raises(ValueError, match="mine"), interrupts.handled("x"):

@@ -103,15 +103,17 @@ def test_a_nightly_run_with_nothing_new_is_skipped_and_its_page_says_why(states,
     assert nights[3].model is None
     assert "version 3 was trained on these images already" in states[3].message
     assert states[3].message in pages()[3]
+    assert pages()[3].startswith("## Nothing was trained; version 2 stays champion\n\n")
 
 
 def test_the_page_of_a_nightly_run_says_what_was_new_decided_and_spent(nights):
     page = pages()[1]
     assert f"{nights[1].new_data.num_new:,} new since version 1, the champion" in page
     assert nights[1].model.decision.summary() in page
-    assert "| train |" in page
+    assert "| train |" in page  # with its cost
     assert "USD" in page
-    for title in ("Images", "Class balance", "Decision", "Time and cost"):
+    assert page.startswith("## Version 2 is the new champion\n\n**Accuracy ")
+    for title in ("Compared on", "Accuracy over time", "Images", "Class balance", "Worst mistakes", "Time and cost"):
         assert f"## {title}" in page
 
 

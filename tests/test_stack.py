@@ -61,6 +61,7 @@ from deployments.checks.finding import Finding
 from deployments.health import examine
 from deployments.stack import commands, running, runs
 from deployments.stack.config import StackConfig
+from flows.cli import main
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())
@@ -77,7 +78,7 @@ STACK_ENV = dict(
 
 
 def test_the_stack_has_its_data_where_a_run_without_servers_has_it(tmp_path):
-    told = StackConfig.read({"WORKSPACE": str(tmp_path)}).environment()
+    told = StackConfig(workspace=tmp_path).environment()
     places = Workspace(root=tmp_path)
     assert told["MLFLOW_BACKEND_STORE_URI"] == places.own_tracking_uri
     assert told["MLFLOW_ARTIFACTS_DESTINATION"] == str(places.artifacts)
@@ -85,7 +86,7 @@ def test_the_stack_has_its_data_where_a_run_without_servers_has_it(tmp_path):
 
 
 def test_both_servers_get_a_database_of_their_own_from_one_setting():
-    config = StackConfig.read({"DATABASE": "postgresql://me:a%40b@db:5433/bins?sslmode=require"})
+    config = StackConfig(database="postgresql://me:a%40b@db:5433/bins?sslmode=require")
     told = config.environment()
     mlflow_url, prefect_url = told["MLFLOW_BACKEND_STORE_URI"], told["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
     assert mlflow_url == "postgresql+psycopg://me:a%40b@db:5433/bins_mlflow?sslmode=require"
@@ -94,39 +95,44 @@ def test_both_servers_get_a_database_of_their_own_from_one_setting():
 
 
 def test_a_password_in_the_query_of_the_database_is_not_kept_in_the_state():
-    config = StackConfig.read({"DATABASE": "postgresql://me@db/bins?password=SECRET&sslmode=require"})
+    config = StackConfig(database="postgresql://me@db/bins?password=SECRET&sslmode=require")
     assert config.without_password()["database"] == "postgresql://me@db/bins?password=***&sslmode=require"
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("words", "message"),
     [
-        ({"PREFECT_PORT": "four"}, "PREFECT_PORT: "),
-        ({"MLFLOW_PORT": "70000"}, "MLFLOW_PORT: "),
-        ({"DATABASE": "mysql://db/bins"}, "DATABASE: .*POSTGRESQL://"),
-        ({"DATABASE": "postgresql://db"}, "DATABASE: .*NAME"),
-        ({"DATABASE": "postgresql://me:a@b:c@db/bins"}, "DATABASE: .*POSTGRESQL://"),
-        ({"SOURCE": "s3://me:secret@bins"}, r"s3://\*\*\*@bins holds credentials"),
-        ({"DATABASE": "bins"}, "DATABASE: .*POSTGRESQL://"),
+        (["--prefect-port", "four"], "--prefect-port"),
+        (["--mlflow-port", "70000"], "--mlflow-port: .*65535, not 70000"),
+        (["--database", "mysql://db/bins"], "--database: .*postgresql://"),
+        (["--database", "postgresql://db"], "--database: .*NAME"),
+        (["--database", "postgresql://me:a@b:c@db/bins"], "--database: .*postgresql://"),
+        (["--source", "s3://me:secret@bins"], r"s3://\*\*\*@bins holds credentials"),
+        (["--database", "bins"], "--database: .*postgresql://"),
     ],
 )
-def test_a_setting_that_cannot_be_is_named(settings, message):
-    with pytest.raises(SettingsError, match=message):
-        StackConfig.read(settings)
+def test_a_setting_that_cannot_be_is_named_in_one_line(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bincount", "up", *words])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"bincount: .*{message}.*\n", said)
+    assert "secret" not in said
+    assert "a@b" not in said
 
 
 def test_a_port_that_is_taken_is_named_with_the_setting(tmp_path, free_port):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         config = StackConfig(workspace=tmp_path, prefect_port=free_port, mlflow_port=port)
-        with pytest.raises(SettingsError, match=f"port {port} cannot be used.*MLFLOW_PORT={port + 1}"):
+        with pytest.raises(SettingsError, match=f"port {port} cannot be used.*--mlflow-port {port + 1}"):
             commands.up(config)
     assert not running.is_up(config.workspace)
 
 
 def test_a_workspace_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match=r"file/workspace/stack cannot be made.*another WORKSPACE"):
+    with pytest.raises(SettingsError, match=r"file/workspace/stack cannot be made.*another --workspace"):
         commands.up(StackConfig(workspace=tmp_path / "file" / "workspace"))
 
 
@@ -185,18 +191,18 @@ def pretended(*workspaces: Path) -> Iterator[None]:
 def test_the_only_stack_that_runs_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pretended(tmp_path / "a"):
-        assert commands.find({}).workspace == tmp_path / "a"
-        assert commands.find({"WORKSPACE": str(tmp_path / "b")}).workspace == tmp_path / "b"
-    assert commands.find({}).workspace == tmp_path / "bincount-data"
+        assert commands.find(None).workspace == tmp_path / "a"
+        assert commands.find(tmp_path / "b").workspace == tmp_path / "b"
+    assert commands.find(None).workspace == tmp_path / "bincount-data"
     assert running.find_all() == []
 
 
 def test_of_several_stacks_that_run_one_has_to_be_named(tmp_path, capsys):
     with pretended(tmp_path / "a", tmp_path / "b c"):
         with pytest.raises(SettingsError, match="2 stacks are up") as raised:
-            commands.find({})
-        assert f"make down WORKSPACE={tmp_path}/a\n" in str(raised.value)
-        assert f"make down WORKSPACE='{tmp_path}/b c'" in str(raised.value)
+            commands.find(None)
+        assert f"bincount down --workspace {tmp_path}/a\n" in str(raised.value)
+        assert f"bincount down --workspace '{tmp_path}/b c'" in str(raised.value)
         commands.down(StackConfig(workspace=tmp_path / "c"), force=False)
         said = capsys.readouterr().out
         assert f"No stack is up in {tmp_path}/c" in said
@@ -693,7 +699,7 @@ def stack_up(workspace: Path, **settings: object) -> Iterator[dict[str, object]]
         started = make("up", **settings)
         assert started.returncode == 0, started.stdout + (workspace / "stack" / "log").read_text()
         assert f"http://127.0.0.1:{settings['PREFECT_PORT']}" in started.stdout
-        assert f"`make down WORKSPACE={workspace}`" in started.stdout
+        assert f"bincount down --workspace {workspace}`" in started.stdout
         assert secret_of(workspace) not in started.stdout
         yield settings
     finally:
@@ -884,7 +890,7 @@ def test_make_up_again_changes_nothing_and_other_settings_are_refused(whole):
     assert supervisors(processes_of(whole["WORKSPACE"])) == before
     other = make("up", **whole | {"PREFECT_PORT": servers.free_port()})
     assert other.returncode != 0
-    assert "`make down` first" in other.stdout
+    assert "`bincount down` first" in other.stdout
 
 
 @pytest.mark.services

@@ -120,4 +120,4 @@ def test_the_rows_for_a_page_of_tables_hold_names_as_text_and_numbers_as_numbers
     shown, kinds = read(f"Class {first['class']}")
     assert "".join(shown.split()) == "".join(f"Class {name}".split())
     assert kinds <= {"paragraph_open", "paragraph_close", "text", "inline"}
-    assert (first["images"], first["accuracy"], second) == (3, 0.123, {"class": None, "images": 4, "accuracy": None})
+    assert (first["images"], first["accuracy"], second) == (3, "12.3 %", {"class": None, "images": 4, "accuracy": None})

@@ -168,7 +168,7 @@ def test_in_a_pipe_no_cell_is_broken_and_no_line_ends_in_blanks(command, capsys,
     lines = capsys.readouterr().out.splitlines()
     for frame in SHOWN[command].values():
         for row in frame.astype(object).itertuples(index=False):
-            cells = [" ".join(str(tables._format(cell)).split()) for cell in row]
+            cells = [" ".join(str(tables.format_cell(cell)).split()) for cell in row]
             assert any(all(cell in " ".join(line.split()) for cell in cells) for line in lines), cells
     assert not [line for line in lines if line != line.rstrip()]
 

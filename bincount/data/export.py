@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from obstore.exceptions import BaseError
 
-from bincount.data import access, client, listing, names, source, splits
+from bincount.data import access, client, folding, listing, names, source, splits
 from bincount.data.snapshots import Snapshot
 from bincount.data.source import Source
 from bincount.errors import DatasetError, ServiceUnavailable, SettingsError, mask_address
@@ -65,6 +65,14 @@ def to_folder(
     DatasetError when an image is not as the snapshot says, or cannot be written.
     """
     planned = _plan(snapshot, classes, by_split)
+    with _disk_explained(folder):
+        is_folding = folding.folds_names(folder)
+    if is_folding and (collisions := folding.find_collisions(planned["key"])):
+        key, taken = next(iter(collisions.items()))
+        raise DatasetError(
+            f"{key} would be exported over {taken}, since the disk of {folder} ignores case; export to another disk, "
+            "or rename one of them in the source and run `bincount prepare`"
+        )
 
     def bring(image) -> int:
         original, target = snapshot.dataset / image.path, folder / image.key

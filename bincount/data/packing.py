@@ -202,4 +202,4 @@ def _cut_off_unfinished(pack: Pack) -> int:
 def _append(file, data: bytes) -> None:
     file.write(data)
     file.flush()
-    os.fsync(file.fileno())
+    files.sync_to_disk(file.fileno())

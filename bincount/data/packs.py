@@ -17,7 +17,6 @@ The folder's name has the decoder's version. See bincount.data.packing for how a
 import errno
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +33,7 @@ import xxhash
 from bincount.data import bins, pictures
 from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import BadPicture, BincountError, DatasetError
+from bincount.files import sync_to_disk
 from bincount.settings import MAX_PIXELS, ImageConfig
 
 logger = logging.getLogger(__name__)
@@ -233,7 +233,7 @@ class Images:
         with open(self._folder / name, "r+b", buffering=0) as file:
             file.seek(position)
             file.write(data)
-            os.fsync(file.fileno())
+            sync_to_disk(file.fileno())
 
 
 def open_pack(dataset: Path, image_config: ImageConfig) -> Pack:

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bincount.data import bins, ids, listing, lists, names, tables
+from bincount.data import bins, folding, ids, listing, lists, names, tables
 from bincount.data.source import Source
 from bincount.errors import DatasetError
 from bincount.files import atomic_write, read_sealed, sealed
@@ -41,6 +41,7 @@ TAGS = ["image_tag", "record_tag"]
 GROWTH = "growth.json"
 UNLISTED = "unlisted.parquet"
 UNLISTED_REMEDY = "run `bincount prepare`, which writes it again"
+IS_TAKEN = "the disk does not tell it from {}, since it ignores case"  # the reason of a bin that is not fetched
 PLANS = "plan*.parquet"
 PLAN_REMEDY = "remove it and run `bincount prepare` again, which goes on from there"
 PLAN_SECONDS = 7 * 86400  # a plan that nobody has read for so long is of no use any more
@@ -83,12 +84,13 @@ def plan(dataset: Path, source: Source, data_config: DataConfig) -> Plan:
     listed = found.bins
     _note_unlisted(dataset, listed)
     wanted = _wanted(listed, data_config)
+    if folding.folds_names(dataset):
+        wanted = _without_collisions(dataset, wanted)
     files = _files(dataset / "originals")
     _remove_leftovers(dataset, files)
     new = wanted[~_unchanged(dataset, wanted, files, data_config.retry_quarantined)]
     counts = (f"{len(each):,}" for each in (listed, wanted, new))
     logger.info("%s: %s bins listed, %s wanted, %s to fetch", source.url, *counts)
-    dataset.mkdir(parents=True, exist_ok=True)
     _check_space(dataset, new)
     path = dataset / f"plan-{tables.digest(new)}.parquet"
     tables.write(pa.Table.from_pandas(new, preserve_index=False), path, row_group_size=BATCH)
@@ -186,6 +188,15 @@ def _wanted(listed: pd.DataFrame, data_config: DataConfig) -> pd.DataFrame:
     if data_config.limit is None:
         return listed
     return listed.loc[ids.first_bins(listed["image_id"], data_config.limit).index.sort_values()]
+
+
+def _without_collisions(dataset: Path, wanted: pd.DataFrame) -> pd.DataFrame:
+    """Mark the bins whose files would replace those of others on this disk; what was fetched before stays."""
+    known = bins.read(dataset, ["image_id", "status"])
+    good = known.loc[known["status"] == "ok", "image_id"]
+    collisions = folding.find_collisions(dict.fromkeys([*good, *wanted["image_id"]]))
+    problem = wanted["image_id"].map({image_id: IS_TAKEN.format(name) for image_id, name in collisions.items()})
+    return wanted.assign(problem=wanted["problem"].fillna(problem)) if collisions else wanted
 
 
 def _check_space(dataset: Path, new: pd.DataFrame) -> None:

@@ -64,7 +64,7 @@ def class_balance(balance: pd.DataFrame) -> Figure:
             left += balance[split].to_numpy()
         for row, total in enumerate(totals):
             share = total / max(totals.sum(), 1)
-            axes.annotate(f"{total:,}  ({share:.0%})", (total, row), (6, 0), textcoords="offset points", va="center")
+            axes.annotate(f"{total:,}  ({share:.1%})", (total, row), (6, 0), textcoords="offset points", va="center")
         axes.set_xlim(0, max(totals.max(), 1) * 1.25)  # room for the annotations
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))

@@ -36,6 +36,7 @@ UNWRAPPED = 10_000  # columns of what is no terminal, so that each row is one li
 LONGEST_SCORE = 30  # characters of a number with its interval
 NUM_SHOWN = 5  # places of one kind of problem
 SHARES = ("accuracy", "within_one", "calibration_error")
+SHARE_COLUMNS = ("accuracy", "accuracy_low", "accuracy_high", "precision", "confidence", "p_recorded")
 SCORE_LABELS = {
     "accuracy": "accuracy",
     "rmse": "RMSE, items",
@@ -127,6 +128,32 @@ def class_scores(evaluation: "Evaluation") -> pd.DataFrame:
     return pd.DataFrame(rows).astype(numbers).dropna(axis="columns", how="all")
 
 
+def class_results(evaluation: "Evaluation") -> pd.DataFrame:
+    """Return the scores of each class for a narrow page, each accuracy and its interval in one column."""
+    table = class_scores(evaluation)
+    intervals = [evaluation.intervals.get(f"class/{name}/recall") for name in table["class"]]
+    if "accuracy" in table:
+        cells = zip(table["accuracy"], intervals, strict=True)
+        table["accuracy"] = [
+            "" if math.isnan(share) else _with_interval("accuracy", share, each) for share, each in cells
+        ]
+    return table.drop(columns="95 % interval", errors="ignore")
+
+
+def slice_scores(slices: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of slices, as Evaluation.slices has them, with each accuracy and its interval in one column."""
+    ends = zip(slices["accuracy"], slices["accuracy_low"], slices["accuracy_high"], strict=True)
+    return pd.DataFrame(
+        {
+            "slice": slices["slice"],
+            "value": slices["value"],
+            "images": slices["images"],
+            "accuracy": [f"{percent(share)} ({100 * low:.1f} to {100 * high:.1f})" for share, low, high in ends],
+            "rmse": slices["rmse"],
+        }
+    ).dropna(axis="columns", how="all")
+
+
 def confusion(metrics: "Metrics") -> pd.DataFrame:
     """Return the test images by the class that was recorded, a row each, and the class that was predicted."""
     names = [score.name for score in metrics.per_class]
@@ -188,6 +215,14 @@ def drift_indices(drift: "Drift") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "index", "by chance", "allowed", "verdict"])
 
 
+def drift_list(drift: "Drift") -> str:
+    """Write the indices in Markdown as a list: as a table they would be wider than a page."""
+    return "\n".join(
+        f"- **{escape_markdown(row.what)}:** {row.index}, by chance {row[2]}, allowed {row.allowed}: {row.verdict}"
+        for row in drift_indices(drift).itertuples(index=False, name="Row")
+    )
+
+
 def drift_class_shares(drift: "Drift") -> pd.DataFrame:
     """Return the class balance of the new images beside that of the others, a row a class, as text."""
     rows = [(share.name, f"{100 * share.new:.1f} %", f"{100 * share.trained_on:.1f} %") for share in drift.classes]
@@ -196,9 +231,9 @@ def drift_class_shares(drift: "Drift") -> pd.DataFrame:
 
 def drift_page(drift: "Drift") -> str:
     """Write the drift of new images, in Markdown: the verdict, the indices, and the shares of the classes."""
-    measured = (drift_indices(drift), drift_class_shares(drift))
     sentences = [drift.describe(), *([drift.note] if drift.indices and drift.note else [])]
-    return "\n\n".join([*map(escape_markdown, sentences), *(markdown_table(each) for each in measured if len(each))])
+    shares = [markdown_table(drift_class_shares(drift))] if drift.classes else []
+    return "\n\n".join(filter(None, [*map(escape_markdown, sentences), drift_list(drift), *shares]))
 
 
 def predictions(predicted: pd.DataFrame) -> pd.DataFrame:
@@ -305,7 +340,7 @@ def markdown(tables: Tables) -> str:
 def markdown_table(table: pd.DataFrame) -> str:
     """Write a table as Markdown; text is shown as it is, unless it is a text.Markdown."""
     rows = [table.columns, ["---"] * table.shape[1], *table.astype(object).itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(escape_markdown(_format(cell)) for cell in row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(escape_markdown(format_cell(cell)) for cell in row)} |" for row in rows)
 
 
 def html_table(table: pd.DataFrame) -> str:
@@ -316,7 +351,9 @@ def html_table(table: pd.DataFrame) -> str:
 
 def records(table: pd.DataFrame) -> list[dict]:
     """Return the rows of a table for Prefect's pages, which read text as Markdown; missing values are None."""
-    rounded = table.round(3).astype(object)
+    numbers = table.select_dtypes("number")
+    shares = {name: table[name].map(percent, na_action="ignore") for name in SHARE_COLUMNS if name in numbers}
+    rounded = table.round(3).assign(**shares).astype(object)
     rows = rounded.where(rounded.notna(), None).to_dict("records")
     return [
         {name: escape_markdown(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows
@@ -325,10 +362,13 @@ def records(table: pd.DataFrame) -> list[dict]:
 
 def _with_interval(name: str, value: float, interval: "Interval | None") -> str:
     form = percent if name in SHARES else "{:.3f}".format
-    return form(value) + (f" ({form(interval.low)} to {form(interval.high)})" if interval else "")
+    if not interval:
+        return form(value)
+    low, high = (form(bound).removesuffix(" %") for bound in (interval.low, interval.high))
+    return f"{form(value)} ({low} to {high})"
 
 
-def _format(cell: object) -> object:
+def format_cell(cell: object) -> object:
     """Return a cell as people read it: floats with three digits, whole numbers in thousands, missing values empty."""
     if cell is None or cell is pd.NA or (isinstance(cell, float) and math.isnan(cell)):
         return ""
@@ -353,7 +393,7 @@ def _rich_table(frame: pd.DataFrame) -> Table:
         justify = "left" if is_text or is_facts else "right"
         table.add_column(_text(column), justify=justify, overflow="fold")
     for row in frame.itertuples(index=False):
-        table.add_row(*(_text(_address(cell) if isinstance(cell, Markdown) else _format(cell)) for cell in row))
+        table.add_row(*(_text(_address(cell) if isinstance(cell, Markdown) else format_cell(cell)) for cell in row))
     return table
 
 
@@ -378,7 +418,7 @@ def _hanging(bullet: str, text: Text) -> Table:
 
 
 def _html_row(tag: str, cells: Iterable) -> str:
-    return f"<tr>{''.join(f'<{tag}>{escape_html(_format(cell))}</{tag}>' for cell in cells)}</tr>"
+    return f"<tr>{''.join(f'<{tag}>{escape_html(format_cell(cell))}</{tag}>' for cell in cells)}</tr>"
 
 
 def _text(value: object) -> Text:

@@ -1,11 +1,10 @@
-"""`make up` and `make down`: start the local stack, set it up, and stop it unless a run is going."""
+"""`bincount up` and `bincount down`: start the local stack, set it up, and stop it unless a run is going."""
 
 import shlex
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bincount import services
+from bincount import environment, services
 from bincount.database import models_page
 from bincount.errors import ServiceUnavailable, SettingsError
 from bincount.settings import DEFAULT_WORKSPACE
@@ -28,7 +27,7 @@ def up(config: StackConfig) -> None:
     print("Waiting for the worker ...", flush=True)
     runs.wait_for_worker(config, started or datetime.min.replace(tzinfo=UTC))
     print(
-        f"\nThe stack is up; `{_make('down', config.workspace)}` stops it, {config.log} has its log.\n\n"
+        f"\nThe stack is up; `{_down(config.workspace)}` stops it, {config.log} has its log.\n\n"
         f"  Prefect  {config.prefect}\n  MLflow   {models_page(config.mlflow)}\n\n" + _sign_in(config)
     )
 
@@ -50,18 +49,18 @@ def down(config: StackConfig, force: bool) -> None:
     print(f"The stack in {config.workspace} is stopped; its data stays.")
 
 
-def find(environment: Mapping[str, str]) -> StackConfig:
-    """Find the stack that is meant: that of WORKSPACE, or else the only one that runs, wherever its workspace is.
+def find(workspace: Path | None) -> StackConfig:
+    """Find the stack that is meant: that of a workspace, or else the only one that runs, wherever its workspace is.
 
     Raises SettingsError when several run and none is named.
     """
-    config = StackConfig.read(environment)
-    if environment.get("WORKSPACE"):
-        return config
+    if workspace is not None:
+        return StackConfig(workspace=workspace)
+    config = StackConfig()
     here = [config.workspace] if is_up(config.workspace) else []
     workspaces = sorted({*running.find_all(), *here})
     if len(workspaces) > 1:
-        commands = "\n".join(f"  {_make('down', workspace)}" for workspace in workspaces)
+        commands = "\n".join(f"  {_down(workspace)}" for workspace in workspaces)
         raise SettingsError(f"{len(workspaces)} stacks are up; say which one to stop:\n{commands}")
     return config.model_copy(update={"workspace": workspaces[0]}) if workspaces else config
 
@@ -73,11 +72,11 @@ def _start(config: StackConfig) -> datetime | None:
         if not running.lock(state):
             before = supervisor.read_state(state)
             if before["config"] != config.without_password():
-                raise SettingsError("the stack is up with other settings; give the same ones, or `make down` first")
+                raise SettingsError("the stack is up with other settings; give the same ones, or `bincount down` first")
             if before.get("procfile") != supervisor.read_procfile():
                 raise SettingsError(
                     "the stack is up with the commands of another release, which may not start again here; "
-                    "`make down`, then `make up`"
+                    "`bincount down`, then `bincount up`"
                 )
             return None
         since = datetime.now(UTC)
@@ -117,13 +116,16 @@ def _make_private(*folders: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
         except OSError as error:
-            raise SettingsError(f"{folder} cannot be made this user's own ({error}); give another WORKSPACE") from None
+            raise SettingsError(
+                f"{folder} cannot be made this user's own ({error}); give another --workspace"
+            ) from None
 
 
-def _make(target: str, workspace: Path) -> str:
-    """Return the command that is about the stack of this workspace."""
+def _down(workspace: Path) -> str:
+    """Return the command that stops the stack of this workspace, as it is typed here."""
+    command = f"{environment.program('bincount')} down"
     is_usual = workspace == DEFAULT_WORKSPACE.resolve()
-    return f"make {target}" if is_usual else f"make {target} WORKSPACE={shlex.quote(str(workspace))}"
+    return command if is_usual else f"{command} --workspace {shlex.quote(str(workspace))}"
 
 
 def _sign_in(config: StackConfig) -> str:

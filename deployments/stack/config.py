@@ -2,14 +2,12 @@
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from bincount.errors import SettingsError
 from bincount.frozen import Frozen
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig
 from bincount.workspace import Workspace
@@ -21,19 +19,13 @@ OTHER_SERVERS = ("PREFECT_API_KEY", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH") 
 
 
 class StackConfig(Frozen):
-    """Where a stack listens, and where it keeps its data."""
+    """Where a stack listens, and where it keeps its data; the options of `bincount up` describe the settings."""
 
-    prefect_port: int = Field(running.USUAL_PORT, ge=1, le=65535, description="loopback port of the Prefect server")
-    mlflow_port: int = Field(5000, ge=1, le=65535, description="loopback port of the MLflow server")
-    workspace: Path = Field(DEFAULT_WORKSPACE, validate_default=True, description="folder that holds everything")
-    source: str = Field(
-        "",
-        description="where nightly runs look for images: s3://NAME, or a folder [default: as before, or the public "
-        "bucket]",
-    )
-    database: str = Field(
-        "", description="postgresql://USER:PASSWORD@HOST:PORT/NAME for NAME_prefect and NAME_mlflow [default: SQLite]"
-    )
+    prefect_port: int = Field(running.USUAL_PORT, ge=1, le=65535)
+    mlflow_port: int = Field(running.USUAL_MLFLOW_PORT, ge=1, le=65535)
+    workspace: Path = Field(DEFAULT_WORKSPACE, validate_default=True)
+    source: str = ""
+    database: str = ""
 
     @field_validator("workspace")
     @classmethod
@@ -57,19 +49,6 @@ class StackConfig(Frozen):
         if not url or url.drivername != "postgresql" or not url.database:
             raise ValueError("write postgresql://USER:PASSWORD@HOST:PORT/NAME")
         return database
-
-    @classmethod
-    def read(cls, environment: Mapping[str, str]) -> "StackConfig":
-        """Read the settings from an environment, where they are named in capitals; an empty one has its default.
-
-        Raises SettingsError that names each setting that cannot be.
-        """
-        given = {name: environment[name.upper()] for name in cls.model_fields if environment.get(name.upper())}
-        try:
-            return cls(**given)
-        except ValidationError as error:
-            problems = [f"{problem['loc'][0]}: {problem['msg']}".upper() for problem in error.errors()]
-            raise SettingsError("; ".join(problems)) from None
 
     @property
     def folder(self) -> Path:

@@ -11,7 +11,12 @@ from bincount.workspace import Workspace
 
 def create(database: str) -> None:
     """Create the databases that are missing on a PostgreSQL. Raises ServiceUnavailable or SettingsError."""
-    import psycopg
+    try:
+        import psycopg
+    except ModuleNotFoundError:
+        raise SettingsError(
+            "the driver of PostgreSQL is not installed; pip install 'bincount-pipeline[postgres]'"
+        ) from None
 
     wanted = {url.database for url in _urls(database).values()}
     server = make_url(database).set(database="postgres")
@@ -27,9 +32,11 @@ def create(database: str) -> None:
             "for it, owned by it"
         ) from None
     except psycopg.OperationalError as error:
-        raise ServiceUnavailable(f"no connection to {where} ({error}); start PostgreSQL, or correct DATABASE") from None
+        raise ServiceUnavailable(
+            f"no connection to {where} ({error}); start PostgreSQL, or correct --database"
+        ) from None
     except psycopg.Error as error:  # such as a parameter that there is not
-        raise SettingsError(f"{where} cannot be used ({error}); correct DATABASE") from None
+        raise SettingsError(f"{where} cannot be used ({error}); correct --database") from None
 
 
 def create_sqlite(workspace: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 USUAL_PORT = 4200  # of Prefect's server
+USUAL_MLFLOW_PORT = 5000
 
 
 def folder_of(workspace: Path) -> Path:
@@ -71,7 +72,7 @@ def find_all() -> list[Path]:
 def sign_in(environment: MutableMapping[str, str]) -> None:
     """Add the sign-in to an environment that names the Prefect server of one of these stacks, and has no sign-in.
 
-    Without that, everyone who sets PREFECT_API_URL would have to find the secret that `make up` made.
+    Without that, everyone who sets PREFECT_API_URL would have to find the secret that `bincount up` made.
     """
     url = environment.get("PREFECT_API_URL", "").rstrip("/")
     if not url or environment.get("PREFECT_API_AUTH_STRING") or environment.get("PREFECT_API_KEY"):

@@ -76,13 +76,13 @@ def refuse_active(config: StackConfig) -> None:
             active = _under_way(client) + _about_to_start(client)
     except httpx.HTTPError as error:
         raise ServiceUnavailable(
-            f"the Prefect server does not say whether a run is going ({error}); `make down FORCE=1` stops it anyway"
+            f"the Prefect server does not say whether a run is going ({error}); `bincount down --force` stops it anyway"
         ) from error
     if active:
         names = ", ".join(f"{run.name} ({run.state.name})" for run in active)
         raise SettingsError(
-            f"not while a run is going or about to start: {names}; let it end, or `make down FORCE=1`, which cancels "
-            "it: the next run goes on where it was"
+            f"not while a run is going or about to start: {names}; let it end, or `bincount down --force`, which "
+            "cancels it: the next run goes on where it was"
         )
 
 
@@ -95,7 +95,8 @@ def cancel_active(config: StackConfig) -> None:
                 client.set_flow_run_state(run.id, Cancelling())
             if not wait_for(lambda: not _of_worker(client), STOP_SECONDS):
                 print(
-                    "Not every run ended; `bincount doctor --services --fix` repairs its state after the next `make up`"
+                    "Not every run ended; `bincount doctor --services --fix` repairs its state after the next "
+                    "`bincount up`"
                 )
     except httpx.HTTPError as error:
         print(f"The Prefect server does not answer ({error}); no run is cancelled.")

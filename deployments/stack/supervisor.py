@@ -15,7 +15,7 @@ from typing import IO
 from bincount.errors import ServiceUnavailable, SettingsError
 from deployments import FOLDER, ROOT
 from deployments.stack import running
-from deployments.stack.config import PROGRAMS, StackConfig
+from deployments.stack.config import StackConfig
 
 STOP_SECONDS = 120  # a run has 20 to write a checkpoint, and gets the signal with some delay
 
@@ -38,7 +38,10 @@ def start(config: StackConfig, state: IO[str]) -> None:
     try:
         running.remember(config.workspace)
     except OSError as error:
-        print(f"`make down` will need WORKSPACE={config.workspace}: it cannot be noted that the stack runs ({error})")
+        print(
+            f"`bincount down` will need --workspace {config.workspace}, "
+            f"since it cannot be noted that the stack runs ({error})"
+        )
 
 
 def read_procfile() -> str:
@@ -56,24 +59,24 @@ def stop(config: StackConfig) -> None:
 
 def bootstrap(config: StackConfig) -> None:
     """Run `bincount bootstrap` in the environment of the stack. Raises ServiceUnavailable where it fails."""
-    command = _honcho("run", PROGRAMS / "bincount", "bootstrap")
+    command = _honcho("run", sys.executable, "-P", "-m", "flows.cli", "bootstrap")
     if subprocess.run(command, env=config.process_environment(), check=False).returncode:
-        raise ServiceUnavailable("the servers are up, but not set up; see above, correct it, and `make up` again")
+        raise ServiceUnavailable("the servers are up, but not set up; see above, correct it, and `bincount up` again")
 
 
 def read_state(state: IO[str]) -> dict:
     """Read the pid of a stack's honcho, and its settings. Raises SettingsError while they are not written yet."""
     state.seek(0)
     if not (text := state.read()):
-        raise SettingsError("another `make up` is about to start the stack; try again in a moment")
+        raise SettingsError("another `bincount up` is about to start the stack; try again in a moment")
     return json.loads(text)
 
 
 def check_ports(config: StackConfig) -> None:
     """Raise SettingsError with the setting to give where a server could not listen."""
     if config.prefect_port == config.mlflow_port:
-        raise SettingsError("PREFECT_PORT and MLFLOW_PORT must differ")
-    for name, port in (("PREFECT_PORT", config.prefect_port), ("MLFLOW_PORT", config.mlflow_port)):
+        raise SettingsError("--prefect-port and --mlflow-port must differ")
+    for name, port in (("--prefect-port", config.prefect_port), ("--mlflow-port", config.mlflow_port)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: what has ended does not count
             try:
@@ -81,7 +84,7 @@ def check_ports(config: StackConfig) -> None:
             except OSError as error:
                 raise SettingsError(
                     f"port {port} cannot be used ({error.strerror}); stop what listens there, "
-                    f"or take another one: `make up {name}={port + 1}`"
+                    f"or take another one, as with {name} {port + 1}"
                 ) from None
 
 
@@ -102,4 +105,5 @@ def wait_for(condition: Callable[[], bool], seconds: float, every: float = 0.2) 
 
 
 def _honcho(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "honcho", "-d", str(FOLDER), "-e", "stack.env", *map(str, arguments)]
+    # -P: no module is taken from the folder where this is called.
+    return [sys.executable, "-P", "-m", "honcho", "-d", str(FOLDER), "-e", "stack.env", *map(str, arguments)]

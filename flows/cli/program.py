@@ -44,6 +44,9 @@ KEPT = {
     "publish": "the files that were uploaded are kept",
     "gc": "what was removed is gone, and nothing is removed in part",
     "bootstrap": "what was set up is kept",
+    "up": "what was started runs on",
+    "down": "what was not stopped yet runs on",
+    "server": "what it recorded is kept",
     "demo": "what was generated, packed and trained up to the last checkpoint is kept",
 }
 KEPT_BY_A_RUN = "what was fetched, packed and trained up to the last checkpoint is kept"
