@@ -83,6 +83,11 @@ class Workspace(Frozen):
         return database.sqlite_uri((self.root / "mlflow.db").resolve())
 
     @property
+    def report(self) -> Path:
+        """The page over months that nightly runs write anew."""
+        return self.root / "report.html"
+
+    @property
     def artifacts(self) -> Path:
         """The folder where MLflow keeps files when it runs on the workspace's own SQLite."""
         return self.root / "mlflow-artifacts"

@@ -31,14 +31,16 @@ from bincount.settings import (
 )
 from bincount.text import escape_markdown
 from bincount.workspace import Workspace
-from flows import pages, summary
+from flows import pages, recording, summary
 from flows.naming import name_run
 from flows.prepare import prepare
+from flows.recording import record_end
 from flows.results import NightlyRun
 from flows.timing import Timings
 from flows.train import TRAIN_SECTIONS, train
 from tasks import data as data_tasks
 from tasks import registration as registration_tasks
+from tasks import report as report_tasks
 from tasks import reporting as reporting_tasks
 from tasks import retraining as retraining_tasks
 
@@ -76,9 +78,9 @@ def only_nightly_run(workspace: Path) -> Iterator[None]:
     name="retrain",
     flow_run_name=name_run,
     persist_result=False,
-    on_failure=[leave_page],
-    on_crashed=[leave_page],
-    on_cancellation=[leave_page],
+    on_failure=[leave_page, record_end],
+    on_crashed=[leave_page, record_end],
+    on_cancellation=[leave_page, record_end],
 )
 @tags(TAG)  # the runs of its parts inherit none from a deployment
 def retrain(
@@ -152,4 +154,6 @@ def retrain(
             prepared.pack,
             return_state=True,
         )
+        # last, since it may wait for MLflow; a nightly run is as good without
+        report_tasks.write_report(job, recording.of_nightly_run(result, job), return_state=True)
         return result if model else Completed(name="Skipped", message=new_data.skip_reason, data=result)

@@ -17,18 +17,27 @@ from bincount.settings import (
     RunnerConfig,
     TrainConfig,
 )
-from flows import pages, summary
+from flows import pages, recording, summary
 from flows.naming import name_run
 from flows.prepare import prepare
+from flows.recording import record_end
 from flows.results import Finished
 from flows.train import TRAIN_SECTIONS, train
 from tasks import registration as registration_tasks
+from tasks import report as report_tasks
 from tasks import reporting as reporting_tasks
 
 logger = logging.getLogger("bincount.flows")
 
 
-@flow(name="run", flow_run_name=name_run, persist_result=False)
+@flow(
+    name="run",
+    flow_run_name=name_run,
+    persist_result=False,
+    on_failure=[record_end],
+    on_crashed=[record_end],
+    on_cancellation=[record_end],
+)
 @tags(TAG)  # the runs of its parts inherit none from a deployment
 def run(
     *,
@@ -70,4 +79,6 @@ def run(
         prepared.pack,
         return_state=True,
     )
+    # last, since it may wait for MLflow; a run is as good without
+    report_tasks.write_report(job, recording.of_run(finished, job), return_state=True)
     return finished

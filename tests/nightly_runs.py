@@ -29,10 +29,10 @@ def opened(workspace, config=RegistryConfig()):
     return connection.open_registry(places.tracking_uri(config), places.artifacts, config)
 
 
-def pages() -> list[str]:
-    """Return the pages that nightly runs have left, the first one first."""
+def pages(key: str = "night") -> list[str]:
+    """Return the pages that nightly runs have left, or their artifacts of another key, the first one first."""
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["night"])))
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
     return [artifact.data for artifact in sorted(found, key=lambda artifact: artifact.created)]
 
 

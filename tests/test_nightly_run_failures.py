@@ -13,9 +13,10 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
-from bincount import retention
+from bincount import report, retention
 from bincount.data import snapshots, synthetic
 from bincount.errors import SourceError
+from bincount.reporting import records
 from bincount.settings import DataConfig, RegistryConfig
 from bincount.text import escape_markdown
 from bincount.tracking import registry
@@ -47,9 +48,28 @@ def test_a_worker_leaves_the_page_of_a_nightly_run_whose_process_it_finds_dead(a
     state = retrain(data=data, images=IMAGES, training=SHORT, workspace=tmp_path / "workspace", return_state=True)
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(state.state_details.flow_run_id)
-    [hook] = retrain.on_crashed_hooks
-    hook(flow=retrain, flow_run=run, state=Crashed(message="exit code 137"))  # by name, as Prefect's runner calls it
+    for hook in retrain.on_crashed_hooks:  # by name, as Prefect's runner calls it
+        hook(flow=retrain, flow_run=run, state=Crashed(message="exit code 137"))
     assert "Crashed: exit code 137" in pages()[-1]
+
+
+def test_a_nightly_run_that_fails_is_recorded_for_the_report_until_it_is_started_again(nights, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.Registry, "promote", lambda *_, **__: 1 / 0)
+        state = nights.run(promotion=FORCED)
+    (record,), _ = records.read_all(nights.workspace)
+    assert (record.flow, record.outcome, record.price_per_hour) == ("retrain", "failed", 3.6)
+    assert record.summary == state.message
+    assert 0 < record.seconds < 600
+
+    nights.run(promotion=FORCED)
+    assert [each.outcome for each in records.read_all(nights.workspace)[0]] == ["failed", "trained"]
+
+
+def test_a_report_that_fails_spoils_no_nightly_run_and_the_record_is_kept(nights, monkeypatch):
+    monkeypatch.setattr(report, "gather", lambda *_: 1 / 0)
+    assert nights.run(promotion=FORCED).name == "Completed"
+    assert [each.outcome for each in records.read_all(nights.workspace)[0]] == ["trained"]
 
 
 def test_what_a_killed_nightly_run_decided_and_did_not_do_is_done_by_the_next(nights, monkeypatch):

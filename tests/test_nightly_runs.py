@@ -1,6 +1,7 @@
 """Nights against a real Prefect server and a source that grows: what each does, and what it leaves."""
 
 import asyncio
+import html
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from prefect.server.schemas.schedules import CronSchedule
 from prefect.states import State
 
 from bincount.data import snapshots
+from bincount.reporting import records
 from bincount.settings import RetrainConfig
 from bincount.tracking import client
 from bincount.training.spec import weights_digest
@@ -113,6 +115,31 @@ def test_the_page_of_a_nightly_run_says_what_was_new_decided_and_spent(nights):
     assert page.startswith("## Version 2 is the new champion\n\n**Accuracy ")
     for title in ("Compared on", "Accuracy over time", "Images", "Class balance", "Worst mistakes", "Time and cost"):
         assert f"## {title}" in page
+
+
+def test_each_nightly_run_is_recorded_and_the_report_shows_them(nights, states, workspace):
+    found, damaged = records.read_all(workspace)
+    assert [each.outcome for each in found[:5]] == ["trained", "trained", "trained", "skipped", "trained"]
+    assert [each.version for each in found[:5]] == [1, 2, 3, None, 4]
+    assert [each.promoted for each in found[:5] if each.version] == [
+        night.model.decision.promote for night in nights if night.model
+    ]
+    assert [each.num_new for each in found[:5]] == [night.new_data.num_new for night in nights]
+    assert [each.drift for each in found[:5]] == [night.drift for night in nights]
+    assert all(each.cost == pytest.approx(sum(each.timings.values()) / 1000) for each in found)  # 3.6 USD an hour
+    assert not damaged
+    page = (workspace / "report.html").read_text()
+    champion = opened(workspace).find_champion()
+    assert f"Version {champion.version} is champion" in page
+    assert nights[3].new_data.skip_reason in html.unescape(page)
+
+
+def test_the_report_is_an_artifact_and_a_file_of_the_run_of_the_history(states, workspace, tmp_path):
+    assert "is champion" in pages("report")[4]
+    registry = opened(workspace)
+    run = registry.champion_alias.history.read().run_id
+    kept = Path(registry.client.download_artifacts(run, "report.html", str(tmp_path)))
+    assert kept.read_text() == (workspace / "report.html").read_text()
 
 
 def test_too_few_new_images_are_waited_for(nights, growing):

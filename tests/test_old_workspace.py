@@ -6,6 +6,7 @@ place by force, was rolled back, and took it again. A third was deleted in MLflo
 snapshot.
 """
 
+import html
 import io
 import os
 import re
@@ -157,6 +158,21 @@ def test_models_lists_its_versions_and_who_made_which_champion_when_and_why(binc
     for line, beginning, reason in zip(history, beginnings, reasons, strict=True):
         assert " ".join(line.split()[2:]).startswith(beginning)
         assert line.rstrip().endswith(reason)
+
+
+def test_the_report_shows_its_versions_and_says_what_was_not_recorded_then(bincount, workspace):
+    before = files(workspace)
+
+    shown = bincount("report")
+
+    assert shown == f"{workspace / 'report.html'}\n"
+    page = html.unescape((workspace / "report.html").read_text())
+    assert "Version 2 is champion" in page
+    for reason in ("a mistake", "24 bins that neither was trained on are too few to compare on, 30 are needed"):
+        assert reason in page
+    assert f"Quarantined now: {NUM_BAD} of 320 bins" in page
+    assert "No run was recorded in this workspace yet" in page
+    assert files(workspace) == before | {"report.html": files(workspace)["report.html"]}
 
 
 @pytest.mark.parametrize("model", ["champion", "1"])

@@ -17,7 +17,7 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from bincount.database import models_page
+from bincount.database import TRAININGS, models_page, pages_of
 from bincount.errors import ModelNotFound, ServiceUnavailable
 from bincount.evaluation.intervals import Score
 from bincount.evaluation.promotion import Decision
@@ -41,6 +41,8 @@ from bincount.training.spec import weights_digest
 logger = logging.getLogger(__name__)
 
 MODEL_ID_TAG = "bincount.model_id"
+MAJORITY_METRIC = "test/majority_accuracy"  # as recording writes it with names.of_test
+REPORT = "report.html"  # of the run of the champion's history: the report over months
 CARD = "model_card.md"  # of a run: the card of its model
 PAGE = "version_page.md"  # likewise: the page of its version, where MLflow has room for a part of it
 DESCRIPTION = """\
@@ -196,6 +198,12 @@ class Registry:
     def _has_card(self, version: Version) -> bool:
         return CARD in {file.path for file in self.client.list_artifacts(version.run_id)}
 
+    def majority_accuracy(self, version: Version) -> float | None:
+        """Return the accuracy of always predicting the most frequent class on a version's test; None where unknown."""
+        with ignore_missing():
+            return self.client.get_run(version.run_id).data.metrics.get(MAJORITY_METRIC)
+        return None
+
     def record_decision(self, version: Version, decision: Decision) -> None:
         """Keep with a version what was decided about it last."""
         for tag, value in facts.write_decision(decision).items():
@@ -310,6 +318,20 @@ class Registry:
     def history(self) -> tuple[AliasChange, ...]:
         """Return all changes of the champion's alias that were made with this library, the oldest first."""
         return self.champion_alias.history.read().changes
+
+    def keep_report(self, page: str) -> str:
+        """Keep the report over months, an HTML page, beside the champion's history, in place of the one before.
+
+        Returns the address where MLflow shows it, empty without a server or where the model has no history yet.
+        """
+        run_id = self.champion_alias.history.read().run_id
+        if not run_id:
+            return ""
+        self.client.log_text(run_id, page, REPORT)
+        if not (pages := pages_of(self.client.tracking_uri)):
+            return ""
+        experiment_id = self.client.get_run(run_id).info.experiment_id  # the history's may be another than this one
+        return f"{pages}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{REPORT}{TRAININGS}"
 
     def find_rollback(self, version: Version) -> AliasChange | None:
         """Return the change that rolled a version back, unless it was promoted again since."""

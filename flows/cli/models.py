@@ -1,6 +1,7 @@
 """Commands that evaluate, compare and promote models, and predict with them."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -196,6 +197,36 @@ def rollback(
     model_registry = open_existing(Workspace(root=workspace), registry)
     model_registry.rollback(by=who(), reason=reason)
     console.show(summary.of_models(model_registry.versions(5), model_registry.history()[-5:]))
+
+
+@app.command(sort_key=9.5)
+def report(
+    *,
+    output: Annotated[
+        Path | None, Parameter(help="file to write [default: report.html in the workspace]", name=["--output", "-o"])
+    ] = None,
+    registry: Registry = RegistryConfig(),
+    workspace: Root = DEFAULT_WORKSPACE,
+    config: ConfigFile = None,
+) -> None:
+    """Write one HTML page over the months, which opens without internet, and print where it is.
+
+    It shows the champion and how good it is, scores of all versions with their intervals, changes of the champion,
+    growth of the data, drift, time and cost of nightly runs, and what is quarantined. Nothing else is changed. Each
+    nightly run writes it anew.
+    """
+    from bincount import database, preflight
+    from bincount import report as months
+    from bincount.tracking.connection import open_existing
+
+    preflight.check_registry(registry)
+    places = Workspace(root=workspace)
+    file = database.sqlite_path(places.tracking_uri(registry))
+    is_new = file is not None and not file.exists()  # a dataset alone is worth a page
+    model_registry = None if is_new else open_existing(places, registry)
+    path = output or places.report
+    months.write(months.gather(model_registry, registry, places), path)
+    print(path)
 
 
 def _show_predictions(table: "pandas.DataFrame", output: str) -> None:

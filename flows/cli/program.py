@@ -37,6 +37,7 @@ KEPT = {
     "rollback": "the champion is changed as a whole or not at all",
     "predict": "nothing was changed",
     "models": "nothing was changed",
+    "report": "the page of before is kept",
     "config": "nothing was changed",
     "doctor": "nothing is removed in part",
     "export": "the files that were exported are kept",

@@ -1,0 +1,103 @@
+"""What a flow run leaves for the report over months: its record, also where it did not come to its end."""
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun
+from prefect.runtime import flow_run as current
+from prefect.states import State
+from pydantic import BaseModel
+
+from bincount.data import bins
+from bincount.errors import BincountError
+from bincount.reporting import records
+from bincount.reporting.records import FAILURES, RunRecord
+from bincount.settings import DEFAULT_WORKSPACE, Job, RetrainConfig
+from flows import summary
+from flows.results import Finished, NightlyRun, Prepared, TrainedModel
+from flows.timing import Timings
+
+logger = logging.getLogger("bincount.flows")
+
+
+def of_nightly_run(run: NightlyRun, job: Job) -> RunRecord:
+    """Return the record of a nightly run that came to its end."""
+    about = {"num_new": run.new_data.num_new, "drift": run.drift}
+    price = {"price_per_hour": job.retraining.price_per_hour, "currency": job.retraining.currency}
+    return _record(
+        "retrain", run.prepared, run.model, run.timings, summary.nightly_headline(run), job, **about, **price
+    )
+
+
+def of_run(finished: Finished, job: Job) -> RunRecord:
+    """Return the record of a whole run."""
+    timings = Timings(**finished.prepared.timings, **finished.model.timings)
+    return _record("run", finished.prepared, finished.model, timings, summary.headline(finished.model), job)
+
+
+def record_end(flow: Flow, flow_run: FlowRun, state: State) -> None:  # a worker's runner passes these by name
+    """Record a run that failed, crashed or was cancelled, with the time that it took; in an existing workspace only."""
+    workspace = Path(flow_run.parameters.get("workspace") or DEFAULT_WORKSPACE)
+    if not workspace.is_dir():  # it may be another machine's, as seen from a worker's runner
+        return
+    given = _retraining(flow_run.parameters)
+    seconds = (datetime.now(UTC) - flow_run.start_time).total_seconds() if flow_run.start_time else 0.0
+    outcome = state.type.value.lower() if state.type else "failed"
+    record = RunRecord(
+        flow_run=str(flow_run.id),
+        flow=flow.name,
+        ended=datetime.now(UTC),
+        outcome=outcome if outcome in FAILURES else "failed",
+        summary=state.message or "no reason was given",
+        timings={f"until it {outcome}": seconds},
+        price_per_hour=given.price_per_hour,
+        currency=given.currency,
+    )
+    try:
+        records.keep(record, workspace)
+    except (BincountError, OSError) as error:  # the run itself has ended, and its own page says why
+        logger.warning("the run is not recorded for the report: %s", error)
+
+
+def _retraining(parameters: Mapping[str, Any]) -> RetrainConfig:
+    """Return the settings that a nightly run was given, as models or as JSON; those of its closed section come last."""
+    others = parameters.get("others") or {}
+    both = [parameters.get("retraining"), _as_dict(others).get("retraining")]
+    try:
+        return RetrainConfig(
+            **{name: value for some in both for name, value in _as_dict(some).items() if value is not None}
+        )
+    except (TypeError, ValueError):  # they may be what the run has failed of
+        return RetrainConfig()
+
+
+def _as_dict(section: object) -> Mapping[str, Any]:
+    if isinstance(section, BaseModel):
+        return {name: getattr(section, name) for name in section.model_fields_set}
+    return section if isinstance(section, Mapping) else {}
+
+
+def _record(
+    flow: str, prepared: Prepared, model: TrainedModel | None, timings: Timings, text: str, job: Job, **others: object
+) -> RunRecord:
+    manifest = prepared.snapshot.read()
+    reasons = manifest.loc[manifest["status"] != "ok", "reason"].map(bins.reason_kind).value_counts()
+    return RunRecord(
+        flow_run=str(current.id),
+        flow=flow,
+        ended=datetime.now(UTC),
+        outcome="trained" if model else "skipped",
+        summary=text,
+        source=job.data.source,
+        version=model.version.version if model else None,
+        promoted=bool(model and model.decision.promote),
+        num_images=prepared.snapshot.num_images,
+        num_fetched=prepared.report.num_fetched,
+        quarantined={reason: int(count) for reason, count in reasons.items()},
+        timings=dict(timings),
+        **others,
+    )

@@ -1,0 +1,40 @@
+"""The record of a run and the report over months as a task."""
+
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from bincount import report
+from bincount.reporting import records
+from bincount.reporting.months import head
+from bincount.reporting.records import RunRecord
+from bincount.settings import Job
+from bincount.text import escape_markdown, markdown_code, markdown_link
+from bincount.workspace import Workspace
+from tasks.registry import open_registry
+from tasks.retry import MLFLOW_RETRIES
+
+
+@task(name="write report", task_run_name="write the report over months", **MLFLOW_RETRIES)
+def write_report(job: Job, record: RunRecord) -> Path:
+    """Keep the record of a run, and write the report anew: in the workspace, and beside the champion's history."""
+    workspace = Workspace(root=job.workspace)
+    records.keep(record, workspace.root)  # first: the page can be written again, from the records
+    registry = open_registry(job)
+    facts = report.gather(registry, job.registry, workspace)
+    page = report.write(facts, workspace.report)
+    link = registry.keep_report(page)
+    top = head.of(facts)
+    where = (
+        markdown_link("The whole report", link) if link else f"The whole report is in {markdown_code(workspace.report)}"
+    )
+    attention = "\n".join(f"- {escape_markdown(sentence)}" for sentence in top.attention)
+    tiles = "\n".join(f"- {escape_markdown(f'{name}: {value} ({detail})')}" for name, value, detail in top.tiles)
+    parts = [f"## {escape_markdown(top.headline)}", escape_markdown(top.detail), where, tiles]
+    create_markdown_artifact(
+        key="report",
+        markdown="\n\n".join([*parts, *([f"### Needs attention\n\n{attention}"] if attention else [])]),
+        description="Report over months",
+    )
+    return workspace.report

@@ -1,0 +1,58 @@
+"""A run that did not come to its end is recorded with its time and price, wherever its settings are given."""
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from prefect.states import Cancelled, Crashed, Failed
+
+from bincount.reporting import records
+from bincount.settings import Job, RetrainConfig
+from flows import recording
+
+PRICED = RetrainConfig(price_per_hour=3.6, currency="EUR")
+
+
+def end(workspace, state, **parameters):
+    """Call the hook as Prefect does; return the record that is there then."""
+    flow_run = SimpleNamespace(
+        id="a-1",
+        start_time=datetime.now(UTC) - timedelta(minutes=10),
+        parameters={"workspace": str(workspace), **parameters},
+    )
+    recording.record_end(flow=SimpleNamespace(name="retrain"), flow_run=flow_run, state=state)
+    found, _ = records.read_all(workspace)
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize("state", [Failed, Crashed, Cancelled])
+def test_a_run_is_recorded_by_how_it_ended_with_the_reason_and_its_time(tmp_path, state):
+    record = end(tmp_path, state(message="exit code 137"))
+
+    assert (record.outcome, record.summary) == (state.__name__.lower(), "exit code 137")
+    assert record.seconds == pytest.approx(600, abs=60)
+    assert record.cost is None
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"retraining": PRICED},
+        {"retraining": {"price_per_hour": 3.6, "currency": "EUR"}},
+        {"retraining": {"currency": "EUR"}, "others": {"retraining": {"price_per_hour": 3.6, "currency": None}}},
+        {"others": Job(retraining=PRICED)},
+    ],
+)
+def test_its_price_is_found_as_model_as_json_and_in_the_closed_section_of_the_form(tmp_path, parameters):
+    record = end(tmp_path, Failed(), **parameters)
+
+    assert (record.price_per_hour, record.currency) == (3.6, "EUR")
+
+
+def test_settings_that_the_run_has_failed_of_do_not_keep_it_from_being_recorded(tmp_path):
+    assert end(tmp_path, Failed(), retraining={"price_per_hour": "much"}).price_per_hour == 0
+
+
+def test_where_there_is_no_workspace_none_is_made(tmp_path):
+    assert end(tmp_path / "elsewhere", Failed()) is None
+    assert not (tmp_path / "elsewhere").exists()
