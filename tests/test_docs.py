@@ -91,7 +91,7 @@ def test_a_command_or_option_that_a_sentence_quotes_exists(path):
         words = quoted.split()
         # A sentence may name a command without the program before it: `doctor --services --fix`.
         words = words[1:] if words[0] == "bincount" and len(words) > 1 else words
-        if words[0] in {"make", "prefect", "mlflow", "python"}:
+        if words[0] in {"make", "prefect", "mlflow", "python", "uv"}:
             continue
         allowed = known.get(words[0], anywhere)
         assert [word for word in words if word.startswith("--") and word not in allowed] == [], quoted
