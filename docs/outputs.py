@@ -51,6 +51,8 @@ def run(command: str, folder: Path) -> str:
         "PATH": programs + os.pathsep + os.environ["PATH"],
         "HOME": str(folder),
         "PREFECT_HOME": str(folder / ".prefect"),
+        "TTY_COMPATIBLE": "1",  # output as on a terminal,
+        "TERM": "dumb",  # without escape codes
         "COLUMNS": "80",
     }
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "FORCE_COLOR"):

@@ -1,6 +1,5 @@
 """Tables in a terminal: within its width, and in a pipe each row on one line."""
 
-import os
 import sys
 from numbers import Number
 
@@ -18,7 +17,7 @@ LONGEST_SCORE = 30  # characters of a number with its interval
 
 
 def show(tables: Tables, console: Console | None = None) -> None:
-    """Print the tables, each below its title: within the width of the terminal or COLUMNS, else each row on one line.
+    """Print the tables, each below its title: within the width of a terminal, else each row on one line.
 
     A table of one column without a name is sentences, and one whose only other column is "value" is facts by name;
     both are printed without a heading.
@@ -27,8 +26,7 @@ def show(tables: Tables, console: Console | None = None) -> None:
     if console.is_terminal or console.file is not sys.stdout:
         _print(tables, console)
         return
-    if "COLUMNS" not in os.environ:
-        console.width = UNWRAPPED
+    console.width = UNWRAPPED  # whatever COLUMNS says: readline sets it for the processes of a program that imports it
     with console.capture() as captured:
         _print(tables, console)
     print(*(line.rstrip() for line in captured.get().splitlines()), sep="\n")

@@ -110,8 +110,8 @@ def _describe_retry(record: logging.LogRecord) -> str:
 
 
 def fit(text: str, indent: int) -> str:
-    """Break lines that are wider than the terminal or COLUMNS between words, with the rest of each indented."""
-    if not console().is_terminal and "COLUMNS" not in os.environ:
+    """Break lines that are wider than the terminal between words, with the rest of each indented."""
+    if not console().is_terminal:
         return text
     width = max(console().width, 2 * indent + 20)
     lines = []
