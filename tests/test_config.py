@@ -36,7 +36,7 @@ FLOWS = (
     retrain.retrain,
 )
 WORDS = {"predict": ["x.jpg"], "compare": ["1", "2"], "export": ["--folder", "x"], "publish": ["--to", "s3://x"]}
-WITHOUT_SETTINGS = {"demo", "bootstrap", "notify"}
+WITHOUT_SETTINGS = {"demo", "bootstrap", "notify", "up", "down", "server"}
 COMMANDS = sorted({name for name in app if not name.startswith("-")} - WITHOUT_SETTINGS)
 
 

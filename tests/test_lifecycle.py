@@ -103,7 +103,7 @@ def test_a_first_version_that_does_not_stays_challenger_and_its_card_says_why_an
     assert kept.opened.find_champion() is None
     why = "No champion yet: accuracy is not significantly better than always predicting 0 (at 95 % confidence); "
     why += "`bincount promote 1 --force` makes it champion all the same"
-    assert f"## Against the majority class\n\n**{escape_markdown(why)}**" in kept.description(version)
+    assert f"## Against the majority class\n\n**{escape_markdown(why)}.**" in kept.description(version)
     assert version.tags[DECISION_TAG].startswith(why)
     with pytest.raises(
         ModelNotFound, match="is champion; there are: 1 challenger; name one of them, or make it champion"

@@ -158,7 +158,8 @@ def test_no_other_module_opens_pictures_that_come_from_elsewhere():
         for path in package.rglob("*.py")
         if re.search(r"\bImage\.open\(|imread|simplejpeg\.", path.read_text())
     }
-    assert found == {"pictures.py", "jpegs.py"}
+    of_our_own_figures = {"figures.py", "runs.py"}
+    assert found == {"pictures.py", "jpegs.py"} | of_our_own_figures
 
 
 @pytest.mark.parametrize(

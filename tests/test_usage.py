@@ -143,6 +143,10 @@ OPTIONS = {
     | (ALL[PromotionConfig] - {"force"}),
     "promote": {"model", "device", "workspace"} | DATASET | ALL[RegistryConfig] | ALL[PromotionConfig],
     "rollback": {"reason", "workspace"} | ALL[RegistryConfig],
+    "report": {"output", "workspace"} | ALL[RegistryConfig],
+    "up": {"source", "workspace", "database", "prefect_port", "mlflow_port"},
+    "down": {"workspace", "force"},
+    "server": set(),
     "demo": {"bins", "epochs", "folder"},
     "doctor": {"quick", "services", "fix", "prefect_file", "workspace"} | DATASET | ALL[RegistryConfig],
     "export": {"folder", "by_split", "copy", "classes", "concurrency", "workspace"} | DATASET,
@@ -151,7 +155,10 @@ OPTIONS = {
     "bootstrap": {"prefect_file", "gpu", "gpu_template", "zombie_seconds"},
     "notify": {"slack", "email", "smtp", "sender", "webhook", "only", "off"},
 }
-OPTIONS = {command: names | ({"config"} if "workspace" in names else set()) for command, names in OPTIONS.items()}
+OPTIONS = {
+    command: names | ({"config"} if "workspace" in names and command not in ("up", "down") else set())
+    for command, names in OPTIONS.items()
+}
 
 
 def options_of(command: str) -> set[str]:

@@ -4,6 +4,7 @@ MLflow shows them as PNG files, and the page of a test embeds the same. They are
 them all in memory. The colours are Okabe and Ito's, which colour-blind readers tell apart.
 """
 
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
 
 from bincount.evaluation.intervals import Interval
 from bincount.evaluation.metrics import Metrics
@@ -318,3 +320,10 @@ def _column(axes: Axes, position: int, texts: Mapping[float, str], **style) -> N
 def _cut(caption: str, width: int = 30) -> str:
     lines = caption.split("\n")[:2]
     return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines)
+
+
+def as_image(figure: Figure, dpi: float | None = None) -> Image.Image:
+    """Draw a figure into an image, (H, W) pixels of RGB, at its own resolution or another one."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi or "figure")
+    return Image.open(file).convert("RGB")

@@ -1,10 +1,11 @@
 """Several figures as one picture, for pages that show pictures one below the other and at their own size."""
 
-import io
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from PIL import Image
+
+from bincount.reporting.figures import as_image
 
 WIDTH = 1100  # pixels, as MLflow's page of a version has room for on a laptop
 DOTS_PER_INCH = 100
@@ -27,11 +28,10 @@ def montage(rows: Sequence[Sequence[Figure]], heights: Sequence[int], width: int
 
 
 def _draw(figure: Figure, width: int, height: int) -> Image.Image:
-    size, file = figure.get_size_inches(), io.BytesIO()
+    size = figure.get_size_inches()
     inches = max(width / DOTS_PER_INCH, SQUEEZE * size[0])
     figure.set_size_inches(inches, inches * height / width)
     try:
-        figure.savefig(file, format="png", dpi=width / inches)
+        return as_image(figure, width / inches)
     finally:
         figure.set_size_inches(size)
-    return Image.open(file).convert("RGB")

@@ -137,25 +137,23 @@ def _image(content: bytes, kind: str, description: str) -> str:
 
 def _png(figure: "Figure") -> bytes:
     file = io.BytesIO()
-    _picture(figure).quantize(COLORS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    from bincount.reporting.figures import as_image
+
+    as_image(figure).quantize(COLORS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
 def _jpeg(figure: "Figure") -> bytes:
     """Write a figure of photos, in the best quality that is small enough."""
-    picture = _picture(figure)
+    from bincount.reporting.figures import as_image
+
+    picture = as_image(figure)
     for quality in (85, 70, 50, 30):
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=quality, optimize=True)
         if file.tell() <= LARGEST_PHOTOS:
             break
     return file.getvalue()
-
-
-def _picture(figure: "Figure") -> Image.Image:
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return Image.open(file).convert("RGB")
 
 
 def _describe_balance(by_class: pd.DataFrame) -> str:
