@@ -21,11 +21,11 @@ from bincount.data.balance import ClassBalance
 from bincount.data.fetch import SyncReport
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
-from bincount.data.sync import BATCH, Plan
+from bincount.data.sync import Plan
 from bincount.errors import SettingsError, SnapshotNotFound
 from bincount.evaluation.evaluate import Evaluation
 from bincount.keywords import in_python_words, make_job, settings_of
-from bincount.progress import track
+from bincount.progress import Progress
 from bincount.settings import Device, Job, RegistryConfig
 from bincount.training.launch import train_in_subprocess
 from bincount.training.run_folder import Request, Trained, folder_of
@@ -228,11 +228,9 @@ def _fetch(job: Job, dataset: Path) -> tuple[Plan, SyncReport]:
         report.raise_where_incomplete(is_last_try=True)
         return report
 
-    with ThreadPoolExecutor(job.runner.workers) as pool:
-        done = track(
-            pool.map(fetch_batch, range(plan.num_batches)), "fetching", plan.num_batches, f"batches of {BATCH}", logger
-        )
-        report = sum(done, SyncReport())
+    # fetch_batch advances it by each bin.
+    with Progress(fetch.FETCHING, plan.num_new, "bins", logger), ThreadPoolExecutor(job.runner.workers) as pool:
+        report = sum(pool.map(fetch_batch, range(plan.num_batches)), SyncReport())
     if report.unreachable:
         logger.warning("%d bins did not arrive; the next call fetches them", len(report.unreachable))
     return plan, report

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import bincount
-from bincount import ImageDataset, Job, evaluate, load_model, measure_balance, open_snapshot, prepare, train
+from bincount import ImageDataset, Job, evaluate, load_model, measure_balance, open_snapshot, prepare, progress, train
 from bincount import preflight as preflight_checks
 from bincount.data import snapshots
 from bincount.errors import BadPicture, DatasetError, ModelNotFound, SettingsError, SnapshotNotFound, SourceError
@@ -199,6 +199,20 @@ def test_an_error_keeps_its_kind_and_its_cause(snapshot, tmp_path):
 
 
 # Prepare, open, balance
+
+
+def test_fetching_counts_bins_as_they_arrive(source, tmp_path, monkeypatch):
+    opened = []
+
+    class Noted(progress.Progress):
+        def __init__(self, *args):
+            super().__init__(*args)
+            opened.append(self)
+
+    monkeypatch.setattr("bincount.api.Progress", Noted)
+    made = prepare(source, workspace=tmp_path, **CHANGES)
+
+    assert [(each.total, each.done) for each in opened] == [(made.plan.num_new, made.plan.num_new)]
 
 
 def test_what_was_prepared_is_not_fetched_again_and_the_commands_find_it(source, prepared, workspace):
