@@ -1,8 +1,10 @@
 """The pages of runs, as sections of Markdown: the decision first, then the comparison, the data and the time."""
 
+import logging
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from prefect.states import State
 
 from bincount.evaluation.promotion import METRIC_NAMES, NEW_TO_BOTH, Decision
 from bincount.problem import SPLITS
@@ -17,6 +19,8 @@ if TYPE_CHECKING:  # they import torch and MLflow, which a command that only sho
     from bincount.tracking.registry import Version
     from flows.results import NightlyRun, Prepared, TrainedModel
 
+logger = logging.getLogger("bincount.flows")
+
 Sections = dict[str, str]  # Markdown, by title
 
 OWN_TEST = (
@@ -24,6 +28,13 @@ OWN_TEST = (
     "versions is better is decided on the same bins."
 )
 MAY_BE_WRONG = "Of these test images the record has the lowest probability. The model is wrong, or the record is."
+
+
+def warn_of_missing(page: State, report: State) -> None:
+    """Log which of the two pages at the end of a run could not be written, and why."""
+    for name, state in (("page of this run", page), ("report over months", report)):
+        if not state.is_completed():
+            logger.warning("the %s was not written: %s", name, state.message)
 
 
 def of_run(prepared: "Prepared", model: "TrainedModel") -> Sections:

@@ -62,7 +62,8 @@ def _fetch(data: DataConfig, dataset: Path, plan: Plan, runner: RunnerConfig) ->
         with Progress(FETCHING, plan.num_new, "bins", logger) as progress:
             for number, batch in enumerate(as_completed(list(batches)), start=1):
                 report += batch.result()
-                progress.reach(min(number * BATCH, plan.num_new))  # where batches are fetched in other processes
+                if runner.runner == "dask":  # where bins are counted in other processes
+                    progress.reach(min(number * BATCH, plan.num_new))
         speed = plan.num_new / max(time.monotonic() - began, 1e-9)
         logger.info("fetched %s of %s bins, %.0f bins/s", f"{report.num_fetched:,}", f"{plan.num_new:,}", speed)
         return report

@@ -7,21 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from prefect import Flow
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.runtime import flow_run as current
 from prefect.states import State
 from pydantic import BaseModel
 
 from bincount.data import bins
-from bincount.errors import BincountError
+from bincount.errors import BincountError, mask_credentials
 from bincount.reporting import records
-from bincount.reporting.records import FAILURES, RunRecord
+from bincount.reporting.records import RunRecord
 from bincount.settings import DEFAULT_WORKSPACE, Job, RetrainConfig
 from flows import summary
 from flows.results import Finished, NightlyRun, Prepared, TrainedModel
 from flows.timing import Timings
 
 logger = logging.getLogger("bincount.flows")
+
+# Prefect calls the hook of a cancelled run while it is being cancelled.
+OUTCOMES = {StateType.CRASHED: "crashed", StateType.CANCELLING: "cancelled", StateType.CANCELLED: "cancelled"}
+VERBS = {"cancelled": "was cancelled"}
 
 
 def of_nightly_run(run: NightlyRun, job: Job) -> RunRecord:
@@ -45,15 +49,14 @@ def record_end(flow: Flow, flow_run: FlowRun, state: State) -> None:  # a worker
     if not workspace.is_dir():  # it may be another machine's, as seen from a worker's runner
         return
     given = _retraining(flow_run.parameters)
-    seconds = (datetime.now(UTC) - flow_run.start_time).total_seconds() if flow_run.start_time else 0.0
-    outcome = state.type.value.lower() if state.type else "failed"
+    outcome = OUTCOMES.get(state.type, "failed")
     record = RunRecord(
         flow_run=str(flow_run.id),
         flow=flow.name,
         ended=datetime.now(UTC),
-        outcome=outcome if outcome in FAILURES else "failed",
-        summary=state.message or "no reason was given",
-        timings={f"until it {outcome}": seconds},
+        outcome=outcome,
+        summary=mask_credentials(state.message or "no reason was given"),
+        timings=_timings(flow_run, outcome),
         price_per_hour=given.price_per_hour,
         currency=given.currency,
     )
@@ -61,6 +64,14 @@ def record_end(flow: Flow, flow_run: FlowRun, state: State) -> None:  # a worker
         records.keep(record, workspace)
     except (BincountError, OSError) as error:  # the run itself has ended, and its own page says why
         logger.warning("the run is not recorded for the report: %s", error)
+
+
+def _timings(flow_run: FlowRun, outcome: str) -> dict[str, float]:
+    """Return how long a run took; nothing where it was started again, since only its first start is known here."""
+    if flow_run.start_time is None or flow_run.run_count > 1:
+        return {}
+    seconds = (datetime.now(UTC) - flow_run.start_time).total_seconds()
+    return {f"until it {VERBS.get(outcome, outcome)}": seconds}
 
 
 def _retraining(parameters: Mapping[str, Any]) -> RetrainConfig:

@@ -143,7 +143,7 @@ def retrain(
         if removed is None:
             logger.warning("the clean-up failed, and the next nightly run tries again: %s", cleaned.message)
         result = NightlyRun(prepared, new_data, measured, model, removed, timings, flow_run.run_count)
-        reporting_tasks.write_page(  # likewise
+        written = reporting_tasks.write_page(  # likewise
             job,
             PAGE,
             summary.nightly_headline(result),
@@ -155,5 +155,6 @@ def retrain(
             return_state=True,
         )
         # last, since it may wait for MLflow; a nightly run is as good without
-        report_tasks.write_report(job, recording.of_nightly_run(result, job), return_state=True)
+        reported = report_tasks.write_report(job, recording.of_nightly_run(result, job), return_state=True)
+        pages.warn_of_missing(written, reported)
         return result if model else Completed(name="Skipped", message=new_data.skip_reason, data=result)

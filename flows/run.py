@@ -68,7 +68,7 @@ def run(
     model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
     finished = Finished(prepared, model)
     logger.info(summary.headline(model), extra={"in_result": True})
-    reporting_tasks.write_page(  # a run is as good as its model, also where this fails
+    written = reporting_tasks.write_page(  # a run is as good as its model, also where this fails
         job,
         "summary",
         f"{model.decision.summary()}. {summary.headline(model)}",
@@ -80,5 +80,6 @@ def run(
         return_state=True,
     )
     # last, since it may wait for MLflow; a run is as good without
-    report_tasks.write_report(job, recording.of_run(finished, job), return_state=True)
+    reported = report_tasks.write_report(job, recording.of_run(finished, job), return_state=True)
+    pages.warn_of_missing(written, reported)
     return finished

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 
 from bincount import report
 from bincount.reporting import records
@@ -13,10 +14,16 @@ from bincount.settings import Job
 from bincount.text import escape_markdown, markdown_code, markdown_link
 from bincount.workspace import Workspace
 from tasks.registry import open_registry
-from tasks.retry import MLFLOW_RETRIES
 
 
-@task(name="write report", task_run_name="write the report over months", **MLFLOW_RETRIES)
+# One retry: a run does not wait for long for what the next one writes anyway.
+@task(
+    name="write report",
+    task_run_name="write the report over months",
+    cache_policy=NO_CACHE,
+    retries=1,
+    retry_delay_seconds=5,
+)
 def write_report(job: Job, record: RunRecord) -> Path:
     """Keep the record of a run, and write the report anew: in the workspace, and beside the champion's history."""
     workspace = Workspace(root=job.workspace)

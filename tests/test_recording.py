@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
-from prefect.states import Cancelled, Crashed, Failed
+from prefect.states import Cancelled, Cancelling, Crashed, Failed
 
 from bincount.reporting import records
 from bincount.settings import Job, RetrainConfig
@@ -13,11 +13,12 @@ from flows import recording
 PRICED = RetrainConfig(price_per_hour=3.6, currency="EUR")
 
 
-def end(workspace, state, **parameters):
+def end(workspace, state, run_count=1, **parameters):
     """Call the hook as Prefect does; return the record that is there then."""
     flow_run = SimpleNamespace(
         id="a-1",
         start_time=datetime.now(UTC) - timedelta(minutes=10),
+        run_count=run_count,
         parameters={"workspace": str(workspace), **parameters},
     )
     recording.record_end(flow=SimpleNamespace(name="retrain"), flow_run=flow_run, state=state)
@@ -25,11 +26,14 @@ def end(workspace, state, **parameters):
     return found[0] if found else None
 
 
-@pytest.mark.parametrize("state", [Failed, Crashed, Cancelled])
-def test_a_run_is_recorded_by_how_it_ended_with_the_reason_and_its_time(tmp_path, state):
+@pytest.mark.parametrize(
+    ("state", "outcome"),
+    [(Failed, "failed"), (Crashed, "crashed"), (Cancelling, "cancelled"), (Cancelled, "cancelled")],
+)
+def test_a_run_is_recorded_by_how_it_ended_with_the_reason_and_its_time(tmp_path, state, outcome):
     record = end(tmp_path, state(message="exit code 137"))
 
-    assert (record.outcome, record.summary) == (state.__name__.lower(), "exit code 137")
+    assert (record.outcome, record.summary) == (outcome, "exit code 137")
     assert record.seconds == pytest.approx(600, abs=60)
     assert record.cost is None
 
@@ -56,3 +60,13 @@ def test_settings_that_the_run_has_failed_of_do_not_keep_it_from_being_recorded(
 def test_where_there_is_no_workspace_none_is_made(tmp_path):
     assert end(tmp_path / "elsewhere", Failed()) is None
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_time_of_a_run_that_was_started_again_is_not_counted_from_its_first_start(tmp_path):
+    assert end(tmp_path, Failed(), run_count=2).timings == {}
+
+
+def test_the_reason_is_kept_without_credentials(tmp_path):
+    record = end(tmp_path, Failed(message="no answer from postgresql://anna:pa55word@host/mlflow"))
+
+    assert record.summary == "no answer from postgresql://***@host/mlflow"

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -58,8 +59,9 @@ def main() -> None:
 
 
 def _write_line(line: str) -> None:
-    sys.stdout.write(line)
-    sys.stdout.flush()
+    with suppress(OSError):  # nobody reads it when the parent has ended; the checkpoint is to be written all the same
+        sys.stdout.write(line)
+        sys.stdout.flush()
 
 
 def _stop_when_parent_ends(stop: threading.Event) -> None:
