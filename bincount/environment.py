@@ -9,6 +9,7 @@ from pathlib import Path
 from bincount.services import reach_loopback_directly
 
 TAG = "bincount"  # of our deployments, thus of their runs, and of the runs that our commands start
+RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 DEFAULTS = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "bincount",  # the library's log lines reach the run's page
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # the library works without a flow too

@@ -121,7 +121,7 @@ class Closed:
         }
         common = {f"^{key}$": _rule(schema) for key, schema in plain.items() if is_common(name, key)}
         opened = {**_section(model, fields, common), "title": "change"}
-        return {"title": _title(name), "description": opened.pop("description"), "anyOf": [NO_FIELDS, opened]}
+        return {"title": title(name), "description": opened.pop("description"), "anyOf": [NO_FIELDS, opened]}
 
 
 def _section(model: type[Frozen], shown: dict[str, Any], hidden: dict[str, Any]) -> dict[str, Any]:
@@ -174,13 +174,14 @@ def _word(default: object) -> str:
     return {True: "yes", False: "no"}[default] if isinstance(default, bool) else str(default)
 
 
-def _title(section: str) -> str:
+def title(section: str) -> str:
+    """Return the title of a section in forms, help and the reference."""
     return section.replace("_", " ").capitalize()
 
 
 def _filled(section: str) -> Any:
     """Return the annotation by which a form fills in the defaults of the fields that it shows, and of no other."""
-    return Field(json_schema_extra={"title": _title(section), "default": {}})
+    return Field(json_schema_extra={"title": title(section), "default": {}})
 
 
 Data = Annotated[DataConfig, Shown("data"), _filled("data")]

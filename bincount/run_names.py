@@ -10,7 +10,9 @@ from bincount.errors import mask_address
 from bincount.settings import SECTIONS
 
 WITH_A_MODEL = ("run", "retrain", "train")
-FLOWS = (*WITH_A_MODEL, "prepare")
+FLOWS = (*WITH_A_MODEL, "prepare")  # of deployments
+# Flows of models that were trained before, with the parameters that name these.
+WITH_TRAINED = {"evaluate": ("model",), "promote": ("model",), "compare": ("first", "second")}
 LONGEST_SOURCE = 60
 # As Prefect's server, client and pages make them up: epsilon2-ina, theta511-karemma-void, graceful-otter.
 MADE_UP = re.compile(r"[a-z]+\d*(-[a-z]+)+")
@@ -18,12 +20,16 @@ DAY = re.compile(r", \d{4}-\d\d-\d\d$")
 
 
 def name_run(flow: str, parameters: Mapping[str, Any], start: datetime | None = None) -> str:
-    """Return the name of a run of one of FLOWS, such as `train resnet34 on aft-vbi-pds, 2026-11-27`; the day is UTC's.
+    """Return the name of a run of a flow, such as `train resnet34 on aft-vbi-pds, 2026-11-27`; the day is UTC's.
 
-    parameters: the flow's sections, as models or as their JSON, in which settings and sections may be missing
+    parameters: the flow's sections, as models or as their JSON, in which settings and sections may be missing; of
+    WITH_TRAINED also those that name models
     """
-    source = shorten_source(str(_setting(parameters, "data", "source")))
-    what = f"{_setting(parameters, 'training', 'model')} on {source}" if flow in WITH_A_MODEL else source
+    what = source = shorten_source(str(_setting(parameters, "data", "source")))
+    if flow in WITH_A_MODEL:
+        what = f"{_setting(parameters, 'training', 'model')} on {source}"
+    elif flow in WITH_TRAINED:
+        what = f"{' with '.join(shorten_source(parameters[name]) for name in WITH_TRAINED[flow])} on {source}"
     return f"{flow} {what}, {(start or datetime.now(UTC)).astimezone(UTC):%Y-%m-%d}"
 
 
@@ -33,7 +39,7 @@ def is_replaceable(name: str | None, flow: str) -> bool:
 
 
 def shorten_source(source: str) -> str:
-    """Return a bucket with its prefix, or the end of a folder's path."""
+    """Return a bucket with its prefix, or the end of a folder's path; any other word as it is."""
     scheme, found, path = mask_address(source).partition("://")
     short = path.strip("/") if found else "/".join(part for part in PurePath(scheme).parts[-2:] if part != "/")
     return short if len(short) <= LONGEST_SOURCE else f"…{short[1 - LONGEST_SOURCE :]}"

@@ -109,7 +109,7 @@ def check_mlflow(tracking_uri: str) -> None:
     service = _Service(
         name=f"the MLflow server {mask_credentials(tracking_uri)}",
         url=tracking_uri.rstrip("/"),
-        start="start it with `mlflow server`, correct --tracking-uri, "
+        start="start it with `bincount up` or `mlflow server --app-name bincount`, correct --tracking-uri, "
         "or leave --tracking-uri out to use SQLite in the workspace",
         address="correct --tracking-uri",
         sign_in=MLFLOW_SIGN_IN,
@@ -130,7 +130,7 @@ def check_prefect(api_url: str | None, access: Access | None = None) -> None:
     service = _Service(
         name=f"the Prefect server {mask_credentials(api_url)}",
         url=api_url.rstrip("/"),
-        start="start it with `bincount up` or `prefect server start`, "
+        start="start it with `bincount up` or `bincount server`, "
         "or run without one: `prefect config unset PREFECT_API_URL`",
         address="correct PREFECT_API_URL, which ends in /api",
         sign_in=PREFECT_SIGN_IN,

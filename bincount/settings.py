@@ -31,7 +31,10 @@ WEIGHT_DECAY = {"adamw": 0.1, "adam": 1e-4, "sgd": 1e-4}  # by optimizer, where 
 class DataConfig(Frozen, json_schema_extra=accept_earlier_names):
     """Where the images come from and what is read from them."""
 
-    source: str = Field("s3://aft-vbi-pds", description="bucket as s3://NAME[/PREFIX], or a folder of the same layout")
+    source: str = Field(
+        "s3://aft-vbi-pds",
+        description="bucket as s3://NAME[/PREFIX], or a folder: of bins with records, or of one folder a class",
+    )
     layout: Literal["auto", "bins", "folders", "splits"] = Field(
         "auto",
         description="bins: bin-images/ID.jpg with metadata/ID.json; folders: one folder a class; splits: train/, val/ "

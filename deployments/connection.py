@@ -24,8 +24,8 @@ def connect() -> Iterator[SyncPrefectClient]:
     api_url = get_current_settings().api.url
     if not api_url:
         raise ServiceUnavailable(
-            "no Prefect server is named; start one with `prefect server start`, then "
-            "`prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`"
+            "no Prefect server is named; start one with `bincount up`, then `prefect profile use bincount`, or with "
+            "`bincount server`, then `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`"
         )
     services.check_prefect(api_url, client_access())
     with get_client(sync_client=True) as client:

@@ -1,7 +1,7 @@
 """The Prefect server as this project starts it: it answers only its own pages, and clients that are signed in.
 
 By itself Prefect's server answers every web page and every user of the machine, and whoever may ask it runs code on its
-workers. `python -m deployments.server` is `prefect server start` with a check of the Host header, which Prefect lacks;
+workers. `bincount server` is `prefect server start` with a check of the Host header, which Prefect lacks;
 the variables of `guard` bring the sign-in, the origins and the CSRF protection that it has.
 """
 
@@ -25,8 +25,8 @@ USER = "bincount"
 def guard(port: int, auth_string: str) -> dict[str, str]:
     """Return the variables that guard a Prefect server on loopback, for the server and for its clients alike.
 
-    auth_string is USER:PASSWORD, as `new_auth_string` makes it. `python -m deployments.server` starts such a server,
-    and so does uvicorn with the factory `deployments.server:create_app`.
+    auth_string is USER:PASSWORD, as `new_auth_string` makes it. `bincount server` starts such a server, and so does
+    uvicorn with the factory `deployments.server:create_app`.
     """
     return {
         "PREFECT_SERVER_API_AUTH_STRING": auth_string,

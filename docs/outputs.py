@@ -1,6 +1,6 @@
 """Run the commands in the pages' console blocks, and write what they print into the pages.
 
-Run as `python docs/outputs.py`, which takes some minutes. A block begins with a command after `$ `, and what it printed
+Run as `make outputs`, which takes some minutes. A block begins with a command after `$ `, and what it printed
 follows; a line `...` stands for lines that are left out: as many lines as stand before and after it stay. All blocks
 run in one folder, in the order of the navigation, beside the demo (`demo/`) and photos in class folders (`photos/`).
 """

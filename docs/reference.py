@@ -91,8 +91,8 @@ def find_groups() -> Iterator[tuple[str, type[BaseModel]]]:
     }
     for model in sorted(models, key=_has_sections):
         if any(field.description and not field.is_required() for field in _plain_fields(model).values()):
-            title = "Other settings" if _has_sections(model) else sections.get(model, model.__name__)
-            yield title.removesuffix("Config").replace("_", " ").capitalize(), model
+            name = "other_settings" if _has_sections(model) else sections.get(model, model.__name__)
+            yield forms.title(name.removesuffix("Config")), model
 
 
 def _most_used(options: dict[tuple[str, str], Any]) -> str:

@@ -11,11 +11,12 @@ from bincount.evaluation.evaluate import Evaluation
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, RegistryConfig
 from bincount.training.spec import model_digest, read_spec
 from bincount.workspace import Workspace
+from flows.naming import name_run
 from tasks import data as data_tasks
 from tasks import evaluation as evaluation_tasks
 
 
-@flow(name="evaluate", flow_run_name="evaluate {model} on {data.source}", persist_result=False)
+@flow(name="evaluate", flow_run_name=name_run, persist_result=False)
 def evaluate(
     model: str = "champion",
     *,

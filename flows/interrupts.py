@@ -26,13 +26,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from bincount.environment import RUN_LOGGERS
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 UNWIND_SECONDS = 3
 TRAINER_SECONDS = 7  # to end a step and write the checkpoint; then the one before counts
 ERASE_LINE, BELOW = "\r\x1b[2K", "\r\n"
 REPORT_SECONDS = 1  # to say on the run's page that it has ended
 SAME_PRESS_SECONDS = 0.2  # a program around this one may pass on what the terminal sends to both
-RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 # In the command lines of processes: a trainer, the server of one command, and the stack, which outlives `bincount up`.
 TRAINER, SERVER, STACK = "bincount.training.worker", "deployments.temporary", "honcho -d "
 

@@ -8,10 +8,11 @@ from bincount.data.snapshots import Snapshot
 from bincount.evaluation.promotion import Decision
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, PromotionConfig, RegistryConfig
 from bincount.workspace import Workspace
+from flows.naming import name_run
 from tasks import promotion as promotion_tasks
 
 
-@flow(name="promote", flow_run_name="promote {model}", persist_result=False)
+@flow(name="promote", flow_run_name=name_run, persist_result=False)
 def promote(
     model: str = "challenger",
     *,
@@ -33,7 +34,7 @@ def promote(
     return promotion_tasks.promote_model(job, version, _last_snapshot(job), device)[1]
 
 
-@flow(name="compare", flow_run_name="compare {first} with {second}", persist_result=False)
+@flow(name="compare", flow_run_name=name_run, persist_result=False)
 def compare(
     first: str,
     second: str,

@@ -50,7 +50,7 @@ def evaluate_model(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Pat
     return evaluation
 
 
-@task(name="write page", task_run_name="write page of the test", cache_policy=NO_CACHE)
+@task(name="write test page", task_run_name="write test page", cache_policy=NO_CACHE)
 def write_page(evaluation: Evaluation, snapshot: Snapshot, pack: Pack, name: str) -> Path:
     """Write the page of a model's test to the evaluation's folder; return its path."""
     return pages.write(evaluation, snapshot, pack, name=name)

@@ -23,7 +23,7 @@ logger = logging.getLogger("bincount.tasks")
 NUM_VERSIONS = 30  # of the trend
 
 
-@task(name="write page", task_run_name="write page", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5)
+@task(name="write run page", task_run_name="write run page", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5)
 def write_page(
     job: Job,
     key: str,

@@ -116,7 +116,7 @@ def test_a_server_that_went_away_is_reported_at_once_and_found_again_when_it_is_
     config = RegistryConfig(tracking_uri=f"http://127.0.0.1:{free_port}")
     with mlflow_server(workspace.root, port=free_port):
         registry = connect_registry(workspace, config)
-    with pytest.raises(ServiceUnavailable, match="start it with `mlflow server`"):
+    with pytest.raises(ServiceUnavailable, match="start it with `bincount up` or `mlflow server --app-name bincount`"):
         connect(workspace, config).open()
     with mlflow_server(workspace.root, port=free_port):
         assert connect_registry(workspace, config) == registry

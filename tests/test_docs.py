@@ -142,7 +142,7 @@ def test_the_reference_has_a_command_with_each_of_its_options(command):
 def test_the_output_of_commands_in_the_pages_is_what_they_print(tmp_path):
     rewritten = runpy.run_path(str(ROOT / "docs" / "outputs.py"))["rewrite"](tmp_path)
     for page, text, with_todays_output in rewritten:
-        assert without_numbers(text) == without_numbers(with_todays_output), f"{page}: run `python docs/outputs.py`"
+        assert without_numbers(text) == without_numbers(with_todays_output), f"{page}: run `make outputs`"
 
 
 def without_numbers(text):

@@ -311,7 +311,7 @@ def test_servers_that_are_away_are_problems_and_not_the_end(free_port):
     with temporary_settings({PREFECT_API_URL: f"{away}/api"}):
         found = problems(examine(Workspace(), RegistryConfig(tracking_uri=away)))
     assert set(found) == {"Prefect server", "MLflow server"}
-    assert "prefect server start" in found["Prefect server"].remedy
+    assert "`bincount server`" in found["Prefect server"].remedy
     assert "does not answer" in found["MLflow server"].found
 
 

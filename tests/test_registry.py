@@ -665,7 +665,8 @@ def test_the_files_of_a_version_are_a_checkpoint(kept, tmp_path):
 def test_a_server_that_does_not_answer_is_reported_within_seconds_and_with_the_remedy(tmp_path):
     begin = time.monotonic()
 
-    with pytest.raises(ServiceUnavailable, match=r"http://127.0.0.1:9 .*`mlflow server`.*leave --tracking-uri out"):
+    remedy = r"http://127.0.0.1:9 .*`mlflow server --app-name bincount`.*leave --tracking-uri out"
+    with pytest.raises(ServiceUnavailable, match=remedy):
         connection.open_registry("http://127.0.0.1:9", tmp_path, RegistryConfig())
 
     assert time.monotonic() - begin < 10

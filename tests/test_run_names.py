@@ -19,6 +19,15 @@ def test_a_name_says_what_is_done_with_which_model_on_which_data_and_when():
     assert name_run("prepare", parameters, NIGHT) == "prepare aft-vbi-pds, 2026-11-27"
 
 
+def test_a_name_says_which_trained_models_are_evaluated_promoted_or_compared():
+    data = {"data": {"source": "s3://aft-vbi-pds"}}
+    folder = {"model": "/work/runs/4f1c/model", **data}
+    assert name_run("evaluate", folder, NIGHT) == "evaluate 4f1c/model on aft-vbi-pds, 2026-11-27"
+    assert name_run("promote", {"model": "7", **data}, NIGHT) == "promote 7 on aft-vbi-pds, 2026-11-27"
+    both = {"first": "champion", "second": "7", **data}
+    assert name_run("compare", both, NIGHT) == "compare champion with 7 on aft-vbi-pds, 2026-11-27"
+
+
 def test_sections_may_be_models_and_what_is_not_given_is_the_default():
     models = {"data": DataConfig(source="/photos/2026/bins"), "training": TrainConfig(model="resnet18")}
     assert name_run("train", models, NIGHT) == "train resnet18 on 2026/bins, 2026-11-27"

@@ -162,9 +162,9 @@ def test_each_step_of_a_nightly_run_is_in_its_graph_once_with_its_artifacts(nigh
         flows = {run.id: run for run in client.read_flow_runs(limit=200)}
     parts = {top.id} | {run.id for run in flows.values() if tasks_flow(tasks, run.parent_task_run_id) == top.id}
     steps = [run.name for run in tasks.values() if run.flow_run_id in parts]
-    assert steps.count("check registry") == steps.count("clean up") == steps.count("write page") == 1
+    assert steps.count("check registry") == steps.count("clean up") == steps.count("write run page") == 1
     of_step = {tasks[each.task_run_id].name: each.key for each in found if each.flow_run_id in parts}
-    assert of_step["write page"] == "night"
+    assert of_step["write run page"] == "night"
     assert of_step["measure balance"] == "class-balance"
     assert of_step["compare version 2 with the champion"] == "promotion"
 

@@ -16,7 +16,7 @@ from bincount.training.spec import ModelSpec
 END = "\n---\n\n"  # of the comparison on a version's page: a rule
 OVERVIEW = "overview.png"  # beside the card, in the run's files
 OVERVIEW_LINK = f"![curves, confusion and class balance]({OVERVIEW})"
-TOLD = ("model", "weights", "epochs", "batch_size", "learning_rate", "seed")
+LISTED = ("model", "weights", "epochs", "batch_size", "learning_rate", "seed")
 AIR = "&emsp;"
 COMPARISON, FIRST_COMPARISON = "## Against the champion", "## Against the majority class"
 
@@ -158,6 +158,6 @@ def _average(spec: ModelSpec) -> str:
 def _listing(training: TrainConfig) -> str:
     """Name the settings that most people change, and those that are not as by default."""
     usual = TrainConfig().model_dump()
-    told = {name: value for name, value in training.model_dump().items() if name in TOLD or value != usual[name]}
-    listed = ", ".join(f"{name} {markdown_code(value)}" for name, value in told.items())
-    return f"{listed}; the other settings are the defaults, and all are among the run's parameters."
+    listed = {name: value for name, value in training.model_dump().items() if name in LISTED or value != usual[name]}
+    text = ", ".join(f"{name} {markdown_code(value)}" for name, value in listed.items())
+    return f"{text}; the other settings are the defaults, and all are among the run's parameters."

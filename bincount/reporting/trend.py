@@ -9,7 +9,7 @@ import pandas as pd
 
 from bincount.evaluation.intervals import Score
 
-CHAMPION = "champion"
+CHAMPION = "champion"  # the alias of the version in use
 METRICS = ("accuracy", "rmse")
 
 

@@ -23,6 +23,7 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Run
 from mlflow.entities.model_registry import RegisteredModel
 
+from bincount.reporting.trend import CHAMPION
 from bincount.tracking import earlier
 from bincount.tracking.facts import LONGEST_TAG
 
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 Action = Literal["promoted", "rolled back"]
 
-CHAMPION = "champion"
 CHALLENGER = "challenger"
 PROMOTED_TAG = "bincount.promoted"  # of a version, for people: the change that made it champion
 ROLLED_BACK_TAG = "bincount.rolled_back"  # likewise: the change that took the alias from it

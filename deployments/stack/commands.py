@@ -133,7 +133,8 @@ def _sign_in(config: StackConfig) -> str:
     secret = shlex.quote(str(running.auth_file(config.workspace)))
     try:
         running.write_profile(config.prefect_port, config.auth_string)
-        commands = f"Commands reach it after `prefect profile use {running.profile_of(config.prefect_port)}`"
+        profile = running.profile_of(config.prefect_port)
+        commands = f"Commands reach it after `{environment.program('prefect')} profile use {profile}`"
     except OSError as error:
         commands = (
             f"No profile could be written ({error}). Commands reach it after\n"

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bincount import database, services
+from bincount.environment import RUN_LOGGERS, TAG
 from bincount.errors import BincountError
 from bincount.settings import RegistryConfig
 from bincount.workspace import Workspace
@@ -24,7 +25,6 @@ def flow_runs(registry: RegistryConfig | None, workspace: Path) -> Iterator[None
     from prefect import tags
     from prefect.settings import get_current_settings
 
-    from bincount.environment import TAG
     from deployments import temporary
 
     terminal.remove_prefect_handler()
@@ -46,7 +46,7 @@ def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:
 
     from deployments.server import client_access
 
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
+    for name in RUN_LOGGERS:
         logging.getLogger(name).addFilter(_without_traceback)
     folders = Workspace(root=workspace)
     services.check_all(

@@ -220,12 +220,12 @@ def report(
     from bincount.tracking.connection import open_existing
 
     preflight.check_registry(registry)
-    places = Workspace(root=workspace)
-    file = database.sqlite_path(places.tracking_uri(registry))
+    folders = Workspace(root=workspace)
+    file = database.sqlite_path(folders.tracking_uri(registry))
     is_new = file is not None and not file.exists()  # a dataset alone is worth a page
-    model_registry = None if is_new else open_existing(places, registry)
-    path = output or places.report
-    months.write(months.gather(model_registry, registry, places), path)
+    model_registry = None if is_new else open_existing(folders, registry)
+    path = output or folders.report
+    months.write(months.gather(model_registry, registry, folders), path)
     print(path)
 
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, create_model
 
-from bincount import settings
+from bincount import forms, settings
 from bincount.frozen import Frozen
 from bincount.settings import (
+    SECTIONS,
     WORKSPACE_HELP,
     DataConfig,
     DriftConfig,
@@ -43,6 +44,10 @@ def sections(job: Job) -> dict[str, Any]:
     return {name: getattr(job, name) for name in job.model_fields_set}
 
 
+def _group(section: str) -> Parameter:
+    return Parameter(name="*", group=Group(forms.title(section), sort_key=1 + list(SECTIONS).index(section)))
+
+
 # To find a dataset that was prepared, `Workspace.dataset` needs these settings only.
 DatasetConfig = some_of(DataConfig, "source", "keep_splits", "only_listed", "endpoint")
 ExportConfig = some_of(DataConfig, "source", "keep_splits", "only_listed", "endpoint", "classes", "concurrency")
@@ -52,21 +57,21 @@ ServerConfig = some_of(RegistryConfig, "tracking_uri", "experiment")
 THE_DATASET, ALL_CLASSES, PUBLIC_BUCKET = DatasetConfig(), ExportConfig(), PictureConfig()
 COMPARISON, SERVERS = ComparisonConfig(), ServerConfig()
 
-Data = Annotated[DataConfig, Parameter(name="*", group=Group("Data", sort_key=1))]
-Dataset = Annotated[DatasetConfig, Parameter(name="*", group=Group("Data", sort_key=1))]
-ToExport = Annotated[ExportConfig, Parameter(name="*", group=Group("Data", sort_key=1))]
+Data = Annotated[DataConfig, _group("data")]
+Dataset = Annotated[DatasetConfig, _group("data")]
+ToExport = Annotated[ExportConfig, _group("data")]
 Bucket = Annotated[PictureConfig, Parameter(name="*", group=Group("Pictures in a bucket", sort_key=1))]
-Images = Annotated[ImageConfig, Parameter(name="*", group=Group("Images", sort_key=2))]
-Training = Annotated[TrainConfig, Parameter(name="*", group=Group("Training", sort_key=3))]
-Launch = Annotated[LaunchConfig, Parameter(name="*", group=Group("Processes", sort_key=4))]
-Registry = Annotated[RegistryConfig, Parameter(name="*", group=Group("Registry", sort_key=5))]
-Promotion = Annotated[PromotionConfig, Parameter(name="*", group=Group("Promotion", sort_key=7))]
-Comparison = Annotated[ComparisonConfig, Parameter(name="*", group=Group("Promotion", sort_key=7))]
-Servers = Annotated[ServerConfig, Parameter(name="*", group=Group("Registry", sort_key=5))]
-Retraining = Annotated[RetrainConfig, Parameter(name="*", group=Group("Nightly run", sort_key=8))]
-Drift = Annotated[DriftConfig, Parameter(name="*", group=Group("Drift", sort_key=9))]
-Retention = Annotated[RetentionConfig, Parameter(name="*", group=Group("Retention", sort_key=10))]
-Runner = Annotated[RunnerConfig, Parameter(name="*", group=Group("Runner", sort_key=6))]
+Images = Annotated[ImageConfig, _group("images")]
+Training = Annotated[TrainConfig, _group("training")]
+Launch = Annotated[LaunchConfig, _group("launch")]
+Registry = Annotated[RegistryConfig, _group("registry")]
+Promotion = Annotated[PromotionConfig, _group("promotion")]
+Comparison = Annotated[ComparisonConfig, _group("promotion")]
+Servers = Annotated[ServerConfig, _group("registry")]
+Retraining = Annotated[RetrainConfig, _group("retraining")]
+Drift = Annotated[DriftConfig, _group("drift")]
+Retention = Annotated[RetentionConfig, _group("retention")]
+Runner = Annotated[RunnerConfig, _group("runner")]
 Root = Annotated[Path, Parameter(name="--workspace", help=WORKSPACE_HELP)]
 ConfigFile = Annotated[
     Path | None,

@@ -15,6 +15,7 @@ import time
 
 from rich.text import Text
 
+from bincount.environment import RUN_LOGGERS
 from bincount.errors import BincountError, TrainingFailed
 from bincount.progress import console, format_seconds
 
@@ -23,7 +24,6 @@ STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bo
 LOGGING_SETTINGS = tuple(
     f"PREFECT_LOGGING_{part}" for part in ("SETTINGS_PATH", "CONFIG_PATH", "FORMATTERS", "HANDLERS")
 )
-RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 RETRY = "Task run failed with %s: %r - Retry"
 # How Prefect's lines about an error begin that ends the command, which says it in its last line.
 ABOUT_THE_ERROR = ("Task run failed with", "Finished in state", "Encountered exception during", "Crash detected!")

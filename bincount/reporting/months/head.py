@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from bincount.reporting.months.content import DecidedVersion, Facts, Head
 from bincount.reporting.months.words import age, at, duration, plural
 from bincount.reporting.records import FAILURES
+from bincount.reporting.trend import CHAMPION
 from bincount.text import percent
 
 RECENT = timedelta(days=30)
@@ -14,7 +15,7 @@ LATE = timedelta(days=2)  # since the last nightly run of a workspace that has n
 
 def of(facts: Facts) -> Head:
     """Return the top of the page."""
-    champion = next((version for version in facts.versions if version.alias == "champion"), None)
+    champion = next((version for version in facts.versions if version.alias == CHAMPION), None)
     headline, detail = _headline(facts, champion)
     return Head(headline, detail, _tiles(facts, champion), _attention(facts, champion))
 

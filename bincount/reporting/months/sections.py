@@ -67,8 +67,8 @@ def scores(facts: Facts) -> Section:
         "scores",
         "Scores",
         "Each point is a version on its own test images, with its 95 % interval; larger points are or were champion, "
-        "dashed lines are changes of the champion. Where bars overlap widely, a difference may be chance. Tests of "
-        "different versions have different images: whether one became champion was decided on the same ones.",
+        "dashed lines are changes of the champion. Where bars overlap widely, a difference may not be significant. "
+        "Tests of different versions have different images: whether one became champion was decided on the same ones.",
         [_score_chart(facts, table, metric) for metric in shown],
         [Table(f"Scores of all versions: {len(rows):,}", columns, rows, numbers=numbers)],
         "" if shown else "No version has scores.",

@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 
 
 def age(since: datetime, now: datetime) -> str:
-    """Return how long ago something was: `today`, `1 day`, `34 days`, `14 months`."""
+    """Return how long ago something was: `less than a day`, `1 day`, `34 days`, `14 months`."""
     days = (now - since) // timedelta(days=1)
     if days < 1:
         return "less than a day"
