@@ -17,7 +17,7 @@ help:  ## list the targets
 setup: $(READY)  ## install everything into .venv, exactly as locked
 
 $(READY): requirements.lock pyproject.toml
-	@test -x $(BIN)/uv || .ci/new-venv $(VENV) $(PYTHON)
+	@test -x $(BIN)/python -a -x $(BIN)/uv || .ci/new-venv $(VENV) $(if $(PYTHON),'$(PYTHON)')
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip sync --quiet requirements.lock
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --no-deps --editable .
 	@touch $@

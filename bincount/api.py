@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,7 +253,7 @@ def _load_model(reference: "Trained | str | os.PathLike | int", job: Job, device
 
     if isinstance(reference, Trained):
         return Model.load(reference.checkpoint, device)
-    text = str(reference) if isinstance(reference, int) else os.fspath(reference)
+    text = str(int(reference)) if isinstance(reference, Integral) else os.fspath(reference)
     for folder in (Path(text), Path(text) / "model"):  # the second where the folder of a training is given
         if is_checkpoint(folder):
             return Model.load(folder, device)

@@ -227,13 +227,13 @@ class _Display:
                 return
             self._shown.append(progress)
             if not self._live:
-                streams = {sys.stderr, sys.stdout}
+                streams = {sys.stderr, sys.stdout} - {None}
                 self._live = Live(
                     console=console(),
                     get_renderable=lambda: Group(*self._shown),
                     refresh_per_second=4,
                     transient=True,
-                    redirect_stdout=sys.stdout.isatty(),
+                    redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
                     redirect_stderr=True,
                 )
                 self._live.start()

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bincount.data import arrivals
-from bincount.errors import DatasetError, ModelNotFound, mask_credentials
+from bincount.errors import DatasetError, ModelNotFound, SettingsError, mask_credentials
 from bincount.files import atomic_write
 from bincount.reporting import records
 from bincount.reporting.months import page
@@ -63,9 +63,13 @@ def gather(registry: Registry | None, registry_config: RegistryConfig, workspace
 
 
 def write(facts: Facts, path: Path) -> str:
-    """Write the report to a file, atomically, and return it as HTML. Raises DiskFull."""
+    """Write the report to a file, atomically, and return it as HTML. Raises DiskFull and SettingsError."""
     content = page.render(facts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingsError(f"the report cannot be written to {path} ({reason}); name a file with --output") from error
     return content

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import PurePath
 from typing import Any
 
@@ -14,8 +15,11 @@ FLOWS = (*WITH_A_MODEL, "prepare")  # of deployments
 # Flows of models that were trained before, with the parameters that name these.
 WITH_TRAINED = {"evaluate": ("model",), "promote": ("model",), "compare": ("first", "second")}
 LONGEST_SOURCE = 60
-# As Prefect's server, client and pages make them up: epsilon2-ina, theta511-karemma-void, graceful-otter.
-MADE_UP = re.compile(r"[a-z]+\d*(-[a-z]+)+")
+# As Prefect's pages make them up: epsilon2-ina, theta511-karemma-void. Those without a number stay, as beta-test does.
+MADE_UP_BY_PAGES = re.compile(
+    r"(alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi"
+    r"|psi|omega)\d{1,3}(-[a-z]+)+"
+)
 DAY = re.compile(r", \d{4}-\d\d-\d\d$")
 
 
@@ -35,7 +39,14 @@ def name_run(flow: str, parameters: Mapping[str, Any], start: datetime | None = 
 
 def is_replaceable(name: str | None, flow: str) -> bool:
     """Return whether a run's name was made up by Prefect or by name_run, and not given by somebody."""
-    return not name or bool(MADE_UP.fullmatch(name)) or bool(name.startswith(f"{flow} ") and DAY.search(name))
+    return not name or is_made_up(name) or bool(name.startswith(f"{flow} ") and DAY.search(name))
+
+
+def is_made_up(name: str) -> bool:
+    """Return whether a name is one that Prefect's pages, or its server and client (graceful-otter), make up."""
+    adjective, _, animal = name.partition("-")
+    adjectives, animals = _words_of_prefect()
+    return bool(MADE_UP_BY_PAGES.fullmatch(name)) or (adjective in adjectives and animal in animals)
 
 
 def shorten_source(source: str) -> str:
@@ -43,6 +54,17 @@ def shorten_source(source: str) -> str:
     scheme, found, path = mask_address(source).partition("://")
     short = path.strip("/") if found else "/".join(part for part in PurePath(scheme).parts[-2:] if part != "/")
     return short if len(short) <= LONGEST_SOURCE else f"…{short[1 - LONGEST_SOURCE :]}"
+
+
+@cache
+def _words_of_prefect() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the first and the second words of the names that Prefect makes up, by the package that it does so with."""
+    try:
+        from coolname.data import config  # where Prefect runs, it is there, and imported already
+    except ImportError:
+        return frozenset(), frozenset()
+    first, second = (config[name]["lists"] for name in config["an"]["lists"])  # an: adjective and noun
+    return tuple(frozenset(word for name in names for word in config[name]["words"]) for names in (first, second))
 
 
 def _setting(parameters: Mapping[str, Any], section: str, name: str) -> object:

@@ -313,7 +313,10 @@ class RetrainConfig(Frozen):
         False, description="start from the champion's weights instead of `weights` if it is a model of the same kind"
     )
     price_per_hour: float = Field(
-        0.0, ge=0, description="price of an hour of the machine, for the page of the run; 0: not known"
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="price of an hour of the machine, for the page of the run; 0: not known",
     )
     currency: str = Field("USD", min_length=1, max_length=10, description="currency of the price")
 

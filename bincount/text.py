@@ -58,6 +58,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def percent_of_level(confidence: float) -> str:
+    """Return a level of confidence as text, with all its digits: `95 %`, `99.5 %`."""
+    return f"{round(100 * confidence, 6):.9g} %"
+
+
 def harmless_csv(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table to be written as CSV with no text that a spreadsheet would run as a formula.
 

@@ -367,6 +367,8 @@ def test_one_picture_is_predicted_alike_in_every_form(model, tmp_path):
         tmp_path / "photo.png",
         str(tmp_path / "photo.png"),
         as_png(array),
+        bytearray(as_png(array)),
+        memoryview(as_png(array)),
         Image.fromarray(array),
         Image.open(tmp_path / "photo.png"),
         array,
@@ -379,6 +381,21 @@ def test_one_picture_is_predicted_alike_in_every_form(model, tmp_path):
     for shares in [*each, *(model.predict(batch).probabilities for batch in batches)]:
         np.testing.assert_array_equal(shares, each[0])
     np.testing.assert_allclose(together.probabilities, np.concatenate(each), atol=1e-6)
+
+
+def test_a_file_that_is_open_in_binary_mode_is_one_picture(model, tmp_path):
+    (tmp_path / "photo.png").write_bytes(as_png(picture()))
+    with open(tmp_path / "photo.png", "rb") as file:
+        predictions = model.predict(file)
+    np.testing.assert_array_equal(predictions.probabilities, model.predict(picture()).probabilities)
+    with pytest.raises(TypeError, match="binary mode"):
+        model.predict(io.StringIO("text"))
+
+
+def test_predictions_and_models_are_compared_as_objects_and_can_be_kept_in_a_set(model):
+    predictions, again = (model.predict(picture()) for _ in range(2))
+    assert predictions != again
+    assert len({predictions, predictions, again, model}) == 3
 
 
 def test_a_prediction_has_class_count_confidence_and_probabilities(model):
@@ -474,6 +491,7 @@ def test_an_image_of_pillow_that_is_cut_off_is_named(model):
         (picture().transpose(2, 0, 1), r"got uint8 of the shape \(3, 40, 48\)"),
         (torch.zeros(40, 48, 3, dtype=torch.uint8), r"tensors are \(3, H, W\).*; got uint8 of the shape \(40, 48, 3\)"),
         (torch.zeros(3, 40, 48), "got float32"),
+        (torch.zeros(3, 40, 48, dtype=torch.bfloat16), "got bfloat16"),
         (np.zeros((0, 5, 3), np.uint8), r"got uint8 of the shape \(0, 5, 3\)"),
         (None, "NoneType is no picture; give the name of a file"),
         ([3], "int is no picture"),
@@ -506,6 +524,7 @@ def test_a_champion_is_loaded_by_alias_number_and_uri(source, snapshot, prepared
     for reference, settings in [
         ("champion", {"workspace": workspace}),
         (1, {"workspace": workspace}),
+        (np.int64(1), {"workspace": workspace}),
         ("models:/bincount@champion", {"tracking_uri": uri}),
         ("models:/bincount/1", {"tracking_uri": uri}),
     ]:

@@ -9,6 +9,7 @@ from bincount.errors import SettingsError
 from bincount.evaluation import holdout, promotion
 from bincount.evaluation.intervals import LabelledImages
 from bincount.problem import Classes
+from bincount.reporting import tables
 from bincount.settings import PromotionConfig
 
 CLASSES = Classes.parse("0..5")
@@ -292,6 +293,13 @@ def test_a_first_model_that_looks_at_the_pictures_is_promoted_by_its_error_in_it
 def test_a_higher_confidence_asks_for_more():
     assert decide_first(60, 0.36, seed=3, confidence=0.6).promote
     assert not decide_first(60, 0.36, seed=3, confidence=0.9999).promote
+
+
+def test_the_level_of_confidence_is_said_with_all_its_digits():
+    decision = decide_first(300, 0.6, seed=0, confidence=0.995)
+    assert "(at 99.5 % confidence)" in decision.reason
+    assert "99.5 % intervals" in decision.evidence()
+    assert tables.gains(decision, "before", "after").columns[-1] == "99.5 % interval"
 
 
 def test_a_few_bins_make_no_first_champion_unless_forced():

@@ -76,3 +76,14 @@ def test_a_record_stays_in_its_folder_whatever_the_run_is_called(tmp_path):
 
     assert path.parent == tmp_path / records.FOLDER
     assert len(records.read_all(tmp_path)[0]) == 1
+
+
+def test_what_a_later_release_adds_to_the_drift_is_passed_over_too(tmp_path):
+    kept = record(drift=Drift(num_new=9, indices={"size": Index(value=0.3, critical_value=0.1, allowed=0.25)}))
+    content = kept.model_dump(mode="json")
+    content["drift"]["later"] = content["drift"]["indices"]["size"]["later"] = {"a": 1}
+    path = tmp_path / records.FOLDER / "a.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+
+    assert records.read_all(tmp_path) == ([kept], [])

@@ -14,7 +14,7 @@ from servers import with_database
 from bincount import report
 from bincount.data import bins
 from bincount.data.arrivals import Arrivals
-from bincount.errors import ModelNotFound
+from bincount.errors import ModelNotFound, SettingsError
 from bincount.evaluation.drift import Accuracy, Drift, Index
 from bincount.evaluation.intervals import Interval, Score
 from bincount.evaluation.promotion import Decision, Gain
@@ -365,6 +365,14 @@ def test_a_line_lies_in_its_box_whatever_the_values():
         assert len(chart.y_labels) >= 2
 
 
+def test_a_value_that_is_not_finite_leaves_the_axis_to_the_others():
+    for value in (float("inf"), float("nan")):
+        points = [Point(NOW, 0.5, text="x"), Point(NOW + timedelta(days=1), value, text="y")]
+        chart = charts.lines("a", [Line("b", 0, points)], "{:g}")
+        assert len(chart.y_labels) >= 2
+        assert not any("inf" in label or "nan" in label for _, label in chart.y_labels)
+
+
 @pytest.mark.parametrize("days", [0, 0.2, 1, 9, 40, 300, 900, 5000])
 def test_times_have_two_to_five_labels(days):
     chart = charts.lines("a", [Line("b", 0, [Point(NOW, 1), Point(NOW + timedelta(days=days), 2)])], "{:g}")
@@ -437,6 +445,18 @@ def test_another_file_can_be_named_and_the_workspace_is_left_as_it_was(workspace
     assert {path: time for path, time in after.items() if "mlflow.db" not in path.name} == {
         path: time for path, time in before.items() if "mlflow.db" not in path.name
     }
+
+
+def test_a_folder_in_place_of_the_file_is_refused_with_the_flag(tmp_path):
+    with pytest.raises(SettingsError, match=r"cannot be written to .* name a file with --output"):
+        report.write(FULL, tmp_path)
+    assert not list(tmp_path.parent.glob(".*.new"))
+
+
+def test_a_path_that_is_not_utf_8_is_shown_with_a_sign_in_its_place(tmp_path):
+    report.write(replace(FULL, workspace="/bins/\udcff"), tmp_path / "report.html")
+
+    assert "/bins/\ufffd" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_workspace_with_nothing_in_it_is_refused_with_what_to_do(tmp_path):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from bincount.environment import TAG
-from bincount.run_names import MADE_UP, is_replaceable, name_run, shorten_source
+from bincount.run_names import is_made_up, is_replaceable, name_run, shorten_source
 from bincount.settings import DataConfig, TrainConfig
 from deployments import queue_names
 
@@ -59,7 +59,18 @@ def test_a_made_up_name_is_replaced(name):
     assert is_replaceable(name, "run")
 
 
-@pytest.mark.parametrize("name", ["First try of Anna", "more epochs", "run 12", "train small on a/b, 2026-01-01"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "First try of Anna",
+        "more epochs",
+        "run 12",
+        "train small on a/b, 2026-01-01",
+        "weekend-trial",
+        "beta-test",
+        "epochs30-adam",
+    ],
+)
 def test_a_name_that_somebody_gave_stays(name):
     assert not is_replaceable(name, "run")
 
@@ -96,7 +107,7 @@ def test_scheduled_runs_are_named_and_others_among_them_as_prefect_does():
     first, *others = schedule(rows, (1, "retrain"), (2, "somebody's"))
     assert first == "retrain resnet34 on aft-vbi-pds, 2026-11-27"
     for name in others:
-        assert MADE_UP.fullmatch(name)
+        assert is_made_up(name)
 
 
 @pytest.mark.parametrize(("rows", "flows"), [([row()], ()), ([{}], ((1, "retrain"),))])

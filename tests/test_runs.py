@@ -17,7 +17,7 @@ from test_registry import checkpoint, open_in, picture
 from bincount.evaluation import metrics
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, Job, TrainConfig
-from bincount.tracking import client, live, names
+from bincount.tracking import client, live, names, runs
 from bincount.tracking.live import start_training
 from bincount.tracking.registry import Registry
 
@@ -129,6 +129,16 @@ def test_the_description_of_a_run_gives_way_to_its_models_card(kept, snapshot): 
         kept.runs.describe(run_id, text)
 
         assert kept.client.get_run(run_id).data.tags["mlflow.note.content"] == text
+
+
+def test_the_description_that_a_run_of_an_earlier_release_gets_later_gives_way_to_the_card_too(kept):
+    run_id = kept.runs.start("before", {}, {})
+    kept.client.delete_tag(run_id, runs.NOTE_TAG)
+    assert kept.runs.start("before", {}, {}, about={"mlflow.note.content": "in training"}) == run_id
+
+    kept.runs.describe(run_id, "the card")
+
+    assert kept.client.get_run(run_id).data.tags["mlflow.note.content"] == "the card"
 
 
 def test_a_run_that_was_deleted_in_mlflow_is_left_alone(kept, ensemble):

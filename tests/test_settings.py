@@ -12,6 +12,7 @@ from bincount.settings import (
     ImageConfig,
     Job,
     RegistryConfig,
+    RetrainConfig,
     RunnerConfig,
     TrainConfig,
 )
@@ -55,6 +56,12 @@ def test_a_model_name_that_mlflow_would_refuse_after_the_training_is_refused_at_
 def test_a_class_name_too_long_for_a_metric_is_refused_at_once():
     with pytest.raises(ValueError, match="at most 100 characters"):
         DataConfig(classes=f"good,{'bad' * 40}")
+
+
+@pytest.mark.parametrize("price", ["inf", "nan", "-1"])
+def test_a_price_is_a_finite_number(price):
+    with pytest.raises(ValidationError):
+        RetrainConfig(price_per_hour=price)
 
 
 def test_weight_decay_is_by_optimizer_unless_it_is_set():

@@ -125,6 +125,31 @@ def test_a_python_that_is_named_is_taken_though_a_newer_one_is_there(machine):
     assert log.startswith("venv 3.12\n")
 
 
+def test_a_python_may_have_a_space_in_its_path(machine, tmp_path):
+    done, log = machine({"python 3.12": "3.12"}, chosen=str(tmp_path / "bin" / "python 3.12"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert log.startswith("venv 3.12\n")
+    said = subprocess.run(
+        ["make", "--dry-run", "setup", f"VENV={tmp_path}/none", "PYTHON=/my tools/python"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f".ci/new-venv {tmp_path}/none '/my tools/python'\n" in said.stdout
+
+
+def test_an_environment_whose_python_is_gone_is_made_anew(machine, tmp_path):
+    link = tmp_path / "venv" / "bin" / "python"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "gone")
+    done, log = machine({"python3": "3.13"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert log.startswith("venv 3.13\n")
+    assert link.exists()
+    assert not (tmp_path / "gone").exists()
+
+
 def test_the_versions_are_those_that_the_project_declares():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     script = NEW_VENV.read_text()

@@ -1,5 +1,6 @@
 """A trained model in memory, and its predictions as objects, for those who predict from Python."""
 
+import io
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,12 +25,13 @@ from bincount.training.device import choose_device
 from bincount.training.model import load
 from bincount.training.spec import ModelSpec, model_digest
 
-# One picture, or several: the name of a file, a folder, a pattern or an s3:// URL; the content of a file; an image of
-# Pillow; an array (H, W, 3), (H, W) or (N, H, W, 3); a tensor (3, H, W) or (N, 3, H, W), both uint8.
-Pictures = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
+# One picture, or several: the name of a file, a folder, a pattern or an s3:// URL; the content of a file; a file
+# that is open in binary mode; an image of Pillow; an array (H, W, 3), (H, W) or (N, H, W, 3); a tensor (3, H, W) or
+# (N, 3, H, W), both uint8.
+Pictures = str | os.PathLike | bytes | bytearray | memoryview | io.IOBase | Image.Image | np.ndarray | Tensor
 FORMS = (
-    "give the name of a file or a folder, bytes, an image of Pillow, an array (H, W, 3) uint8 or a tensor (3, H, W) "
-    "uint8, or a list of these"
+    "give the name of a file or a folder, bytes, an open binary file, an image of Pillow, an array (H, W, 3) "
+    "uint8 or a tensor (3, H, W) uint8, or a list of these"
 )
 
 
@@ -50,7 +52,7 @@ class Prediction:
     expected_count: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no equality that is one truth
 class Predictions(Sequence[Prediction]):
     """The predictions of several pictures, in their order.
 
@@ -131,7 +133,7 @@ class Predictions(Sequence[Prediction]):
         return self.to_frame().round(3).to_html(max_rows=10)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A trained model in memory, on its device.
 
@@ -168,11 +170,14 @@ class Model:
     ) -> Predictions:
         """Predict one picture or several; the predictions have the order of the pictures.
 
-        A picture is a file's name or bytes, an image of Pillow, an array (H, W, 3) or (H, W) uint8, or a tensor
-        (3, H, W) uint8, of any size. An array or a tensor with one more axis in front is a batch; a folder stands for
-        all pictures below it, a pattern for what it matches, an s3:// URL for what is in the public bucket. Raises
-        BadPicture where one cannot be read; with errors="skip" it is left out and explained in `unreadable`. Raises
-        TypeError for what is no picture at all.
+        A picture is a file's name or bytes, an open binary file, an image of Pillow, an array (H, W, 3) or (H, W)
+        uint8, or a tensor (3, H, W) uint8, of any size. An array or a tensor with one more axis in front is a batch; a
+        folder stands for all pictures below it, a pattern for what it matches, an s3:// URL for what is in the public
+        bucket.
+
+        Raises BadPicture where one cannot be read; with errors="skip" it is left out and explained in `unreadable`.
+        Raises TypeError for what is no picture at all. An iterator, such as a generator, is drawn into memory whole:
+        give names of files, or a part at a time, where its pictures would not fit.
         """
         if errors not in ("raise", "skip"):
             raise ValueError(f"errors is 'raise' or 'skip', not {errors!r}")
@@ -192,7 +197,7 @@ class Model:
 
 def _as_inputs(pictures: Any) -> list[Input]:
     """Return every picture that was given, under a name: that of its file, or its position."""
-    if isinstance(pictures, Pictures):
+    if isinstance(pictures, Pictures) or hasattr(pictures, "read"):
         pictures = [pictures]
     elif isinstance(pictures, Mapping) or not isinstance(pictures, Iterable):
         raise TypeError(f"{type(pictures).__name__} is no picture; {FORMS}")
@@ -238,13 +243,18 @@ def _load(image: Image.Image, lock: threading.Lock) -> Image.Image:
 
 
 def _split(given: Any) -> Iterator[bytes | Image.Image]:
-    """Yield the pictures of bytes, of an image, or of an array or tensor that may be a batch."""
+    """Yield the pictures of bytes, of an open file, of an image, or of an array or tensor that may be a batch."""
+    if hasattr(given, "read"):
+        given = given.read()
+        if isinstance(given, str):
+            raise TypeError("a file that is open as text is no picture; open it in binary mode: open(name, 'rb')")
     if isinstance(given, bytes | bytearray | memoryview | Image.Image):
         yield given
         return
     if isinstance(given, Tensor):
         given = given.detach().cpu()
-        array = given.movedim(-3, -1).numpy() if given.ndim in (3, 4) and given.shape[-3] == 3 else None
+        is_picture = given.dtype == torch.uint8 and given.ndim in (3, 4) and given.shape[-3] == 3
+        array = given.movedim(-3, -1).numpy() if is_picture else None  # which NumPy has no bfloat16 for
         form = "tensors are (3, H, W) or (N, 3, H, W) uint8, 0 to 255"
     elif isinstance(given, np.ndarray):
         array = given if given.ndim == 2 or (given.ndim in (3, 4) and given.shape[-1] == 3) else None

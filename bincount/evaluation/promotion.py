@@ -17,7 +17,7 @@ from bincount.evaluation.intervals import FEWEST_BINS, Interval, LabelledImages
 from bincount.frozen import Frozen
 from bincount.problem import Classes
 from bincount.settings import PromotionConfig
-from bincount.text import percent
+from bincount.text import percent, percent_of_level
 
 VERDICTS = {
     "promote": "Promote",
@@ -118,7 +118,7 @@ class Decision(Frozen):
         new = f"it was not trained on, against always predicting {self.majority}" if self.is_first else NEW_TO_BOTH
         numbers = "; ".join(gain.describe() for gain in self.gains)
         compared = f"on {self.num_images:,} images of {self.num_bins:,} bins that {new}"
-        return f"{numbers} {compared}, {100 * self.confidence:.0f} % intervals"
+        return f"{numbers} {compared}, {percent_of_level(self.confidence)} intervals"
 
     def describe(self) -> str:
         """Return the summary and, where models were compared, the evidence in a second line."""
@@ -179,7 +179,7 @@ def decide_first(
     always = np.tile(np.eye(len(classes))[majority], (len(images), 1))
     main, *others = _gains(images, challenger, always, promotion_config)
     name, rule = METRIC_NAMES[promotion_config.metric], f"always predicting {classes.names[majority]}"
-    confidence = f"at {100 * promotion_config.confidence:.0f} % confidence"
+    confidence = f"at {percent_of_level(promotion_config.confidence)} confidence"
     promote = False
     if main.is_worse:
         reason = f"{name} is significantly worse than {rule} ({confidence})"

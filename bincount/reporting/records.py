@@ -9,11 +9,12 @@ record and adds none.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from bincount.evaluation.drift import Drift
 from bincount.files import read_sealed, write_sealed
@@ -49,6 +50,25 @@ class RunRecord(BaseModel, frozen=True):
     timings: dict[str, float] = Field(default_factory=dict)
     price_per_hour: float = 0.0
     currency: str = "USD"
+
+    @field_validator("drift", mode="before")
+    @classmethod
+    def _pass_over_later_fields(cls, drift: object) -> object:
+        """Leave out what a later release has added to a drift, at any depth, where the models would refuse it."""
+        if not isinstance(drift, Mapping):
+            return drift
+        known = deepcopy(drift)
+        try:
+            Drift.model_validate(drift)
+        except ValidationError as refused:
+            for error in refused.errors():
+                if error["type"] == "extra_forbidden":
+                    *path, name = error["loc"]
+                    holder = known
+                    for step in path:
+                        holder = holder[step]
+                    del holder[name]
+        return known
 
     @property
     def seconds(self) -> float:

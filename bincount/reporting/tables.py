@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from bincount.problem import SPLITS
-from bincount.text import escape_html, escape_markdown, percent
+from bincount.text import escape_html, escape_markdown, percent, percent_of_level
 
 if TYPE_CHECKING:  # they import torch and more, which a command that only shows something need not wait for
     from bincount.data.balance import ClassBalance
@@ -175,7 +175,9 @@ def gains(decision: "Decision", first: str, second: str) -> pd.DataFrame:
     from bincount.evaluation.promotion import METRIC_NAMES
 
     rows = [(METRIC_NAMES[gain.metric], *gain.format_scores(), *gain.format_change()) for gain in decision.gains]
-    return pd.DataFrame(rows, columns=["", first, second, "change", f"{100 * decision.confidence:.0f} % interval"])
+    return pd.DataFrame(
+        rows, columns=["", first, second, "change", f"{percent_of_level(decision.confidence)} interval"]
+    )
 
 
 def class_changes(decision: "Decision", first: str, second: str) -> pd.DataFrame:

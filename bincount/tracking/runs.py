@@ -73,6 +73,8 @@ class Runs:
             own = {RUN_TAG: name, NOTE_TAG: _digest(about.get(MLFLOW_RUN_NOTE, ""))}
             run = self.client.create_run(self.experiment_id, run_name=title or name, tags={**about, **own})
         own = {key: value for key, value in about.items() if key not in run.data.tags}
+        if MLFLOW_RUN_NOTE in own:  # an earlier release began the run, and wrote none
+            own[NOTE_TAG] = _digest(own[MLFLOW_RUN_NOTE])
         own |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
         missing = {key: value for key, value in _flatten(params).items() if key not in run.data.params}
         self.client.log_batch(

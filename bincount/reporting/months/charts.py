@@ -232,7 +232,7 @@ def _axes(times: Sequence[datetime], values: Sequence[float], form: str, start_a
     if end - start < SHORTEST:
         middle = start + (end - start) / 2
         start, end = middle - SHORTEST / 2, middle + SHORTEST / 2
-    known = [value for value in values if not math.isnan(value)] or [0.0, 1.0]
+    known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
     if start_at_zero:
         low = min(low, 0.0)

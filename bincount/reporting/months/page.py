@@ -6,6 +6,7 @@ no other script run than its own and nothing be loaded.
 
 import base64
 import hashlib
+import re
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
@@ -17,6 +18,7 @@ from bincount.reporting.months.content import Facts, Link
 
 SECTIONS = (sections.scores, sections.champions, sections.data, runs.drift, runs.runs, runs.quarantine)
 
+SURROGATES = re.compile(r"[\ud800-\udfff]")  # Python's signs for the bytes of a path that is not UTF-8
 LONGEST_UNBROKEN = 16  # characters of a cell: a time is not broken, a sentence is
 
 
@@ -25,7 +27,7 @@ def render(facts: Facts) -> str:
     script = _read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    return environment.from_string(_read("page.html")).render(
+    text = environment.from_string(_read("page.html")).render(
         facts=facts,
         head=head.of(facts),
         sections=[section(facts) for section in SECTIONS],
@@ -37,6 +39,7 @@ def render(facts: Facts) -> str:
         width=WIDTH,
         height=HEIGHT,
     )
+    return SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _kind_of(cell: str | Link, is_number: bool) -> str:
