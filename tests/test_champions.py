@@ -82,7 +82,7 @@ def test_the_card_and_the_pages_say_how_it_compares(nights):
     reg = opened(workspace)
     description = reg.client.get_model_version("bincount", "2").description
     comparison, test, rest = description.partition("## Test")
-    assert comparison.startswith("## Against the champion\n\nPromote: accuracy is significantly better")
+    assert comparison.startswith("## Against the champion\n\n**Promote: accuracy is significantly better")
     card = reg.card(second.model.version)
     assert "Against the champion" not in card
     assert (test + rest).split("\n\n… the rest")[0] in card
