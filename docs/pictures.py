@@ -89,32 +89,38 @@ def main() -> None:
             stack.train("run", "--limit", "1000")
             for _ in range(2):
                 stack.train("retrain", "--grow-by", "1000", "--min-new-images", "1", "--price-per-hour", "0.5")
-            stack.bincount("report", "--workspace", str(stack.workspace), "--tracking-uri", stack.mlflow)
             photograph(stack)
 
 
 def photograph(stack: Stack) -> None:
     """Open each page and keep its picture."""
     registry = connection.open_registry(stack.mlflow, stack.workspace, RegistryConfig())
-    versions = registry.versions(3)
-    run = registry.client.get_run(versions[0].run_id)
-    deployment, nightly, artifact = find_in_prefect(stack)
+    newest = registry.versions(1)[0]
+    experiment = registry.client.get_run(newest.run_id).info.experiment_id
+    found = find_in_prefect(stack)
+    models = f"{stack.mlflow}/?workflowType=machine_learning#"
+    test_page = max(stack.workspace.glob("runs/*/evaluation/test.html"), key=lambda path: path.stat().st_mtime)
     with browser() as page:
         sign_in(page, stack)
-        open_page(page, f"{stack.prefect}/deployments/deployment/{deployment}/run", "source")
-        keep(page, "prefect-form")
-        open_page(page, f"{stack.prefect}/runs/flow-run/{nightly}", "Completed")
-        keep(page, "prefect-run")
-        open_page(page, f"{stack.prefect}/artifacts/artifact/{artifact}", "Class balance")
-        keep(page, "prefect-nightly")
-        open_page(page, f"{stack.mlflow}/#/models/bincount/versions/{versions[0].version}", "Class balance")
-        keep(page, "mlflow-version")
-        open_page(page, f"{stack.mlflow}/#/experiments/{run.info.experiment_id}/runs", run.info.run_name)
-        keep(page, "mlflow-runs")
+        keep(page, "prefect-form", f"{stack.prefect}/deployments/deployment/{found.deployment}/run", "Epochs")
+        keep(page, "prefect-run", f"{stack.prefect}/v2/runs/flow-run/{found.nightly}", "Completed")
+        keep(page, "prefect-nightly", f"{stack.prefect}/v2/artifacts/artifact/{found.artifact}", "Accuracy")
+        keep(page, "mlflow-version", f"{models}/models/bincount/versions/{newest.version}", "Against the champion")
+        keep(page, "mlflow-runs", f"{models}/experiments/{experiment}/runs", "small on bins")
+        keep(page, "test-page", test_page.as_uri(), "confidence")
+        keep(page, "report", (stack.workspace / "report.html").as_uri(), "champion")
 
 
-def find_in_prefect(stack: Stack) -> tuple[str, str, str]:
-    """Return the ids of the deployment train, of the last nightly run, and of its page."""
+@dataclass(frozen=True)
+class Found:
+    """Ids in Prefect: of the deployment train, the last nightly run, and its page."""
+
+    deployment: str
+    nightly: str
+    artifact: str
+
+
+def find_in_prefect(stack: Stack) -> Found:
     os.environ.update(stack.environment)  # read when Prefect is imported
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowFilter, FlowFilterName
     from prefect.client.schemas.sorting import FlowRunSort
@@ -124,10 +130,11 @@ def find_in_prefect(stack: Stack) -> tuple[str, str, str]:
     with connect() as client:
         deployment = client.read_deployment_by_name("run/train")
         retrain = FlowFilter(name=FlowFilterName(any_=["retrain"]))
-        (nightly,) = client.read_flow_runs(flow_filter=retrain, sort=FlowRunSort.START_TIME_DESC, limit=1)
+        runs = client.read_flow_runs(flow_filter=retrain, sort=FlowRunSort.START_TIME_DESC, limit=10)
+        nightly = next(run for run in runs if run.state and run.state.is_final())
         pages = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["night"])))
         artifact = next(each for each in pages if each.flow_run_id == nightly.id)
-    return str(deployment.id), str(nightly.id), str(artifact.id)
+    return Found(str(deployment.id), str(nightly.id), str(artifact.id))
 
 
 @contextmanager
@@ -149,17 +156,14 @@ def sign_in(page: Page, stack: Stack) -> None:
     expect(field).to_be_hidden()
 
 
-def open_page(page: Page, address: str, text: str) -> None:
-    """Open a page, and return when it shows a text and has stopped moving."""
+def keep(page: Page, name: str, address: str, text: str) -> None:
+    """Open a page, and when it shows a text and has stopped moving, write what is seen as a small PNG."""
     page.goto(address)
     expect(page.get_by_text(text).first).to_be_visible()
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(2000)  # graphs are drawn bit by bit, and nothing says when they are done
-
-
-def keep(page: Page, name: str) -> None:
-    """Write what is seen as a PNG of at most 256 colours, a third of the size of what the browser gives."""
     picture = Image.open(BytesIO(page.screenshot()))
+    # 256 colours take a third of the space.
     picture.convert("RGB").quantize(256).save(PICTURES / f"{name}.png", optimize=True)
 
 
