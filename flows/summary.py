@@ -17,6 +17,7 @@ from bincount.reporting.tables import (
     of_decision,
     of_evaluation,
     of_warnings,
+    with_interval,
 )
 from bincount.settings import RetrainConfig
 from bincount.text import markdown_link, percent
@@ -151,11 +152,16 @@ def of_models(versions: Sequence["Version"], history: Sequence["AliasChange"]) -
 
 
 def of_versions(first: "Version", second: "Version", params: Sequence[Mapping[str, str]]) -> Tables:
-    """Show two versions side by side: their tags, and the settings that differ."""
-    kept = ("source", "snapshot", "num_images", "classes", "image_size", "test_images", "test_accuracy", "test_rmse")
+    """Show two versions side by side: their tags and scores, and the settings that differ."""
+    kept = ("source", "snapshot", "num_images", "classes", "image_size", "test_images")
     facts = [
         {"registered": f"{version.registered:%Y-%m-%d %H:%M} UTC", "alias": version.alias}
-        | {name: version.tags.get(name, "") for name in (*kept, "test_rmse_of_expectation", "git_commit")}
+        | {name: version.tags.get(name, "") for name in kept}
+        | {
+            f"test_{name}": _score(name, version.scores.get(name))
+            for name in ("accuracy", "rmse", "rmse_of_expectation")
+        }
+        | {"git_commit": version.tags.get("git_commit", "")}
         for version in (first, second)
     ]
     rows = [(name.replace("_", " "), *(each[name] for each in facts)) for name in facts[0]]
@@ -240,6 +246,10 @@ def _megabytes(places: Sequence["Place"]) -> str:
 def _format_number(text: str) -> str:
     """Return a tag's number with separators, or the tag as it is where somebody has edited it."""
     return f"{int(text):,}" if text.isdecimal() else text
+
+
+def _score(name: str, score: "Score | None") -> str:
+    return with_interval(name, score.value, score) if score else ""
 
 
 def _scores(scores: Sequence["Score | None"], factor: float, digits: int) -> list[str]:

@@ -22,6 +22,7 @@ from bincount.errors import BadPicture, DatasetError, ModelNotFound, SettingsErr
 from bincount.evaluation import predict
 from bincount.keywords import make_job, say_in_python
 from bincount.settings import DataConfig, ImageConfig, RegistryConfig, TrainConfig
+from bincount.text import percent
 from bincount.tracking import connection, recording
 from bincount.training.run_folder import folder_of, read_request
 from bincount.workspace import Workspace
@@ -347,8 +348,8 @@ def test_an_evaluation_is_the_same_however_the_model_is_named(snapshot, trained,
     frame = evaluation.to_frame()
     assert frame.loc["accuracy", "value"] == scores[0].accuracy
     assert frame.loc["accuracy", "low"] <= scores[0].accuracy <= frame.loc["accuracy", "high"]
-    assert repr(evaluation).startswith(f"Evaluation(accuracy {scores[0].accuracy:.1%} (")
-    assert "<table" in evaluation._repr_html_()
+    assert repr(evaluation).startswith(f"Evaluation(accuracy {percent(scores[0].accuracy)} (")
+    assert f"<td>{percent(scores[0].accuracy)}</td>" in evaluation._repr_html_()
 
 
 def test_a_model_of_other_classes_is_not_evaluated(source, model, tmp_path):
@@ -412,8 +413,9 @@ def test_a_prediction_has_class_count_confidence_and_probabilities(model):
     frame = predictions.to_frame()
     assert frame.columns.tolist() == ["path", "count", "confidence", "expected_count", "p_0", "p_1", "p_2"]
     assert frame["count"].tolist() == predictions.counts.tolist()
-    assert "<table" in predictions._repr_html_()
+    assert f"<td>{percent(first.confidence)}</td>" in predictions._repr_html_()
     assert repr(predictions).startswith("Predictions of 2 pictures\n")
+    assert repr(first).startswith(f"Prediction(picture 0: {first.class_name}, confidence {percent(first.confidence)}, ")
 
 
 def test_many_pictures_keep_their_order(model, monkeypatch):

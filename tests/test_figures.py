@@ -56,7 +56,7 @@ def texts(figure) -> list[str]:
 def test_the_balance_says_the_images_and_the_share_of_each_class():
     figure = figures.class_balance(BALANCE)
 
-    assert texts(figure) == ["100  (4.8%)", "2,000  (95.2%)"]
+    assert texts(figure) == ["100  (4.8 %)", "2,000  (95.2 %)"]
 
 
 @pytest.mark.parametrize("num_epochs", [1, 20])
@@ -64,7 +64,7 @@ def test_the_curves_mark_the_best_epoch(num_epochs):
     loss, accuracy = figures.training_curves(history(num_epochs), best_epoch=1).axes
 
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "val", "best, epoch 1: 3.000"]
-    assert [text.get_text() for text in accuracy.get_legend().get_texts()][-1] == "best, epoch 1: 40.0%"
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()][-1] == "best, epoch 1: 40.0 %"
 
 
 def test_the_confusion_matrix_says_images_and_shares_of_the_recorded_class():
@@ -73,7 +73,7 @@ def test_the_confusion_matrix_says_images_and_shares_of_the_recorded_class():
 
     figure = figures.confusion(metrics.score(labels, probabilities, Classes.parse("0..1")))
 
-    assert texts(figure) == ["2\n67%", "1\n33%", "1\n100%"]
+    assert texts(figure) == ["2\n66.7 %", "1\n33.3 %", "1\n100.0 %"]
 
 
 @pytest.mark.parametrize("classes", ["0..1", "0..5", "0..11", LONG_NAMES])
@@ -92,7 +92,7 @@ def test_pictures_are_written_and_grow_with_the_number_of_classes(tmp_path, clas
 def test_reliability_shows_accuracy_where_there_are_answers_and_images_where_they_are():
     curve, strip = figures.reliability(CONFIDENCE, ece=0.042).axes
 
-    assert curve.get_title(loc="left") == "Expected calibration error 4.2%"
+    assert curve.get_title(loc="left") == "Expected calibration error 4.2 %"
     (points,) = curve.collections
     np.testing.assert_equal(points.get_offsets().filled(np.nan), CONFIDENCE[["confidence", "accuracy"]].to_numpy())
     assert [bar.get_height() for bar in strip.patches] == [0, 10, 0, 90]
@@ -168,7 +168,7 @@ def test_a_sheet_has_each_picture_above_its_caption(num_pictures):
 
 
 def test_the_pictures_of_a_sheet_and_their_captions_keep_clear_of_each_other():
-    captions = ["bin-images/2024/north/00034512.jpg\nrecorded 12, counted 10 (100%)"] * 13
+    captions = ["bin-images/2024/north/00034512.jpg\nrecord 12, model 10 (100.0 %)"] * 13
     figure = figures.sheet([np.zeros((224, 224, 3), np.uint8)] * 13, captions, "Wrong")
 
     figure.draw_without_rendering()
@@ -230,7 +230,7 @@ def test_the_trend_marks_the_champion_with_its_accuracy():
 
     figure = figures.trend_figure(trend.of_versions(versions))
 
-    assert texts(figure) == ["version 2: 41.8%"]
+    assert texts(figure) == ["version 2: 41.8 %"]
     lines = figure.axes[0].lines
     assert list(lines[0].get_ydata()) == [0.38, 0.418, 0.41]  # in order of time
     assert list(lines[-1].get_ydata()) == [0.418]  # the champion's

@@ -21,7 +21,7 @@ from bincount import run_names
 from bincount.data import synthetic
 from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import SourceError
-from bincount.reporting.tables import markdown
+from bincount.reporting.tables import markdown_table
 from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, TrainConfig
 from bincount.tracking import connection, live, runs
 from bincount.training import launch
@@ -82,7 +82,7 @@ def test_the_job_ends_with_a_champion_and_a_summary(finished):
     assert images["in the source"] == 300
     assert images["quarantined"] == sum(count for name, count in images.items() if name.startswith("- "))
     assert images["quarantined"] == len(set(synthetic.broken_ids(300).values()) - {"copy"})
-    assert "| accuracy |" in markdown(tables)
+    assert "| accuracy |" in "\n".join(map(markdown_table, tables.values()))
 
 
 def test_runs_tasks_logs_and_artifacts_have_names_that_a_person_understands(finished, api, bucket):
@@ -242,7 +242,7 @@ def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path)
     assert done.model.evaluation.metrics.rmse is None
     balance = done.prepared.balance.table().set_index("class")
     assert balance.loc["all", "total"] == 150
-    assert "RMSE" not in markdown(summary.of_run(done.prepared, done.model))
+    assert "RMSE" not in "".join(map(markdown_table, summary.of_run(done.prepared, done.model).values()))
 
 
 def test_a_source_that_does_not_exist_fails_at_once_with_the_remedy(api, tmp_path):

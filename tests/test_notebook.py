@@ -31,7 +31,7 @@ def source(cell) -> str:
 
 def accuracies(cells) -> list[float]:
     """The shares of the cell that evaluates: the network's, and the most frequent class's."""
-    return next([float(n) for n in re.findall(r"([\d.]+)%", shown(c)[0])] for c in cells if "evaluate(" in source(c))
+    return next([float(n) for n in re.findall(r"([\d.]+) %", shown(c)[0])] for c in cells if "evaluate(" in source(c))
 
 
 def test_the_notebook_was_run_from_top_to_bottom_and_is_small():

@@ -49,6 +49,15 @@ def test_versions_of_classes_without_order_and_those_without_scores_are_listed_t
     assert "RMSE" not in "".join(lines)
 
 
+def test_compared_versions_show_accuracy_in_percent_and_errors_in_items_each_with_its_interval():
+    (table,) = summary.of_versions(version(2, **TAGS), version(1), [{}, {}]).values()
+
+    rows = {name: cells for name, *cells in table.itertuples(index=False)}
+    assert rows["test accuracy"] == ["55.7 % (55.3 to 56.1)", ""]
+    assert rows["test rmse"] == ["0.931 (0.925 to 0.938)", ""]
+    assert rows["test rmse of expectation"] == ["", ""]
+
+
 def test_where_no_version_is_registered_the_list_says_so_and_how_to_make_one():
     assert "None is registered yet; `bincount run` trains a model and registers it." in "\n".join(
         printed(summary.of_models([], ()))

@@ -144,7 +144,7 @@ SHOWN = {
     "gc": {"Would go, 1.2 MB": summary._places([PLACE] * 2, Path("w"))},
     "predict": {
         "": pd.DataFrame(
-            {"path": ["photos/day1/00523.jpg"], "count": [3], "expected_count": [2.9], "probability": [0.9]}
+            {"path": ["photos/day1/00523.jpg"], "count": [3], "expected_count": [2.9], "confidence": ["90.0 %"]}
         )
     },
     "warnings": tables.of_warnings(["too few images to judge a class by: 0 (31 images: 25 train, 3 val, 3 test)"] * 2),

@@ -335,7 +335,7 @@ def test_vanishing_and_exploding_gradients_and_dead_channels_are_findings():
     monitor.after_backward(0)
     found = "\n".join(monitor.findings())
     assert "first: its gradient was at most" in found
-    assert "dead: 100% of its channels are dead" in found
+    assert "dead: 100.0 % of its channels are dead" in found
     network.last.weight.grad.fill_(1e6)
     monitor.after_backward(20)
     assert "last: its gradient was" in "\n".join(monitor.findings())
@@ -357,7 +357,7 @@ def test_a_dead_activation_is_found_also_when_its_layer_is_used_twice():
     torch.nn.init.constant_(block.conv.bias, -100)
     monitor = Monitor(block, enabled=True)
     block(torch.ones(2, 3, 4, 4))
-    assert monitor.findings() == ["relu: 100% of its channels are dead"]
+    assert monitor.findings() == ["relu: 100.0 % of its channels are dead"]
     assert monitor.dead == {"relu": 1.0, "relu, use 2": 0.0}
 
 

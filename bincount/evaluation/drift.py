@@ -23,6 +23,7 @@ from bincount.frozen import Frozen
 from bincount.problem import Classes
 from bincount.progress import Progress
 from bincount.settings import Device, DriftConfig
+from bincount.text import percent
 from bincount.training.spec import read_spec
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Accuracy(Frozen):
     def describe(self) -> str:
         """Return the accuracy on the new images with its interval: `31.0 % (27.2 to 35.1)`."""
         low, high = 100 * self.interval.low, 100 * self.interval.high
-        return f"{100 * self.value:.1f} % ({low:.1f} to {high:.1f})"
+        return f"{percent(self.value)} ({low:.1f} to {high:.1f})"
 
 
 class Drift(Frozen):
@@ -110,7 +111,7 @@ class Drift(Frozen):
             if index.is_shift
         ]
         if self.accuracy and self.accuracy.is_worse:
-            against = f"{100 * self.accuracy.test:.1f} % in its test"
+            against = f"{percent(self.accuracy.test)} in its test"
             shifts.append(f"the champion is worse on new bins: accuracy {self.accuracy.describe()} against {against}")
         return tuple(shifts)
 

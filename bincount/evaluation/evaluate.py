@@ -13,12 +13,13 @@ from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
 from bincount.evaluation import intervals, slices
-from bincount.evaluation.intervals import Interval, LabelledImages, Score
+from bincount.evaluation.intervals import SHARES, Interval, LabelledImages, Score
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
 from bincount.files import write_json
 from bincount.problem import Classes
 from bincount.progress import Progress
 from bincount.settings import Device
+from bincount.text import percent
 
 if TYPE_CHECKING:
     from bincount.evaluation.predictor import Model  # with torch, which takes seconds to import
@@ -77,13 +78,16 @@ class Evaluation:
     def __repr__(self) -> str:
         accuracy, interval = self.metrics.accuracy, self.intervals["accuracy"]
         return (
-            f"Evaluation(accuracy {accuracy:.1%} ({interval.low:.1%} to {interval.high:.1%}) on "
+            f"Evaluation(accuracy {percent(accuracy)} ({percent(interval.low)} to {percent(interval.high)}) on "
             f"{self.metrics.num_images:,} test images; always predicting {self.baseline.class_name}: "
-            f"{self.baseline.accuracy:.1%}; {self.folder})"
+            f"{percent(self.baseline.accuracy)}; {self.folder})"
         )
 
     def _repr_html_(self) -> str:
-        return self.to_frame().to_html(float_format="{:.3f}".format, na_rep="")
+        frame = self.to_frame().astype(object)
+        for name in frame.index:
+            frame.loc[name] = frame.loc[name].map(percent if name in SHARES else "{:.3f}".format, na_action="ignore")
+        return frame.to_html(na_rep="")
 
 
 def evaluate(

@@ -3,7 +3,7 @@
 import io
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from bincount.errors import BadPicture
 from bincount.evaluation.predict import predict_pictures
 from bincount.problem import Classes
 from bincount.settings import DataConfig, Device
+from bincount.text import percent
 from bincount.training.device import choose_device
 from bincount.training.model import load
 from bincount.training.spec import ModelSpec, model_digest
@@ -47,9 +48,13 @@ class Prediction:
     name: str
     class_name: str
     confidence: float
-    probabilities: Mapping[str, float] = field(repr=False)
+    probabilities: Mapping[str, float]
     count: int | None = None
     expected_count: float | None = None
+
+    def __repr__(self) -> str:
+        expected = "" if self.expected_count is None else f", expected count {self.expected_count:.2f}"
+        return f"Prediction({self.name}: {self.class_name}, confidence {percent(self.confidence)}{expected})"
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no equality that is one truth
@@ -126,11 +131,14 @@ class Predictions(Sequence[Prediction]):
         )
 
     def __repr__(self) -> str:
+        frame = self.to_frame()
         skipped = f", {len(self.unreadable)} skipped" if self.unreadable else ""
-        return f"Predictions of {len(self)} pictures{skipped}\n{self.to_frame().round(3).to_string(max_rows=10)}"
+        rows = frame.to_string(max_rows=10, formatters=_formatters(frame))
+        return f"Predictions of {len(self)} pictures{skipped}\n{rows}"
 
     def _repr_html_(self) -> str:
-        return self.to_frame().round(3).to_html(max_rows=10)
+        frame = self.to_frame()
+        return frame.to_html(max_rows=10, formatters=_formatters(frame))
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +201,12 @@ class Model:
         of = f"{self.spec.members} x {self.spec.model}" if self.spec.members > 1 else self.spec.model
         size = f"{self.spec.image_size} pixels"
         return f"Model({self.name}: {of}, {size}, classes {', '.join(self.classes.names)}, on {self.device})"
+
+
+def _formatters(frame: pd.DataFrame) -> dict[str, Callable[[float], str]]:
+    """Return what writes the cells of a table of predictions: probabilities in percent."""
+    shares = [name for name in frame if name == "confidence" or name.startswith("p_")]
+    return {"expected_count": "{:.2f}".format, **dict.fromkeys(shares, percent)}
 
 
 def _as_inputs(pictures: Any) -> list[Input]:

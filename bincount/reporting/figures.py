@@ -21,6 +21,7 @@ from PIL import Image
 from bincount.evaluation.intervals import Interval
 from bincount.evaluation.metrics import Metrics
 from bincount.problem import SPLITS
+from bincount.text import percent
 
 INK = "#333333"
 GREY = "#8c8c8c"
@@ -66,7 +67,9 @@ def class_balance(balance: pd.DataFrame) -> Figure:
             left += balance[split].to_numpy()
         for row, total in enumerate(totals):
             share = total / max(totals.sum(), 1)
-            axes.annotate(f"{total:,}  ({share:.1%})", (total, row), (6, 0), textcoords="offset points", va="center")
+            axes.annotate(
+                f"{total:,}  ({percent(share)})", (total, row), (6, 0), textcoords="offset points", va="center"
+            )
         axes.set_xlim(0, max(totals.max(), 1) * 1.25)  # room for the annotations
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
@@ -104,7 +107,7 @@ def confusion(metrics: Metrics) -> Figure:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 color = "white" if shares[row, column] > 0.5 else INK
-                text = f"{count:,}\n{shares[row, column]:.0%}"
+                text = f"{count:,}\n{percent(shares[row, column])}"
                 axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9, linespacing=1.3)
         slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 10 else {}
         axes.set_xticks(range(len(names)), names, **slanted)
@@ -112,9 +115,9 @@ def confusion(metrics: Metrics) -> Figure:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set(xlabel="predicted", ylabel="recorded")
-        axes.set_title(f"{metrics.accuracy:.1%} of {metrics.num_images:,} images right")
+        axes.set_title(f"{percent(metrics.accuracy)} of {metrics.num_images:,} images right")
         bar = figure.colorbar(
-            image, ax=axes, format=PercentFormatter(1), shrink=0.8, label="share of the recorded class"
+            image, ax=axes, format=PercentFormatter(1, symbol=" %"), shrink=0.8, label="share of the recorded class"
         )
         bar.outline.set_visible(False)
     return figure
@@ -140,12 +143,12 @@ def reliability(table: pd.DataFrame, ece: float) -> Figure:
             zorder=3,
             label="predictions, larger for more images",
         )
-        curve.yaxis.set_major_formatter(PercentFormatter(1))
-        curve.set(ylim=(-0.03, 1.03), ylabel="accuracy", title=f"Expected calibration error {ece:.1%}")
+        curve.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        curve.set(ylim=(-0.03, 1.03), ylabel="accuracy", title=f"Expected calibration error {percent(ece)}")
         curve.grid()
         curve.legend(loc="upper left", markerscale=0.6)
         strip.bar(table["low"], table["images"], table["high"] - table["low"], align="edge", color=BLUE, edgecolor="w")
-        strip.xaxis.set_major_formatter(PercentFormatter(1))
+        strip.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         strip.yaxis.set_major_formatter("{x:,.0f}")
         strip.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         strip.set(xlim=(-0.03, 1.03), xlabel="confidence", ylabel="images")
@@ -155,7 +158,7 @@ def reliability(table: pd.DataFrame, ece: float) -> Figure:
 
 
 def class_scores(metrics: Metrics, intervals: Mapping[str, Interval]) -> Figure:
-    """Draw recall, precision and F1 of each class as bars, the recall with its 95% interval where there is one.
+    """Draw recall, precision and F1 of each class as bars, the recall with its 95 % interval where there is one.
 
     intervals are by the names of Metrics.scalars: `class/NAME/recall` is drawn.
     """
@@ -175,16 +178,16 @@ def class_scores(metrics: Metrics, intervals: Mapping[str, Interval]) -> Figure:
         axes.set_yticks(rows, names)
         axes.set_xlim(0, 1.02)
         axes.invert_yaxis()
-        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         axes.tick_params(axis="y", length=0)
-        axes.set_title("Recall with its 95% interval, precision and F1 by class", pad=28)
+        axes.set_title("Recall with its 95 % interval, precision and F1 by class", pad=28)
         axes.grid(axis="x")
         axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3, handlelength=1)
     return figure
 
 
 def slices(table: pd.DataFrame, accuracy: float) -> Figure:
-    """Draw the accuracy in each slice of the images with its 95% interval, beside that over all of them, dashed.
+    """Draw the accuracy in each slice of the images with its 95 % interval, beside that over all of them, dashed.
 
     table has a row a slice, those of one kind together: slice (the kind), value, images, accuracy, accuracy_low,
     accuracy_high and rmse, which is NaN where it means nothing.
@@ -206,11 +209,11 @@ def slices(table: pd.DataFrame, accuracy: float) -> Figure:
             label.set_fontweight("bold")
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(rows) + len(headings) - 0.4, -0.6)
-        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         axes.set(xlabel="accuracy")
         axes.set_title("Accuracy by slice", pad=28)
         axes.grid(axis="x")
-        labels = (f"all images: {accuracy:.1%}", "slice, with its 95% interval")
+        labels = (f"all images: {percent(accuracy)}", "slice, with its 95 % interval")
         axes.legend(
             (overall, (bars, dots)), labels, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3
         )
@@ -218,7 +221,7 @@ def slices(table: pd.DataFrame, accuracy: float) -> Figure:
 
 
 def trend_figure(frame: pd.DataFrame) -> Figure:
-    """Draw the accuracy of each version with its 95% interval over time, 640 x 240 CSS pixels; the champion is marked.
+    """Draw the accuracy of each version with its 95 % interval over time, 640 x 240 CSS pixels; the champion is marked.
 
     frame is as trend.of_versions returns it. Each accuracy is on the version's own test.
     """
@@ -227,19 +230,19 @@ def trend_figure(frame: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(6.4, 2.4), layout="constrained")
         axes = figure.subplots()
         axes.plot(scored["registered"], scored["accuracy"], color=BLUE, linewidth=1, alpha=0.4)
-        for is_champion, color, label in ((False, BLUE, "version, with its 95% interval"), (True, ORANGE, "champion")):
+        for is_champion, color, label in ((False, BLUE, "version, with its 95 % interval"), (True, ORANGE, "champion")):
             part = scored[scored["is_champion"] == is_champion]
             axes.vlines(part["registered"], part["accuracy_low"], part["accuracy_high"], color=color, alpha=0.6)
             size = 8 if is_champion else 4
             axes.plot(part["registered"], part["accuracy"], "o", color=color, markersize=size, label=label)
         for row in scored[scored["is_champion"]].tail(1).itertuples():
             where = (row.registered, row.accuracy_high)
-            text = f"version {row.version}: {row.accuracy:.1%}"
+            text = f"version {row.version}: {percent(row.accuracy)}"
             axes.annotate(text, where, (0, 4), textcoords="offset points", ha="center", fontsize=9)
         locator = AutoDateLocator(minticks=2, maxticks=7)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.margins(x=0.08, y=0.22)
         if len(scored) == 1:  # else its day would be one of some years
@@ -294,12 +297,12 @@ def _curve(axes: Axes, curves: pd.DataFrame, quantity: str, best_epoch: int) -> 
         values = curves[f"{split}_{quantity}"]
         axes.plot(values.index, values, color=SPLIT_COLORS[split], marker="o", markersize=3.5, label=split)
     best = curves.loc[best_epoch, f"val_{quantity}"]
-    best_text = f"{best:.1%}" if quantity == "accuracy" else f"{best:.3f}"
+    best_text = percent(best) if quantity == "accuracy" else f"{best:.3f}"
     axes.axvline(best_epoch, color=GREY, linestyle="--", linewidth=1, zorder=0)
     label = f"best, epoch {best_epoch}: {best_text}"
     axes.plot(best_epoch, best, "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, label=label)
     if quantity == "accuracy":
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.set_xlim(curves.index.min() - 0.5, curves.index.max() + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(xlabel="epoch", title=quantity.capitalize())

@@ -19,7 +19,7 @@ from bincount.evaluation.evaluate import Evaluation, find_mistakes
 from bincount.problem import SPLITS
 from bincount.reporting import tables, trend
 from bincount.reporting.trend import ScoredVersion
-from bincount.text import escape_markdown
+from bincount.text import escape_markdown, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # which takes a second to import
@@ -85,23 +85,22 @@ def draw_pictures(
     if evaluation:
         mistakes = find_mistakes(evaluation.predictions, snapshot.classes).head(NUM_MISTAKES)
         if len(mistakes):
-            drawn[MISTAKES] = _image(
-                _jpeg(mistakes_sheet(mistakes, snapshot, pack)), "jpeg", _describe_mistakes(mistakes)
-            )
+            sheet = mistakes_sheet(mistakes, snapshot, pack, "Records with the lowest probability", columns=3)
+            drawn[MISTAKES] = _image(_jpeg(sheet), "jpeg", _describe_mistakes(mistakes))
     return drawn
 
 
-def mistakes_sheet(mistakes: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> "Figure":
+def mistakes_sheet(mistakes: pd.DataFrame, snapshot: Snapshot, pack: Pack, title: str, columns: int = 6) -> "Figure":
     """Draw the pictures of mistakes, as find_mistakes returns them, with what was recorded and predicted."""
     from bincount.reporting import figures
 
     digests = snapshot.labelled().set_index("image_id")["sha256"]
     pictures = [pack.images[row] for row in pack.locate(digests[mistakes["image_id"]])]
     captions = [
-        f"{row.image_id}\nrecord {row.recorded}, model {row.predicted} ({100 * row.confidence:.1f} %)"
+        f"{row.image_id}\nrecord {row.recorded}, model {row.predicted} ({percent(row.confidence)})"
         for row in mistakes.itertuples()
     ]
-    return figures.sheet(pictures, captions, "Records with the lowest probability", columns=3)
+    return figures.sheet(pictures, captions, title, columns)
 
 
 def describe_trend(frame: pd.DataFrame) -> str:
@@ -111,7 +110,7 @@ def describe_trend(frame: pd.DataFrame) -> str:
     for row in rows[rows["is_champion"] | (rows.index == rows.index[-1])].itertuples():
         role = ", the champion" if row.is_champion else ""
         between = f"{100 * row.accuracy_low:.1f} to {100 * row.accuracy_high:.1f}"
-        said.append(f"version {row.version}{role}: {100 * row.accuracy:.1f} % ({between})")
+        said.append(f"version {row.version}{role}: {percent(row.accuracy)} ({between})")
     return "; ".join(said)
 
 
@@ -158,9 +157,9 @@ def _jpeg(figure: "Figure") -> bytes:
 
 def _describe_balance(by_class: pd.DataFrame) -> str:
     totals = by_class[list(SPLITS)].sum(axis=1)
-    shares = 100 * totals / max(totals.sum(), 1)
+    shares = totals / max(totals.sum(), 1)
     each = zip(by_class["class"], totals, shares, strict=True)
-    return f"Images by class: {'; '.join(f'{name}: {total:,} ({share:.1f} %)' for name, total, share in each)}"
+    return f"Images by class: {'; '.join(f'{name}: {total:,} ({percent(share)})' for name, total, share in each)}"
 
 
 def _describe_mistakes(mistakes: pd.DataFrame) -> str:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from bincount import text
 from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.intervals import Interval
+from bincount.evaluation.intervals import SHARES, Interval
 from bincount.evaluation.metrics import Metrics
-from bincount.reporting.tables import SCORE_LABELS, SHARES
+from bincount.reporting.tables import SCORE_LABELS
 from bincount.text import escape_html
 
 CARDS = {
@@ -54,7 +55,7 @@ class SideBySide:
 
 def percent(share: float) -> str:
     """Write a share in percent; the space before the sign is no place to break the line."""
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+    return text.percent(share).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def cards(evaluation: Evaluation, beside: SideBySide | None) -> str:
@@ -150,8 +151,8 @@ def reliability_plot(table: pd.DataFrame, error: float) -> str:
     ticks = "".join(
         f'<line class="grid" x1="{x(share):.0f}" y1="{y(0):.0f}" x2="{x(share):.0f}" y2="{y(1):.0f}"/>'
         f'<line class="grid" x1="{x(0):.0f}" y1="{y(share):.0f}" x2="{x(1):.0f}" y2="{y(share):.0f}"/>'
-        f'<text x="{left - 6}" y="{y(share) + 4:.0f}" text-anchor="end">{share:.0%}</text>'
-        f'<text x="{x(share):.0f}" y="{bottom + 16}" text-anchor="middle">{share:.0%}</text>'
+        f'<text x="{left - 6}" y="{y(share) + 4:.0f}" text-anchor="end">{100 * share:.0f} %</text>'
+        f'<text x="{x(share):.0f}" y="{bottom + 16}" text-anchor="middle">{100 * share:.0f} %</text>'
         for share in (0, 0.25, 0.5, 0.75, 1)
     )
     points = " ".join(f"{x(row.confidence):.1f},{y(row.accuracy):.1f}" for row in used.itertuples())

@@ -1,18 +1,19 @@
-"""Results of the library as tables, and tables as text: for Markdown, for HTML and for Prefect's pages.
+"""Results of the library as tables, and tables as text: for Markdown and for Prefect's pages.
 
 A result with several tables is a dict of them by title. Names in a table may hold anything, so they are always written
 as plain text.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bincount.evaluation.intervals import SHARES, Interval, Score
 from bincount.problem import SPLITS
-from bincount.text import escape_html, escape_markdown, percent, percent_of_level
+from bincount.text import escape_markdown, percent, percent_of_level
 
 if TYPE_CHECKING:  # they import torch and more, which a command that only shows something need not wait for
     from bincount.data.balance import ClassBalance
@@ -21,13 +22,11 @@ if TYPE_CHECKING:  # they import torch and more, which a command that only shows
     from bincount.data.repair import RepairReport
     from bincount.evaluation.drift import Drift
     from bincount.evaluation.evaluate import Evaluation
-    from bincount.evaluation.intervals import Interval
     from bincount.evaluation.metrics import Metrics
     from bincount.evaluation.promotion import Decision
 
 Tables = dict[str, pd.DataFrame]
 NUM_SHOWN = 5  # places of one kind of problem
-SHARES = ("accuracy", "within_one", "calibration_error")
 SHARE_COLUMNS = ("accuracy", "accuracy_low", "accuracy_high", "precision", "confidence", "p_recorded")
 SCORE_LABELS = {
     "accuracy": "accuracy",
@@ -81,7 +80,7 @@ def overall_scores(evaluation: "Evaluation") -> pd.DataFrame:
         "rmse": "" if baseline.rmse is None else f"{baseline.rmse:.3f}",
     }
     rows = [
-        (label, _with_interval(name, values[name], evaluation.intervals.get(name)), of_majority.get(name, ""))
+        (label, with_interval(name, values[name], evaluation.intervals.get(name)), of_majority.get(name, ""))
         for name, label in SCORE_LABELS.items()
         if name in values
     ]
@@ -127,7 +126,7 @@ def class_results(evaluation: "Evaluation") -> pd.DataFrame:
     if "accuracy" in table:
         cells = zip(table["accuracy"], intervals, strict=True)
         table["accuracy"] = [
-            "" if math.isnan(share) else _with_interval("accuracy", share, each) for share, each in cells
+            "" if math.isnan(share) else with_interval("accuracy", share, each) for share, each in cells
         ]
     return table.drop(columns="95 % interval", errors="ignore")
 
@@ -202,7 +201,7 @@ def drift_indices(drift: "Drift") -> pd.DataFrame:
         for name, index in drift.indices.items()
     ]
     if accuracy := drift.accuracy:
-        allowed = f"{accuracy.max_loss:g} points below {100 * accuracy.test:.1f} %"
+        allowed = f"{accuracy.max_loss:g} points below {percent(accuracy.test)}"
         where = f"accuracy on {accuracy.num_images:,} images of {accuracy.num_bins:,} bins"
         verdict = "worse" if accuracy.is_worse else "as before"
         rows.append((where, accuracy.describe(), "the interval", allowed, verdict))
@@ -219,7 +218,7 @@ def drift_list(drift: "Drift") -> str:
 
 def drift_class_shares(drift: "Drift") -> pd.DataFrame:
     """Return the class balance of the new images beside that of the others, a row a class, as text."""
-    rows = [(share.name, f"{100 * share.new:.1f} %", f"{100 * share.trained_on:.1f} %") for share in drift.classes]
+    rows = [(share.name, percent(share.new), percent(share.trained_on)) for share in drift.classes]
     return pd.DataFrame(rows, columns=["class", "of the new images", "of those trained on"])
 
 
@@ -231,9 +230,9 @@ def drift_page(drift: "Drift") -> str:
 
 
 def predictions(predicted: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of predict_inputs that people read first: with the highest probability in place of all."""
+    """Return the columns of predict_inputs that people read first: the highest probability alone, in percent."""
     probabilities = predicted.filter(regex="^p_")
-    return predicted.drop(columns=list(probabilities)).assign(probability=probabilities.max(axis=1))
+    return predicted.drop(columns=list(probabilities)).assign(confidence=probabilities.max(axis=1).map(percent))
 
 
 def of_diagnosis(diagnosis: "Diagnosis") -> Tables:
@@ -286,21 +285,10 @@ def of_export(exported: "Exported", where: str) -> Tables:
 # Tables as text
 
 
-def markdown(tables: Tables) -> str:
-    """Write the tables as Markdown, each below its title."""
-    return "\n\n".join(f"## {escape_markdown(title)}\n\n{markdown_table(frame)}" for title, frame in tables.items())
-
-
 def markdown_table(table: pd.DataFrame) -> str:
     """Write a table as Markdown; text is shown as it is, unless it is a text.Markdown."""
     rows = [table.columns, ["---"] * table.shape[1], *table.astype(object).itertuples(index=False)]
     return "\n".join(f"| {' | '.join(escape_markdown(format_cell(cell)) for cell in row)} |" for row in rows)
-
-
-def html_table(table: pd.DataFrame) -> str:
-    """Write a table as HTML; text is shown as it is."""
-    rows = [_html_row("td", row) for row in table.astype(object).itertuples(index=False)]
-    return "\n".join(["<table>", _html_row("th", table.columns), *rows, "</table>"])
 
 
 def records(table: pd.DataFrame) -> list[dict]:
@@ -314,7 +302,8 @@ def records(table: pd.DataFrame) -> list[dict]:
     ]
 
 
-def _with_interval(name: str, value: float, interval: "Interval | None") -> str:
+def with_interval(name: str, value: float, interval: Interval | Score | None) -> str:
+    """Write a score with its interval: `41.8 % (39.0 to 44.5)` for a share, `0.931 (0.925 to 0.938)` for others."""
     form = percent if name in SHARES else "{:.3f}".format
     if not interval:
         return form(value)
@@ -329,7 +318,3 @@ def format_cell(cell: object) -> object:
     if isinstance(cell, float):
         return f"{cell:.3f}"
     return f"{cell:,}" if isinstance(cell, Integral) else cell
-
-
-def _html_row(tag: str, cells: Iterable) -> str:
-    return f"<tr>{''.join(f'<{tag}>{escape_html(format_cell(cell))}</{tag}>' for cell in cells)}</tr>"

@@ -6,9 +6,7 @@ Everything can be recorded again, and finds what an earlier try has written.
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import pandas as pd
 from PIL import Image
 
 from bincount.data import advice
@@ -17,7 +15,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation, find_mistakes, find_suspects, probability_columns
 from bincount.evaluation.metrics import reliability
 from bincount.evaluation.promotion import Decision
-from bincount.reporting import card, pages, tables
+from bincount.reporting import card, pages, run_page, tables
 from bincount.reporting.pages import Champion
 from bincount.settings import Job
 from bincount.tracking import names
@@ -26,9 +24,6 @@ from bincount.tracking.registry import Registry, Version
 from bincount.tracking.runs import RUN_TAG
 from bincount.training.run_folder import Trained, read_history
 from bincount.training.spec import read_spec
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure  # which takes a second to import
 
 NUM_WORST = 30  # mistakes on the sheet
 OVERVIEW = ("training_curves", "confusion_matrix", "class_balance")  # in the card's picture
@@ -136,9 +131,11 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
     probabilities = predictions[probability_columns(snapshot.classes)].to_numpy()
     confidence = reliability(predictions["label"].to_numpy(), probabilities)
     mistakes = find_mistakes(predictions, snapshot.classes)
+    worst = mistakes.head(NUM_WORST)
+    title = f"The {len(worst)} test images whose record has the lowest probability"
     logged = {
         "test_scores": tables.overall_scores(evaluation),
-        "test_metrics": tables.class_scores(evaluation),
+        "test_metrics": tables.class_score_text(evaluation),
         "slices": by_slice,
         "mistakes": mistakes,
         "suspects": find_suspects(mistakes),
@@ -147,7 +144,7 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
         "confusion_matrix": figures.confusion(metrics),
         "class_scores": figures.class_scores(metrics, evaluation.intervals),
         "reliability": figures.reliability(confidence, metrics.calibration_error),
-        "worst_mistakes": _sheet(mistakes.head(NUM_WORST), snapshot, pack),
+        "worst_mistakes": run_page.mistakes_sheet(worst, snapshot, pack, title),
     }
     if len(by_slice):
         drawn["slices"] = figures.slices(by_slice, metrics.accuracy)
@@ -156,18 +153,6 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
         "figures": {f"{name}.png": figure for name, figure in drawn.items()},
         "paths": {name: evaluation.folder / name for name in ("predictions.parquet", "metrics.json")},
     }
-
-
-def _sheet(mistakes: pd.DataFrame, snapshot: Snapshot, pack: Pack) -> "Figure":
-    from bincount.reporting import figures
-
-    digests = snapshot.labelled().set_index("image_id")["sha256"]
-    pictures = [pack.images[row] for row in pack.locate(digests[mistakes["image_id"]])]
-    captions = [
-        f"{row.image_id}\nrecorded {row.recorded}, predicted {row.predicted} ({row.confidence:.0%})"
-        for row in mistakes.itertuples()
-    ]
-    return figures.sheet(pictures, captions, f"The {len(mistakes)} test images whose record has the lowest probability")
 
 
 def _example(snapshot: Snapshot, pack: Pack) -> bytes:

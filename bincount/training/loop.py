@@ -22,6 +22,7 @@ from bincount.errors import SettingsError
 from bincount.files import locked, write_json
 from bincount.problem import EXTRA
 from bincount.progress import Progress
+from bincount.text import percent
 from bincount.training import checkpoints, distributed, losses, run_folder, validation
 from bincount.training import model as models
 from bincount.training.calibration import calibrate
@@ -181,8 +182,8 @@ def _describe(record: dict, epochs: int) -> str:
     rmse = f", RMSE {record['val_rmse']:.3f}" if "val_rmse" in record else ""
     return (  # with a time before it, 80 columns
         f"epoch {record['epoch']} of {epochs}: "
-        f"loss {record['train_loss']:.3f}, {100 * record['train_accuracy']:.1f} %; "
-        f"val loss {record['val_loss']:.3f}, {100 * record['val_accuracy']:.1f} %{rmse}"
+        f"loss {record['train_loss']:.3f}, {percent(record['train_accuracy'])}; "
+        f"val loss {record['val_loss']:.3f}, {percent(record['val_accuracy'])}{rmse}"
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
 from bincount.files import atomic_write
+from bincount.text import percent
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class Monitor:
             elif max(values) < VANISHING:
                 findings.append(f"{layer}: its gradient was at most {max(values):.1e} of its weights; it vanishes")
         findings += [
-            f"{layer}: {share:.0%} of its channels are dead" for layer, share in self.dead.items() if share > DEAD
+            f"{layer}: {percent(share)} of its channels are dead" for layer, share in self.dead.items() if share > DEAD
         ]
         return findings
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bincount.errors import SettingsError, TrainingDiverged, TrainingFailed
 from bincount.settings import TrainConfig
+from bincount.text import percent
 from bincount.training import augment, checkpoints, losses
 from bincount.training import model as models
 from bincount.training.augment import Views
@@ -264,7 +265,7 @@ class Trainer:
         loss, num_of_classes, correct = self.totals.tolist()
         if self.num_seen and num_of_classes:
             mean_loss = loss * self.world.size / self.num_seen
-            self._scores = f"loss {mean_loss:.2f}, accuracy {100 * correct / num_of_classes:.1f} %"
+            self._scores = f"loss {mean_loss:.2f}, accuracy {percent(correct / num_of_classes)}"
 
 
 def _parts(num_images: int, num_parts: int) -> list[slice]:
