@@ -27,6 +27,7 @@ PICTURES = Path(__file__).parent / "pages" / "pictures"
 SIZE = {"width": 1280, "height": 860}
 SETTINGS = ("--model", "small", "--weights", "none", "--image-size", "64", "--epochs", "12")
 RECIPE = ("--min-crop", "0.8", "--dropout", "0.1", "--weight-decay", "0.01")
+TRAININGS = "?workflowType=machine_learning"  # the side of MLflow's pages that is for trainings
 SECONDS = 60  # for a page to show something
 # As a second visit finds it: what MLflow offers at the first one, a tour and a chat, covers the pages.
 SECOND_VISIT = """
@@ -83,7 +84,7 @@ def free_port() -> int:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name).resolve()
+        folder = Path(name).resolve() / "warehouse"  # as names of runs show it
         synthetic.generate(folder / "bins", 3000)
         with started(folder) as stack:
             stack.train("run", "--limit", "1000")
@@ -98,15 +99,19 @@ def photograph(stack: Stack) -> None:
     newest = registry.versions(1)[0]
     experiment = registry.client.get_run(newest.run_id).info.experiment_id
     found = find_in_prefect(stack)
-    models = f"{stack.mlflow}/?workflowType=machine_learning#"
     test_page = max(stack.workspace.glob("runs/*/evaluation/test.html"), key=lambda path: path.stat().st_mtime)
     with browser() as page:
         sign_in(page, stack)
         keep(page, "prefect-form", f"{stack.prefect}/deployments/deployment/{found.deployment}/run", "Epochs")
         keep(page, "prefect-run", f"{stack.prefect}/v2/runs/flow-run/{found.nightly}", "Completed")
         keep(page, "prefect-nightly", f"{stack.prefect}/v2/artifacts/artifact/{found.artifact}", "Accuracy")
-        keep(page, "mlflow-version", f"{models}/models/bincount/versions/{newest.version}", "Against the champion")
-        keep(page, "mlflow-runs", f"{models}/experiments/{experiment}/runs", "small on bins")
+        keep(
+            page,
+            "mlflow-version",
+            f"{stack.mlflow}/#/models/bincount/versions/{newest.version}{TRAININGS}",
+            "Against the champion",
+        )
+        keep(page, "mlflow-runs", f"{stack.mlflow}/#/experiments/{experiment}/runs{TRAININGS}", "small on bins")
         keep(page, "test-page", test_page.as_uri(), "confidence")
         keep(page, "report", (stack.workspace / "report.html").as_uri(), "champion")
 
@@ -160,8 +165,7 @@ def keep(page: Page, name: str, address: str, text: str) -> None:
     """Open a page, and when it shows a text and has stopped moving, write what is seen as a small PNG."""
     page.goto(address)
     expect(page.get_by_text(text).first).to_be_visible()
-    page.wait_for_load_state("networkidle")
-    page.wait_for_timeout(2000)  # graphs are drawn bit by bit, and nothing says when they are done
+    page.wait_for_timeout(5000)  # graphs are drawn bit by bit, and nothing says when they are done
     picture = Image.open(BytesIO(page.screenshot()))
     # 256 colours take a third of the space.
     picture.convert("RGB").quantize(256).save(PICTURES / f"{name}.png", optimize=True)

@@ -82,7 +82,8 @@ def write(
     path = evaluation.folder / NAME
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
-    logger.info("page of the test: %s", path)
+    if decision is None:  # else it was written before, and said
+        logger.info("page of the test: %s", path)
     return path
 
 

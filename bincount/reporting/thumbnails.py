@@ -53,7 +53,7 @@ def encode(pack: Pack, rows: Sequence[int]) -> list[bytes]:
         if left < 0:
             break
         encoded.append(picture)
-    logger.info("%d pictures of %d pixels on the page", len(encoded), min(form.side, pack.image_size))
+    logger.debug("%d pictures of %d pixels on the page", len(encoded), min(form.side, pack.image_size))
     return encoded
 
 

@@ -14,6 +14,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would lead to MLflow's other side
 os.environ.setdefault("DO_NOT_TRACK", "true")
 # PostgreSQL's client reads this; without it, a host that drops packets would hold up a connection for minutes.
 os.environ.setdefault("PGCONNECT_TIMEOUT", str(database.CONNECT_SECONDS))
