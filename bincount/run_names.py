@@ -19,6 +19,9 @@ LONGEST_SOURCE = 60
 MADE_UP_BY_PAGES = re.compile(
     r"(alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi"
     r"|psi|omega)\d{1,3}(-[a-z]+)+"
+    # And as the newer pages do, which Prefect opens first: Intelligent-Moose, an animal of at most six letters.
+    r"|(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic|Practical|Ergonomic"
+    r"|Handcrafted|Tasty|Handmade|Incredible)-[A-Z][A-Za-z ]{1,5}"
 )
 DAY = re.compile(r", \d{4}-\d\d-\d\d$")
 

@@ -53,7 +53,16 @@ def test_a_source_is_shortened_and_holds_no_secret(source, short):
 
 
 @pytest.mark.parametrize(
-    "name", ["epsilon2-ina", "theta511-karemma-void", "graceful-otter", "", None, "run small on a/b, 2026-01-01"]
+    "name",
+    [
+        "epsilon2-ina",
+        "theta511-karemma-void",
+        "graceful-otter",
+        "Intelligent-Moose",
+        "",
+        None,
+        "run small on a/b, 2026-01-01",
+    ],
 )
 def test_a_made_up_name_is_replaced(name):
     assert is_replaceable(name, "run")
@@ -67,6 +76,7 @@ def test_a_made_up_name_is_replaced(name):
         "run 12",
         "train small on a/b, 2026-01-01",
         "weekend-trial",
+        "Nightly-Moose",
         "beta-test",
         "epochs30-adam",
     ],
