@@ -15,6 +15,8 @@ from bincount.problem import Classes
 from bincount.reporting import pages
 from bincount.reporting.pages import Champion
 
+pytestmark = pytest.mark.services
+
 CLASSES = Classes.parse("0..2")
 NUM = 150  # images, of which the last 30 have no picture
 LABELS = np.arange(NUM) % 3
