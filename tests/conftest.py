@@ -11,8 +11,9 @@ from bincount.settings import DataConfig
 # Small nets are quickest on one thread, most of all beside other busy processes; trainers inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # a server of somebody's own
-# Under nohup it is ignored, and so it would be by the commands that tests stop with it.
+# Ignored under nohup and in the background of a script, they would be by the commands, too, that tests stop with them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = ("test_unattended.py", "test_nightly_runs.py", "test_nightly_run_failures.py", "test_stack.py")
 
