@@ -276,25 +276,11 @@ def promote(
         logger.info("another version became champion meanwhile: comparing again")
     logger.info("%s version %d: %s", version.name, version.version, decision.describe(), extra={"in_result": True})
     if evaluation:
-        _show_champion(registry, version, champion, snapshot, job, evaluation, decision, device)
+        try:
+            show_champion(registry, version, champion, snapshot, job, evaluation, decision, device=device)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the decision stands
+            logger.warning("the page of the test was not written again with the decision: %s", error)
     return Promotion(registry.find(str(version.version)), decision, decision.promote)
-
-
-def _show_champion(
-    registry: Registry,
-    version: Version,
-    champion: Version | None,
-    snapshot: Snapshot,
-    job: Job,
-    evaluation: Evaluation,
-    decision: Decision,
-    device: Device,
-) -> None:
-    """Write the page of the test with the decision; a version is as good as it is, also where this fails."""
-    try:
-        show_champion(registry, version, champion, snapshot, job, evaluation, decision, device=device)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the decision stands
-        logger.warning("the page of the test was not written again with the decision: %s", error)
 
 
 def _last_change_to(registry: Registry, champion: Version) -> AliasChange | None:

@@ -57,6 +57,17 @@ def small_disk(tmp_path, request):
 
 
 @pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    program = servers.installed("chromium", "chromium")
+    settings = {"executable_path": program, "args": ["--no-sandbox"]}  # which refuses root, as which CI runs
+    with sync_playwright() as playwright, playwright.chromium.launch(**settings) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
 def api(tmp_path_factory):
     """The URL of a Prefect server that the flows of one module report to."""
     from prefect.events.worker import EventsWorker

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import servers
 from mlflow.entities import Run
-from playwright.sync_api import Browser, Error, Page, Response, expect, sync_playwright
+from playwright.sync_api import Error, Page, Response, expect
 
 from bincount import database
 from bincount.data import synthetic
@@ -34,14 +34,6 @@ class Site:
     @property
     def run_page(self) -> str:
         return f"/#/experiments/{self.run.info.experiment_id}/runs/{self.run.info.run_id}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = servers.installed("chromium", "chromium")
-    settings = {"executable_path": program, "args": ["--no-sandbox"]}  # which refuses root, as which CI runs
-    with sync_playwright() as playwright, playwright.chromium.launch(**settings) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import servers
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule
@@ -66,14 +66,6 @@ def deploy(client: SyncPrefectClient, flow: Flow, name: str, tag: str = TAG) -> 
         tags=[tag],
     )
     return str(deployment)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = servers.installed("chromium", "chromium")
-    settings = {"executable_path": program, "args": ["--no-sandbox"]}  # which refuses root, as which CI runs
-    with sync_playwright() as playwright, playwright.chromium.launch(**settings) as browser:
-        yield browser
 
 
 @pytest.fixture

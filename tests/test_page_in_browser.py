@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import servers
 from evaluations import evaluation, sure_of
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from bincount.problem import Classes
 from bincount.reporting import pages
@@ -24,14 +23,6 @@ PREDICTED = np.where(np.arange(NUM) % 5 == 0, (LABELS + 1) % 3, LABELS)  # 30 mi
 OF_CHAMPION = np.where(np.arange(NUM) % 10 == 1, (LABELS + 2) % 3, LABELS)  # 15 others
 CONFIDENCE = np.linspace(0.4, 0.99, NUM)
 IDS = [f"bin-{number}" for number in range(NUM)]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = servers.installed("chromium", "chromium")
-    settings = {"executable_path": program, "args": ["--no-sandbox"]}  # which refuses root, as which CI runs
-    with sync_playwright() as playwright, playwright.chromium.launch(**settings) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import servers
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect
 from test_report import CRUEL, FULL, promoted
 
 from bincount.reporting.months import page as months
@@ -13,14 +12,6 @@ from bincount.reporting.months import page as months
 pytestmark = pytest.mark.services
 
 PHONE = {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = servers.installed("chromium", "chromium")
-    settings = {"executable_path": program, "args": ["--no-sandbox"]}  # which refuses root, as which CI runs
-    with sync_playwright() as playwright, playwright.chromium.launch(**settings) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,13 @@
 """The page of a run: what its Markdown holds, and that Prefect's pages show all of it in a browser."""
 
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-import servers
 from nightly_runs import FORCED, PROMOTION, NightlyRuns
-from playwright.sync_api import Browser, sync_playwright
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
@@ -120,13 +117,6 @@ def artifacts(nights) -> list:
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["night"])))
     return sorted(found, key=lambda artifact: artifact.created)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    settings = {"executable_path": servers.installed("chromium", "chromium"), "args": ["--no-sandbox"]}
-    with sync_playwright() as playwright, playwright.chromium.launch(**settings) as browser:
-        yield browser
 
 
 @pytest.mark.services

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import servers
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.services
 
@@ -30,12 +30,9 @@ def test_every_page_is_built_and_takes_nothing_from_the_web(site):
         assert re.findall(r'(?:src|<link[^>]*href)="(?:https?:)?//[^"]*', page.read_text()) == []
 
 
-def test_the_pages_are_searched_from_disk(site):
-    program = servers.installed("chromium", "chromium")
-    settings = {"executable_path": program, "args": ["--no-sandbox"]}  # which refuses root, as which CI runs
-    with sync_playwright() as playwright, playwright.chromium.launch(**settings) as browser:
-        page = browser.new_page()
-        page.goto((site / "index.html").as_uri())
-        page.keyboard.press("Control+k")
-        page.get_by_placeholder("Search").fill("quarantined")
-        expect(page.get_by_text("Check and repair a dataset").first).to_be_visible()
+def test_the_pages_are_searched_from_disk(site, browser):
+    page = browser.new_page()
+    page.goto((site / "index.html").as_uri())
+    page.keyboard.press("Control+k")
+    page.get_by_placeholder("Search").fill("quarantined")
+    expect(page.get_by_text("Check and repair a dataset").first).to_be_visible()
