@@ -139,6 +139,22 @@ def test_without_a_champion_the_page_shows_the_decision_alone(kept, tmp_path):
     assert '"champion":null' in page
 
 
+def test_a_page_that_cannot_be_written_takes_nothing_from_the_promotion(kept, tmp_path, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise OSError("no room for it")
+
+    monkeypatch.setattr(lifecycle, "show_champion", fail)
+    version, pack = kept.register("good"), packs.open_pack(kept.snapshot.dataset, IMAGES)
+    evaluation = evaluate(kept.snapshot, pack, kept.checkpoints["good"], tmp_path / "evaluation", "cpu")
+
+    promoted = lifecycle.promote(
+        kept.opened, version, kept.snapshot, kept.job(), by="test", device="cpu", evaluation=evaluation
+    )
+
+    assert promoted.version.alias == "champion"
+    assert "the page of the test was not written again with the decision: no room for it" in caplog.text
+
+
 def test_force_makes_any_first_version_champion(kept):
     version, decision = kept.promote(kept.register("bad"), force=True)
 
