@@ -1,6 +1,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items):
             variable = mark.args[0] if mark.args else "BINCOUNT_REAL_BINS"
             if variable not in os.environ:
                 item.add_marker(pytest.mark.skip(reason=f"set {variable} to where they are"))
+
+
+@pytest.fixture(autouse=True)
+def own_code_alone():
+    """Take the code of models that earlier tests have loaded off the path: processes that a test spawns get it too."""
+    sys.path[:] = [folder for folder in sys.path if Path(folder).name != "code"]
 
 
 @pytest.fixture
