@@ -1,7 +1,6 @@
 """README and pages stay true: quoted commands and options exist, links lead somewhere, promises name their tests."""
 
 import ast
-import inspect
 import os
 import re
 import runpy
@@ -14,7 +13,6 @@ import pytest
 import yaml
 from servers import program
 
-import bincount
 from flows.cli import app
 
 ROOT = Path(__file__).parent.parent
