@@ -1,6 +1,7 @@
 """README and pages stay true: quoted commands and options exist, links lead somewhere, promises name their tests."""
 
 import ast
+import inspect
 import os
 import re
 import runpy
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from servers import program
 
+import bincount
 from flows.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -148,6 +150,42 @@ def words_of(text):
     """The lines of a text as they are on any day and machine: their words, without numbers; no lines of the log."""
     lines = [line.split() for line in text.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
     return [" ".join(word for word in words if re.fullmatch(r"[^\d─%]+", word) and word != "to") for words in lines]
+
+
+def signature(name):
+    """The line that shows a public name in docs/pages/python.md: how it is called, without types and settings."""
+    called = inspect.unwrap(getattr(bincount, name))
+    own = inspect.signature(called)
+    shown = own.replace(
+        parameters=[each.replace(annotation=inspect.Parameter.empty) for each in own.parameters.values()],
+        return_annotation=inspect.Signature.empty,
+    )
+    returned = own.return_annotation
+    returned = getattr(returned, "__name__", returned)
+    return f"{name}{shown}" + (f" -> {returned}" if not inspect.isclass(called) else "")
+
+
+def test_the_page_of_python_shows_each_name_as_it_is_called():
+    page = TEXTS[PAGES / "python.md"]
+    shown = [line for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    called = [name for name in bincount.__all__ if name not in {"BincountError", "Job"}]  # which the text explains
+    assert [line for line in map(signature, called) if line not in shown] == []
+    blocks = ast.parse("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)))
+    froms = [node for node in ast.walk(blocks) if isinstance(node, ast.ImportFrom) and node.module == "bincount"]
+    assert sorted(alias.name for node in froms for alias in node.names) == bincount.__all__
+
+
+@pytest.mark.services
+def test_the_blocks_of_the_page_of_python_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    known = {}
+    for block in re.findall(r"```python\n(.*?)```", TEXTS[PAGES / "python.md"], re.DOTALL):
+        exec(compile(block, "python.md", "exec"), known)
+    printed = capsys.readouterr().out
+    for comment in ('(0, 2) {1: "not an image', "epochs takes a whole number of at least 1, not 0"):  # as the page says
+        assert comment in printed
+    assert "torch.Size([64, 3, 64, 64]) torch.Size([64])" in printed
+    assert known["frame"].groupby("split").size()["train"] == len(known["train_images"])
 
 
 def test_the_readme_is_read_in_a_minute():
