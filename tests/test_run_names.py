@@ -21,7 +21,7 @@ def test_a_name_says_what_is_done_with_which_model_on_which_data_and_when():
 
 def test_a_name_says_which_trained_models_are_evaluated_promoted_or_compared():
     data = {"data": {"source": "s3://aft-vbi-pds"}}
-    folder = {"model": "/work/runs/4f1c/model", **data}
+    folder = {"model": "/data/runs/4f1c/model", **data}
     assert name_run("evaluate", folder, NIGHT) == "evaluate 4f1c/model on aft-vbi-pds, 2026-11-27"
     assert name_run("promote", {"model": "7", **data}, NIGHT) == "promote 7 on aft-vbi-pds, 2026-11-27"
     both = {"first": "champion", "second": "7", **data}
