@@ -56,15 +56,17 @@ class Workspace(Frozen):
         """Return the path of a file of weights that trainings start from, named by the digest of its content."""
         return self.root / "weights" / f"{digest[:16]}.safetensors"
 
-    def run(self, snapshot_digest: str, images: ImageConfig, training: TrainConfig, *, decoder: int = 0) -> Path:
+    def run(
+        self, snapshot_digest: str, images: ImageConfig, training: TrainConfig, *, decoder: int = 0, subset: str = ""
+    ) -> Path:
         """Return the folder of one training: named by its inputs, so that a retry lands in the same place and resumes.
 
         Where training says auto, put in its place first what that stands for on this machine (training.device.resolve):
         another machine may train otherwise, and then in another folder. A file of weights is one by its content too,
         which may be another tomorrow under the same name; so are the pixels of a photo, which follow from the decoder
-        (data.pictures.DECODER_VERSION).
+        (data.pictures.DECODER_VERSION). subset names the images that are trained on, where it is not all of them.
         """
-        inputs = f"{images.model_dump_json()}{training.model_dump_json()}{decoder}"
+        inputs = f"{images.model_dump_json()}{training.model_dump_json()}{decoder}{subset}"
         if os.path.isfile(training.weights):
             with open(training.weights, "rb") as file:
                 inputs += hashlib.file_digest(file, "sha256").hexdigest()

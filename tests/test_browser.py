@@ -25,11 +25,16 @@ SECONDS = 60  # for a page to show something, on a busy machine
 
 @dataclass(frozen=True)
 class Site:
-    """An MLflow server after one run of the pipeline. card is the model card, in Markdown."""
+    """An MLflow server after one run of the pipeline. card is the model card, in Markdown.
+
+    folder and database are what servers.mlflow_server serves it from.
+    """
 
     url: str
     run: Run
     card: str
+    folder: Path
+    database: str | None
 
     @property
     def run_page(self) -> str:
@@ -53,7 +58,7 @@ def site(request, browser, bins, tmp_path_factory) -> Iterator[Site]:
         opened = connection.open_registry(url, folder, RegistryConfig())
         champion = opened.find_champion()
         card = opened.client.get_model_version(champion.name, str(champion.version)).description
-        yield Site(url, opened.client.get_run(champion.run_id), card)
+        yield Site(url, opened.client.get_run(champion.run_id), card, folder, postgres)
 
 
 def run_pipeline(bins: Path, folder: Path, tracking_uri: str) -> None:
@@ -115,13 +120,14 @@ def test_a_first_visit_finds_the_pages_of_trainings_and_no_chat_beside_them(page
     expect(page.get_by_placeholder("Ask a question")).to_have_count(0)  # of the chat
 
 
-def test_a_version_opens_among_trainings_on_a_server_that_was_started_without_the_app(browser, site, tmp_path):
+def test_a_version_opens_among_trainings_on_a_server_that_was_started_without_the_app(browser, site):
     """By the link that runs print and keep, whatever MLflow's own side is."""
-    with servers.mlflow_server(tmp_path) as url, browser.new_context() as context:
+    with servers.mlflow_server(site.folder, site.database) as url, browser.new_context() as context:
         page = context.new_page()
-        page.goto(database.models_page(url))
+        page.goto(database.models_page(url, "/bincount/versions/1"))
 
-        expect(page.get_by_role("link", name="Model registry", exact=True)).to_be_visible(timeout=SECONDS * 1000)
+        expect(page.get_by_role("heading", name="Version 1", exact=True)).to_be_visible(timeout=SECONDS * 1000)
+        expect(page.get_by_role("link", name="Model registry", exact=True)).to_be_visible()
         expect(page.get_by_role("link", name="Prompts", exact=True)).to_have_count(0)
 
 

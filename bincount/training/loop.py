@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from filelock import Timeout
 
-from bincount.data import balance
+from bincount.data import balance, folds
 from bincount.errors import SettingsError
 from bincount.files import locked, write_json
 from bincount.problem import EXTRA
@@ -111,6 +111,8 @@ def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]
     balance.require_images(manifest, classes)  # snapshots of older releases were frozen without this check
     extra_names = manifest.loc[manifest["split"] == EXTRA, "class_name"].unique()
     spec = ModelSpec.make(request.images, config, classes, tuple(sorted(extra_names, key=int)))
+    if request.fold:  # after the outputs, which are the same without any of the folds
+        manifest = manifest[~folds.left_out(request.snapshot, request.fold)]
     train, val = (read_examples(manifest, split, pack, spec.outputs) for split in ("train", "val"))
     losses.check(config, classes)
     schedule = Schedule(config, train.labels, balance.weights(np.bincount(train.labels, minlength=len(spec.outputs))))

@@ -162,13 +162,16 @@ def probabilities(
     images: np.ndarray,
     rows: np.ndarray | None = None,
     on_batch: Callable[[int], object] = lambda num_images: None,
+    *,
+    with_extra: bool = False,
 ) -> np.ndarray:
     """Predict the class probabilities of images (N, S, S, 3) uint8: (N, C) float32, each row adding up to 1.
 
     With rows, of those images only. They are the mean over the members, and with flip_at_test over each image and its
-    mirror image. on_batch receives the number of images of each batch that is done.
+    mirror image. on_batch receives the number of images of each batch that is done. With with_extra they are of all
+    outputs, as spec.outputs names them, for images that need not be of one of the classes.
     """
-    return mean_softmax(logits(model, spec, images, rows, on_batch), spec.temperature)
+    return mean_softmax(logits(model, spec, images, rows, on_batch, with_extra=with_extra), spec.temperature)
 
 
 def mean_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -183,22 +186,26 @@ def logits(
     images: np.ndarray,
     rows: np.ndarray | None = None,
     on_batch: Callable[[int], object] = lambda num_images: None,
+    *,
+    with_extra: bool = False,
 ) -> np.ndarray:
     """Compute the classes' logits for each view of images (N, S, S, 3) uint8: (N, V, C) float32.
 
     With rows, of those images only, read batch by batch, so that a memory-mapped pack is never loaded whole. V is the
-    number of members, doubled with flip_at_test. The arithmetic is float32 whatever the training's was, and the
-    network is left in evaluation mode. When memory runs out, the batches are halved.
+    number of members, doubled with flip_at_test. With with_extra they are of all outputs, as spec.outputs names them.
+    The arithmetic is float32 whatever the training's was, and the network is left in evaluation mode. When memory runs
+    out, the batches are halved.
     """
     model.eval()
     device = next(model.parameters()).device
     rows = np.arange(len(images)) if rows is None else rows
-    results = [np.empty((0, spec.members * (1 + spec.flip_at_test), len(spec.classes)), np.float32)]
+    num_outputs = len(spec.outputs if with_extra else spec.classes)
+    results = [np.empty((0, spec.members * (1 + spec.flip_at_test), num_outputs), np.float32)]
     start, batch_size = 0, INFERENCE_BATCH
     while start < len(rows):
         batch = np.take(images, rows[start : start + batch_size], axis=0)
         try:
-            batch_logits = _apply_to_views(model, spec, torch.from_numpy(batch).to(device))
+            batch_logits = _apply_to_views(model, spec, torch.from_numpy(batch).to(device), num_outputs)
         except RuntimeError as error:
             if batch_size == 1 or not is_out_of_memory(error):
                 raise
@@ -210,12 +217,12 @@ def logits(
     return np.concatenate(results)
 
 
-def _apply_to_views(model: nn.Module, spec: ModelSpec, images: Tensor) -> Tensor:
+def _apply_to_views(model: nn.Module, spec: ModelSpec, images: Tensor, num_outputs: int) -> Tensor:
     pixels = normalize(center_crop(images, spec.center_crop), spec.normalization)
     views = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]
     members = model if spec.members > 1 else [model]
-    # Every image is taken to be of one of the classes, so the outputs of the extra names are left out.
-    return torch.stack([member(view)[:, : len(spec.classes)] for member in members for view in views], dim=1)
+    # An image that is taken to be of one of the classes has no use for the outputs of the extra names, which are last.
+    return torch.stack([member(view)[:, :num_outputs] for member in members for view in views], dim=1)
 
 
 def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:

@@ -22,6 +22,7 @@ import xxhash
 from pydantic import TypeAdapter
 
 from bincount import files
+from bincount.data.folds import Fold
 from bincount.data.packs import Pack
 from bincount.data.pictures import DECODER_VERSION
 from bincount.data.snapshots import Snapshot
@@ -41,18 +42,24 @@ HISTORY = "history_xxh3"  # key in trained.json: the checksum of history.json
 
 @dataclass(frozen=True)
 class Request:
-    """A training to be done: the data, the settings, and the folder that gets the result."""
+    """A training to be done: the data, the settings, and the folder that gets the result.
+
+    With a fold, the images of that fold are not trained on.
+    """
 
     snapshot: Snapshot
     pack: Pack
     images: ImageConfig
     training: TrainConfig
     folder: Path
+    fold: Fold | None = None
 
 
-def folder_of(workspace: Workspace, snapshot: Snapshot, images: ImageConfig, training: TrainConfig) -> Path:
+def folder_of(
+    workspace: Workspace, snapshot: Snapshot, images: ImageConfig, training: TrainConfig, fold: Fold | None = None
+) -> Path:
     """Return the folder of the training of a snapshot with these settings, as Workspace.run names it."""
-    return workspace.run(snapshot.digest, images, training, decoder=DECODER_VERSION)
+    return workspace.run(snapshot.digest, images, training, decoder=DECODER_VERSION, subset=str(fold) if fold else "")
 
 
 def write_request(request: Request) -> Path:
