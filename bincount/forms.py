@@ -200,4 +200,5 @@ OthersOfPrepare = Annotated[Job | None, Closed("data", "images", "runner"), _LAS
 _OF_TRAIN = ("data", "images", "training", "registry", "launch", "promotion")
 OthersOfTrain = Annotated[Job | None, Closed(*_OF_TRAIN), _LAST]
 OthersOfRun = Annotated[Job | None, Closed(*_OF_TRAIN, "runner"), _LAST]
-OthersOfRetrain = Annotated[Job | None, Closed(*SECTIONS), _LAST]
+_OF_RETRAIN = (*_OF_TRAIN, "runner", "retraining", "drift", "retention")
+OthersOfRetrain = Annotated[Job | None, Closed(*_OF_RETRAIN), _LAST]

@@ -345,6 +345,40 @@ class RetentionConfig(Frozen):
     )
 
 
+class AuditConfig(Frozen):
+    """How records are compared with what the model sees, and which bins people are asked to look at."""
+
+    folds: int | None = Field(
+        None,
+        ge=2,
+        le=20,
+        description="score the bins of train too, each by a network that was trained without its fold, of so many "
+        "folds; costs as many trainings [default: those bins are left out]",
+    )
+    register_folds: bool = Field(
+        False, description="register the mean of the folds' networks as a version, which may become champion"
+    )
+    min_confidence: float = Field(
+        0.5, ge=0, le=1, description="below this probability of the likeliest count the answer is to look, and no count"
+    )
+    queue: int = Field(
+        500, ge=10, le=50_000, description="bins on the page for people to look at, the likeliest errors first"
+    )
+    random_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of them drawn at random from all bins, shown without the prediction: only from these "
+        "the rate of wrong records is known without bias",
+    )
+    error_rate: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="share of wrong records that is assumed before people have reviewed random bins",
+    )
+
+
 class Job(Frozen):
     """All settings, in sections; commands, flows and tasks take a Job, or the sections that they use."""
 
@@ -358,6 +392,7 @@ class Job(Frozen):
     retraining: RetrainConfig = RetrainConfig()
     drift: DriftConfig = DriftConfig()
     retention: RetentionConfig = RetentionConfig()
+    audit: AuditConfig = AuditConfig()
     workspace: Path = Field(DEFAULT_WORKSPACE, description=WORKSPACE_HELP)
 
     def sections(self, *names: str) -> dict[str, object]:

@@ -146,6 +146,16 @@ def reason_kind(reason: str) -> str:
     return reason.split(":", 1)[0]
 
 
+def record_digests(rows: pd.DataFrame) -> pd.Series:
+    """Return the SHA-256 of each row's record, by which a change of it shows.
+
+    Without a record of its own, in class folders or where an older release has fetched the bin, it is that of the class
+    name. rows have class_name and record_sha256.
+    """
+    named = {name: hashlib.sha256(name.encode()).hexdigest() for name in rows["class_name"].dropna().unique()}
+    return rows["record_sha256"].fillna(rows["class_name"].map(named)).astype("str")
+
+
 def text_or_none(value: object) -> str | None:
     """Return a text, and None for what pandas has in place of a missing one."""
     return value if isinstance(value, str) else None

@@ -15,8 +15,6 @@ from bincount.data.snapshots import Snapshot, is_in
 from bincount.errors import DatasetError
 from bincount.problem import EXTRA
 
-MIN_FOLDS = 2
-
 
 @dataclass(frozen=True)
 class Fold:

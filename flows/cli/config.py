@@ -2,6 +2,7 @@
 
 from bincount.settings import (
     DEFAULT_WORKSPACE,
+    AuditConfig,
     DataConfig,
     DriftConfig,
     ImageConfig,
@@ -16,6 +17,7 @@ from bincount.settings import (
 )
 from flows.cli import settings_file
 from flows.cli.options import (
+    Audit,
     ConfigFile,
     Data,
     Drift,
@@ -45,6 +47,7 @@ def config(
     retraining: Retraining = RetrainConfig(),
     drift: Drift = DriftConfig(),
     retention: Retention = RetentionConfig(),
+    audit: Audit = AuditConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
     config: ConfigFile = None,
 ) -> None:
@@ -64,6 +67,7 @@ def config(
         retraining=retraining,
         drift=drift,
         retention=retention,
+        audit=audit,
         workspace=workspace,
     )
     print(settings_file.write(job), end="")

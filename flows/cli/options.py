@@ -14,6 +14,7 @@ from bincount.frozen import Frozen
 from bincount.settings import (
     SECTIONS,
     WORKSPACE_HELP,
+    AuditConfig,
     DataConfig,
     DriftConfig,
     ImageConfig,
@@ -71,6 +72,7 @@ Servers = Annotated[ServerConfig, _group("registry")]
 Retraining = Annotated[RetrainConfig, _group("retraining")]
 Drift = Annotated[DriftConfig, _group("drift")]
 Retention = Annotated[RetentionConfig, _group("retention")]
+Audit = Annotated[AuditConfig, _group("audit")]
 Runner = Annotated[RunnerConfig, _group("runner")]
 Root = Annotated[Path, Parameter(name="--workspace", help=WORKSPACE_HELP)]
 ConfigFile = Annotated[
