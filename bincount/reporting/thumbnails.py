@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,9 +46,9 @@ def choose(is_right: np.ndarray, p_recorded: np.ndarray, is_changed: np.ndarray,
 
 def encode(pack: Pack, rows: Sequence[int]) -> list[bytes]:
     """Encode the pictures of a pack at these rows as WebP, as large as the budget allows; the first ones if not all."""
-    form = next((form for form in FORMS if _estimate(pack, rows, form) <= 0.95 * BUDGET), FORMS[-1])
+    form = choose_form([pack.images[int(row)] for row in sample(rows)], len(rows), BUDGET)
     encoded, left = [], BUDGET
-    for picture in _encode(pack, rows, form):
+    for picture in encode_as(form, (pack.images[int(row)] for row in rows)):
         left -= len(picture)
         if left < 0:
             break
@@ -57,15 +57,24 @@ def encode(pack: Pack, rows: Sequence[int]) -> list[bytes]:
     return encoded
 
 
-def _estimate(pack: Pack, rows: Sequence[int], form: Form) -> float:
-    """Return the bytes that all pictures would have, by some of them."""
-    sample = list(rows[:: max(1, len(rows) // NUM_SAMPLED)])
-    return sum(map(len, _encode(pack, sample, form))) / max(len(sample), 1) * len(rows)
+def sample(rows: Sequence[int]) -> Sequence[int]:
+    """Return some rows that are spread over all, for choose_form."""
+    return rows[:: max(1, len(rows) // NUM_SAMPLED)]
 
 
-def _encode(pack: Pack, rows: Sequence[int], form: Form) -> Iterator[bytes]:
-    for row in rows:
-        image = Image.fromarray(pack.images[int(row)])
+def choose_form(images: Sequence[np.ndarray], num: int, budget: float) -> Form:
+    """Return the largest form in which num pictures like these few fit a budget of bytes, or the smallest of all."""
+    for form in FORMS:
+        bytes_of_one = sum(map(len, encode_as(form, images))) / max(len(images), 1)
+        if bytes_of_one * num <= 0.95 * budget:
+            return form
+    return FORMS[-1]
+
+
+def encode_as(form: Form, images: Iterable[np.ndarray]) -> Iterator[bytes]:
+    """Encode (S, S, 3) uint8 images as WebP, one after the other."""
+    for pixels in images:
+        image = Image.fromarray(pixels)
         if image.width > form.side:
             image = image.resize((form.side, form.side), Image.Resampling.LANCZOS)
         file = io.BytesIO()
