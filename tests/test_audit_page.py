@@ -17,7 +17,13 @@ from bincount.problem import Classes
 from bincount.reporting import audit
 from bincount.reporting.audit import Tile
 
-HOSTILE = ("</script><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "__proto__", "{{ 7 * 7 }}", "a\u2028b")
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "__proto__",
+    "{{ 7 * 7 }}",
+    "a\u2028b",
+)
 HOSTILE_IDS = [*HOSTILE, "\u202eright to left", "=1+1", "-5", "'quoted', \"twice\"\nand more", "<!-- <script>"]
 
 
@@ -128,7 +134,9 @@ def test_the_same_audit_keeps_its_key_and_any_other_has_its_own(tmp_path):
 def test_figures_and_tables_are_shown_as_they_are_given(tmp_path):
     table = pd.DataFrame({"budget": ["5 %"], "bins": [1633], "lift": [6.84], "none": [np.nan]})
     shown = parsed(
-        write(tmp_path, queue(3), tiles=[Tile("Wrong", "6.1 %", "4.2 to 8.5 %"), ("Bins", "3")], tables={"Found": table})
+        write(
+            tmp_path, queue(3), tiles=[Tile("Wrong", "6.1 %", "4.2 to 8.5 %"), ("Bins", "3")], tables={"Found": table}
+        )
     )
 
     words = " ".join(shown.text.split())

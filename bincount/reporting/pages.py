@@ -1,8 +1,8 @@
 """The page of a model's test: one HTML file that opens in a browser without internet.
 
 It shows the test images and what was predicted for them, to be filtered, sorted and enlarged, and all scores. Its parts
-are test_page.html, test_page.css and test_page.js beside this module, and what it shares with the page of an audit is in
-common.css and common.js; the images are one block of JSON in it.
+are test_page.html, test_page.css and test_page.js beside this module, and common.css and common.js, which the page of
+an audit has too; the images are one block of JSON in it.
 """
 
 import base64

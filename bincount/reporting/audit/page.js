@@ -41,11 +41,11 @@ function showProgress() {
   byId("save").textContent = unsaved ? `Save (${count(unsaved)} new)` : "Save";
   byId("reviewer").textContent = reviewerName() || "Your name";
   byId("undo").disabled = kept.log.length === 0;
-  const framed = window.top === window ? "" : "This page is shown inside another, where saving may be blocked: download it and open the file itself.";
-  byId("trouble").textContent = [trouble, framed].filter(Boolean).join(" ");
+    byId("trouble").textContent = [trouble, isFramed ? FRAMED : ""].filter(Boolean).join(" ");
   byId("trouble").hidden = !byId("trouble").textContent;
 }
 
+const FRAMED = "This page is shown inside another one, which may block saving: download it and open the file itself.";
 let fading = 0;
 
 function say(text) {
@@ -69,16 +69,25 @@ function askName(then = null) {
   byId("who").showModal();
 }
 
-byId("who-form").addEventListener("submit", (event) => {
-  event.preventDefault();
+// no form: where the page is shown in a frame, as MLflow does, a form may not be sent
+function takeName() {
   const name = byId("who-name").value.trim();
   if (!name) return;
   setReviewer(name);
+  byId("who-name").blur(); // else it would have the next key, until the dialog has gone from the screen
   byId("who").close();
   showProgress();
   const then = afterName;
   afterName = null;
   then?.();
+}
+
+byId("who-done").addEventListener("click", takeName);
+byId("who-name").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault();
+  event.stopPropagation(); // else it would confirm a number too
+  takeName();
 });
 byId("who").addEventListener("cancel", () => { afterName = null; });
 
@@ -166,10 +175,7 @@ byId("save").addEventListener("click", () => {
   say(`${count(current.size)} verdicts saved as verdicts.csv. Next: bincount review import verdicts.csv`);
   showProgress();
 });
-byId("entry-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  confirmEntry();
-});
+byId("confirm").addEventListener("click", confirmEntry);
 byId("entry").addEventListener("input", (event) => setEntry(event.target.value.replace(/\D/g, "").slice(0, 3)));
 byId("note").addEventListener("change", () => {
   noteTyped();

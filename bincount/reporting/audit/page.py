@@ -9,7 +9,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,8 +65,8 @@ class About:
 def write(path: Path, queue: pd.DataFrame, pictures: Pictures, about: About) -> Path:
     """Write the page of an audit to path and return it; path is never half a page.
 
-    queue has a row a bin in the order of showing: image_id, record, recorded, counted, answer, p_wrong, direction, p_NAME
-    of each class, and random; expected, items (text), and model are shown or written too where there are such columns.
+    queue has a row a bin in the order of showing: image_id, record, recorded, counted, answer, p_wrong, direction,
+    random, and p_NAME of each class; expected, items (text) and model are used too where there are such columns.
     pictures returns those at (M,) positions of the queue as (M, S, S, 3) uint8. Raises DiskFull.
     """
     before, after = render(queue, about)
@@ -144,13 +146,16 @@ def _hidden(is_random: np.ndarray, seed: int) -> np.ndarray:
 
 def _encode(pictures: Pictures, num: int) -> Iterator[bytes]:
     positions = np.arange(num)
-    budget = max(BUDGET, LEAST_PER_PICTURE * num)
-    form = thumbnails.choose_form(list(pictures(thumbnails.sample(positions))), num, budget) if num else None
-    with Progress("writing the page", num, "pictures", logger) as progress:
+    form = thumbnails.choose_form(_sample(pictures, positions), num, max(BUDGET, LEAST_PER_PICTURE * num))
+    with ThreadPoolExecutor() as pool, Progress("writing the page", num, "pictures", logger) as progress:
         for start in range(0, num, BATCH):
             batch = positions[start : start + BATCH]
-            yield from thumbnails.encode_as(form, pictures(batch))
+            yield from pool.map(partial(thumbnails.encode_as, form), pictures(batch))
             progress.advance(len(batch))
+
+
+def _sample(pictures: Pictures, positions: np.ndarray) -> Sequence[np.ndarray]:
+    return pictures(thumbnails.sample(positions, BATCH)) if len(positions) else []
 
 
 class _Table(NamedTuple):
@@ -165,7 +170,7 @@ class _Table(NamedTuple):
 
 
 def _cell(value: object) -> str:
-    if value is None or value is pd.NA or value != value:  # NaN
+    if pd.isna(value):
         return ""
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return f"{value:,}"

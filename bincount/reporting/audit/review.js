@@ -160,7 +160,7 @@ function setEntry(text) {
   byId("entry").value = text;
   const name = entryName(text);
   byId("confirm").disabled = name === null;
-  byId("entry-form").classList.toggle("typing", text !== "");
+  byId("typed").classList.toggle("typing", text !== "");
   const range = data.areCounts ? "a number" : `1 to ${classes.length}`;
   byId("entry-hint").textContent = !text ? "" : name === null ? range : data.areCounts ? "Esc clears" : name;
 }

@@ -15,6 +15,7 @@ const COLUMNS = [
 // last one of a bin holds. revealed: bins whose hidden prediction was looked at after a verdict.
 const kept = { log: [], notes: new Map(), revealed: new Set(), withdrawn: 0, at: 0 };
 const current = new Map(); // bin -> its verdict
+const isFramed = window.top !== window;
 let trouble = "";
 
 const isHidden = (bin) => data.hidden[bin] === "1" && !(current.has(bin) && kept.revealed.has(bin));
@@ -121,7 +122,8 @@ function numUnsaved() {
 
 // The file
 
-// As bincount.text.as_csv_cell: a spreadsheet would run text that begins so. Reading takes the apostrophe away again.
+// A spreadsheet would run text that begins so. bincount.data.review_files takes the apostrophe away again, once: text
+// that had one of its own gets another here, so that every text is read as it was.
 const FORMULA = /^'*[ \u00a0\u2009\u200b\u202f\u3000\ufeff]*[=+\-@\t\r\n＝＋－＠]/;
 
 function csvCell(value) {
@@ -146,6 +148,7 @@ function save() {
   const address = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
   make("a", { href: address, download: "verdicts.csv" }).click();
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  if (isFramed) return; // the frame may have blocked it without a word
   for (const entry of kept.log) entry.saved = true;
   kept.withdrawn = 0;
   keep();
