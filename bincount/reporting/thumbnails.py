@@ -59,8 +59,8 @@ def encode(pack: Pack, rows: Sequence[int]) -> list[bytes]:
 
 
 def sample(rows: Sequence[int], num: int = NUM_SAMPLED) -> Sequence[int]:
-    """Return about num rows that are spread over all, for choose_form."""
-    return rows[:: max(1, len(rows) // num)]
+    """Return at most num rows that are spread over all, for choose_form."""
+    return rows[:: max(1, -(-len(rows) // num))]
 
 
 def choose_form(images: Sequence[np.ndarray], num: int, budget: float) -> Form:
