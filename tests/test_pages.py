@@ -17,7 +17,7 @@ from test_figures import SLICES
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision
 from bincount.problem import Classes
-from bincount.reporting import pages, thumbnails
+from bincount.reporting import offline, pages, thumbnails
 from bincount.reporting.pages import Champion
 
 COUNTS = Classes.parse("0..2")
@@ -256,7 +256,7 @@ def test_names_are_shown_and_never_obeyed(tmp_path):
     assert shown.title == "</title><script>alert('gone')</script> $data: test"
     assert shown.addresses == ["#results"]
     assert len(shown.scripts) == 2
-    assert shown.scripts[1] == pages._read("test_page.js")
+    assert shown.scripts[1] == offline.read("common.js") + offline.read("test_page.js")
     assert not {"i", "a", "img"} & set(shown.tags[shown.tags.index("dialog") :])
     assert shown.data["classes"] == list(CRUEL)
     assert shown.data["ids"] == ids

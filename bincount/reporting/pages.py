@@ -1,16 +1,14 @@
 """The page of a model's test: one HTML file that opens in a browser without internet.
 
 It shows the test images and what was predicted for them, to be filtered, sorted and enlarged, and all scores. Its parts
-are test_page.html, test_page.css and test_page.js beside this module; the images are one block of JSON in it.
+are test_page.html, test_page.css and test_page.js beside this module, and common.css and common.js, which the page of
+an audit has too; the images are one block of JSON in it.
 """
 
 import base64
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from string import Template
 
@@ -26,7 +24,7 @@ from bincount.evaluation.metrics import reliability, score
 from bincount.evaluation.promotion import Decision
 from bincount.files import atomic_write
 from bincount.problem import Classes
-from bincount.reporting import sections, thumbnails
+from bincount.reporting import offline, sections, thumbnails
 from bincount.reporting.sections import SideBySide
 from bincount.text import escape_html
 
@@ -104,8 +102,8 @@ def evaluation_page(
     confidence = reliability(predictions["label"].to_numpy(), probabilities)
     beside = _side_by_side(predictions, champion, classes) if champion and len(champion.predictions) else None
     of_images = _data(predictions, image_slices, classes, pictures, champion if beside else None)
-    script = _read("test_page.js")
-    return Template(_read("test_page.html")).substitute(
+    script = offline.read("common.js") + offline.read("test_page.js")
+    return Template(offline.read("test_page.html")).substitute(
         title=escape_html(f"{name}: test" if name else "Test"),
         heading=escape_html(name or "Test"),
         summary=f"Tested on {metrics.num_images:,} images of {predictions['group'].nunique():,} bins",
@@ -121,10 +119,10 @@ def evaluation_page(
         slices_hidden="" if len(by_slice) else "hidden",
         compared_on=_compared_on(beside),
         scores=sections.scores(evaluation, beside),
-        style=_read("test_page.css"),
+        style=offline.read("common.css") + offline.read("test_page.css"),
         script=script,
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=_as_script_data(of_images),
+        script_digest=offline.script_digest(script),
+        data=offline.as_script_data(of_images),
     )
 
 
@@ -206,12 +204,6 @@ def _thousandths(probabilities: np.ndarray) -> list[int]:
     return np.rint(1000 * probabilities).astype(int).ravel().tolist()
 
 
-def _as_script_data(content: dict) -> str:
-    """Write JSON that ends no script element and begins no comment, whatever the names in it are."""
-    text = json.dumps(content, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
 def _decision(decision: Decision | None) -> str:
     if decision is None:
         return ""
@@ -227,7 +219,3 @@ def _compared_on(beside: SideBySide | None) -> str:
         f"Both versions on {of_all}. Small numbers are 95\N{NO-BREAK SPACE}% intervals; the change is significant "
         "where its interval does not hold zero, and then coloured. Changes of shares are in points."
     )
-
-
-def _read(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,3 @@
-"use strict";
 // The test images of the page: filters, order, pages, and one image enlarged. All text is set as text, never as HTML.
 
 const PER_PAGE = 60;
@@ -6,18 +5,13 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const { classes, values, ids, recorded, predicted, confidence, probabilities, slices, pictures, champion } = data;
 const numImages = ids.length;
 const numPictures = Object.keys(pictures).length;
-const byId = (id) => document.getElementById(id);
 const form = byId("filters");
 const gallery = byId("gallery");
 const viewer = byId("viewer");
 
-const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
-const count = (number) => number.toLocaleString("en");
 const probability = (image, label) => probabilities[image * classes.length + label] / 1000;
 const isRight = (image) => recorded[image] === predicted[image];
 const errorOf = (image) => (values ? values[predicted[image]] - values[recorded[image]] : 0);
-const signed = (number) => (number > 0 ? `+${number}` : `${number}`.replace("-", "\u2212"));
-const collator = new Intl.Collator("en", { numeric: true });
 
 function changeOf(image) {
   const before = champion ? champion.predicted[image] : -1;
@@ -73,15 +67,6 @@ function filtered() {
 }
 
 // Elements
-
-function make(tag, properties = {}, ...children) {
-  const { dataset = {}, attributes = {}, ...rest } = properties;
-  const element = Object.assign(document.createElement(tag), rest);
-  Object.assign(element.dataset, dataset);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children.filter((child) => child !== null));
-  return element;
-}
 
 function pictureOf(image, alt) {
   if (!(image in pictures)) return make("span", { className: "missing" }, "no picture on this page");
@@ -266,11 +251,6 @@ function championProbability(image, label) {
   return champion.probabilities[image * classes.length + label] / 1000;
 }
 
-function width(element, share) {
-  element.style.width = `${100 * share}%`;
-  return element;
-}
-
 function showOpen() {
   const image = state.shown[state.open];
   const facts = [
@@ -301,24 +281,6 @@ function championFact(image) {
 }
 
 // Events
-
-function moveFocus(event, tiles) {
-  const here = tiles.indexOf(document.activeElement);
-  if (here < 0) return;
-  const first = tiles[0].offsetTop;
-  const columns = Math.max(1, tiles.filter(({ offsetTop }) => offsetTop === first).length);
-  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -here, End: tiles.length - 1 - here };
-  if (!(event.key in steps)) return;
-  event.preventDefault();
-  const next = tiles[Math.min(tiles.length - 1, Math.max(0, here + steps[event.key]))];
-  tiles[here].tabIndex = -1;
-  next.tabIndex = 0;
-  next.focus();
-}
-
-function option(select, value, text) {
-  select.append(make("option", { value }, text));
-}
 
 function prepare() {
   for (const name of ["recorded", "predicted"]) classes.forEach((text, label) => option(form.elements[name], label, text));

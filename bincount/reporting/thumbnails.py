@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,9 +46,10 @@ def choose(is_right: np.ndarray, p_recorded: np.ndarray, is_changed: np.ndarray,
 
 def encode(pack: Pack, rows: Sequence[int]) -> list[bytes]:
     """Encode the pictures of a pack at these rows as WebP, as large as the budget allows; the first ones if not all."""
-    form = next((form for form in FORMS if _estimate(pack, rows, form) <= 0.95 * BUDGET), FORMS[-1])
+    form = choose_form([pack.images[int(row)] for row in sample(rows)], len(rows), BUDGET)
     encoded, left = [], BUDGET
-    for picture in _encode(pack, rows, form):
+    for row in rows:
+        picture = encode_as(form, pack.images[int(row)])
         left -= len(picture)
         if left < 0:
             break
@@ -57,20 +58,28 @@ def encode(pack: Pack, rows: Sequence[int]) -> list[bytes]:
     return encoded
 
 
-def _estimate(pack: Pack, rows: Sequence[int], form: Form) -> float:
-    """Return the bytes that all pictures would have, by some of them."""
-    sample = list(rows[:: max(1, len(rows) // NUM_SAMPLED)])
-    return sum(map(len, _encode(pack, sample, form))) / max(len(sample), 1) * len(rows)
+def sample(rows: Sequence[int], num: int = NUM_SAMPLED) -> Sequence[int]:
+    """Return at most num rows that are spread over all, for choose_form."""
+    return rows[:: max(1, -(-len(rows) // num))]
 
 
-def _encode(pack: Pack, rows: Sequence[int], form: Form) -> Iterator[bytes]:
-    for row in rows:
-        image = Image.fromarray(pack.images[int(row)])
-        if image.width > form.side:
-            image = image.resize((form.side, form.side), Image.Resampling.LANCZOS)
-        file = io.BytesIO()
-        image.save(file, FORMAT, quality=form.quality, method=2)  # at 4 it takes twice the time for 5 % less
-        yield file.getvalue()
+def choose_form(images: Sequence[np.ndarray], num: int, budget: float) -> Form:
+    """Return the largest form in which num pictures like these few fit a budget of bytes, or the smallest of all."""
+    for form in FORMS:
+        bytes_of_one = np.mean([len(encode_as(form, image)) for image in images]) if len(images) else 0
+        if bytes_of_one * num <= 0.95 * budget:
+            return form
+    return FORMS[-1]
+
+
+def encode_as(form: Form, pixels: np.ndarray) -> bytes:
+    """Encode a picture, (S, S, 3) uint8, as WebP. Several threads may do so at a time."""
+    image = Image.fromarray(pixels)
+    if image.width > form.side:
+        image = image.resize((form.side, form.side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, FORMAT, quality=form.quality, method=2)  # at 4 it takes twice the time for 5 % less
+    return file.getvalue()
 
 
 def _take(images: np.ndarray, is_changed: np.ndarray, num: int) -> list[int]:

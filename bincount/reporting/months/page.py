@@ -4,14 +4,12 @@ What people and data have written, such as reasons and names, is escaped by the 
 no other script run than its own and nothing be loaded.
 """
 
-import base64
-import hashlib
 import re
-from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from bincount.reporting import offline
 from bincount.reporting.months import head, runs, sections
 from bincount.reporting.months.charts import HEIGHT, WIDTH
 from bincount.reporting.months.content import Facts, Link
@@ -24,18 +22,17 @@ LONGEST_UNBROKEN = 16  # characters of a cell: a time is not broken, a sentence 
 
 def render(facts: Facts) -> str:
     """Write the report as HTML."""
-    script = _read("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script = offline.read("page.js", __package__)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    text = environment.from_string(_read("page.html")).render(
+    text = environment.from_string(offline.read("page.html", __package__)).render(
         facts=facts,
         head=head.of(facts),
         sections=[section(facts) for section in SECTIONS],
         kind_of=_kind_of,
         is_link=lambda cell: isinstance(cell, Link),
-        style=Markup(_read("page.css")),
+        style=Markup(offline.read("page.css", __package__)),
         script=Markup(script),
-        script_digest=digest,
+        script_digest=offline.script_digest(script),
         width=WIDTH,
         height=HEIGHT,
     )
@@ -46,7 +43,3 @@ def _kind_of(cell: str | Link, is_number: bool) -> str:
     """Return the class of the style that a cell has: short ones are not broken."""
     text = cell.text if isinstance(cell, Link) else cell
     return "number" if is_number else "short" if len(text) <= LONGEST_UNBROKEN else "long"
-
-
-def _read(name: str) -> str:
-    return files("bincount.reporting.months").joinpath(name).read_text(encoding="utf-8")

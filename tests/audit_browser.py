@@ -1,0 +1,52 @@
+"""The page of an audit opened in a browser, for the tests: what is asked for, keys, and the file that is saved."""
+
+import csv
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Page
+
+COLUMNS = "image_id,record,verdict,count,reviewer,time,source,model,shown,random,p_wrong,note"
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@contextmanager
+def opened(browser, path: Path, viewport: dict = DESKTOP, setup: str = "", reviewer: str = "Ann") -> Iterator[Page]:
+    """The page, on which no script may fail, and which may ask for nothing but itself."""
+    errors, asked = [], []
+    with browser.new_context(viewport=viewport, offline=True, has_touch=viewport == PHONE) as context:
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("dialog", lambda dialog: dialog.accept())
+        if reviewer:
+            page.add_init_script(f"try {{ localStorage.setItem('bincount.reviewer', {reviewer!r}) }} catch {{}}")
+        if setup:
+            page.add_init_script(setup)
+        page.goto(path.as_uri())
+        yield page
+    assert errors == []
+    assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {path.as_uri()}
+
+
+def keys(page: Page, *names: str) -> None:
+    for name in names:
+        page.keyboard.press(name)
+
+
+def done(page: Page) -> int:
+    return int(page.locator("#done").text_content().split()[0])
+
+
+def saved(page: Page, folder: Path) -> list[dict[str, str]]:
+    """Save, and read the file by the rules of CSV."""
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save").click()
+    assert download.value.suggested_filename == "verdicts.csv"
+    download.value.save_as(folder / "verdicts.csv")
+    text = (folder / "verdicts.csv").read_bytes().decode()
+    assert text.split("\r\n")[0] == COLUMNS
+    return list(csv.DictReader(io.StringIO(text, newline="")))
