@@ -1,0 +1,210 @@
+"""How good a ranking of records is: records that are right, as far as anybody knows, are made wrong on purpose.
+
+Of bins that were not trained on, a share of the records is replaced as a model of errors says, the bins are ranked, and
+the wrong records are looked for among the first. Records that were wrong before count as right ones, so the figures are
+a little too low. With it, what the probabilities promise without any label.
+"""
+
+import numpy as np
+import pandas as pd
+
+from bincount.evaluation import intervals, ranking
+from bincount.evaluation.intervals import Score
+from bincount.evaluation.record_errors import RecordErrors
+from bincount.frozen import Frozen
+from bincount.problem import Classes
+from bincount.text import percent
+
+FIRST = (10, 50, 100)  # bins that are checked
+BUDGETS = (0.01, 0.05, 0.1)  # share of all bins that is checked
+RAREST = "rarest record"  # the rule that needs no picture
+MOST_BINS = 20_000  # in one made-up audit: the figures of more differ little, and take minutes
+DRAWS, RESAMPLES, DRAWS_EACH = 200, 200, 10
+Z = 1.959964  # of a 95 % interval
+
+
+def measures() -> list[str]:
+    """Return the names of the figures, in their order."""
+    return [f"precision at {first}" for first in FIRST] + [f"recall at {100 * budget:g} %" for budget in BUDGETS]
+
+
+def measure(
+    scores: pd.DataFrame, outputs: Classes, assumed: RecordErrors, made: RecordErrors, *, seed: int = 0
+) -> pd.DataFrame:
+    """Make records wrong as `made` says, rank them as `assumed` says, and return how many are found, a row a figure.
+
+    scores are as ranking.rank takes them, of bins that were not trained on. The columns are score (p_wrong, each of
+    the simpler scores, and RAREST), measure, value, low, high, lift and lift_rarest with their _low and _high: over
+    checking at random, and over RAREST. A figure of more bins than there are is left out.
+
+    value is the mean over DRAWS audits, each with its own errors. The interval holds it with 95 % confidence, had
+    other bins been audited (drawn with replacement by group, each with all of its images); it is no range for a single
+    audit, which varies much more. Of more than MOST_BINS bins, each audit has so many.
+    """
+    scores = scores.sort_values("image_id", ignore_index=True)
+    trials = Trials(scores, outputs, assumed, made)
+    rng = np.random.default_rng(seed)
+    plain = np.stack([trials.run(trials.subset(rng), rng) for _ in range(DRAWS)])  # (D, K, M)
+    resampled = np.stack(
+        [
+            np.stack([trials.run(rows, rng) for _ in range(DRAWS_EACH)])
+            for rows in (trials.resample(rng) for _ in range(RESAMPLES))
+        ]
+    )  # (R, D, K, M)
+    value, error = plain.mean(axis=0), _standard_error(plain, resampled)
+    chance = np.array([made.rate] * len(FIRST) + list(BUDGETS))
+    of_rule, error_of_rule = value[trials.names.index(RAREST)], error[trials.names.index(RAREST)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lift = np.where(of_rule > 0, value / of_rule, np.nan)
+        lift_error = np.hypot(error / of_rule, lift * error_of_rule / of_rule)  # to first order; the two independent
+    rows = []
+    for k, name in enumerate(trials.names):
+        for m, figure in enumerate(measures()):
+            around = np.array([0, -Z, Z])
+            found = np.clip(value[k, m] + around * error[k, m], 0, 1)
+            lifts = np.maximum(lift[k, m] + around * lift_error[k, m], 0)
+            rows.append((name, figure, *found, *(found / chance[m]), *(lifts if name != RAREST else (1, 1, 1))))
+    columns = ["score", "measure"]
+    columns += [f"{name}{end}" for name in ("value", "lift", "lift_rarest") for end in ("", "_low", "_high")]
+    table = pd.DataFrame(rows, columns=columns).rename(columns={"value_low": "low", "value_high": "high"})
+    return table.dropna(subset="value", ignore_index=True)
+
+
+class Trials:
+    """Made-up audits of the same bins: each makes some records wrong, ranks them by every score, and counts."""
+
+    def __init__(self, scores: pd.DataFrame, outputs: Classes, assumed: RecordErrors, made: RecordErrors):
+        self._labels = ranking.labels_of(scores, outputs)
+        self._rate = made.rate
+        errors = made.likelihood(outputs)
+        np.fill_diagonal(errors, 0)
+        self._errors = np.cumsum(errors / errors.sum(axis=1, keepdims=True), axis=1)
+        self._urgencies = urgencies(scores[[f"p_{name}" for name in outputs.names]].to_numpy(float), outputs, assumed)
+        self._num_classes = len(outputs)
+        groups = scores["group"].factorize()[0]
+        self._by_group = np.argsort(groups, kind="stable")
+        self._sizes = np.bincount(groups)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self.names = [*self._urgencies, RAREST]
+
+    def subset(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the positions of all bins, or of MOST_BINS of them, in a random order."""
+        return rng.permutation(len(self._labels))[:MOST_BINS]
+
+    def resample(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the positions of bins drawn with replacement, a group with all of its images."""
+        num_groups = min(len(self._sizes), max(1, round(MOST_BINS * len(self._sizes) / len(self._labels))))
+        drawn = rng.integers(0, len(self._sizes), num_groups)
+        sizes = self._sizes[drawn]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return self._by_group[np.repeat(self._starts[drawn], sizes) + within]
+
+    def run(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Make some of the records wrong; return each figure of each score, (K, M), NaN where bins are too few."""
+        rows = rng.permutation(rows)  # of equal bins any may come first
+        records = self._labels[rows]
+        is_wrong = np.zeros(len(rows), bool)
+        is_wrong[: max(1, round(self._rate * len(rows)))] = True
+        steps = self._errors[records[is_wrong]]
+        records = records.copy()
+        records[is_wrong] = (steps < rng.random((len(steps), 1))).sum(axis=1).clip(max=self._num_classes - 1)
+        shuffled = rng.permutation(len(rows))
+        rows, records, is_wrong = rows[shuffled], records[shuffled], is_wrong[shuffled]
+        found = [_count_found(urgency[rows, records], is_wrong) for urgency in self._urgencies.values()]
+        frequency = np.bincount(records, minlength=self._num_classes)
+        return np.stack([*found, _count_found(-frequency[records].astype(float), is_wrong)])
+
+
+def urgencies(probabilities: np.ndarray, outputs: Classes, assumed: RecordErrors) -> dict[str, np.ndarray]:
+    """Return each score of each bin for each class that its record may have, (N, C): the higher, the more suspect."""
+    likelihood, found = assumed.likelihood(outputs), []
+    for label in range(len(outputs)):
+        labels = np.full(len(probabilities), label)
+        simple = ranking.compare(probabilities, labels, outputs)
+        simple["p_recorded"] = -simple["p_recorded"]
+        found.append({"p_wrong": ranking.posterior(probabilities, labels, likelihood)} | simple)
+    names = [name for name in found[0] if outputs.ordered or name != "expected_difference"]
+    return {name: np.stack([each[name] for each in found], axis=1) for name in names}
+
+
+def _count_found(urgency: np.ndarray, is_wrong: np.ndarray) -> np.ndarray:
+    budgets = [max(1, round(budget * len(urgency))) for budget in BUDGETS]
+    most = min(max(*FIRST, *budgets), len(urgency))
+    first = np.argpartition(-urgency, most - 1)[:most]
+    found = np.cumsum(is_wrong[first[np.argsort(-urgency[first], kind="stable")]])
+    precision = [found[number - 1] / number if number <= most else np.nan for number in FIRST]
+    return np.array(precision + [found[number - 1] / is_wrong.sum() for number in budgets])
+
+
+def _standard_error(plain: np.ndarray, resampled: np.ndarray) -> np.ndarray:
+    """Return the standard error of the mean over plain: that of other bins, and that of so many draws.
+
+    What is left of the draws in the mean of each resample is taken off its variance.
+    """
+    of_draws = resampled.var(axis=1, ddof=1).mean(axis=0)
+    of_bins = resampled.mean(axis=1).var(axis=0, ddof=1) - of_draws / resampled.shape[1]
+    return np.sqrt(np.maximum(of_bins, 0) + of_draws / len(plain))
+
+
+class Promise(Frozen):
+    """The accuracy that probabilities promise, their mean maximum, beside the one against the records.
+
+    wrong_share is the share of wrong records that would explain all of the gap; None where the gap says nothing.
+    """
+
+    num_images: int
+    promised: Score
+    recorded: Score
+    gap: Score
+    wrong_share: Score | None
+
+    def describe(self) -> str:
+        """Return the figures in words, and what they assume."""
+        gap = f"{100 * self.gap.value:+.1f} points ({100 * self.gap.low:+.1f} to {100 * self.gap.high:+.1f})"
+        share = self.wrong_share
+        explained = (
+            f" Wrong records alone would explain it if {percent(share.value)} ({percent(max(share.low, 0))} to "
+            f"{percent(max(share.high, 0))}) of the records were wrong."
+            if share
+            else ""
+        )
+        return (
+            f"The probabilities promise an accuracy of {percent(self.promised.value)}, and "
+            f"{percent(self.recorded.value)} of the records agree: a gap of {gap}.{explained} It assumes that the "
+            "probabilities are calibrated to what is in the bins. They are calibrated to the records of val: wrong "
+            "records that are as frequent there are in the promise already, and a network that is surer than it should "
+            "be looks the same as wrong records."
+        )
+
+
+def promise(scores: pd.DataFrame, outputs: Classes, errors: RecordErrors) -> Promise:
+    """Compare what the probabilities of bins promise with their records, with 95 % intervals over groups.
+
+    A wrong record lowers the accuracy by what the promise was, unless it is by chance the class that is predicted; how
+    often it is, errors says. Raises ValueError without bins.
+    """
+    probabilities = scores[[f"p_{name}" for name in outputs.names]].to_numpy(np.float64)
+    predictions = probabilities.argmax(axis=1)
+    to_others = errors.likelihood(outputs) / errors.rate
+    np.fill_diagonal(to_others, 0)
+    terms = pd.DataFrame(
+        {
+            "images": 1.0,
+            "promised": probabilities.max(axis=1),
+            "right": (predictions == ranking.labels_of(scores, outputs)).astype(float),
+            "hit": (probabilities @ to_others)[np.arange(len(scores)), predictions],
+        }
+    )
+    resampled = intervals.resample(terms, scores["group"].to_numpy())
+    value, draws = _promises(terms.sum().to_frame().T).iloc[0], _promises(resampled)
+    low, high = intervals.percentile_interval(draws, 0.95)
+    found = {name: Score(value=value[name], low=low[name], high=high[name]) for name in draws}
+    says_something = value["promised"] > 0 and bool((draws["wrong_share"].abs() < np.inf).all())
+    return Promise(num_images=len(scores), **found | ({} if says_something else {"wrong_share": None}))
+
+
+def _promises(sums: pd.DataFrame) -> pd.DataFrame:
+    means = sums.div(sums["images"], axis=0)
+    gap = means["promised"] - means["right"]
+    share = gap / (means["promised"] - means["hit"])
+    return pd.DataFrame({"promised": means["promised"], "recorded": means["right"], "gap": gap, "wrong_share": share})
