@@ -54,9 +54,9 @@ def measure(
     value, error = plain.mean(axis=0), _standard_error(plain, resampled)
     chance = np.array([made.rate] * len(FIRST) + list(BUDGETS))
     of_rule, error_of_rule = value[trials.names.index(RAREST)], error[trials.names.index(RAREST)]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lift = np.where(of_rule > 0, value / of_rule, np.nan)
-        lift_error = np.hypot(error / of_rule, lift * error_of_rule / of_rule)  # to first order; the two independent
+    of_rule = np.where(of_rule > 0, of_rule, np.nan)
+    lift = value / of_rule
+    lift_error = np.hypot(error / of_rule, lift * error_of_rule / of_rule)  # to first order, as if independent
     rows = []
     for k, name in enumerate(trials.names):
         for m, figure in enumerate(measures()):

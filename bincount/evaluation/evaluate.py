@@ -12,7 +12,8 @@ from bincount.data import bins, tables
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
-from bincount.evaluation import intervals, slices
+from bincount.evaluation import coverage, intervals, slices
+from bincount.evaluation.coverage import CoveragePoint
 from bincount.evaluation.intervals import SHARES, Interval, LabelledImages, Score
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
 from bincount.files import write_json
@@ -38,13 +39,15 @@ class Evaluation:
 
     predictions.parquet has a row an image: image_id, group, label and p_NAME for each class; slices.parquet a row a
     slice, as slices.score_slices returns it; image_slices.parquet the slices of each image; metrics.json the scores.
-    intervals are of 95 %, over bins.
+    intervals are of 95 %, over bins. coverage has the accuracy when only the surest predictions count, from all of them
+    down to a tenth; earlier releases have not kept it.
     """
 
     folder: Path
     metrics: Metrics
     baseline: Baseline
     intervals: dict[str, Interval]
+    coverage: tuple[CoveragePoint, ...] = ()
 
     @property
     def predictions(self) -> pd.DataFrame:
@@ -114,6 +117,7 @@ def evaluate(
         metrics=score(images.labels, probabilities, classes),
         baseline=majority(train["label"].to_numpy(np.int64), images.labels, classes),
         intervals=intervals.estimate(images, probabilities),
+        coverage=coverage.curve(images, probabilities),
     )
     write_json(
         folder / "metrics.json",
@@ -121,6 +125,7 @@ def evaluate(
             "metrics": evaluation.metrics.model_dump(mode="json"),
             "intervals": {name: interval.model_dump() for name, interval in evaluation.intervals.items()},
             "baseline": evaluation.baseline.model_dump(),
+            "coverage": [point.model_dump() for point in evaluation.coverage],
         },
     )
     return evaluation

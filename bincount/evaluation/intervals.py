@@ -75,7 +75,7 @@ def estimate(images: LabelledImages, probabilities: np.ndarray, confidence: floa
         num_bins[ends.index.str.startswith(f"class/{name}/")] = images.take(images.labels == label).num_bins
     known = ends[(num_bins >= FEWEST_BINS) | ~ends.index.str.startswith("class/")]
     return {
-        name: _widen(name, Interval(low=low, high=high), num_bins[name], confidence)
+        name: widen(name, Interval(low=low, high=high), num_bins[name], confidence)
         for name, low, high in known.itertuples()
     }
 
@@ -97,10 +97,10 @@ def estimate_changes(
             pd.DataFrame(percentile_interval(each, confidence)).T for each in (of_before, of_after - of_before)
         )
     )
-    return {name: _widen(name, score, images.num_bins, confidence) for name, score in scores.items()}, changes
+    return {name: widen(name, score, images.num_bins, confidence) for name, score in scores.items()}, changes
 
 
-def _widen(name: str, interval: Interval, num_bins: int, confidence: float) -> Interval:
+def widen(name: str, interval: Interval, num_bins: int, confidence: float) -> Interval:
     """Replace the interval of a rate that is 0 or 1 in every resampled test by Wilson's, a bin counting as one image.
 
     The bootstrap would call such a rate certain.

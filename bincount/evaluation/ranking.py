@@ -16,10 +16,10 @@ the network like the nearest one: its record, if within the range, is judged as 
 import numpy as np
 import pandas as pd
 
+from bincount.evaluation.coverage import LOOK
 from bincount.evaluation.record_errors import RecordErrors
 from bincount.problem import Classes
 
-LOOK = "look"  # the answer where the network is too unsure for a count
 SMALLEST = 1e-12  # probability; float32 gives 0 for what is smaller still
 COMPARISONS = ("p_recorded", "odds", "margin", "expected_difference")
 

@@ -50,7 +50,7 @@ def describe(
 
 In brackets the interval that holds the score with 95 % confidence, had other bins been drawn for the test.
 
-{tables.markdown_table(tables.class_score_text(evaluation))}
+{_coverage(evaluation)}{tables.markdown_table(tables.class_score_text(evaluation))}
 
 ## Data
 
@@ -139,6 +139,14 @@ def _purpose(classes: Classes) -> str:
     if classes.are_counts:
         return f"Counts the items in a bin from a photo: {classes.names[0]} to {classes.names[-1]}."
     return f"Predicts from a photo which it is: {', '.join(map(escape_markdown, classes.names))}."
+
+
+def _coverage(evaluation: Evaluation) -> str:
+    """Write how often the model is right where only its surest predictions count, in steps of 30 %."""
+    if not evaluation.coverage:
+        return ""
+    table = tables.markdown_table(tables.coverage(evaluation.coverage[::3]))
+    return f"Where only the surest predictions count, and people look at the others:\n\n{table}\n\n"
 
 
 def _license(source: str) -> str:

@@ -4,13 +4,14 @@ Colours and sizes are the style sheet's. Buttons carry in data-filter, as JSON, 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from bincount import text
+from bincount.evaluation.coverage import CoveragePoint
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.intervals import SHARES, Interval
 from bincount.evaluation.metrics import Metrics
@@ -177,6 +178,20 @@ def reliability_plot(table: pd.DataFrame, error: float) -> str:
     )
 
 
+def coverage(points: Sequence[CoveragePoint]) -> str:
+    """Write a row a coverage: the confidence that a prediction must have, its images, and their accuracy."""
+    rows = [
+        [
+            percent(point.coverage),
+            _filter(f"{100 * point.min_confidence:.1f} %", {"low": _below(point.min_confidence), "high": 100}),
+            f"{point.num_images:,}",
+            _bar(point.accuracy, point.accuracy_interval),
+        ]
+        for point in points
+    ]
+    return _table(["answered", "confidence at least", "images", "accuracy"], rows)
+
+
 def slices(by_slice: pd.DataFrame, image_slices: pd.DataFrame) -> str:
     """Write a table for each kind of slice, a row a slice: its images, accuracy with interval, and RMSE.
 
@@ -272,6 +287,11 @@ def _bar(share: float | None, interval: Interval | None) -> str:
         f'<div class="share"><span class="bar"><i class="fill" style="width:{100 * share:.1f}%"></i>{whisker}</span>'
         f"<span>{percent(share)}{_interval('accuracy', interval)}</span></div>"
     )
+
+
+def _below(confidence: float) -> float:
+    """Return the next lower confidence that the page tells apart, in percent: its filter leaves the lower end out."""
+    return max(round(100_000 * confidence) - 1, 0) / 1000
 
 
 def _range(low: float, high: float) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # they import torch and more, which a command that only shows
     from bincount.data.check import Diagnosis
     from bincount.data.export import Exported
     from bincount.data.repair import RepairReport
+    from bincount.evaluation.coverage import CoveragePoint
     from bincount.evaluation.drift import Drift
     from bincount.evaluation.evaluate import Evaluation
     from bincount.evaluation.metrics import Metrics
@@ -69,7 +70,10 @@ def of_warnings(warnings: Sequence[str]) -> Tables:
 def of_evaluation(evaluation: "Evaluation") -> Tables:
     """Return the scores of the test beside the majority class, and those of each class."""
     title = f"Test, {evaluation.metrics.num_images:,} images, with 95 % intervals"
-    return {title: overall_scores(evaluation), "Test by class": class_score_text(evaluation)}
+    shown = {title: overall_scores(evaluation), "Test by class": class_score_text(evaluation)}
+    if evaluation.coverage:
+        shown["Where only the surest predictions count"] = coverage(evaluation.coverage[::3])
+    return shown
 
 
 def overall_scores(evaluation: "Evaluation") -> pd.DataFrame:
@@ -143,6 +147,20 @@ def slice_scores(slices: pd.DataFrame) -> pd.DataFrame:
             "rmse": slices["rmse"],
         }
     ).dropna(axis="columns", how="all")
+
+
+def coverage(points: Sequence["CoveragePoint"]) -> pd.DataFrame:
+    """Return the accuracy when only the surest predictions count, a row a coverage, as text."""
+    rows = [
+        (
+            percent(point.coverage),
+            percent(point.min_confidence),
+            point.num_images,
+            "" if point.accuracy is None else with_interval("accuracy", point.accuracy, point.accuracy_interval),
+        )
+        for point in points
+    ]
+    return pd.DataFrame(rows, columns=["answered", "confidence at least", "images", "right"])
 
 
 def confusion(metrics: "Metrics") -> pd.DataFrame:

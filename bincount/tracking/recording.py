@@ -137,6 +137,7 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
         "test_scores": tables.overall_scores(evaluation),
         "test_metrics": tables.class_score_text(evaluation),
         "slices": by_slice,
+        "coverage": tables.coverage(evaluation.coverage),
         "mistakes": mistakes,
         "suspects": find_suspects(mistakes),
     }

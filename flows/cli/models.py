@@ -66,6 +66,13 @@ def predict(
     model: Model = "champion",
     device: Device = "auto",
     output: Annotated[Literal["table", "csv", "json"], Parameter(help="csv and json hold every probability")] = "table",
+    min_confidence: Annotated[
+        float | None,
+        Parameter(
+            help="where the likeliest count has a lower probability, the answer is to look, and no count",
+            validator=Number(gte=0, lte=1),
+        ),
+    ] = None,
     bucket: Bucket = PUBLIC_BUCKET,
     registry: Registry = RegistryConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
@@ -86,6 +93,8 @@ def predict(
     with find_checkpoint(model, Workspace(root=workspace), registry) as checkpoint:
         found = inputs.find(pictures, data)
         table, bad = predict_inputs(checkpoint, found.pictures, device, threads=threads)
+        if min_confidence is not None:
+            table = _abstain(table, min_confidence, model, checkpoint, Workspace(root=workspace), registry)
     if found.pictures:
         _show_predictions(table, output)
     unreadable = found.unreadable | bad
@@ -227,6 +236,26 @@ def report(
     path = output or folders.report
     months.write(months.gather(model_registry, registry, folders), path)
     print(path)
+
+
+def _abstain(
+    table: "pandas.DataFrame",
+    min_confidence: float,
+    model: str,
+    checkpoint: Path,
+    workspace: Workspace,
+    registry: RegistryConfig,
+) -> "pandas.DataFrame":
+    """Put "look" in place of unsure counts, and say on stderr how often the others were right in the model's test."""
+    from bincount.evaluation import coverage
+    from bincount.tracking.tested import find_coverage
+    from bincount.training.spec import read_spec
+
+    point = find_coverage(model, read_spec(checkpoint).classes, min_confidence, workspace, registry)
+    unknown = f"how often {model} is right at this confidence is not known; a registered version's test says so"
+    known = f"in its own test, {point.describe()}" if point else unknown
+    print(f"bincount: {known}", file=sys.stderr)
+    return coverage.abstain(table, min_confidence)
 
 
 def _show_predictions(table: "pandas.DataFrame", output: str) -> None:

@@ -1,0 +1,54 @@
+"""What a version's own test says about its predictions."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bincount.data import tables
+from bincount.errors import DatasetError
+from bincount.evaluation import coverage
+from bincount.evaluation.coverage import CoveragePoint
+from bincount.evaluation.evaluate import probability_columns
+from bincount.evaluation.intervals import LabelledImages
+from bincount.problem import Classes
+from bincount.settings import RegistryConfig
+from bincount.tracking.champion import ignore_missing
+from bincount.tracking.connection import open_existing
+from bincount.tracking.registry import Registry, Version
+from bincount.training.spec import is_checkpoint
+from bincount.workspace import Workspace
+
+PREDICTIONS = "predictions.parquet"  # of the run, as recording keeps it
+
+
+def find_coverage(
+    reference: str, classes: Classes, min_confidence: float, workspace: Workspace, registry_config: RegistryConfig
+) -> CoveragePoint | None:
+    """Return how many pictures of its test a version gives a count at this confidence, and how often it is right.
+
+    reference is as find_checkpoint takes it, and classes are the model's. Returns None where it is not known: of a
+    folder with a checkpoint, and where the test's predictions are gone or damaged.
+    """
+    if is_checkpoint(Path(reference)):
+        return None
+    registry = open_existing(workspace, registry_config)
+    predictions = _read_predictions(registry, registry.find(reference))
+    columns = probability_columns(classes)
+    if predictions is None or predictions.empty or not {"group", "label", *columns} <= set(predictions):
+        return None
+    images = LabelledImages(predictions["label"].to_numpy(np.int64), predictions["group"].to_numpy(), classes)
+    return coverage.at_confidence(images, predictions[columns].to_numpy(), min_confidence)
+
+
+def _read_predictions(registry: Registry, version: Version) -> pd.DataFrame | None:
+    with ignore_missing():  # the run may have been deleted in MLflow's pages
+        if PREDICTIONS in {file.path for file in registry.client.list_artifacts(version.run_id)}:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(registry.client.download_artifacts(version.run_id, PREDICTIONS, folder))
+                try:
+                    return tables.read_frame(path, "evaluate the version again")
+                except DatasetError:
+                    return None
+    return None
