@@ -79,4 +79,8 @@ lock: $(READY)  ## renew requirements.lock: newest versions, with hashes, withou
 clean:  ## remove the demo's results, the site and caches; the installation and bincount-data/ stay
 	rm -rf demo docs/site docs/.cache .pytest_cache .ruff_cache .import_linter_cache
 
-.PHONY: help setup demo up down test test-services bench-sync bench-train bench-nights bench-accuracy docs pictures outputs lint format lock clean
+bench-audit: $(READY)  ## how well an audit ranks records, beside cleanlab, and how fast it is: SCORES=AUDIT/scores.parquet
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
+	$(BIN)/python tests/bench/audit.py $(SCORES)
+
+.PHONY: help setup demo up down test test-services bench-sync bench-train bench-nights bench-accuracy bench-audit docs pictures outputs lint format lock clean

@@ -100,9 +100,11 @@ def test_the_interval_holds_the_figure_of_all_bins_nearly_always():
     assert np.mean([each["high"] - each["low"] for each in found]) < 0.2
 
 
-def test_images_of_one_bin_count_as_one_for_the_interval():
-    alone = made_scores(400)
-    copies = pd.concat([alone.assign(image_id=alone["image_id"] + f"-{copy}") for copy in range(6)])
+def test_images_of_one_bin_count_as_one_for_the_interval(monkeypatch):
+    for name, number in (("DRAWS", 200), ("RESAMPLES", 100), ("DRAWS_EACH", 8)):
+        monkeypatch.setattr(audit_quality, name, number)
+    alone = made_scores(300)
+    copies = pd.concat([alone.assign(image_id=alone["image_id"] + f"-{copy}") for copy in range(8)])
     as_one, as_many = figures(copies), figures(copies.assign(group=copies["image_id"]))
     figure = ("p_wrong", "recall at 10 %")
     width = [table.loc[figure, "high"] - table.loc[figure, "low"] for table in (as_one, as_many)]

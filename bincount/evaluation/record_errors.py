@@ -1,11 +1,14 @@
 """How records err: how often, and by how much.
 
-A record goes wrong where a pick, a stow or a count was not entered as it happened. Before anybody has looked into bins,
-both are assumed: the rate by a setting, and an offset of d items with a probability proportional to RATIO ** d. One
-movement that was not entered is the commonest cause one can think of, and in the public sample 72 % of the movements
-between two pictures of a bin are of one item and 16 % of two; RATIO = 0.3 gives 70 % and 21 %. It is an assumption:
-nobody has published how warehouse records err. More and fewer are taken to be equally likely. What people then find in
-bins that were drawn at random replaces the assumption step by step.
+Before anybody has looked into bins both are assumed: the rate by a setting, and the offsets as a mixture. Most wrong
+records are taken for movements or counts that were not entered as they happened, off by d items with a probability
+proportional to RATIO ** d; in the public sample movements between two pictures of a bin are of one item in 72 % and of
+two in 16 %, and several may be missed. A share of UNRELATED is taken to have nothing to do with the count, as where two
+bins or products were mistaken for each other: any offset is equally likely. More and fewer are equally likely too.
+
+This is an assumption: nobody has published how warehouse records err. It is a cautious one. If all errors are by one,
+it finds about as many as an assumption that says so, and if any count may be recorded for any other, many more. What
+people then find in bins that were drawn at random replaces it step by step.
 """
 
 import numpy as np
@@ -15,7 +18,7 @@ from pydantic import Field
 from bincount.frozen import Frozen
 from bincount.problem import Classes
 
-RATIO = 0.3
+RATIO, UNRELATED = 0.5, 0.3
 FARTHEST = 20  # items; what is farther off counts as that far
 PRIOR_REVIEWS = 40  # reviewed bins that the assumed rate counts for
 PRIOR_ERRORS = 10  # wrong records that the assumed offsets count for
@@ -37,8 +40,9 @@ class RecordErrors(Frozen):
     @classmethod
     def prior(cls, rate: float) -> "RecordErrors":
         """Return what is assumed before anybody has reviewed a bin, with this rate."""
-        weights = RATIO ** np.arange(1, FARTHEST + 1)
-        return cls(rate=rate, shares=tuple((weights / weights.sum()).tolist()))
+        near = RATIO ** np.arange(1, FARTHEST + 1)
+        shares = (1 - UNRELATED) * near / near.sum() + UNRELATED / FARTHEST
+        return cls(rate=rate, shares=tuple(shares.tolist()))
 
     def likelihood(self, outputs: Classes) -> np.ndarray:
         """Return P(recorded = j | true = i), (C, C) with a row for each true class.

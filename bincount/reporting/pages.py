@@ -115,7 +115,7 @@ def evaluation_page(
         calibration_error=sections.percent(metrics.calibration_error),
         reliability_plot=sections.reliability_plot(confidence, metrics.calibration_error),
         reliability=sections.reliability(confidence),
-        coverage=sections.coverage(evaluation.coverage),
+        coverage=sections.coverage(evaluation.coverage) if evaluation.coverage else "",
         coverage_hidden="" if evaluation.coverage else "hidden",
         slices=sections.slices(by_slice, image_slices) if len(by_slice) else "",
         slices_hidden="" if len(by_slice) else "hidden",
