@@ -8,6 +8,7 @@ from made_scores import COUNTS, made_scores
 from bincount.evaluation import audit_quality
 from bincount.evaluation.record_errors import RecordErrors
 from bincount.problem import Classes
+from bincount.reporting import tables
 
 ASSUMED = RecordErrors.prior(0.05)
 ANYTHING, BY_ONE = RecordErrors(rate=0.05), RecordErrors(rate=0.05, shares=(1.0,))
@@ -117,6 +118,19 @@ def test_of_many_bins_each_audit_has_a_part(monkeypatch):
     small = figures(made_scores(500))
     figure = ("p_wrong", "precision at 50")
     assert found.loc[figure, "value"] == pytest.approx(small.loc[figure, "value"], abs=0.12)
+
+
+def test_the_figures_are_shown_with_their_intervals_and_lifts():
+    measured = audit_quality.measure(made_scores(400, sharpness=3), COUNTS, ASSUMED, ANYTHING)
+    shown = tables.audit_quality(measured)
+    assert shown[""].tolist() == audit_quality.measures()
+    first = measured.iloc[0]
+    text = f"{100 * first['value']:.1f} % ({100 * first['low']:.1f} to {100 * first['high']:.1f})"
+    assert shown["found"].iloc[0] == text
+    assert shown["over random"].iloc[0].startswith(f"{first['lift']:.1f} times (")
+    every = tables.rankings(measured)
+    assert every["ranked by"].tolist() == list(tables.RANKINGS.values())
+    assert every.loc[0, "precision at 10"] == text
 
 
 # --- without labels ---------------------------------------------------------------------------------------------------

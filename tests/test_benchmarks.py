@@ -67,6 +67,19 @@ def test_the_benchmark_of_a_training(tmp_path):
         assert f"\n{row}" in done.stdout
 
 
+def test_the_benchmark_of_an_audit(monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    sizes = ["--bins", 300, "--pictures", 300, "--model", "small", "--image-size", 32, "--rounds", 1]
+    command = [sys.executable, BENCH / "audit.py", *map(str, sizes), "--rows", "500", "--queue", "60"]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    for measured in ("wrong by one        p_wrong ", "Scoring: ", "Table: 500 rows, 60 bins on the page"):
+        assert measured in done.stdout
+    assert ("cleanlab is left out" in done.stdout) or done.stdout.count("the order is the same") == 2
+
+
 def test_the_benchmark_of_nights(api, monkeypatch, tmp_path, capsys):
     add_thirty_bins(tmp_path / "bins")
 

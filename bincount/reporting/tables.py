@@ -44,6 +44,14 @@ SCORE_LABELS = {
     "roc_auc": "ROC AUC",
     "average_precision": "average precision",
 }
+RANKINGS = {
+    "p_wrong": "probability that the record is wrong",
+    "p_recorded": "probability of the record, the lowest first",
+    "odds": "odds against the record",
+    "margin": "margin over the record",
+    "expected_difference": "expected difference from the record",
+    "rarest record": "rarest record first, without a picture",
+}
 
 
 # Results as tables
@@ -161,6 +169,39 @@ def coverage(points: Sequence["CoveragePoint"]) -> pd.DataFrame:
         for point in points
     ]
     return pd.DataFrame(rows, columns=["answered", "confidence at least", "images", "right"])
+
+
+def audit_quality(measured: pd.DataFrame) -> pd.DataFrame:
+    """Return how well p_wrong finds wrong records, a row a figure, as text; measured is what audit_quality.measure says.
+
+    Beside each figure stands how many times as good it is as checking bins at random, or those with the rarest record.
+    """
+    found = measured[measured["score"] == "p_wrong"]
+    over_random, over_rarest = (
+        [_times(row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in found.to_dict("records")]
+        for name in ("lift", "lift_rarest")
+    )
+    values = _shares_with_intervals(found)
+    return pd.DataFrame(
+        {"": found["measure"], "found": values, "over random": over_random, "over the rarest record first": over_rarest}
+    )
+
+
+def rankings(measured: pd.DataFrame) -> pd.DataFrame:
+    """Return every way to rank, a row each, and a column a figure, as text; measured is as for audit_quality."""
+    text = measured.assign(text=_shares_with_intervals(measured), name=measured["score"].map(RANKINGS))
+    table = text.pivot(index="name", columns="measure", values="text")
+    order = [name for name in RANKINGS.values() if name in table.index]
+    return table.loc[order, list(measured["measure"].unique())].rename_axis(None, axis=1).reset_index(names="ranked by")
+
+
+def _shares_with_intervals(measured: pd.DataFrame) -> list[str]:
+    rows = zip(measured["value"], measured["low"], measured["high"], strict=True)
+    return [with_interval("accuracy", value, Interval(low=low, high=high)) for value, low, high in rows]
+
+
+def _times(value: float, low: float, high: float) -> str:
+    return "" if math.isnan(value) else f"{value:.1f} times ({low:.1f} to {high:.1f})"
 
 
 def confusion(metrics: "Metrics") -> pd.DataFrame:

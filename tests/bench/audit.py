@@ -32,6 +32,7 @@ from bincount.workspace import Workspace
 RATE = AuditConfig().error_rate
 MADE = {"wrong by anything": RecordErrors(rate=RATE), "wrong by one": RecordErrors(rate=RATE, shares=(1.0,))}
 PEERS = {"self_confidence": "p_recorded", "normalized_margin": "margin"}  # cleanlab's name: ours
+OUTPUTS = Classes.parse("0..10")
 QUEUE_PIXELS = 224
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     measure_table(options.rows, options.queue)
 
 
-def make_scores(num: int, outputs: Classes = Classes.parse("0..10"), seed: int = 0) -> pd.DataFrame:
+def make_scores(num: int, outputs: Classes = OUTPUTS, seed: int = 0) -> pd.DataFrame:
     """Scores of bins whose probabilities are calibrated: each record is drawn from those of its picture."""
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet(np.full(len(outputs), 0.5), num).astype(np.float32)
@@ -88,7 +89,7 @@ def compare_with_cleanlab(scores: pd.DataFrame, outputs: Classes) -> None:
     from cleanlab.rank import get_label_quality_scores
 
     probabilities = scores[[f"p_{name}" for name in outputs.names]].to_numpy(np.float64)
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
     labels = ranking.labels_of(scores, outputs)
     rng = np.random.default_rng(0)
     is_wrong = rng.random(len(labels)) < RATE
@@ -117,11 +118,11 @@ def _ranks(urgency: np.ndarray) -> np.ndarray:
 def compare_speed(num: int, model: str, image_size: int, rounds: int) -> None:
     """Score the same pictures by an audit and by the bare network, in turns, and print the fastest round of each."""
     import torch
+    from bincount.evaluation.audit import Scorer
 
     from bincount.data import synthetic
     from bincount.evaluation import audit
-    from bincount.evaluation.audit import Scorer
-    from bincount.training.augment import normalize
+    from bincount.training.augment import center_crop, normalize
     from bincount.training.model import INFERENCE_BATCH, build, load, save
     from bincount.training.spec import ModelSpec
 
@@ -140,7 +141,7 @@ def compare_speed(num: int, model: str, image_size: int, rounds: int) -> None:
             pack = audit.pack_for(begun, scorer)
             network, _ = load(scorer.checkpoint)
             pixels = torch.from_numpy(np.take(pack.images, pack.locate(rows["sha256"]), axis=0))
-            batches = [normalize(batch, spec.normalization) for batch in pixels.split(INFERENCE_BATCH)]
+            batches = [normalize(center_crop(batch, 1), spec.normalization) for batch in pixels.split(INFERENCE_BATCH)]
 
             def run_bare(network=network, batches=batches) -> None:
                 with torch.inference_mode():
@@ -183,8 +184,8 @@ def _make_result(rows: int, queue: int) -> tuple[dict[str, float], float]:
     from bincount.evaluation import audit_table
     from bincount.reporting import audit as page
 
-    outputs = Classes.parse("0..10")
-    scores = make_scores(rows, outputs)
+    outputs = OUTPUTS
+    scores = make_scores(rows)
     plan = scores[["image_id", "group", "split", "recorded", "record", "sha256", "scored_by"]]
     plan = plan.assign(path="", width=224, height=224, status="scored", reason="")
     audit = SimpleNamespace(
