@@ -172,7 +172,7 @@ def coverage(points: Sequence["CoveragePoint"]) -> pd.DataFrame:
 
 
 def audit_quality(measured: pd.DataFrame) -> pd.DataFrame:
-    """Return how well p_wrong finds wrong records, a row a figure, as text; measured is what audit_quality.measure says.
+    """Return how well p_wrong finds wrong records, a row a figure, as text; measured is from audit_quality.measure.
 
     Beside each figure stands how many times as good it is as checking bins at random, or those with the rarest record.
     """
