@@ -18,8 +18,10 @@ from bincount.text import percent
 FIRST = (10, 50, 100)  # bins that are checked
 BUDGETS = (0.01, 0.05, 0.1)  # share of all bins that is checked
 RAREST = "rarest record"  # the rule that needs no picture
-MOST_BINS = 20_000  # in one made-up audit: the figures of more differ little, and take minutes
-DRAWS, RESAMPLES, DRAWS_EACH = 200, 200, 10
+MOST_BINS = 10_000  # in one made-up audit: more take minutes
+POOL = 100_000  # bins that these are drawn from
+DRAWS, RESAMPLES, DRAWS_EACH = 200, 100, 10
+LEAST_REACH = 0.02  # by which a wrong record has to lower the accuracy, if the gap is to say anything of their share
 Z = 1.959964  # of a 95 % interval
 
 
@@ -41,9 +43,8 @@ def measure(
     other bins been audited (drawn with replacement by group, each with all of its images); it is no range for a single
     audit, which varies much more. Of more than MOST_BINS bins, each audit has so many.
     """
-    scores = scores.sort_values("image_id", ignore_index=True)
-    trials = Trials(scores, outputs, assumed, made)
     rng = np.random.default_rng(seed)
+    trials = Trials(_pool(scores.sort_values("image_id", ignore_index=True), rng), outputs, assumed, made)
     plain = np.stack([trials.run(trials.subset(rng), rng) for _ in range(DRAWS)])  # (D, K, M)
     resampled = np.stack(
         [
@@ -115,6 +116,14 @@ class Trials:
         return np.stack([*found, _count_found(-frequency[records].astype(float), is_wrong)])
 
 
+def _pool(scores: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Return all bins, or some POOL of them, a group with all of its images."""
+    if len(scores) <= POOL:
+        return scores
+    groups, names = scores["group"].factorize()
+    return scores[rng.permutation(len(names))[groups] < len(names) * POOL / len(scores)]
+
+
 def urgencies(probabilities: np.ndarray, outputs: Classes, assumed: RecordErrors) -> dict[str, np.ndarray]:
     """Return each score of each bin for each class that its record may have, (N, C): the higher, the more suspect."""
     likelihood, found = assumed.likelihood(outputs), []
@@ -161,13 +170,10 @@ class Promise(Frozen):
     def describe(self) -> str:
         """Return the figures in words, and what they assume."""
         gap = f"{100 * self.gap.value:+.1f} points ({100 * self.gap.low:+.1f} to {100 * self.gap.high:+.1f})"
-        share = self.wrong_share
-        explained = (
-            f" Wrong records alone would explain it if {percent(share.value)} ({percent(max(share.low, 0))} to "
-            f"{percent(max(share.high, 0))}) of the records were wrong."
-            if share
-            else ""
-        )
+        explained = ""
+        if self.wrong_share:
+            share, low, high = (percent(max(end, 0)) for end in self.wrong_share.model_dump().values())
+            explained = f" Wrong records alone would explain it if {share} ({low} to {high}) of them were wrong."
         return (
             f"The probabilities promise an accuracy of {percent(self.promised.value)}, and "
             f"{percent(self.recorded.value)} of the records agree: a gap of {gap}.{explained} It assumes that the "
@@ -195,16 +201,17 @@ def promise(scores: pd.DataFrame, outputs: Classes, errors: RecordErrors) -> Pro
             "hit": (probabilities @ to_others)[np.arange(len(scores)), predictions],
         }
     )
-    resampled = intervals.resample(terms, scores["group"].to_numpy())
+    num = max(200, min(intervals.RESAMPLES, 10_000_000 // max(len(terms), 1)))  # of half a million 2,000 take a minute
+    resampled = intervals.resample(terms, scores["group"].to_numpy(), num)
     value, draws = _promises(terms.sum().to_frame().T).iloc[0], _promises(resampled)
     low, high = intervals.percentile_interval(draws, 0.95)
     found = {name: Score(value=value[name], low=low[name], high=high[name]) for name in draws}
-    says_something = value["promised"] > 0 and bool((draws["wrong_share"].abs() < np.inf).all())
-    return Promise(num_images=len(scores), **found | ({} if says_something else {"wrong_share": None}))
+    reach = terms["promised"].mean() - terms["hit"].mean()
+    return Promise(num_images=len(scores), **found | ({} if reach > LEAST_REACH else {"wrong_share": None}))
 
 
 def _promises(sums: pd.DataFrame) -> pd.DataFrame:
     means = sums.div(sums["images"], axis=0)
     gap = means["promised"] - means["right"]
-    share = gap / (means["promised"] - means["hit"])
+    share = gap / (means["promised"] - means["hit"]).clip(lower=LEAST_REACH)
     return pd.DataFrame({"promised": means["promised"], "recorded": means["right"], "gap": gap, "wrong_share": share})
