@@ -177,7 +177,7 @@ def load_manifest(folder: Path, description: Description) -> pd.DataFrame:
         data = path.read_bytes()  # once, so that what is read is what was compared
         if description.checksum and xxhash.xxh3_64_hexdigest(data) != description.checksum:
             raise tables.damaged(path, REMEDY)
-        rows = pd.read_parquet(io.BytesIO(data))
+        rows = manifests.with_sources(pd.read_parquet(io.BytesIO(data)))
     except tables.UNREADABLE as error:
         raise tables.damaged(path, REMEDY, error) from error
     if not description.checksum:
