@@ -1,21 +1,22 @@
 """Figures of what people found in bins: how often records are wrong, and how far reviewers agree."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
+from pydantic import BaseModel, Field
 
 from bincount.data import bins as row_store
 from bincount.data import labels, reviews
 from bincount.data.snapshots import Snapshot
-from bincount.frozen import Frozen
 from bincount.problem import EXTRA, SPLITS
 from bincount.text import percent
 
 
-class Rate(Frozen):
+class Rate(BaseModel, frozen=True):
     """A share of wrong records among bins that were drawn at random, with Wilson's 95 % interval."""
 
     num_wrong: int
@@ -41,7 +42,8 @@ class Rate(Frozen):
         return f"{percent(self.value)} ({ends}), {self.num_wrong:,} of {self.num_bins:,} random bins"
 
 
-class Agreement(Frozen):
+@dataclass(frozen=True)
+class Agreement:
     """How far two reviewers say the same of the bins that both have seen.
 
     agreed is the share on which they do. kappa is Cohen's, which leaves out what chance explains; None where both
@@ -55,7 +57,7 @@ class Agreement(Frozen):
     kappa: float | None
 
 
-class ReviewFigures(Frozen):
+class ReviewFigures(BaseModel, frozen=True):
     """What reviews have brought up to now; fields of records are read by the report over months.
 
     num_verdicts are the verdicts that were imported since the champion's data was frozen, and num_changed the images
@@ -66,7 +68,7 @@ class ReviewFigures(Frozen):
     num_verdicts: int
     num_changed: int
     wrong: Rate | None = None
-    months: dict[str, Rate] = {}
+    months: dict[str, Rate] = Field(default_factory=dict)
 
 
 def measure_agreement(verdicts: pd.DataFrame) -> list[Agreement]:
@@ -125,7 +127,8 @@ def num_changed(snapshot: Snapshot, earlier: Snapshot | None) -> int:
     now = _used_label(manifest).set_axis(manifest["image_id"])
     reviewed = manifest.set_index("image_id")
     is_reviewed = (reviewed["label_source"] == labels.REVIEW) | reviewed["reason"].isin(labels.REASONS.values())
-    before = reviewed["recorded"].where(reviewed["recorded"].isin(snapshot.classes.names), "")
+    recorded = reviewed["recorded"]
+    before = recorded.where(recorded.isin(snapshot.classes.names) | (recorded == now), "")
     if earlier:
         rows = earlier.read()
         then = _used_label(rows).set_axis(rows["image_id"])
