@@ -119,7 +119,7 @@ def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path)
     The folder appears whole, by a rename, so that its existence means that it is complete. Raises DiskFull.
     """
     columns = manifests.COLUMNS
-    manifest = manifest[list(columns)].astype(columns).sort_values("image_id", ignore_index=True)
+    manifest = manifests.with_sources(manifest)[list(columns)].astype(columns).sort_values("image_id", ignore_index=True)
     manifests.check(manifest)
     digest = manifests.digest(manifest, classes)
     folder = dataset / "snapshots" / digest
