@@ -62,13 +62,15 @@ class ReviewFigures(BaseModel, frozen=True):
 
     num_verdicts are the verdicts that were imported since the champion's data was frozen, and num_changed the images
     whose label, or whose place in training and evaluation, is another by them. wrong is the rate of wrong records over
-    all time, and months that of each month (UTC) in which random bins were reviewed: `2026-11`.
+    all time, months that of each month (UTC) in which random bins were reviewed, `2026-11`, and cumulative that of all
+    time up to the end of such a month.
     """
 
     num_verdicts: int
-    num_changed: int
+    num_changed: int = 0
     wrong: Rate | None = None
     months: dict[str, Rate] = Field(default_factory=dict)
+    cumulative: dict[str, Rate] = Field(default_factory=dict)
 
 
 def measure_agreement(verdicts: pd.DataFrame) -> list[Agreement]:
@@ -98,24 +100,34 @@ def rates_by_month(judged: pd.DataFrame) -> dict[str, Rate]:
     return {name: rate for name, rate in rates.items() if rate}
 
 
+def cumulative_rates(judged: pd.DataFrame) -> dict[str, Rate]:
+    """Return the rate of wrong records up to the end of each month that rates_by_month has."""
+    month = judged["time"].dt.strftime("%Y-%m")
+    return {name: rate_of_wrong(judged[month <= name]) for name in rates_by_month(judged)}
+
+
+def figures_of(rows: pd.DataFrame, since: datetime | None = None) -> ReviewFigures | None:
+    """Count a table of verdicts, those imported after since or all of them; None where it has none."""
+    if rows.empty:
+        return None
+    given = rows[rows["verdict"] != reviews.UNDONE]
+    judged = reviews.judge(reviews.past_verdicts(rows))
+    return ReviewFigures(
+        num_verdicts=len(given) if since is None else int((given["imported"] > since).sum()),
+        wrong=rate_of_wrong(judged),
+        months=rates_by_month(judged),
+        cumulative=cumulative_rates(judged),
+    )
+
+
 def measure(snapshot: Snapshot, champion: Snapshot | None, since: datetime | None) -> ReviewFigures | None:
     """Count what reviews changed since the champion; None where nothing was reviewed.
 
     champion is the snapshot that it was trained on, None where it is not here: then labels are compared with records.
     since is when that was frozen; None counts all verdicts. Raises DatasetError where the table is damaged.
     """
-    rows = reviews.read(snapshot.dataset)
-    if rows.empty:
-        return None
-    past = reviews.past_verdicts(rows)
-    judged = reviews.judge(past)
-    given = rows[rows["verdict"] != reviews.UNDONE]
-    return ReviewFigures(
-        num_verdicts=len(given) if since is None else int((given["imported"] > since).sum()),
-        num_changed=num_changed(snapshot, champion),
-        wrong=rate_of_wrong(judged),
-        months=rates_by_month(judged),
-    )
+    figures = figures_of(reviews.read(snapshot.dataset), since)
+    return figures and figures.model_copy(update={"num_changed": num_changed(snapshot, champion)})
 
 
 def num_changed(snapshot: Snapshot, earlier: Snapshot | None) -> int:

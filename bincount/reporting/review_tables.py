@@ -6,7 +6,7 @@ import pandas as pd
 
 from bincount.data import reviews
 from bincount.evaluation import reviewing
-from bincount.evaluation.reviewing import Agreement, Rate, ReviewFigures
+from bincount.evaluation.reviewing import Agreement, Rate
 from bincount.reporting.tables import Tables
 from bincount.text import percent
 
@@ -16,6 +16,7 @@ MEANINGS = {
     reviews.UNUSABLE: "can't be used",
     reviews.UNSURE: "unsure",
 }
+WRONG_RECORDS = "Wrong records among random bins, with 95 % intervals"
 NUM_PAIRS = 10  # of reviewers
 NUM_MONTHS = 12
 STAMP = "%Y-%m-%d %H:%M"
@@ -33,9 +34,7 @@ def overview(rows: pd.DataFrame, bins: pd.DataFrame, newest: int) -> Tables:
     judged = reviews.judge(past)
     tables = {
         "Verdicts": _by_verdict(given, state[given.index], outcomes),
-        "Wrong records among random bins, with Wilson's 95 % interval": rates(
-            reviewing.rate_of_wrong(judged), reviewing.rates_by_month(judged)
-        ),
+        WRONG_RECORDS: rates(reviewing.rate_of_wrong(judged), reviewing.rates_by_month(judged)),
     }
     agreements = reviewing.measure_agreement(past)
     if agreements:
@@ -101,15 +100,6 @@ def rates(total: Rate | None, months: dict[str, Rate]) -> pd.DataFrame:
         for month, rate in each
     ]
     return pd.DataFrame(rows, columns=["month", "random bins", "wrong", "rate", "interval"])
-
-
-def facts(figures: ReviewFigures) -> list[tuple[str, str]]:
-    """Return what reviews brought since the champion, a name and a text each."""
-    verdicts = f"{figures.num_verdicts:,} verdicts, which changed {figures.num_changed:,} labels"
-    return [
-        ("reviews since the champion", verdicts),
-        *([("wrong records", figures.wrong.describe())] if figures.wrong else []),
-    ]
 
 
 def _by_verdict(given: pd.DataFrame, state: pd.Series, outcomes: pd.DataFrame) -> pd.DataFrame:
