@@ -52,7 +52,7 @@ SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         *((name, pa.string()) for name in COLUMNS[:5]),
-        ("time", pa.timestamp("us", tz="UTC")),  # of the verdict; of the import where the file says none
+        ("time", pa.timestamp("us")),  # UTC; of the import where the file says none
         *((name, pa.string()) for name in ("source", "model")),
         ("shown", pa.bool_()),
         ("random", pa.bool_()),
@@ -63,7 +63,7 @@ SCHEMA = pa.schema(
             pa.string(),
         ),  # class in the reviewed record; empty where the bin had another, or none
         ("undoes", pa.string()),  # id of the row that this one takes back
-        ("imported", pa.timestamp("us", tz="UTC")),
+        ("imported", pa.timestamp("us")),
         ("file", pa.string()),
         ("batch", pa.string()),  # by which an import is known: the digest of the file's content
     ]
@@ -101,11 +101,12 @@ def append(dataset: Path, rows: pd.DataFrame, *, file: str = "", batch: str = ""
     """
     with _locked(dataset):
         bins = row_store.read(dataset, BIN_COLUMNS)
-        rows = _restore_zeros(rows, bins)
+        when = pd.to_datetime(rows["time"], utc=True).dt.tz_convert(None).dt.as_unit("us")
+        rows = _restore_zeros(rows.assign(time=when), bins)
         known = read(dataset)["id"]
         ids = pd.Series(map(_id, *(rows[name] for name in SAID)), index=rows.index, dtype="str")
         new = rows.assign(id=ids)[~ids.isin(known) & ~ids.duplicated()]
-        now = pd.Timestamp.now("UTC")
+        now = _now()
         current = _current(new, bins)
         _write(
             dataset,
@@ -129,7 +130,7 @@ def undo(dataset: Path, ids: Sequence[str], reviewer: str = "") -> int:
     with _locked(dataset):
         rows = read(dataset)
         wanted = rows[rows["id"].isin(list(ids)) & ~_is_undone(rows)]
-        now = pd.Timestamp.now("UTC")
+        now = _now()
         undone = wanted.assign(
             verdict=UNDONE,
             count="",
@@ -223,8 +224,8 @@ def judge(verdicts: pd.DataFrame) -> pd.DataFrame:
 
     The columns are image_id, record, recorded, outcome (right, count, unusable or unsure), class_name (what was found;
     missing where unusable or unsure), num_reviewers, is_disputed, random (any of its verdicts is of the random share)
-    and time (of the last verdict). The latest verdict of each reviewer counts, and "right" is the count of the record.
-    What more than half of those say who are sure is the outcome; without such a majority it is unsure.
+    and time (when it was first reviewed). The latest verdict of each reviewer counts, and "right" is the count of the
+    record. What more than half of those say who are sure is the outcome; without such a majority it is unsure.
     """
     keys = ["image_id", "record"]
     last = latest(verdicts).assign(answer=answers)
@@ -235,7 +236,7 @@ def judge(verdicts: pd.DataFrame) -> pd.DataFrame:
         recorded=("recorded", "first"),
         num_reviewers=("reviewer", "nunique"),
         random=("random", "any"),
-        time=("time", "max"),
+        time=("time", "min"),
     )
     most, total = most.reindex(table.index), total.reindex(table.index)
     has_won = 2 * most["votes"] > total
@@ -334,6 +335,10 @@ def _locked(dataset: Path):
         raise DatasetError(f"no dataset in {dataset}; name the --source that was reviewed, or run `bincount prepare`")
     (dataset / FOLDER).mkdir(exist_ok=True)
     return files.locked(dataset / FOLDER / LOCK, f"another process adds verdicts in {dataset}")
+
+
+def _now() -> pd.Timestamp:
+    return pd.Timestamp.now("UTC").tz_localize(None).as_unit("us")
 
 
 def _user() -> str:

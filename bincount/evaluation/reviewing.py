@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
@@ -113,7 +113,9 @@ def figures_of(rows: pd.DataFrame, since: datetime | None = None) -> ReviewFigur
     given = rows[rows["verdict"] != reviews.UNDONE]
     judged = reviews.judge(reviews.past_verdicts(rows))
     return ReviewFigures(
-        num_verdicts=len(given) if since is None else int((given["imported"] > since).sum()),
+        num_verdicts=len(given)
+        if since is None
+        else int((given["imported"] > since.astimezone(UTC).replace(tzinfo=None)).sum()),
         wrong=rate_of_wrong(judged),
         months=rates_by_month(judged),
         cumulative=cumulative_rates(judged),

@@ -53,16 +53,18 @@ def reviews(facts: Facts) -> Section:
 def _rate_chart(title: str, figures: ReviewFigures, made: datetime) -> charts.Chart:
     lines = [
         Line("all up to then", 0, _points(figures.cumulative, made), step=len(figures.cumulative) > 1),
-        Line("of the month", 1, _points(figures.months, made), dots_only=True),
+        Line("of the month", 1, _points(figures.months, made, day=15), dots_only=True),
     ]
     return charts.lines(title, lines, "{:g} %", start_at_zero=True)
 
 
-def _points(rates: Mapping[str, Rate], made: datetime) -> list[Point]:
-    """Return a point at the end of each month, or now where that is to come."""
+def _points(rates: Mapping[str, Rate], made: datetime, day: int = 0) -> list[Point]:
+    """Return a point on a day of each month, at its end unless one is given, or now where that is to come."""
     return [
         Point(
-            min(pd.Period(month, "M").end_time.to_pydatetime().replace(tzinfo=UTC), made),
+            min(
+                datetime.fromisoformat(f"{month}-{day or pd.Period(month).days_in_month:02d}").replace(tzinfo=UTC), made
+            ),
             *(100 * each for each in (rate.value, rate.low, rate.high)),
             text=f"{month}: {rate.describe()}",
         )
