@@ -6,14 +6,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 from bins import add_bin, bring, jpeg
 from verdicts import HEAD, append, digests, say, verdict, write_csv
 
-from bincount.data import assembly, bins, packing, review_files, reviews, snapshots, splits, tables
+from bincount.data import assembly, bins, packing, review_files, reviews, snapshots, splits
 from bincount.errors import DatasetError, SettingsError, SnapshotNotFound
 from bincount.evaluation import reviewing
 from bincount.problem import Classes
@@ -371,22 +369,6 @@ def test_an_id_that_has_lost_its_zeros_in_a_spreadsheet_gets_them_back(dataset):
     assert append(dataset, rows) == 1
     assert outcome(dataset, name(3)) == "count"
     assert say(dataset, (name(3), "4")) == 0
-
-
-def test_half_a_million_verdicts_are_added_and_resolved(tmp_path):
-    num = 500_000
-    ids = pd.Series(np.arange(num)).map("{:07d}".format)
-    rows = pd.DataFrame({"image_id": ids, "class_name": "3", "status": "ok", "record_sha256": ids + "x"})
-    schema = pa.schema([bins.SCHEMA.field(column) for column in rows])
-    tables.write(pa.Table.from_pandas(rows, schema, preserve_index=False), tmp_path / bins.FILE)
-    given = {"verdict": "count", "count": "4", "reviewer": "Ann", "time": pd.Timestamp("2026-11-01")}
-    given |= {"source": "csv", "model": "", "shown": False, "random": False, "p_wrong": 0.5, "note": ""}
-
-    added = reviews.append(tmp_path, pd.DataFrame({"image_id": ids, "record": ids + "x"}).assign(**given))
-
-    assert added == num
-    resolved = reviews.resolve(reviews.read(tmp_path), bins.read(tmp_path, reviews.BIN_COLUMNS))
-    assert (len(resolved), set(resolved["class_name"])) == (num, {"4"})
 
 
 # Files of verdicts

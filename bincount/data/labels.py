@@ -6,9 +6,9 @@ import pandas as pd
 
 from bincount.data import bins as row_store
 from bincount.data import reviews
+from bincount.data.manifest import RECORD, REVIEW
 from bincount.problem import normalize_name
 
-RECORD, REVIEW = "record", "review"  # the sources of a label
 LEFT_OUT = "reviewed"  # the kind of reason for which a good bin is left out
 REASONS = {
     reviews.UNUSABLE: f"{LEFT_OUT} as not usable",

@@ -20,9 +20,10 @@ import hashlib
 
 import pandas as pd
 
-from bincount.data.labels import RECORD
 from bincount.errors import DatasetError
 from bincount.problem import EXTRA, SPLITS, Classes
+
+RECORD, REVIEW = "record", "review"  # the sources of a label
 
 COLUMNS = {
     "image_id": "str",

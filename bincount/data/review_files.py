@@ -190,7 +190,7 @@ def _text(value: object) -> str:
         return value.isoformat()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = str(value).encode("utf-8", "replace").decode()
+    text = str(value).encode("utf-8", "replace").decode().replace("\0", "")
     return text[1:] if MADE_HARMLESS.match(text) else text
 
 

@@ -9,7 +9,6 @@ Several processes may append at a time, and others read.
 
 import getpass
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import pyarrow as pa
 from bincount import files
 from bincount.data import bins as row_store
 from bincount.data import tables
+from bincount.data.snapshots import is_in
 from bincount.errors import DatasetError, SettingsError
 from bincount.problem import normalize_name
 
@@ -104,8 +104,8 @@ def append(dataset: Path, rows: pd.DataFrame, *, file: str = "", batch: str = ""
         when = pd.to_datetime(rows["time"], utc=True).dt.tz_convert(None).dt.as_unit("us")
         rows = _restore_zeros(rows.assign(time=when), bins)
         known = read(dataset)["id"]
-        ids = pd.Series(map(_id, *(rows[name] for name in SAID)), index=rows.index, dtype="str")
-        new = rows.assign(id=ids)[~ids.isin(known) & ~ids.duplicated()]
+        ids = _ids(rows)
+        new = rows.assign(id=ids)[~is_in(ids, known) & ~ids.duplicated()]
         now = _now()
         current = _current(new, bins)
         _write(
@@ -141,7 +141,7 @@ def undo(dataset: Path, ids: Sequence[str], reviewer: str = "") -> int:
             shown=False,
             random=False,
         ).assign(p_wrong=float("nan"), note="", recorded="", undoes=wanted["id"], imported=now, file="", batch="")
-        undone["id"] = [_id(*said, undoes) for *said, undoes in undone[[*SAID, "undoes"]].itertuples(index=False)]
+        undone["id"] = _ids(undone, (*SAID, "undoes"))
         _write(dataset, undone)
     return len(undone)
 
@@ -227,26 +227,25 @@ def judge(verdicts: pd.DataFrame) -> pd.DataFrame:
     and time (when it was first reviewed). The latest verdict of each reviewer counts, and "right" is the count of the
     record. What more than half of those say who are sure is the outcome; without such a majority it is unsure.
     """
-    keys = ["image_id", "record"]
     last = latest(verdicts).assign(answer=answers)
-    votes = last[last["answer"] != UNSURE].groupby([*keys, "answer"]).size().rename("votes").reset_index()
-    most = votes.sort_values([*keys, "votes"]).drop_duplicates(keys, keep="last").set_index(keys)
-    total = votes.groupby(keys)["votes"].sum()
-    table = last.groupby(keys).agg(
-        recorded=("recorded", "first"),
-        num_reviewers=("reviewer", "nunique"),
-        random=("random", "any"),
-        time=("time", "min"),
-    )
+    last["bin"] = pd.factorize(last["image_id"] + " " + last["record"])[
+        0
+    ]  # numbers, which are grouped ten times as fast
+    votes = last[last["answer"] != UNSURE].groupby(["bin", "answer"]).size().rename("votes").reset_index()
+    most = votes.sort_values(["bin", "votes"]).drop_duplicates("bin", keep="last").set_index("bin")
+    total = votes.groupby("bin")["votes"].sum()
+    of_bin = last.groupby("bin")
+    table = last.drop_duplicates("bin").set_index("bin")[["image_id", "record", "recorded"]].sort_index()
+    table = table.assign(num_reviewers=of_bin.size(), random=of_bin["random"].any(), time=of_bin["time"].min())
     most, total = most.reindex(table.index), total.reindex(table.index)
     has_won = 2 * most["votes"] > total
     answer = most["answer"].where(has_won, UNSURE).astype("str")
     is_class = answer.str.startswith(f"{COUNT} ")
     table["class_name"] = answer.str.removeprefix(f"{COUNT} ").where(is_class)
     outcome = answer.mask(is_class, COUNT).mask(is_class & (table["class_name"] == table["recorded"]), RIGHT)
-    table = table.assign(outcome=outcome, is_disputed=(most["votes"] < total).fillna(False))
-    columns = ["recorded", "outcome", "class_name", "num_reviewers", "is_disputed", "random", "time"]
-    return table[columns].reset_index()
+    table = table.assign(outcome=outcome, is_disputed=most["votes"] < total)
+    names = ["recorded", "outcome", "class_name", "num_reviewers", "is_disputed", "random", "time"]
+    return table[["image_id", "record", *names]].sort_values(["image_id", "record"], ignore_index=True)
 
 
 def latest(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -284,7 +283,7 @@ def _is_undone(rows: pd.DataFrame, all_rows: pd.DataFrame | None = None) -> pd.S
     for row_id, target in zip(undoes["id"][::-1], undoes["undoes"][::-1], strict=True):  # the last ones first
         if row_id not in undone:
             undone.add(target)
-    return rows["id"].isin(undone)
+    return rows["id"].isin(undone) if undone else pd.Series(False, index=rows.index)
 
 
 def _current(rows: pd.DataFrame, bins: pd.DataFrame) -> pd.DataFrame:
@@ -303,7 +302,7 @@ def _current(rows: pd.DataFrame, bins: pd.DataFrame) -> pd.DataFrame:
 
 def _restore_zeros(rows: pd.DataFrame, bins: pd.DataFrame) -> pd.DataFrame:
     """Return rows with the ids that a spreadsheet has made numbers of: 523 for 00523."""
-    lost = ~rows["image_id"].isin(bins["image_id"]) & rows["image_id"].str.fullmatch(r"\d+")
+    lost = ~is_in(rows["image_id"], bins["image_id"]) & rows["image_id"].str.fullmatch(r"\d+")
     if not lost.any():
         return rows
     padded = bins[bins["image_id"].str.fullmatch(r"0\d+") & (bins["status"] == "ok")]
@@ -317,10 +316,12 @@ def _restore_zeros(rows: pd.DataFrame, bins: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(image_id=restored.reindex(rows.index).fillna(rows["image_id"]))
 
 
-def _id(*said: object) -> str:
-    """Return 16 hexadecimal digits of what was said, by whom and when."""
-    parts = [part.isoformat() if isinstance(part, pd.Timestamp) else "" if pd.isna(part) else part for part in said]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+def _ids(rows: pd.DataFrame, said: Sequence[str] = SAID) -> pd.Series:
+    """Return for each row 16 hexadecimal digits of what was said, by whom and when."""
+    when = rows["time"].dt.strftime("%Y-%m-%dT%H:%M:%S.%f").fillna("")
+    texts = rows.assign(time=when)[list(said)].astype("str")
+    lines = texts["image_id"].str.cat([texts[name] for name in said[1:]], sep="\0").to_list()
+    return pd.Series([hashlib.sha256(line.encode()).hexdigest()[:16] for line in lines], rows.index, dtype="str")
 
 
 def _write(dataset: Path, rows: pd.DataFrame) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bincount.data import bins, tables
-from bincount.data.labels import REVIEW
+from bincount.data.manifest import REVIEW
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError

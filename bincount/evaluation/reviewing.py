@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from bincount.data import bins as row_store
 from bincount.data import labels, reviews
+from bincount.data.manifest import REVIEW
 from bincount.data.snapshots import Snapshot
 from bincount.problem import EXTRA, SPLITS
 from bincount.text import percent
@@ -140,13 +141,13 @@ def num_changed(snapshot: Snapshot, earlier: Snapshot | None) -> int:
     manifest = snapshot.read()
     now = _used_label(manifest).set_axis(manifest["image_id"])
     reviewed = manifest.set_index("image_id")
-    is_reviewed = (reviewed["label_source"] == labels.REVIEW) | reviewed["reason"].isin(labels.REASONS.values())
+    is_reviewed = (reviewed["label_source"] == REVIEW) | reviewed["reason"].isin(labels.REASONS.values())
     recorded = reviewed["recorded"]
     before = recorded.where(recorded.isin(snapshot.classes.names) | (recorded == now), "")
     if earlier:
         rows = earlier.read()
         then = _used_label(rows).set_axis(rows["image_id"])
-        was_reviewed = (rows["label_source"] == labels.REVIEW) | rows["reason"].isin(labels.REASONS.values())
+        was_reviewed = (rows["label_source"] == REVIEW) | rows["reason"].isin(labels.REASONS.values())
         before = then.reindex(before.index).fillna(before)
         is_reviewed |= was_reviewed.set_axis(rows["image_id"]).reindex(before.index, fill_value=False)
     return int((is_reviewed & (now != before)).sum())
