@@ -62,7 +62,7 @@ def of_import(file: str, num_new: int, num_known: int, num_void: int, rejected: 
     """Show what came of a file of verdicts, and which of its lines cannot be used."""
     rows = [
         ("new verdicts", num_new),
-        ("- void, since the bin is not here or its record is another now", num_void),
+        ("- void: no such bin, or its record is another now", num_void),
         ("there already", num_known),
         ("lines that cannot be used", len(rejected)),
     ]
