@@ -19,11 +19,12 @@ from bincount.data import snapshots
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import ModelNotFound
-from bincount.evaluation import drift, promotion
+from bincount.evaluation import drift, promotion, reviewing
 from bincount.evaluation.drift import Accuracy, Drift
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.intervals import Score
 from bincount.evaluation.promotion import Decision
+from bincount.evaluation.reviewing import ReviewFigures
 from bincount.files import atomic_write, read_sealed, sealed
 from bincount.reporting import card
 from bincount.settings import Device, DriftConfig, Job, TrainConfig
@@ -41,13 +42,15 @@ logger = logging.getLogger(__name__)
 class NewData:
     """The images added since the champion was trained; skip_reason is empty when a training is worthwhile.
 
-    Without a champion, since is the last version of the same source and classes, if there is one.
+    Without a champion, since is the last version of the same source and classes, if there is one. reviews are those
+    since the same version; None where nothing was reviewed.
     """
 
     champion: Version | None
     num_new: int
     skip_reason: str = ""
     since: Version | None = None
+    reviews: ReviewFigures | None = None
 
     def describe(self) -> str:
         """Return, for example, `new since version 3, the champion`."""
@@ -76,13 +79,15 @@ def find_new_data(registry: Registry, snapshot: Snapshot, job: Job, *, flow_run:
     champion = _find_champion_before(registry, flow_run)
     since = champion or _find_last(registry, snapshot, flow_run)
     if since is None:
-        return NewData(None, snapshot.num_images)
+        return NewData(None, snapshot.num_images, reviews=reviewing.measure(snapshot, None, None))
     folder = Workspace(root=job.workspace).snapshot(since.snapshot_digest)
     if folder:
-        num_new = len(snapshot.since(snapshots.open_snapshot(folder)))
+        earlier = snapshots.open_snapshot(folder)
+        num_new, frozen = len(snapshot.since(earlier)), min(earlier.frozen, since.registered)
     else:  # it was trained elsewhere
-        num_new = max(0, snapshot.num_images - since.num_images)
-    new_data = NewData(champion, num_new, since=since)
+        earlier, num_new, frozen = None, max(0, snapshot.num_images - since.num_images), since.registered
+    reviews = reviewing.measure(snapshot, earlier, frozen)
+    new_data = NewData(champion, num_new, since=since, reviews=reviews)
     # A version that is neither champion nor decided about is compared by this run, also where nothing is new.
     if champion or _is_settled(since):
         new_data = replace(new_data, skip_reason=_why_skip(registry, snapshot, new_data, job, flow_run))

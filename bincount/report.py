@@ -5,8 +5,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bincount.data import arrivals
+from bincount.data import arrivals, reviews
 from bincount.errors import DatasetError, ModelNotFound, SettingsError, mask_credentials
+from bincount.evaluation import reviewing
 from bincount.files import atomic_write
 from bincount.reporting import records
 from bincount.reporting.months import page
@@ -25,13 +26,21 @@ def gather(registry: Registry | None, registry_config: RegistryConfig, workspace
     registry is None where nothing was registered yet. What is damaged is left out and named. Raises ModelNotFound where
     there is nothing at all to report.
     """
-    problems, datasets = [], []
+    problems, datasets, reviewed = [], [], {}
     for folder in arrivals.find_datasets(workspace.root / "datasets"):
         try:
-            datasets.append(arrivals.measure(folder))
+            dataset = arrivals.measure(folder)
+            datasets.append(dataset)
         except DatasetError as error:
             logger.warning("%s", error)
             problems.append(f"A dataset is left out: {error}")
+            continue
+        try:
+            if figures := reviewing.figures_of(reviews.read(folder)):
+                reviewed[dataset.source] = figures
+        except DatasetError as error:
+            logger.warning("%s", error)
+            problems.append(f"The reviews of a dataset are left out: {error}")
     runs, damaged = records.read_all(workspace.root)
     problems += [f"The record of a run is damaged and left out: {path}; remove it" for path in damaged]
     tracking_uri = workspace.tracking_uri(registry_config)
@@ -42,6 +51,7 @@ def gather(registry: Registry | None, registry_config: RegistryConfig, workspace
         made=datetime.now(UTC),
         datasets=datasets,
         records=runs,
+        reviews=reviewed,
         problems=problems,
     )
     versions = registry.versions() if registry else []

@@ -66,6 +66,7 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Sections:
         | {TREND: OWN_TEST, "Nightly run": body(summary.nightly_facts(run))}
         | _of_data(run.prepared, rows)
         | ({"Drift of the new images": tables.drift_list(run.drift)} if run.drift.indices else {})
+        | {title: body(table) for title, table in summary.wrong_records(run).items()}
         | (_of_test(run.model) if run.model else {})
         | {"Time and cost": body(rows["Time and cost"])}
     )

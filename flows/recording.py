@@ -30,7 +30,7 @@ VERBS = {"cancelled": "was cancelled"}
 
 def of_nightly_run(run: NightlyRun, job: Job) -> RunRecord:
     """Return the record of a nightly run that came to its end."""
-    about = {"num_new": run.new_data.num_new, "drift": run.drift}
+    about = {"num_new": run.new_data.num_new, "drift": run.drift, "reviews": run.new_data.reviews}
     price = {"price_per_hour": job.retraining.price_per_hour, "currency": job.retraining.currency}
     return _record(
         "retrain", run.prepared, run.model, run.timings, summary.nightly_headline(run), job, **about, **price

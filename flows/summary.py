@@ -10,6 +10,7 @@ import pandas as pd
 from bincount.data import bins
 from bincount.database import has_secret, is_server, models_page
 from bincount.environment import program
+from bincount.reporting import review_tables
 from bincount.reporting.tables import (
     Tables,
     class_balance,
@@ -70,6 +71,7 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Tables:
     tables = {"Nightly run": about} | images
     if len(indices := drift_indices(run.drift)):
         tables |= {"New images against those that the champion was trained on": indices}
+    tables |= wrong_records(run)
     if run.model:
         tables |= of_decision(run.model.decision) | of_evaluation(run.model.evaluation)
     return tables | {"Time and cost": _costs(run.timings, retraining)}
@@ -78,6 +80,11 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Tables:
 def nightly_facts(run: "NightlyRun") -> pd.DataFrame:
     """Return what a nightly run found and removed, a row each."""
     about = [("images", f"{run.new_data.num_new:,} {run.new_data.describe()}"), ("drift", run.drift.describe())]
+    if reviews := run.new_data.reviews:
+        changed = f"{reviews.num_changed:,} label{'s' * (reviews.num_changed != 1)} changed by reviews"
+        about.append(("verdicts", f"{reviews.num_verdicts:,} {run.new_data.describe()}; {changed}"))
+        if reviews.wrong:
+            about.append(("wrong records", reviews.wrong.describe()))
     if run.drift.num_compared and run.drift.note:
         about.append(("not compared", run.drift.note))
     if run.starts > 1:
@@ -89,6 +96,14 @@ def nightly_facts(run: "NightlyRun") -> pd.DataFrame:
     if run.model and run.model.page:
         about.append(("in MLflow", markdown_link(f"version {run.model.version.version}", run.model.page)))
     return pd.DataFrame(about, columns=["", "value"], dtype=object)  # pandas would make plain text of the link
+
+
+def wrong_records(run: "NightlyRun") -> Tables:
+    """Show how often the records of random bins are wrong, by month; no table where none was reviewed."""
+    reviews = run.new_data.reviews
+    if not reviews or not reviews.wrong:
+        return {}
+    return {review_tables.WRONG_RECORDS: review_tables.rates(reviews.wrong, reviews.months)}
 
 
 def nightly_headline(run: "NightlyRun") -> str:

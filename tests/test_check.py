@@ -7,8 +7,9 @@ from collections import Counter
 import pandas as pd
 import pytest
 from bins import add_bin, add_thirty_bins, bring, jpeg
+from verdicts import say
 
-from bincount.data import assembly, bins, check, packing, repair, snapshots, source, splits, sync
+from bincount.data import assembly, bins, check, packing, repair, reviews, snapshots, source, splits, sync
 from bincount.errors import DatasetError, SnapshotNotFound
 from bincount.problem import Classes
 from bincount.settings import DataConfig, ImageConfig
@@ -301,3 +302,26 @@ def test_the_command_ends_with_1_when_there_are_problems_that_stay(bucket, tmp_p
     assert run_doctor(bucket, tmp_path / "work") == 0
     tamper_with_a_label(snapshot)
     assert run_doctor(bucket, tmp_path / "work", "--fix") == 1
+
+
+def test_a_damaged_file_of_verdicts_is_a_problem_with_the_remedy_and_is_never_removed(dataset):
+    say(dataset, ("00040", "4"))
+    (path,) = reviews.paths(dataset)
+    (path.parent / f".{path.name}.1.1.new").write_bytes(b"half")
+    path.write_bytes(path.read_bytes().replace(b"Ann", b"Eve", 1))
+
+    diagnosis = check.diagnose(dataset)
+    left = repair.repair(dataset, diagnosis).left
+
+    assert sorted(problem.kind for problem in diagnosis.problems) == ["damaged verdicts", "leftover"]
+    assert [(problem.kind, "bincount review import" in problem.remedy) for problem in left] == [
+        ("damaged verdicts", True)
+    ]
+    assert [file.name for file in path.parent.iterdir() if file.name != ".lock"] == [path.name]
+
+
+def test_what_reviewers_left_out_is_counted_with_the_quarantined(bucket, dataset):
+    say(dataset, ("00040", "unusable"))
+    prepare(bucket, dataset)
+    assert check.diagnose(dataset).quarantined == Counter({"empty image": 1, "reviewed as not usable": 1})
+    assert check.diagnose(dataset).problems == ()

@@ -12,6 +12,7 @@ from bincount.errors import DatasetError
 from bincount.evaluation import metrics
 from bincount.evaluation.evaluate import evaluate, find_mistakes, find_suspects
 from bincount.problem import Classes
+from bincount.reporting import tables
 from bincount.training.loop import fit
 from bincount.training.run_folder import Request
 
@@ -94,3 +95,46 @@ def test_suspects_are_the_mistakes_of_which_the_model_is_sure():
 
     assert find_suspects(table)["image_id"].to_list() == ["c", "a"]
     assert find_suspects(table.head(0)).empty
+
+
+def test_a_test_with_reviewed_labels_is_scored_on_them_and_the_accuracy_on_the_records_stands_beside(tested, tmp_path):
+    snapshot, pack, checkpoint = tested
+    before = evaluate(snapshot, pack, checkpoint, tmp_path / "before", "cpu")
+    predicted = before.predictions.set_index("image_id").filter(like="p_").to_numpy().argmax(axis=1)
+    mistakes = find_mistakes(before.predictions, COUNTS)
+    found = dict(zip(mistakes["image_id"].head(4), mistakes["predicted"].head(4), strict=True))
+    rows = snapshot.read()
+    is_found = rows["image_id"].isin(found)
+    names = rows["image_id"].map(found)
+    reviewed = rows.assign(
+        class_name=names.fillna(rows["class_name"]),
+        label=names.astype("Int8").fillna(rows["label"]),
+        label_source=rows["label_source"].mask(is_found, "review"),
+    )
+    reviewed.loc[reviewed["image_id"] == next(iter(found)), "recorded"] = "9"  # a record that is none of the classes
+    after = evaluate(
+        snapshots.freeze(reviewed, COUNTS, "drawn", snapshot.dataset), pack, checkpoint, tmp_path / "after", "cpu"
+    )
+
+    num = before.metrics.num_images
+    assert len(found) == 4
+    assert after.metrics.accuracy == pytest.approx(before.metrics.accuracy + 4 / num)
+    assert after.metrics.accuracy_on_records == pytest.approx(before.metrics.accuracy * num / (num - 1))
+    assert (after.metrics.num_reviewed, before.metrics.num_reviewed) == (4, None)
+    assert "accuracy_on_records" not in before.metrics.scalars()
+    assert after.intervals["accuracy_on_records"].low <= after.metrics.accuracy_on_records
+    assert after.predictions.set_index("image_id").filter(like="p_").to_numpy().argmax(axis=1).tolist() == (
+        predicted.tolist()
+    )
+    shown = tables.overall_scores(after)
+    assert shown[""].to_list()[:2] == ["accuracy", "accuracy against the records"]
+    written = json.loads((after.folder / "metrics.json").read_text())["metrics"]
+    older = {name: value for name, value in written.items() if name not in ("accuracy_on_records", "num_reviewed")}
+    assert metrics.Metrics.model_validate(older).accuracy == after.metrics.accuracy
+
+
+def test_a_label_that_is_a_reviewers_is_no_suspect():
+    rows = pd.DataFrame({"image_id": ["1", "2"], "group": ["1", "2"], "label": [0, 0], "p_0": 0.01, "p_1": 0.99})
+    rows = rows.assign(p_2=0.0, record_label=0, label_source=["record", "review"])
+    assert find_suspects(find_mistakes(rows, COUNTS))["image_id"].to_list() == ["1"]
+    assert len(find_mistakes(rows, COUNTS)) == 2

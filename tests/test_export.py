@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from bins import add_bin, add_thirty_bins, bring, jpeg
 from torchvision.datasets import ImageFolder
+from verdicts import say
 
 from bincount.data import assembly, bins, export
 from bincount.data.export import Exported
@@ -386,3 +387,19 @@ def test_the_list_of_the_student_projects_gives_their_class_folders(tmp_path):
     read = ImageFolder(tmp_path / "train_data")
     assert read.classes == ["1", "2", "3", "4", "5"]
     assert {Path(path).stem for path, _ in read.samples} == listed & here
+
+
+def test_a_photo_that_reviewers_put_into_another_class_is_exported_there_beside_one_of_its_name(tmp_path):
+    for number in range(40):
+        folder = tmp_path / "source" / ("good" if number % 2 else "bad")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number // 2}.jpg").write_bytes(jpeg(number))
+    data = DataConfig(source=str(tmp_path / "source"), classes="good,bad")
+    bring(tmp_path / "source", tmp_path / "data", data)
+    say(tmp_path / "data", ("good/1.jpg", "bad"))
+
+    export.to_folder(assembly.freeze_fetched(tmp_path / "data", data), tmp_path / "out")
+
+    exported = files(tmp_path / "out")
+    assert {"bad/good/1.jpg", "bad/1.jpg"} <= exported
+    assert "good/1.jpg" not in exported

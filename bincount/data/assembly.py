@@ -1,10 +1,10 @@
-"""Assemble a dataset's bins into a snapshot: label them, group them by bin, assign them to splits, and freeze that."""
+"""Assemble a dataset's bins into a snapshot: label them as records and reviewers say, group, assign, and freeze."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from bincount.data import advice, copies, groups, names, snapshots, splits, sync
+from bincount.data import advice, copies, groups, labels, names, snapshots, splits, sync
 from bincount.data import bins as row_store
 from bincount.data.snapshots import Snapshot
 from bincount.problem import Classes, normalize_name
@@ -27,14 +27,19 @@ def build(
 ) -> Snapshot:
     """Label, group and assign a dataset's bins, and freeze the result.
 
+    A bin that people have reviewed has the class that they found; where they call it unusable, or are not sure, it is
+    left out. Its split stays assigned meanwhile.
+
     Bins of extra_names, which are counts that are no class, are assigned too; those of train become extra, and the
     others are not used. Names of classes are compared after Unicode normalisation. Photos whose copies have different
     labels are left out. keep_splits takes the splits that the source's folders give, instead of assigning the images.
-    Raises DatasetError when no bin has one of the classes, or a class that is no count has none, before any image is
-    assigned to a split, and when splits are to be kept and one of the three is not given.
+    Raises DatasetError where the table of verdicts is damaged; when no bin has one of the classes, or a class that is
+    no count has none, before any image is assigned to a split; and when splits are to be kept and one of the three is
+    not given.
     """
     unlisted = sync.unlisted(dataset)
-    manifest = _label(_group(_quarantine_hidden(_normalize_names(bins))), classes)
+    grouped = _group(_quarantine_hidden(bins))  # first, since a bin is what it is whatever people say of its label
+    manifest = _label(labels.take_reviews(dataset, grouped), classes)
     names_with_label = [*map(normalize_name, classes.names), *extra_names]
     manifest = copies.leave_out_contradictions(manifest, names_with_label, unlisted)
     advice.require_images(manifest, classes)
@@ -51,11 +56,6 @@ def build(
         return snapshots.freeze(splits.mark_extra(manifest), classes, source, dataset)
 
 
-def _normalize_names(bins: pd.DataFrame) -> pd.DataFrame:
-    spellings = {name: normalize_name(name) for name in bins["class_name"].dropna().unique()}
-    return bins.assign(class_name=bins["class_name"].map(spellings))
-
-
 def _group(bins: pd.DataFrame) -> pd.DataFrame:
     """Add the group: of a quarantined bin it is the bin alone."""
     good = bins[bins["status"] == "ok"]
@@ -65,8 +65,8 @@ def _group(bins: pd.DataFrame) -> pd.DataFrame:
 
 def _label(bins: pd.DataFrame, classes: Classes) -> pd.DataFrame:
     """Add the label: null where a bin is quarantined or of no class."""
-    labels = {normalize_name(name): label for label, name in enumerate(classes.names)}
-    label = bins["class_name"].map(pd.Series(labels)).where(bins["status"] == "ok")
+    positions = {normalize_name(name): label for label, name in enumerate(classes.names)}
+    label = bins["class_name"].map(pd.Series(positions)).where(bins["status"] == "ok")
     return bins.assign(label=label.astype("Int8"))
 
 

@@ -3,6 +3,7 @@
 originals/       every file as its row says, no file without a row
 snapshots/       every manifest what was frozen, and what its digest says
 splits.parquet   what was written, and what the last snapshot says
+reviews/         every file of verdicts what was written
 packs/           lengths that fit, every picture what was packed, every labelled image of the last snapshot in them
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from bincount import problem
-from bincount.data import advice, bins, copies, listing, packs, record, snapshots, splits, sync, tables
+from bincount.data import advice, bins, copies, labels, listing, packs, record, reviews, snapshots, splits, sync, tables
 from bincount.data import manifest as manifests
 from bincount.data.snapshots import Snapshot
 from bincount.errors import BincountError, DatasetError, SnapshotNotFound
@@ -28,7 +29,12 @@ from bincount.progress import Progress, track
 logger = logging.getLogger(__name__)
 
 LATEST = "snapshots/latest"
-LEFT_OUT = (splits.JOINS_TWO, copies.TWO_CLASSES, copies.MOVED)  # by a snapshot, though the bin itself is good
+LEFT_OUT = (
+    splits.JOINS_TWO,
+    copies.TWO_CLASSES,
+    copies.MOVED,
+    *labels.REASONS.values(),
+)  # by a snapshot, though the bin itself is good
 MOST_ROWS = 100  # damaged pictures of which the damaged file of the pack is found out
 CHUNK = 256  # bins that one thread checks before the progress moves
 
@@ -41,6 +47,7 @@ LEFTOVER = "leftover"
 ROWS = "unreadable rows"
 SNAPSHOT = "snapshot"
 SPLITS = "splits"
+REVIEWS = "damaged verdicts"
 PACK = "pack"
 OLD_PACK = "pack of an older decoder"
 PICTURES = "damaged pictures"
@@ -100,7 +107,7 @@ def diagnose(dataset: Path, *, quick: bool = False) -> Diagnosis:
     if not any(problem.kind == ROWS for problem in problems):
         rows = read_rows(dataset)
         problems += [*_wrong_files(dataset, rows, quick), *_files_without_row(dataset, rows)]
-    problems += [*_wrong_snapshots(dataset), *_wrong_packs(dataset, quick)]
+    problems += [*_damaged_reviews(dataset), *_wrong_snapshots(dataset), *_wrong_packs(dataset, quick)]
     is_good = rows["status"] == "ok"
     quarantined, warnings = Counter(rows.loc[~is_good, "reason"].map(bins.reason_kind)), []
     if latest := _latest(dataset, problems):
@@ -120,7 +127,7 @@ def _left_out(manifest: pd.DataFrame, good_ids: pd.Series) -> Counter:
 
 def _leftovers(dataset: Path) -> Iterator[Problem]:
     """Find the files that killed runs were writing beside the originals."""
-    for folder in (dataset, dataset / "parts", dataset / "snapshots"):
+    for folder in (dataset, dataset / bins.PARTS, dataset / "snapshots", dataset / reviews.FOLDER):
         for path in sorted(folder.glob(".*")):
             if path.name != ".lock":
                 yield _problem(LEFTOVER, path.relative_to(dataset).as_posix())
@@ -133,6 +140,14 @@ def _unreadable_rows(dataset: Path) -> Iterator[Problem]:
                 tables.read(path, bins.REMEDY, schema=bins.SCHEMA)
         except DAMAGE:
             yield _problem(ROWS, path.relative_to(dataset).as_posix())
+
+
+def _damaged_reviews(dataset: Path) -> Iterator[Problem]:
+    for path in reviews.paths(dataset):
+        try:
+            tables.read(path, reviews.REMEDY, schema=reviews.SCHEMA)
+        except DAMAGE:
+            yield Problem(REVIEWS, path.relative_to(dataset).as_posix(), reviews.REMEDY)
 
 
 def _damaged_plans(dataset: Path) -> Iterator[Problem]:

@@ -169,15 +169,18 @@ def _names_in_class(images: pd.DataFrame, by_split: bool) -> pd.Series:
 
     That is what stands behind the class in originals/good/sub/1.jpg, or behind bin-images/. A source with train/, val/
     and test/ above the classes may have one name in several: then that folder stands below the class, good/train/1.jpg,
-    unless it is the split that stands above it anyway.
+    unless it is the split that stands above it anyway. An image that reviewers have put into another class keeps the
+    folder of its own below that, bad/good/1.jpg, since the other class may have an image of its name.
     """
     parts = images["path"].str.split("/", n=3, expand=True).reindex(columns=range(4)).astype("str").fillna("")
     name = images["path"].str.split("/", n=2).str[2]
     given = parts[1].str.lower().map(splits.NAMES)
-    is_split = given.notna() & (parts[3] != "") & (_normal(parts[2]) == _normal(images["class_name"]))
-    is_split &= _normal(parts[1]) != _normal(images["class_name"])
+    is_split = given.notna() & (parts[3] != "") & (_normal(parts[2]) == _normal(images["recorded"]))
+    is_split &= _normal(parts[1]) != _normal(images["recorded"])
     stands_above = (given == images["split"]) & by_split
-    return name.mask(is_split, parts[1] + "/" + parts[3]).mask(is_split & stands_above, parts[3])
+    name = name.mask(is_split, parts[1] + "/" + parts[3]).mask(is_split & stands_above, parts[3])
+    moved = images["quantity"].isna() & (images["class_name"] != images["recorded"])
+    return name.mask(moved, images["recorded"] + "/" + name)
 
 
 def _normal(texts: pd.Series) -> pd.Series:

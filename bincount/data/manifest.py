@@ -1,7 +1,9 @@
 """The manifest: a dataset as a table with one row a bin, and the digest of the part that can be trained on.
 
 image_id    str    the id in the source; a string, since 10 and 00010 are different bins
-class_name  str    what the record says, as a class name; null where quarantined
+class_name  str    the class: what reviewers found, else what the record says; null where quarantined
+recorded    str    what the record says, as a class name; null where quarantined
+label_source str   record, or review where class_name is what reviewers found
 quantity    Int16  the recorded number of items; null where classes are not counts
 label       Int8   position of class_name among the classes; null for other classes
 group       str    the bin that the image shows; images of one bin share it
@@ -21,9 +23,13 @@ import pandas as pd
 from bincount.errors import DatasetError
 from bincount.problem import EXTRA, SPLITS, Classes
 
+RECORD, REVIEW = "record", "review"  # the sources of a label
+
 COLUMNS = {
     "image_id": "str",
     "class_name": "str",
+    "recorded": "str",
+    "label_source": "str",
     "quantity": "Int16",
     "label": "Int8",
     "group": "str",
@@ -36,6 +42,17 @@ COLUMNS = {
     "status": "str",
     "reason": "str",
 }
+
+
+def with_sources(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Return a manifest with recorded and label_source, also one of a release that knew no reviews."""
+    if "label_source" in manifest:
+        return manifest
+    place = manifest.columns.get_loc("class_name") + 1
+    manifest = manifest.copy(deep=False)
+    manifest.insert(place, "recorded", manifest["class_name"])
+    manifest.insert(place + 1, "label_source", pd.Series(RECORD, manifest.index, dtype="str"))
+    return manifest
 
 
 def check(manifest: pd.DataFrame) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bincount import files
-from bincount.data import bins, packs, repair
+from bincount.data import bins, labels, packs, repair, reviews
 from bincount.data.packs import CHECKSUM_LENGTH, CHECKSUMS, DIGESTS, IMAGES, Damaged, Name, Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
@@ -77,9 +77,9 @@ def pack_fetched(dataset: Path, images: ImageConfig, data: DataConfig) -> Pack:
     Images that do not decode are quarantined. Those that are lost or changed on disk are forgotten, so that the next
     sync fetches them again.
     """
-    rows = bins.read(dataset, ["image_id", "class_name", "path", "sha256", "status"])
-    names = rows["class_name"].map({name: normalize_name(name) for name in rows["class_name"].dropna().unique()})
-    wanted = rows[(rows["status"] == "ok") & names.isin(data.class_set.names + data.extra_names)]
+    rows = labels.take_reviews(dataset, bins.read(dataset, [*reviews.BIN_COLUMNS, "path", "sha256"]))
+    names = [*map(normalize_name, data.class_set.names), *data.extra_names]
+    wanted = rows[(rows["status"] == "ok") & rows["class_name"].isin(names)]
     try:
         return update(dataset, images, wanted["path"], wanted["sha256"], data.max_pixels)
     except Undecodable as error:

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +60,11 @@ class Snapshot:
     @property
     def source(self) -> str:
         return _describe(self.path).source
+
+    @property
+    def frozen(self) -> datetime:
+        """When it was frozen, UTC; later where its files were copied without their times."""
+        return datetime.fromtimestamp((self.path / DESCRIPTION).stat().st_mtime, UTC)
 
     def read(self) -> pd.DataFrame:
         """Return the whole manifest, sorted by image_id; what the caller changes in it is the caller's alone."""
@@ -119,7 +125,9 @@ def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path)
     The folder appears whole, by a rename, so that its existence means that it is complete. Raises DiskFull.
     """
     columns = manifests.COLUMNS
-    manifest = manifest[list(columns)].astype(columns).sort_values("image_id", ignore_index=True)
+    manifest = (
+        manifests.with_sources(manifest)[list(columns)].astype(columns).sort_values("image_id", ignore_index=True)
+    )
     manifests.check(manifest)
     digest = manifests.digest(manifest, classes)
     folder = dataset / "snapshots" / digest
@@ -177,7 +185,7 @@ def load_manifest(folder: Path, description: Description) -> pd.DataFrame:
         data = path.read_bytes()  # once, so that what is read is what was compared
         if description.checksum and xxhash.xxh3_64_hexdigest(data) != description.checksum:
             raise tables.damaged(path, REMEDY)
-        rows = pd.read_parquet(io.BytesIO(data))
+        rows = manifests.with_sources(pd.read_parquet(io.BytesIO(data)))
     except tables.UNREADABLE as error:
         raise tables.damaged(path, REMEDY, error) from error
     if not description.checksum:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bincount.data import bins, tables
+from bincount.data.manifest import REVIEW
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
@@ -17,7 +18,7 @@ from bincount.evaluation.coverage import CoveragePoint
 from bincount.evaluation.intervals import SHARES, Interval, LabelledImages, Score
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
 from bincount.files import write_json
-from bincount.problem import Classes
+from bincount.problem import Classes, normalize_name
 from bincount.progress import Progress
 from bincount.settings import Device
 from bincount.text import percent
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 REMEDY = "remove its folder and run again, which evaluates the model again"
 IMAGE_SLICES = "image_slices.parquet"
 HEADLINES = ("accuracy", "rmse", "rmse_of_expectation")  # the scores that tell models apart at a glance
+LABEL_OF_RECORD = "record_label"  # column of predictions
 SURE = 0.9  # probability from which a prediction that is not the record's makes the record suspect
 
 
@@ -37,7 +39,8 @@ SURE = 0.9  # probability from which a prediction that is not the record's makes
 class Evaluation:
     """Scores on the test images, and the folder that holds them.
 
-    predictions.parquet has a row an image: image_id, group, label and p_NAME for each class; slices.parquet a row a
+    predictions.parquet has a row an image: image_id, group, label and p_NAME for each class, and where any label is a
+    reviewer's record_label, that of the record, and label_source, as the manifest has it. slices.parquet a row a
     slice, as slices.score_slices returns it; image_slices.parquet the slices of each image; metrics.json the scores.
     intervals are of 95 %, over bins. coverage has the accuracy when only the surest predictions count, from all of them
     down to a tenth; earlier releases have not kept it.
@@ -112,11 +115,14 @@ def evaluate(
     by_slice = slices.score_slices(images, probabilities, values)
     tables.write_frame(by_slice, folder / "slices.parquet")
     tables.write_frame(slices.values_by_image(test["image_id"], values), folder / IMAGE_SLICES)
+    metrics, estimated = score_predictions(predictions, classes), intervals.estimate(images, probabilities)
+    if metrics.accuracy_on_records is not None:
+        estimated["accuracy_on_records"] = _interval_on_records(predictions, classes)
     evaluation = Evaluation(
         folder=folder,
-        metrics=score(images.labels, probabilities, classes),
+        metrics=metrics,
         baseline=majority(train["label"].to_numpy(np.int64), images.labels, classes),
-        intervals=intervals.estimate(images, probabilities),
+        intervals=estimated,
         coverage=coverage.curve(images, probabilities),
     )
     write_json(
@@ -157,7 +163,12 @@ def predict_test(
         predicted = probabilities(network, spec, pack.images, pack.locate(test["sha256"]), progress.advance)
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(predicted, columns=probability_columns(spec.classes))
-    predictions = test[["image_id", "group", "label"]].join(table)
+    predictions = test[["image_id", "group", "label"]]
+    if (test["label_source"] == REVIEW).any():
+        labels = {normalize_name(name): label for label, name in enumerate(spec.classes.names)}
+        record_label = test["recorded"].map(labels).astype("Int8")
+        predictions = predictions.assign(**{LABEL_OF_RECORD: record_label, "label_source": test["label_source"]})
+    predictions = predictions.join(table)
     tables.write_frame(predictions, folder / "predictions.parquet")
     return predictions
 
@@ -167,11 +178,42 @@ def probability_columns(classes: Classes) -> list[str]:
     return [f"p_{name}" for name in classes.names]
 
 
+def score_predictions(predictions: pd.DataFrame, classes: Classes) -> Metrics:
+    """Score predictions, as Evaluation has them; where labels are reviewers', against the records too.
+
+    Raises ValueError when there are none.
+    """
+    probabilities = predictions[probability_columns(classes)].to_numpy()
+    metrics = score(predictions["label"].to_numpy(np.int64), probabilities, classes)
+    if LABEL_OF_RECORD not in predictions:
+        return metrics
+    on_records = _on_records(predictions)
+    is_right = on_records[probability_columns(classes)].to_numpy().argmax(axis=1) == on_records["label"]
+    return metrics.model_copy(
+        update={
+            "accuracy_on_records": float(is_right.mean()) if len(is_right) else None,
+            "num_reviewed": int((predictions["label_source"] == REVIEW).sum()),
+        }
+    )
+
+
+def _on_records(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions of images whose record is one of the classes, with that as their label."""
+    known = predictions[predictions[LABEL_OF_RECORD].notna()]
+    return known.assign(label=known[LABEL_OF_RECORD].to_numpy(np.int64))
+
+
+def _interval_on_records(predictions: pd.DataFrame, classes: Classes) -> Interval:
+    known = _on_records(predictions)
+    images = LabelledImages(known["label"].to_numpy(), known["group"].to_numpy(), classes)
+    return intervals.estimate(images, known[probability_columns(classes)].to_numpy())["accuracy"]
+
+
 def find_mistakes(predictions: pd.DataFrame, classes: Classes) -> pd.DataFrame:
     """Return the images whose prediction is not the record, the record with the lowest probability first.
 
     predictions are as Evaluation has them. The columns are image_id, group, recorded, predicted, confidence (the
-    probability of the prediction) and p_recorded.
+    probability of the prediction) and p_recorded; where any label is a reviewer's, label_source too.
     """
     probabilities = predictions[probability_columns(classes)].to_numpy()
     names, labels = np.array(classes.names, object), predictions["label"].to_numpy(np.int64)
@@ -181,12 +223,19 @@ def find_mistakes(predictions: pd.DataFrame, classes: Classes) -> pd.DataFrame:
         confidence=probabilities.max(axis=1),
         p_recorded=probabilities[np.arange(len(labels)), labels],
     )
+    if "label_source" in predictions:
+        table["label_source"] = predictions["label_source"]
     return table[probabilities.argmax(axis=1) != labels].sort_values(["p_recorded", "image_id"], ignore_index=True)
 
 
 def find_suspects(mistakes: pd.DataFrame) -> pd.DataFrame:
-    """Return the mistakes in which the model is so sure that the record is to be doubted, the surest first."""
+    """Return the mistakes in which the model is so sure that the record is to be doubted, the surest first.
+
+    A label that is a reviewer's is no longer doubted.
+    """
     sure = mistakes[mistakes["confidence"] >= SURE]
+    if "label_source" in sure:
+        sure = sure[sure["label_source"] != REVIEW].drop(columns="label_source")
     return sure.sort_values(["confidence", "image_id"], ascending=[False, True], ignore_index=True)
 
 

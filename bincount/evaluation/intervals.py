@@ -17,7 +17,7 @@ from bincount.problem import Classes
 RESAMPLES = 2000
 FEWEST_BINS = 30  # an interval of fewer would be too narrow
 RATES = ("accuracy", "within_one", "recall")
-SHARES = ("accuracy", "within_one", "calibration_error")  # scores that people read in percent
+SHARES = ("accuracy", "accuracy_on_records", "within_one", "calibration_error")  # scores that people read in percent
 WEIGHTS_AT_ONCE = 1_000_000  # 8 MB
 
 

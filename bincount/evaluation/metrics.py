@@ -48,6 +48,9 @@ class Metrics(Frozen):
     Errors are in items, by Classes.values; they are None where the classes have no order. brier is the sum over the
     classes, 0 to 2. roc_auc and average_precision are of the second of two classes; None for other numbers of classes,
     or where the images are all of one. confusion has a row for each recorded and a column for each predicted class.
+
+    Where num_reviewed of the labels are reviewers', accuracy_on_records is the accuracy against what the records say,
+    on those images whose record is one of the classes; elsewhere both are None. All other scores are on the labels.
     """
 
     num_images: int
@@ -66,6 +69,8 @@ class Metrics(Frozen):
     weighted: Average
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
+    accuracy_on_records: float | None = None
+    num_reviewed: int | None = None
 
     def scalars(self) -> dict[str, float]:
         """Return the single numbers by name, without those that are None: `accuracy`, `macro/f1`, `class/3/recall`."""

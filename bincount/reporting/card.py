@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from bincount.data.balance import ClassBalance
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation
+from bincount.evaluation.metrics import Metrics
 from bincount.evaluation.promotion import Decision
 from bincount.problem import SPLITS, Classes
 from bincount.reporting import tables
@@ -48,7 +49,8 @@ def describe(
 
 {tables.markdown_table(tables.overall_scores(evaluation))}
 
-In brackets the interval that holds the score with 95 % confidence, had other bins been drawn for the test.
+In brackets the interval that holds the score with 95 % confidence, had other bins been drawn for the test.\
+{_reviewed(metrics)}
 
 {_coverage(evaluation)}{tables.markdown_table(tables.class_score_text(evaluation))}
 
@@ -147,6 +149,16 @@ def _coverage(evaluation: Evaluation) -> str:
         return ""
     table = tables.markdown_table(tables.coverage(evaluation.coverage[::3]))
     return f"Where only the surest predictions count, and people look at the others:\n\n{table}\n\n"
+
+
+def _reviewed(metrics: Metrics) -> str:
+    """Say on which labels the scores are, where people have reviewed some."""
+    if not metrics.num_reviewed:
+        return ""
+    return (
+        f" The labels of {metrics.num_reviewed:,} of these images are what people found in the bin; the scores are on "
+        "them, and the accuracy against what the records say stands beside."
+    )
 
 
 def _license(source: str) -> str:

@@ -18,9 +18,9 @@ import pandas as pd
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation import intervals
-from bincount.evaluation.evaluate import Evaluation, probability_columns
+from bincount.evaluation.evaluate import Evaluation, probability_columns, score_predictions
 from bincount.evaluation.intervals import LabelledImages
-from bincount.evaluation.metrics import reliability, score
+from bincount.evaluation.metrics import reliability
 from bincount.evaluation.promotion import Decision
 from bincount.files import atomic_write
 from bincount.problem import Classes
@@ -139,8 +139,8 @@ def _side_by_side(predictions: pd.DataFrame, champion: Champion, classes: Classe
         name=champion.name,
         num_images=len(images),
         is_whole=len(images) == len(predictions),
-        version=score(images.labels, of_version, classes),
-        champion=score(images.labels, of_champion, classes),
+        version=score_predictions(compared, classes),
+        champion=score_predictions(compared.assign(**dict(zip(columns, of_champion.T, strict=True))), classes),
         intervals=of_scores,
         changes=of_changes,
     )

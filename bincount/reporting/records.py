@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from bincount.evaluation.drift import Drift
+from bincount.evaluation.reviewing import ReviewFigures
 from bincount.files import read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ class RunRecord(BaseModel, frozen=True):
 
     flow is retrain (a nightly run) or run; ended is UTC; outcome is trained, skipped, failed, crashed or cancelled;
     summary says it in a sentence. version is the one that was registered, and promoted says whether it became champion.
-    quarantined counts the bins of the dataset by kind of reason. timings are seconds by step, of the last start.
-    price_per_hour is 0 where it was not known.
+    quarantined counts the bins of the dataset by kind of reason. reviews are None where nothing was reviewed. timings
+    are seconds by step, of the last start. price_per_hour is 0 where it was not known.
     """
 
     flow_run: str
@@ -47,6 +48,7 @@ class RunRecord(BaseModel, frozen=True):
     num_fetched: int | None = None
     quarantined: dict[str, int] | None = None
     drift: Drift | None = None
+    reviews: ReviewFigures | None = None
     timings: dict[str, float] = Field(default_factory=dict)
     price_per_hour: float = 0.0
     currency: str = "USD"

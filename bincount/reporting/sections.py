@@ -26,7 +26,15 @@ CARDS = {
     "macro/f1": "Macro F1",
     "calibration_error": "Calibration error",
 }
-MORE_IS_BETTER = ("accuracy", "within_one", "macro/f1", "weighted/f1", "roc_auc", "average_precision")
+MORE_IS_BETTER = (
+    "accuracy",
+    "accuracy_on_records",
+    "within_one",
+    "macro/f1",
+    "weighted/f1",
+    "roc_auc",
+    "average_precision",
+)
 SIGNIFICANT = {True: "better", False: "worse", None: "same"}
 
 

@@ -31,6 +31,7 @@ NUM_SHOWN = 5  # places of one kind of problem
 SHARE_COLUMNS = ("accuracy", "accuracy_low", "accuracy_high", "precision", "confidence", "p_recorded")
 SCORE_LABELS = {
     "accuracy": "accuracy",
+    "accuracy_on_records": "accuracy against the records",
     "rmse": "RMSE, items",
     "rmse_of_expectation": "RMSE of the expected count, items",
     "mae": "mean absolute error, items",

@@ -39,6 +39,7 @@ KEPT = {
     "models": "nothing was changed",
     "report": "the page of before is kept",
     "config": "nothing was changed",
+    "review": "a file is imported as a whole or not at all",
     "doctor": "nothing is removed in part",
     "export": "the files that were exported are kept",
     "publish": "the files that were uploaded are kept",

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from bincount.data.arrivals import Arrivals
 from bincount.evaluation.promotion import Decision
+from bincount.evaluation.reviewing import ReviewFigures
 from bincount.reporting.months.charts import Chart
 from bincount.reporting.records import RunRecord
 from bincount.reporting.trend import ScoredVersion
@@ -43,8 +44,9 @@ class Facts:
     """All that the report shows, as it was at `made`.
 
     versions are the newest first, changes and records the earliest first. majority is the accuracy of always predicting
-    the most frequent class on the champion's test. links are the addresses of versions' pages by number, where there
-    are some. problems are sentences about what could not be read.
+    the most frequent class on the champion's test. reviews are those of each dataset that has some, by its source.
+    links are the addresses of versions' pages by number, where there are some. problems are sentences about what could
+    not be read.
     """
 
     model_name: str
@@ -56,6 +58,7 @@ class Facts:
     majority: float | None = None
     datasets: Sequence[Arrivals] = ()
     records: Sequence[RunRecord] = ()
+    reviews: Mapping[str, ReviewFigures] = field(default_factory=dict)
     links: Mapping[int, str] = field(default_factory=dict)
     problems: Sequence[str] = ()
 

@@ -10,11 +10,19 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from bincount.reporting import offline
-from bincount.reporting.months import head, runs, sections
+from bincount.reporting.months import head, reviewed, runs, sections
 from bincount.reporting.months.charts import HEIGHT, WIDTH
 from bincount.reporting.months.content import Facts, Link
 
-SECTIONS = (sections.scores, sections.champions, sections.data, runs.drift, runs.runs, runs.quarantine)
+SECTIONS = (
+    sections.scores,
+    sections.champions,
+    sections.data,
+    reviewed.reviews,
+    runs.drift,
+    runs.runs,
+    runs.quarantine,
+)
 
 SURROGATES = re.compile(r"[\ud800-\udfff]")  # Python's signs for the bytes of a path that is not UTF-8
 LONGEST_UNBROKEN = 16  # characters of a cell: a time is not broken, a sentence is
