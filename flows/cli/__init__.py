@@ -4,7 +4,7 @@ program is the App and its entry point, options what commands share, settings_fi
 runs flows; the other modules hold the commands.
 """
 
-from flows.cli import config, data, models, operations, pipeline, stack  # noqa: F401  # they register their commands
+from flows.cli import audit, config, data, models, operations, pipeline, stack  # noqa: F401  # they register their commands
 from flows.cli.program import app, main
 
 __all__ = ["app", "main"]
