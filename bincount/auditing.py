@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 FOLDS = "folds"  # as a model: the mean of the networks of all folds
 WITHOUT_A_MODEL = "`bincount audit --folds 4 --scored-by folds` trains its own networks, and needs no registered model"
 DIGITS_OF_KEPT_WEIGHTS = 16  # of the digest, in the names of Workspace.weights
+MOST_JUDGED = 50_000  # bins by which the ranking is judged: the figures of more differ little, and take minutes
 FROM_SETTINGS = {"min_confidence", "queue", "random_share", "error_rate"}  # what the result depends on
 
 
@@ -101,14 +102,37 @@ def finish(audit: Audit, job: Job) -> Audited:
     tables.write_frame(table, audit.folder / audit_table.TABLE)
     audit_table.write_csv(table, audit.folder / audit_table.CSV)
     figures = audit_table.measure(audit, table, errors.rate, errors.num_reviewed)
+    quality = _judge(scores, audit, errors)
     headline = audit_table.headline(figures, table)
     resolved = reviews.resolve(verdicts, bins.read(dataset, ["image_id", "class_name", "record_sha256", "status"]))
     settled = resolved.loc[resolved["outcome"] != "unsure", "image_id"].astype("str")
     queue = audit_table.choose_queue(table, config, settled, seed=audit.folder.name)
-    _write_page(audit, job, queue, table, figures, headline)
+    _write_page(audit, job, queue, table, figures, headline, quality)
     content = {"headline": headline, "figures": figures.model_dump(mode="json"), "inputs": inputs}
+    content |= {"quality": json.loads(quality.found.to_json(orient="records")), "promise": quality.promise}
     write_sealed(audit.folder / audit_table.FIGURES, content)
     return Audited(audit.folder, name, figures, headline)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How many records that were made wrong on purpose the ranking finds, and what the probabilities promise."""
+
+    found: pd.DataFrame
+    promise: str
+
+
+def _judge(scores: pd.DataFrame, audit: Audit, errors) -> Quality:
+    from bincount.evaluation import audit_quality
+
+    if scores.empty:
+        return Quality(pd.DataFrame(), "")
+    some = scores.sample(min(len(scores), MOST_JUDGED), random_state=0)
+    found = audit_quality.measure(some, audit.outputs, errors, errors)
+    return Quality(
+        found[found["score"].isin(["p_wrong", audit_quality.RAREST])],
+        audit_quality.promise(some, audit.outputs, errors).describe(),
+    )
 
 
 def _find_parent(registry: Registry, version: Version) -> Version | None:
@@ -142,7 +166,13 @@ def _digest_of(path: Path) -> str:
 
 
 def _write_page(
-    audit: Audit, job: Job, queue: pd.DataFrame, table: pd.DataFrame, figures: Figures, headline: str
+    audit: Audit,
+    job: Job,
+    queue: pd.DataFrame,
+    table: pd.DataFrame,
+    figures: Figures,
+    headline: str,
+    quality: Quality,
 ) -> None:
     from bincount.reporting import audit as page
 
@@ -158,7 +188,7 @@ def _write_page(
         classes=audit.outputs,
         headline=headline,
         tiles=[page.Tile(*tile) for tile in _tiles(figures)],
-        tables=_page_tables(table),
+        tables=_page_tables(table, quality),
     )
     queue = queue.assign(items=_items(dataset, queue["image_id"]))
     page.write(audit.folder / audit_table.PAGE, queue, partial(_take, pack, rows), about)
@@ -178,15 +208,29 @@ def _tiles(figures: Figures) -> list[tuple[str, str, str]]:
     ]
 
 
-def _page_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _page_tables(table: pd.DataFrame, quality: Quality) -> dict[str, pd.DataFrame]:
     reasons = table.loc[table["status"] != audits.SCORED, "status"].value_counts()
     found = {}
+    if len(quality.found):
+        found["Of records made wrong on purpose, the share that is found, with 95 % intervals"] = _show(quality.found)
+    if quality.promise:
+        found["Without any label"] = pd.DataFrame({"the probabilities against the records": [quality.promise]})
     if len(reasons):
         found["Bins that were not scored"] = reasons.rename_axis("why").reset_index(name="bins")
     if table["contradicts"].any():
         caption = "Records that contradict themselves: their items do not add up to their quantity"
         found[caption] = audit_table.contradicting_bins(table, 100)
     return found
+
+
+def _show(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the figures of each score as people read them, a row a figure."""
+    texts = [
+        f"{percent(row.value)} ({percent(row.low)} to {percent(row.high)})" for row in found.itertuples(index=False)
+    ]
+    by_score = found.assign(text=texts).pivot_table("text", "measure", "score", aggfunc="first", sort=False)
+    by_score = by_score.rename(columns={"p_wrong": "this list"})
+    return by_score.rename_axis("", axis=0).reset_index().rename_axis(None, axis=1)
 
 
 def _items(dataset: Path, image_ids: pd.Series) -> np.ndarray:

@@ -57,6 +57,13 @@ STUBS = {
     "bincount.evaluation.record_errors": SimpleNamespace(
         estimate=lambda rate, reviewed: SimpleNamespace(rate=rate, num_reviewed=len(reviewed))
     ),
+    "bincount.evaluation.audit_quality": SimpleNamespace(
+        RAREST="rarest record",
+        measure=lambda *words: pd.DataFrame(
+            {"score": ["p_wrong"], "measure": ["precision at 10"], "value": [0.5], "low": [0.4], "high": [0.6]}
+        ),
+        promise=lambda *words: SimpleNamespace(describe=lambda: "It promises."),
+    ),
     "bincount.data.reviews": SimpleNamespace(
         read=lambda dataset: NO_VERDICTS, resolve=lambda rows, records: rows, random_share=lambda dataset: NO_VERDICTS
     ),
