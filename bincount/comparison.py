@@ -57,7 +57,7 @@ def compare(
     labels, groups = predictions[0]["label"].to_numpy(np.int64), predictions[0]["group"].to_numpy()
     images = LabelledImages(labels, groups, snapshot.classes)
     probabilities = [table[probability_columns(snapshot.classes)].to_numpy() for table in predictions]
-    num_trained_on = _images_by_class(_open_snapshot_of(version, job))
+    num_trained_on = _images_by_class(open_snapshot_of(version, job))
     absent = np.flatnonzero(num_trained_on == 0).tolist()
     if is_first:
         return promotion.decide_first(images, *probabilities, num_trained_on.argmax(), job.promotion, absent)
@@ -122,7 +122,7 @@ def _predict_unseen(
 
     evaluation is of the first model, where there is one. Raises ModelNotFound as predict does.
     """
-    trained_on = [_open_snapshot_of(model, job) for model in models]
+    trained_on = [open_snapshot_of(model, job) for model in models]
     predictions = [
         evaluation.predictions if evaluation and model is models[0] else predict(registry, model, snapshot, job, device)
         for model in models
@@ -131,7 +131,8 @@ def _predict_unseen(
     return [table[table["image_id"].map(unseen)] for table in predictions]
 
 
-def _open_snapshot_of(version: Version, job: Job) -> Snapshot:
+def open_snapshot_of(version: Version, job: Job) -> Snapshot:
+    """Open the snapshot that a version was trained on. Raises ModelNotFound where it is not in the workspace."""
     workspace = Workspace(root=job.workspace)
     folder = workspace.snapshot(version.snapshot_digest)
     if folder is None:

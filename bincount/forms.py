@@ -27,6 +27,7 @@ from bincount.frozen import Frozen, earlier_names
 from bincount.settings import (
     SECTIONS,
     WORKSPACE_HELP,
+    AuditConfig,
     DataConfig,
     ImageConfig,
     Job,
@@ -34,12 +35,14 @@ from bincount.settings import (
     TrainConfig,
 )
 
-# What most people change. Forms, help and the reference begin with it: for each flow and command ten settings at most.
+# What most people change. Forms, help and the reference begin with it: for each flow and command ten settings at most,
+# but for `config`, which has those of all.
 COMMON: dict[str, tuple[str, ...]] = {
     "data": ("source", "classes", "limit"),
     "images": ("image_size",),
     "training": ("model", "epochs", "learning_rate", "device"),
     "retraining": ("min_new_images",),
+    "audit": ("folds",),
 }
 COMMON_OUTSIDE = ("workspace",)  # of sections
 
@@ -188,6 +191,7 @@ Data = Annotated[DataConfig, Shown("data"), _filled("data")]
 Images = Annotated[ImageConfig, Shown("images"), _filled("images")]
 Training = Annotated[TrainConfig, Shown("training"), _filled("training")]
 Retraining = Annotated[RetrainConfig, Shown("retraining"), _filled("retraining")]
+Audit = Annotated[AuditConfig, Shown("audit"), _filled("audit")]
 Hidden = SkipJsonSchema
 # Its description, since a form drops that of a Field.
 WorkspacePath = Annotated[
@@ -202,3 +206,4 @@ OthersOfTrain = Annotated[Job | None, Closed(*_OF_TRAIN), _LAST]
 OthersOfRun = Annotated[Job | None, Closed(*_OF_TRAIN, "runner"), _LAST]
 _OF_RETRAIN = (*_OF_TRAIN, "runner", "retraining", "drift", "retention")
 OthersOfRetrain = Annotated[Job | None, Closed(*_OF_RETRAIN), _LAST]
+OthersOfAudit = Annotated[Job | None, Closed(*_OF_TRAIN, "runner", "audit"), _LAST]

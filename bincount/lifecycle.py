@@ -29,6 +29,7 @@ from bincount.files import atomic_write, read_sealed, sealed
 from bincount.reporting import card
 from bincount.settings import Device, DriftConfig, Job, TrainConfig
 from bincount.tracking.champion import AliasChange
+from bincount.tracking.live import FOLDS_PARAM
 from bincount.tracking.packaging import MODEL_TAG
 from bincount.tracking.registry import Registry, Version
 from bincount.tracking.runs import ROOT_FLOW_RUN_TAG
@@ -147,10 +148,11 @@ def _identifying_settings(job: Job) -> Mapping:
     """Return the settings by which trainings differ.
 
     auto may stand for another device or precision on the machine of another run, which alone is no reason to train
-    again; a warm start replaces the weights that the settings name.
+    again; a warm start replaces the weights that the settings name. The mean of the networks of folds, each of which
+    has trained on a part, is no training with these settings.
     """
     by_machine = {"device"} | ({"precision"} if job.training.precision == "auto" else set())
-    settings = {**job.images.model_dump(), **job.training.model_dump(exclude=by_machine)}
+    settings = {**job.images.model_dump(), **job.training.model_dump(exclude=by_machine), FOLDS_PARAM: ""}
     if job.retraining.warm_start:
         del settings["weights"]
     return settings

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 from bincount.data import advice, bins, lists, snapshots, source
 from bincount.data.snapshots import Snapshot
-from bincount.errors import SettingsError, SnapshotNotFound, mask_credentials
+from bincount.errors import ModelNotFound, SettingsError, SnapshotNotFound, mask_credentials
 from bincount.evaluation import promotion as promotion_rules
 from bincount.problem import Classes
 from bincount.settings import Device, Job, RegistryConfig, RunnerConfig
-from bincount.training.spec import check_initial_weights, is_checkpoint
+from bincount.training.spec import MOST_NETWORKS, check_initial_weights, is_checkpoint, is_own_model
 from bincount.workspace import Workspace
 
 WEB = ("http", "https")
@@ -57,6 +57,61 @@ def check_train(job: Job, snapshot: str | None) -> Snapshot:
     asked = find_snapshot(job, snapshot)
     check_training(job, asked.classes)
     return asked
+
+
+def check_audit(job: Job, scored_by: str, *, fetch: bool = True) -> None:
+    """Raise an error where the bins of a source, or without fetch those of its last snapshot, cannot be scored."""
+    folds, members = job.audit.folds, job.training.members
+    if fetch:
+        check_prepare(job)
+    else:
+        find_snapshot(job)
+        check_writable(job.workspace)
+    check_registry(job.registry)
+    check_device(job.training.device)
+    if is_checkpoint(Path(scored_by)):
+        raise SettingsError(
+            f"nothing says which bins the model in {scored_by} was trained on; give the number of a registered version"
+        )
+    if not folds and (scored_by == "folds" or job.audit.register_folds):
+        asked = "--scored-by folds" if scored_by == "folds" else "--register-folds"
+        raise SettingsError(f"{asked} needs networks that are trained without a fold each; give --folds 4 beside it")
+    if not folds:
+        return
+    check_training(job, job.data.class_set)
+    if folds * members > MOST_NETWORKS:
+        raise SettingsError(
+            f"{folds} folds of {members} members are {folds * members} networks, more than the {MOST_NETWORKS} that a "
+            "model may average; give fewer --folds or --members"
+        )
+    if is_own_model(job.training.weights):
+        raise SettingsError(
+            f"the weights {job.training.weights} are of a model that has seen the bins of all folds, which its "
+            "successors are to judge; give --weights imagenet or none"
+        )
+
+
+def check_scorer(job: Job, scored_by: str) -> None:
+    """Raise ModelNotFound where this is no registered version, and SettingsError where it has other classes.
+
+    This asks the registry, so a flow leaves it to a task, as check_versions.
+    """
+    if scored_by == "folds":
+        return
+    from bincount import auditing  # here, since MLflow takes seconds to import
+    from bincount.tracking.connection import open_existing
+
+    try:
+        registry = open_existing(Workspace(root=job.workspace), job.registry)
+    except ModelNotFound as error:
+        raise ModelNotFound(f"{error}; {auditing.WITHOUT_A_MODEL}") from error
+    classes = auditing.find_version(registry, scored_by).tags.get("classes")
+    asked = ",".join(job.data.class_set.names)
+    if classes and classes != asked:
+        raise SettingsError(
+            f"{scored_by} predicts {classes} and the bins are asked for as {asked}; audit with the same "
+            "--classes as the model has"
+        )
 
 
 def check_evaluate(job: Job, device: Device) -> None:

@@ -10,9 +10,11 @@ Nothing is removed but folders and files whose names the pipeline makes:
 
     runs/SNAPSHOT-SETTINGS               trainings
     evaluations/SNAPSHOT-MODEL           tests, which are made again when they are asked for
+    audits/SNAPSHOT-NETWORKS             audits; what people found stays in the dataset
     weights/DIGEST.safetensors           what trainings started from, put there again by the next that does
     datasets/NAME/snapshots/DIGEST       snapshots
     .NAME.gone and .DIGEST.PID beside    what a killed removal or a killed prepare has left
+    audits/.fetched-NAME                 the model that a killed audit has fetched
 """
 
 import functools
@@ -39,19 +41,23 @@ from bincount.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-LEFTOVER, TRAINING, TEST, WEIGHTS, SNAPSHOT = "leftover", "training", "test", "weights", "snapshot"
+LEFTOVER, TRAINING, TEST, AUDIT = "leftover", "training", "test", "audit"
+WEIGHTS, SNAPSHOT = "weights", "snapshot"
 SHORT = 12  # digits of a snapshot's digest in the names of trainings and tests
 GONE = ".gone"
-TRAINING_NAME, SNAPSHOT_NAME = r"[0-9a-f]{12}-[0-9a-f]{12}", r"[0-9a-f]{32}"  # a test is named as a training is
+# A test and an audit are named as a training is.
+TRAINING_NAME, SNAPSHOT_NAME = r"[0-9a-f]{12}-[0-9a-f]{12}", r"[0-9a-f]{32}"
 WEIGHTS_NAME = r"[0-9a-f]{16}\.safetensors"
 # In the order of removal: a snapshot goes when the last training on it has gone.
 NAMES = (
     (LEFTOVER, "runs", rf"\.{TRAINING_NAME}{GONE}"),
     (LEFTOVER, "evaluations", rf"\.{TRAINING_NAME}{GONE}"),
+    (LEFTOVER, "audits", rf"\.({TRAINING_NAME}{GONE}|fetched-\w+)"),
     (LEFTOVER, "weights", rf"\.{WEIGHTS_NAME}{GONE}"),
     (LEFTOVER, "datasets/*/snapshots", rf"\.{SNAPSHOT_NAME}({GONE}|\.\d+)"),
     (TRAINING, "runs", TRAINING_NAME),
     (TEST, "evaluations", TRAINING_NAME),
+    (AUDIT, "audits", TRAINING_NAME),
     (WEIGHTS, "weights", WEIGHTS_NAME),
     (SNAPSHOT, "datasets/*/snapshots", SNAPSHOT_NAME),
 )
@@ -255,7 +261,7 @@ def _reasons_to_stay(
     for place in places:
         if place.kind == SNAPSHOT and (why := _why_a_snapshot_stays(place, latest[place.path.parent], lineage, used)):
             reasons[place.path] = why
-        elif place.kind == TEST and _short(place) in {digest[:SHORT] for digest in latest.values()}:
+        elif place.kind in (TEST, AUDIT) and _short(place) in {digest[:SHORT] for digest in latest.values()}:
             reasons[place.path] = "it is on a latest snapshot"
         elif place.days < retention_config.keep_days and not place.path.name.endswith(GONE):
             reasons.setdefault(place.path, _young(place))
@@ -302,7 +308,7 @@ def _why_a_snapshot_stays(place: Place, latest: str, lineage: Lineage, used: Con
 def _why_it_goes(place: Place) -> str:
     if place.kind == LEFTOVER:
         return "a killed run left it half written or half removed"
-    if place.kind == TEST:
+    if place.kind in (TEST, AUDIT):
         return "it is not on a latest snapshot, and is made again when asked for"
     return "no registered version needs it"
 

@@ -11,9 +11,10 @@ from bincount.errors import mask_address
 from bincount.settings import SECTIONS
 
 WITH_A_MODEL = ("run", "retrain", "train")
-FLOWS = (*WITH_A_MODEL, "prepare")  # of deployments
+FLOWS = (*WITH_A_MODEL, "prepare", "audit")  # of deployments
 # Flows of models that were trained before, with the parameters that name these.
-WITH_TRAINED = {"evaluate": ("model",), "promote": ("model",), "compare": ("first", "second")}
+WITH_TRAINED = {"evaluate": ("model",), "promote": ("model",), "compare": ("first", "second"), "audit": ("scored_by",)}
+THE_MODEL = "champion"  # of a deployment whose parameters name none
 LONGEST_SOURCE = 60
 # As Prefect's pages make them up: epsilon2-ina, theta511-karemma-void. Those without a number stay, as beta-test does.
 MADE_UP_BY_PAGES = re.compile(
@@ -36,7 +37,8 @@ def name_run(flow: str, parameters: Mapping[str, Any], start: datetime | None = 
     if flow in WITH_A_MODEL:
         what = f"{_setting(parameters, 'training', 'model')} on {source}"
     elif flow in WITH_TRAINED:
-        what = f"{' with '.join(shorten_source(parameters[name]) for name in WITH_TRAINED[flow])} on {source}"
+        models = (shorten_source(parameters.get(name, THE_MODEL)) for name in WITH_TRAINED[flow])
+        what = f"{' with '.join(models)} on {source}"
     return f"{flow} {what}, {(start or datetime.now(UTC)).astimezone(UTC):%Y-%m-%d}"
 
 

@@ -352,8 +352,8 @@ class AuditConfig(Frozen):
         None,
         ge=2,
         le=20,
-        description="score the bins of train too, each by a network that was trained without its fold, of so many "
-        "folds; costs as many trainings [default: those bins are left out]",
+        description="score the bins of train too, by so many networks that are trained without a fold of them each "
+        "[default: left out]",
     )
     register_folds: bool = Field(
         False, description="register the mean of the folds' networks as a version, which may become champion"

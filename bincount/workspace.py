@@ -52,6 +52,11 @@ class Workspace(Frozen):
         """Return the folder of one model's evaluation on one snapshot."""
         return self.root / "evaluations" / f"{snapshot_digest[:12]}-{model_digest[:12]}"
 
+    @property
+    def audits(self) -> Path:
+        """The folder of audits, each in a folder of its own that is named by what was scored and by whom."""
+        return self.root / "audits"
+
     def weights(self, digest: str) -> Path:
         """Return the path of a file of weights that trainings start from, named by the digest of its content."""
         return self.root / "weights" / f"{digest[:16]}.safetensors"

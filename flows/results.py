@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bincount.auditing import Audited
 from bincount.data.balance import ClassBalance
 from bincount.data.fetch import SyncReport
 from bincount.data.packs import Pack
@@ -51,6 +52,19 @@ class Finished:
 
     prepared: Prepared
     model: TrainedModel
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """An audit, and where registered, the mean of the networks of its folds.
+
+    page is the address where MLflow shows the audit, empty without a server.
+    """
+
+    audited: Audited
+    registered: TrainedModel | None
+    timings: Timings
+    page: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pandas as pd
 from bincount.data import bins
 from bincount.database import has_secret, is_server, models_page
 from bincount.environment import program
+from bincount.evaluation import audit_table
 from bincount.reporting import review_tables
 from bincount.reporting.tables import (
     Tables,
@@ -29,7 +30,9 @@ if TYPE_CHECKING:  # they import torch, MLflow and Prefect, which a command that
     from bincount.retention import Place, Plan, Removed
     from bincount.tracking.champion import AliasChange
     from bincount.tracking.registry import Version
-    from flows.results import NightlyRun, Prepared, TrainedModel
+    from flows.results import AuditResult, NightlyRun, Prepared, TrainedModel
+
+NUM_FIRST = 10  # bins of an audit in the terminal
 
 
 def of_run(prepared: "Prepared", model: "TrainedModel") -> Tables:
@@ -128,6 +131,32 @@ def of_train(model: "TrainedModel") -> Tables:
         facts.insert(3, (f"{len(trained.members)} members", f"val accuracy alone {alone}"))
     tables = of_evaluation(model.evaluation) | of_decision(model.decision)
     return tables | {"Model": pd.DataFrame(facts, columns=["", "value"]), "Time": _times(model.timings)}
+
+
+def of_audit(result: "AuditResult") -> Tables:
+    """Show what an audit found, the bins to check first, and where all of it is."""
+    audited, figures = result.audited, result.audited.figures
+    facts = [
+        ("model", figures.model),
+        ("bins", f"{figures.num_scored:,} of {figures.num_bins:,} scored"),
+        ("- by the networks of folds", f"{figures.num_scored_by_folds:,}"),
+        ("trained on, not scored", f"{figures.num_trained_on:,}; --folds has them scored too"),
+        ("not answerable", f"{figures.num_not_answerable:,}"),
+        ("records that contradict themselves", f"{figures.num_contradicting:,}"),
+        ("files", str(audited.folder)),
+        ("page to check bins on", str(audited.folder / audit_table.PAGE)),
+    ]
+    if result.page:
+        facts.append(("in MLflow", markdown_link("audit", result.page)))
+    shown = [fact for fact in facts if not fact[1].startswith("0;") and fact[1] != "0"]
+    registered = of_train(result.registered) if result.registered else {}
+    registered.pop("Time", None)
+    return registered | {
+        "Audit": pd.DataFrame(shown, columns=["", "value"], dtype=object),
+        "Time": _times(result.timings),
+        "First to check": audit_table.first_bins(audited.table, NUM_FIRST),
+        "Result": pd.DataFrame({"": [audited.headline]}),
+    }
 
 
 def headline(model: "TrainedModel") -> str:

@@ -18,6 +18,7 @@ from bincount.settings import (
     RegistryConfig,
     TrainConfig,
 )
+from bincount.training.crossfit import CrossFit
 from bincount.training.run_folder import Trained, folder_of
 from bincount.workspace import Workspace
 from flows.naming import name_run
@@ -68,18 +69,28 @@ def train(
         pack = data_tasks.pack_snapshot(trained_on, job.images)
     with timings.step("train"):
         trained = _train_members(job, trained_on, pack)
+    return judge_model(job, trained_on, pack, trained, timings)
+
+
+def judge_model(
+    job: Job, snapshot: Snapshot, pack: Pack, trained: Trained, timings: Timings, cross_fit: CrossFit | None = None
+) -> TrainedModel:
+    """Evaluate a model that was trained on a snapshot, register it, and promote it if it is better.
+
+    cross_fit is given for the mean of the networks of folds. The steps are added to timings.
+    """
     with timings.step("evaluate"):
         evaluation = evaluation_tasks.evaluate_model(
-            trained_on, pack, trained.checkpoint, trained.folder / "evaluation", job.training.device
+            snapshot, pack, trained.checkpoint, trained.folder / "evaluation", job.training.device
         )
     with timings.step("register"):
-        version = registration_tasks.register_model(job, trained_on, pack, trained, evaluation)
+        version = registration_tasks.register_model(job, snapshot, pack, trained, evaluation, cross_fit)
     with timings.step("promote"):
-        compared_on = comparison.find_comparison_snapshot(trained_on)
-        known = evaluation if compared_on.digest == trained_on.digest else None
+        compared_on = comparison.find_comparison_snapshot(snapshot)
+        known = evaluation if compared_on.digest == snapshot.digest else None
         version, decision = promotion_tasks.promote_model(job, version, compared_on, job.training.device, known)
-    page = version.page(Workspace(root=workspace).tracking_uri(job.registry))
-    return TrainedModel(trained_on, trained, evaluation, version, decision, timings, page)
+    page = version.page(Workspace(root=job.workspace).tracking_uri(job.registry))
+    return TrainedModel(snapshot, trained, evaluation, version, decision, timings, page)
 
 
 def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:

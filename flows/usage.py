@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from typing import get_args
 
 from cyclopts import CycloptsError
 from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, UnknownOptionError
@@ -45,7 +46,23 @@ def rename_flags(words: Iterable[str]) -> list[str]:
         for prefix in ("", "no_")
     }
     parts = (word.partition("=") for word in words)
-    return ["".join((renamed.get(name, name), *value)) for name, *value in parts]
+    return _name_scorer(["".join((renamed.get(name, name), *value)) for name, *value in parts])
+
+
+def _name_scorer(words: list[str]) -> list[str]:
+    """Let `bincount audit --model champion` name who scores the bins, as --model does where nothing is trained.
+
+    With the name of a network --model is the setting of that name, which the folds are trained with.
+    """
+    if words[:1] != ["audit"]:
+        return words
+    named = list(words)
+    for position, word in enumerate(words):
+        name, _, value = word.partition("=")
+        value = value or (words[position + 1] if position + 1 < len(words) else "")
+        if name == "--model" and value not in get_args(settings.ModelName):
+            named[position] = word.replace("--model", "--scored-by", 1)
+    return named
 
 
 def fail(text: str) -> None:

@@ -10,6 +10,7 @@ from bincount.settings import Job
 from bincount.text import escape_markdown
 from bincount.tracking import recording
 from bincount.tracking.registry import Version
+from bincount.training.crossfit import CrossFit
 from bincount.training.run_folder import Trained
 from tasks.origin import origin_tags
 from tasks.registry import open_registry
@@ -23,10 +24,20 @@ def check_registry(job: Job) -> None:
 
 
 @task(name="register model", task_run_name="register {job.registry.model_name}", **MLFLOW_RETRIES)
-def register_model(job: Job, snapshot: Snapshot, pack: Pack, trained: Trained, evaluation: Evaluation) -> Version:
-    """Record the training as one MLflow run and its model as one version, with the model's card on the run's page."""
-    registry = open_registry(job)
-    version, text = recording.record_model(registry, job, snapshot, pack, trained, evaluation, origin_tags())
+def register_model(
+    job: Job,
+    snapshot: Snapshot,
+    pack: Pack,
+    trained: Trained,
+    evaluation: Evaluation,
+    cross_fit: CrossFit | None = None,
+) -> Version:
+    """Record the training as one MLflow run and its model as one version, with the model's card on the run's page.
+
+    cross_fit is given for the mean of the networks of folds.
+    """
+    registry, tags = open_registry(job), origin_tags()
+    version, text = recording.record_model(registry, job, snapshot, pack, trained, evaluation, tags, cross_fit)
     name = escape_markdown(f"{version.name} version {version.version}")
     create_markdown_artifact(key="model-card", markdown=text, description=name)
     if link := version.page(registry.client.tracking_uri):

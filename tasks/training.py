@@ -7,12 +7,14 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from bincount.data.folds import Fold
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.settings import Job, TrainConfig
 from bincount.tracking.client import connect
 from bincount.tracking.live import LiveRun, start_training
 from bincount.tracking.runs import Runs
+from bincount.training.crossfit import CrossFit
 from bincount.training.launch import train_in_subprocess
 from bincount.training.run_folder import Request, Trained
 from bincount.workspace import Workspace
@@ -22,14 +24,15 @@ from tasks.retry import is_retry, is_transient
 logger = logging.getLogger("bincount.tasks")
 
 
-@task(
-    name="train model",
-    task_run_name="train {job.training.model}, seed {job.training.seed}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[5, 60],
-    retry_condition_fn=is_transient,
-)
+RETRIES = {
+    "cache_policy": NO_CACHE,
+    "retries": 2,
+    "retry_delay_seconds": [5, 60],
+    "retry_condition_fn": is_transient,
+}
+
+
+@task(name="train model", task_run_name="train {job.training.model}, seed {job.training.seed}", **RETRIES)
 def train_model(
     job: Job, snapshot: Snapshot, pack: Pack, folder: Path, member_of: tuple[Job, Path] | None = None
 ) -> Trained:
@@ -38,16 +41,48 @@ def train_model(
     member_of are the settings and the folder of the model that the network is a member of, whose run in MLflow has this
     one below it.
     """
+    return _train(job, snapshot, pack, folder, member_of)
 
+
+@task(name="train without fold", task_run_name="train without {fold}, seed {job.training.seed}", **RETRIES)
+def train_without_fold(job: Job, pack: Pack, folder: Path, fold: Fold, cross_fit: CrossFit) -> Trained:
+    """Train on all but one fold, as train_model does; the run is below that of the mean of all folds' networks."""
+    whole = job.replace(training=cross_fit.whole())
+    return _train(job, cross_fit.snapshot, pack, folder, (whole, cross_fit.folder), fold, cross_fit.num_folds)
+
+
+@task(name="average folds", task_run_name="average {cross_fit.num_folds} folds", cache_policy=NO_CACHE)
+def average_folds(cross_fit: CrossFit, networks: Sequence[Trained], pack: Pack) -> tuple[Trained, list[Trained]]:
+    """Make the mean of all networks, and of each fold the mean of its own; return that of all, and those of the folds.
+
+    networks are in the order of CrossFit.networks.
+    """
+    members = cross_fit.training.members
+    of_folds = [
+        cross_fit.average_fold(fold, networks[start : start + members], pack)
+        for fold, start in zip(cross_fit.folds, range(0, len(networks), members), strict=True)
+    ]
+    return cross_fit.average_all(networks, pack), of_folds
+
+
+def _train(
+    job: Job,
+    snapshot: Snapshot,
+    pack: Pack,
+    folder: Path,
+    member_of: tuple[Job, Path] | None,
+    fold: Fold | None = None,
+    num_folds: int | None = None,
+) -> Trained:
     def start() -> tuple[Runs, str]:
         runs = connect(Workspace(root=job.workspace), job.registry).open(anew=is_retry()).runs
         tags, parent = origin_tags(), ""
         if member_of:
             whole, whole_folder = member_of
-            parent = start_training(runs, whole, snapshot, whole_folder, tags)
-        return runs, start_training(runs, job, snapshot, folder, tags, parent)
+            parent = start_training(runs, whole, snapshot, whole_folder, tags, folds=num_folds)
+        return runs, start_training(runs, job, snapshot, folder, tags, parent, folds=fold)
 
-    request = Request(snapshot, pack, job.images, job.training, folder)
+    request = Request(snapshot, pack, job.images, job.training, folder, fold)
     with LiveRun(start, folder / "debug") as run:
         return train_in_subprocess(request, on_epoch=run.log, launch=job.launch)
 

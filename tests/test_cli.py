@@ -22,6 +22,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "audit",
     "report",
     "demo",
     "doctor",

@@ -23,7 +23,7 @@ from bincount.settings import (
     RunnerConfig,
     TrainConfig,
 )
-from flows import evaluate, prepare, promote, retrain, run, train, usage
+from flows import audit, evaluate, prepare, promote, retrain, run, train, usage
 from flows.cli import app, settings_file
 
 FLOWS = (
@@ -34,6 +34,7 @@ FLOWS = (
     promote.compare,
     run.run,
     retrain.retrain,
+    audit.audit,
 )
 WORDS = {"predict": ["x.jpg"], "compare": ["1", "2"], "export": ["--folder", "x"], "publish": ["--to", "s3://x"]}
 WITHOUT_SETTINGS = {"demo", "bootstrap", "notify", "up", "down", "server"}

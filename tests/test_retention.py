@@ -662,3 +662,17 @@ def test_after_a_move_a_workspace_whose_versions_cannot_be_read_keeps_everything
         with pytest.raises(ModelNotFound, match="nothing is removed without; run `mlflow db upgrade sqlite"):
             look()
     assert everything(workspace) == before
+
+
+def test_old_audits_go_but_for_those_on_a_latest_snapshot(workspace):
+    root = workspace.root
+    old, latest = (add(root / "audits" / f"{digest[:12]}-{'f' * 12}", 90, "audit.json") for digest in (FIRST, LAST))
+    young = add(root / "audits" / f"{SECOND[:12]}-{'f' * 12}", 2, "audit.json")
+    left_behind = add(root / "audits" / ".fetched-k3_x9a", 90, "model.safetensors")
+    by_hand = add(root / "audits" / "kept by hand", 500, "audit.csv")
+    places = {place.path: place for place in retention._find(workspace, NOW)}
+    assert {old, latest, young, left_behind} <= set(places)
+    assert by_hand not in places
+    reasons = retention._reasons_to_stay(list(places.values()), lineage.Lineage({}, {}, {}), MONTH)
+    assert {path for path in (old, latest, young, left_behind) if path not in reasons} == {old, left_behind}
+    assert reasons[latest] == "it is on a latest snapshot"

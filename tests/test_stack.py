@@ -296,6 +296,7 @@ def shown(worker: tuple | None, is_paused: bool = False, *deployments: tuple) ->
 
 
 ONLINE = ("ONLINE", AFTER)
+DEPLOYED = ("retrain/nightly", "audit/audit", "run/train", "run/train-gpu")
 READY = ("nightly", [TAG], "cpu", "READY", AFTER)
 
 
@@ -322,7 +323,7 @@ def test_the_stack_is_up_when_its_worker_has_asked_for_runs_since_it_was_started
 
 def test_the_deployments_that_come_with_the_package_name_flows_that_exist():
     project = Project.of_file(None)
-    assert project.names() == {"nightly", "train", "train-gpu"}
+    assert project.names() == {"nightly", "audit", "train", "train-gpu"}
     for entry in yaml.safe_load(project.prefect_file.read_text())["deployments"]:
         module, _, name = entry["entrypoint"].rpartition(".")
         assert callable(getattr(importlib.import_module(module), name))
@@ -745,7 +746,7 @@ def with_gpu(whole) -> None:
 @pytest.fixture
 def deployed(client, with_gpu) -> dict[str, DeploymentResponse]:
     """The deployments of prefect.yaml."""
-    return {name: client.read_deployment_by_name(name) for name in ("retrain/nightly", "run/train", "run/train-gpu")}
+    return {name: client.read_deployment_by_name(name) for name in DEPLOYED}
 
 
 @pytest.mark.services
@@ -757,7 +758,7 @@ def test_once_the_stack_is_up_nothing_on_its_pages_is_red_and_a_run_could_start(
     assert worker.status.value == "ONLINE"
     assert {queue.status.value for queue in client.read_work_queues(work_pool_name="cpu")} == {"READY"}
     found = client.read_deployments()
-    assert {each.name: each.status.value for each in found} == {"nightly": "READY", "train": "READY"}
+    assert {each.name: each.status.value for each in found} == dict.fromkeys(("nightly", "audit", "train"), "READY")
 
 
 @pytest.mark.services
@@ -868,7 +869,7 @@ def test_deployments_know_this_installation_and_are_known_as_ours(whole, deploye
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("name", ["retrain/nightly", "run/train", "run/train-gpu"])
+@pytest.mark.parametrize("name", DEPLOYED)
 def test_the_form_explains_every_parameter_and_its_server_takes_the_deployed_ones(deployed, name):
     form = deployed[name].parameter_openapi_schema
     assert {key for key, entry in form["properties"].items() if not entry.get("description")} == set()

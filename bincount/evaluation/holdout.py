@@ -12,20 +12,21 @@ from bincount.data.snapshots import Snapshot, is_in
 from bincount.problem import SPLITS
 
 
-def bins_trained_on(snapshot: Snapshot, trained_on: Sequence[Snapshot]) -> pd.Series:
+def bins_trained_on(snapshot: Snapshot, trained_on: Sequence[Snapshot], *, with_val: bool = True) -> pd.Series:
     """Return the groups of a snapshot's manifest of which a model trained on one of these snapshots has used an image.
 
     An image is known by its content, and within one source by its id and by its bin. Images of val count as used, since
-    the epoch and the temperature are chosen on them.
+    the epoch and the temperature are chosen on them; without with_val only those count by which weights were changed.
     """
+    not_used = ["test"] if with_val else ["test", "val"]
     manifest = snapshot.read()
     used_here, groups = pd.Series(False, index=manifest.index), []
     for other in trained_on:
         if other.digest == snapshot.digest:
-            used_here |= _is_used(manifest)
+            used_here |= _is_used(manifest, not_used)
             continue
         used = other.read()
-        used = used[_is_used(used)]
+        used = used[_is_used(used, not_used)]
         used_here |= is_in(manifest["sha256"], used["sha256"])
         if other.source == snapshot.source:  # else the same id is another bin
             used_here |= is_in(manifest["image_id"], used["image_id"])
@@ -45,5 +46,5 @@ def find_unseen(snapshot: Snapshot, trained_on: Sequence[Snapshot]) -> pd.Series
     return pd.Series(~is_in(test["group"], used), index=test["image_id"])
 
 
-def _is_used(manifest: pd.DataFrame) -> pd.Series:
-    return manifest["split"].notna() & (manifest["split"] != "test")
+def _is_used(manifest: pd.DataFrame, not_used: Sequence[str]) -> pd.Series:
+    return manifest["split"].notna() & ~manifest["split"].isin(not_used)

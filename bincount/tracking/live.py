@@ -22,6 +22,7 @@ from mlflow.utils.mlflow_tags import (
 
 import bincount
 from bincount.data import balance
+from bincount.data.folds import Fold
 from bincount.data.snapshots import Snapshot
 from bincount.services import check_mlflow
 from bincount.settings import Job
@@ -31,19 +32,28 @@ from bincount.tracking.runs import Runs, status_after
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 30  # seconds between two tries while MLflow is away; the first is 1 s, and each twice the one before
+FOLDS_PARAM = "folds"  # of a run: the fold that was not trained on, or the number of folds of a mean of networks
 LONGEST_PLACE = 60  # characters of a source in a run's name
 SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives a cancelled flow 10 s in all
 
 
 def start_training(
-    runs: Runs, job: Job, snapshot: Snapshot, folder: Path, tags: Mapping[str, str], parent: str = ""
+    runs: Runs,
+    job: Job,
+    snapshot: Snapshot,
+    folder: Path,
+    tags: Mapping[str, str],
+    parent: str = "",
+    *,
+    folds: Fold | int | None = None,
 ) -> str:
     """Start the run of the training in a folder, or resume it, with all that is known before; return its id.
 
     tags say what has started it: its flow and its user, where they are known. parent is the id of the run of the model
-    that the training is a member of.
+    that the training is a member of. folds is the fold that is not trained on, or for the mean of the networks of
+    several folds their number.
     """
-    params = {**job.images.model_dump(), **job.training.model_dump()}
+    params = {**job.images.model_dump(), **job.training.model_dump()} | ({FOLDS_PARAM: folds} if folds else {})
     known = {**tags, **describe_training(job, snapshot)}
     about = {
         MLFLOW_RUN_NOTE: _describe_run(job, snapshot),
@@ -56,7 +66,7 @@ def start_training(
         folder.name,
         params,
         known,
-        title=name_run(job, snapshot, datetime.now(UTC), is_member=bool(parent)),
+        title=name_run(job, snapshot, datetime.now(UTC), is_member=bool(parent), folds=folds),
         about={name: value for name, value in about.items() if value},
         parent=parent,
     )
@@ -64,12 +74,16 @@ def start_training(
     return run_id
 
 
-def name_run(job: Job, snapshot: Snapshot, start: datetime, *, is_member: bool = False) -> str:
+def name_run(
+    job: Job, snapshot: Snapshot, start: datetime, *, is_member: bool = False, folds: Fold | int | None = None
+) -> str:
     """Name a run for people: `resnet34 on aft-vbi-pds, 2026-11-27 21:40`; the time is UTC."""
     training = job.training
     model = f"{training.members} x {training.model}" if training.members > 1 else training.model
+    model += f" of {folds} folds" if isinstance(folds, int) else ""
     seed = f", seed {training.seed}" if is_member else ""
-    return f"{model} on {_place(snapshot.source)}{seed}, {start.astimezone(UTC):%Y-%m-%d %H:%M}"
+    seed += f", without {folds}" if isinstance(folds, Fold) else ""
+    return f"{model} on {place(snapshot.source)}{seed}, {start.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 
 def _describe_run(job: Job, snapshot: Snapshot) -> str:
@@ -83,7 +97,7 @@ def _describe_run(job: Job, snapshot: Snapshot) -> str:
     )
 
 
-def _place(source: str) -> str:
+def place(source: str) -> str:
     """Return the name of a source as people call it: the bucket with its prefix, or the folder."""
     name = source.removeprefix("s3://").rstrip("/") if source.startswith("s3://") else Path(source).name
     return CONTROL.sub(" ", name)[:LONGEST_PLACE] or source[:LONGEST_PLACE]

@@ -22,6 +22,7 @@ from bincount.tracking import names
 from bincount.tracking.live import describe_training, start_training
 from bincount.tracking.registry import Registry, Version
 from bincount.tracking.runs import RUN_TAG
+from bincount.training.crossfit import CrossFit
 from bincount.training.run_folder import Trained, read_history
 from bincount.training.spec import read_spec
 
@@ -39,20 +40,29 @@ def record_model(
     trained: Trained,
     evaluation: Evaluation,
     tags: Mapping[str, str],
+    cross_fit: CrossFit | None = None,
 ) -> tuple[Version, str]:
     """Record a training as one run and its model as one version with a card, however often this is tried.
 
-    tags are added to those of the run and the version, such as the flow run's id. Returns the version and its card.
+    tags are added to those of the run and the version, such as the flow run's id. cross_fit is given for the mean of
+    the networks of folds. Returns the version and its card.
     """
     # here, since it takes a second, which a run that trains nothing need not wait
     from bincount.reporting import figures
     from bincount.reporting.montage import montage
 
-    run_id = start_training(registry.runs, job, snapshot, trained.folder, tags)
+    run_id = start_training(
+        registry.runs, job, snapshot, trained.folder, tags, folds=cross_fit.num_folds if cross_fit else None
+    )
+    if cross_fit:
+        networks = [(fold, member) for fold, member, _ in cross_fit.networks()]
+    else:
+        networks = [(None, member) for member in job.training.each_member()]
     with registry.runs.ending(run_id):
-        for name, member in zip(trained.member_folders, job.training.each_member(), strict=False):  # one has none
+        for name, (fold, member) in zip(trained.member_folders, networks, strict=False):  # one has none
             folder = trained.folder.with_name(name)
-            below = start_training(registry.runs, job.replace(training=member), snapshot, folder, tags, run_id)
+            of_member = job.replace(training=member)
+            below = start_training(registry.runs, of_member, snapshot, folder, tags, run_id, folds=fold)
             with registry.runs.ending(below):
                 _record_curves(registry, below, folder)
         measured = advice.examine(snapshot.read(), snapshot.classes)

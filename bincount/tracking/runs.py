@@ -63,11 +63,8 @@ class Runs:
         MLflow's own, such as the description; a run that is resumed keeps the title and those that it has, which people
         may have edited. parent is the id of the run that shows this one below it.
         """
-        found = self.client.search_runs(
-            [self.experiment_id], f"tags.`{RUN_TAG}` = '{name}'", order_by=["attributes.start_time ASC"], max_results=1
-        )
-        if found:
-            run = found[0]
+        run = self._find(name)
+        if run:
             self.client.update_run(run.info.run_id, status="RUNNING")
         else:
             own = {RUN_TAG: name, NOTE_TAG: _digest(about.get(MLFLOW_RUN_NOTE, ""))}
@@ -83,6 +80,17 @@ class Runs:
             tags=[RunTag(key, str(value)) for key, value in (own | dict(tags)).items()],
         )
         return run.info.run_id
+
+    def find(self, name: str) -> str:
+        """Return the id of the run of this name; empty where there is none."""
+        run = self._find(name)
+        return run.info.run_id if run else ""
+
+    def _find(self, name: str) -> Run | None:
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`{RUN_TAG}` = '{name}'", order_by=["attributes.start_time ASC"], max_results=1
+        )
+        return found[0] if found else None
 
     def end(self, run_id: str, status: str) -> None:
         """End a run as FINISHED, FAILED or KILLED; a run that fails or is killed ends the one above it likewise."""

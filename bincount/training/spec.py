@@ -14,6 +14,7 @@ from bincount.problem import Classes
 from bincount.settings import ImageConfig, ModelName, TrainConfig
 
 WEIGHTS = "model.safetensors"
+MOST_NETWORKS = 20  # that a model averages
 
 
 class ModelSpec(Frozen):
@@ -36,7 +37,9 @@ class ModelSpec(Frozen):
     # The divisor of the logits that calibrates probabilities. Fitted values lie in 0.1..10; far outside these bounds
     # float32 overflows.
     temperature: float = Field(1.0, ge=0.001, le=1000)
-    members: int = Field(1, ge=1, le=20, description="networks of one architecture whose probabilities are averaged")
+    members: int = Field(
+        1, ge=1, le=MOST_NETWORKS, description="networks of one architecture whose probabilities are averaged"
+    )
     weights_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
 
     @field_validator("extra_names")
@@ -132,6 +135,19 @@ def model_digest(checkpoint: Path) -> str:
     """Return a SHA-256 that identifies a model's predictions: of its weights, its model.json and the image decoder."""
     spec = (checkpoint / "model.json").read_bytes()
     return hashlib.sha256(weights_digest(checkpoint).encode() + spec + str(DECODER_VERSION).encode()).hexdigest()
+
+
+def is_own_model(weights: str | Path) -> bool:
+    """Return whether a file of weights is of a model that was trained here, and so has seen its bins."""
+    from safetensors import SafetensorError, safe_open
+
+    if Path(weights).suffix != ".safetensors" or not Path(weights).is_file():
+        return False
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            return any("backbone." in name for name in file.keys())  # noqa: SIM118 - it is no dict
+    except (OSError, SafetensorError):
+        return False
 
 
 def check_initial_weights(training_config: TrainConfig) -> None:

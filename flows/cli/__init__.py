@@ -4,7 +4,16 @@ program is the App and its entry point, options what commands share, settings_fi
 runs flows; the other modules hold the commands.
 """
 
-from flows.cli import config, data, models, operations, pipeline, reviews, stack  # noqa: F401  # they register their commands
+from flows.cli import (  # noqa: F401 - they register their commands
+    audit,
+    config,
+    data,
+    models,
+    operations,
+    pipeline,
+    reviews,
+    stack,
+)
 from flows.cli.program import app, main
 
 __all__ = ["app", "main"]

@@ -86,5 +86,12 @@ Model = Annotated[
     str,
     Parameter(name="--model", help="champion, challenger, a version's number, or a folder with model.safetensors"),
 ]
+ScoredBy = Annotated[
+    str,
+    Parameter(
+        name="--scored-by",
+        help="champion, challenger, a version's number, or folds: the mean of the folds' networks",
+    ),
+]
 Device = Annotated[settings.Device, Parameter(help="device to compute on; auto: the GPU when there is one")]
 BySplit = Annotated[bool, Parameter(negative="", help="put train, val and test above the classes")]

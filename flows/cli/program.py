@@ -29,6 +29,7 @@ app["--help"].help = "Display this message and exit; --help-all of a command sho
 app.register_install_completion_command(help="Let the shell complete commands and options of bincount.")
 
 KEPT = {
+    "audit": "what was fetched, trained up to the last checkpoint and scored is kept",
     "prepare": "what was fetched and packed is kept",
     "train": "the last checkpoint is kept",
     "evaluate": "nothing was changed",

@@ -1,0 +1,255 @@
+"""An audit from end to end: the model and what it was trained on, the scores, what people found, and the files."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bincount.comparison import open_snapshot_of
+from bincount.data import bins, contradictions, packing, tables
+from bincount.data.packs import Pack
+from bincount.errors import ModelNotFound
+from bincount.evaluation import audit as audits
+from bincount.evaluation import audit_table
+from bincount.evaluation.audit import MODEL, Audit, Scorer
+from bincount.evaluation.audit_table import Figures
+from bincount.files import write_sealed
+from bincount.settings import AuditConfig, Job
+from bincount.text import percent
+from bincount.tracking.champion import ignore_missing
+from bincount.tracking.packaging import MODEL_TAG
+from bincount.tracking.registry import Registry, Version
+from bincount.training.spec import is_own_model, weights_digest
+from bincount.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+FOLDS = "folds"  # as a model: the mean of the networks of all folds
+WITHOUT_A_MODEL = "`bincount audit --folds 4 --scored-by folds` trains its own networks, and needs no registered model"
+DIGITS_OF_KEPT_WEIGHTS = 16  # of the digest, in the names of Workspace.weights
+MOST_JUDGED = 50_000  # bins by which the ranking is judged: the figures of more differ little, and take minutes
+FROM_SETTINGS = {"min_confidence", "queue", "random_share", "error_rate"}  # what the result depends on
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A finished audit, by its folder, and what it found; another name is another result, of other reviews, say."""
+
+    folder: Path
+    name: str
+    figures: Figures
+    headline: str
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row a bin, as audit_table.tabulate returns them."""
+        return audit_table.read_table(self.folder)
+
+
+def find_version(registry: Registry, reference: str) -> Version:
+    """Return the version with an alias or a number. Raises ModelNotFound, with what is to be done without one."""
+    try:
+        return registry.find(reference)
+    except ModelNotFound as error:
+        raise ModelNotFound(f"{error}; {WITHOUT_A_MODEL}") from error
+
+
+def fetch_scorer(registry: Registry, version: Version, job: Job, folder: Path) -> Scorer:
+    """Fetch a version's files into folder, and find what it was trained on. Raises as Registry.checkpoint does.
+
+    A version that started from the weights of another was trained on the bins of that one too.
+    """
+    trained_on = [open_snapshot_of(each, job) for each in find_ancestors(registry, version)]
+    return Scorer(MODEL, registry.checkpoint(version, folder), tuple(trained_on))
+
+
+def find_ancestors(registry: Registry, version: Version) -> list[Version]:
+    """Return a version, the one whose weights its training started from, and so on.
+
+    Raises ModelNotFound where such weights are of a model that is not registered any more.
+    """
+    found = [version]
+    while (parent := _find_parent(registry, found[-1])) and parent.version not in {each.version for each in found}:
+        found.append(parent)
+    return found
+
+
+def finish(audit: Audit, job: Job) -> Audited:
+    """Rank the bins that were scored, and write the files of an audit; what is there already is not made again."""
+    from bincount.data import reviews
+    from bincount.evaluation import ranking, record_errors
+
+    dataset, config = audit.snapshot.dataset, job.audit
+    scores = audits.collect(audit)
+    verdicts = reviews.read(dataset)
+    inputs = {"settings": config.model_dump(mode="json", include=FROM_SETTINGS), "verdicts": tables.digest(verdicts)}
+    name = f"{audit.folder.name}-{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:8]}"
+    result = audit_table.read_result(audit.folder)
+    if result.get("inputs") == inputs:
+        logger.info("audited already: %s", audit.folder)
+        return Audited(audit.folder, name, Figures.model_validate(result["figures"]), result["headline"])
+    (audit.folder / audit_table.FIGURES).unlink(missing_ok=True)
+    errors = record_errors.estimate(config.error_rate, reviews.random_share(dataset))
+    ranked = ranking.rank(scores, audit.outputs, errors, config.min_confidence)
+    table = audit_table.tabulate(audit, ranked, contradictions.find(dataset))
+    tables.write_frame(table, audit.folder / audit_table.TABLE)
+    audit_table.write_csv(table, audit.folder / audit_table.CSV)
+    figures = audit_table.measure(audit, table, errors.rate, errors.num_reviewed)
+    quality = _judge(scores, audit, errors)
+    headline = audit_table.headline(figures, table)
+    resolved = reviews.resolve(verdicts, bins.read(dataset, ["image_id", "class_name", "record_sha256", "status"]))
+    settled = resolved.loc[resolved["outcome"] != "unsure", "image_id"].astype("str")
+    queue = audit_table.choose_queue(table, config, settled, seed=audit.folder.name)
+    _write_page(audit, job, queue, table, figures, headline, quality)
+    content = {"headline": headline, "figures": figures.model_dump(mode="json"), "inputs": inputs}
+    content |= {"quality": json.loads(quality.found.to_json(orient="records")), "promise": quality.promise}
+    write_sealed(audit.folder / audit_table.FIGURES, content)
+    return Audited(audit.folder, name, figures, headline)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How many records that were made wrong on purpose the ranking finds, and what the probabilities promise."""
+
+    found: pd.DataFrame
+    promise: str
+
+
+def _judge(scores: pd.DataFrame, audit: Audit, errors) -> Quality:
+    from bincount.evaluation import audit_quality
+
+    if scores.empty:
+        return Quality(pd.DataFrame(), "")
+    some = scores.sample(min(len(scores), MOST_JUDGED), random_state=0)
+    found = audit_quality.measure(some, audit.outputs, errors, errors)
+    return Quality(
+        found[found["score"].isin(["p_wrong", audit_quality.RAREST])],
+        audit_quality.promise(some, audit.outputs, errors).describe(),
+    )
+
+
+def _find_parent(registry: Registry, version: Version) -> Version | None:
+    """Return the version whose weights the training of one started from; None where it started from no such model."""
+    weights = ""
+    with ignore_missing():  # the run may have been removed for good in MLflow
+        weights = registry.runs.read_params(version.run_id).get("weights", "")
+    path = Path(weights)
+    if path.suffix != ".safetensors":
+        return None
+    if path.is_file():
+        if not is_own_model(path):
+            return None
+        digest = _digest_of(path)
+    else:
+        digest = path.stem if len(path.stem) == DIGITS_OF_KEPT_WEIGHTS else ""
+    of_weights = (each for each in registry.versions() if digest and each.tags.get(MODEL_TAG, "").startswith(digest))
+    parent = next(of_weights, None)
+    if parent is None:
+        raise ModelNotFound(
+            f"version {version.version} started from the weights {path}, and no registered version says which bins "
+            f"these were trained on, so that no bin is sure to be new to it; {WITHOUT_A_MODEL}"
+        )
+    return parent
+
+
+def _digest_of(path: Path) -> str:
+    if path.name == "model.safetensors":
+        return weights_digest(path.parent)
+    return path.stem  # kept by lifecycle.start_from_champion, under the beginning of its digest
+
+
+def _write_page(
+    audit: Audit,
+    job: Job,
+    queue: pd.DataFrame,
+    table: pd.DataFrame,
+    figures: Figures,
+    headline: str,
+    quality: Quality,
+) -> None:
+    from bincount.reporting import audit as page
+
+    dataset = audit.snapshot.dataset
+    files = audit.plan().set_index("image_id").loc[queue["image_id"]]
+    pack = packing.update(dataset, job.images, files["path"], files["sha256"], job.data.max_pixels)
+    rows = pack.locate(files["sha256"])
+    about = page.About(
+        title=f"Audit of {audit.snapshot.source}",
+        model=audit.model,
+        snapshot=audit.snapshot.digest,
+        time=audit.time,
+        classes=audit.outputs,
+        headline=headline,
+        tiles=[page.Tile(*tile) for tile in _tiles(figures)],
+        tables=_page_tables(table, quality),
+    )
+    queue = queue.assign(items=_items(dataset, queue["image_id"]))
+    page.write(audit.folder / audit_table.PAGE, queue, partial(_take, pack, rows), about)
+
+
+def _take(pack: Pack, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    return np.take(pack.images, rows[positions], axis=0)
+
+
+def _tiles(figures: Figures) -> list[tuple[str, str, str]]:
+    basis = f"{figures.num_reviewed:,} reviews of random bins" if figures.num_reviewed else "assumed, not reviewed yet"
+    return [
+        ("likelier wrong than right", f"{figures.num_likely_wrong:,}", f"of {figures.num_scored:,} records"),
+        ("share of wrong records", percent(figures.error_rate), basis),
+        ("to look at", f"{figures.num_to_look:,}", "the model is not sure enough for a count"),
+        ("not scored", f"{figures.num_bins - figures.num_scored:,}", f"of {figures.num_bins:,} bins"),
+    ]
+
+
+def _page_tables(table: pd.DataFrame, quality: Quality) -> dict[str, pd.DataFrame]:
+    reasons = table.loc[table["status"] != audits.SCORED, "status"].value_counts()
+    found = {}
+    if len(quality.found):
+        found["Of records made wrong on purpose, the share that is found, with 95 % intervals"] = _show(quality.found)
+    if quality.promise:
+        found["Without any label"] = pd.DataFrame({"the probabilities against the records": [quality.promise]})
+    if len(reasons):
+        found["Bins that were not scored"] = reasons.rename_axis("why").reset_index(name="bins")
+    if table["contradicts"].any():
+        caption = "Records that contradict themselves: their items do not add up to their quantity"
+        found[caption] = audit_table.contradicting_bins(table, 100)
+    return found
+
+
+def _show(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the figures of each score as people read them, a row a figure."""
+    texts = [
+        f"{percent(row.value)} ({percent(row.low)} to {percent(row.high)})" for row in found.itertuples(index=False)
+    ]
+    by_score = found.assign(text=texts).pivot_table("text", "measure", "score", aggfunc="first", sort=False)
+    by_score = by_score.rename(columns={"p_wrong": "this list"})
+    return by_score.rename_axis("", axis=0).reset_index().rename_axis(None, axis=1)
+
+
+def _items(dataset: Path, image_ids: pd.Series) -> np.ndarray:
+    """Return what the records of some bins list, as text; empty where they list nothing."""
+    texts = {}
+    for piece in bins.read_pieces(dataset, ["image_id", "items"]):
+        some = piece.filter(pc.is_in(piece["image_id"], pa.array(image_ids, pa.string())))
+        for image_id, items in zip(some["image_id"].to_pylist(), some["items"].to_pylist(), strict=True):
+            texts[image_id] = ", ".join(f"{name} × {quantity}" for name, quantity in items or ())
+    return image_ids.map(texts).fillna("").to_numpy()
+
+
+def describe_settings(audit_config: AuditConfig) -> dict[str, object]:
+    """Return the settings that an audit's result depends on, for its run in MLflow."""
+    return audit_config.model_dump(include=FROM_SETTINGS | {"folds"})
+
+
+def folder_of_audits(job: Job) -> Path:
+    """Return the folder of a workspace's audits, made where it is missing."""
+    folder = Workspace(root=job.workspace).audits
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
