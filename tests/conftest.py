@@ -17,7 +17,16 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)  # a server of somebody's own
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST = ("test_unattended.py", "test_nightly_runs.py", "test_nightly_run_failures.py", "test_stack.py")
+LONGEST = (
+    "test_unattended.py",
+    "test_docs.py",
+    "test_nightly_runs.py",
+    "test_nightly_run_failures.py",
+    "test_stack.py",
+    "test_browser.py",
+    "test_wheel.py",
+    "test_champions.py",
+)
 
 
 def pytest_configure(config):
