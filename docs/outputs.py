@@ -25,12 +25,13 @@ PREPARATION = (
 )
 
 
-def rewrite(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    """Run all blocks in an empty folder. Yield each page that has one, its text, and its text with today's output.
+def rewrite(folder: Path, preparation: tuple[str, ...] = PREPARATION) -> Iterator[tuple[Path, str, str]]:
+    """Run all blocks in a folder. Yield each page that has one, its text, and its text with today's output.
 
+    preparation: the commands that make what the blocks read
     Raises CalledProcessError, with what was printed, where a command fails.
     """
-    for command in PREPARATION:
+    for command in preparation:
         run(command, folder)
     for page in pages():
         text = page.read_text()

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,16 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)  # a server of somebody's own
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST = ("test_unattended.py", "test_nightly_runs.py", "test_nightly_run_failures.py", "test_stack.py")
+LONGEST = (
+    "test_unattended.py",
+    "test_docs.py",
+    "test_nightly_runs.py",
+    "test_nightly_run_failures.py",
+    "test_stack.py",
+    "test_browser.py",
+    "test_wheel.py",
+    "test_champions.py",
+)
 
 
 def pytest_configure(config):
@@ -86,6 +96,23 @@ def api(tmp_path_factory):
         # The rest is sent while the server is there; else the interpreter waits for it at its exit.
         for worker in (EventsWorker, APILogWorker):
             worker.drain_all(timeout=20, at_exit=False)
+
+
+@pytest.fixture(scope="module")
+def training_here() -> Iterator[None]:
+    """Flows train in this process: another takes longer to start than these small trainings take."""
+    from bincount.training.loop import fit
+    from bincount.training.run_folder import Request, Trained, read_history
+    from tasks import training
+
+    def train(request: Request, on_epoch: Callable[[list[dict]], None], launch: object) -> Trained:
+        trained = fit(request)
+        on_epoch(read_history(request.folder))
+        return trained
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train_in_subprocess", train)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from flows.train import train
 from tasks import evaluation as evaluation_tasks
 from tasks import promotion as promotion_tasks
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("training_here")]
 
 IMAGES = ImageConfig(image_size=32)
 WEAK = TrainConfig(model="small", weights="none", epochs=1, learning_rate=1e-4)

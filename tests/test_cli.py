@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -33,11 +34,16 @@ COMMANDS = (
     "notify",
     "config",
 )
+HELP = {}  # by command, flag and width
 
 
 def help_of(command, capsys, flag="--help-all"):
-    app([command, flag], exit_on_error=False, result_action="return_value")
-    return capsys.readouterr().out
+    """The help of a command; it takes a second to make, so that several tests look at one and the same."""
+    asked = (command, flag, os.environ.get("COLUMNS"))
+    if asked not in HELP:
+        app([command, flag], exit_on_error=False, result_action="return_value")
+        HELP[asked] = capsys.readouterr().out
+    return HELP[asked]
 
 
 def test_a_flow_begins_quickly_since_what_only_some_steps_need_is_imported_there():

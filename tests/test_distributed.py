@@ -22,6 +22,7 @@ from bincount.errors import SettingsError, TrainingFailed
 from bincount.settings import LaunchConfig
 from bincount.training.distributed import CpuSyncBatchNorm, World
 from bincount.training.launch import train_in_subprocess
+from bincount.training.loop import fit
 from bincount.training.run_folder import Request, read_history
 
 TWO = LaunchConfig(nproc_per_node=2)
@@ -51,9 +52,34 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def together(data, tmp_path_factory):
-    """The training in two processes."""
-    return train_in_subprocess(Request(*data, IMAGES, CONFIG, tmp_path_factory.mktemp("together")), launch=TWO)
+def listening():
+    """The addresses that the processes of the training in two processes listened on, each with the process's name."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def together(data, listening, tmp_path_factory):
+    """The training in two processes, in a shell that names an interface for other jobs."""
+    others = []
+
+    def list_connections(history: list[dict]) -> None:
+        if others:
+            return
+        family = [child for child in psutil.Process().children(recursive=True) if child.is_running()]
+        others.append(sum("bincount.training.worker" in " ".join(child.cmdline()) for child in family))
+        for child in family:
+            listening.update(
+                (connection.laddr.ip, child.name())
+                for connection in child.net_connections("inet")
+                if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
+            )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+        request = Request(*data, IMAGES, CONFIG, tmp_path_factory.mktemp("together"))
+        trained = train_in_subprocess(request, list_connections, launch=TWO)
+    assert others == [3]  # torchrun and two trainers
+    return trained
 
 
 def weights_of(trained):
@@ -66,7 +92,7 @@ def curves(trained):
 
 @pytest.mark.services
 def test_two_processes_train_to_the_weights_of_one(data, together, tmp_path):
-    alone = train_in_subprocess(Request(*data, IMAGES, CONFIG, tmp_path))
+    alone = fit(Request(*data, IMAGES, CONFIG, tmp_path))
     np.testing.assert_allclose(curves(together)[0, 0], curves(alone)[0, 0], rtol=1e-4)
     np.testing.assert_allclose(curves(together), curves(alone), rtol=1e-2)
     for name, weights in weights_of(alone).items():
@@ -101,29 +127,13 @@ def test_when_a_process_is_killed_all_go_on_from_the_last_checkpoint_to_the_same
 
 
 @pytest.mark.services
-def test_on_one_host_nothing_listens_but_on_loopback(data, tmp_path, monkeypatch):
+def test_on_one_host_nothing_listens_but_on_loopback(together, listening):
     """Neither torchrun nor the trainers, whatever interface a shell names for other jobs."""
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
-    listening, others = set(), []
-
-    def list_connections(history: list[dict]) -> None:
-        if others:
-            return
-        family = [child for child in psutil.Process().children(recursive=True) if child.is_running()]
-        others.append(sum("bincount.training.worker" in " ".join(child.cmdline()) for child in family))
-        for child in family:
-            listening.update(
-                (connection.laddr.ip, child.name())
-                for connection in child.net_connections("inet")
-                if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
-            )
-
-    train_in_subprocess(Request(*data, IMAGES, CONFIG, tmp_path), list_connections, launch=TWO)
-    assert others == [3]  # torchrun and two trainers
     assert listening  # gloo has to
     assert {address for address, _ in listening} <= {"127.0.0.1", "::1"}
 
 
+@pytest.mark.services
 def test_a_second_host_joins_by_the_command_of_the_log_to_the_same_end(data, together, tmp_path, caplog):
     """Both are this one, at an address of loopback that is not refused."""
     try:

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -243,19 +243,23 @@ WORK = {
 LONG = "LONG = 'with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n'"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize("work", WORK)
-def test_whatever_a_command_does_it_ends_soon_with_one_line(tmp_path, work, number):
+def test_whatever_a_command_does_it_ends_soon_with_one_line(tmp_path, work):
     code = LONG + STUCK.format(work=WORK[work][0], cleanup=WORK[work][1])
-    started = Command(tmp_path, [], [sys.executable, "-c", code])
-    try:
-        started.wait_for(lambda: "ready" in started.said)
-        started.press(number)
-        assert started.end() == 128 + number
-        assert_one_line(started, "all is kept")
-    finally:
-        started.process.kill()
-        started.process.wait()
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    with ExitStack() as stack:  # all at once, since each takes seconds of waiting
+        started = []
+        for number in numbers:
+            (tmp_path / number.name).mkdir()
+            started.append(Command(tmp_path / number.name, [], [sys.executable, "-c", code]))
+            stack.callback(started[-1].process.wait)
+            stack.callback(started[-1].process.kill)
+        for number, each in zip(numbers, started, strict=True):
+            each.wait_for(lambda each=each: "ready" in each.said)
+            each.press(number)
+        for number, each in zip(numbers, started, strict=True):
+            assert each.end() == 128 + number, number.name
+            assert_one_line(each, "all is kept")
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):

@@ -20,6 +20,7 @@ from bincount.reporting import records
 from bincount.settings import DataConfig, RegistryConfig
 from bincount.text import escape_markdown
 from bincount.tracking import registry
+from bincount.training.launch import train_in_subprocess
 from bincount.training.run_folder import Trained
 from bincount.workspace import Workspace
 from flows import summary
@@ -27,7 +28,7 @@ from flows.retrain import retrain
 from tasks import promotion as promotion_tasks
 from tasks import training as training_tasks
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("training_here")]
 
 
 @pytest.fixture
@@ -169,6 +170,7 @@ def test_a_bucket_that_refuses_access_fails_the_nightly_run_with_the_remedy(api,
 
 def test_a_full_disk_fails_the_nightly_run_and_with_space_the_next_goes_on(api, small_disk, tmp_path, monkeypatch):
     synthetic.generate(tmp_path / "bins", 320, size=(64, 64))
+    monkeypatch.setattr(training_tasks, "train_in_subprocess", train_in_subprocess)  # which is to tell of the disk
     monkeypatch.setattr(training_tasks.train_model, "retry_delay_seconds", [0, 0])
     mlflow = RegistryConfig(tracking_uri=f"sqlite:///{servers.with_database(tmp_path)}/mlflow.db")
     data = DataConfig(source=str(tmp_path / "bins"))

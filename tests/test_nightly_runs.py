@@ -25,7 +25,7 @@ from bincount.workspace import Workspace
 from flows.results import NightlyRun
 from flows.retrain import only_nightly_run
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("training_here")]
 
 BINS = (400, 1200, 1212, 1212, 1600)  # in the source on each of five nights
 

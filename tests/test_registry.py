@@ -5,13 +5,14 @@ import io
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from importlib.metadata import distribution
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -209,11 +210,24 @@ def test_the_run_says_which_dataset_it_was_trained_on(kept, tmp_path):
     assert json.loads(logged.dataset.profile)["images"][1] == {"class": "1", "train": 1600, "val": 2, "test": 2}
 
 
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory) -> tuple[Path, list[Version]]:
+    """The folder of a registry with three versions, none of them champion."""
+    folder = tmp_path_factory.mktemp("registered")
+    opened = open_in(folder)
+    return folder, [register(opened, folder, seed) for seed in range(3)]
+
+
 @pytest.fixture
-def three(tmp_path) -> tuple[Registry, list[Version]]:
-    """A registry with three versions, none of them champion."""
-    opened = open_in(tmp_path)
-    return opened, [register(opened, tmp_path, seed) for seed in range(3)]
+def three(registered, tmp_path) -> tuple[Registry, list[Version]]:
+    """The three versions in a database of the test's own."""
+    folder, versions = registered
+    with (
+        closing(sqlite3.connect(folder / "mlflow.db")) as whole,
+        closing(sqlite3.connect(tmp_path / "mlflow.db")) as own,
+    ):
+        whole.backup(own)
+    return connection.open_registry(f"sqlite:///{tmp_path}/mlflow.db", folder / "artifacts", RegistryConfig()), versions
 
 
 def register(opened: Registry, folder: Path, seed: int) -> Version:

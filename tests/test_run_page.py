@@ -104,7 +104,7 @@ def test_where_mlflow_does_not_answer_the_page_says_so(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def nights(api, tmp_path_factory):
+def nights(api, training_here, tmp_path_factory):
     """Three nightly runs: of a first champion, of a challenger, and one with nothing new."""
     runs = NightlyRuns(tmp_path_factory.mktemp("nights"))
     first = runs.run(promotion=FORCED).result()
