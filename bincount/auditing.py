@@ -52,6 +52,11 @@ class Audited:
         """One row a bin, as audit_table.tabulate returns them."""
         return audit_table.read_table(self.folder)
 
+    @property
+    def queue(self) -> pd.DataFrame:
+        """The bins that people are asked to look at, in the order of showing."""
+        return tables.read_frame(self.folder / audit_table.QUEUE, audits.REMEDY)
+
 
 def find_version(registry: Registry, reference: str) -> Version:
     """Return the version with an alias or a number. Raises ModelNotFound, with what is to be done without one."""
@@ -107,6 +112,7 @@ def finish(audit: Audit, job: Job) -> Audited:
     resolved = reviews.resolve(verdicts, bins.read(dataset, ["image_id", "class_name", "record_sha256", "status"]))
     settled = resolved.loc[resolved["outcome"] != "unsure", "image_id"].astype("str")
     queue = audit_table.choose_queue(table, config, settled, seed=audit.folder.name)
+    tables.write_frame(queue, audit.folder / audit_table.QUEUE)
     _write_page(audit, job, queue, table, figures, headline, quality)
     content = {"headline": headline, "figures": figures.model_dump(mode="json"), "inputs": inputs}
     content |= {"quality": json.loads(quality.found.to_json(orient="records")), "promise": quality.promise}

@@ -24,6 +24,7 @@ from bincount.settings import AuditConfig
 from bincount.text import harmless_csv, percent
 
 TABLE, CSV, PAGE, FIGURES = "audit.parquet", "audit.csv", "audit.html", "audit.json"
+QUEUE = "queue.parquet"
 FROM_RANKING = ("p_recorded", "odds", "margin", "expected_difference")  # scores beside p_wrong, for comparison
 DIGITS_IN_CSV = 6
 LIKELY = 0.5  # p_wrong above which a record is more likely wrong than right
