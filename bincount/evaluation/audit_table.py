@@ -2,6 +2,7 @@
 
 audit.parquet   the table, with the columns that tabulate returns
 audit.csv       the same for spreadsheets, with no text that they would run as a formula
+audit.html      the page on which people check bins; queue.parquet has its rows
 audit.json      the figures, and what they follow from; written last, so that its existence means done
 """
 
