@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from bincount.errors import ModelNotFound, SettingsError
+from bincount.errors import ModelNotFound, SettingsError, SnapshotNotFound
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, RegistryConfig
 from bincount.workspace import Workspace
 from flows.cli.options import SERVERS, THE_DATASET, ConfigFile, Dataset, Root, Servers, whole
@@ -77,7 +77,8 @@ def forget(
         print("Nothing was taken away.")
         return
     forgetting.forget(planned)
-    print(f"Taken away: {len(planned.image_ids):,} bins. Run `bincount prepare` for a snapshot without them.")
+    num_bins = len(planned.image_ids)
+    print(f"Taken away: {num_bins:,} bin{'s' if num_bins > 1 else ''}. `bincount prepare` makes a snapshot without.")
 
 
 def _agreed(num_bins: int) -> bool:
@@ -88,8 +89,6 @@ def _agreed(num_bins: int) -> bool:
 
 
 def _dataset(folders: Workspace, data: Dataset) -> Path:
-    from bincount.errors import SnapshotNotFound
-
     dataset = folders.dataset(whole(DataConfig, data))
     if not dataset.is_dir():
         raise SnapshotNotFound(f"no dataset in {dataset}; correct --source or --workspace")
