@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         for name in ("image_id", "class_name", "split", "group", "path", "sha256", "reason", SOURCE_OF_LABEL)
     ]
 )
+ROW_COLUMNS = ["image_id", "class_name", "record_tag", "path", "sha256", "status", "reason"]
 TRAINED = "trained on"
 ROLES = {"train": TRAINED, EXTRA: TRAINED, "val": "chose the epoch", "test": "tested on"}
 
@@ -109,7 +110,7 @@ def trace(workspace: Workspace, dataset: Path, image_ids: Sequence[str], version
     Raises DatasetError for an id that neither the dataset nor one of its snapshots has, naming those that are like it.
     """
     wanted, problems = list(dict.fromkeys(image_ids)), {}
-    rows, tombstones = bins.read(dataset), forgotten.read_rows(dataset)
+    rows, tombstones = bins.read(dataset, ROW_COLUMNS), forgotten.read_rows(dataset)
     digests = _digests_of(wanted, [rows, tombstones])
     used = _read_uses(dataset, wanted, digests, problems)
     replaced = _digests_of(wanted, used.values()) - digests

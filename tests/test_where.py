@@ -39,6 +39,8 @@ def prepare(bucket, dataset):
 @pytest.fixture
 def bucket(tmp_path):
     add_thirty_bins(tmp_path / "bucket")
+    for number in range(30, 60):  # so that each split has some
+        add_bin(tmp_path / "bucket", f"{number * 40:05d}", number % 6)
     return tmp_path / "bucket"
 
 
@@ -87,15 +89,14 @@ def test_each_snapshot_has_a_use_with_split_label_and_whose_it_is(bucket, worksp
     assert (found.status, found.copies, len(found.digests)) == ("ok", (), 1)
 
 
-def test_whose_a_label_is_comes_from_the_manifest_where_it_says_so(bucket, workspace, dataset, monkeypatch):
-    from bincount.data import manifest, tables
+def test_whose_a_label_is_comes_from_the_manifest_where_it_says_so(bucket, workspace, dataset):
+    from bincount.data import tables
 
     snapshot = prepare(bucket, dataset)
     path = snapshot.path / "manifest.parquet"
-    rows = tables.read_frame(path, "").assign(label_source="review")
-    tables.write_frame(rows, path)
-    assert found_of(workspace, dataset, one_of(snapshot, "train")).uses[0].label_source == "review"
-    assert "label_source" not in manifest.COLUMNS or True
+    image_id = one_of(snapshot, "train")
+    tables.write_frame(tables.read_frame(path, "").assign(label_source="review"), path)
+    assert found_of(workspace, dataset, image_id).uses[0].label_source == "review"
 
 
 def test_a_picture_that_was_replaced_and_its_copies_are_followed_by_their_content(bucket, workspace, dataset):
@@ -277,9 +278,9 @@ def test_the_command_shows_tables_of_80_columns_and_json(bucket, workspace, data
     assert found["versions"] == ["bincount version 1"]
 
 
-def test_ids_with_markup_and_control_characters_stay_text(bucket, workspace, dataset, tmp_path, capsys):
-    for name in ("[red]x[/red]", "a<b>&amp;"):
-        path = tmp_path / "folders" / "good" / f"{name.replace('/', '')}.jpg"
+def test_ids_with_markup_stay_text(workspace, tmp_path, capsys):
+    for name in ("good/[red]x[red]", "bad/a<b>&amp;"):
+        path = tmp_path / "folders" / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(len(name)))
     second = workspace.dataset(DataConfig(source=str(tmp_path / "folders")))
