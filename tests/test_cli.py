@@ -29,6 +29,8 @@ COMMANDS = (
     "doctor",
     "export",
     "publish",
+    "where",
+    "forget",
     "gc",
     "bootstrap",
     "notify",

@@ -151,6 +151,8 @@ OPTIONS = {
     "doctor": {"quick", "services", "fix", "prefect_file", "workspace"} | DATASET | ALL[RegistryConfig],
     "export": {"folder", "by_split", "copy", "classes", "concurrency", "workspace"} | DATASET,
     "publish": {"to", "to_endpoint", "to_region", "by_split", "classes", "concurrency", "workspace"} | DATASET,
+    "where": {"image_ids", "output", "tracking_uri", "experiment", "workspace"} | DATASET,
+    "forget": {"image_ids", "yes", "tracking_uri", "experiment", "workspace"} | DATASET,
     "gc": {"dry_run", "tracking_uri", "experiment", "workspace"} | ALL[RetentionConfig],
     "bootstrap": {"prefect_file", "gpu", "gpu_template", "zombie_seconds"},
     "notify": {"slack", "email", "smtp", "sender", "webhook", "only", "off"},

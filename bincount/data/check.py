@@ -5,6 +5,7 @@ snapshots/       every manifest what was frozen, and what its digest says
 splits.parquet   what was written, and what the last snapshot says
 reviews/         every file of verdicts what was written
 packs/           lengths that fit, every picture what was packed, every labelled image of the last snapshot in them
+forgotten.parquet  nothing of what it names is here
 """
 
 import hashlib
@@ -13,13 +14,29 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from bincount import problem
-from bincount.data import advice, bins, copies, labels, listing, packs, record, reviews, snapshots, splits, sync, tables
+from bincount.data import (
+    advice,
+    bins,
+    copies,
+    labels,
+    listing,
+    packs,
+    record,
+    removal,
+    reviews,
+    snapshots,
+    splits,
+    sync,
+    tables,
+)
+from bincount.data import forgotten as tombstones
 from bincount.data import manifest as manifests
 from bincount.data.snapshots import Snapshot
 from bincount.errors import BincountError, DatasetError, SnapshotNotFound
@@ -52,6 +69,7 @@ PACK = "pack"
 OLD_PACK = "pack of an older decoder"
 PICTURES = "damaged pictures"
 PLAN = "damaged plan"
+REMAINS = "not taken away"
 
 KINDS_OF_FILES = (LOST, WRONG_SIZE, ALTERED, UNREADABLE)
 FETCH_AGAIN = "`bincount doctor --fix`, then `bincount prepare` fetches the bin again"
@@ -108,6 +126,7 @@ def diagnose(dataset: Path, *, quick: bool = False) -> Diagnosis:
         rows = read_rows(dataset)
         problems += [*_wrong_files(dataset, rows, quick), *_files_without_row(dataset, rows)]
     problems += [*_damaged_reviews(dataset), *_wrong_snapshots(dataset), *_wrong_packs(dataset, quick)]
+    problems += _remains(dataset)
     is_good = rows["status"] == "ok"
     quarantined, warnings = Counter(rows.loc[~is_good, "reason"].map(bins.reason_kind)), []
     if latest := _latest(dataset, problems):
@@ -346,12 +365,24 @@ def find_damaged_rows(pack: packs.Pack) -> list[int]:
         return damaged
 
 
+def _remains(dataset: Path) -> Iterator[Problem]:
+    """Find what is here although it was to be taken away, and tombstones that cannot be read."""
+    try:
+        for where in removal.find_remains(dataset):
+            yield Problem(REMAINS, where, "`bincount forget` was killed; run it again with the same ids")
+    except DAMAGE as error:
+        reason = _reason(error, dataset)
+        yield Problem(REMAINS, tombstones.FILE, f"it cannot be read ({reason}); {tombstones.REMEDY}")
+
+
 def _incomplete_packs(dataset: Path, rows: pd.DataFrame) -> tuple[list[Problem], list[str]]:
     """Find the packs that lack images of the last snapshot: as problems, or as warnings where another one has all.
 
     The latter are of sizes that were tried once, and harm nothing: a training at such a size adds what is missing.
     """
     digests = rows.loc[rows["split"].notna(), "sha256"]
+    with suppress(DatasetError):  # which _remains reports
+        digests = digests[~digests.isin(tombstones.read(dataset).digests)]
     found, num_complete = [], 0
     for pack, name in _packs(dataset):
         if name.is_older:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from obstore.exceptions import BaseError
 
-from bincount.data import access, client, folding, listing, names, source, splits
+from bincount.data import access, client, folding, forgotten, listing, names, source, splits
 from bincount.data.snapshots import Snapshot
 from bincount.data.source import Source
 from bincount.errors import DatasetError, ServiceUnavailable, SettingsError, mask_address
@@ -157,6 +157,7 @@ def _plan(snapshot: Snapshot, classes: Classes | None, by_split: bool) -> pd.Dat
                 "choose among them, or run `bincount prepare` with these --classes"
             )
         images = images[images["class_name"].isin(classes.names)]
+    forgotten.raise_if_any(snapshot.dataset, images["sha256"], "the snapshot")
     key = images["class_name"] + "/" + _names_in_class(images, by_split)
     if by_split:
         key = images["split"] + "/" + key

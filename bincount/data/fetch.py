@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from bincount import progress
-from bincount.data import bins, client, listing, record, tables
+from bincount.data import bins, client, forgotten, listing, record, tables
 from bincount.data.client import ObjectMissing, ObjectRefused
 from bincount.data.pictures import MAX_BYTES, inspect
 from bincount.data.source import Source
@@ -95,11 +95,14 @@ def fetch_batch(dataset: Path, source: Source, batch: pd.DataFrame, data_config:
     unreachable = {
         image_id: row for image_id, row in zip(todo["image_id"], results, strict=True) if isinstance(row, str)
     }
-    bad = Counter(bins.reason_kind(row["reason"]) for row in earlier + rows if row["status"] != "ok")
+    bad = _count_bad(earlier + rows)
     if bad["refused"] and bad.total() == len(earlier + rows) and not _holds_good_bins(dataset):
         raise client.access_refused(source.url, "it can be listed, but no bin can be read")
     if rows:
-        bins.append(dataset, rows, name)
+        with bins.locked(dataset):  # what is taken away meanwhile is not to come back
+            rows = _without_forgotten(dataset, rows)
+            bins.append(dataset, rows, name)
+        bad = _count_bad(earlier + rows)
     good = [row["bytes"] for row in earlier + rows if row["status"] == "ok"]
     return SyncReport(len(good), sum(good), bad, unreachable, time.monotonic() - began)
 
@@ -199,6 +202,26 @@ def _keep_bin(dataset: Path, source: Source, arrival: Arrival, max_pixels: int) 
         "status": "ok",
         "reason": "",
     }
+
+
+def _count_bad(rows: list[dict]) -> Counter:
+    """Count rows of bins that are quarantined by kind of reason."""
+    return Counter(bins.reason_kind(row["reason"]) for row in rows if row["status"] != "ok")
+
+
+def _without_forgotten(dataset: Path, rows: list[dict]) -> list[dict]:
+    """Put other rows in the place of those of bins, or of pictures, that were taken away; their files go."""
+    gone, kept = forgotten.read(dataset), []
+    for row in rows:
+        if gone.holds(row["image_id"], row.get("sha256")):
+            for path in (row.get("path"), bins.RECORD_FILE.format(image_id=row["image_id"])):
+                if path and row["status"] == "ok":
+                    (dataset / path).unlink(missing_ok=True)
+            tags = {name: row[name] for name in ("image_tag", "record_tag")}
+            kept.append(forgotten.row_of(row["image_id"]) | tags)
+        else:
+            kept.append(row)
+    return kept
 
 
 def _holds_good_bins(dataset: Path) -> bool:

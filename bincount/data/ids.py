@@ -1,5 +1,6 @@
 """The ids of bins: which have the public bucket's form, and in which order a limited dataset takes them."""
 
+import difflib
 import hashlib
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+NUM_SIMILAR = 3
 BLOCK = 100  # consecutive ids that enter a limited dataset together
 
 
@@ -34,6 +36,25 @@ def first_bins(image_ids: pd.Series, limit: int | None) -> pd.Series:
 def is_padded(image_ids: pd.Series) -> np.ndarray:
     """Return which ids belong to the public bucket's padded series, 00001 to 535234; 10 and 00010 are two bins."""
     return image_ids.str.fullmatch("[0-9]{5,18}").to_numpy(bool)
+
+
+def similar(typed: str, image_ids: pd.Series) -> list[str]:
+    """Return a few of the ids that may have been meant: the same but for zeros, folders, suffix or case, or alike."""
+    core = _core(typed)
+    same = image_ids[image_ids.str.lower().str.contains(core, regex=False)] if core else image_ids[:0]
+    meant = [image_id for image_id in same if _core(image_id) == core]
+    if not meant:  # those that share a half; all of half a million would take some seconds
+        half = max(1, len(typed) // 2)
+        near = image_ids[image_ids.str.startswith(typed[:half]) | image_ids.str.endswith(typed[half:])]
+        near = near[near.str.len().between(len(typed) - 2, len(typed) + 2)]
+        meant = difflib.get_close_matches(typed, near.head(20_000).to_list(), n=NUM_SIMILAR, cutoff=0.6)
+    return sorted(meant)[:NUM_SIMILAR]
+
+
+def _core(image_id: str) -> str:
+    name = image_id.rstrip("/").rpartition("/")[2].lower()
+    stem, dot, suffix = name.rpartition(".")
+    return (stem if dot and 0 < len(suffix) < 6 else name).lstrip("0")
 
 
 def _hash(name: str) -> int:

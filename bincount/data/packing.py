@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bincount import files
-from bincount.data import bins, labels, packs, repair, reviews
+from bincount.data import bins, forgotten, labels, packs, repair, reviews
 from bincount.data.packs import CHECKSUM_LENGTH, CHECKSUMS, DIGESTS, IMAGES, Damaged, Name, Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
@@ -47,7 +47,7 @@ def update(
 
     A file is decoded where its content has its digest. max_pixels is what was allowed when the files were fetched. A
     killed update can be run again. Raises Undecodable, when all others are packed, for files that are not whole images
-    or not what was fetched, and DiskFull.
+    or not what was fetched, DatasetError for pictures that were taken away for good, and DiskFull.
     """
     pack = packs.open_pack(dataset, image_config)
     older = list(_older(pack.folder))
@@ -63,6 +63,7 @@ def update(
         for path, file_digest in zip(paths, digests, strict=True):
             if file_digest.encode() not in seen:
                 new.setdefault(file_digest, []).append(path)  # the same photo under several ids
+        forgotten.raise_if_any(dataset, new, "the snapshot")  # under the lock, which their removal takes too
         failed = _append_all(dataset, image_config, max_pixels, pack.folder, new)
     logger.info("pack %s: %s images added to %s", pack.folder.name, f"{len(new) - len(failed):,}", f"{kept:,}")
     _remove(older)
@@ -74,7 +75,7 @@ def update(
 def pack_fetched(dataset: Path, images: ImageConfig, data: DataConfig) -> Pack:
     """Pack the images of the classes and the extra counts that were fetched.
 
-    Images that do not decode are quarantined. Those that are lost or changed on disk are forgotten, so that the next
+    Images that do not decode are quarantined. Those that are lost or changed on disk are discarded, so that the next
     sync fetches them again.
     """
     rows = labels.take_reviews(dataset, bins.read(dataset, [*reviews.BIN_COLUMNS, "path", "sha256"]))
@@ -85,7 +86,7 @@ def pack_fetched(dataset: Path, images: ImageConfig, data: DataConfig) -> Pack:
     except Undecodable as error:
         if quarantined := bins.quarantine(dataset, error.reasons):
             logger.warning("%d images do not decode and were quarantined", quarantined.total())
-        lost = repair.forget(dataset, rows.loc[rows["sha256"].isin(list(error.damaged)), "path"])
+        lost = repair.discard(dataset, rows.loc[rows["sha256"].isin(list(error.damaged)), "path"])
         if len(lost):
             logger.warning(
                 "%d images are lost or changed on disk, such as %s; they are left out until the next prepare, "

@@ -9,7 +9,7 @@ A pack is a folder of three files that only grow:
 Rows are found by the file's content and not by its id, so that a replaced photo gets a new row, and the same photo
 under two ids shares one. A picture is appended before its checksum, and that before its digest: what lies behind the
 last digest is the rest of an interrupted run and is cut off by the next. A row that turned out damaged and could not be
-decoded again has 64 dashes for a digest, by which it is not found.
+decoded again, or whose picture was taken away for good, has 64 dashes for a digest, by which it is not found.
 
 The folder's name has the decoder's version. See bincount.data.packing for how a pack is written.
 """
@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from bincount.data import bins, pictures
+from bincount.data import bins, forgotten, pictures
 from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import BadPicture, BincountError, DatasetError
 from bincount.files import sync_to_disk
@@ -94,11 +94,12 @@ class Pack:
         return Pack, (self.folder, self.image_size)
 
     def locate(self, digests: Sequence[str]) -> np.ndarray:
-        """Return the row of each file digest, (N,) int64. Raises DatasetError when one was never packed."""
+        """Return the row of each file digest, (N,) int64. Raises DatasetError when one is not in the pack."""
         rows = pc.index_in(
             pa.array(list(digests), pa.string()).cast(pa.binary()).cast(pa.binary(DIGEST_LENGTH)), self.digests
         )
         if rows.null_count:
+            forgotten.raise_if_any(self.folder.parent.parent, digests, "the snapshot")
             raise DatasetError(
                 f"{rows.null_count} images are not in the pack {self.folder}; run `bincount prepare` to add them"
             )
@@ -205,6 +206,7 @@ class Images:
 
     def _decode_again(self, row: int) -> np.ndarray:
         digest = self._digest_of(row).decode("latin-1")
+        forgotten.raise_if_any(self._dataset, [digest], "what is at work here")
         where = f"{self._folder / IMAGES} is damaged: picture {row} is not what was packed"
         path, name = self._paths.get(digest), Name.parse(self._folder.name)
         if path is None or name is None:
@@ -229,11 +231,7 @@ class Images:
         return dict(zip(good["sha256"], good["path"], strict=True))
 
     def _write(self, name: str, position: int, data: bytes) -> None:
-        """Write over a part of one file; a process that has it mapped sees the change."""
-        with open(self._folder / name, "r+b", buffering=0) as file:
-            file.seek(position)
-            file.write(data)
-            sync_to_disk(file.fileno())
+        overwrite(self._folder / name, position, data)
 
 
 def open_pack(dataset: Path, image_config: ImageConfig) -> Pack:
@@ -263,6 +261,14 @@ def decode_or_explain(file: bytes | Path, image_config: ImageConfig, max_pixels:
         return str(error)
     except OSError as error:
         return f"unreadable file: {error}"
+
+
+def overwrite(path: Path, position: int, data: bytes) -> None:
+    """Write over a part of one file; a process that has it mapped sees the change."""
+    with open(path, "r+b", buffering=0) as file:
+        file.seek(position)
+        file.write(data)
+        sync_to_disk(file.fileno())
 
 
 def checksum(digest: bytes, picture: np.ndarray) -> int:

@@ -44,7 +44,7 @@ def repair(dataset: Path, diagnosis: Diagnosis) -> RepairReport:
             f"a sync of {dataset} has not ended and was at work within the hour; let `bincount prepare` end, or run it "
             "again, and then repair the dataset"
         )
-    damaged = forget(dataset, [where for kind in check.KINDS_OF_FILES for where in places[kind]])
+    damaged = discard(dataset, [where for kind in check.KINDS_OF_FILES for where in places[kind]])
     if len(damaged):
         for planned in dataset.glob(sync.PLANS):
             planned.unlink(missing_ok=True)  # of a sync that ended; now it would look unfinished
@@ -62,7 +62,7 @@ def repair(dataset: Path, diagnosis: Diagnosis) -> RepairReport:
     )
 
 
-def forget(dataset: Path, files: Iterable[str]) -> pd.DataFrame:
+def discard(dataset: Path, files: Iterable[str]) -> pd.DataFrame:
     """Remove the bins that have one of these files, so that the next sync fetches them again; return their rows.
 
     A bin loses its row first and then its files.

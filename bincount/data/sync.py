@@ -7,6 +7,7 @@ The dataset's folder:
     plan-*.parquet   what a sync is to fetch, each its own, by content; its time is when it was last read
     growth.json      how many bins the last nightly run was to have, where each adds some
     unlisted.parquet the ids of bins that are here and were not in the last listing of the source
+    forgotten.parquet what was taken away and is not fetched again: see bincount.data.forgotten
 
 Several may sync one dataset at a time, and others read it; what two of them want may be fetched twice.
 """
@@ -27,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bincount.data import bins, folding, ids, listing, lists, names, tables
+from bincount.data import bins, folding, forgotten, ids, listing, lists, names, tables
 from bincount.data.source import Source
 from bincount.errors import DatasetError
 from bincount.files import atomic_write, read_sealed, sealed
@@ -74,8 +75,8 @@ def plan(dataset: Path, source: Source, data_config: DataConfig) -> Plan:
     """List the source and write down which bins are to be fetched: those that are new, changed, or lost here.
 
     A quarantined bin is fetched again only when its object has changed, or when the settings say so; one that was
-    refused is fetched again each time, since a permission that is given shows in no listing. Raises DatasetError,
-    before anything is fetched, when there is no space for it.
+    refused is fetched again each time, since a permission that is given shows in no listing. One that was forgotten is
+    not. Raises DatasetError, before anything is fetched, when there is no space for it.
 
     Two processes that plan the same at the same time have the same plan; one that plans something else leaves it alone.
     """
@@ -88,7 +89,8 @@ def plan(dataset: Path, source: Source, data_config: DataConfig) -> Plan:
         wanted = _without_collisions(dataset, wanted)
     files = _files(dataset / "originals")
     _remove_leftovers(dataset, files)
-    new = wanted[~_unchanged(dataset, wanted, files, data_config.retry_quarantined)]
+    settled = _unchanged(dataset, wanted, files, data_config.retry_quarantined)
+    new = wanted[~(settled | wanted["image_id"].isin(forgotten.read(dataset).image_ids).to_numpy())]
     counts = (f"{len(each):,}" for each in (listed, wanted, new))
     logger.info("%s: %s bins listed, %s wanted, %s to fetch", source.url, *counts)
     _check_space(dataset, new)

@@ -125,14 +125,14 @@ class LineageReader:
 
 def _read_tags(client: MlflowClient, runs: dict[str, Mapping[str, str]]) -> Iterator[tuple[str, str, str]]:
     """Yield each tag of each version and of its run; runs has those that are known, and gets the others."""
-    versions = list(_all_versions(client))
-    runs |= _tags_of_runs(client, {version.run_id for version in versions if version.run_id} - runs.keys())
+    versions = list(all_versions(client))
+    runs |= tags_of_runs(client, {version.run_id for version in versions if version.run_id} - runs.keys())
     for version in versions:
         for key, value in (*version.tags.items(), *runs.get(version.run_id, {}).items()):
             yield f"{version.name} version {version.version}", key, value
 
 
-def _all_versions(client: MlflowClient) -> Iterator[ModelVersion]:
+def all_versions(client: MlflowClient) -> Iterator[ModelVersion]:
     """Yield those of every model and stage; the ones that were deleted are not among them."""
     page = client.search_model_versions(max_results=VERSIONS_AT_ONCE)
     yield from page
@@ -141,7 +141,7 @@ def _all_versions(client: MlflowClient) -> Iterator[ModelVersion]:
         yield from page
 
 
-def _tags_of_runs(client: MlflowClient, run_ids: Collection[str]) -> dict[str, Mapping[str, str]]:
+def tags_of_runs(client: MlflowClient, run_ids: Collection[str]) -> dict[str, Mapping[str, str]]:
     """Return the tags of runs of whatever experiment, deleted ones too; none of one that was removed for good."""
     ids, tags = sorted(run_ids), {run_id: {} for run_id in run_ids}
     experiments, token = [], None

@@ -44,6 +44,8 @@ KEPT = {
     "doctor": "nothing is removed in part",
     "export": "the files that were exported are kept",
     "publish": "the files that were uploaded are kept",
+    "where": "nothing was changed",
+    "forget": "what was taken away is gone",
     "gc": "what was removed is gone, and nothing is removed in part",
     "bootstrap": "what was set up is kept",
     "up": "what was started runs on",
