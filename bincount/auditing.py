@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -29,12 +30,16 @@ from bincount.tracking.registry import Registry, Version
 from bincount.training.spec import is_own_model, weights_digest
 from bincount.workspace import Workspace
 
+if TYPE_CHECKING:
+    from bincount.data.review_formats import Tool
+
 logger = logging.getLogger(__name__)
 
 FOLDS = "folds"  # as a model: the mean of the networks of all folds
 WITHOUT_A_MODEL = "`bincount audit --folds 4 --scored-by folds` trains its own networks, and needs no registered model"
 DIGITS_OF_KEPT_WEIGHTS = 16  # of the digest, in the names of Workspace.weights
 MOST_JUDGED = 50_000  # bins by which the ranking is judged: the figures of more differ little, and take minutes
+NOT_OF_CLASSES = ("p_wrong", "p_recorded")  # columns beside the probability p_NAME of each class
 FROM_SETTINGS = {"min_confidence", "queue", "random_share", "error_rate"}  # what the result depends on
 
 
@@ -56,6 +61,20 @@ class Audited:
     def queue(self) -> pd.DataFrame:
         """The bins that people are asked to look at, in the order of showing."""
         return tables.read_frame(self.folder / audit_table.QUEUE, audits.REMEDY)
+
+
+def export_queue(audited: Audited, job: Job, to: "Tool") -> str:
+    """Write the bins that people are asked to look at for another tool, and return how they go on from there.
+
+    The files are in a folder of the audit that is named as the tool is. Raises DatasetError and DiskFull.
+    """
+    from bincount.data import review_formats
+
+    dataset, queue = Workspace(root=job.workspace).dataset(job.data), audited.queue
+    rows = bins.read(dataset, ["image_id", "path"]).set_index("image_id")["path"].reindex(queue["image_id"])
+    paths = {image_id: dataset / path for image_id, path in rows.dropna().items()}
+    names = [name.removeprefix("p_") for name in queue if name.startswith("p_") and name not in NOT_OF_CLASSES]
+    return review_formats.export_queue(queue, paths, audited.folder / to, to, names)
 
 
 def find_version(registry: Registry, reference: str) -> Version:

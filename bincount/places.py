@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from bincount.data import bins, removal, tables
+from bincount.data import bins, removal, reviews, tables
 from bincount.errors import BincountError
 from bincount.workspace import Workspace
 
@@ -98,10 +98,6 @@ class Places:
 
     @cached_property
     def _verdicts(self) -> pd.DataFrame:
-        try:
-            from bincount.data import reviews
-        except ImportError:
-            return pd.DataFrame()
         try:
             return reviews.read(self._dataset)
         except BincountError as error:

@@ -69,6 +69,11 @@ def check_audit(job: Job, scored_by: str, *, fetch: bool = True) -> None:
         check_writable(job.workspace)
     check_registry(job.registry)
     check_device(job.training.device)
+    if taken := {"wrong", "recorded"}.intersection(job.data.class_set.names):
+        raise SettingsError(
+            f"no class may be named {' or '.join(sorted(taken))} in an audit, whose table has p_wrong and p_recorded "
+            "beside the probability p_NAME of each class; name the class otherwise"
+        )
     if is_checkpoint(Path(scored_by)):
         raise SettingsError(
             f"nothing says which bins the model in {scored_by} was trained on; give the number of a registered version"

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from bins import jpeg
 
-from bincount.data import fiftyone_files, label_studio, review_rows
+from bincount.data import fiftyone_files, label_studio, review_rows, reviews
 from bincount.data.review_formats import (
     export_queue,
     read_fiftyone,
@@ -165,7 +165,7 @@ def test_annotations_of_label_studio_come_back_as_verdicts(queue, paths, tmp_pat
         },
     )
     found = read_label_studio(path)
-    assert list(found.columns) == list(review_rows.COLUMNS)
+    assert list(found.columns) == list(reviews.COLUMNS)
     assert found["verdict"].to_list() == ["count", "count", "unusable", "unsure", "right"]  # the record says 5
     assert found["count"].to_list() == ["2", "7", "", "", ""]  # what is typed goes before what is chosen
     assert found["reviewer"].to_list() == ["ann@example.com"] * 2 + ["user 4"] + ["ann@example.com"] * 2

@@ -1,13 +1,12 @@
 """Where a bin was used: by its id and by its picture, in snapshots, trainings, versions and files."""
 
 import json
-import sys
-import types
 
 import pandas as pd
 import pytest
 import servers
 from bins import add_bin, add_thirty_bins, bring, jpeg
+from verdicts import say
 
 from bincount import forgetting
 from bincount.data import assembly, bins, folds, packing, packs
@@ -247,16 +246,12 @@ def test_a_bin_of_an_old_snapshot_alone_is_found_and_one_of_none_names_those_tha
         found_of(workspace, dataset, "xyz")
 
 
-def test_verdicts_are_shown_with_the_bin(bucket, workspace, dataset, monkeypatch):
+def test_verdicts_are_shown_with_the_bin(bucket, workspace, dataset):
     snapshot = prepare(bucket, dataset)
-    image_id = one_of(snapshot, "train")
-    said = pd.DataFrame([{"image_id": image_id, "verdict": "count", "count": "3", "reviewer": "ann", "time": None}])
-    reviews = types.ModuleType("reviews")
-    reviews.read = lambda of: said if of == dataset else None
-    monkeypatch.setitem(sys.modules, "bincount.data.reviews", reviews)
-    monkeypatch.setattr("bincount.data.reviews", reviews, raising=False)
-    verdicts = found_of(workspace, dataset, image_id).verdicts
-    assert verdicts == ({"image_id": image_id, "verdict": "count", "count": "3", "reviewer": "ann"},)
+    image_id, other = (one_of(snapshot, split) for split in ("train", "test"))
+    say(dataset, (image_id, "3"), (other, "2"))
+    [verdict] = found_of(workspace, dataset, image_id).verdicts
+    assert (verdict["image_id"], verdict["count"]) == (image_id, "3")
 
 
 def test_the_command_shows_tables_of_80_columns_and_json(bucket, workspace, dataset, capsys):

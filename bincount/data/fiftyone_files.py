@@ -55,7 +55,7 @@ def write_fiftyone(queue: pd.DataFrame, folder: Path, paths: Mapping[str, Path],
 
 
 def read_fiftyone(path: Path) -> pd.DataFrame:
-    """Read the verdicts in a labels.json or a samples.json of FiftyOne as rows of text with review_rows.COLUMNS.
+    """Read the verdicts in a labels.json or a samples.json of FiftyOne as rows of text with reviews.COLUMNS.
 
     Which bins they are stands in bins.json, which is looked for beside the file and above it. FiftyOne says neither who
     gave a verdict nor when, and both are empty. Raises SettingsError where the file is none of the two, holds the

@@ -90,7 +90,7 @@ def labeling_config(class_names: Sequence[str]) -> str:
 
 
 def read_label_studio(path: Path) -> pd.DataFrame:
-    """Read the verdicts in an export of Label Studio, JSON or JSON_MIN, as rows of text with review_rows.COLUMNS.
+    """Read the verdicts in an export of Label Studio, JSON or JSON_MIN, as rows of text with reviews.COLUMNS.
 
     Each annotation is one, also of several people on one task; skipped tasks and drafts are none. Raises SettingsError
     where the file is no such export, or is of tasks that were not made here.

@@ -12,24 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from bincount.data import names
+from bincount.data import names, reviews
 from bincount.errors import DatasetError, SettingsError
 from bincount.files import raise_on_disk_full
 
-COLUMNS = (  # of verdicts, in this order; all are text
-    "image_id",
-    "record",
-    "verdict",
-    "count",
-    "reviewer",
-    "time",
-    "source",
-    "model",
-    "shown",
-    "random",
-    "p_wrong",
-    "note",
-)
 # What people choose beside the classes, and the verdict that it is.
 CHOICES = {"record is right": "right", "can't be used": "unusable", "unsure": "unsure"}
 SAFE_NAME = re.compile(r"[a-z0-9_-]{1,100}")  # is one file on every disk, and the same in a URL
@@ -51,7 +37,7 @@ class Shown:
     is_random: bool
 
     def row(self, verdict: str, count: str, reviewer: str, time: str, source: str, note: str = "") -> dict[str, str]:
-        """Return a verdict on the bin, as a row with COLUMNS."""
+        """Return a verdict on the bin, as a row with reviews.COLUMNS."""
         is_right = verdict == "count" and count == self.recorded
         return {
             "image_id": self.image_id,
@@ -137,8 +123,8 @@ def read_json(path: Path, tool: str) -> object:
 
 
 def as_table(rows: Iterable[dict[str, str]]) -> pd.DataFrame:
-    """Return verdicts as a table with COLUMNS."""
-    return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype("str")
+    """Return verdicts as a table with reviews.COLUMNS."""
+    return pd.DataFrame(list(rows), columns=list(reviews.COLUMNS)).astype("str")
 
 
 def as_utc(value: object) -> str:

@@ -1,6 +1,6 @@
 """The command that compares the records of a source with its pictures."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -48,6 +48,9 @@ def audit(
     launch: Launch = LaunchConfig(),
     promotion: Promotion = PromotionConfig(),
     fetch: Annotated[bool, Parameter(help="bring the dataset up to date first")] = True,
+    to: Annotated[
+        Literal["label-studio", "fiftyone"] | None, Parameter(help="write the bins to check for this tool too")
+    ] = None,
     workspace: Root = DEFAULT_WORKSPACE,
     config: ConfigFile = None,
 ) -> None:
@@ -77,4 +80,8 @@ def audit(
 
         result = flow.audit(scored_by, **sections(job), fetch=fetch)
         console.show(summary.of_audit(result))
+        if to:
+            from bincount import auditing
+
+            print(auditing.export_queue(result.audited, job, to))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
