@@ -118,10 +118,10 @@ def _ranks(urgency: np.ndarray) -> np.ndarray:
 def compare_speed(num: int, model: str, image_size: int, rounds: int) -> None:
     """Score the same pictures by an audit and by the bare network, in turns, and print the fastest round of each."""
     import torch
-    from bincount.evaluation.audit import Scorer
 
     from bincount.data import synthetic
     from bincount.evaluation import audit
+    from bincount.evaluation.audit import Scorer
     from bincount.training.augment import center_crop, normalize
     from bincount.training.model import INFERENCE_BATCH, build, load, save
     from bincount.training.spec import ModelSpec
