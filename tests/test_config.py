@@ -36,9 +36,17 @@ FLOWS = (
     retrain.retrain,
     audit.audit,
 )
-WORDS = {"predict": ["x.jpg"], "compare": ["1", "2"], "export": ["--folder", "x"], "publish": ["--to", "s3://x"]}
+WORDS = {
+    "predict": ["x.jpg"],
+    "where": ["1"],
+    "forget": ["1"],
+    "compare": ["1", "2"],
+    "export": ["--folder", "x"],
+    "publish": ["--to", "s3://x"],
+}
 WITHOUT_SETTINGS = {"demo", "bootstrap", "notify", "up", "down", "server"}
-COMMANDS = sorted({name for name in app if not name.startswith("-")} - WITHOUT_SETTINGS)
+GROUPS = {"review"}  # of commands
+COMMANDS = sorted({name for name in app if not name.startswith("-")} - WITHOUT_SETTINGS - GROUPS)
 
 
 def arguments(*words: str) -> dict:
