@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -122,14 +123,14 @@ def finish(audit: Audit, job: Job) -> Audited:
     (audit.folder / audit_table.FIGURES).unlink(missing_ok=True)
     errors = record_errors.estimate(config.error_rate, reviews.random_share(dataset))
     ranked = ranking.rank(scores, audit.outputs, errors, config.min_confidence)
-    table = audit_table.tabulate(audit, ranked, contradictions.find(dataset))
-    tables.write_frame(table, audit.folder / audit_table.TABLE)
-    audit_table.write_csv(table, audit.folder / audit_table.CSV)
-    figures = audit_table.measure(audit, table, errors.rate, errors.num_reviewed)
-    quality = _judge(scores, audit, errors)
-    headline = audit_table.headline(figures, table)
     resolved = reviews.resolve(verdicts, bins.read(dataset, ["image_id", "class_name", "record_sha256", "status"]))
     settled = resolved.loc[resolved["outcome"] != "unsure", "image_id"].astype("str")
+    table = audit_table.tabulate(audit, ranked, contradictions.find(dataset), settled)
+    tables.write_frame(table, audit.folder / audit_table.TABLE)
+    audit_table.write_csv(table, audit.folder / audit_table.CSV)
+    quality = _judge(scores, audit, errors)
+    figures = audit_table.measure(audit, table, errors.rate, errors.num_reviewed).model_copy(update=quality.figures())
+    headline = audit_table.headline(figures, table)
     queue = audit_table.choose_queue(table, config, settled, seed=audit.folder.name)
     tables.write_frame(queue, audit.folder / audit_table.QUEUE)
     _write_page(audit, job, queue, table, figures, headline, quality)
@@ -145,6 +146,18 @@ class Quality:
 
     found: pd.DataFrame
     promise: str
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures that stand in the headline, the terminal and MLflow, where the bins are enough."""
+        if self.found.empty:
+            return {}
+        by_score = self.found.set_index(["score", "measure"])["value"]
+        wanted = {
+            "precision_at_50": ("p_wrong", "precision at 50"),
+            "precision_at_50_rarest": ("rarest record", "precision at 50"),
+            "recall_at_5_percent": ("p_wrong", "recall at 5 %"),
+        }
+        return {name: float(by_score[key]) for name, key in wanted.items() if key in by_score.index}
 
 
 def _judge(scores: pd.DataFrame, audit: Audit, errors) -> Quality:
@@ -162,9 +175,14 @@ def _judge(scores: pd.DataFrame, audit: Audit, errors) -> Quality:
 
 def _find_parent(registry: Registry, version: Version) -> Version | None:
     """Return the version whose weights the training of one started from; None where it started from no such model."""
-    weights = ""
-    with ignore_missing():  # the run may have been removed for good in MLflow
+    weights = None
+    with ignore_missing():
         weights = registry.runs.read_params(version.run_id).get("weights", "")
+    if weights is None:
+        raise ModelNotFound(
+            f"the run of version {version.version} was removed in MLflow, and nothing else says from which weights it "
+            f"started, so that no bin is sure to be new to it; {WITHOUT_A_MODEL}"
+        )
     path = Path(weights)
     if path.suffix != ".safetensors":
         return None
@@ -187,7 +205,10 @@ def _find_parent(registry: Registry, version: Version) -> Version | None:
 def _digest_of(path: Path) -> str:
     if path.name == "model.safetensors":
         return weights_digest(path.parent)
-    return path.stem  # kept by lifecycle.start_from_champion, under the beginning of its digest
+    if re.fullmatch(rf"[0-9a-f]{{{DIGITS_OF_KEPT_WEIGHTS}}}", path.stem):
+        return path.stem  # kept by lifecycle.start_from_champion, under the beginning of its digest
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_page(
@@ -237,7 +258,7 @@ def _page_tables(table: pd.DataFrame, quality: Quality) -> dict[str, pd.DataFram
     reasons = table.loc[table["status"] != audits.SCORED, "status"].value_counts()
     found = {}
     if len(quality.found):
-        found["Of records made wrong on purpose, the share that is found, with 95 % intervals"] = _show(quality.found)
+        found["How many records that were made wrong on purpose are found, with 95 % intervals"] = _show(quality.found)
     if quality.promise:
         found["Without any label"] = pd.DataFrame({"the probabilities against the records": [quality.promise]})
     if len(reasons):
@@ -254,7 +275,14 @@ def _show(found: pd.DataFrame) -> pd.DataFrame:
         f"{percent(row.value)} ({percent(row.low)} to {percent(row.high)})" for row in found.itertuples(index=False)
     ]
     by_score = found.assign(text=texts).pivot_table("text", "measure", "score", aggfunc="first", sort=False)
-    by_score = by_score.rename(columns={"p_wrong": "this list"})
+    ours = found[found["score"] == "p_wrong"].set_index("measure")
+    chance = ours["value"] / ours["lift"].where(ours["lift"] > 0)
+    by_score["at random"] = chance.map(percent, na_action="ignore").reindex(by_score.index).fillna("")
+    by_score["times as many as at random"] = ours["lift"].map("{:.1f}".format).reindex(by_score.index)
+    by_score = by_score.rename(columns={"p_wrong": "this list", "rarest record": "rarest record first"})
+    by_score.index = by_score.index.str.replace("precision at ", "wrong among the first ").str.replace(
+        r"recall at (.*)", r"found by checking \1 of the bins", regex=True
+    )
     return by_score.rename_axis("", axis=0).reset_index().rename_axis(None, axis=1)
 
 

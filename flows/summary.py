@@ -143,6 +143,7 @@ def of_audit(result: "AuditResult") -> Tables:
         ("trained on, not scored", f"{figures.num_trained_on:,}; --folds has them scored too"),
         ("not answerable", f"{figures.num_not_answerable:,}"),
         ("records that contradict themselves", f"{figures.num_contradicting:,}"),
+        *_found_on_purpose(figures),
         ("files", str(audited.folder)),
         ("page to check bins on", str(audited.folder / audit_table.PAGE)),
     ]
@@ -157,6 +158,17 @@ def of_audit(result: "AuditResult") -> Tables:
         "First to check": audit_table.first_bins(audited.table, NUM_FIRST),
         "Result": pd.DataFrame({"": [audited.headline]}),
     }
+
+
+def _found_on_purpose(figures: "audit_table.Figures") -> list[tuple[str, str]]:
+    """Say how many records that were made wrong on purpose are found, where the bins are enough to tell."""
+    if figures.precision_at_50 is None:
+        return []
+    of_rule = f"; rarest record first: {percent(figures.precision_at_50_rarest or 0)}"
+    facts = [("made wrong: among the first 50", percent(figures.precision_at_50) + of_rule)]
+    if figures.recall_at_5_percent is not None:
+        facts.append(("- found by checking 5 % of bins", percent(figures.recall_at_5_percent)))
+    return facts
 
 
 def headline(model: "TrainedModel") -> str:

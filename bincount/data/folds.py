@@ -5,6 +5,7 @@ the label. With K folds, K networks are trained, each without one fold, and each
 not seen it (cross-fitting; Northcutt et al., Confident Learning, JAIR 2021, section 3.1).
 """
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ class Fold:
         return f"fold {self.number} of {self.of}"
 
 
+@functools.lru_cache(maxsize=4)  # a network of each fold asks for it, and half a million bins take seconds
 def assign(snapshot: Snapshot, num_folds: int) -> pd.Series:
     """Return the fold of each bin that trainings of a snapshot use, by image_id: 1..num_folds, int64.
 

@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bincount.data import bins, folds, packing, tables
+from bincount.data import bins, folds, labels, packing, reviews, tables
 from bincount.data.folds import Fold
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot, is_in
 from bincount.errors import DatasetError, SettingsError
 from bincount.evaluation import holdout
 from bincount.evaluation.evaluate import probability_columns
-from bincount.files import read_sealed, write_sealed
+from bincount.files import locked, read_sealed, write_sealed
 from bincount.problem import EXTRA, Classes, normalize_name
 from bincount.progress import Progress
 from bincount.settings import MAX_PIXELS, Device
@@ -185,7 +185,9 @@ def assign_scorers(snapshot: Snapshot, scorers: Sequence[Scorer]) -> pd.DataFram
         reason=reason.mask(status == NOT_ANSWERABLE, beyond),
     )
     plan.loc[plan["status"] != SCORED, "scored_by"] = ""
-    return plan[manifest["status"] == "ok"].reset_index(drop=True)
+    # People may look again at what they were unsure about; a bin without a record was taken away since the snapshot.
+    asked = (manifest["status"] == "ok") | (manifest["reason"] == labels.REASONS[reviews.UNSURE])
+    return plan[asked & recorded.notna()].reset_index(drop=True)
 
 
 def pack_for(audit: Audit, scorer: Scorer) -> Pack:
@@ -201,7 +203,11 @@ def pack_for(audit: Audit, scorer: Scorer) -> Pack:
 
 def num_batches(audit: Audit, scorer: Scorer) -> int:
     """Return into how many batches the bins of a network are divided; none where all are scored."""
-    return 0 if audit.has_scores else -(-len(audit.bins_of(scorer)) // BATCH)
+    return 0 if audit.has_scores else _count_batches(audit, scorer)
+
+
+def _count_batches(audit: Audit, scorer: Scorer) -> int:
+    return -(-len(audit.bins_of(scorer)) // BATCH)
 
 
 def score(
@@ -219,6 +225,7 @@ def score(
     if not todo:
         return
     rows = audit.bins_of(scorer)
+    (audit.folder / PARTS).mkdir(exist_ok=True)  # which another audit of the same may have removed at its end
     network, spec = load(scorer.checkpoint, choose_device(device))
     columns = probability_columns(spec.outputs)
     with Progress(f"scoring by {scorer.name}", sum(len(_batch(rows, each)) for each in todo), "bins", logger) as bar:
@@ -234,21 +241,28 @@ def collect(audit: Audit) -> pd.DataFrame:
 
     Raises DatasetError where batches are missing, and where a bin was scored by a network that was trained on it.
     """
+    with locked(audit.folder / ".lock", f"another audit is at work in {audit.folder}"):
+        return _collect(audit)
+
+
+def _collect(audit: Audit) -> pd.DataFrame:
+    plan = audit.plan()
     if audit.has_scores:
         scores = tables.read_frame(audit.folder / SCORES, REMEDY)
+        if len(scores) != (plan["status"] == SCORED).sum():
+            raise DatasetError(f"{audit.folder / SCORES} does not hold the bins of its plan; {REMEDY}")
         require_unseen(scores, audit.snapshot, audit.scorers)
         return scores
     names = probability_columns(audit.outputs)
     parts = [pd.DataFrame(columns=["image_id"], dtype="str")]
     for scorer in audit.scorers:
-        for number in range(num_batches(audit, scorer)):
+        for number in range(_count_batches(audit, scorer)):
             part = _read_part(_part(audit, scorer, number))
             if part is None:
                 raise DatasetError(f"batch {number + 1} of {scorer.name} has no scores; run `bincount audit` again")
             parts.append(part)
     predicted = pd.concat(parts, ignore_index=True).reindex(columns=["image_id", *names])
     predicted[names] = predicted[names].fillna(0).astype(np.float32)
-    plan = audit.plan()
     scores = plan.loc[plan["status"] == SCORED, COLUMNS].merge(predicted, on="image_id", validate="1:1")
     scores = scores.sort_values("image_id", ignore_index=True)
     require_unseen(scores, audit.snapshot, audit.scorers)

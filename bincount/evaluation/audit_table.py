@@ -18,6 +18,7 @@ import pyarrow.csv
 from bincount.data import tables
 from bincount.data.snapshots import is_in
 from bincount.evaluation.audit import NOT_ANSWERABLE, REMEDY, SCORED, TRAINED_ON, Audit
+from bincount.evaluation.coverage import LOOK
 from bincount.evaluation.evaluate import probability_columns
 from bincount.files import atomic_write, read_sealed
 from bincount.frozen import Frozen
@@ -49,16 +50,29 @@ class Figures(Frozen):
     expected_wrong: float
     error_rate: float
     num_reviewed: int
+    # Of records that were made wrong on purpose: the share among the first 50, by this list and by the rarest record
+    # first, and the share that is found by checking 5 % of the bins. None where the bins are too few.
+    precision_at_50: float | None = None
+    precision_at_50_rarest: float | None = None
+    recall_at_5_percent: float | None = None
+
+    @property
+    def is_no_better_than_rarest(self) -> bool:
+        """Whether a rule that sees no picture finds as many of the records that were made wrong on purpose."""
+        return self.precision_at_50 is not None and self.precision_at_50 <= (self.precision_at_50_rarest or 0)
 
     def metrics(self) -> dict[str, float]:
         """Return the numbers by name."""
         return {name: float(value) for name, value in self.model_dump().items() if isinstance(value, int | float)}
 
 
-def tabulate(audit: Audit, ranked: pd.DataFrame, contradicting: pd.Series) -> pd.DataFrame:
+def tabulate(
+    audit: Audit, ranked: pd.DataFrame, contradicting: pd.Series, reviewed: pd.Series | None = None
+) -> pd.DataFrame:
     """Return a row for each good bin: those that were scored by rank, then the others, which have no scores.
 
-    ranked is what ranking.rank returns. contradicting are the image_ids of the records that contradict themselves.
+    ranked is what ranking.rank returns. contradicting are the image_ids of the records that contradict themselves, and
+    reviewed those of bins on which people have settled, so that they need not be looked at again.
     """
     names = probability_columns(audit.outputs)
     found = ["rank", "counted", "answer", "confidence", "expected", "p_wrong", "direction", *names, *FROM_RANKING]
@@ -69,13 +83,14 @@ def tabulate(audit: Audit, ranked: pd.DataFrame, contradicting: pd.Series) -> pd
         snapshot=audit.snapshot.digest,
         time=audit.time,
         contradicts=is_in(rows["image_id"], contradicting),
+        reviewed=False if reviewed is None else is_in(rows["image_id"], reviewed),
         order=rows["status"].map(STATUS_ORDER),
     ).sort_values(["order", "rank", "image_id"], ignore_index=True)
     return rows[
         [
             *("rank", "image_id", "record", "recorded", "counted", "answer", "confidence", "expected", "p_wrong"),
             *("direction", *names, *FROM_RANKING, "split", "scored_by", "model", "snapshot", "time", "status"),
-            *("reason", "contradicts"),
+            *("reason", "contradicts", "reviewed"),
         ]
     ]
 
@@ -147,17 +162,32 @@ def headline(figures: Figures, table: pd.DataFrame) -> str:
     """Return what was found in a sentence or two."""
     if not figures.num_scored:
         return f"None of {figures.num_bins:,} bins could be scored: the model was trained on them, or has no answer"
-    first = table.iloc[0]
-    return (
-        f"{figures.num_likely_wrong:,} of {figures.num_scored:,} records are likelier wrong than right. Check "
-        f"{first['image_id']} first: recorded {first['recorded']}, counted {first['counted']}, wrong with "
-        f"{percent(first['p_wrong'])}"
+    basis = f"{figures.num_reviewed:,} random bins reviewed" if figures.num_reviewed else "assumed, none reviewed"
+    said = (
+        f"About {figures.expected_wrong:,.0f} of {figures.num_scored:,} records are wrong "
+        f"({percent(figures.error_rate)}: {basis})"
     )
+    to_check = _to_check(table)
+    if len(to_check):
+        first = to_check.iloc[0]
+        shows = "the model is not sure" if first["answer"] == LOOK else f"the picture shows {first['counted']}"
+        said += (
+            f". Check {first['image_id']} first: recorded {first['recorded']}, {shows}, {percent(first['p_wrong'])} "
+            "likely wrong"
+        )
+    if figures.is_no_better_than_rarest:
+        said += ". The order is no better than that of the rarest record first: do not rely on it"
+    return said
+
+
+def _to_check(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of bins that were scored, and that people have not settled on, by rank."""
+    return table[(table["status"] == SCORED) & ~table["reviewed"]]
 
 
 def first_bins(table: pd.DataFrame, number: int) -> pd.DataFrame:
     """Return the first bins to check as people read them."""
-    first = table[table["status"] == SCORED].head(number)
+    first = _to_check(table).head(number)
     return pd.DataFrame(
         {
             "rank": first["rank"].astype(int),

@@ -172,7 +172,7 @@ for (const button of document.querySelectorAll("[data-close]")) button.addEventL
 byId("save").addEventListener("click", () => {
   noteTyped();
   save();
-  say(`${count(current.size)} verdicts saved as verdicts.csv. Next: bincount review import verdicts.csv`);
+  say(`${count(current.size)} verdicts saved as verdicts.csv. Next: bincount review import verdicts.csv, with the audit's --source and --workspace`);
   showProgress();
 });
 byId("confirm").addEventListener("click", confirmEntry);
