@@ -30,14 +30,14 @@ class Plan:
 
     @property
     def image_ids(self) -> tuple[str, ...]:
-        every = ((found.image_id, *found.copies) for found in self.traced.bins)
+        every = ((found.image_id, *found.holders) for found in self.traced.bins)
         return tuple(dict.fromkeys(image_id for some in every for image_id in some))
 
     @property
     def same_as(self) -> Mapping[str, str]:
         """The bins that were not asked for and go too, each with one that has the same picture."""
         asked = {found.image_id for found in self.traced.bins}
-        return {copy: found.image_id for found in self.traced.bins for copy in found.copies if copy not in asked}
+        return {copy: found.image_id for found in self.traced.bins for copy in found.holders if copy not in asked}
 
     @property
     def folders(self) -> tuple[str, ...]:

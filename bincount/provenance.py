@@ -62,7 +62,8 @@ class Provenance:
     """What is known of one bin.
 
     status, reason and class_name are those of its row now, empty where it has none. digests are those of all pictures
-    that it had, and copies the other bins with one of them. Paths are relative to the workspace: files are originals
+    that it had, and copies the other bins that have or had one of
+    them, of which holders have it now. Paths are relative to the workspace: files are originals
     and records, packs the folders of packs with a picture, folders the evaluations and audits with the bin. elsewhere
     names bins of other datasets of the workspace that have the picture, as `DATASET: ID`.
     """
@@ -73,6 +74,7 @@ class Provenance:
     class_name: str
     digests: tuple[str, ...]
     copies: tuple[str, ...]
+    holders: tuple[str, ...]
     uses: tuple[Use, ...]
     verdicts: tuple[Mapping[str, str], ...]
     files: tuple[str, ...]
@@ -122,13 +124,13 @@ def trace(workspace: Workspace, dataset: Path, image_ids: Sequence[str], version
     here = rows[rows["image_id"].isin(wanted) | rows["sha256"].isin(digests)]
     places = Places(workspace, dataset, digests, problems)
     found = [_describe(image_id, [rows, tombstones, *used.values()], here, uses, places) for image_id in wanted]
-    gone = {*wanted, *(copy for each in found for copy in each.copies)}
+    gone = {*wanted, *(copy for each in found for copy in each.holders)}
     return Traced(tuple(found), tuple(problems), _files_of(rows[rows["image_id"].isin(gone)], gone, digests, used))
 
 
 def find_artifacts(registry: Registry, found: Provenance) -> list[Artifact]:
     """Return the files in MLflow that show one of a bin's pictures, or may. Raises ServiceUnavailable."""
-    used = [use for use in found.uses if use.split]
+    used = found.uses  # also without a split: an audit shows such bins too
     tested_in = {use.snapshot for use in used if use.split == "test"}
     return usage.find_artifacts(registry, {use.snapshot for use in used}, tested_in, {use.bin_id for use in used})
 
@@ -161,7 +163,9 @@ def _describe(
 ) -> Provenance:
     digests = _digests_of([image_id], pieces)
     own = [use for use in uses if use.bin_id == image_id or use.sha256 in digests]
-    same = {image_id, *(use.bin_id for use in own), *here.loc[here["sha256"].isin(digests), "image_id"]}
+    # A bin that has had the picture before, and holds another now, is no copy of it; what was made then may show it.
+    holding = {image_id, *here.loc[here["sha256"].isin(digests), "image_id"]}
+    same = holding | {use.bin_id for use in own}
     row = next(here[here["image_id"] == image_id].itertuples(index=False), None)
     status, reason, class_name = (
         bins.text_or_none(getattr(row, name, None)) or "" for name in ("status", "reason", "class_name")
@@ -173,9 +177,10 @@ def _describe(
         class_name,
         digests=tuple(sorted(digests)),
         copies=tuple(sorted(same - {image_id})),
+        holders=tuple(sorted(holding - {image_id})),
         uses=tuple(sorted(own, key=lambda use: (use.frozen, use.snapshot, use.bin_id))),
-        verdicts=tuple(places.verdicts(same)),
-        files=tuple(places.files(here[here["image_id"].isin(same)])),
+        verdicts=tuple(places.verdicts(holding)),
+        files=tuple(places.files(here[here["image_id"].isin(holding)])),
         packs=tuple(places.packs(digests)),
         folders=tuple(places.folders(same)),
         elsewhere=tuple(places.elsewhere(digests)),

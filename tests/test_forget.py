@@ -71,6 +71,29 @@ def test_files_record_and_row_are_gone_and_the_row_says_so(workspace, dataset):
         assert digest.encode() not in path.read_bytes()
 
 
+def test_a_bin_that_has_had_the_picture_once_and_holds_another_now_stays(bucket, workspace, dataset):
+    """Else the picture that it holds now would go, and with it whatever else shows it."""
+    same, other = jpeg(501), jpeg(502)
+    for image_id, picture in (("50000", same), ("60000", same), ("70000", other)):
+        add_bin(bucket, image_id, 2, image=picture)
+    prepare(bucket, dataset)
+    add_bin(bucket, "60000", 2, image=other)
+    prepare(bucket, dataset)
+    assert forget(workspace, dataset, "50000").image_ids == ("50000",)
+    prepare(bucket, dataset)
+    assert [row_of(dataset, image_id)["status"] for image_id in ("50000", "60000", "70000")] == [
+        "quarantined",
+        "ok",
+        "ok",
+    ]
+
+
+def test_a_picture_that_was_taken_away_and_is_still_under_another_id_stops_no_prepare(bucket, dataset):
+    forgotten.add(dataset, pd.DataFrame([{"image_id": "x", "sha256": row_of(dataset)["sha256"], "path": None}]))
+    shutil.rmtree(dataset / "packs")
+    assert ID not in set(prepare(bucket, dataset).labelled()["image_id"])
+
+
 def test_the_pack_holds_zeros_in_its_place_and_the_others_are_as_before(workspace, dataset):
     before, digest = pack_of(dataset), row_of(dataset)["sha256"]
     row = before.locate([digest])[0]

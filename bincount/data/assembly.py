@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bincount.data import advice, copies, groups, labels, names, snapshots, splits, sync
+from bincount.data import advice, copies, forgotten, groups, labels, names, snapshots, splits, sync
 from bincount.data import bins as row_store
 from bincount.data.snapshots import Snapshot
 from bincount.problem import Classes, normalize_name
@@ -38,6 +38,7 @@ def build(
     not given.
     """
     unlisted = sync.unlisted(dataset)
+    bins = forgotten.leave_out(dataset, bins)
     grouped = _group(_quarantine_hidden(bins))  # first, since a bin is what it is whatever people say of its label
     manifest = _label(labels.take_reviews(dataset, grouped), classes)
     names_with_label = [*map(normalize_name, classes.names), *extra_names]

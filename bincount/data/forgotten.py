@@ -73,6 +73,18 @@ def row_of(image_id: str) -> dict:
     return {"image_id": image_id, "status": bins.QUARANTINED, "reason": f"{KIND}: its picture was taken away for good"}
 
 
+def leave_out(dataset: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of the row store with those quarantined whose picture was taken away; others stay as they are.
+
+    A sync or a removal does so for good. This is for what neither has come to yet.
+    """
+    gone = rows["sha256"].isin(list(read(dataset).digests)) & (rows["status"] == "ok")
+    if not gone.any():
+        return rows
+    quarantined = {name: value for name, value in row_of("").items() if name in rows and name != "image_id"}
+    return rows.assign(**{name: rows[name].mask(gone, value) for name, value in quarantined.items()})
+
+
 def raise_if_any(dataset: Path, digests: Iterable[str], wanted_by: str) -> None:
     """Raise DatasetError, naming who wants them, where one of the pictures with these digests was taken away."""
     gone = read(dataset).digests.intersection(digests)

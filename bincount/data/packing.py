@@ -78,7 +78,8 @@ def pack_fetched(dataset: Path, images: ImageConfig, data: DataConfig) -> Pack:
     Images that do not decode are quarantined. Those that are lost or changed on disk are discarded, so that the next
     sync fetches them again.
     """
-    rows = labels.take_reviews(dataset, bins.read(dataset, [*reviews.BIN_COLUMNS, "path", "sha256"]))
+    fetched = forgotten.leave_out(dataset, bins.read(dataset, [*reviews.BIN_COLUMNS, "path", "sha256"]))
+    rows = labels.take_reviews(dataset, fetched)
     names = [*map(normalize_name, data.class_set.names), *data.extra_names]
     wanted = rows[(rows["status"] == "ok") & rows["class_name"].isin(names)]
     try:

@@ -3,7 +3,8 @@
 - ranking: records are made wrong on purpose, and the wrong ones looked for among the first. With SCORES, the
   scores.parquet of an audit, on its bins; else on made-up bins. cleanlab ranks the same records by the same
   probabilities; its label quality scores are two of ours by other names, so their order has to be the same.
-- scoring: images a second of an audit's scoring from a pack, and of the bare network on the same batches and views in memory
+- scoring: images a second of an audit's scoring from a pack, and of the bare network on the same batches and views,
+  which are in memory
 - table: seconds and memory from made-up scores to the ranked table, audit.parquet, audit.csv and the page
 """
 
