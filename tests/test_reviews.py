@@ -75,6 +75,17 @@ def test_the_digest_without_reviews_is_that_of_a_release_that_knew_none(dataset)
     assert snapshots.manifests.digest(older, COUNTS) == build(dataset).digest
 
 
+def test_the_digest_tells_a_corrected_label_from_a_record_that_says_the_same(dataset):
+    say(dataset, (name(3), "4"))
+    rows = build(dataset).read()
+    as_recorded = rows.assign(recorded=rows["class_name"], label_source="record")
+
+    assert snapshots.manifests.digest(as_recorded, COUNTS) != build(dataset).digest
+    assert snapshots.manifests.digest(as_recorded, COUNTS) == snapshots.manifests.digest(
+        as_recorded.drop(columns=["recorded", "label_source"]), COUNTS
+    )
+
+
 def test_a_confirmed_record_is_no_other_snapshot(dataset):
     before = build(dataset)
     say(dataset, (name(3), "right"))
@@ -310,6 +321,29 @@ def test_importing_twice_adds_nothing(dataset):
     assert len(reviews.read(dataset)) == 2
 
 
+@pytest.mark.parametrize("others", [{}, {"time": "", "reviewer": ""}])
+def test_a_verdict_that_was_undone_is_in_force_again_when_it_is_imported_again(dataset, others):
+    for _ in range(2):
+        assert append(dataset, [verdict(dataset, name(3), "4", **others)]) == 1
+        assert append(dataset, [verdict(dataset, name(3), "4", **others)]) == 0
+        assert outcome(dataset, name(3)) == "count"
+        reviews.undo(dataset, reviews.find(reviews.read(dataset), name(3))["id"])
+
+
+def test_a_verdict_without_a_time_can_be_changed_and_changed_back(dataset):
+    def imports(*counts):
+        added = append(dataset, [verdict(dataset, name(3), count, "", time="") for count in counts])
+        return added, rows_by_id(build(dataset)).loc[name(3), "class_name"]
+
+    assert [imports(count) for count in "44554455"] == [(1, "4"), (0, "4"), (1, "5"), (0, "5")] * 2
+    assert [imports("4", "5"), imports("5", "4"), imports("5", "4")] == [(0, "5"), (1, "4"), (0, "4")]
+
+
+def test_a_verdict_with_a_time_is_not_added_again_though_a_later_one_counts(dataset):
+    say(dataset, (name(3), "4", "Ann", 0), (name(3), "5", "Ann", 1))
+    assert say(dataset, (name(3), "4", "Ann", 0)) == 0
+
+
 def test_several_writers_at_once_lose_and_double_nothing(dataset):
     known = digests(dataset)
     several = [
@@ -425,6 +459,10 @@ def test_a_file_without_those_columns_is_refused_with_their_names(tmp_path):
         ({"verdict": "count", "count": "-1"}, "its count is no whole number of at most 32,767"),
         ({"verdict": "count", "count": "3.5"}, "its count is no whole number of at most 32,767"),
         ({"verdict": "count", "count": "99999"}, "its count is no whole number of at most 32,767"),
+        ({"verdict": "count", "count": "1,000"}, "its count is no whole number of at most 32,767"),
+        ({"verdict": "count", "count": "1.000"}, "its count is no whole number of at most 32,767"),
+        ({"time": "1970-01-01T00:00:00Z"}, "its time is before 2000, or more than a day ahead of now"),
+        ({"time": "2999-01-01T00:00:00Z"}, "its time is before 2000, or more than a day ahead of now"),
         ({"time": "yesterday"}, "its time is none, as 2026-01-31T12:00:00Z is one"),
         ({"random": "perhaps"}, "shown and random are true or false"),
         ({"p_wrong": "1.2"}, "its p_wrong is no probability"),
@@ -439,6 +477,11 @@ def test_a_row_that_cannot_be_used_is_reported_with_its_line_and_the_others_are_
     found, rejected = read(write_csv(tmp_path / "v.csv", rows))
     assert found["image_id"].to_list() == [name(3), name(5)]
     assert rejected.to_numpy().tolist() == [[4, reason]]
+
+
+def test_a_count_with_the_zeros_of_a_spreadsheet_is_that_count(dataset, tmp_path):
+    rows = [verdict(dataset, name(3), "4", count=count) for count in ("4.0", "4,00", "4")]
+    assert read(write_csv(tmp_path / "v.csv", rows))[0]["count"].to_list() == ["4", "4", "4"]
 
 
 def test_a_row_with_too_many_cells_is_reported(dataset, tmp_path):

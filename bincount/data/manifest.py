@@ -80,11 +80,15 @@ def digest(manifest: pd.DataFrame, classes: Classes) -> str:
     """Return the name of what can be trained on: 32 hexadecimal digits over the rows with a split in order of id.
 
     The picture's own digest is part of it, so that a replaced photo is another snapshot. 32 digits fit MLflow's
-    dataset digest, which takes at most 36.
+    dataset digest, which takes at most 36. What the record says is part of a row where reviewers found another class:
+    one that they confirm is no other snapshot.
     """
     assigned = manifest[manifest["split"].notna()].sort_values("image_id")
     label = assigned["label"].astype("str").fillna(assigned["class_name"])
     lines = assigned["image_id"].str.cat([label, assigned["group"], assigned["split"], assigned["sha256"]], sep=" ")
+    if "label_source" in assigned:  # an older release knew no reviews
+        is_corrected = (assigned["label_source"] == REVIEW) & (assigned["recorded"] != assigned["class_name"])
+        lines = lines.mask(is_corrected, lines + f" {REVIEW} " + assigned["recorded"].fillna(""))
     sha = hashlib.sha256(classes.model_dump_json().encode())
     sha.update("\n".join(lines).encode())
     return sha.hexdigest()[:32]

@@ -27,6 +27,8 @@ YES, NO = (
 )  # as spreadsheets translate them
 SEPARATORS = (",", ";", "\t")
 MOST_ITEMS = 32_767  # as a manifest keeps it
+EARLIEST = pd.Timestamp("2000-01-01", tz="UTC")  # of what a clock says that was set
+AHEAD = pd.Timedelta(days=1)  # how far: a clock may be wrong by its time zone
 MADE_HARMLESS = re.compile(f"'+[{BLANKS}]*[{re.escape(''.join(FORMULA))}]")  # text with an apostrophe before it
 FAULT = "fault"  # column of why a row is none, where its form says so already
 LINE = "line"  # column of where a row stands in its file; of a format without lines, its number
@@ -77,7 +79,7 @@ def check(rows: pd.DataFrame, class_names: Collection[str] = ()) -> tuple[pd.Dat
     for name in ("verdict", "record", "shown", "random"):
         table[name] = table[name].str.lower()
     is_count = table["verdict"] == reviews.COUNT
-    count = table["count"].str.replace(r"[.,]0+$", "", regex=True) if not class_names else table["count"]
+    count = table["count"].str.replace(r"[.,]0{1,2}$", "", regex=True) if not class_names else table["count"]
     if class_names:
         count = count.map(normalize_name)
         bad_count = is_count & ~count.isin(list(class_names))
@@ -87,6 +89,7 @@ def check(rows: pd.DataFrame, class_names: Collection[str] = ()) -> tuple[pd.Dat
         bad_count |= number > MOST_ITEMS
         count = number.astype("Int64").astype("str").where(number.notna(), "")
     when = pd.to_datetime(table["time"], format="ISO8601", utc=True, errors="coerce")
+    newest = pd.Timestamp.now("UTC") + AHEAD
     p_wrong = pd.to_numeric(table["p_wrong"].str.replace(",", "."), errors="coerce")
     shown, chosen = (table[name].where(table[name] != "", DEFAULTS[name]) for name in ("shown", "random"))
     reasons = [
@@ -95,6 +98,7 @@ def check(rows: pd.DataFrame, class_names: Collection[str] = ()) -> tuple[pd.Dat
         (~table["verdict"].isin(reviews.VERDICTS), f"its verdict is none of {', '.join(reviews.VERDICTS)}"),
         (bad_count, f"its count is no class of the dataset: {_listed(class_names)}" if class_names else _NO_COUNT),
         ((table["time"] != "") & when.isna(), "its time is none, as 2026-01-31T12:00:00Z is one"),
+        ((when < EARLIEST) | (when > newest), "its time is before 2000, or more than a day ahead of now"),
         (~shown.isin(YES + NO) | ~chosen.isin(YES + NO), "shown and random are true or false"),
         ((table["p_wrong"] != "") & ~p_wrong.between(0, 1), "its p_wrong is no probability"),
     ]

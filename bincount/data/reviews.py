@@ -93,7 +93,7 @@ def paths(dataset: Path) -> list[Path]:
 
 
 def append(dataset: Path, rows: pd.DataFrame, *, file: str = "", batch: str = "") -> int:
-    """Add verdicts, whole or not at all, and return how many are new: one that is there already is not added again.
+    """Add verdicts, whole or not at all, and return how many are new: one that is in force is not added again.
 
     rows have COLUMNS, with usable values as review_files.check returns them; file and batch name the import. An id that
     has lost its leading zeros, as a spreadsheet takes them away, gets them back where the record tells whose they are.
@@ -103,10 +103,12 @@ def append(dataset: Path, rows: pd.DataFrame, *, file: str = "", batch: str = ""
         bins = row_store.read(dataset, BIN_COLUMNS)
         when = pd.to_datetime(rows["time"], utc=True).dt.tz_convert(None).dt.as_unit("us")
         rows = _restore_zeros(rows.assign(time=when), bins)
-        known = read(dataset)["id"]
-        ids = _ids(rows)
-        new = rows.assign(id=ids)[~is_in(ids, known) & ~ids.duplicated()]
         now = _now()
+        table = read(dataset)
+        ids = _ids(rows)
+        is_new = ~_is_in_force(rows, ids, table, now) & ~ids.duplicated(keep="last")
+        salted = _ids(rows.assign(imported=str(now)), (*SAID, "imported"))
+        new = rows.assign(id=ids.where(~is_in(ids, table["id"]), salted))[is_new]
         current = _current(new, bins)
         _write(
             dataset,
@@ -284,6 +286,21 @@ def _is_undone(rows: pd.DataFrame, all_rows: pd.DataFrame | None = None) -> pd.S
         if row_id not in undone:
             undone.add(target)
     return rows["id"].isin(undone) if undone else pd.Series(False, index=rows.index)
+
+
+def _is_in_force(rows: pd.DataFrame, ids: pd.Series, table: pd.DataFrame, now: pd.Timestamp) -> pd.Series:
+    """Return whether each of the rows to be added, whose ids are those of _ids, is in the table and counts.
+
+    One without a time counts while it is the latest of its reviewer on that bin and record; of several such in a file,
+    this is asked of the last only.
+    """
+    has_no_time = table["time"] == table["imported"]
+    said = _ids(table.assign(time=table["time"].mask(has_no_time)))  # ids of before they were salted
+    alive = table[~_is_undone(table) & (table["verdict"] != UNDONE)]
+    last = latest(alive[alive["time"] <= now])
+    untimed = rows[rows["time"].isna()]
+    asked = untimed.index[~untimed.duplicated(["image_id", "record", "reviewer"], keep="last")]
+    return is_in(ids, said[alive.index]) & (~rows.index.isin(asked) | is_in(ids, said[last.index]))
 
 
 def _current(rows: pd.DataFrame, bins: pd.DataFrame) -> pd.DataFrame:
