@@ -191,6 +191,20 @@ def test_files_of_runs_that_show_a_test_image_are_named(bucket, workspace, datas
     assert any(run_id in line and "worst_mistakes.png" in line for line in stays)
 
 
+def test_an_audit_page_may_show_any_bin_of_its_snapshot_also_one_without_a_split(bucket, workspace, dataset, tmp_path):
+    snapshot = prepare(bucket, dataset)
+    registry, run_id = register(workspace, snapshot, train(workspace, snapshot))
+    for name in ("audit.html", "test.html"):
+        (tmp_path / name).write_text("pictures")
+        registry.runs.log_file(run_id, tmp_path / name)
+    without_split = snapshot.read().query("split.isna() and sha256.notna()")["image_id"].iloc[0]
+    for image_id in (one_of(snapshot, "train"), without_split):
+        artifacts = find_artifacts(registry, found_of(workspace, dataset, image_id))
+        assert [(each.path, each.is_sure) for each in artifacts] == [("audit.html", False)]
+        planned = forgetting.plan(workspace, dataset, [image_id], registry)
+        assert [each.path for each in planned.artifacts] == ["audit.html"]
+
+
 def test_forget_names_the_versions_that_were_trained_on_the_bin(bucket, workspace, dataset):
     snapshot = prepare(bucket, dataset)
     registry, _ = register(workspace, snapshot, train(workspace, snapshot))
