@@ -379,6 +379,43 @@ class AuditConfig(Frozen):
     )
 
 
+class ServeConfig(Frozen):
+    """How a model answers requests over HTTP. Secrets are no settings: they come from the environment."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; another than loopback needs a token")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0: any that is free")
+    insecure: bool = Field(False, description="listen on other addresses than loopback although there is no token")
+    max_batch: int = Field(32, ge=1, le=1024, description="pictures that are predicted together, at most")
+    max_wait: float = Field(5, ge=0, le=1000, description="how long a picture waits for others, milliseconds")
+    max_queue: int = Field(
+        256, ge=1, le=100_000, description="pictures that wait or are predicted, at most; more get 429"
+    )
+    timeout: float = Field(30, gt=0, le=600, description="a request that takes longer gets 503, seconds")
+    max_images: int = Field(16, ge=1, le=1000, description="pictures in one request, at most")
+    poll: float = Field(
+        15, ge=1, le=3600, description="how often the registry is asked whether another version is champion, seconds"
+    )
+    shadow: str | None = Field(
+        None,
+        description="challenger, or a version's number: it predicts a share of the same pictures, and is compared",
+    )
+    shadow_share: float = Field(0.1, gt=0, le=1, description="share of the pictures that it predicts")
+    capture: str | None = Field(
+        None, description="folder, or s3://BUCKET/PREFIX, that keeps pictures with their answers [default: none are]"
+    )
+    capture_share: float = Field(1.0, gt=0, le=1, description="share of the pictures that are kept")
+
+    @field_validator("capture")
+    @classmethod
+    def _without_credentials(cls, url: str | None) -> str | None:
+        if url and holds_credentials(url):
+            raise SettingsError(
+                f"{mask_address(url)} holds credentials, which would be seen in logs; give it without them, and them "
+                "as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as a profile by AWS_PROFILE"
+            )
+        return url
+
+
 class Job(Frozen):
     """All settings, in sections; commands, flows and tasks take a Job, or the sections that they use."""
 
@@ -393,6 +430,7 @@ class Job(Frozen):
     drift: DriftConfig = DriftConfig()
     retention: RetentionConfig = RetentionConfig()
     audit: AuditConfig = AuditConfig()
+    serving: ServeConfig = ServeConfig()
     workspace: Path = Field(DEFAULT_WORKSPACE, description=WORKSPACE_HELP)
 
     def sections(self, *names: str) -> dict[str, object]:

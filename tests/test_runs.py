@@ -201,7 +201,7 @@ def test_figures_that_are_compared_are_images_of_mlflow_once_however_often_they_
         kept.runs.log_files(run_id, figures={"confusion_matrix.png": Figure()}, compared=["confusion_matrix.png"])
 
     files = [file.path for file in kept.client.list_artifacts(run_id, "images")]
-    kinds = [re.sub(r"\d{6,}|[0-9a-f-]{36}", "_", path) for path in sorted(files)]
+    kinds = [re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{6,}", "_", path) for path in sorted(files)]
     assert kinds == [f"images/confusion_matrix+step+0+timestamp+_+_{end}" for end in ("+compressed.webp", ".png")]
     assert kept.client.get_run(run_id).data.tags["mlflow.loggedImages"] == "True"
 

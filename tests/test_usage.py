@@ -18,6 +18,7 @@ from bincount.settings import (
     RetentionConfig,
     RetrainConfig,
     RunnerConfig,
+    ServeConfig,
     TrainConfig,
 )
 from bincount.workspace import Workspace
@@ -112,6 +113,7 @@ ALL = {
         DriftConfig,
         RetentionConfig,
         RunnerConfig,
+        ServeConfig,
     )
 }
 A_RUN = ALL[DataConfig] | ALL[ImageConfig] | ALL[TrainConfig] | ALL[RegistryConfig] | ALL[PromotionConfig]
@@ -120,7 +122,7 @@ NIGHTLY = ALL[RetrainConfig] | ALL[DriftConfig] | ALL[RetentionConfig]
 OPTIONS = {
     "run": A_RUN,
     "retrain": A_RUN | NIGHTLY,
-    "config": A_RUN | NIGHTLY | ALL[AuditConfig],
+    "config": A_RUN | NIGHTLY | ALL[AuditConfig] | ALL[ServeConfig],
     "audit": A_RUN | ALL[AuditConfig] | {"scored_by", "fetch", "to"},
     "prepare": ALL[DataConfig] | ALL[ImageConfig] | ALL[RunnerConfig] | {"workspace"},
     "train": A_RUN - ALL[DataConfig] - ALL[RunnerConfig] | DATASET | {"snapshot"},

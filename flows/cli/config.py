@@ -13,6 +13,7 @@ from bincount.settings import (
     RetentionConfig,
     RetrainConfig,
     RunnerConfig,
+    ServeConfig,
     TrainConfig,
 )
 from flows.cli import settings_file
@@ -29,6 +30,7 @@ from flows.cli.options import (
     Retraining,
     Root,
     Runner,
+    Serving,
     Training,
 )
 from flows.cli.program import app
@@ -48,6 +50,7 @@ def config(
     drift: Drift = DriftConfig(),
     retention: Retention = RetentionConfig(),
     audit: Audit = AuditConfig(),
+    serving: Serving = ServeConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
     config: ConfigFile = None,
 ) -> None:
@@ -68,6 +71,7 @@ def config(
         drift=drift,
         retention=retention,
         audit=audit,
+        serving=serving,
         workspace=workspace,
     )
     print(settings_file.write(job), end="")

@@ -25,6 +25,7 @@ from bincount.settings import (
     RetentionConfig,
     RetrainConfig,
     RunnerConfig,
+    ServeConfig,
     TrainConfig,
 )
 
@@ -57,6 +58,8 @@ ComparisonConfig = some_of(PromotionConfig, *(name for name in PromotionConfig.m
 ServerConfig = some_of(RegistryConfig, "tracking_uri", "experiment")
 THE_DATASET, ALL_CLASSES, PUBLIC_BUCKET = DatasetConfig(), ExportConfig(), PictureConfig()
 COMPARISON, SERVERS = ComparisonConfig(), ServerConfig()
+JudgementConfig = some_of(AuditConfig, "min_confidence", "error_rate")
+JUDGEMENT = JudgementConfig()
 
 Data = Annotated[DataConfig, _group("data")]
 Dataset = Annotated[DatasetConfig, _group("data")]
@@ -73,6 +76,8 @@ Retraining = Annotated[RetrainConfig, _group("retraining")]
 Drift = Annotated[DriftConfig, _group("drift")]
 Retention = Annotated[RetentionConfig, _group("retention")]
 Audit = Annotated[AuditConfig, _group("audit")]
+Serving = Annotated[ServeConfig, _group("serving")]
+Judgement = Annotated[JudgementConfig, _group("audit")]
 Runner = Annotated[RunnerConfig, _group("runner")]
 Root = Annotated[Path, Parameter(name="--workspace", help=WORKSPACE_HELP)]
 ConfigFile = Annotated[
