@@ -386,14 +386,14 @@ class ServeConfig(Frozen):
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0: any that is free")
     insecure: bool = Field(False, description="listen on other addresses than loopback although there is no token")
     max_batch: int = Field(32, ge=1, le=1024, description="pictures that are predicted together, at most")
-    max_wait: float = Field(5, ge=0, le=1000, description="how long a picture waits for others, milliseconds")
+    max_wait: float = Field(5.0, ge=0, le=1000, description="how long a picture waits for others, milliseconds")
     max_queue: int = Field(
         256, ge=1, le=100_000, description="pictures that wait or are predicted, at most; more get 429"
     )
-    timeout: float = Field(30, gt=0, le=600, description="a request that takes longer gets 503, seconds")
+    timeout: float = Field(30.0, gt=0, le=600, description="a request that takes longer gets 503, seconds")
     max_images: int = Field(16, ge=1, le=1000, description="pictures in one request, at most")
     poll: float = Field(
-        15, ge=1, le=3600, description="how often the registry is asked whether another version is champion, seconds"
+        15.0, ge=1, le=3600, description="how often the registry is asked whether another version is champion, seconds"
     )
     shadow: str | None = Field(
         None,
