@@ -1,46 +1,21 @@
 """What a service loads, and how it sees that a version predicts as in its test."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
 from bins import jpeg
-from test_registry import checkpoint, open_in
+from serving_models import SCORES, check_of, network, register
+from test_registry import open_in
 
 from bincount.data import pictures
 from bincount.errors import ModelChanged, ModelDamaged, ModelNotFound
-from bincount.evaluation.intervals import Score
 from bincount.problem import Classes
 from bincount.serving import loading
 from bincount.settings import ImageConfig, RegistryConfig
 from bincount.tracking import self_check
-from bincount.tracking.registry import Registry, Version
-from bincount.tracking.self_check import SelfCheck
-from bincount.training import model as models
+from bincount.tracking.registry import Registry
 from bincount.workspace import Workspace
-
-SCORES = {"accuracy": Score(value=0.5, low=0.4, high=0.6)}
-
-
-def check_of(folder: Path, num_pictures: int = 6) -> SelfCheck:
-    """What the model in a folder predicts for some pictures, as its registration keeps it."""
-    network, spec = models.load(folder)
-    pixels = np.stack([pictures.decode(jpeg(seed), spec.images) for seed in range(num_pictures)])
-    files = tuple(self_check._as_png(each) for each in pixels)
-    return SelfCheck(
-        tuple(str(number) for number in range(num_pictures)),
-        files,
-        models.probabilities(network, spec, pixels),
-        spec.classes,
-    )
-
-
-def register(registry: Registry, folder: Path, check: SelfCheck | None, seed: int = 0) -> Version:
-    """Register a small network; its check is its own unless another is given."""
-    made = checkpoint(folder / f"model{seed}", seed)
-    run_id = registry.runs.start(f"run {seed}", {}, {})
-    return registry.register(run_id, made, "a model", {}, jpeg(), SCORES, check or check_of(made))
 
 
 @pytest.fixture
@@ -78,7 +53,7 @@ def test_nothing_of_its_files_stays_on_disk(tmp_path, registry, load, monkeypatc
 
 
 def test_a_folder_is_named_by_itself_and_its_digest(tmp_path, load):
-    folder = checkpoint(tmp_path / "counter")
+    folder = network(tmp_path / "counter")
     model = load(str(folder))
     assert (model.name, model.version, model.alias) == ("counter", model.engine.digest[:12], "")
 
@@ -92,7 +67,7 @@ def test_what_is_not_there_is_an_error_with_what_is(tmp_path, registry, load):
 
 
 def test_a_version_that_does_not_predict_as_in_its_test_is_not_loaded(tmp_path, registry, load):
-    register(registry, tmp_path, check_of(checkpoint(tmp_path / "other", seed=5)))
+    register(registry, tmp_path, check_of(network(tmp_path / "other", seed=5)))
     with pytest.raises(ModelChanged, match=r"version 1 does not predict as in its test: .* differ by up to 0\.\d+"):
         load("1")
 
@@ -120,7 +95,7 @@ def test_a_service_that_prepares_pictures_otherwise_is_noticed(tmp_path, registr
 
 
 def test_probabilities_that_are_no_numbers_are_noticed(tmp_path):
-    check = check_of(checkpoint(tmp_path / "model"))
+    check = check_of(network(tmp_path / "model"))
     with pytest.raises(ModelChanged):
         check.compare(np.full_like(check.probabilities, np.nan), "it")
 
@@ -129,7 +104,7 @@ def test_a_version_of_an_earlier_release_is_loaded_and_the_log_says_that_nothing
     tmp_path, registry, load, caplog
 ):
     run_id = registry.runs.start("run", {}, {})
-    registry.register(run_id, checkpoint(tmp_path / "model"), "a model", {}, jpeg())
+    registry.register(run_id, network(tmp_path / "model"), "a model", {}, jpeg())
     with caplog.at_level(logging.INFO, "bincount"):
         assert load("1").version == "1"
     assert "registered without pictures to check it with" in caplog.text
