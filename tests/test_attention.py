@@ -5,47 +5,12 @@ import gc
 import numpy as np
 import pytest
 import torch
+from coloured import SIDE, picture, sees_colours, spec
 from torch import Tensor, nn
 
 from bincount.evaluation.attention import feature_map, grad_cam, pool
-from bincount.problem import Classes
-from bincount.settings import ImageConfig, ModelName, TrainConfig
+from bincount.settings import ModelName
 from bincount.training.model import build, logits
-from bincount.training.spec import ModelSpec
-
-SIDE = 64
-BACKGROUND, RED, BLUE = (120, 120, 120), (230, 20, 20), (20, 20, 230)
-
-
-def spec(model: str = "small", classes: str = "red,blue", **changes) -> ModelSpec:
-    training = TrainConfig(model=model, weights="none", head="linear", flip_at_test=False, normalization="symmetric")
-    return ModelSpec.make(ImageConfig(image_size=SIDE), training, Classes.parse(classes)).model_copy(update=changes)
-
-
-def sees_colours(described: ModelSpec) -> nn.Module:
-    """A small network without noise: the first feature is how red a place is, the second how blue."""
-    network = build(described).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.fill_(1)
-        first, *others = [module for module in network.backbone.modules() if isinstance(module, nn.Conv2d)]
-        first.weight[:2, :, 1, 1] = torch.tensor([[1.0, -0.5, -0.5], [-0.5, -0.5, 1.0]])
-        for layer in others:
-            for feature in range(2):
-                layer.weight[feature, feature, 1, 1] = 1
-        network.head[-1].weight[:, :2] = torch.eye(2)
-    return network
-
-
-def picture(**patches: tuple[int, int]) -> np.ndarray:
-    """A grey picture with a patch of each named colour; its centre is at (row, column)."""
-    pixels = np.full((SIDE, SIDE, 3), BACKGROUND, np.uint8)
-    for name, (row, column) in patches.items():
-        pixels[row - 8 : row + 8, column - 8 : column + 8] = {"red": RED, "blue": BLUE}[name]
-    return pixels
 
 
 def peak(heat: np.ndarray) -> tuple[int, int]:

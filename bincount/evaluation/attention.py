@@ -26,7 +26,7 @@ def grad_cam(network: nn.Module, spec: ModelSpec, images: np.ndarray, labels: np
     """
     members = list(network) if spec.members > 1 else [network]
     device = next(network.parameters()).device
-    batch = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    batch = torch.from_numpy(np.array(images)).to(device)  # a copy: arrays that were decoded may be read-only
     with torch.no_grad():
         pixels = normalize(center_crop(batch, spec.center_crop), spec.normalization)
         views = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]

@@ -22,7 +22,7 @@ LONGEST_SIDE = 512  # pixels; a feature map has far fewer places than that
 # Colours by how much a place speaks for the class: what says little is dark, so that it hardly tints the photo.
 SHARES = (0.0, 0.35, 0.65, 0.85, 1.0)
 COLOURS = ((60, 10, 140), (150, 20, 160), (235, 40, 100), (255, 120, 40), (255, 225, 70))
-STEEPNESS = 0.8  # of opacity over that share
+STEEPNESS = 1.4  # of opacity over that share
 
 
 class Overlays:

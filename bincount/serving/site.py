@@ -16,6 +16,7 @@ from bincount.frozen import Frozen
 from bincount.reporting import offline
 from bincount.serving import page
 from bincount.serving.overlays import Overlays
+from bincount.serving.protection import most_bytes
 from bincount.serving.service import Service
 
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
@@ -35,6 +36,7 @@ class ModelFacts(Frozen):
 
     classes are in the order of their labels, ordered where that means more or fewer, and counts where they are numbers.
     Below min_confidence the answer is look. scores are of the version's own test; page is where MLflow shows it.
+    A request has at most max_images pictures, and max_bytes in all.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ModelFacts(Frozen):
     scores: dict[str, Score]
     min_confidence: float
     max_images: int
+    max_bytes: int
 
 
 class Asset:
@@ -98,6 +101,7 @@ def router(service: Service) -> APIRouter:
             scores=dict(served.scores),
             min_confidence=service.audit_config.min_confidence,
             max_images=service.config.max_images,
+            max_bytes=most_bytes(service.config.max_images),
         )
 
     @routes.post(

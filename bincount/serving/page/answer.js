@@ -70,7 +70,7 @@ function showAnswer(answer, model) {
   byId("count").classList.toggle("name", unsure || !model.counts);
   byId("unit").textContent = unsure ? "" : unitOf(answer, model);
   const likeliest = `${answer.count} ${unitOf(answer, model)}`.trim();
-  const mean = model.counts && answer.expected_count !== null && answer.expected_count !== undefined ? `; ${number(answer.expected_count)} on average` : "";
+  const mean = model.counts && answer.expected_count !== null && answer.expected_count !== undefined ? `; mean ${number(answer.expected_count)}` : "";
   byId("sure").textContent = unsure
     ? `A person should look. Most likely ${likeliest}, ${percent(answer.confidence)}, and an answer needs ${percent(model.min_confidence)}.`
     : `${percent(answer.confidence)} sure${mean}`;
@@ -94,7 +94,7 @@ function showBars(answer, model) {
     ),
   );
   const caption = make("caption", { textContent: model.counts ? "Probability of each count" : "Probability of each class" });
-  byId("probabilities").replaceChildren(make("table", { className: "bars" }, caption, make("tbody", {}, ...rows)));
+  byId("probabilities").replaceChildren(make("table", { className: model.counts ? "bars counts" : "bars" }, caption, make("tbody", {}, ...rows)));
 }
 
 function showJudgement(record, model) {
@@ -103,11 +103,9 @@ function showJudgement(record, model) {
   place.textContent = "";
   if (!record) return;
   place.className = record.look ? "look" : "fine";
-  const wrong = `The record is wrong with a probability of ${percent(record.p_wrong)}.`;
-  place.append(
-    make("b", { textContent: record.look ? "A person should look." : "Nobody needs to look." }),
-    ` ${wrong}`,
-  );
+  const verdict = record.look ? "A person should look." : "The record can stand.";
+  const unsure = record.look && record.p_wrong < 0.5 ? " The model is not sure what it sees." : "";
+  place.append(make("b", { textContent: verdict }), `${unsure} The record is wrong with a probability of ${percent(record.p_wrong)}.`);
 }
 
 function showProblem(problem) {

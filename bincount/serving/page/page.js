@@ -146,9 +146,10 @@ function renderStrip() {
   const strip = byId("strip");
   byId("session").hidden = items.length < 2;
   const before = strip.contains(document.activeElement) ? items.indexOf(document.activeElement.item) : -1;
-  strip.replaceChildren(...[...items].reverse().map(tile));
+  strip.replaceChildren(...items.map(tile));
   if (before >= 0) [...strip.children].find(({ item }) => item === items[before])?.focus();
-  strip.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  const current = strip.querySelector("[aria-current]"); // in view, without moving the page
+  if (current) strip.scrollLeft = current.offsetLeft - strip.offsetLeft - (strip.clientWidth - current.offsetWidth) / 2;
 }
 
 function tile(item) {
@@ -185,6 +186,8 @@ function recordTyped() {
   typed = setTimeout(judge, 350, item, recorded);
 }
 
+const sentenceOf = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+
 async function judge(item, recorded) {
   item.judging?.abort();
   item.judging = new AbortController();
@@ -193,8 +196,8 @@ async function judge(item, recorded) {
     if (item.recorded === recorded) item.answer = { ...item.answer, record };
   } catch (error) {
     if (item.judging.signal.aborted && item.recorded !== recorded) return; // another one was typed
-    const { title, detail } = asProblem(error);
-    if (item === shown) byId("judgement").textContent = `${title}. ${detail}`;
+    const { title, text, detail, status } = asProblem(error);
+    if (item === shown) byId("judgement").textContent = status === 422 ? sentenceOf(detail) : `${title}. ${text}`;
     return;
   }
   if (item === shown && item.recorded === recorded) showAnswer(item.answer, model);
@@ -248,6 +251,9 @@ document.addEventListener("paste", (event) => {
   }
 });
 
+byId("picture").addEventListener("load", ({ target }) => {
+  byId("layers").style.setProperty("--aspect", target.naturalWidth / target.naturalHeight);
+});
 byId("picture").addEventListener("error", () => {
   byId("layers").hidden = true;
   byId("unseen").hidden = false;

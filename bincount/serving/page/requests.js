@@ -2,6 +2,7 @@
 // What is asked of the service, and its refusals in words. A Problem says what happened and what to do.
 
 const TOKEN = "bincount.token";
+const FORM = 2000; // bytes around the picture, at most
 const HEIC = /\.(heic|heif|hif)$/i;
 
 class Problem extends Error {
@@ -69,6 +70,7 @@ function explain({ status, headers }, detail, name) {
   if (status === 401) return new Problem("A token is needed", "Try again, and give the token of this service.", { status });
   if (status === 413) return new Problem("The picture is too large", "Make it smaller, or take it at a lower resolution.", { detail, again: false, status });
   if (status === 415 || status === 422) return unreadable(detail, name, status);
+  if (status === 408) return new Problem("The picture came too slowly", "Try again where the network is better, or make the picture smaller.", { detail, status });
   if (status === 429) return new Problem("The service is busy", "More pictures came than it has room for. Nothing is lost: try again.", { detail, after: after || 1, status });
   if (status === 503 || status === 504) return new Problem("The service could not answer in time", "It is starting, stopping or has too much to do. Try again.", { detail, after, status });
   if (status >= 500) return new Problem("The service failed", "Try again; if it goes on, its log says why.", { detail, status });
@@ -92,7 +94,7 @@ function unreadable(detail, name, status = 422) {
 
 /** Check a file before it is sent. Throws a Problem. */
 async function check(file, maxBytes) {
-  if (maxBytes && file.size > maxBytes) {
+  if (file.size + FORM > maxBytes) {
     throw new Problem("The picture is too large", `It has ${megabytes(file.size)}, and the service takes ${megabytes(maxBytes)}. Make it smaller, or take it at a lower resolution.`, { again: false });
   }
   try {
@@ -104,7 +106,7 @@ async function check(file, maxBytes) {
 
 async function predict(file, signal, recorded = "") {
   const body = new FormData();
-  body.append("files", file, file.name || "picture");
+  body.append("image", file, file.name || "picture");
   if (recorded) body.append("recorded", recorded);
   const answered = await (await ask("predict", { method: "POST", body, signal, name: file.name })).json();
   const [answer] = answered.answers;
