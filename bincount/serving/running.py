@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from bincount.serving import app, protection, server
+from bincount.serving import app, companions, protection, server
 from bincount.serving.loading import load
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel
@@ -30,9 +30,10 @@ def serve(reference: str, job: Job, device: Device, environment: Mapping[str, st
             from bincount.serving import site
 
             routers.append(site.router(service))
-        url = server.url_of(listener)
-        print(_started(url, model, token), flush=True)
-        server.run(app.create(service, token, routers), service, listener)
+        secret = environment.get(companions.SECRET, "").strip()
+        with companions.attached(service, reference, job, device, secret) as others:
+            print(_started(server.url_of(listener), model, token), flush=True)
+            server.run(app.create(service, token, [*routers, *others]), service, listener)
 
 
 def _started(url: str, model: ServedModel, token: str) -> str:
