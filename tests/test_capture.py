@@ -17,12 +17,13 @@ from test_registry import checkpoint
 from verdicts import say
 
 from bincount.data import bins as row_store
+from bincount.data.captured import read_answers
 from bincount.errors import SettingsError
 from bincount.evaluation import live
 from bincount.problem import Classes
 from bincount.serving import background, capture
 from bincount.serving.answers import Answer, RecordCheck
-from bincount.serving.capture import Capture, read_answers
+from bincount.serving.capture import Capture
 from bincount.serving.engine import Engine
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel

@@ -9,7 +9,6 @@ from bincount.data import labels, reviews
 from bincount.data.manifest import REVIEW
 from bincount.evaluation.intervals import wilson
 
-COLUMNS = ["id", "at", "version", "count", "confidence"]  # of answers; count is the name of the class
 ALL_WEEKS = ""
 
 
@@ -32,10 +31,10 @@ def nothing() -> pd.DataFrame:
 def by_version_and_week(answers: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """Score answers by version and week, where what is in the bin is known as truths returns it.
 
-    answers have COLUMNS. Returns a row a version and week, and one of all weeks of each version, with version, week
-    (its Monday as YYYY-MM-DD, ALL_WEEKS for all), num_answers, num_known, num_reviewed (those of them that reviewers
-    have told), num_right, accuracy, and low and high, the ends of Wilson's 95 % interval, which takes pictures for
-    independent. Where nothing is known the last three are missing.
+    answers are as captured.read_answers returns them. Returns a row a version and week, and one of all weeks of each
+    version, with version, week (its Monday as YYYY-MM-DD, ALL_WEEKS for all), num_answers, num_known, num_reviewed
+    (those of them that reviewers have told), num_right, accuracy, and low and high, the ends of Wilson's 95 % interval,
+    which takes pictures for independent. Where nothing is known the last three are missing.
     """
     table = answers.drop_duplicates("id").set_index("id").join(known)
     week = table["at"].dt.tz_convert(None).dt.to_period("W-SUN").dt.start_time.dt.strftime("%Y-%m-%d")

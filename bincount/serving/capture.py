@@ -12,18 +12,16 @@ knows it; until then prepare leaves the bin out as one without a record.
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import obstore
-import pandas as pd
 from obstore.store import S3Store
 
 from bincount.data import client
+from bincount.data.captured import ANSWERS
 from bincount.errors import BincountError, SettingsError
-from bincount.evaluation.live import COLUMNS
 from bincount.files import atomic_write
 from bincount.frozen import Frozen
 from bincount.problem import Classes
@@ -35,7 +33,6 @@ from bincount.settings import DataConfig, ServeConfig
 
 logger = logging.getLogger(__name__)
 
-ANSWERS = "answers"
 UNRECORDED = "unrecorded"
 
 
@@ -126,46 +123,6 @@ def picture_key(answer_id: str, recorded: str | None, classes: Classes) -> str:
         return f"bin-images/{answer_id}.jpg"
     is_class = recorded in classes.names and re.fullmatch(r"[^./\\][^/\\]*", recorded)
     return f"{recorded if is_class else UNRECORDED}/{answer_id}.jpg"
-
-
-def read_answers(data_config: DataConfig) -> pd.DataFrame:
-    """Return the answers that are kept in a source, a row each, with live.COLUMNS.
-
-    What is no answer is left out, and the log says how many. Raises SettingsError where there is none, and SourceError
-    and SourceUnavailable as a source's client does.
-    """
-    store, rows, num_damaged = client.open_store(data_config), [], 0
-    read = (lambda key: (store / key).read_bytes()) if isinstance(store, Path) else _reader(store)
-    with (
-        client.errors_explained(data_config.source, "does not deliver answers", data_config=data_config),
-        ThreadPoolExecutor(data_config.concurrency) as threads,
-    ):
-        for content in threads.map(read, _keys(store)):
-            try:
-                kept = CapturedAnswer.model_validate_json(content)
-                rows.append((kept.id, kept.at, kept.version, str(kept.answer.count), kept.answer.confidence))
-            except ValueError:
-                num_damaged += 1
-    if num_damaged:
-        logger.warning("%d files in %s/%s are no answers and are left out", num_damaged, data_config.source, ANSWERS)
-    if not rows:
-        raise SettingsError(
-            f"{data_config.source} holds no answers; give --source the place that `bincount serve --capture` was given"
-        )
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.assign(at=pd.to_datetime(table["at"], utc=True))
-
-
-def _keys(store: Path | S3Store) -> Iterator[str]:
-    if isinstance(store, Path):
-        paths = sorted((store / ANSWERS).glob("*/[!.]*.json"))
-        return (path.relative_to(store).as_posix() for path in paths)
-    pages = obstore.list(store, prefix=f"{ANSWERS}/")
-    return (entry["path"] for page in pages for entry in page if PurePosixPath(entry["path"]).suffix == ".json")
-
-
-def _reader(store: S3Store) -> Callable[[str], bytes]:
-    return lambda key: bytes(store.get(key).bytes())
 
 
 def _open(place: str) -> Path | S3Store:

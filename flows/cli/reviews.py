@@ -140,12 +140,12 @@ def accuracy(
     --source is the place where `bincount serve --capture` keeps pictures; prepare brings their records and import the
     verdicts. A verdict goes before the record.
     """
+    from bincount.data import captured
     from bincount.evaluation import live
     from bincount.reporting import console, live_tables
-    from bincount.serving import capture
 
     config_of_source = whole(DataConfig, data)
-    answers = capture.read_answers(config_of_source)
+    answers = captured.read_answers(config_of_source)
     dataset = Workspace(root=workspace).dataset(config_of_source)
     known = live.truths(dataset) if dataset.is_dir() else None
     console.show(live_tables.accuracy(answers, known, data.source))
