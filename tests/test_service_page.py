@@ -1,20 +1,20 @@
 """The routes of a service's page: its files, the facts of the model, and overlays."""
 
+import asyncio
 import io
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import page_service
 import pytest
-import servers
 from coloured import encode, picture
 from page_service import LOCATION, RED, application
 from PIL import Image
 from starlette.testclient import TestClient
 
 from bincount.serving import overlays, site
+from bincount.serving.batching import QueueFull
 
 LOCAL = "http://127.0.0.1:8080"
 
@@ -179,27 +179,35 @@ def test_what_is_no_picture_is_refused(client, content):
     assert answer.json()["error"]
 
 
-def test_more_overlays_than_there_is_room_for_are_refused_and_the_others_are_made(client, monkeypatch):
-    may_go_on, drawing = threading.Event(), []
-    drawn = overlays.draw
+def test_more_overlays_than_there_is_room_for_are_refused_and_the_others_are_made_one_by_one(monkeypatch):
+    may_go_on, under_way, most = threading.Event(), [], []
 
     def draw(*given):
-        drawing.append(1)
+        under_way.append(given)
+        most.append(len(under_way))
         may_go_on.wait(60)
-        assert len(drawing) == 1
-        drawing.pop()
-        return drawn(*given)
+        under_way.pop()
+        return b"drawn"
+
+    async def ask():
+        makes = overlays.Overlays()
+        begun = [
+            asyncio.create_task(makes.make(page_service.model(), b"", None, 60)) for _ in range(overlays.MOST_AT_ONCE)
+        ]
+        await asyncio.sleep(0)  # each task begins
+        with pytest.raises(QueueFull) as refused:
+            await makes.make(page_service.model(), b"", None, 60)
+        assert refused.value.retry_after >= 1
+        begun[-1].cancel()  # a client that leaves makes room
+        await asyncio.sleep(0)
+        begun[-1] = asyncio.create_task(makes.make(page_service.model(), b"", None, 60))
+        await asyncio.sleep(0)
+        may_go_on.set()
+        return await asyncio.gather(*begun)
 
     monkeypatch.setattr(overlays, "draw", draw)
-    ask = lambda: client.post("/overlay", content=encode(RED))  # noqa: E731
-    with ThreadPoolExecutor(overlays.MOST_AT_ONCE) as pool:
-        others = [pool.submit(ask) for _ in range(overlays.MOST_AT_ONCE)]
-        servers.wait_for(lambda: ask().status_code == 429)
-        refused = ask()
-        may_go_on.set()
-        assert [other.result().status_code for other in others] == [200] * overlays.MOST_AT_ONCE
-    assert int(refused.headers["Retry-After"]) >= 1
-    assert ask().status_code == 200
+    assert asyncio.run(ask()) == [b"drawn"] * overlays.MOST_AT_ONCE
+    assert max(most) == 1
 
 
 def test_a_bad_picture_leaves_its_room_to_others(client):
