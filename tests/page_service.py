@@ -40,9 +40,9 @@ class MoodyService(Service):
 
 
 def model(classes: str = "0..5", red: int = 3, blue: int = 1, version: str = "7", **changes) -> ServedModel:
-    """A model that takes red for one class and blue for another, by position, and is sure of neither where all is grey."""
+    """A model that takes red for one class and blue for another, by position, and is unsure where all is grey."""
     described = spec(classes=classes, **changes)
-    engine = Engine(sees_colours(described, red, blue, sure=200), described, "0" * 64)
+    engine = Engine(sees_colours(described, red, blue, sure=60), described, "0" * 64)
     return ServedModel("bincount", version, engine, "champion", LOCATION, SCORES)
 
 
@@ -64,7 +64,8 @@ def running(made: Service, token: str = "") -> Iterator[str]:
     thread.start()
     servers.wait_for(lambda: server.started, every=0.02)
     try:
-        yield "http://127.0.0.1:{}/".format(server.servers[0].sockets[0].getsockname()[1])
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}/"
     finally:
         server.should_exit = True
         thread.join(timeout=30)

@@ -30,7 +30,9 @@ function sentence(answer, model) {
 function showModel(model) {
   byId("name").textContent = model.name;
   document.title = `${model.name}: show it a picture`;
-  const about = [`version ${model.version}`, model.alias, model.counts ? `counts ${model.classes[0]} to ${model.classes.at(-1)} items` : model.classes.join(", ")];
+  const names = model.classes.length > 6 ? `${model.classes.length} classes` : model.classes.join(", ");
+  const predicts = model.counts ? `counts ${model.classes[0]} to ${model.classes.at(-1)} items` : `tells ${names} apart`;
+  const about = [`version ${model.version}`, model.alias, predicts];
   byId("about").replaceChildren(...about.filter(Boolean).map((text) => make("span", { textContent: text })));
   const link = byId("mlflow");
   link.hidden = !/^https?:\/\//.test(model.page);
