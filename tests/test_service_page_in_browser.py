@@ -356,7 +356,7 @@ def test_a_busy_service_is_asked_again_when_it_has_room(browser):
         (RuntimeError(), "The service failed", True),
         (BadPicture("damaged image: truncated"), "The picture is damaged", False),
         (BadPicture("too many pixels: 30000 x 30000"), "The picture is too large", False),
-        (BadPicture("unsupported image: HEIC needs pip install"), "This service does not read HEIC", False),
+        (BadPicture("unsupported image: HEIC needs pip install"), "The service cannot read this HEIC file", False),
     ],
     ids=["503", "500", "damaged", "pixels", "heic"],
 )  # fmt: skip
