@@ -105,7 +105,7 @@ def router() -> APIRouter:
 
 
 def describe(app: FastAPI, service: Service, *, needs_token: bool) -> None:
-    """Let the description of an application say what holds for all paths, and which records the model knows now."""
+    """Let the description of an application say what holds for all paths, and which names the model knows now."""
     describe_routes = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -114,8 +114,10 @@ def describe(app: FastAPI, service: Service, *, needs_token: bool) -> None:
         names = service.model.engine.spec.outputs.names
         form, invocation = (app.openapi_schema["paths"][path]["post"]["requestBody"]["content"] for path in ASKED)
         form["multipart/form-data"]["schema"]["properties"]["recorded"]["enum"] = ["", *names]
-        in_json = invocation["application/json"]["schema"]["oneOf"][0]["properties"]["recorded"]
+        in_json = invocation["application/json"]["schema"]["anyOf"][0]["properties"]["recorded"]
         in_json["enum"] = [None, "", *names, *(int(name) for name in names if name.isdecimal())]
+        for parameter in app.openapi_schema["paths"].get("/overlay", {}).get("post", {}).get("parameters", ()):
+            parameter["schema"] = {"type": "string", "enum": list(service.model.classes.names)}
         return app.openapi_schema
 
     def complete(description: dict[str, Any]) -> None:
@@ -180,7 +182,7 @@ def invocation_body(max_images: int) -> dict[str, Any]:
     ]
     picture = {"schema": {"type": "string", "format": "binary"}}
     content = {kind: picture for kind in PICTURE_TYPES}
-    return _body({"application/json": {"schema": {"oneOf": forms}}, **content}, max_images)
+    return _body({"application/json": {"schema": {"anyOf": forms}}, **content}, max_images)
 
 
 def _form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
