@@ -2,8 +2,8 @@
 
 On a CPU each batch normalisation is folded into the convolution before it, and a batch goes through the network in
 parts whose activations stay below 32 MB each: the C library takes larger ones from the kernel anew for every layer,
-which costs as much as the layer. docs/pages/experiments.md has what was measured, also of what is not used: bfloat16
-moves probabilities by up to 0.05, and OpenVINO is less than 1.5 times as fast. On a GPU the network runs as it is.
+which costs a third of the time and more. docs/pages/experiments.md has what was measured, also of what is not used:
+bfloat16, which moves probabilities by up to 0.05, OpenVINO and ONNX Runtime. On a GPU the network runs as it is.
 """
 
 import copy

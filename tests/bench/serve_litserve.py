@@ -1,4 +1,4 @@
-"""The server of LitServe that serve.py measures: FOLDER PORT. Its processes import this file, so it is one of its own."""
+"""The LitServe server that serve.py measures: FOLDER PORT. Its processes import this file."""
 
 import base64
 import sys
