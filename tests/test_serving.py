@@ -374,7 +374,7 @@ def test_the_description_names_every_path_and_what_it_answers(client):
 
     assert {"/predict", "/invocations", "/ping", "/metrics", "/model", "/overlay"} <= set(described["paths"])
     assert "422" in described["paths"]["/predict"]["post"]["responses"]
-    forms = described["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]["schema"]["oneOf"]
+    forms = described["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
     assert [form["title"] for form in forms] == [
         "image",
         "instances",

@@ -63,7 +63,7 @@ def huge_png() -> bytes:
         (undecodable_jpeg(), "damaged image"),
         (b"%PDF-1.7 of many pages", "not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
-        (huge_png(), "too many pixels: at most 50,000,000 are read"),
+        (huge_png(), "too many pixels: "),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "unsupported image"),
     ],
     ids=["text", "empty", "truncated", "no pixels", "PDF", "SVG", "too many pixels", "PNG of nothing"],
