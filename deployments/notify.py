@@ -30,6 +30,8 @@ PREFIX = f"{automations.PREFIX}tell "  # automations on servers have it in their
 NIGHTLY_RUNS = [{"prefect.resource.role": "deployment", "prefect.resource.name": "nightly"}, automations.OWN_RUNS]
 MODEL = "bincount.model.*"  # resource of the events that a nightly run emits
 PROMOTED = "bincount.champion.promoted"
+WAITING = "bincount.champion.waiting"
+REFUSED = "bincount.champion.refused"
 DRIFT = "bincount.drift.found"
 
 
@@ -52,6 +54,8 @@ NOTIFICATIONS = {
     # The deployment's limit cancels a run that is due while another one goes on.
     "skipped": Notification(("prefect.flow-run.Skipped", "prefect.flow-run.Cancelled"), "a nightly run was skipped"),
     "promoted": Notification((PROMOTED,), "a new champion"),
+    "waiting": Notification((WAITING,), "a version waits for approval"),
+    "refused": Notification((REFUSED,), "a better version does not start"),
     "drift": Notification((DRIFT,), "the new images are unlike the old ones"),
 }
 

@@ -54,7 +54,9 @@ def _group(section: str) -> Parameter:
 DatasetConfig = some_of(DataConfig, "source", "keep_splits", "only_listed", "endpoint")
 ExportConfig = some_of(DataConfig, "source", "keep_splits", "only_listed", "endpoint", "classes", "concurrency")
 PictureConfig = some_of(DataConfig, "region", "endpoint", "unsigned", "requester_pays", "limit", "concurrency")
-ComparisonConfig = some_of(PromotionConfig, *(name for name in PromotionConfig.model_fields if name != "force"))
+ComparisonConfig = some_of(
+    PromotionConfig, *(name for name in PromotionConfig.model_fields if name not in ("force", "approval"))
+)
 ServerConfig = some_of(RegistryConfig, "tracking_uri", "experiment")
 THE_DATASET, ALL_CLASSES, PUBLIC_BUCKET = DatasetConfig(), ExportConfig(), PictureConfig()
 COMPARISON, SERVERS = ComparisonConfig(), ServerConfig()
