@@ -53,7 +53,8 @@ def require_approval(
         return decision, False
     is_new = approvals.ask(registry, version, is_forced=force, flow_run=flow_run)
     remedy = (
-        f"`bincount approve {version.version}` does so, or `approved` or `rejected` in its tag {APPROVAL_TAG} in MLflow"
+        f"approve it with `bincount approve {version.version}`, or set its tag {APPROVAL_TAG} in MLflow to approved or "
+        "rejected; the next nightly run carries that out"
     )
     return decision.model_copy(
         update={"promote": False, "waits": True, "reason": f"{decision.reason}; {remedy}"}

@@ -332,7 +332,7 @@ def _decided_by_people(registry: Registry, version: Version, champion: Version |
     if rollback := registry.find_rollback(version):
         return promotion.refuse(f"it was {rollback.describe()}", job.promotion)
     if rejection := approval.find_rejection(version):
-        return promotion.refuse(f"it was {rejection}", job.promotion)
+        return promotion.refuse(f"it was {rejection}", job.promotion, is_first=champion is None)
     if champion is None and registry.history():
         reason = f"the champion was removed in MLflow; `bincount promote {version.version} --force` makes it this one"
         return promotion.refuse(reason, job.promotion)

@@ -27,7 +27,8 @@ APPROVED = re.compile(
     r"(?:approved?|accept(?:ed)?|yes|ok(?:ay)?)[\s.!]*(?:by\s+(?P<by>[^:]+))?(?::\s*(?P<reason>.*))?", re.I | re.S
 )
 REJECTED = re.compile(
-    r"(?:reject(?:ed)?|declined?|refused?|no)\b[\s.,:;!-]*(?:by\s+(?P<by>[^:]+):?\s*)?(?P<reason>.*)", re.I | re.S
+    r"(?:(?:reject(?:ed)?|declined?|refused?)\b|no(?=\s*[.,:;]|$))[\s.,:;!-]*(?:by\s+(?P<by>[^:]+):?\s*)?(?P<reason>.*)",
+    re.I | re.S,
 )
 OURS = ("waiting", "superseded")  # the first words of other texts that are written here
 
@@ -37,9 +38,9 @@ class Approval(Frozen):
 
     since is when approval was asked for, at when it was given or refused, both UTC; by says who did, for people.
     is_done: the answer is carried out; is_promoted: by making the version champion. is_forced: what was asked for is a
-    promotion whatever the comparison says. asked_by and reminded_by are the ids of the root flow runs that asked, and that
-    reminded people last. written is the text of APPROVAL_TAG as it was written last, and unclear what people have put
-    there that says neither yes nor no.
+    promotion whatever the comparison says. asked_by and reminded_by are the ids of the root flow runs that asked, and
+    that reminded people last. written is the text of APPROVAL_TAG as it was written last, and unclear what people have
+    put there that says neither yes nor no.
     """
 
     state: Literal["waiting", "approved", "rejected", "superseded"]

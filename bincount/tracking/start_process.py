@@ -1,6 +1,7 @@
 """Load a packaged model and ask it about pictures: a script for a process of its own.
 
-Run as `python -I start_process.py PACKAGE PICTURES ANSWERS`. It imports nothing of this library, so that what answers is the code in the package.
+Run as `python -I start_process.py PACKAGE PICTURES ANSWERS`. It imports nothing of this library, so that what
+answers is the code in the package.
 """
 
 import json

@@ -69,7 +69,7 @@ def explain_failure(registry: "Registry", version: "Version", pictures: Sequence
             if check:
                 _compare(predicted, check, self_check.TOLERANCE)
         except (ModelNotFound, _Refused) as error:
-            return _shorten(mask_credentials(error))
+            return _shorten(mask_credentials(str(error).replace(f"{folder}{os.sep}", "")))
     how = "predicts as in its test" if check else "answers in the right form"
     logger.info("%s version %d starts as packaged, and %s", version.name, version.version, how)
     return ""
