@@ -51,7 +51,11 @@ def require_approval(
     was_asked = approval is not None and not approval.is_promoted
     if not decision.promote or (job.promotion.approval == "none" and not was_asked):
         return decision, False
-    is_new = approvals.ask(registry, version, is_forced=force, flow_run=flow_run)
+    waits = approval is not None and approval.state == "waiting" and approval.is_forced == force
+    if not waits:
+        older = _supersede_older(registry, version)
+        approvals.ask(registry, version, is_forced=force, flow_run=flow_run, supersedes=older)
+    is_new = not waits or bool(flow_run and approval.asked_by == flow_run)  # an earlier try may not have said so
     remedy = (
         f"approve it with `bincount approve {version.version}`, or set its tag {APPROVAL_TAG} in MLflow to approved or "
         "rejected; the next nightly run carries that out"
@@ -104,11 +108,7 @@ def answer(
 
 def record_rejection(registry: Registry, version: Version) -> Decision:
     """Carry out a rejection: keep it as the decision about the version, with the numbers of the comparison."""
-    before = version.decision or Decision(promote=False, reason="")
-    reason = f"it was {find_rejection(version)}"
-    decision = before.model_copy(update={"promote": False, "waits": False, "reason": reason})
-    registry.describe(version, card.with_comparison(registry.card(version), decision))
-    registry.record_decision(version, decision)
+    decision = _record(registry, version, f"it was {find_rejection(version)}")
     close(registry, version, decision)
     logger.info("%s version %d: %s", version.name, version.version, decision.describe(), extra={"in_result": True})
     return decision
@@ -124,6 +124,29 @@ def describe_open(version: Version) -> str:
             f"rejected, so that the version waits: {how}"
         )
     return f"Version {number} waits for approval since {approval.since} UTC: {how}"
+
+
+def _supersede_older(registry: Registry, version: Version) -> str:
+    """Have no older version wait any more; return their numbers as text."""
+    older = [
+        each
+        for each, approval in approvals.find_open(registry)
+        if each.version < version.version and approval.state == "waiting"
+    ]
+    for each in older:
+        reason = f"superseded by version {version.version}, which waits for approval now"
+        _record(registry, each, f"it was {reason}")
+        approvals.supersede(registry, each, reason)
+    return ", ".join(str(each.version) for each in older)
+
+
+def _record(registry: Registry, version: Version, reason: str) -> Decision:
+    """Record that a version waits no more and is not promoted, with the numbers of its comparison."""
+    before = version.decision or Decision(promote=False, reason="")
+    decision = before.model_copy(update={"promote": False, "waits": False, "reason": reason})
+    registry.describe(version, card.with_comparison(registry.card(version), decision))
+    registry.record_decision(version, decision)
+    return decision
 
 
 def _test_pictures(snapshot: Snapshot) -> list[bytes]:

@@ -169,6 +169,12 @@ def test_a_newer_version_that_waits_supersedes_the_older_one_and_both_say_so(ver
 
     assert found(versions, 1).tags[APPROVAL_TAG] == "superseded by version 2, which waits for approval now"
     assert found(versions, 2).tags[APPROVAL_TAG].endswith("; it supersedes version 1")
+    decision = found(versions, 1).decision
+    assert decision.summary() == "No champion yet: it was superseded by version 2, which waits for approval now"
+    assert (
+        "superseded by version 2"
+        in versions.opened.client.get_model_version(versions.config.model_name, "1").description
+    )
     assert [version.version for version, _ in approvals.find_open(versions.opened)] == [2]
 
 

@@ -104,22 +104,23 @@ def find_open(registry: "Registry") -> list[tuple["Version", Approval]]:
     return [(version, approval) for version, approval in known if approval and approval.is_open]
 
 
-def ask(registry: "Registry", version: "Version", *, is_forced: bool, flow_run: str) -> bool:
-    """Have a version wait for approval, and older ones no more; return False where it has waited before this flow run.
+def ask(registry: "Registry", version: "Version", *, is_forced: bool, flow_run: str, supersedes: str = "") -> None:
+    """Have a version wait for approval; supersedes are the numbers of older ones that do no more.
 
     flow_run is the id of the root flow run, or empty.
     """
-    approval = read(version.tags)
-    is_new = approval is None or approval.state != "waiting" or approval.is_forced != is_forced
-    if is_new:
-        approval = Approval(state="waiting", since=_now(), is_forced=is_forced, asked_by=flow_run)
-        text = (
-            f"waiting for approval since {approval.since} UTC; set this to approved or rejected, or run "
-            f"`bincount approve {version.version}`"
-        )
-        supersedes = _supersede(registry, version)
-        _write(registry, version, approval, f"{text}{f'; it supersedes version {supersedes}' if supersedes else ''}")
-    return is_new or bool(flow_run and approval.asked_by == flow_run)
+    approval = Approval(state="waiting", since=_now(), is_forced=is_forced, asked_by=flow_run)
+    text = (
+        f"waiting for approval since {approval.since} UTC; set this to approved or rejected, or run "
+        f"`bincount approve {version.version}`"
+    )
+    _write(registry, version, approval, f"{text}{f'; it supersedes version {supersedes}' if supersedes else ''}")
+
+
+def supersede(registry: "Registry", version: "Version", reason: str) -> None:
+    """Have a version wait no more, for this reason."""
+    superseded = version.approval.model_copy(update={"state": "superseded", "unclear": ""})
+    _write(registry, version, superseded, reason)
 
 
 def answer(
@@ -153,19 +154,6 @@ def remind(registry: "Registry", version: "Version", approval: Approval, flow_ru
     reminded = approval.model_copy(update={"reminded_by": flow_run, "unclear": ""})
     registry.set_tag(version, APPROVAL_DATA_TAG, reminded.model_dump_json(exclude_defaults=True))
     return True
-
-
-def _supersede(registry: "Registry", version: "Version") -> str:
-    """Have no older version wait any more; return their numbers as text."""
-    older = [
-        (each, approval)
-        for each, approval in find_open(registry)
-        if each.version < version.version and approval.state == "waiting"
-    ]
-    for each, approval in older:
-        text = f"superseded by version {version.version}, which waits for approval now"
-        _write(registry, each, approval.model_copy(update={"state": "superseded", "unclear": ""}), text)
-    return ", ".join(str(each.version) for each, _ in older)
 
 
 def _write(registry: "Registry", version: "Version", approval: Approval, text: str) -> None:
