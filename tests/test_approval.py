@@ -7,9 +7,10 @@ from registered_versions import Trained, Versions
 
 from bincount import approval, lifecycle
 from bincount.errors import SettingsError
-from bincount.tracking import approvals, starting
+from bincount.tracking import approvals, registry, starting
 from bincount.tracking.approvals import APPROVAL_DATA_TAG, APPROVAL_TAG, Approval
 from bincount.tracking.facts import DECISION_TAG
+from bincount.tracking.registry import Version
 from flows.cli import app
 
 REQUIRED = {"approval": "required"}
@@ -20,9 +21,22 @@ def trained(tmp_path_factory) -> Trained:
     return Trained(tmp_path_factory.mktemp("workspace"))
 
 
+@pytest.fixture(scope="module")
+def packaged(trained) -> Version:
+    return Versions(trained, "packaged").register()
+
+
 @pytest.fixture
-def versions(trained, request) -> Versions:
-    return Versions(trained, request.node.name)
+def versions(trained, packaged, request, monkeypatch) -> Versions:
+    """Versions that share the files of one, since packing a model takes seconds."""
+    versions = Versions(trained, request.node.name)
+    source = str(versions.package(packaged))
+
+    def upload(client, experiment_id, name, run_id, *_):
+        return SimpleNamespace(artifact_location=source, source_run_id=run_id, model_id=packaged.model_id)
+
+    monkeypatch.setattr(registry, "upload_model", upload)
+    return versions
 
 
 def found(versions, number=1):
@@ -57,7 +71,7 @@ def test_a_better_version_waits_and_its_tag_card_and_decision_say_how_to_approve
     assert version.decision == promoted.decision
     description = versions.opened.client.get_model_version(version.name, "1").description
     assert "Waits for approval" in description
-    assert "approve it with `bincount approve 1`" in description
+    assert "approve it with \\`bincount approve 1\\`" in description
 
 
 def test_a_version_that_is_not_better_or_does_not_start_waits_for_nobody(versions, monkeypatch):

@@ -24,6 +24,7 @@ def versions(trained, request) -> Versions:
     return Versions(trained, request.node.name)
 
 
+@pytest.mark.services
 @pytest.mark.usefixtures("starts_versions")
 def test_a_version_that_starts_and_predicts_as_in_its_test_is_promoted(versions, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing answers, and nothing is asked
@@ -37,6 +38,7 @@ def test_a_version_that_starts_and_predicts_as_in_its_test_is_promoted(versions,
     assert "version 1 starts as packaged, and predicts as in its test" in caplog.text
 
 
+@pytest.mark.services
 @pytest.mark.usefixtures("starts_versions")
 def test_a_version_whose_package_lacks_a_module_is_not_promoted_and_force_does_not_help(versions, caplog):
     version = versions.register()
@@ -59,6 +61,7 @@ def test_a_version_whose_package_lacks_a_module_is_not_promoted_and_force_does_n
     assert "in _load_model_code_path" in caplog.text  # the end of its traceback
 
 
+@pytest.mark.services
 def test_a_version_of_an_earlier_release_has_to_answer_in_the_right_form(versions, found_to_start, caplog):
     caplog.set_level("INFO")
     assert found_to_start(versions.opened, versions.register(with_check=False)) == ""
