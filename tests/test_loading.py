@@ -1,10 +1,12 @@
 """What a service loads, and how it sees that a version predicts as in its test."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bins import jpeg
 from test_registry import checkpoint, open_in
 
