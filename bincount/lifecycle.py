@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bincount.comparison import compare, show_champion
+from bincount import approval
+from bincount.comparison import compare, find_comparison_snapshot, show_champion
 from bincount.data import snapshots
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
@@ -28,6 +29,7 @@ from bincount.evaluation.reviewing import ReviewFigures
 from bincount.files import atomic_write, read_sealed, sealed
 from bincount.reporting import card
 from bincount.settings import Device, DriftConfig, Job, TrainConfig
+from bincount.tracking.approvals import find_open
 from bincount.tracking.champion import AliasChange
 from bincount.tracking.live import FOLDS_PARAM
 from bincount.tracking.packaging import MODEL_TAG
@@ -66,7 +68,8 @@ class NewData:
 class Promotion:
     """The version as it is after a comparison, and the decision.
 
-    to_announce says whether the version became champion by this flow run, so that people are notified.
+    to_announce says whether people are to be notified: the version became champion by this flow run, or waits for
+    approval since this flow run, or would be champion and does not start.
     """
 
     version: Version
@@ -259,10 +262,13 @@ def promote(
 ) -> Promotion:
     """Make a version champion if it is significantly better than the one there is; its card and tags say why.
 
-    Without a champion it has to be better than always predicting the most frequent class. evaluation is of the version
-    on the snapshot's test images, where there is one; by names who asks for this.
+    Without a champion it has to be better than always predicting the most frequent class. It also has to start, and
+    where job.promotion requires it people have to approve. evaluation is of the version on the snapshot's test images,
+    where there is one; by names who asks for this.
     """
     registry.recover_pending()
+    if version.approval and version.approval.is_forced and approval.is_approved(version.approval, force=True):
+        job = job.replace(promotion=job.promotion.model_copy(update={"force": True}))  # as was asked for
     while True:
         champion = registry.find_champion()
         if champion and champion.version == version.version:
@@ -270,10 +276,14 @@ def promote(
             change = _last_change_to(registry, champion)
             to_announce = bool(flow_run and change and change.action == "promoted" and change.flow_run == flow_run)
             since = change.describe() if change else "moved there by hand"
-            return Promotion(champion, Decision(promote=False, is_champion=True, reason=since), to_announce)
+            decision = Decision(promote=False, is_champion=True, reason=since)
+            approval.close(registry, champion, decision)
+            return Promotion(champion, decision, to_announce)
         decision = _decided_by_people(registry, version, champion, job) or _with_remedy(
             compare(registry, version, champion, snapshot, job, device=device, evaluation=evaluation), version
         )
+        decision = approval.require_start(registry, version, snapshot, decision)
+        decision, asks = approval.require_approval(registry, version, decision, job, flow_run)
         registry.describe(version, card.with_comparison(registry.card(version), decision))
         registry.record_decision(version, decision)
         if not decision.promote or registry.promote(
@@ -281,13 +291,35 @@ def promote(
         ):
             break
         logger.info("another version became champion meanwhile: comparing again")
+    approval.close(registry, version, decision)
     logger.info("%s version %d: %s", version.name, version.version, decision.describe(), extra={"in_result": True})
     if evaluation:
         try:
             show_champion(registry, version, champion, snapshot, job, evaluation, decision, device=device)
         except Exception as error:  # noqa: BLE001 - whatever it is, the decision stands
             logger.warning("the page of the test was not written again with the decision: %s", error)
-    return Promotion(registry.find(str(version.version)), decision, decision.promote)
+    to_announce = decision.promote or asks or not decision.starts
+    return Promotion(registry.find(str(version.version)), decision, to_announce)
+
+
+def carry_out_approvals(
+    registry: Registry, snapshot: Snapshot, job: Job, *, by: str, device: Device = "auto", flow_run: str = ""
+) -> list[Promotion]:
+    """Carry out what people have said of versions that wait: promote those that are better than the champion of now.
+
+    snapshot is the last one of the dataset. Returns what became of each version, the oldest first.
+    """
+    done = []
+    for version, answer in find_open(registry):
+        if not answer.is_answered or answer.unclear:
+            continue
+        if answer.state == "rejected":
+            decision = approval.record_rejection(registry, version)
+            done.append(Promotion(registry.find(str(version.version)), decision, to_announce=False))
+        else:
+            compared_on = find_comparison_snapshot(snapshot)
+            done.append(promote(registry, version, compared_on, job, by=by, device=device, flow_run=flow_run))
+    return done
 
 
 def _last_change_to(registry: Registry, champion: Version) -> AliasChange | None:
@@ -299,6 +331,8 @@ def _decided_by_people(registry: Registry, version: Version, champion: Version |
     """Return what follows from what people did to the versions, who know more than the test bins do."""
     if rollback := registry.find_rollback(version):
         return promotion.refuse(f"it was {rollback.describe()}", job.promotion)
+    if rejection := approval.find_rejection(version):
+        return promotion.refuse(f"it was {rejection}", job.promotion, is_first=champion is None)
     if champion is None and registry.history():
         reason = f"the champion was removed in MLflow; `bincount promote {version.version} --force` makes it this one"
         return promotion.refuse(reason, job.promotion)

@@ -293,6 +293,11 @@ class PromotionConfig(Frozen):
         5.0, ge=0, description="points of accuracy that a class may lose at most, whatever the others gain"
     )
     force: bool = Field(False, description="promote whatever the comparison says, which is recorded all the same")
+    approval: Literal["none", "required"] = Field(
+        "none",
+        description="required: a version that is to be promoted, also with `force`, waits until somebody approves it, "
+        "with `bincount approve` or in MLflow",
+    )
 
 
 class RetrainConfig(Frozen):

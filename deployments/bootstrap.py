@@ -25,7 +25,7 @@ from bincount.environment import TAG
 from bincount.errors import SettingsError
 from bincount.settings import DataConfig
 from bincount.workspace import Workspace
-from deployments import PREFECT_FILE, ROOT, automations
+from deployments import PREFECT_FILE, ROOT, automations, notify
 from deployments.automations import HEARTBEAT_SECONDS, RETRY_SECONDS, seconds_until_dead
 from deployments.connection import connect, read_deployments
 
@@ -157,6 +157,8 @@ def _set_up_automations(
     window = zombie_seconds or max(seconds_until_dead(client), 3 * HEARTBEAT_SECONDS)
     for wanted in automations.run_automations(window, retry_seconds):
         yield Change("automation", wanted.name, automations.ensure(client, wanted))
+    for name in notify.add_new_kinds(client):
+        yield Change("automation", name, "created")
     for silent in automations.watch_silent_runs(client, window):
         yield Change("run", silent.name, f"silent; it counts as dead after {window:.0f} s more")
 

@@ -30,6 +30,8 @@ PREFIX = f"{automations.PREFIX}tell "  # automations on servers have it in their
 NIGHTLY_RUNS = [{"prefect.resource.role": "deployment", "prefect.resource.name": "nightly"}, automations.OWN_RUNS]
 MODEL = "bincount.model.*"  # resource of the events that a nightly run emits
 PROMOTED = "bincount.champion.promoted"
+WAITING = "bincount.champion.waiting"
+REFUSED = "bincount.champion.refused"
 DRIFT = "bincount.drift.found"
 
 
@@ -52,8 +54,12 @@ NOTIFICATIONS = {
     # The deployment's limit cancels a run that is due while another one goes on.
     "skipped": Notification(("prefect.flow-run.Skipped", "prefect.flow-run.Cancelled"), "a nightly run was skipped"),
     "promoted": Notification((PROMOTED,), "a new champion"),
+    "waiting": Notification((WAITING,), "a version waits for approval"),
+    "refused": Notification((REFUSED,), "a better version does not start"),
     "drift": Notification((DRIFT,), "the new images are unlike the old ones"),
 }
+# All kinds there were before versions could wait for approval
+FIRST_KINDS = {"failed", "crashed", "late", "skipped", "promoted", "drift"}
 
 RUN_MESSAGE = """\
 {{{{ flow_run.name{plain} }}}} is {{{{ flow_run.state.name }}}}, start {{{{ flow_run.run_count }}}}.
@@ -89,6 +95,24 @@ def subscribe(addresses: Addresses, only: Sequence[str] = ()) -> None:
             for automation in wanted:
                 automations.ensure(client, automation)
             _delete_automations(client, f"{PREFIX}{channel} ", but={automation.name for automation in wanted})
+
+
+def add_new_kinds(client: SyncPrefectClient) -> list[str]:
+    """Notify the channels that get all kinds of an earlier release of the later ones too; return what was added."""
+    channels: dict[Channel, set[str]] = {}
+    for automation in read_automations(client):
+        if automation.name.startswith(PREFIX):
+            channel, _, kind = automation.name.removeprefix(PREFIX).partition(" ")
+            channels.setdefault(channel, set()).add(kind)
+    added = []
+    for channel in (channel for channel, kinds in channels.items() if kinds == FIRST_KINDS):
+        slug = BLOCKS[channel].get_block_type_slug()
+        block = client.read_block_document_by_name(_block_name(channel), slug)
+        wanted = [_automation(channel, kind, block.id) for kind in NOTIFICATIONS if kind not in FIRST_KINDS]
+        for automation in wanted:
+            automations.ensure(client, automation)
+        added += [automation.name for automation in wanted]
+    return added
 
 
 def unsubscribe() -> None:

@@ -61,6 +61,8 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Sections:
     first[next(iter(first))] += "".join(
         f"\n\n**Look at this:** {escape_markdown(each)}." for each in run.drift.warnings
     )
+    if run.approvals:
+        first["Approvals"] = "\n".join(f"- {escape_markdown(each)}." for each in run.approvals)
     return (
         first
         | {TREND: OWN_TEST, "Nightly run": body(summary.nightly_facts(run))}
@@ -79,6 +81,7 @@ def _of_decision(model: "TrainedModel", champion: "Version | None" = None) -> Se
     heading = {
         "promote": f"Version {version} is the new champion",
         "champion": f"Version {version} is champion already",
+        "waiting": f"Version {version} waits for approval; {stays if champion else 'there is no champion'}",
         "no champion": f"Version {version} is not promoted, and there is no champion",
         "keep": f"Version {version} is not promoted; {stays}",
     }[decision.outcome]

@@ -72,7 +72,8 @@ class NightlyRun:
     """The result of a nightly run.
 
     model is None where no training was worthwhile, and new_data says why; removed is None where the clean-up failed.
-    starts is how often the run was started, where its process was killed.
+    starts is how often the run was started, where its process was killed. approvals are sentences: what became of
+    versions that people approved or rejected, and which versions wait for that.
     """
 
     prepared: Prepared
@@ -82,3 +83,4 @@ class NightlyRun:
     removed: Removed | None
     timings: Timings
     starts: int = 1
+    approvals: tuple[str, ...] = ()

@@ -39,6 +39,7 @@ from flows.results import NightlyRun
 from flows.timing import Timings
 from flows.train import TRAIN_SECTIONS, train
 from tasks import data as data_tasks
+from tasks import promotion as promotion_tasks
 from tasks import registration as registration_tasks
 from tasks import report as report_tasks
 from tasks import reporting as reporting_tasks
@@ -127,6 +128,8 @@ def retrain(
             )
         prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
         timings |= prepared.timings
+        with timings.step("approvals"):
+            approvals = promotion_tasks.carry_out_approvals(job, prepared.snapshot, job.training.device)
         with timings.step("drift"):
             new_data = retraining_tasks.find_new_data(job, prepared.snapshot)
             measured = retraining_tasks.measure_drift(job, new_data, prepared.snapshot, prepared.pack)
@@ -137,12 +140,13 @@ def retrain(
                     job = job.replace(training=retraining_tasks.start_from_champion(job, new_data.champion))
             model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
             timings |= model.timings
+        approvals += promotion_tasks.remind_of_approvals(job)
         with timings.step("clean-up"):  # a nightly run is as good as its model, also where this fails
             cleaned = retraining_tasks.clean_up(job, return_state=True)
         removed = cleaned.result() if cleaned.is_completed() else None
         if removed is None:
             logger.warning("the clean-up failed, and the next nightly run tries again: %s", cleaned.message)
-        result = NightlyRun(prepared, new_data, measured, model, removed, timings, flow_run.run_count)
+        result = NightlyRun(prepared, new_data, measured, model, removed, timings, flow_run.run_count, tuple(approvals))
         written = reporting_tasks.write_page(  # likewise
             job,
             PAGE,
@@ -157,4 +161,4 @@ def retrain(
         # last, since it may wait for MLflow; a nightly run is as good without
         reported = report_tasks.write_report(job, recording.of_nightly_run(result, job), return_state=True)
         pages.warn_of_missing(written, reported)
-        return result if model else Completed(name="Skipped", message=new_data.skip_reason, data=result)
+        return result if model else Completed(name="Skipped", message=summary.nightly_headline(result), data=result)

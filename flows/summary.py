@@ -110,10 +110,10 @@ def wrong_records(run: "NightlyRun") -> Tables:
 
 
 def nightly_headline(run: "NightlyRun") -> str:
-    """Return the outcome of a nightly run in two sentences: the decision first."""
-    if run.model is None:
-        return run.new_data.skip_reason
-    return f"{run.model.decision.summary()}. {headline(run.model)}"
+    """Return the outcome of a nightly run: the decision first, the test, and what was or is to be approved."""
+    model = run.model
+    outcome = [model.decision.summary(), headline(model)] if model else [run.new_data.skip_reason]
+    return ". ".join([*outcome, *run.approvals])
 
 
 def of_train(model: "TrainedModel") -> Tables:
@@ -190,6 +190,7 @@ def of_models(versions: Sequence["Version"], history: Sequence["AliasChange"]) -
     columns = {
         "no.": [version.version for version in versions],
         "alias": [version.alias for version in versions],
+        "approval": [version.approval.status() if version.approval else "" for version in versions],
         "registered": [f"{version.registered:%Y-%m-%d}" for version in versions],
         "n": [_format_number(version.tags.get("test_images", "")) for version in versions],
         "accuracy, %": _scores([version.scores.get("accuracy") for version in versions], factor=100, digits=1),

@@ -9,6 +9,7 @@ import pytest
 import servers
 
 from bincount.settings import DataConfig
+from bincount.tracking import starting
 
 # Small nets are quickest on one thread, most of all beside other busy processes; trainers inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,6 +53,24 @@ def pytest_collection_modifyitems(items):
 def own_code_alone():
     """Take the code of models that earlier tests have loaded off the path: processes that a test spawns get it too."""
     sys.path[:] = [folder for folder in sys.path if Path(folder).name != "code"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def found_to_start() -> Iterator[Callable]:
+    """Take for granted that versions start, which takes a process and seconds to find out; yields what finds out.
+
+    The commands that tests start in processes of their own do find out.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        find_out = starting.explain_failure
+        patch.setattr(starting, "explain_failure", lambda registry, version, pictures=(): "")
+        yield find_out
+
+
+@pytest.fixture
+def starts_versions(found_to_start, monkeypatch) -> None:
+    """Start a version in a process of its own before it is promoted, as outside of tests."""
+    monkeypatch.setattr(starting, "explain_failure", found_to_start)
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ FLOWS = (
 )
 WORDS = {
     "predict": ["x.jpg"],
+    "approve": ["1"],
     "where": ["1"],
     "forget": ["1"],
     "compare": ["1", "2"],

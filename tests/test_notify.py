@@ -158,7 +158,13 @@ def test_a_notification_about_the_model_gives_its_version_and_the_reason(nightly
     address, bodies = posted
     notify.subscribe({"webhook": f"http://{address}"})
     run = nightly_run(Running())
-    for event, words in ((notify.PROMOTED, "better beyond chance"), (notify.DRIFT, "PSI 0.31 against 0.25")):
+    said = {
+        notify.PROMOTED: "better beyond chance",
+        notify.WAITING: "approve it with `bincount approve 7`",
+        notify.REFUSED: "ImportError: No module named 'torch'",
+        notify.DRIFT: "PSI 0.31 against 0.25",
+    }
+    for event, words in said.items():
         emit_event(
             event,
             {"prefect.resource.id": "bincount.model.bincount", "prefect.resource.name": "bincount"},
@@ -166,7 +172,12 @@ def test_a_notification_about_the_model_gives_its_version_and_the_reason(nightly
             payload={"version": 7, "words": words},
         )
     promoted, *_ = wait_for(lambda: of_kind(bodies, "promoted"))
+    waiting, *_ = wait_for(lambda: of_kind(bodies, "waiting"))
+    refused, *_ = wait_for(lambda: of_kind(bodies, "refused"))
     drift, *_ = wait_for(lambda: of_kind(bodies, "drift"))
+    assert waiting["subject"] == "bincount: a version waits for approval"
+    assert waiting["text"].startswith("bincount version 7: approve it with `bincount approve 7`\n")
+    assert "No module named 'torch'" in refused["text"]
     assert promoted["text"].startswith("bincount version 7: better beyond chance\n")
     assert drift["text"].startswith("bincount version 7: PSI 0.31 against 0.25\n")
     assert drift["text"].endswith(f"/runs/flow-run/{run.id}")
@@ -185,6 +196,17 @@ def test_only_nightly_runs_and_only_the_kinds_asked_for_are_notified_of(nightly_
     nightly_run(Failed(message="the last"))
     wait_for(lambda: bodies)
     assert all("the last" in body["text"] for _, body in bodies)  # an automation may act twice
+
+
+@services
+@pytest.mark.usefixtures("no_subscriptions")
+def test_who_got_all_kinds_of_an_earlier_release_gets_the_new_ones_when_the_server_is_set_up_again(client):
+    notify.subscribe({"webhook": "http://127.0.0.1:9/"}, only=sorted(notify.FIRST_KINDS))
+    assert notify.add_new_kinds(client) == ["bincount: tell webhook waiting", "bincount: tell webhook refused"]
+    assert set(notify.subscriptions()["webhook"]) == set(NOTIFICATIONS)
+    assert notify.add_new_kinds(client) == []
+    notify.subscribe({"webhook": "http://127.0.0.1:9/"}, only=["failed"])
+    assert notify.add_new_kinds(client) == []
 
 
 @services

@@ -147,7 +147,11 @@ OPTIONS = {
     "compare": {"first", "second", "device", "workspace"}
     | DATASET
     | ALL[RegistryConfig]
-    | (ALL[PromotionConfig] - {"force"}),
+    | (ALL[PromotionConfig] - {"force", "approval"}),
+    "approve": {"model", "reject", "reason", "device", "workspace"}
+    | DATASET
+    | ALL[RegistryConfig]
+    | (ALL[PromotionConfig] - {"force", "approval"}),
     "promote": {"model", "device", "workspace"} | DATASET | ALL[RegistryConfig] | ALL[PromotionConfig],
     "rollback": {"reason", "workspace"} | ALL[RegistryConfig],
     "report": {"output", "workspace"} | ALL[RegistryConfig],

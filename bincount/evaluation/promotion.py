@@ -22,6 +22,7 @@ from bincount.text import percent, percent_of_level
 VERDICTS = {
     "promote": "Promote",
     "champion": "Champion already",
+    "waiting": "Waits for approval",
     "no champion": "No champion yet",
     "keep": "Keep the champion",
 }
@@ -91,6 +92,8 @@ class Decision(Frozen):
     reason: str
     is_champion: bool = False
     is_first: bool = False
+    waits: bool = False
+    starts: bool = True
     majority: str = ""
     num_images: int = 0
     num_bins: int = 0
@@ -99,12 +102,14 @@ class Decision(Frozen):
     class_changes: tuple[ClassChange, ...] = ()
 
     @property
-    def outcome(self) -> Literal["promote", "champion", "no champion", "keep"]:
+    def outcome(self) -> Literal["promote", "champion", "waiting", "no champion", "keep"]:
         """The outcome: `champion` means that the version is it already, `keep` that the present champion stays."""
         if self.promote:
             return "promote"
         if self.is_champion:
             return "champion"
+        if self.waits:
+            return "waiting"
         return "no champion" if self.is_first else "keep"
 
     def summary(self) -> str:

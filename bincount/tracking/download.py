@@ -20,16 +20,32 @@ def download_checkpoint(client: MlflowClient, name: str, version: int, folder: P
     files are gone, ModelDamaged when they are not what was registered, ServiceUnavailable when they are there and
     cannot be fetched, and DiskFull.
     """
+    model = f"models:/{name}/{version}"
+    checkpoint = _fetch(client, name, version, folder, "/artifacts")
+    if not ((checkpoint / "model.safetensors").exists() and (checkpoint / "model.json").exists()):
+        raise ModelNotFound(f"the files of {model} are gone; {REMEDY}")
+    _compare(checkpoint, model, digest)
+    return checkpoint
+
+
+def download_model(client: MlflowClient, name: str, version: int, folder: Path) -> Path:
+    """Fetch all files of a version into folder, as MLflow loads them; return the folder that holds them.
+
+    Raises ModelNotFound when they are gone, ServiceUnavailable when they are there and cannot be fetched, and DiskFull.
+    """
+    return _fetch(client, name, version, folder)
+
+
+def _fetch(client: MlflowClient, name: str, version: int, folder: Path, part: str = "") -> Path:
+    """Fetch the files of a version, or a part of them. Raises as download_model does."""
     tracking_uri, model, reason = client.tracking_uri, f"models:/{name}/{version}", None
     with ignore_missing():
-        source = f"{client.get_model_version_download_uri(name, str(version))}/artifacts"
+        source = f"{client.get_model_version_download_uri(name, str(version))}{part}"
         try:
             with raise_on_disk_full(folder):
-                fetched = mlflow.artifacts.download_artifacts(source, dst_path=str(folder), tracking_uri=tracking_uri)
-            checkpoint = Path(fetched)
-            if (checkpoint / "model.safetensors").exists() and (checkpoint / "model.json").exists():
-                _compare(checkpoint, model, digest)
-                return checkpoint
+                return Path(
+                    mlflow.artifacts.download_artifacts(source, dst_path=str(folder), tracking_uri=tracking_uri)
+                )
         except (OSError, MlflowException) as error:
             if _may_be_there(source, tracking_uri):
                 raise ServiceUnavailable(

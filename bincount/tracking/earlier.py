@@ -30,6 +30,7 @@ def read_decision(text: str) -> Decision | None:
         promote=verdict == "Promote",
         is_champion=verdict == "Champion already",
         is_first=verdict == "No champion yet",
+        waits=verdict == "Waits for approval",
         reason=reason,
     )
 

@@ -22,7 +22,7 @@ from bincount.errors import ModelNotFound, ServiceUnavailable
 from bincount.evaluation.intervals import Score
 from bincount.evaluation.promotion import Decision
 from bincount.reporting import card
-from bincount.tracking import earlier, facts
+from bincount.tracking import approvals, earlier, facts
 from bincount.tracking.champion import (
     CHALLENGER,
     CHAMPION,
@@ -34,6 +34,7 @@ from bincount.tracking.champion import (
 )
 from bincount.tracking.client import Experiment
 from bincount.tracking.download import download_checkpoint
+from bincount.tracking.facts import LONGEST_TAG
 from bincount.tracking.packaging import MODEL_TAG, upload_model
 from bincount.tracking.runs import Runs
 from bincount.tracking.self_check import SelfCheck
@@ -89,6 +90,11 @@ class Version:
     def decision(self) -> Decision | None:
         """The last decision about it, of a version of an earlier release without the numbers; None before the first."""
         return facts.read_decision(self.tags)
+
+    @cached_property
+    def approval(self) -> approvals.Approval | None:
+        """What people say about its promotion; None where they were not asked."""
+        return approvals.read(self.tags)
 
     @property
     def is_promoted(self) -> bool:
@@ -210,7 +216,11 @@ class Registry:
     def record_decision(self, version: Version, decision: Decision) -> None:
         """Keep with a version what was decided about it last."""
         for tag, value in facts.write_decision(decision).items():
-            self.client.set_model_version_tag(version.name, str(version.version), tag, value)
+            self.set_tag(version, tag, value)
+
+    def set_tag(self, version: Version, tag: str, value: str) -> None:
+        """Set a tag of a version."""
+        self.client.set_model_version_tag(version.name, str(version.version), tag, value[:LONGEST_TAG])
 
     def checkpoint(self, version: Version, folder: Path) -> Path:
         """Fetch the files of a version; return the folder in it that has model.safetensors and model.json.

@@ -189,6 +189,60 @@ def promote(
         console.show(console.decision_last(tables.of_decision(decision)))
 
 
+@app.command(sort_key=8.5)
+def approve(
+    model: Annotated[str, Parameter(help="a version's number, or challenger")],
+    *,
+    reject: Annotated[
+        bool, Parameter(negative="", help="reject it: it is not promoted, and nobody is asked again")
+    ] = False,
+    reason: Annotated[str, Parameter(help="reason, for those who look at the registry later")] = "",
+    data: Dataset = THE_DATASET,
+    promotion: Comparison = COMPARISON,
+    registry: Registry = RegistryConfig(),
+    device: Device = "auto",
+    workspace: Root = DEFAULT_WORKSPACE,
+    config: ConfigFile = None,
+) -> None:
+    """Approve the promotion of a version that waits for it (--approval required), and promote it if it still is better.
+
+    It is compared with the champion of now. Where the images are not in this workspace, the next nightly run does so.
+    """
+    from bincount import approval, preflight
+    from bincount.errors import SnapshotNotFound
+    from bincount.reporting import console, tables
+    from bincount.tracking.connection import open_existing
+    from tasks.origin import who
+
+    job = Job(
+        data=whole(DataConfig, data),
+        registry=registry,
+        promotion=whole(PromotionConfig, promotion),
+        workspace=workspace,
+    )
+    preflight.check_device(device)
+    preflight.check_registry(registry)
+    model_registry = open_existing(Workspace(root=workspace), registry)
+    version = model_registry.find(model)
+    approval.answer(model_registry, version, "rejected" if reject else "approved", by=who(), reason=reason)
+    if reject:
+        decision = approval.record_rejection(model_registry, model_registry.find(str(version.version)))
+        console.show(console.decision_last(tables.of_decision(decision)))
+        return
+    try:
+        preflight.check_comparison(job, device)
+    except SnapshotNotFound as error:
+        print(
+            f"Version {version.version} is approved. The next nightly run compares and promotes it, since here {error}"
+        )
+        return
+    with flow_runs(registry, workspace):
+        from flows import promote as flow
+
+        decision = flow.promote(str(version.version), **sections(job), device=device)
+        console.show(console.decision_last(tables.of_decision(decision)))
+
+
 @app.command(sort_key=9)
 def rollback(
     *,
@@ -197,14 +251,25 @@ def rollback(
     workspace: Root = DEFAULT_WORKSPACE,
     config: ConfigFile = None,
 ) -> None:
-    """Make the previous champion champion again; only `promote --force` promotes the one that is rolled back again."""
+    """Make the previous champion champion again; only `promote --force` promotes the one that is rolled back again.
+
+    It needs no approval. Whether the previous champion still starts is tried when it is champion, and said.
+    """
     from bincount.reporting import console
+    from bincount.tracking import starting
     from bincount.tracking.connection import open_existing
     from flows import summary
     from tasks.origin import who
 
     model_registry = open_existing(Workspace(root=workspace), registry)
-    model_registry.rollback(by=who(), reason=reason)
+    previous = model_registry.rollback(by=who(), reason=reason)
+    # Only now: in an emergency seconds count, and what was in use before is worth more than what is known to be wrong.
+    if failure := starting.explain_failure(model_registry, previous):
+        print(
+            f"bincount: version {previous.version} is champion again, but cannot be used here as it is packaged: "
+            f"{failure}; `bincount promote VERSION --force` puts another in its place",
+            file=sys.stderr,
+        )
     console.show(summary.of_models(model_registry.versions(5), model_registry.history()[-5:]))
 
 

@@ -58,11 +58,16 @@ def notify(
     webhook: Annotated[str | None, Parameter(help="URL that gets JSON: kind, subject, text")] = None,
     only: Annotated[
         str,
-        Parameter(help="kinds, separated by commas: failed, crashed, late, skipped, promoted, drift [default: all]"),
+        Parameter(
+            help="kinds, separated by commas: failed, crashed, late, skipped, promoted, waiting, refused, drift "
+            "[default: all]"
+        ),
     ] = "",
     off: Annotated[bool, Parameter(negative="", help="unsubscribe everybody")] = False,
 ) -> None:
-    """Notify people of nightly runs that failed, crashed, are late or were skipped, of new champions and of drift.
+    """Notify people of nightly runs that failed, crashed, are late or were skipped, of champions and of drift.
+
+    Of champions: a new one, a version that waits for approval, and a better version that does not start.
 
     The Prefect server sends the notifications, and keeps the addresses encrypted. Without options, list who gets which.
     """

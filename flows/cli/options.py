@@ -55,7 +55,9 @@ DatasetConfig = some_of(DataConfig, "source", "keep_splits", "only_listed", "end
 ExportConfig = some_of(DataConfig, "source", "keep_splits", "only_listed", "endpoint", "classes", "concurrency")
 PictureConfig = some_of(DataConfig, "region", "endpoint", "unsigned", "requester_pays", "limit", "concurrency")
 CapturedConfig = some_of(DataConfig, "source", "endpoint", "region", "unsigned", "concurrency")
-ComparisonConfig = some_of(PromotionConfig, *(name for name in PromotionConfig.model_fields if name != "force"))
+ComparisonConfig = some_of(
+    PromotionConfig, *(name for name in PromotionConfig.model_fields if name not in ("force", "approval"))
+)
 ServerConfig = some_of(RegistryConfig, "tracking_uri", "experiment")
 THE_DATASET, ALL_CLASSES, PUBLIC_BUCKET = DatasetConfig(), ExportConfig(), PictureConfig()
 COMPARISON, SERVERS = ComparisonConfig(), ServerConfig()

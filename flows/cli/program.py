@@ -35,6 +35,7 @@ KEPT = {
     "evaluate": "nothing was changed",
     "compare": "nothing was changed",
     "promote": "the champion is changed as a whole or not at all",
+    "approve": "what was approved is, and the champion is changed as a whole or not at all",
     "rollback": "the champion is changed as a whole or not at all",
     "predict": "nothing was changed",
     "serve": "nothing was changed",

@@ -109,6 +109,8 @@ def _attention(facts: Facts, champion: DecidedVersion | None) -> list[str]:
     found = list(facts.problems)
     if facts.versions and champion is None:
         found.append("No version is champion, so nothing predicts for `champion`.")
+    waiting = [version for version in facts.versions if version.decision and version.decision.waits]
+    found += [f"Version {each.version} waits for approval; `bincount approve {each.version}`." for each in waiting]
     accuracy = champion.scores.get("accuracy") if champion else None
     if accuracy and facts.majority is not None and accuracy.low <= facts.majority:
         found.append("The champion is not significantly better than always predicting the most frequent class.")

@@ -16,6 +16,7 @@ from bincount.reporting.months.words import STAMP, at, link_to, name_period, per
 OUTCOMES = {
     "promote": "promoted",
     "champion": "champion already",
+    "waiting": "waits for approval",
     "no champion": "not promoted",
     "keep": "champion kept",
 }
