@@ -209,7 +209,7 @@ def test_another_version_is_started_beside_the_one_before_which_stays_to_go_back
 def test_alarms_take_an_update_back_and_must_exist(aws, checkpoint, other):
     deploy(checkpoint)
     alarmed = TARGET.model_copy(update={"alarms": ("errors",)})
-    with pytest.raises(SettingsError, match="no CloudWatch alarm errors .*correct --alarm"):
+    with pytest.raises(SettingsError, match=r"no CloudWatch alarm errors .*correct --alarm"):
         deploy(other, alarmed, version=8)
     boto3.client("cloudwatch", region_name=REGION).put_metric_alarm(
         AlarmName="errors", EvaluationPeriods=1, ComparisonOperator="GreaterThanThreshold", Threshold=1
