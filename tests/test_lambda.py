@@ -163,7 +163,7 @@ def test_what_is_no_picture_is_refused_with_the_reason_and_the_endpoint_is_not_a
         function.handler(event)
     response = function.handler(over_http(json.dumps(event)))
     assert response["statusCode"] == status
-    assert json.loads(response["body"])["detail"]
+    assert json.loads(response["body"])["error"]
 
 
 @pytest.mark.parametrize("event", [[], "text", None, 7])
@@ -182,7 +182,7 @@ def test_a_body_that_is_nothing_of_that_is_refused_with_what_to_set(function, ru
 @pytest.mark.parametrize(
     ("code", "service", "status", "words"),
     [
-        ("ModelError", {"OriginalStatusCode": 415, "OriginalMessage": '{"detail": "truncated"}'}, 415, "truncated"),
+        ("ModelError", {"OriginalStatusCode": 415, "OriginalMessage": '{"message": "truncated"}'}, 415, "truncated"),
         ("ModelError", {"OriginalStatusCode": 429, "OriginalMessage": "no JSON"}, 429, "said"),
         ("ModelError", {"OriginalStatusCode": 500, "OriginalMessage": ""}, 502, "its log says why"),
         ("ValidationError", {}, 502, "endpoint bins failed"),

@@ -45,7 +45,7 @@ def handler(event, context=None):
         logger.warning("refused with %d: %s", refused.status, refused.message)
         if not over_http:
             raise ValueError(refused.message) from None
-        return respond(refused.status, {"detail": refused.message})
+        return respond(refused.status, {"error": refused.message})
     return respond(200, answer) if over_http else answer
 
 
@@ -148,8 +148,8 @@ def explain(error, name):
     """Return what an error of the endpoint means: the model's own status where the service refused the picture."""
     details = error.response["Error"]
     status = error.response.get("OriginalStatusCode")
-    if details["Code"] == "ModelError" and status in (400, 413, 415, 422, 429, 503):
-        return Refused(status, read_detail(error.response.get("OriginalMessage", "")) or details["Message"])
+    if details["Code"] == "ModelError" and status in (400, 408, 413, 415, 422, 429, 503):
+        return Refused(status, read_message(error.response.get("OriginalMessage", "")) or details["Message"])
     if "Throttl" in details["Code"]:
         return Refused(429, f"the endpoint {name} is asked too often; try again in a second")
     if details["Code"] in ("ServiceUnavailable", "InternalDependencyException", "ModelNotReadyException"):
@@ -157,13 +157,12 @@ def explain(error, name):
     return Refused(502, f"the endpoint {name} failed ({details['Code']}: {details['Message']}); its log says why")
 
 
-def read_detail(text):
-    """Return the detail of the service's answer to what it refuses; empty where there is none."""
+def read_message(text):
+    """Return the reason in the service's answer to what it refuses; empty where there is none."""
     try:
-        detail = json.loads(text)["detail"]
+        return str(json.loads(text)["message"])
     except (ValueError, KeyError, TypeError):
         return ""
-    return detail if isinstance(detail, str) else json.dumps(detail)
 
 
 @functools.cache
