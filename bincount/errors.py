@@ -9,7 +9,8 @@ BincountError
  │    └── DiskFull            there is no room for what is to be written; another try would end alike
  ├── SnapshotNotFound     nothing was prepared yet
  ├── ModelNotFound        no trained or registered model where one was expected
- │    └── ModelDamaged        its files are not what was saved
+ │    ├── ModelDamaged        its files are not what was saved
+ │    └── ModelChanged        its files are, and yet it does not predict as it did in its test
  ├── WeightsUnavailable   pretrained weights could not be fetched or do not fit the model
  ├── TrainingFailed       the trainer ended without a result; another try resumes
  │    └── TrainingDiverged    the loss was no longer a number; another try would end alike
@@ -88,6 +89,10 @@ class ModelNotFound(BincountError):
 
 class ModelDamaged(ModelNotFound):
     """The files of a model are not what was saved, so that it is as good as gone."""
+
+
+class ModelChanged(ModelNotFound):
+    """A registered model does not reproduce the predictions of its test on this machine."""
 
 
 class WeightsUnavailable(BincountError):

@@ -62,6 +62,18 @@ def handled(kept: str) -> Iterator[None]:
         watcher.close()
 
 
+@contextmanager
+def left_to_command() -> Iterator[None]:
+    """Let signals do what they would without `handled`, for a command that has an end of its own."""
+    for watcher in _watchers:
+        watcher.pause()
+    try:
+        yield
+    finally:
+        for watcher in _watchers:
+            watcher.resume()
+
+
 def watch_flow_runs() -> None:
     """Remember the flow runs that begin from now on in this context, to report the end of those that could not."""
     for watcher in _watchers:
@@ -91,6 +103,15 @@ class _Watcher:
         }
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def pause(self) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        self._paused = {number: signal.signal(number, handler) for number, handler in self._handlers.items()}
+
+    def resume(self) -> None:
+        for number, handler in self._paused.items():
+            signal.signal(number, handler)
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
 
     def close(self) -> None:
         signal.set_wakeup_fd(self._wakeup)

@@ -276,6 +276,7 @@ def test_an_output_that_only_some_networks_have_is_zero_for_the_others(snapshot,
     assert (scores.loc[scores["scored_by"] != MODEL, "p_7"] > 0).all()
 
 
+@pytest.mark.services
 def test_an_audit_that_is_killed_at_any_write_and_run_again_gives_the_same_table(
     snapshot, scorers, tmp_path, monkeypatch
 ):

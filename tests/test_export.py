@@ -375,6 +375,7 @@ def test_the_commands_take_the_last_snapshot_of_the_source(
     assert len(objects(s3_client, own_bucket)) == 20
 
 
+@pytest.mark.services
 @pytest.mark.real
 def test_the_list_of_the_student_projects_gives_their_class_folders(tmp_path):
     real = Path(os.environ["BINCOUNT_REAL_BINS"])

@@ -124,6 +124,7 @@ def objects() -> dict[str, bytes]:
     return images | {f"metadata/{number:05d}.json": record(number % 6, {"A": number % 6}) for number in numbers}
 
 
+@pytest.mark.services
 def test_a_sync_that_is_killed_again_and_again_ends_as_an_unbroken_one(tmp_path, objects):
     data = tmp_path / "data"
 
@@ -181,6 +182,7 @@ def test_a_sync_leaves_the_temporary_files_of_another_that_may_be_under_way(tmp_
     assert plan.num_new == 10
 
 
+@pytest.mark.services
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is Linux's VmHWM")
 def test_planning_a_sync_of_the_whole_public_bucket_takes_less_than_400_megabytes(tmp_path):
     with running("plan_the_public_bucket", str(tmp_path)) as process:

@@ -177,6 +177,7 @@ def test_ids_that_match_nothing_are_counted_and_named_and_none_at_all_is_an_erro
         taken(tmp_path, "00777\n00888\n", PUBLIC)
 
 
+@pytest.mark.services
 @pytest.mark.real
 def test_the_published_lists_take_the_real_bins_that_they_mean(tmp_path, caplog):
     real = Path(os.environ["BINCOUNT_REAL_BINS"])

@@ -43,6 +43,7 @@ def decide(num_bins: int, challenger: float, champion: float, seed: int, **confi
     return promotion.decide(LabelledImages(labels, groups, CLASSES), *tables, PromotionConfig(**config))
 
 
+@pytest.mark.services
 def test_chance_promotes_seldom_and_a_true_gain_of_three_points_mostly(capsys):
     equal = [decide(600, 0.55, 0.55, seed, max_class_loss=100).promote for seed in range(1000)]
     better = [decide(5000, 0.58, 0.55, seed).promote for seed in range(100)]

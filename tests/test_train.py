@@ -454,6 +454,7 @@ def on_first_epoch(caplog):
 LONG = QUICK.model_copy(update={"epochs": 24})
 
 
+@pytest.mark.services
 def test_a_killed_trainer_is_an_error_and_the_next_call_resumes(data, tmp_path, processes, on_first_epoch, caplog):
     on_first_epoch(lambda: os.kill(processes[0].pid, signal.SIGKILL))
     with pytest.raises(TrainingFailed, match=r"by SIGKILL \(out of memory\?\); run again to resume after step \d"):
@@ -489,6 +490,7 @@ def test_the_trainer_stops_when_its_parent_is_gone(data, tmp_path):
     FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("small_disk", [16], indirect=True)
 @pytest.mark.parametrize("left", [100_000, 0], ids=["room for its error", "no room at all"])
 def test_a_full_disk_ends_the_trainer_with_the_remedy_and_with_space_the_next_goes_on(data, small_disk, left, caplog):

@@ -107,11 +107,15 @@ def widen(name: str, interval: Interval, num_bins: int, confidence: float) -> In
     """
     if name.rsplit("/", maxsplit=1)[-1] not in RATES or interval.low != interval.high or interval.low not in (0, 1):
         return interval
+    return wilson(int(num_bins * interval.low), int(num_bins), confidence)
+
+
+def wilson(num: int, num_of: int, confidence: float = 0.95) -> Interval:
+    """Estimate Wilson's interval of the share num / num_of. Raises ValueError where num_of is 0."""
     from scipy.stats import binomtest  # here, since it takes seconds to import
 
-    test = binomtest(int(num_bins * interval.low), int(num_bins))
-    wilson = test.proportion_ci(confidence_level=confidence, method="wilson")
-    return Interval(low=wilson.low, high=wilson.high)
+    ends = binomtest(num, num_of).proportion_ci(confidence_level=confidence, method="wilson")
+    return Interval(low=ends.low, high=ends.high)
 
 
 def image_sums(images: LabelledImages, probabilities: np.ndarray) -> pd.DataFrame:

@@ -26,3 +26,56 @@ class Answer(Frozen):
     expected_count: float | None = None
     probabilities: dict[str, float]
     record: RecordCheck | None = None
+
+
+class Unreadable(Frozen):
+    """In place of an answer: why a picture cannot be read."""
+
+    error: str
+
+
+class Answers(Frozen):
+    """The answers for the pictures of a request, in their order."""
+
+    version: str
+    answers: tuple[Answer | Unreadable, ...]
+
+
+class NoAnswers(Frozen):
+    """None of the pictures of a request can be read, and why."""
+
+    error: str
+    version: str
+    answers: tuple[Unreadable, ...]
+
+
+class Rows(Frozen):
+    """Answers as the registered model gives them to MLflow: a row a picture, with p_NAME for each class.
+
+    ids are those of the answers.
+    """
+
+    predictions: tuple[dict[str, int | float | str], ...]
+    version: str
+    ids: tuple[str, ...]
+
+
+class Problem(Frozen):
+    """Why a request is not answered, and what to do."""
+
+    error: str
+
+
+class InvocationProblem(Frozen):
+    """Why a request is not answered, and what to do, as MLflow's model server says it."""
+
+    error_code: str
+    message: str
+
+
+def as_row(answer: Answer) -> dict[str, int | float | str]:
+    """Return an answer as a row of the table that the registered model makes."""
+    row: dict[str, int | float | str] = {"count": answer.count}
+    if answer.expected_count is not None:
+        row["expected_count"] = answer.expected_count
+    return row | {f"p_{name}": probability for name, probability in answer.probabilities.items()}

@@ -2,6 +2,9 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from bincount.serving.answers import Answer
+from bincount.serving.served import ServedModel
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -51,6 +54,17 @@ class Metrics:
         self.captured = Counter(
             "bincount_captured_pictures", "Pictures by whether they were kept", ["outcome"], registry=registry
         )
+
+    def show_model(self, model: ServedModel) -> None:
+        """Say which version answers now."""
+        self.model.clear()
+        self.model.labels(model.name, model.version, model.engine.digest).set(1)
+
+    def count(self, answer: Answer) -> None:
+        """Count a picture that was answered."""
+        outcome = "counted" if answer.answer == answer.count else "look"
+        self.pictures.labels(answer.version, outcome).inc()
+        self.confidence.labels(answer.version).observe(answer.confidence)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

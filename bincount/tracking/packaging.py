@@ -20,6 +20,8 @@ from packaging.requirements import Requirement
 
 import bincount
 from bincount.files import raise_on_disk_full
+from bincount.tracking import self_check
+from bincount.tracking.self_check import SelfCheck
 
 PACKAGE = Path(bincount.__file__).parent
 MODEL_TAG = "bincount.model"  # SHA-256 of model.safetensors
@@ -31,11 +33,19 @@ INFERENCE_PACKAGES = (
 
 
 def upload_model(
-    client: MlflowClient, experiment_id: str, name: str, run_id: str, checkpoint: Path, digest: str, example: bytes
+    client: MlflowClient,
+    experiment_id: str,
+    name: str,
+    run_id: str,
+    checkpoint: Path,
+    digest: str,
+    example: bytes,
+    check: SelfCheck | None = None,
 ) -> LoggedModel:
     """Keep the model of a checkpoint folder with a run, or find it where an earlier attempt has uploaded all of it.
 
-    digest is that of the weights, example a small image file. What an attempt has left half done is removed.
+    digest is that of the weights, example a small image file, check what a loaded copy is compared with. What an
+    attempt has left half done is removed.
     """
     ours = f"source_run_id = '{run_id}' AND tags.`{MODEL_TAG}` = '{digest}'"
     for logged in client.search_logged_models([experiment_id], ours):
@@ -51,6 +61,8 @@ def upload_model(
             save_model(
                 folder, checkpoint, example, Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id)
             )
+            if check:
+                self_check.write(folder, check)
         client.log_model_artifacts(logged.model_id, str(folder))
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     return client.finalize_logged_model(logged.model_id, "READY")

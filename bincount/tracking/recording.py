@@ -22,6 +22,7 @@ from bincount.tracking import names
 from bincount.tracking.live import describe_training, start_training
 from bincount.tracking.registry import Registry, Version
 from bincount.tracking.runs import RUN_TAG
+from bincount.tracking.self_check import SelfCheck
 from bincount.training.crossfit import CrossFit
 from bincount.training.run_folder import Trained, read_history
 from bincount.training.spec import read_spec
@@ -96,6 +97,7 @@ def record_model(
             },
             _example(snapshot, pack),
             evaluation.scores(),
+            SelfCheck.choose(snapshot, pack, evaluation.predictions),
         )
         scores = {**evaluation.metrics.scalars(), "majority_accuracy": evaluation.baseline.accuracy}
         registry.runs.log_metrics(

@@ -36,6 +36,7 @@ from bincount.tracking.client import Experiment
 from bincount.tracking.download import download_checkpoint
 from bincount.tracking.packaging import MODEL_TAG, upload_model
 from bincount.tracking.runs import Runs
+from bincount.tracking.self_check import SelfCheck
 from bincount.training.spec import weights_digest
 
 logger = logging.getLogger(__name__)
@@ -134,12 +135,14 @@ class Registry:
         tags: Mapping[str, str],
         input_example: bytes,
         scores: Mapping[str, Score] = {},
+        check: SelfCheck | None = None,
     ) -> Version:
         """Make a version of the model in a checkpoint folder, and the newest one challenger.
 
-        description is Markdown, input_example a small JPEG file. The same weights from the same run are one version,
-        however often they are registered. A version appears when all its files are there; what an attempt that was
-        killed has left is used, or removed where it is half a model.
+        description is Markdown, input_example a small JPEG file, check what shows whether a loaded copy predicts as in
+        its test. The same weights from the same run are one version, however often they are registered. A version
+        appears when all its files are there; what an attempt that was killed has left is used, or removed where it is
+        half a model.
         """
         digest = weights_digest(checkpoint)
         self.champion_alias.history.ensure_model(DESCRIPTION.format(name=self.model_name), earlier.DESCRIPTION)
@@ -150,7 +153,7 @@ class Registry:
             entry = found[0]
         else:
             logged = upload_model(
-                self.client, self.experiment_id, self.model_name, run_id, checkpoint, digest, input_example
+                self.client, self.experiment_id, self.model_name, run_id, checkpoint, digest, input_example, check
             )
             entry = self.client.create_model_version(
                 self.model_name,

@@ -14,6 +14,7 @@ from flows.cli import (  # noqa: F401 - they register their commands
     operations,
     pipeline,
     reviews,
+    serving,
     stack,
 )
 from flows.cli.program import app, main

@@ -37,6 +37,7 @@ KEPT = {
     "promote": "the champion is changed as a whole or not at all",
     "rollback": "the champion is changed as a whole or not at all",
     "predict": "nothing was changed",
+    "serve": "nothing was changed",
     "models": "nothing was changed",
     "report": "the page of before is kept",
     "config": "nothing was changed",

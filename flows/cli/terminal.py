@@ -64,6 +64,16 @@ def set_up() -> None:
         logging.root.addHandler(handler)
 
 
+def set_up_access_log() -> None:
+    """Write the lines of requests as log lines are, by a handler that takes no time to fit them to the terminal."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    requests = logging.getLogger("bincount.serving.requests")
+    requests.addHandler(handler)
+    requests.propagate = False
+    requests.setLevel(logging.INFO)
+
+
 def remove_prefect_handler() -> None:
     """Write no log line twice where Prefect, as it was imported, has added a handler of its own."""
     if _is_set_up():

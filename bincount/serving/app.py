@@ -1,0 +1,201 @@
+"""The HTTP application of a service: /predict, and what MLflow, SageMaker and Prometheus ask.
+
+The endpoints take the request as it is and return bytes, so that a request costs little beside its pictures; what they
+take and return is described for /docs all the same.
+"""
+
+import asyncio
+import csv
+import io
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version as version_of
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from bincount.errors import BadPicture
+from bincount.serving import bodies, docs
+from bincount.serving.answers import Answer, as_row
+from bincount.serving.batching import QueueFull
+from bincount.serving.bodies import BadBody, Pictures, TooManyPictures
+from bincount.serving.protection import INVOCATIONS, Protection, Refused, problem
+from bincount.serving.service import Service, UnknownRecord
+
+T = TypeVar("T")
+
+DESCRIPTION = """\
+Count the items in photos. A picture is a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or AVIF file, and HEIC where the service
+can read it; of an animation the first frame counts, and pictures are turned as their EXIF orientation says.
+"""
+LARGE = 200_000  # bytes of a body that a thread reads, so that other requests do not wait
+
+
+def create(service: Service, token: str = "", routers: Iterable[APIRouter] = ()) -> ASGIApp:
+    """Return the application, protected, with the routes of others."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="bincount",
+        version=version_of("bincount-pipeline"),
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.include_router(_routes(service))
+    for router in routers:
+        app.include_router(router)
+    app.include_router(docs.router())
+    _handle_errors(app)
+    docs.describe(app, needs_token=bool(token))
+    return Protection(app, service, token, {getattr(route, "path", "") for route in app.routes})
+
+
+def _routes(service: Service) -> APIRouter:
+    routes = APIRouter()
+    max_images = service.config.max_images
+
+    @routes.post(
+        "/predict",
+        response_class=Response,
+        responses=docs.PREDICTED,
+        openapi_extra={"requestBody": docs.form_body(max_images)},
+    )
+    async def predict(request: Request) -> Response:
+        """Count the items in the pictures of a form.
+
+        Each picture has an answer in its place. One that cannot be read has an error there; where none can be read, the
+        status is 422. With `recorded`, each answer says how likely that record is wrong.
+        """
+        kind = request.headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+            raise Refused(415, "a form is needed; send multipart/form-data with each picture in a field `image`")
+        body = await request.body()
+        asked = await _read(body, lambda: bodies.read_form(kind, body, max_images))
+        return _answers(service, await service.predict(asked.contents, asked.recorded), 422)
+
+    @routes.post(
+        INVOCATIONS,
+        response_class=Response,
+        responses=docs.INVOKED,
+        openapi_extra={"requestBody": docs.invocation_body(max_images)},
+    )
+    async def invocations(request: Request) -> Response:
+        """Count the items in pictures, as SageMaker and MLflow ask.
+
+        The body is a picture file, or JSON with base64 text or data: URLs. A picture file and `image` get the answer
+        of /predict, and the other forms that of MLflow's model server, or with `Accept: text/csv` a table.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        body = await request.body()
+        if kind in docs.PICTURE_TYPES or kind.startswith("image/"):
+            asked = Pictures([body])
+        elif kind == "application/json":
+            asked = await _read(body, lambda: bodies.read_json(body, max_images))
+        else:
+            raise Refused(415, "a picture file or JSON is needed; send Content-Type: image/jpeg or application/json")
+        answered = await service.predict(asked.contents, asked.recorded)
+        as_csv = "text/csv" in request.headers.get("accept", "")
+        if not asked.as_rows and not as_csv:
+            return _answers(service, answered, 400)
+        for row, answer in enumerate(answered):
+            if isinstance(answer, BadPicture):
+                raise BadBody(bodies.not_a_picture(row, answer))
+        return _csv(answered) if as_csv else _rows(service, answered)
+
+    async def ping() -> Response:
+        """Say whether the service answers: 503 when it is stopping."""
+        return Response("\n", 503 if service.stopping else 200, media_type="application/json")
+
+    routes.add_api_route("/ping", ping, response_class=Response, responses=docs.PINGED)
+    routes.add_api_route("/health", ping, response_class=Response, include_in_schema=False)
+
+    @routes.get("/version", response_class=Response, include_in_schema=False)
+    async def version() -> Response:
+        return Response(version_of("bincount-pipeline"), media_type="text/plain")
+
+    @routes.get(
+        "/metrics",
+        response_class=Response,
+        responses=docs.MEASURED,
+    )
+    async def metrics() -> Response:
+        """Show counters for Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
+
+    return routes
+
+
+async def _read(body: bytes, read: Callable[[], T]) -> T:
+    return read() if len(body) < LARGE else await asyncio.to_thread(read)
+
+
+def _answers(service: Service, answered: Sequence[Answer | BadPicture], failed: int) -> Response:
+    """Return answers as JSON; failed is the status where no picture can be read."""
+    texts = [
+        json.dumps({"error": str(answer)}) if isinstance(answer, BadPicture) else answer.model_dump_json()
+        for answer in answered
+    ]
+    read = [answer for answer in answered if isinstance(answer, Answer)]
+    version = json.dumps(read[0].version if read else service.model.version)
+    listed = f'"version":{version},"answers":[{",".join(texts)}]'
+    if read:
+        return _json(f"{{{listed}}}")
+    why = str(answered[0]) if len(answered) == 1 else "none of the pictures can be read"
+    if failed == 400:
+        return problem(INVOCATIONS, failed, f"{why}; send a JPEG or PNG file")
+    return _json(f'{{"error":{json.dumps(f"{why}; send a JPEG or PNG file")},{listed}}}', failed)
+
+
+def _rows(service: Service, answered: Sequence[Answer]) -> Response:
+    content = {
+        "predictions": [as_row(answer) for answer in answered],
+        "version": answered[0].version if answered else service.model.version,
+        "ids": [answer.id for answer in answered],
+    }
+    return _json(json.dumps(content))
+
+
+def _csv(answered: Sequence[Answer]) -> Response:
+    rows = [as_row(answer) for answer in answered]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]) if rows else ["count"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return Response(file.getvalue(), media_type="text/csv", headers={"Cache-Control": "no-store"})
+
+
+def _json(text: str, status: int = 200) -> Response:
+    return Response(text, status, {"Cache-Control": "no-store"}, "application/json")
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Answer each error with its status, and text that says what to do."""
+
+    def handle(kind: type[Exception], answer: Callable[[Any], tuple]) -> None:
+        async def respond(request: Request, error: Exception) -> Response:
+            return problem(request.url.path, *answer(error))
+
+        app.add_exception_handler(kind, respond)
+
+    seconds = "send fewer pictures in one request, or raise --timeout"
+    handle(HTTPException, lambda error: (error.status_code, str(error.detail), error.headers))
+    handle(RequestValidationError, lambda error: (422, "; ".join(each["msg"] for each in error.errors())))
+    handle(BadBody, lambda error: (400, str(error)))
+    handle(BadPicture, lambda error: (422, f"{error}; send a JPEG or PNG file"))
+    handle(TooManyPictures, lambda error: (422, str(error)))
+    handle(UnknownRecord, lambda error: (422, str(error)))
+    handle(QueueFull, lambda error: (429, str(error), {"Retry-After": str(error.retry_after)}))
+    handle(TimeoutError, lambda error: (503, f"no answer in time; {seconds}"))
+    handle(Exception, lambda error: (500, "an error of the service, which its log shows; try another picture"))

@@ -1,0 +1,180 @@
+"""The pictures in the body of a request: a form, a picture file as it is, or JSON with base64.
+
+A body is in memory as a whole, and no larger than protection lets through. Reading it takes time and memory in
+proportion to its size, whatever is in it. No path and no URL of another host is ever opened.
+"""
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from python_multipart.multipart import parse_options_header
+
+LONGEST_HEADER = 8192  # bytes of the headers of one part
+OTHER_PARTS = 16  # parts of a form that are no pictures
+BRACKETS, COMMAS = 200, 20_000  # of JSON, beside those of the pictures; each costs a hundred times its size in memory
+FORMS = ("image", "instances", "inputs", "dataframe_split", "dataframe_records")
+
+
+class BadBody(ValueError):
+    """A body that cannot be used; the text says why, and what to send."""
+
+
+class TooManyPictures(ValueError):
+    """More pictures than one request may have."""
+
+    def __init__(self, max_images: int) -> None:
+        super().__init__(f"more than {max_images} pictures; send the others in another request")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Picture files, and what the record of them says. as_rows: the answer is a table in MLflow's form."""
+
+    contents: Sequence[bytes]
+    recorded: str | None = None
+    as_rows: bool = False
+
+
+def read_form(content_type: str, body: bytes, max_images: int) -> Pictures:
+    """Read a form (multipart/form-data) with files under `image`, and perhaps `recorded`.
+
+    Raises BadBody and TooManyPictures.
+    """
+    contents, recorded, others = [], [], set()
+    for name, content in _parts(content_type, body, max_images + OTHER_PARTS):
+        if name == "image":
+            contents.append(content)
+        elif name == "recorded":
+            recorded.append(content)
+        else:
+            others.add(name[:50])
+    if len(contents) > max_images:
+        raise TooManyPictures(max_images)
+    if not contents:
+        got = f" but {', '.join(sorted(others))}" if others else ""
+        raise BadBody(f"no field `image`{got}; send each picture file in a field of that name")
+    if len(recorded) > 1:
+        raise BadBody("several fields `recorded`; send one, for all pictures of the request")
+    try:
+        text = recorded[0].decode().strip() if recorded else ""
+    except UnicodeDecodeError:
+        raise BadBody("the field `recorded` is not UTF-8") from None
+    return Pictures(contents, text or None)
+
+
+def _parts(content_type: str, body: bytes, max_parts: int) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and content of each part of a form, as RFC 7578 has it."""
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not 0 < len(boundary) <= 70:
+        raise BadBody("no boundary in Content-Type; let the client write that header")
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary, max_parts + 2)
+    if len(pieces) > max_parts + 2:
+        raise BadBody(f"more than {max_parts} parts in the form; send fewer")
+    if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
+        raise BadBody("the form is cut off, or its boundary is another than in Content-Type; send it again")
+    for piece in pieces[1:-1]:
+        line, begins, rest = piece.partition(b"\r\n")
+        header, ends, content = (b"\r\n" + rest).partition(b"\r\n\r\n")
+        if line.strip(b" \t") or not begins or not ends or len(header) > LONGEST_HEADER:
+            raise BadBody("a part of the form has no proper headers; let the client write the form")
+        yield _field_name(header), content
+
+
+def _field_name(header: bytes) -> str:
+    for line in header.split(b"\r\n"):
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == b"content-disposition":
+            kind, options = parse_options_header(value.strip())
+            if kind == b"form-data" and b"name" in options:
+                return options[b"name"].decode(errors="replace")
+    raise BadBody('a part of the form has no name; write Content-Disposition: form-data; name="image"')
+
+
+def read_json(body: bytes, max_images: int) -> Pictures:
+    """Read a JSON object with base64 text or data: URLs, in one of the forms in FORMS.
+
+    Raises BadBody and TooManyPictures.
+    """
+    given = _parse(body, max_images)
+    known = [name for name in FORMS if name in given]
+    if len(known) != 1:
+        got = ", ".join(sorted(name[:50] for name in given)[:10]) or "none"
+        raise BadBody(f"one of the keys {', '.join(FORMS)} is needed, with base64 text; got {got}")
+    form, value = known[0], given[known[0]]
+    if form == "image":
+        recorded = given.get("recorded")
+        if isinstance(recorded, bool) or not isinstance(recorded, str | int | None):
+            raise BadBody("`recorded` is the name of a class, as text or a whole number")
+        texts = [value]
+    else:
+        recorded, texts = None, _column(form, value)
+    if len(texts) > max_images:
+        raise TooManyPictures(max_images)
+    recorded = None if recorded is None else str(recorded).strip() or None
+    return Pictures([_content(row, text) for row, text in enumerate(texts)], recorded, form != "image")
+
+
+def _parse(body: bytes, max_images: int) -> dict[str, Any]:
+    if body.count(b"[") + body.count(b"{") > BRACKETS + 2 * max_images or body.count(b",") > COMMAS + 8 * max_images:
+        raise BadBody("more lists and values than pictures need; send nothing but the pictures, as base64")
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8, or a number of 5,000 digits
+        raise BadBody(f"the body is no JSON ({str(error)[:200]})") from None
+    if not isinstance(given, dict):
+        raise BadBody(f"a JSON object is needed, with one of the keys {', '.join(FORMS)}")
+    return given
+
+
+def _column(form: str, value: object) -> list[object]:
+    """Return the column `image` of a table in one of MLflow's forms."""
+    match form, value:
+        case "dataframe_split", {"columns": list(columns), "data": list(rows)} if columns.count("image") == 1:
+            place = columns.index("image")
+            if all(isinstance(row, list) and len(row) == len(columns) for row in rows):
+                return [row[place] for row in rows]
+        case "dataframe_split", {"columns": list(columns)}:
+            raise _no_column(columns)
+        case "inputs", {"image": list(texts)}:
+            return texts
+        case "inputs", {"image": text}:
+            return [text]
+        case "instances" | "inputs" | "dataframe_records", list(rows):
+            if form != "dataframe_records" and all(isinstance(row, str) for row in rows):
+                return rows
+            if all(isinstance(row, dict) for row in rows):
+                lacking = [row for row in rows if "image" not in row]
+                if lacking:
+                    raise _no_column(lacking[0])
+                return [row["image"] for row in rows]
+    raise BadBody(f"`{form}` is no table with a column `image`, which holds base64 text")
+
+
+def _no_column(columns: Any) -> BadBody:
+    got = ", ".join(str(name)[:50] for name in list(columns)[:10]) or "none"
+    return BadBody(f"no column `image` but {got}; send the pictures in a column of that name")
+
+
+def _content(row: int, text: object) -> bytes:
+    """Return the picture file in base64 text or a data: URL, as the registered model reads them."""
+    try:
+        if not isinstance(text, str):
+            raise TypeError(f"got {type(text).__name__}")
+        kind, comma, rest = text.partition(",") if text[:5].lower() == "data:" else ("data:;base64", ",", text)
+        if not comma:
+            raise ValueError("a data: URL without a comma")
+        content = unquote_to_bytes(rest) if rest is not text else rest.encode()
+        if not kind.lower().endswith(";base64"):
+            return content
+        return base64.b64decode(b"".join(content.split()), validate=True)
+    except (TypeError, ValueError) as error:
+        raise BadBody(not_a_picture(row, error)) from None
+
+
+def not_a_picture(row: int, reason: object) -> str:
+    """Say why a row of a table cannot be read, and what to send."""
+    return f"row {row} is not a picture ({reason}); send a JPEG or PNG file as base64 text or as a data: URL"

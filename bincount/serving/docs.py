@@ -1,0 +1,176 @@
+"""What a service says of itself to people and programs: /docs, with all that it needs, and /openapi.json."""
+
+from collections.abc import Iterable
+from importlib import resources
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Response
+
+from bincount.serving.answers import Answers, InvocationProblem, NoAnswers, Problem, Rows
+from bincount.serving.protection import is_open, most_bytes
+
+ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>bincount: requests</title>
+<link rel="icon" href="docs/favicon.png">
+<link rel="stylesheet" href="docs/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</body>
+</html>
+"""
+START = """\
+SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  presets: [SwaggerUIBundle.presets.apis],
+  validatorUrl: null,
+});
+"""
+PICTURE_TYPES = (
+    *("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "image/gif", "image/avif", "image/heic"),
+    *("image/heif", "image/x-portable-pixmap", "application/octet-stream"),
+)
+SAY = {
+    400: "The request cannot be used, and why",
+    401: "The token is missing or wrong",
+    403: "A page of another origin asked",
+    408: "The body was not there in time",
+    413: "The body is too large",
+    415: "Another kind of body is needed",
+    421: "The service goes by another name",
+    422: "The request cannot be answered, and why",
+    429: "Too many pictures wait; try again after the seconds of Retry-After",
+    500: "An error of the service, which its log shows",
+    503: "No answer in time, or the service is stopping",
+}
+OF_ANY = (401, 421, 500)
+OF_POST = (400, 401, 403, 408, 413, 415, 421, 422, 429, 500, 503)
+
+
+def _problems(model: Any, codes: Iterable[int]) -> dict[int | str, dict[str, Any]]:
+    return {code: {"model": model, "description": SAY[code]} for code in codes}
+
+
+PREDICTED = {
+    200: {"model": Answers, "description": "An answer for each picture, in their order"},
+    **_problems(Problem, OF_POST),
+    422: {"model": NoAnswers | Problem, "description": SAY[422]},
+}
+INVOKED = {
+    200: {
+        "model": Answers | Rows,
+        "description": "The answer for a picture, or MLflow's table",
+        "content": {"text/csv": {"schema": {"type": "string"}}},
+    },
+    **_problems(InvocationProblem, OF_POST),
+}
+PINGED = {200: {"description": "A model answers"}, 503: {"description": SAY[503]}, **_problems(Problem, (421, 500))}
+MEASURED = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "In Prometheus' text format"},
+    **_problems(Problem, OF_ANY),
+}
+
+
+def router() -> APIRouter:
+    """Return the routes of /docs: the page, its script, and Swagger UI as fastapi-offline ships it."""
+    routes = APIRouter()
+    shipped = resources.files("fastapi_offline") / "static"
+
+    @routes.get("/docs", include_in_schema=False)
+    async def page() -> Response:
+        return Response(PAGE, media_type="text/html")
+
+    @routes.get("/docs/{name}", include_in_schema=False)
+    def asset(name: str) -> Response:
+        if name == "start.js":
+            return Response(START, media_type="text/javascript")
+        if name not in ASSETS:
+            return Response("no such file", 404, media_type="text/plain")
+        content = (shipped / name).read_bytes()
+        return Response(content, headers={"Cache-Control": "max-age=3600"}, media_type=ASSETS[name])
+
+    return routes
+
+
+def describe(app: FastAPI, *, needs_token: bool) -> None:
+    """Let the description of an application say which of its paths need a token."""
+    describe_routes = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = describe_routes()
+        if needs_token:
+            components = description.setdefault("components", {})
+            components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            for path, operations in description["paths"].items():
+                for operation in operations.values():
+                    operation["security"] = [] if is_open(path) else [{"token": []}]
+        return description
+
+    app.openapi = openapi
+
+
+def form_body(max_images: int) -> dict[str, Any]:
+    """Describe the form of /predict."""
+    properties = {
+        "image": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "minItems": 1,
+            "maxItems": max_images,
+            "description": "picture files",
+        },
+        "recorded": {"type": "string", "description": "what the record of these pictures says; empty: nothing"},
+    }
+    schema = {"type": "object", "properties": properties, "required": ["image"]}
+    return _body({"multipart/form-data": {"schema": schema}}, max_images)
+
+
+def invocation_body(max_images: int) -> dict[str, Any]:
+    """Describe the bodies of /invocations."""
+    text = {"type": "string", "description": "a picture file as base64 text or as a data: URL", "format": "picture"}
+    texts = {"type": "array", "items": text, "maxItems": max_images}
+    record = {"type": "object", "properties": {"image": text}, "required": ["image"]}
+    records = {"type": "array", "items": record, "maxItems": max_images}
+    table = {
+        "type": "object",
+        "properties": {
+            "columns": {"const": ["image"]},
+            "data": {
+                "type": "array",
+                "items": {"type": "array", "items": text, "minItems": 1, "maxItems": 1},
+                "maxItems": max_images,
+            },
+        },
+        "required": ["columns", "data"],
+    }
+    column = {"type": "object", "properties": {"image": {"anyOf": [text, texts]}}, "required": ["image"]}
+    recorded = {"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]}
+    forms = [
+        _form("image", text) | {"properties": {"image": text, "recorded": recorded}},
+        _form("instances", {"anyOf": [texts, records]}),
+        _form("inputs", {"anyOf": [texts, records, column]}),
+        _form("dataframe_split", table),
+        _form("dataframe_records", records),
+    ]
+    picture = {"schema": {"type": "string", "format": "binary"}}
+    content = {kind: picture for kind in PICTURE_TYPES}
+    return _body({"application/json": {"schema": {"oneOf": forms}}, **content}, max_images)
+
+
+def _form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "title": name, "properties": {name: schema}, "required": [name]}
+
+
+def _body(content: dict[str, Any], max_images: int) -> dict[str, Any]:
+    limit = f"At most {max_images} pictures, and {most_bytes(max_images):,} bytes"
+    return {"required": True, "description": limit, "content": content}

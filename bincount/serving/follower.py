@@ -1,0 +1,137 @@
+"""Follows an alias of the registry: a new version is loaded beside the old one, checked, and takes over."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from bincount.errors import BincountError, ModelNotFound
+from bincount.serving.loading import load_version
+from bincount.serving.metrics import Metrics
+from bincount.serving.served import ServedModel
+from bincount.settings import Device, RegistryConfig, ServeConfig
+from bincount.tracking.client import is_transient
+from bincount.tracking.connection import open_existing
+from bincount.tracking.registry import Registry, Version
+from bincount.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+LONGEST_WAIT = 300  # seconds between two tries to load what could not be fetched
+REFUSED_WAIT = 3600  # and what is damaged or does not predict as in its test, which is seldom mended soon
+SECONDS_TO_STOP = 5  # a load that is under way ends with the process
+
+
+class Follower:
+    """Asks the registry in a thread of its own which version an alias names, and hands over each new one.
+
+    use takes a model that was loaded, checked and warmed up, such as Service.replace. current is what is used already,
+    None where nothing is yet. Where a version cannot be used, the one before stays, and it is tried again later: after
+    a time that grows where the registry is the reason, after an hour where the version is, and at once when the alias
+    moves or wake is called.
+    """
+
+    def __init__(
+        self,
+        alias: str,
+        use: Callable[[ServedModel], None],
+        current: ServedModel | None,
+        workspace: Workspace,
+        registry_config: RegistryConfig,
+        serve_config: ServeConfig,
+        metrics: Metrics,
+        device: Device = "auto",
+    ) -> None:
+        self.alias, self.model_name = alias, registry_config.model_name
+        self._use, self._metrics, self._device = use, metrics, device
+        self._registry = lambda: open_existing(workspace, registry_config)
+        self._poll, self._max_batch = serve_config.poll, serve_config.max_batch
+        self._version = current.version if current else None
+        self._refused, self._retry_at, self._num_tries = "", 0.0, 0
+        self._said = ""  # the reason why nothing can be followed now, which is logged once
+        self._woken, self._is_stopped = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"follow {alias}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look now instead of at the next time; what was refused before is tried again."""
+        self._refused = ""
+        self._woken.set()
+
+    def close(self) -> None:
+        """Follow no more."""
+        self._is_stopped.set()
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join(SECONDS_TO_STOP)
+
+    def look(self) -> None:
+        """Look once which version the alias names, and hand it over where it is another."""
+        try:
+            registry = self._registry()
+            version = registry.find(self.alias)
+        except Exception as error:  # noqa: BLE001 - whatever a registry fails with, what is served goes on
+            self._say(error)
+            return
+        if self._said:
+            logger.info("the registry says again which version is %s", self.alias)
+            self._said = ""
+        number = str(version.version)
+        if number == self._version:
+            self._refused = ""  # the alias is back; were it to move again, that would be new
+        elif number != self._refused or time.monotonic() >= self._retry_at:
+            self._try(registry, version)
+
+    def _try(self, registry: Registry, version: Version) -> None:
+        """Load, check and warm up a version, and hand it over; where that fails, keep the one before."""
+        number, before = str(version.version), self._version
+        try:
+            model = load_version(registry, version, self._device)
+            warm_up(model, self._max_batch)
+        except Exception as error:
+            self._num_tries = self._num_tries + 1 if number == self._refused else 1
+            self._refused = number
+            wait = min(self._poll * 2 ** (self._num_tries - 1), LONGEST_WAIT) if is_transient(error) else REFUSED_WAIT
+            self._retry_at = time.monotonic() + wait
+            self._metrics.switches.labels(outcome="failed").inc()
+            logger.error(  # noqa: TRY400 - the stack is of use only where the error was not foreseen
+                "%s is %s and cannot be used, %s; the next try is in %.0f s: %s",
+                *(version.uri, self.alias, f"version {before} stays" if before else "there is none before it", wait),
+                error,
+                exc_info=None if isinstance(error, BincountError) else error,
+            )
+            return
+        self._use(model)
+        self._version, self._refused = number, ""
+        self._metrics.switches.labels(outcome="switched").inc()
+        logger.info("%s is used as %s, %s", version.uri, self.alias, f"after version {before}" if before else "first")
+
+    def _say(self, error: Exception) -> None:
+        """Log once why nothing can be followed now, until it can be again or for another reason."""
+        reason = "alias" if isinstance(error, ModelNotFound) else "registry"
+        if reason == self._said:
+            return
+        self._said = reason
+        stays = f"version {self._version} stays" if self._version else "nothing is used"
+        if reason == "alias":
+            logger.warning("no version is %s now, %s until one is: %s", self.alias, stays, error)
+        else:
+            logger.warning("the registry does not say which version is %s, %s: %s", self.alias, stays, error)
+
+    def _run(self) -> None:
+        while not self._is_stopped.is_set():
+            self.look()
+            self._woken.wait(self._poll)
+            self._woken.clear()
+
+
+def warm_up(model: ServedModel, max_batch: int) -> None:
+    """Predict a picture, and as many as are predicted together, so that no request pays for what is done once."""
+    side = model.engine.spec.image_size
+    for number in sorted({1, max_batch}):
+        model.engine.logits(np.zeros((number, side, side, 3), np.uint8))

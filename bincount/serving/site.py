@@ -1,0 +1,131 @@
+"""The page of a service: to show it a picture and see what it counts, where it looked, and what that says of a record.
+
+Its files lie in page/, and two of them are those of the other pages. Nothing in it is of another host, and no script
+or style is inside the HTML, so that the strictest policy holds for it.
+"""
+
+import hashlib
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+
+from bincount import reporting
+from bincount.evaluation.intervals import Score
+from bincount.frozen import Frozen
+from bincount.reporting import offline
+from bincount.serving import page
+from bincount.serving.overlays import Overlays
+from bincount.serving.protection import most_bytes
+from bincount.serving.service import Service
+
+TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+FILES = {  # by the package that they lie in
+    reporting.__name__: ("common.css", "common.js"),
+    page.__name__: ("page.css", "page.js", "requests.js", "answer.js", "icon.svg"),
+}
+
+BODIES = {
+    name: {"schema": {"type": "string", "format": "binary"}}
+    for name in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+}
+
+
+class ModelFacts(Frozen):
+    """The model that answers now.
+
+    classes are in the order of their labels, ordered where that means more or fewer, and counts where they are numbers.
+    Below min_confidence the answer is look. scores are of the version's own test; page is where MLflow shows it.
+    A request has at most max_images pictures, and max_bytes in all.
+    """
+
+    name: str
+    version: str
+    alias: str
+    page: str
+    classes: tuple[str, ...]
+    ordered: bool
+    counts: bool
+    scores: dict[str, Score]
+    min_confidence: float
+    max_images: int
+    max_bytes: int
+
+
+class Asset:
+    """A file of the page, as it is sent: kept by browsers, which ask each time whether it is still the same."""
+
+    def __init__(self, name: str, package: str) -> None:
+        self.content = offline.read(name, package).encode()
+        self.headers = {
+            "ETag": f'"{hashlib.sha256(self.content).hexdigest()[:32]}"',
+            "Cache-Control": "no-cache",
+            "Content-Type": f"{TYPES[name.rpartition('.')[2]]}; charset=utf-8",
+        }
+
+    def respond(self, request: Request) -> Response:
+        """Return the file, or 304 where the browser has it."""
+        known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+        if self.headers["ETag"] in known or "*" in known:
+            return Response(status_code=304, headers={name: self.headers[name] for name in ("ETag", "Cache-Control")})
+        return Response(self.content, headers=self.headers)
+
+
+def router(service: Service) -> APIRouter:
+    """Return the routes of the page: itself, its files, the facts of the model, and overlays."""
+    routes = APIRouter()
+    overlays = Overlays()
+    html = Asset("page.html", page.__name__)
+    files = {name: Asset(name, package) for package, names in FILES.items() for name in names}
+
+    @routes.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def show_page(request: Request) -> Response:
+        return html.respond(request)
+
+    @routes.api_route("/static/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+    async def show_file(request: Request, name: str) -> Response:
+        return files[name].respond(request) if name in files else Response(status_code=404)
+
+    @routes.get("/model")
+    async def model() -> ModelFacts:
+        """Return the facts of the model that answers now: its version, classes, and scores with 95 % intervals."""
+        served = service.model
+        return ModelFacts(
+            name=served.name,
+            version=served.version,
+            alias=served.alias,
+            page=served.page,
+            classes=served.classes.names,
+            ordered=served.classes.ordered,
+            counts=served.classes.are_counts,
+            scores=dict(served.scores),
+            min_confidence=service.audit_config.min_confidence,
+            max_images=service.config.max_images,
+            max_bytes=most_bytes(service.config.max_images),
+        )
+
+    @routes.post(
+        "/overlay",
+        response_class=Response,
+        responses={200: {"content": {"image/png": {}}, "description": "A PNG of the upright photo's aspect"}},
+        openapi_extra={"requestBody": {"required": True, "content": BODIES}},
+    )
+    async def overlay(
+        request: Request,
+        class_name: Annotated[str | None, Query(description="class to explain [default: the predicted one]")] = None,
+    ) -> Response:
+        """Draw where the model sees what speaks for a class; the body is one picture file."""
+        served = service.model
+        content = await request.body()
+        label = None if class_name is None else _label(class_name, served.classes.names)
+        drawn = await overlays.make(served, content, label, service.config.timeout)
+        return Response(drawn, media_type="image/png", headers={"Cache-Control": "no-store"})
+
+    return routes
+
+
+def _label(name: str, names: tuple[str, ...]) -> int:
+    if name not in names:
+        error = {"loc": ("query", "class_name"), "msg": f"no such class; give one of {', '.join(names)}", "input": name}
+        raise RequestValidationError([{"type": "value_error", **error}])
+    return names.index(name)

@@ -1,0 +1,147 @@
+"""Some test pictures with the probabilities that a version gave them in its test, kept with its files.
+
+Whoever loads the version, on whatever machine and with whatever libraries, can ask it about the same pictures and see
+whether it still predicts as it did. The folder `check` of a version's files has the pictures as PNG files at the size
+of the network's input, which decode to the pixels of the test, and, beside them, check.json.
+"""
+
+import io
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow import MlflowException
+from PIL import Image
+
+from bincount.data.packs import Pack
+from bincount.data.snapshots import Snapshot
+from bincount.errors import BincountError, ModelChanged, ModelDamaged, ServiceUnavailable, mask_credentials
+from bincount.evaluation.evaluate import probability_columns
+from bincount.files import raise_on_disk_full, read_sealed, write_sealed
+from bincount.problem import Classes
+from bincount.tracking.champion import ignore_missing
+from bincount.tracking.download import REMEDY
+
+if TYPE_CHECKING:
+    from bincount.tracking.registry import Registry, Version
+
+FOLDER, FILE = "check", "check.json"
+NUM_PICTURES = 12
+# Probabilities of one network differ by less than 0.002 between the arithmetics that serve it, which is what engines
+# promise, and by as much again where a GPU has computed the test. Other pixels, weights, classes or another
+# temperature change those of some picture by much more.
+TOLERANCE = 0.005
+
+
+@dataclass(frozen=True, eq=False)
+class SelfCheck:
+    """Picture files with the probabilities (N, C) of the classes that a version gave them in its test."""
+
+    image_ids: tuple[str, ...]
+    pictures: tuple[bytes, ...]
+    probabilities: np.ndarray
+    classes: Classes
+
+    @classmethod
+    def choose(cls, snapshot: Snapshot, pack: Pack, predictions: pd.DataFrame) -> "SelfCheck":
+        """Choose pictures of a test, of every class and from sure to unsure; predictions are as Evaluation has them."""
+        columns = probability_columns(snapshot.classes)
+        by_confidence = predictions.assign(confidence=predictions[columns].max(axis=1)).sort_values(
+            ["label", "confidence", "image_id"]
+        )
+        places = np.linspace(0, len(by_confidence) - 1, min(NUM_PICTURES, len(by_confidence))).round().astype(int)
+        chosen = by_confidence.iloc[places]
+        digests = snapshot.labelled().set_index("image_id")["sha256"].loc[chosen["image_id"]]
+        pixels = pack.images.take(pack.locate(digests.tolist()))
+        return cls(
+            image_ids=tuple(chosen["image_id"]),
+            pictures=tuple(_as_png(picture) for picture in pixels),
+            probabilities=chosen[columns].to_numpy(np.float32),
+            classes=snapshot.classes,
+        )
+
+    def compare(self, probabilities: np.ndarray, name: str) -> float:
+        """Return the largest difference of probabilities (N, C) from those of the test.
+
+        name says whose they are. Raises ModelChanged where it is more than TOLERANCE.
+        """
+        difference = float(np.abs(probabilities - self.probabilities).max())
+        if not difference <= TOLERANCE:  # also where one is not a number
+            raise ModelChanged(
+                f"{name} does not predict as in its test: the probabilities of {len(self.pictures)} pictures differ by "
+                f"up to {difference:.4f}, and {TOLERANCE} is allowed; install the packages of its requirements.txt, "
+                f"or train it again; {REMEDY}"
+            )
+        return difference
+
+
+def write(folder: Path, check: SelfCheck) -> None:
+    """Write the folder `check` into that of a version's files. Raises DiskFull."""
+    within = folder / FOLDER
+    within.mkdir(parents=True, exist_ok=True)
+    names = [f"{number:02d}.png" for number in range(len(check.pictures))]
+    with raise_on_disk_full(within):
+        for name, picture in zip(names, check.pictures, strict=True):
+            (within / name).write_bytes(picture)
+    content = {
+        "classes": list(check.classes.names),
+        "ordered": check.classes.ordered,
+        "pictures": [
+            {"file": name, "image_id": image_id, "probabilities": probabilities}
+            for name, image_id, probabilities in zip(names, check.image_ids, check.probabilities.tolist(), strict=True)
+        ],
+    }
+    write_sealed(within / FILE, content)
+
+
+def read(registry: "Registry", version: "Version") -> SelfCheck | None:
+    """Fetch what a version was registered with; None of versions of earlier releases, which have none.
+
+    Raises ModelDamaged where it is not what was written, and ServiceUnavailable where it cannot be fetched now.
+    """
+    client, where = registry.client, mask_credentials(registry.client.tracking_uri)
+    source = ""
+    try:
+        with ignore_missing():
+            source = client.get_model_version_download_uri(version.name, str(version.version))
+            there = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=client.tracking_uri)
+            if FOLDER not in {Path(file.path).name for file in there}:
+                return None
+            with tempfile.TemporaryDirectory() as folder, raise_on_disk_full(Path(folder)):
+                fetched = mlflow.artifacts.download_artifacts(
+                    f"{source}/{FOLDER}", dst_path=folder, tracking_uri=client.tracking_uri
+                )
+                return read_folder(Path(fetched))
+    except BincountError:
+        raise
+    except (OSError, MlflowException) as error:
+        raise ServiceUnavailable(
+            f"the pictures to check {version.uri} with cannot be fetched from MLflow at {where} now "
+            f"({mask_credentials(error)}); try again"
+        ) from error
+    return None
+
+
+def read_folder(folder: Path) -> SelfCheck:
+    """Read what write has written into the folder `check` itself. Raises ModelDamaged."""
+    try:
+        content = read_sealed(folder / FILE)
+        entries = content["pictures"]
+        return SelfCheck(
+            image_ids=tuple(entry["image_id"] for entry in entries),
+            pictures=tuple((folder / Path(entry["file"]).name).read_bytes() for entry in entries),
+            probabilities=np.array([entry["probabilities"] for entry in entries], np.float32),
+            classes=Classes(names=tuple(content["classes"]), ordered=content["ordered"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelDamaged(f"{folder.name}/{FILE} of a version is damaged ({error}); {REMEDY}") from error
+
+
+def _as_png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
