@@ -5,14 +5,19 @@ import base64
 import importlib.util
 import io
 import json
+import os
 import sys
 
 import boto3
+import httpx
 import pytest
+import servers
+from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 from moto import mock_aws
 from PIL import Image
+from serving_models import network
 
 from deployments import FOLDER
 
@@ -183,6 +188,7 @@ def test_a_body_that_is_nothing_of_that_is_refused_with_what_to_set(function, ru
     ("code", "service", "status", "words"),
     [
         ("ModelError", {"OriginalStatusCode": 415, "OriginalMessage": '{"message": "truncated"}'}, 415, "truncated"),
+        ("ModelError", {"OriginalStatusCode": 400, "OriginalMessage": '{"error": "truncated"}'}, 400, "truncated"),
         ("ModelError", {"OriginalStatusCode": 429, "OriginalMessage": "no JSON"}, 429, "said"),
         ("ModelError", {"OriginalStatusCode": 500, "OriginalMessage": ""}, 502, "its log says why"),
         ("ValidationError", {}, 502, "endpoint bins failed"),
@@ -205,3 +211,34 @@ def test_an_endpoint_that_is_not_ours_is_named(function, runtime):
     answers(runtime, body=b"<html>")
     with pytest.raises(ValueError, match="is it one of bincount"):
         function.handler({"image": base64_of(JPEG)})
+
+
+class LocalRuntime:
+    """A runtime that asks a service on this machine, as an endpoint of SageMaker asks the one in its container."""
+
+    def __init__(self, address):
+        self.address = address
+
+    def invoke_endpoint(self, **asked):
+        headers = {"Content-Type": asked["ContentType"], "Accept": asked["Accept"]}
+        reply = httpx.post(f"{self.address}/invocations", content=asked["Body"], headers=headers, timeout=60)
+        if reply.status_code != 200:
+            details = {"OriginalStatusCode": reply.status_code, "OriginalMessage": reply.text}
+            raise ClientError({"Error": {"Code": "ModelError", "Message": "as SageMaker says"}, **details}, "Invoke")
+        return {"Body": io.BytesIO(reply.content)}
+
+
+@pytest.mark.services
+def test_the_function_passes_on_what_the_service_answers_and_why_it_refuses(function, tmp_path, monkeypatch):
+    port, model = servers.free_port(), network(tmp_path / "model")
+    command = [servers.program("bincount"), "serve", str(model), "--port", str(port)]
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parent)}
+    address = f"http://127.0.0.1:{port}"
+    with servers.running(command, environment, tmp_path / "log", f"{address}/ping"):
+        monkeypatch.setattr(function, "client", lambda service: LocalRuntime(address))
+        [answer] = function.handler({"image": base64_of(JPEG)})["answers"]
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+        assert function.handler({"image": base64_of(PNG)})["answers"][0]["count"] in (0, 1, 2)
+        broken = function.handler(over_http(base64_of(JPEG[:200]), binary=True))
+        assert broken["statusCode"] in (400, 415, 422)
+        assert json.loads(broken["body"])["error"] not in ("", "as SageMaker says")

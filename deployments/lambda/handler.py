@@ -160,8 +160,9 @@ def explain(error, name):
 def read_message(text):
     """Return the reason in the service's answer to what it refuses; empty where there is none."""
     try:
-        return str(json.loads(text)["message"])
-    except (ValueError, KeyError, TypeError):
+        said = json.loads(text)
+        return str(said.get("error") or said["message"])
+    except (ValueError, KeyError, AttributeError):
         return ""
 
 
