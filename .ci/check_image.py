@@ -23,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import urllib.error
@@ -175,14 +176,19 @@ def context() -> list[str]:
 
 
 def make_model(folder: Path) -> None:
-    """Make an untrained model, of the size of a trained one."""
+    """Make an untrained model of the size of a trained one, through the archive that SageMaker unpacks."""
     from bincount.problem import Classes
     from bincount.settings import ImageConfig, TrainConfig
     from bincount.training import model
     from bincount.training.spec import ModelSpec
+    from deployments.sagemaker import archive
 
     spec = ModelSpec.make(ImageConfig(), TrainConfig(), Classes.parse("0..5"))
-    model.save(folder, model.build(spec), spec)
+    with tempfile.TemporaryDirectory() as made:
+        model.save(Path(made) / "model", model.build(spec), spec)
+        archive.write(Path(made) / "model", Path(made) / "model.tar.gz")
+        with tarfile.open(Path(made) / "model.tar.gz") as tar:
+            tar.extractall(folder, filter="data")
 
 
 def picture() -> bytes:
@@ -252,6 +258,18 @@ def check_service(stage: Stage, user: str, name: str, before: str = "true") -> N
         print("  HEALTHCHECK: healthy")
 
 
+def check(stage: Stage) -> None:
+    """Start the service in each of the ways in which it has to run."""
+    make_model(stage.root / "opt/ml/model")
+    check_service(stage, stage.user, "as the user of the image")
+    check_service(stage, "0", "as root")
+    root = shlex.quote(str(stage.root))
+    read_only = f"mount --bind {root} {root} && mount -t proc proc {root}/proc && mount -o remount,ro,bind {root}"
+    check_service(
+        stage, stage.user, "on a read-only root", f"{read_only} && mount -t tmpfs -o mode=1777 tmp {root}/tmp"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--torch-backend", default="", help="as the build argument; cpu needs PyTorch's own index")
@@ -264,14 +282,7 @@ def main() -> None:
         stage = build(folder, arguments.torch_backend)
         size = subprocess.run(["du", "-sm", stage.root / "opt/bincount"], capture_output=True, text=True, check=True)
         print(f"/opt/bincount has {size.stdout.split()[0]} MB")
-        make_model(stage.root / "opt/ml/model")
-        check_service(stage, stage.user, "as the user of the image")
-        check_service(stage, "0", "as root")
-        root = shlex.quote(str(stage.root))
-        read_only = f"mount --bind {root} {root} && mount -t proc proc {root}/proc && mount -o remount,ro,bind {root}"
-        check_service(
-            stage, stage.user, "on a read-only root", f"{read_only} && mount -t tmpfs -o mode=1777 tmp {root}/tmp"
-        )
+        check(stage)
         print("The steps of the Dockerfile ran, and the service does what it should.")
     finally:
         if arguments.keep:
