@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -53,13 +55,13 @@ def create(service: Service, token: str = "", routers: Iterable[APIRouter] = ())
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.include_router(_routes(service))
-    for router in routers:
+    every = [_routes(service), docs.router(), *routers]
+    for router in every:
         app.include_router(router)
-    app.include_router(docs.router())
     _handle_errors(app)
     docs.describe(app, needs_token=bool(token))
-    return Protection(app, service, token, {getattr(route, "path", "") for route in app.routes})
+    paths = {route.path for router in every for route in router.routes if isinstance(route, APIRoute)}
+    return Protection(app, service, token, paths)
 
 
 def _routes(service: Service) -> APIRouter:
@@ -132,7 +134,7 @@ def _routes(service: Service) -> APIRouter:
     )
     async def metrics() -> Response:
         """Show counters for Prometheus."""
-        return Response(service.metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return routes
 
@@ -189,7 +191,7 @@ def _handle_errors(app: FastAPI) -> None:
 
         app.add_exception_handler(kind, respond)
 
-    seconds = "send fewer pictures in one request, or raise --timeout"
+    seconds = "send fewer pictures in one request, or start the service with a higher --timeout"
     handle(HTTPException, lambda error: (error.status_code, str(error.detail), error.headers))
     handle(RequestValidationError, lambda error: (422, "; ".join(each["msg"] for each in error.errors())))
     handle(BadBody, lambda error: (400, str(error)))

@@ -28,6 +28,7 @@ from bincount.settings import ServeConfig
 requests = logging.getLogger("bincount.serving.requests")
 
 TOKEN = "BINCOUNT_SERVE_TOKEN"
+IDENTITY = {"Accept-Encoding": "identity"}
 BEARER = {"WWW-Authenticate": "Bearer"}
 SHORTEST_TOKEN = 16  # characters
 BYTES_A_PICTURE, LEAST_BYTES = 1_500_000, 16_000_000  # of a body; a phone's photo has up to 12 MB
@@ -41,7 +42,8 @@ MLFLOW_CODES = {  # the names that MLflow's server gives to errors
     500: "INTERNAL_ERROR",
     503: "TEMPORARILY_UNAVAILABLE",
 }
-# What a browser opens without a token: the pages, which ask for it, and what describes the service. Webhooks are signed.
+# What a browser opens without a token: the pages, which ask for it, and what describes the service. Webhooks are
+# signed.
 OPEN = ("/", "/ping", "/health", "/version", "/favicon.ico", "/docs", "/openapi.json")
 OPEN_BELOW = ("/static/", "/docs/", "/webhooks/")
 QUIET = ("/ping", "/health", "/metrics")  # asked every few seconds, so that the log leaves them out
@@ -57,6 +59,9 @@ HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
+
+
+Headers = dict[bytes, bytes]
 
 
 class Refused(HTTPException):
@@ -152,21 +157,26 @@ class Protection:
             self._note(scope, status, time.perf_counter() - start)
 
     def _refuse(self, scope: Scope) -> Refused | None:
+        """Return why a request is refused by its headers alone."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        method, path = scope["method"], scope["path"]
+        return self._refuse_sender(scope, headers) or self._refuse_body(scope, headers)
+
+    def _refuse_sender(self, scope: Scope, headers: Headers) -> Refused | None:
         if self.checks_host and not is_loopback(_host(headers.get(b"host", b""))):
             return Refused(421, f"this service answers to localhost only; ask it by that name, or set {TOKEN}")
-        if method not in ("GET", "HEAD") and _is_foreign(headers):
+        if scope["method"] not in ("GET", "HEAD") and _is_foreign(headers):
             return Refused(403, "a page of another origin may not ask; send the request from a program, without Origin")
-        if self.token and not is_open(path) and not self._knows(headers):
+        if self.token and not is_open(scope["path"]) and not self._knows(headers):
             return Refused(401, f"a token is needed; send `Authorization: Bearer` with the value of {TOKEN}", BEARER)
+        return None
+
+    def _refuse_body(self, scope: Scope, headers: Headers) -> Refused | None:
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
-            return Refused(
-                415, "the body is compressed; send it without Content-Encoding", {"Accept-Encoding": "identity"}
-            )
-        if int(headers.get(b"content-length", b"0")) > self.max_bytes:
+            return Refused(415, "the body is compressed; send it without Content-Encoding", IDENTITY)
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length[:20]) > self.max_bytes:
             return self.too_large()
-        if self.service.stopping and method == "POST":
+        if self.service.stopping and scope["method"] == "POST":
             return Refused(503, "the service is stopping; send the request again in a moment")
         return None
 

@@ -1,18 +1,23 @@
-"""A service from its settings to its end: the model, the application, and the process that answers."""
+"""A service from its settings to its end: the model and what follows it, the application, and its process."""
 
-import logging
-from collections.abc import Mapping
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
-from bincount.serving import app, protection, server
-from bincount.serving.loading import load
+from fastapi import APIRouter
+
+from bincount.errors import SettingsError
+from bincount.serving import app, protection, server, shadow, site, webhooks
+from bincount.serving.follower import Follower, warm_up
+from bincount.serving.loading import is_alias, load
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel
 from bincount.serving.service import Service
+from bincount.serving.shadow import Shadow
 from bincount.settings import Device, Job
+from bincount.text import percent
 from bincount.workspace import Workspace
 
-logger = logging.getLogger("bincount.serving")
+SECRET = "BINCOUNT_WEBHOOK_SECRET"
 
 
 def serve(reference: str, job: Job, device: Device, environment: Mapping[str, str]) -> None:
@@ -24,19 +29,54 @@ def serve(reference: str, job: Job, device: Device, environment: Mapping[str, st
     protection.check_address(job.serving, token)
     with server.listen(job.serving.host, job.serving.port) as listener:
         model = load(reference, Workspace(root=job.workspace), job.registry, device)
+        warm_up(model, job.serving.max_batch)
         service = Service(model, job.serving, job.audit, Metrics())
-        routers = []
-        if find_spec("bincount.serving.site"):
-            from bincount.serving import site
-
-            routers.append(site.router(service))
-        url = server.url_of(listener)
-        print(_started(url, model, token), flush=True)
-        server.run(app.create(service, token, routers), service, listener)
+        with _followed(reference, service, job, device, environment.get(SECRET)) as routers:
+            print(_describe(server.url_of(listener), model), flush=True)
+            server.run(app.create(service, token, [site.router(service), *routers]), service, listener)
 
 
-def _started(url: str, model: ServedModel, token: str) -> str:
-    scores = ", ".join(f"{name} {score}" for name, score in model.scores.items())
-    who = f"{model.name} version {model.version}" + (f", the {model.alias}" if model.alias else "")
-    lines = [f"  Model   {who}", f"  Page    {url}", f"  Requests  {url}/docs", f"  Metrics  {url}/metrics"]
-    return "The service is up; Ctrl-C stops it.\n\n" + "\n".join(lines) + "\n"
+@contextmanager
+def _followed(
+    reference: str, service: Service, job: Job, device: Device, secret: str | None
+) -> Iterator[list[APIRouter]]:
+    """Follow the aliases that are served and compared, for as long as the context; give the routes for that."""
+    config = job.serving
+    workspace = Workspace(root=job.workspace)
+
+    def follow(alias: str, use: Callable[[ServedModel], None], current: ServedModel | None) -> Follower:
+        follower = Follower(alias, use, current, workspace, job.registry, config, service.metrics, device)
+        followers.append(follower)
+        return follower
+
+    followers: list[Follower] = []
+    followed = follow(reference, service.replace, service.model) if is_alias(reference) else None
+    if secret and followed is None:
+        raise SettingsError(f"{reference} is no alias, so that no webhook can change it; unset {SECRET}")
+    routers = [webhooks.router(followed, secret)]
+    if config.shadow:
+        is_followed = is_alias(config.shadow)
+        other = None if is_followed else load(config.shadow, workspace, job.registry, device)
+        compared = Shadow(other, config, service.metrics)
+        if is_followed:
+            follow(config.shadow, compared.replace, None)
+        service.observers.append(compared)
+        routers.append(shadow.router(compared))
+    for follower in followers:
+        follower.start()
+    try:
+        yield routers
+    finally:
+        for follower in followers:
+            follower.close()
+
+
+def _describe(url: str, model: ServedModel) -> str:
+    alias = f", the {model.alias}" if model.alias else ""
+    accuracy = ""
+    if score := model.scores.get("accuracy"):
+        accuracy = f"; accuracy {percent(score.value)} ({percent(score.low)} to {percent(score.high)})"
+    return (
+        f"\nThe service is up; Ctrl-C stops it.\n\n  Model     {model.name} version {model.version}{alias}{accuracy}\n"
+        f"  Page      {url}\n  Requests  {url}/docs\n  Metrics   {url}/metrics\n"
+    )

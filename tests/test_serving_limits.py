@@ -1,0 +1,405 @@
+"""What a service refuses: requests that harm, and those who may not ask."""
+
+import json
+import logging
+import struct
+import zlib
+
+import pytest
+import served_app
+from bins import jpeg, undecodable_jpeg
+from served_app import asked, files
+
+from bincount.errors import SettingsError
+from bincount.serving import bodies, protection
+from bincount.settings import ServeConfig
+
+TOKEN = "a-token-of-many-characters"
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return served_app.checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def client(folder):
+    with asked(served_app.service(folder, max_images=3)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def guarded(folder):
+    with asked(served_app.service(folder), TOKEN) as client:
+        yield client
+
+
+def form(*parts: bytes, boundary: bytes = b"xyz") -> dict:
+    """A form as bytes, with its headers."""
+    content = b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + boundary + b"--\r\n"
+    return {"content": content, "headers": {"Content-Type": f"multipart/form-data; boundary={boundary.decode()}"}}
+
+
+def part(content: bytes, disposition: bytes = b'form-data; name="image"; filename="a.jpg"') -> bytes:
+    return b"Content-Disposition: " + disposition + b"\r\n\r\n" + content
+
+
+def huge_png() -> bytes:
+    """The first bytes of a picture of 30,000 x 30,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"hello", "not an image: begins with b'hello'"),
+        (b"", "empty image"),
+        (jpeg()[:-300], "damaged image"),
+        (undecodable_jpeg(), "damaged image"),
+        (b"%PDF-1.7 of many pages", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (huge_png(), "too many pixels: at most 50,000,000 are read"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "unsupported image"),
+    ],
+    ids=["text", "empty", "truncated", "no pixels", "PDF", "SVG", "too many pixels", "PNG of nothing"],
+)
+def test_what_is_no_picture_is_refused_with_the_reason(client, content, told):
+    answered = client.post("/predict", files=files(content))
+
+    assert answered.status_code == 422
+    assert answered.json()["error"].startswith(told)
+    assert client.post("/invocations", content=content, headers={"Content-Type": "image/png"}).status_code == 400
+
+
+# --- forms ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_field_without_a_filename_is_a_picture_too(client):
+    answered = client.post("/predict", **form(part(jpeg(), b'form-data; name="image"')))
+
+    assert answered.status_code == 200
+
+
+def test_a_picture_may_hold_what_looks_like_a_boundary(client):
+    content = jpeg() + b"\r\n--xy"
+    answered = client.post("/predict", **form(part(content)))
+
+    assert answered.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (form(part(b"x", b'form-data; name="images"')), "no field `image` but images"),
+        (form(part(b"x", b"form-data")), "a part of the form has no name"),
+        (form(b"no headers"), "a part of the form has no proper headers"),
+        (form(b"A: " + b"b" * 10_000 + b"\r\n\r\nx"), "a part of the form has no proper headers"),
+        (form(), "no field `image`"),
+        (form(*[part(b"1", b'form-data; name="other"')] * 30), "more than 19 parts in the form"),
+        (form(*[part(b"1", b'form-data; name="recorded"')] * 2, part(b"x")), "several fields `recorded`"),
+        (form(part(b"\xff", b'form-data; name="recorded"'), part(b"x")), "the field `recorded` is not UTF-8"),
+        ({"content": b"--xyz\r\n", "headers": {"Content-Type": "multipart/form-data"}}, "no boundary in Content-Type"),
+        ({**form(part(b"x")), "content": b"--xyz\r\nA: b\r\n\r\nx"}, "the form is cut off"),
+        ({**form(part(b"x")), "content": b""}, "the form is cut off"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_form_that_cannot_be_used_is_refused_with_what_to_send(client, request_, told):
+    answered = client.post("/predict", **request_)
+
+    assert answered.status_code == 400
+    assert answered.json()["error"].startswith(told)
+
+
+def test_more_pictures_than_allowed_are_refused_before_any_is_decoded(client):
+    answered = client.post("/predict", files=files(*[b"none"] * 4))
+    told = client.post("/invocations", json={"instances": ["bm9uZQ=="] * 4})
+
+    assert (answered.status_code, told.status_code) == (422, 422)
+    assert answered.json()["error"] == "more than 3 pictures; send the others in another request"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "", "application/x-www-form-urlencoded"])
+def test_predict_needs_a_form(client, kind):
+    answered = client.post("/predict", content=b"{}", headers={"Content-Type": kind})
+
+    assert answered.status_code == 415
+    assert "send multipart/form-data" in answered.json()["error"]
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"[" * 100_000, "more lists and values than pictures need"),
+        (b'{"a":' * 100_000, "more lists and values than pictures need"),
+        (b'{"instances":[' + b"1," * 1_000_000 + b"1]}", "more lists and values than pictures need"),
+        (b'{"a":' * 190 + b"1" + b"}" * 190, "one of the keys image, instances"),
+        (b'{"image": ' + b"9" * 100_000 + b"}", "the body is no JSON"),
+        (b'{"image": NaN}', "row 0 is not a picture (got float)"),
+        (b'{"image": "\\ud800"}', "row 0 is not a picture (neither base64 nor a data: URL"),
+        (b'{"image": "\xff"}', "the body is no JSON"),
+        (b"", "the body is no JSON"),
+        (b"{", "the body is no JSON"),
+        (b'"text"', "a JSON object is needed"),
+        (b"[]", "a JSON object is needed"),
+        (b"{}", "one of the keys image, instances, inputs, dataframe_split, dataframe_records is needed"),
+        (b'{"image": "", "instances": []}', "one of the keys image"),
+        (b'{"image": null}', "row 0 is not a picture (got NoneType)"),
+        (b'{"image": "data:image/png"}', "row 0 is not a picture (a data: URL without a comma)"),
+        (b'{"image": "YQ==", "recorded": [1]}', "`recorded` is the name of a class"),
+        (b'{"instances": 3}', "`instances` is no table with a column `image`"),
+        (b'{"instances": [{}]}', "no column `image` but none"),
+        (b'{"dataframe_records": [{"photo": ""}]}', "no column `image` but photo"),
+        (b'{"dataframe_split": {"columns": ["photo"], "data": [[""]]}}', "no column `image` but photo"),
+        (b'{"dataframe_split": {"columns": ["image"], "data": [["", ""]]}}', "`dataframe_split` is no table"),
+        (b'{"dataframe_split": {"columns": ["image"], "data": {}}}', "no column `image`"),
+        (b'{"inputs": [1, 2]}', "`inputs` is no table"),
+    ],
+    ids=lambda value: str(value[:30]),
+)
+def test_json_that_cannot_be_used_is_refused_with_what_to_send(client, body, told):
+    answered = client.post("/invocations", content=body, headers=JSON)
+
+    assert answered.status_code == 400
+    assert answered.json()["message"].startswith(told)
+
+
+def test_json_may_be_as_large_as_the_pictures_in_it():
+    body = json.dumps({"dataframe_records": [{"image": "QUJD" * 100_000, "shelf": "a"}] * 16}).encode()
+
+    assert [len(content) for content in bodies.read_json(body, 16).contents] == [300_000] * 16
+
+
+# --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_body_is_limited_by_the_number_of_pictures():
+    assert protection.most_bytes(16) == 25_000_000
+    assert protection.most_bytes(1) == 16_000_000
+    assert protection.most_bytes(100) == 151_000_000
+
+
+def test_a_body_that_is_announced_as_too_large_is_refused_before_it_is_read(client):
+    def body():
+        raise AssertionError("it was read")
+        yield b""
+
+    answered = client.post("/predict", content=body(), headers={"Content-Length": "300000000"})
+
+    assert answered.status_code == 413
+    assert answered.json()["error"] == "more than 16,000,000 bytes; send smaller pictures, or fewer in one request"
+
+
+def _ask(app, chunks, *, path="/predict", headers=()):
+    """Send a request part by part to the application itself; the status, and how many parts it took."""
+    import asyncio
+
+    sent, taken = [], 0
+
+    async def receive():
+        nonlocal taken
+        taken += 1
+        chunk = next(chunks)
+        if chunk is None:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": chunk, "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"multipart/form-data; boundary=x"), *headers],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"]), taken
+
+
+def _app(folder, **settings):
+    from bincount.serving import app
+
+    return app.create(served_app.service(folder, **settings))
+
+
+def test_a_body_without_a_length_is_read_up_to_the_limit_and_no_further(folder):
+    made = _app(folder, max_images=3)
+    status, _, taken = _ask(made, iter(lambda: b"x" * 1_000_000, None))
+
+    assert status == 413
+    assert taken == 17
+    assert made.held == 0
+
+
+def test_a_body_that_does_not_come_is_given_up(folder):
+    status, told, _ = _ask(_app(folder, timeout=0.05), iter([b"--x\r\n", None]))
+
+    assert status == 408
+    assert told["error"].startswith("the body was not there after 0.05 s")
+
+
+def test_bodies_of_all_requests_together_have_a_limit(folder):
+    made = _app(folder)
+    made.held = protection.BODIES_IN_MEMORY * made.max_bytes
+    status, told, _ = _ask(made, iter([b"--x\r\n"]))
+
+    assert status == 503
+    assert "too many bytes of other requests" in told["error"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "x-unknown", "gzip, identity"])
+def test_a_compressed_body_is_refused_since_it_may_grow_without_limit(client, coding):
+    answered = client.post("/invocations", content=b"x", headers={"Content-Encoding": coding, **JSON})
+
+    assert answered.status_code == 415
+    assert "without Content-Encoding" in answered.json()["message"]
+
+
+# --- who may ask ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/predict", "/invocations", "/overlay"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": f"Bearer {TOKEN}x"},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer tökén".encode()},
+    ],
+    ids=str,
+)
+def test_without_the_token_nothing_is_answered(guarded, path, headers):
+    answered = guarded.post(path, files=files(jpeg()), headers=headers)
+
+    assert answered.status_code == 401
+    assert answered.headers["www-authenticate"] == "Bearer"
+    assert TOKEN not in answered.text
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/model", "/nothing", "/predict/"])
+def test_without_the_token_nobody_learns_of_the_service(guarded, path):
+    assert guarded.get(path).status_code == 401
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_with_the_token_it_is(guarded, scheme):
+    headers = {"Authorization": f"{scheme} {TOKEN}"}
+
+    assert guarded.post("/predict", files=files(jpeg()), headers=headers).status_code == 200
+    assert guarded.get("/metrics", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/ping", "/", "/static/page.css", "/docs", "/docs/start.js", "/openapi.json"])
+def test_pages_and_health_checks_need_no_token(guarded, path):
+    assert guarded.get(path).status_code == 200
+
+
+def test_the_description_says_what_needs_the_token(guarded):
+    paths = guarded.get("/openapi.json").json()["paths"]
+
+    assert paths["/predict"]["post"]["security"] == [{"token": []}]
+    assert paths["/ping"]["get"]["security"] == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8080", "localhost", "LocalHost:1", "[::1]:8080", "127.0.0.2"])
+def test_without_a_token_this_machine_is_answered_by_its_own_names(client, host):
+    assert client.get("/ping", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "10.0.0.1", "", "127.0.0.1.evil.example"])
+def test_a_name_that_points_here_is_refused_since_a_page_of_that_name_could_ask(client, host):
+    answered = client.get("/ping", headers={"Host": host})
+
+    assert answered.status_code == 421
+    assert "ask it by that name" in answered.json()["error"]
+
+
+def test_who_has_the_token_may_come_by_any_name(guarded):
+    assert guarded.get("/ping", headers={"Host": "bins.example"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1"},
+        {"Origin": "http://127.0.0.1:9999"},
+    ],
+    ids=str,
+)
+def test_a_page_of_another_origin_may_not_send_pictures(client, headers):
+    answered = client.post("/predict", files=files(jpeg()), headers=headers)
+
+    assert answered.status_code == 403
+    assert "access-control-allow-origin" not in answered.headers
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://127.0.0.1"}, {"Sec-Fetch-Site": "same-origin", "Origin": "https://proxy.example"}]
+)
+def test_its_own_page_may(client, headers):
+    assert client.post("/predict", files=files(jpeg()), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/ping", "/nothing", "/metrics"])
+def test_every_answer_forbids_what_no_page_here_needs(client, path):
+    headers = client.get(path).headers
+
+    assert headers["content-security-policy"] == protection.CSP
+    assert "unsafe" not in protection.CSP
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-opener-policy"] == "same-origin"
+
+
+def test_a_method_that_a_path_has_not_is_refused_with_those_it_has(client):
+    answered = client.get("/predict")
+
+    assert (answered.status_code, answered.headers["allow"]) == (405, "POST")
+
+
+def test_another_address_than_loopback_needs_a_token_or_to_be_allowed():
+    with pytest.raises(SettingsError, match=r"set BINCOUNT_SERVE_TOKEN.* --insecure"):
+        protection.check_address(ServeConfig(host="0.0.0.0"), "")
+    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
+        protection.check_address(ServeConfig(host=host), "")
+    protection.check_address(ServeConfig(host="0.0.0.0"), TOKEN)
+    protection.check_address(ServeConfig(host="0.0.0.0", insecure=True), "")
+
+
+@pytest.mark.parametrize("token", ["short", "with a blank in the middle", "täglich ein anderes Wort"])
+def test_a_token_that_is_easily_guessed_or_cannot_be_sent_is_refused(token):
+    with pytest.raises(SettingsError, match="openssl rand -hex 32"):
+        protection.check_address(ServeConfig(), token)
+
+
+def test_a_request_is_one_line_in_the_log_whatever_its_path(client, caplog):
+    with caplog.at_level(logging.INFO, "bincount.serving.requests"):
+        client.get("/a%0A12:00:00%20POST%20/predict")
+        client.get("/ping")
+        client.get("/metrics")
+
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "bincount.serving.requests"]
+    assert line.startswith("GET /a%0A12:00:00%20POST%20/predict 404 ")
