@@ -25,10 +25,11 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## run the whole job on synthetic bins; the result is in demo/
 	$(BIN)/bincount demo
 
-up: $(READY)  ## start Prefect, MLflow and a worker; SOURCE=, WORKSPACE=, DATABASE=, PREFECT_PORT=, MLFLOW_PORT=
+up: $(READY)  ## start Prefect, MLflow and a worker; SOURCE=, WORKSPACE=, DATABASE=, PREFECT_PORT=, MLFLOW_PORT=, SERVE_PORT=
 	@BINCOUNT_DATABASE="$${DATABASE:-$$BINCOUNT_DATABASE}" $(BIN)/bincount up \
 		$${SOURCE:+--source "$$SOURCE"} $${WORKSPACE:+--workspace "$$WORKSPACE"} \
-		$${PREFECT_PORT:+--prefect-port "$$PREFECT_PORT"} $${MLFLOW_PORT:+--mlflow-port "$$MLFLOW_PORT"}
+		$${PREFECT_PORT:+--prefect-port "$$PREFECT_PORT"} $${MLFLOW_PORT:+--mlflow-port "$$MLFLOW_PORT"} \
+		$${SERVE_PORT:+--serve-port "$$SERVE_PORT"}
 
 down:  ## stop them, unless a run is going; FORCE=1 cancels it
 	@$(BIN)/bincount down $${WORKSPACE:+--workspace "$$WORKSPACE"} $${FORCE:+--force}
@@ -52,6 +53,9 @@ bench-train: $(READY)  ## how fast loading and training are, beside ImageFolder,
 
 bench-accuracy: $(READY)  ## how well the recipe counts on real bins: SOURCE=FOLDER WEIGHTS=FILE, 2 hours on two cores
 	$(BIN)/python tests/bench/accuracy.py $(SOURCE) --weights $(WEIGHTS)
+
+check-image: $(READY)  ## run the steps of deployments/serve/Dockerfile without a container engine, as root: 5 minutes, 8 GB; needs debootstrap; TORCH_BACKEND=cpu
+	$(BIN)/python .ci/check_image.py $${TORCH_BACKEND:+--torch-backend "$$TORCH_BACKEND"}
 
 docs: $(READY)  ## build the pages of docs/ into docs/site, with the reference made from the code
 	$(BIN)/python docs/reference.py
@@ -87,4 +91,4 @@ bench-serve: $(READY)  ## how fast `bincount serve` answers, beside mlflow model
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/serve.py $${IMAGES:+--images "$$IMAGES"} $${MEMORY:+--memory $$MEMORY}
 
-.PHONY: help setup demo up down test test-services bench-sync bench-train bench-nights bench-accuracy bench-audit bench-serve docs pictures outputs lint format lock clean
+.PHONY: help setup demo up down test test-services bench-sync bench-train bench-nights bench-accuracy bench-audit bench-serve check-image docs pictures outputs lint format lock clean

@@ -29,6 +29,7 @@ import pytest
 import servers
 import yaml
 from kubernetes_asyncio import client as kubernetes
+from manifests import unknown_fields
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import DeploymentStatus, FlowRun, WorkerStatus
@@ -336,7 +337,7 @@ def test_the_procfile_is_one_for_honcho():
     command = [program("honcho"), "-d", str(DEPLOYMENTS), "-e", "stack.env", "check"]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
-    assert "(prefect, mlflow, worker)" in checked.stderr
+    assert "(prefect, mlflow, worker, serve)" in checked.stderr
 
 
 def test_honcho_reads_the_environment_as_it_stands_there():
@@ -365,7 +366,9 @@ def test_prefect_and_mlflow_know_every_variable_that_is_set(tmp_path):
     told = StackConfig(workspace=tmp_path, database="postgresql://db/bins").environment()
     in_compose = {name for service in COMPOSE["services"].values() for name in service.get("environment", {})}
     names = {*STACK_ENV, *told, *in_compose, *TEMPLATE["variables"]["properties"]["env"]["default"]}
-    ours = {"PATH", "BINCOUNT_SOURCE", "BINCOUNT_WORKSPACE"} | {name for name in names if name.startswith("POSTGRES_")}
+    ours = {"PATH", "BINCOUNT_SOURCE", "BINCOUNT_WORKSPACE", "BINCOUNT_SERVE_TOKEN"} | {
+        name for name in names if name.startswith("POSTGRES_")
+    }
     assert {name for name in names - ours if not known_to_prefect_or_mlflow(name)} == set()
     assert not known_to_prefect_or_mlflow("PREFECT_FLOW_HEARTBEAT_FREQUENCY")
 
@@ -458,7 +461,8 @@ def test_the_compose_file_names_what_is_there():
         assert (DEPLOYMENTS / service.get("env_file", "stack.env")).is_file()
         if "build" in service:
             context = DEPLOYMENTS / service["build"]["context"]
-            assert (context / service["build"]["dockerfile"]).samefile(DEPLOYMENTS / "Dockerfile")
+            assert (context / service["build"]["dockerfile"]).parent.is_relative_to(context / "deployments")
+            assert (context / service["build"]["dockerfile"]).is_file()
     waited_for = {name for service in parts.values() for name in service.get("depends_on", {})}
     # The others end, and are waited for until then.
     assert {name for name in waited_for if "healthcheck" not in parts[name]} == {"bootstrap", "bootstrap-gpu"}
@@ -481,16 +485,16 @@ def test_nothing_of_the_compose_file_is_published_beyond_this_machine_or_has_a_p
 
 def test_the_way_to_make_its_passwords_works_as_it_stands_there(tmp_path):
     lines = [line.removeprefix("#") for line in (DEPLOYMENTS / "compose.yaml").read_text().splitlines()[:12]]
-    made = "\n".join(line for line in lines if "umask" in line or "> deployments" in line)
+    made = "\n".join(line for line in lines if "umask" in line or "> deployments" in line)  # two lines, one command
     (tmp_path / "deployments").mkdir()
     servers.installed("openssl", "openssl")
     subprocess.run(["sh", "-c", made], cwd=tmp_path, check=True)
     file = tmp_path / "deployments" / ".env"
     assert file.stat().st_mode & 0o077 == 0
     written = dict(line.split("=") for line in file.read_text().splitlines())
-    assert set(written) == {"POSTGRES_PASSWORD", "PREFECT_PASSWORD"}
+    assert set(written) == {"POSTGRES_PASSWORD", "PREFECT_PASSWORD", "BINCOUNT_SERVE_TOKEN"}
     assert all(re.fullmatch(r"[0-9a-f]{48}", password) for password in written.values())
-    assert len(set(written.values())) == 2
+    assert len(set(written.values())) == 3
 
 
 @contextmanager
@@ -577,24 +581,6 @@ def prepared_job(values: dict) -> dict:
     config.prepare_for_flow_run(FlowRun(id=uuid4(), flow_id=uuid4(), name="retrain on bins"))
     assert config.stream_output is False
     return config.job_manifest
-
-
-def unknown_fields(value, kind: str, where: str = "") -> list[str]:
-    """The fields of a manifest that Kubernetes' model of it has not."""
-    if listed := re.fullmatch(r"list\[(.*)\]", kind):
-        return [name for item in value for name in unknown_fields(item, listed[1], where)]
-    if not hasattr(kubernetes, kind):
-        plain = {"str": str, "int": int, "bool": bool}
-        if kind in plain:
-            assert isinstance(value, plain[kind]), f"{where} is {value!r}, not a {kind}"
-        return []
-    model = getattr(kubernetes, kind)
-    types = {json_name: model.openapi_types[name] for name, json_name in model.attribute_map.items()}
-    return [
-        name
-        for key, inner in value.items()
-        for name in (unknown_fields(inner, types[key], f"{where}.{key}") if key in types else [f"{where}.{key}"])
-    ]
 
 
 def test_the_job_has_the_fields_of_a_kubernetes_job_and_no_others():

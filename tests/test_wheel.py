@@ -16,7 +16,17 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("bincount", "tasks", "flows", "deployments")
-DATA = ("Procfile", "stack.env", "prefect.yaml", "compose.yaml", "Dockerfile", "kubernetes/job-template.json")
+DATA = (
+    "Procfile",
+    "stack.env",
+    "prefect.yaml",
+    "compose.yaml",
+    "Dockerfile",
+    "kubernetes/job-template.json",
+    "kubernetes/serve.yaml",
+    "lambda/handler.py",
+    "serve/Dockerfile",
+)
 # As pip writes it, for the programs of the packages that the fresh environment shares with the tests.
 PROGRAM = """\
 #!{python}

@@ -28,7 +28,7 @@ def up(config: StackConfig) -> None:
     runs.wait_for_worker(config, started or datetime.min.replace(tzinfo=UTC))
     print(
         f"\nThe stack is up; `{_down(config.workspace)}` stops it, {config.log} has its log.\n\n"
-        f"  Prefect  {config.prefect}\n  MLflow   {models_page(config.mlflow)}\n\n" + _sign_in(config)
+        f"  Prefect  {config.prefect}\n  MLflow   {models_page(config.mlflow)}\n{_service(config)}\n" + _sign_in(config)
     )
 
 
@@ -82,6 +82,7 @@ def _start(config: StackConfig) -> datetime | None:
         since = datetime.now(UTC)
         state.truncate(0)
         supervisor.check_ports(config)
+        supervisor.check_service(config)
         if config.database:
             databases.create(config.database)
         else:
@@ -119,6 +120,12 @@ def _make_private(*folders: Path) -> None:
             raise SettingsError(
                 f"{folder} cannot be made this user's own ({error}); give another --workspace"
             ) from None
+
+
+def _service(config: StackConfig) -> str:
+    if not config.serve_port:
+        return ""
+    return f"  Service  http://127.0.0.1:{config.serve_port} (half a minute after there is a champion)\n"
 
 
 def _down(workspace: Path) -> str:

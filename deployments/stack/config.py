@@ -23,6 +23,7 @@ class StackConfig(Frozen):
 
     prefect_port: int = Field(running.USUAL_PORT, ge=1, le=65535)
     mlflow_port: int = Field(running.USUAL_MLFLOW_PORT, ge=1, le=65535)
+    serve_port: int | None = Field(None, ge=1, le=65535)
     workspace: Path = Field(DEFAULT_WORKSPACE, validate_default=True)
     source: str = ""
     database: str = ""
@@ -75,14 +76,22 @@ class StackConfig(Frozen):
         return f"http://127.0.0.1:{self.mlflow_port}"
 
     @property
+    def processes(self) -> list[str]:
+        """The names in the Procfile of what runs."""
+        return ["prefect", "mlflow", "worker", *(["serve"] if self.serve_port else [])]
+
+    @property
     def auth_string(self) -> str:
         """The sign-in to the Prefect server; it is made where there is none."""
         return keep_auth_string(running.auth_file(self.workspace))
 
     def without_password(self) -> dict:
-        """Return the settings as they may lie on disk; two stacks are the same where these are."""
+        """Return the settings as they may lie on disk; two stacks are the same where these are.
+
+        What is not set is left out, as earlier releases have no port for a service.
+        """
         shown = databases.without_secrets(make_url(self.database)) if self.database else ""
-        return self.model_dump(mode="json") | {"database": shown}
+        return self.model_dump(mode="json", exclude_none=True) | {"database": shown}
 
     def environment(self) -> dict[str, str]:
         """Return the variables that the processes get beside stack.env, the sign-in not among them.
@@ -105,6 +114,8 @@ class StackConfig(Frozen):
             "MLFLOW_SERVER_ALLOWED_HOSTS": "127.0.0.1:*,localhost:*,[[]::1]:*",
             "BINCOUNT_WORKSPACE": str(self.workspace),
         }
+        if self.serve_port:
+            variables["BINCOUNT_SERVE_PORT"] = str(self.serve_port)
         if self.source:  # else the deployments keep theirs
             variables["BINCOUNT_SOURCE"] = self.source
         if self.database:

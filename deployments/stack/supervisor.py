@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +25,7 @@ def start(config: StackConfig, state: IO[str]) -> None:
     """Start honcho, which inherits the lock on state: it is held until honcho ends, whatever happens meanwhile."""
     with open(config.log, "wb") as log:
         process = subprocess.Popen(
-            _honcho("-f", "Procfile", "--no-colour", "start"),
+            _honcho("-f", "Procfile", "--no-colour", "start", *config.processes),
             cwd=ROOT,
             env=config.process_environment(),
             stdin=subprocess.DEVNULL,
@@ -74,9 +75,12 @@ def read_state(state: IO[str]) -> dict:
 
 def check_ports(config: StackConfig) -> None:
     """Raise SettingsError with the setting to give where a server could not listen."""
-    if config.prefect_port == config.mlflow_port:
-        raise SettingsError("--prefect-port and --mlflow-port must differ")
-    for name, port in (("--prefect-port", config.prefect_port), ("--mlflow-port", config.mlflow_port)):
+    ports = {"--prefect-port": config.prefect_port, "--mlflow-port": config.mlflow_port}
+    if config.serve_port:
+        ports["--serve-port"] = config.serve_port
+    if len(set(ports.values())) < len(ports):
+        raise SettingsError(f"{' and '.join(ports)} must differ")
+    for name, port in ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: what has ended does not count
             try:
@@ -86,6 +90,12 @@ def check_ports(config: StackConfig) -> None:
                     f"port {port} cannot be used ({error.strerror}); stop what listens there, "
                     f"or take another one, as with {name} {port + 1}"
                 ) from None
+
+
+def check_service(config: StackConfig) -> None:
+    """Raise SettingsError where the service is to run and is not installed: it would be started again and again."""
+    if config.serve_port and not (find_spec("prometheus_client") and find_spec("python_multipart")):
+        raise SettingsError("--serve-port needs the extra serve; pip install 'bincount-pipeline[serve]'")
 
 
 def end_of_log(config: StackConfig) -> str:

@@ -9,6 +9,7 @@ from flows.cli import (  # noqa: F401 - they register their commands
     bins,
     config,
     data,
+    deploying,
     models,
     operations,
     pipeline,

@@ -42,6 +42,7 @@ KEPT = {
     "models": "nothing was changed",
     "report": "the page of before is kept",
     "config": "nothing was changed",
+    "deploy": "AWS goes on with what was begun",
     "review": "a file is imported as a whole or not at all",
     "doctor": "nothing is removed in part",
     "export": "the files that were exported are kept",

@@ -31,6 +31,13 @@ def up(
     ] = None,
     prefect_port: Annotated[int, Parameter(help="port of the Prefect server, on loopback")] = USUAL_PORT,
     mlflow_port: Annotated[int, Parameter(help="port of the MLflow server, on loopback")] = USUAL_MLFLOW_PORT,
+    serve_port: Annotated[
+        int | None,
+        Parameter(
+            help="also answer for photos with the champion, as `bincount serve` does, on this port of loopback "
+            "[default: nothing answers]"
+        ),
+    ] = None,
 ) -> None:
     """Start Prefect, MLflow and a worker on this machine, and set them up as `bincount bootstrap` does.
 
@@ -47,6 +54,7 @@ def up(
             database=database or "",
             prefect_port=prefect_port,
             mlflow_port=mlflow_port,
+            serve_port=serve_port,
         )
     )
 
