@@ -69,10 +69,12 @@ def predict(tmp_path):
     return run
 
 
+@pytest.mark.services
 def test_a_saved_model_predicts_where_its_own_code_is_all_there_is_of_this_library(saved, predict):
     predict(saved)
 
 
+@pytest.mark.services
 def test_a_model_that_an_earlier_release_has_saved_predicts_with_the_code_it_came_with(predict, tmp_path):
     with tarfile.open(EARLIER) as archive:
         archive.extractall(tmp_path, filter="data")
