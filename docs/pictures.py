@@ -1,21 +1,24 @@
-"""Make the pictures of the pages: of what Prefect and MLflow show of nightly runs on synthetic bins.
+"""Make the pictures of the pages: of what Prefect, MLflow and a service show of nightly runs on synthetic bins.
 
 Run as `make pictures`, which takes about ten minutes on two cores and needs Chromium. Everything that it starts and
 makes is gone at the end, but for the pictures.
 """
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import httpx
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -91,6 +94,7 @@ def main() -> None:
             for _ in range(2):
                 stack.train("retrain", "--grow-by", "1000", "--min-new-images", "1", "--price-per-hour", "0.5")
             photograph(stack)
+            photograph_service(stack)
 
 
 def photograph(stack: Stack) -> None:
@@ -114,6 +118,53 @@ def photograph(stack: Stack) -> None:
         keep(page, "mlflow-runs", f"{stack.mlflow}/#/experiments/{experiment}/runs{TRAININGS}", "small on bins")
         keep(page, "test-page", test_page.as_uri(), "confidence")
         keep(page, "report", (stack.workspace / "report.html").as_uri(), "champion")
+
+
+def photograph_service(stack: Stack) -> None:
+    """Show the page of a service new bins, and keep its picture with one of them."""
+    photos = stack.workspace.parent / "photos"
+    synthetic.generate(photos, 40, size=(640, 640), start=3001, broken=False)
+    with serving(stack) as url:
+        surest = sorted(((count(url, path), path) for path in photos.glob("bin-images/*.jpg")), reverse=True)[:6]
+        with browser() as page:
+            page.goto(url)
+            page.set_input_files("#pick", [path for _, path in surest])
+            expect(page.locator("#heat")).to_be_visible()
+            expect(page.get_by_text("…", exact=True)).to_have_count(0)
+            page.get_by_label("What does the record say?").fill(str(recorded(surest[0][1])))
+            expect(page.get_by_text("The record is wrong with")).to_be_visible()
+            page.mouse.click(1, 1)  # away from the field
+            write(page, "serving")
+
+
+@contextmanager
+def serving(stack: Stack) -> Iterator[str]:
+    """The URL of a service on a free port, with the champion."""
+    url = f"http://127.0.0.1:{free_port()}"
+    program = str(Path(sys.executable).with_name("bincount"))
+    places = ("--workspace", str(stack.workspace), "--tracking-uri", stack.mlflow, "--port", url.rpartition(":")[2])
+    with subprocess.Popen([program, "serve", *places], env=stack.environment, cwd=stack.workspace.parent) as process:
+        try:
+            while process.poll() is None:
+                with suppress(httpx.TransportError):
+                    httpx.get(f"{url}/ping").raise_for_status()
+                    break
+                time.sleep(0.5)
+            yield url
+        finally:
+            process.terminate()
+
+
+def count(url: str, path: Path) -> tuple[bool, float]:
+    """Ask a service about a photo; return whether it counts several items as recorded, and how sure it is."""
+    asked = httpx.post(f"{url}/predict", files={"image": path.read_bytes()}).raise_for_status().json()
+    (answer,) = asked["answers"]
+    return answer["answer"] == recorded(path) > 2, answer["confidence"]
+
+
+def recorded(path: Path) -> int:
+    record = path.parent.parent / "metadata" / f"{path.stem}.json"
+    return json.loads(record.read_text())["EXPECTED_QUANTITY"]
 
 
 @dataclass(frozen=True)
@@ -162,10 +213,15 @@ def sign_in(page: Page, stack: Stack) -> None:
 
 
 def keep(page: Page, name: str, address: str, text: str) -> None:
-    """Open a page, and when it shows a text and has stopped moving, write what is seen as a small PNG."""
+    """Open a page, and when it shows a text and has stopped moving, write what is seen."""
     page.goto(address)
     expect(page.get_by_text(text).first).to_be_visible()
     page.wait_for_timeout(5000)  # graphs are drawn bit by bit, and nothing says when they are done
+    write(page, name)
+
+
+def write(page: Page, name: str) -> None:
+    """Write what is seen as a small PNG."""
     picture = Image.open(BytesIO(page.screenshot()))
     # 256 colours take a third of the space.
     picture.convert("RGB").quantize(256).save(PICTURES / f"{name}.png", optimize=True)

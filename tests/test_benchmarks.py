@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,37 @@ def test_the_benchmark_of_an_audit(monkeypatch, tmp_path):
     for measured in ("wrong by one        p_wrong ", "Scoring: ", "Table: 500 rows, 60 bins on the page"):
         assert measured in done.stdout
     assert ("cleanlab is left out" in done.stdout) or done.stdout.count("the order is the same") == 2
+
+
+SERVE = ["--model", "small", "--image-size", "32", "--count", "4", "--seconds", "1", "--rounds", "1", "--skip-absent"]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not (shutil.which("wrk") and shutil.which("taskset")), reason="needs wrk and taskset")
+def test_the_benchmark_of_a_service(tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, BENCH / "serve.py", *SERVE, "--clients", "1", "2"]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    serve = load("serve")
+    for name in (serve.OURS, serve.MLFLOW, serve.LITSERVE):
+        rows = [line for line in done.stdout.splitlines() if f"  {name} " in line]
+        assert len(rows) == 2 or f"{name} is left out" in done.stdout
+    assert f"{serve.LIMIT}, decoding and predicting 32 at once: " in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not (shutil.which("wrk") and shutil.which("taskset")), reason="needs wrk and taskset")
+def test_the_benchmark_of_a_service_looks_at_its_memory(tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, BENCH / "serve.py", *SERVE, "--memory", "100"]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "MiB by tenths; the last has " in done.stdout
 
 
 def test_the_benchmark_of_nights(api, monkeypatch, tmp_path, capsys):

@@ -52,11 +52,11 @@ def test_help_fits_eighty_columns(command, flag, capsys):
 
 def test_all_settings_stand_under_their_headings(capsys):
     shown = help_of("retrain", capsys)
-    of_audit = help_of("audit", capsys)
+    others = help_of("audit", capsys) + help_of("serve", capsys)
     headings = re.findall(r"^╭─ ([A-Z][a-z ]+) ─", shown, re.MULTILINE)
     assert headings[:4] == ["Most used settings", "Other options", "Data", "Images"]
     expected = {f"--{name.replace('_', '-')}" for model in SECTIONS.values() for name in model.model_fields}
-    assert expected <= set(flags(shown)) | set(flags(of_audit))
+    assert expected <= set(flags(shown)) | set(flags(others))
 
 
 def test_help_names_bounds(capsys):

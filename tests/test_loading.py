@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 from bins import jpeg
 from serving_models import SCORES, check_of, network, register
+from synthetic_training import dataset
 from test_registry import open_in
 
 from bincount.data import pictures
 from bincount.errors import ModelChanged, ModelDamaged, ModelNotFound
+from bincount.evaluation import evaluate
 from bincount.problem import Classes
 from bincount.serving import loading
+from bincount.serving.served import ServedModel
 from bincount.settings import ImageConfig, RegistryConfig
 from bincount.tracking import self_check
 from bincount.tracking.registry import Registry
+from bincount.tracking.self_check import SelfCheck
 from bincount.workspace import Workspace
 
 
@@ -123,6 +127,37 @@ def test_a_check_whose_file_was_changed_is_damaged(tmp_path, registry, load):
     path.write_text(path.read_text().replace("0.", "0.9", 1))
     with pytest.raises(ModelDamaged, match=r"check\.json of a version is damaged"):
         load("1")
+
+
+def test_pictures_that_were_taken_away_for_good_are_missing_in_the_check_and_the_others_are_asked(
+    tmp_path, registry, load
+):
+    version = register(registry, tmp_path, None)
+    folder = next((tmp_path / "artifacts").rglob("check.json")).parent
+    shown = self_check.find_pictures(registry.client, [registry.experiment_id], version.run_id)
+    assert set(shown) == {str(number) for number in range(6)}
+    assert shown["3"] == f"check/03.png of the model {version.model_id}"
+    (folder / "03.png").unlink()
+    assert "3" not in self_check.find_pictures(registry.client, [registry.experiment_id], version.run_id)
+    assert self_check.read(registry, version).image_ids == ("0", "1", "2", "4", "5")
+    assert load("1").version == "1"
+    for path in folder.glob("*.png"):
+        path.unlink()
+    assert self_check.read(registry, version) is None
+
+
+def test_the_pictures_of_a_check_are_of_every_class_and_from_sure_to_unsure(tmp_path):
+    snapshot, pack = dataset(tmp_path / "dataset", train=9, val=3, test=60)
+    made = network(tmp_path / "model")
+    predictions = evaluate.predict_test(snapshot, pack, made, tmp_path / "evaluation", "cpu")
+    check = SelfCheck.choose(snapshot, pack, predictions)
+    chosen = predictions.set_index("image_id").loc[list(check.image_ids)]
+    assert len(chosen) == len(set(check.image_ids)) == self_check.NUM_PICTURES
+    assert chosen["label"].value_counts().to_dict() == {0: 4, 1: 4, 2: 4}
+    confidence = chosen[["p_0", "p_1", "p_2"]].max(axis=1).groupby(chosen["label"])
+    assert (confidence.max() > confidence.min()).all()
+    model = ServedModel("bincount", "1", loading.Engine.load(made, "cpu"))
+    assert loading.verify(model, check) < 1e-4
 
 
 def test_a_picture_of_the_check_decodes_to_the_pixels_of_the_test():

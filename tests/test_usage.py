@@ -142,6 +142,7 @@ OPTIONS = {
     }
     | ALL[RegistryConfig]
     | {"workspace"},
+    "serve": {"model", "device", "min_confidence", "error_rate", "workspace"} | ALL[ServeConfig] | ALL[RegistryConfig],
     "models": {"newest"} | ALL[RegistryConfig] | {"workspace"},
     "compare": {"first", "second", "device", "workspace"}
     | DATASET

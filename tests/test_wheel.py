@@ -100,6 +100,7 @@ def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(PACKAGES)
     assert {f"deployments/{name}" for name in DATA} <= set(names)
+    assert {f"bincount/serving/page/{path.name}" for path in (ROOT / "bincount/serving/page").glob("*.*")} <= set(names)
     modules = {path.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     assert modules <= set(names)
 

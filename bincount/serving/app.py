@@ -59,7 +59,7 @@ def create(service: Service, token: str = "", routers: Iterable[APIRouter] = ())
     for router in every:
         app.include_router(router)
     _handle_errors(app)
-    docs.describe(app, needs_token=bool(token))
+    docs.describe(app, service, needs_token=bool(token))
     paths = {route.path for router in every for route in router.routes if isinstance(route, APIRoute)}
     return Protection(app, service, token, paths)
 

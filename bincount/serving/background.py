@@ -72,4 +72,4 @@ class Background:
 
 def is_sampled(answer_id: str, share: float) -> bool:
     """Return whether an answer is in a share of all, which follows from its id: the same in every process."""
-    return xxhash.xxh3_64_intdigest(answer_id) < share * 2**64
+    return xxhash.xxh3_64_intdigest(answer_id.encode()) < share * 2**64

@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Response
 
 from bincount.serving.answers import Answers, InvocationProblem, NoAnswers, Problem, Rows
-from bincount.serving.protection import is_open, most_bytes
+from bincount.serving.protection import INVOCATIONS, is_open, most_bytes
+from bincount.serving.service import Service
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
 PAGE = """\
@@ -53,6 +54,8 @@ SAY = {
     500: "An error of the service, which its log shows",
     503: "No answer in time, or the service is stopping",
 }
+ASKED = ("/predict", INVOCATIONS)
+AS_JSON = {"content": {"application/json": {}}}
 OF_ANY = (401, 421, 500)
 OF_POST = (400, 401, 403, 408, 413, 415, 421, 422, 429, 500, 503)
 
@@ -63,7 +66,6 @@ def _problems(model: Any, codes: Iterable[int]) -> dict[int | str, dict[str, Any
 
 PREDICTED = {
     200: {"model": Answers, "description": "An answer for each picture, in their order"},
-    **_problems(Problem, OF_POST),
     422: {"model": NoAnswers | Problem, "description": SAY[422]},
 }
 INVOKED = {
@@ -74,7 +76,7 @@ INVOKED = {
     },
     **_problems(InvocationProblem, OF_POST),
 }
-PINGED = {200: {"description": "A model answers"}, 503: {"description": SAY[503]}, **_problems(Problem, (421, 500))}
+PINGED = {200: {"description": "A model answers", **AS_JSON}, 503: {"description": SAY[503], **AS_JSON}}
 MEASURED = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "In Prometheus' text format"},
     **_problems(Problem, OF_ANY),
@@ -102,19 +104,35 @@ def router() -> APIRouter:
     return routes
 
 
-def describe(app: FastAPI, *, needs_token: bool) -> None:
-    """Let the description of an application say which of its paths need a token."""
+def describe(app: FastAPI, service: Service, *, needs_token: bool) -> None:
+    """Let the description of an application say what holds for all paths, and which names the model knows now."""
     describe_routes = app.openapi
 
     def openapi() -> dict[str, Any]:
-        description = describe_routes()
-        if needs_token:
-            components = description.setdefault("components", {})
-            components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-            for path, operations in description["paths"].items():
-                for operation in operations.values():
+        if not app.openapi_schema:
+            complete(describe_routes())
+        names = service.model.engine.spec.outputs.names
+        form, invocation = (app.openapi_schema["paths"][path]["post"]["requestBody"]["content"] for path in ASKED)
+        form["multipart/form-data"]["schema"]["properties"]["recorded"]["enum"] = ["", *names]
+        in_json = invocation["application/json"]["schema"]["anyOf"][0]["properties"]["recorded"]
+        in_json["enum"] = [None, "", *names, *(int(name) for name in names if name.isdecimal())]
+        for parameter in app.openapi_schema["paths"].get("/overlay", {}).get("post", {}).get("parameters", ()):
+            parameter["schema"] = {"type": "string", "enum": list(service.model.classes.names)}
+        return app.openapi_schema
+
+    def complete(description: dict[str, Any]) -> None:
+        content = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        for path, operations in description["paths"].items():
+            for method, operation in operations.items():
+                for code in OF_POST if method == "post" else OF_ANY:
+                    said = {"description": SAY[code], "content": content}
+                    if code == 422 and "HTTPValidationError" in str(operation["responses"].get("422")):
+                        operation["responses"]["422"] = said
+                    operation["responses"].setdefault(str(code), said)
+                if needs_token:
                     operation["security"] = [] if is_open(path) else [{"token": []}]
-        return description
+        if needs_token:
+            description["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
 
     app.openapi = openapi
 
@@ -154,7 +172,7 @@ def invocation_body(max_images: int) -> dict[str, Any]:
         "required": ["columns", "data"],
     }
     column = {"type": "object", "properties": {"image": {"anyOf": [text, texts]}}, "required": ["image"]}
-    recorded = {"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]}
+    recorded = {"description": "what the record of the picture says"}
     forms = [
         _form("image", text) | {"properties": {"image": text, "recorded": recorded}},
         _form("instances", {"anyOf": [texts, records]}),
@@ -164,7 +182,7 @@ def invocation_body(max_images: int) -> dict[str, Any]:
     ]
     picture = {"schema": {"type": "string", "format": "binary"}}
     content = {kind: picture for kind in PICTURE_TYPES}
-    return _body({"application/json": {"schema": {"oneOf": forms}}, **content}, max_images)
+    return _body({"application/json": {"schema": {"anyOf": forms}}, **content}, max_images)
 
 
 def _form(name: str, schema: dict[str, Any]) -> dict[str, Any]:

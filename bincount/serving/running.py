@@ -7,6 +7,7 @@ from fastapi import APIRouter
 
 from bincount.errors import SettingsError
 from bincount.serving import app, protection, server, shadow, site, webhooks
+from bincount.serving.capture import Capture
 from bincount.serving.follower import Follower, warm_up
 from bincount.serving.loading import is_alias, load
 from bincount.serving.metrics import Metrics
@@ -62,6 +63,8 @@ def _followed(
             follow(config.shadow, compared.replace, None)
         service.observers.append(compared)
         routers.append(shadow.router(compared))
+    if config.capture:
+        service.observers.append(Capture(config, service.metrics))
     for follower in followers:
         follower.start()
     try:

@@ -15,6 +15,7 @@ from bincount.evaluation.intervals import Score
 from bincount.frozen import Frozen
 from bincount.reporting import offline
 from bincount.serving import page
+from bincount.serving.docs import PICTURE_TYPES
 from bincount.serving.overlays import Overlays
 from bincount.serving.protection import most_bytes
 from bincount.serving.service import Service
@@ -25,10 +26,7 @@ FILES = {  # by the package that they lie in
     page.__name__: ("page.css", "page.js", "requests.js", "answer.js", "icon.svg"),
 }
 
-BODIES = {
-    name: {"schema": {"type": "string", "format": "binary"}}
-    for name in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
-}
+BODIES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in PICTURE_TYPES}
 
 
 class ModelFacts(Frozen):

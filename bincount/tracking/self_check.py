@@ -7,6 +7,7 @@ of the network's input, which decode to the pixels of the test, and, beside them
 
 import io
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow import MlflowException
+from mlflow import MlflowClient, MlflowException
 from PIL import Image
 
 from bincount.data.packs import Pack
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 
 FOLDER, FILE = "check", "check.json"
 NUM_PICTURES = 12
-# Probabilities of one network differ by less than 0.002 between the arithmetics that serve it, which is what engines
-# promise, and by as much again where a GPU has computed the test. Other pixels, weights, classes or another
-# temperature change those of some picture by much more.
+# Engines promise probabilities within 0.002 of the network's in float32, in which the test was predicted, on a CPU or
+# a GPU of another arithmetic; the rest is room for the latter. Other pixels, weights, classes or another temperature
+# change those of some picture by more.
 TOLERANCE = 0.005
 
 
@@ -126,19 +127,41 @@ def read(registry: "Registry", version: "Version") -> SelfCheck | None:
     return None
 
 
-def read_folder(folder: Path) -> SelfCheck:
-    """Read what write has written into the folder `check` itself. Raises ModelDamaged."""
+def read_folder(folder: Path) -> SelfCheck | None:
+    """Read what write has written into the folder `check` itself; None where all of its pictures are gone.
+
+    A picture that is gone was taken away on purpose, as `bincount forget` asks for. Raises ModelDamaged.
+    """
     try:
         content = read_sealed(folder / FILE)
-        entries = content["pictures"]
+        entries = [entry for entry in content["pictures"] if (folder / entry["file"]).exists()]
+        if not entries:
+            return None
         return SelfCheck(
             image_ids=tuple(entry["image_id"] for entry in entries),
-            pictures=tuple((folder / Path(entry["file"]).name).read_bytes() for entry in entries),
+            pictures=tuple((folder / entry["file"]).read_bytes() for entry in entries),
             probabilities=np.array([entry["probabilities"] for entry in entries], np.float32),
             classes=Classes(names=tuple(content["classes"]), ordered=content["ordered"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelDamaged(f"{folder.name}/{FILE} of a version is damaged ({error}); {REMEDY}") from error
+
+
+def find_pictures(client: MlflowClient, experiment_ids: Sequence[str], run_id: str) -> dict[str, str]:
+    """Return where the models of a run show test images in their checks: the path in MLflow, by image_id."""
+    found = {}
+    for model in client.search_logged_models(list(experiment_ids), f"source_run_id = '{run_id}'"):
+        names = {Path(file.path).name for file in client.list_logged_model_artifacts(model.model_id, FOLDER)}
+        if FILE not in names:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            path = mlflow.artifacts.download_artifacts(
+                f"{model.artifact_location}/{FOLDER}/{FILE}", dst_path=folder, tracking_uri=client.tracking_uri
+            )
+            entries = read_sealed(Path(path))["pictures"]
+        place = f"{FOLDER}/{{}} of the model {model.model_id}"
+        found |= {entry["image_id"]: place.format(entry["file"]) for entry in entries if entry["file"] in names}
+    return found
 
 
 def _as_png(pixels: np.ndarray) -> bytes:

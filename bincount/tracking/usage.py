@@ -10,6 +10,7 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities import ViewType
 
 from bincount.errors import BincountError, ServiceUnavailable, mask_credentials
+from bincount.tracking import self_check
 from bincount.tracking.lineage import all_versions, tags_of_runs
 from bincount.tracking.recording import NUM_WORST
 from bincount.tracking.registry import Registry
@@ -108,6 +109,10 @@ def _artifacts(client: MlflowClient, snapshot: str, image_ids: set[str], *, is_t
                 yield Artifact(*about, SHEET, is_sure=MISTAKES in names)
             pages = [name for name in (TEST_PAGE, AUDIT_PAGE) if name in names and (is_tested or name == AUDIT_PAGE)]
             yield from (Artifact(*about, name, is_sure=False) for name in pages)
+            if is_tested:
+                shown = self_check.find_pictures(client, experiments, run.info.run_id)
+                paths = [path for image_id, path in shown.items() if image_id in image_ids]
+                yield from (Artifact(*about, path, is_sure=True) for path in paths)
 
 
 def _on_sheet(client: MlflowClient, run_id: str) -> set[str]:

@@ -54,17 +54,20 @@ def _group(section: str) -> Parameter:
 DatasetConfig = some_of(DataConfig, "source", "keep_splits", "only_listed", "endpoint")
 ExportConfig = some_of(DataConfig, "source", "keep_splits", "only_listed", "endpoint", "classes", "concurrency")
 PictureConfig = some_of(DataConfig, "region", "endpoint", "unsigned", "requester_pays", "limit", "concurrency")
+CapturedConfig = some_of(DataConfig, "source", "endpoint", "region", "unsigned", "concurrency")
 ComparisonConfig = some_of(PromotionConfig, *(name for name in PromotionConfig.model_fields if name != "force"))
 ServerConfig = some_of(RegistryConfig, "tracking_uri", "experiment")
 THE_DATASET, ALL_CLASSES, PUBLIC_BUCKET = DatasetConfig(), ExportConfig(), PictureConfig()
 COMPARISON, SERVERS = ComparisonConfig(), ServerConfig()
 JudgementConfig = some_of(AuditConfig, "min_confidence", "error_rate")
 JUDGEMENT = JudgementConfig()
+CAPTURED = CapturedConfig()
 
 Data = Annotated[DataConfig, _group("data")]
 Dataset = Annotated[DatasetConfig, _group("data")]
 ToExport = Annotated[ExportConfig, _group("data")]
 Bucket = Annotated[PictureConfig, Parameter(name="*", group=Group("Pictures in a bucket", sort_key=1))]
+Captured = Annotated[CapturedConfig, _group("data")]
 Images = Annotated[ImageConfig, _group("images")]
 Training = Annotated[TrainConfig, _group("training")]
 Launch = Annotated[LaunchConfig, _group("launch")]

@@ -10,10 +10,14 @@ from cyclopts.validators import Number
 from bincount.errors import SettingsError
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig
 from bincount.workspace import Workspace
-from flows.cli.options import THE_DATASET, ConfigFile, Dataset, Root, whole
+from flows.cli.options import CAPTURED, THE_DATASET, Captured, ConfigFile, Dataset, Root, whole
 from flows.cli.program import app
 
-review = App(name="review", sort_key=10.5, help="Take in verdicts of people on bins, list them, and undo them.")
+review = App(
+    name="review",
+    sort_key=10.5,
+    help="Take in verdicts of people on bins, list and undo them, and judge a service's answers by them.",
+)
 app.command(review)
 
 Newest = Annotated[int, Parameter(help="how many verdicts, lines or imports to show", validator=Number(gte=1))]
@@ -122,6 +126,29 @@ def undo(
     found = reviews.find(rows, which) if which is not None else reviews.find_import(rows, imported)
     number = reviews.undo(dataset, found["id"].to_list())
     print(f"{number:,} verdict{'s' * (number != 1)} undone; `bincount prepare` makes the next snapshot without them")
+
+
+@review.command(sort_key=2.5)
+def accuracy(
+    *,
+    data: Captured = CAPTURED,
+    workspace: Root = DEFAULT_WORKSPACE,
+    config: ConfigFile = None,
+) -> None:
+    """Show how often a service's answers were right, by version and week, by what records and reviewers say.
+
+    --source is the place where `bincount serve --capture` keeps pictures; prepare brings their records and import the
+    verdicts. A verdict goes before the record.
+    """
+    from bincount.data import captured
+    from bincount.evaluation import live
+    from bincount.reporting import console, live_tables
+
+    config_of_source = whole(DataConfig, data)
+    answers = captured.read_answers(config_of_source)
+    dataset = Workspace(root=workspace).dataset(config_of_source)
+    known = live.truths(dataset) if dataset.is_dir() else None
+    console.show(live_tables.accuracy(answers, known, data.source))
 
 
 def _existing(files: list[Path]) -> list[Path]:

@@ -30,7 +30,9 @@ function sentence(answer, model) {
 function showModel(model) {
   byId("name").textContent = model.name;
   document.title = `${model.name}: show it a picture`;
-  const about = [`version ${model.version}`, model.alias, model.counts ? `counts ${model.classes[0]} to ${model.classes.at(-1)} items` : model.classes.join(", ")];
+  const names = model.classes.length > 6 ? `${model.classes.length} classes` : model.classes.join(", ");
+  const predicts = model.counts ? `counts ${model.classes[0]} to ${model.classes.at(-1)} items` : names;
+  const about = [`version ${model.version}`, model.alias, predicts];
   byId("about").replaceChildren(...about.filter(Boolean).map((text) => make("span", { textContent: text })));
   const link = byId("mlflow");
   link.hidden = !/^https?:\/\//.test(model.page);
@@ -94,7 +96,7 @@ function showBars(answer, model) {
     ),
   );
   const caption = make("caption", { textContent: model.counts ? "Probability of each count" : "Probability of each class" });
-  byId("probabilities").replaceChildren(make("table", { className: model.counts ? "bars counts" : "bars" }, caption, make("tbody", {}, ...rows)));
+  byId("probabilities").replaceChildren(make("table", { className: model.counts ? "bars counts" : "bars names" }, caption, make("tbody", {}, ...rows)));
 }
 
 function showJudgement(record, model) {

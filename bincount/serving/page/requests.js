@@ -82,7 +82,7 @@ function unreadable(detail, name, status = 422) {
   const problem = (title, text) => new Problem(title, text, { detail, again: false, status });
   if (/HEIC/i.test(detail) || (HEIC.test(name) && /unsupported|not an image/i.test(detail))) {
     return problem(
-      "This service does not read HEIC",
+      "The service cannot read this HEIC file",
       "Send the picture as JPEG. An iPhone takes such pictures by Settings, Camera, Formats, Most Compatible.",
     );
   }
