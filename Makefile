@@ -87,4 +87,8 @@ bench-audit: $(READY)  ## how well an audit ranks records, beside cleanlab, and 
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/audit.py $(SCORES)
 
-.PHONY: help setup demo up down test test-services bench-sync bench-train bench-nights bench-accuracy bench-audit check-image docs pictures outputs lint format lock clean $(READY) ## how fast `bincount serve` answers, beside mlflow models serve and LitServe: 8 minutes; needs wrk @VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench $(BIN)/python tests/bench/serve.py $${IMAGES:+--images "$$IMAGES"} $${MEMORY:+--memory $$MEMORY} .PHONY: bench-serve
+bench-serve: $(READY)  ## how fast `bincount serve` answers, beside mlflow models serve and LitServe: 8 minutes; needs wrk
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
+	$(BIN)/python tests/bench/serve.py $${IMAGES:+--images "$$IMAGES"} $${MEMORY:+--memory $$MEMORY}
+
+.PHONY: help setup demo up down test test-services bench-sync bench-train bench-nights bench-accuracy bench-audit bench-serve check-image docs pictures outputs lint format lock clean
