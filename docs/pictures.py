@@ -135,6 +135,8 @@ def photograph_service(stack: Stack) -> None:
             expect(page.get_by_text("The record is wrong with")).to_be_visible()
             page.mouse.click(1, 1)  # away from the field
             write(page, "serving")
+            page.goto(f"{url}/metrics")
+            write(page, "serving-metrics")
 
 
 @contextmanager

@@ -46,7 +46,7 @@ WORDS = {
     "publish": ["--to", "s3://x"],
 }
 WITHOUT_SETTINGS = {"demo", "bootstrap", "notify", "up", "down", "server"}
-GROUPS = {"review"}  # of commands
+GROUPS = {"deploy", "review"}  # of commands
 COMMANDS = sorted({name for name in app if not name.startswith("-")} - WITHOUT_SETTINGS - GROUPS)
 
 

@@ -68,7 +68,7 @@ def options(command):
 
 def test_the_pages_have_commands_of_known_programs_only():
     ours = {"make", "bincount", "prefect", "mlflow", "uv", ".", "export"}
-    assert {line.split()[0] for line in COMMANDS} <= ours | {"aws", "docker", "kubectl", "zip"}
+    assert {line.split()[0] for line in COMMANDS} <= ours | {"aws", "curl", "docker", "kubectl", "pip", "printf", "zip"}
 
 
 @pytest.mark.parametrize("words", commands("bincount"), ids=" ".join)

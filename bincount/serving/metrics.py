@@ -1,9 +1,18 @@
 """What a service says of itself at /metrics, for Prometheus."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from bincount.serving.answers import Answer
 from bincount.serving.served import ServedModel
+
+disable_created_metrics()  # a series beside each other one, of when it began
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -15,34 +24,18 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "bincount_requests", "Requests by path and status", ["path", "status"], registry=registry
+        self.model = Gauge(
+            "bincount_model_info", "1 for the version that answers", ["name", "version", "digest"], registry=registry
         )
-        self.request_seconds = Histogram(
-            "bincount_request_seconds", "Time to answer a request", ["path"], buckets=SECONDS, registry=registry
-        )
-        self.batch_pictures = Histogram(
-            "bincount_batch_pictures", "Pictures that were predicted together", buckets=SIZES, registry=registry
-        )
-        self.batch_seconds = Histogram(
-            "bincount_batch_seconds", "Time of the network for a batch", buckets=SECONDS, registry=registry
-        )
-        self.queue = Gauge("bincount_queue_pictures", "Pictures that wait or are predicted", registry=registry)
         self.pictures = Counter(
             "bincount_pictures",
             "Pictures by the version that answered and how: counted, look, or unreadable",
             ["version", "outcome"],
             registry=registry,
         )
-        self.confidence = Histogram(
-            "bincount_confidence",
-            "Probability of the likeliest class",
-            ["version"],
-            buckets=SHARES,
-            registry=registry,
-        )
-        self.model = Gauge(
-            "bincount_model_info", "1 for the version that answers", ["name", "version", "digest"], registry=registry
+        self.queue = Gauge("bincount_queue_pictures", "Pictures that wait or are predicted", registry=registry)
+        self.requests = Counter(
+            "bincount_requests", "Requests by path and status", ["path", "status"], registry=registry
         )
         self.switches = Counter("bincount_switches", "Tries to serve another version", ["outcome"], registry=registry)
         self.shadowed = Counter(
@@ -54,6 +47,29 @@ class Metrics:
         self.captured = Counter(
             "bincount_captured_pictures", "Pictures by whether they were kept", ["outcome"], registry=registry
         )
+        self.confidence = Histogram(
+            "bincount_confidence",
+            "Probability of the likeliest class",
+            ["version"],
+            buckets=SHARES,
+            registry=registry,
+        )
+        self.batch_pictures = Histogram(
+            "bincount_batch_pictures", "Pictures that were predicted together", buckets=SIZES, registry=registry
+        )
+        self.batch_seconds = Histogram(
+            "bincount_batch_seconds", "Time of the network for a batch", buckets=SECONDS, registry=registry
+        )
+        self.request_seconds = Histogram(
+            "bincount_request_seconds",
+            "Time to answer a request with pictures",
+            ["path"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+
+        for outcome in ("switched", "failed"):
+            self.switches.labels(outcome)  # from the start, so that a rate has something to begin with
 
     def show_model(self, model: ServedModel) -> None:
         """Say which version answers now."""

@@ -192,7 +192,8 @@ class Protection:
         path = scope["path"]
         known = path if path in self.paths else "other"
         self.service.metrics.requests.labels(known, str(status)).inc()
-        self.service.metrics.request_seconds.labels(known).observe(seconds)
+        if scope["method"] == "POST" and known == path:
+            self.service.metrics.request_seconds.labels(known).observe(seconds)
         if path not in QUIET:
             client = scope.get("client")
             requests.info(
