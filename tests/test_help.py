@@ -59,6 +59,11 @@ def test_all_settings_stand_under_their_headings(capsys):
     assert expected <= set(flags(shown)) | set(flags(others))
 
 
+def test_the_help_of_serve_begins_with_who_may_ask_and_what_is_compared_and_kept(capsys):
+    shown = flags(help_of("serve", capsys, "--help"))
+    assert shown[:6] == ["--host", "--port", "--insecure", "--shadow", "--capture", "--min-confidence"]
+
+
 def test_help_names_bounds(capsys):
     shown = " ".join(help_of("run", capsys, "--help").replace("│", " ").split())
     assert "side of the square input, pixels; at least 32 and at most 1024, in steps of 32 [default: 224]" in shown

@@ -70,6 +70,14 @@ def test_what_is_not_there_is_an_error_with_what_is(tmp_path, registry, load):
         load("champion")
 
 
+@pytest.mark.parametrize("place", ["empty", "nowhere/model"])
+def test_a_place_without_a_model_is_said_to_be_one(tmp_path, load, place, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelNotFound, match=f"{place} holds no model.safetensors; name a folder that does"):
+        load(place)
+
+
 def test_a_version_that_does_not_predict_as_in_its_test_is_not_loaded(tmp_path, registry, load):
     register(registry, tmp_path, check_of(network(tmp_path / "other", seed=5)))
     with pytest.raises(ModelChanged, match=r"version 1 does not predict as in its test: .* differ by up to 0\.\d+"):

@@ -12,7 +12,7 @@ from bincount.serving.engine import Engine
 from bincount.serving.served import ServedModel
 from bincount.settings import Device, RegistryConfig
 from bincount.tracking import self_check
-from bincount.tracking.connection import open_existing
+from bincount.tracking.connection import check_reference, open_existing
 from bincount.tracking.registry import Registry, Version
 from bincount.tracking.self_check import SelfCheck
 from bincount.training.spec import is_checkpoint
@@ -30,6 +30,7 @@ def load(reference: str, workspace: Workspace, registry_config: RegistryConfig, 
     if is_checkpoint(folder := Path(reference)):
         engine = Engine.load(folder, device)
         return ServedModel(name=folder.resolve().name, version=engine.digest[:12], engine=engine)
+    check_reference(reference)
     registry = open_existing(workspace, registry_config)
     return load_version(registry, registry.find(reference), device)
 

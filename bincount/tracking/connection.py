@@ -1,5 +1,6 @@
 """The registry of a workspace and its settings, and the models that people name."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,12 @@ def prepare_workspace(workspace: Workspace) -> None:
     open_registry(workspace.own_tracking_uri, workspace.artifacts, RegistryConfig())
 
 
+def check_reference(reference: str) -> None:
+    """Raise ModelNotFound where a reference that is no checkpoint names a place, and so no alias and no number."""
+    if "/" in reference or os.sep in reference or Path(reference).is_dir():
+        raise ModelNotFound(f"{reference} holds no model.safetensors; name a folder that does, or a registered version")
+
+
 @contextmanager
 def find_checkpoint(reference: str, workspace: Workspace, registry_config: RegistryConfig) -> Iterator[Path]:
     """Give the folder with model.safetensors and model.json of an alias or a version's number, or reference itself.
@@ -55,6 +62,7 @@ def find_checkpoint(reference: str, workspace: Workspace, registry_config: Regis
     if is_checkpoint(Path(reference)):
         yield Path(reference)
         return
+    check_reference(reference)
     registry = open_existing(workspace, registry_config)
     with tempfile.TemporaryDirectory() as folder:
         yield registry.checkpoint(registry.find(reference), Path(folder))

@@ -78,7 +78,9 @@ def sagemaker(
         return
     missing = [f"--{flag}" for flag, value in (("image", image), ("role", role), ("bucket", bucket)) if not value]
     if missing:
-        raise SettingsError(f"{', '.join(missing)} must be given; `bincount deploy sagemaker --help` says what it is")
+        raise SettingsError(
+            f"{', '.join(missing)} must be given; `bincount deploy sagemaker --help` says what they are"
+        )
     target = Target(
         endpoint=endpoint,
         image=image,

@@ -18,6 +18,8 @@ COMMON = Group("Most used settings", sort_key=0)
 OWN = Group("Other options", sort_key=0.5)  # of a command, which are no settings
 ORDER = [(section, name) for section, names in forms.COMMON.items() for name in names]
 ORDER += [(name, name) for name in forms.COMMON_OUTSIDE]
+SERVICE = [("serving", name) for name in ("host", "port", "insecure", "shadow", "capture")]  # forms have none of it
+SERVICE += [("audit", "min_confidence"), *((name, name) for name in forms.COMMON_OUTSIDE)]
 
 
 @dataclass
@@ -83,15 +85,17 @@ def _find_sections(arguments: ArgumentCollection) -> Iterator[tuple[int, tuple[s
 
 def _common_first(arguments: ArgumentCollection, sections: dict[int, tuple[str, str]]) -> ArgumentCollection:
     """Return the arguments with the common settings in a group of their own, and the other settings hidden or after."""
+    here = {section for section, _ in sections.values()}
+    order = SERVICE if "serving" in here and "data" not in here else ORDER
     for argument in arguments:
-        if sections.get(id(argument)) in ORDER:
+        if sections.get(id(argument)) in order:
             _change(argument, group=(COMMON,))
         elif id(argument) in sections and argument.show and argument.parse and not _asked.everything:
             _asked.hidden[argument.name] = argument.parameter.group[0]
             _change(argument, show=False)
         elif id(argument) not in sections and not argument.children:
             _change(argument, group=(OWN,))
-    ranks = {place: rank for rank, place in enumerate(ORDER)}
+    ranks = {place: rank for rank, place in enumerate(order)}
     arguments.sort(key=lambda argument: ranks.get(sections.get(id(argument), ("", "")), len(ranks)))
     return arguments
 
