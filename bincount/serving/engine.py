@@ -1,12 +1,12 @@
 """A trained network that predicts as fast as this machine can, with the predictions that it had in its test.
 
-On a CPU each batch normalisation is folded into the convolution before it, and a batch goes through the network in
-parts whose activations stay below 32 MB each: the C library takes larger ones from the kernel anew for every layer,
-which costs a third of the time and more. docs/pages/experiments.md has what was measured, also of what is not used:
-bfloat16, which moves probabilities by up to 0.05, OpenVINO and ONNX Runtime. On a GPU the network runs as it is.
+On a CPU each batch normalisation is folded into the convolution before it, whose weights are packed, and a batch goes
+through the network in parts whose activations stay below 32 MB each: the C library takes larger ones from the kernel
+anew for every layer, which costs a third of the time and more. docs/pages/experiments.md has what was measured, also of
+what is not used: bfloat16, which moves probabilities by up to 0.05, OpenVINO and ONNX Runtime. On a GPU the network
+runs as it is.
 """
 
-import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
+from bincount.serving.folding import fold, pictures_at_once
 from bincount.settings import Device
 from bincount.training import model as models
 from bincount.training.augment import center_crop, normalize
@@ -25,7 +25,6 @@ from bincount.training.spec import ModelSpec, model_digest
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 0.002  # of a probability
-PIXELS_AT_ONCE = 4 * 224 * 224  # that go through the network on a CPU together
 NUM_CHECKED = 5  # pictures at load
 
 
@@ -57,7 +56,7 @@ class Engine:
         if deviation <= TOLERANCE:
             return faster
         logger.warning(
-            "with batch normalisation folded into the convolutions, probabilities deviate by %.4f, more than %g; "
+            "with batch normalisation folded into packed convolutions, probabilities deviate by %.4f, more than %g; "
             "the network predicts as it was trained, more slowly",
             *(deviation, TOLERANCE),
         )
@@ -70,10 +69,8 @@ class Engine:
         """
         if self.folded is None or not len(images):
             return models.logits(self.network, self.spec, images, with_extra=True)
-        num_views = 1 + self.spec.flip_at_test
-        at_once = max(1, PIXELS_AT_ONCE // (num_views * self.spec.image_size**2))
         with torch.inference_mode():
-            parts = torch.from_numpy(images).split(at_once)
+            parts = torch.from_numpy(images).split(pictures_at_once(self.spec))
             return torch.cat([self._folded_logits(part) for part in parts]).numpy()
 
     def _folded_logits(self, images: Tensor) -> Tensor:
@@ -84,13 +81,6 @@ class Engine:
             pixels = torch.cat([pixels, pixels.flip(3)])
         views = [view for member in self.folded for view in member(pixels).split(len(images))]
         return torch.stack(views, dim=1)
-
-
-def fold(network: nn.Module, spec: ModelSpec) -> nn.ModuleList:
-    """Return copies of the members of a network in which each batch normalisation is part of a convolution."""
-    members = network if spec.members > 1 else [network]
-    folded = nn.ModuleList(fuse(copy.deepcopy(member).eval()) for member in members)
-    return folded.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def largest_deviation(plain: Engine, faster: Engine) -> float:
