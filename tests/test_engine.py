@@ -89,6 +89,20 @@ def test_every_convolution_is_packed_with_the_activation_that_follows(tmp_path, 
             assert node.args[0].op == "call_function"  # the sum of a residual, or a pooling
 
 
+def test_a_batch_goes_through_the_network_in_parts_of_few_sizes_which_loading_has_met(tmp_path, monkeypatch):
+    sizes = []
+    forward = Engine._folded_logits
+    monkeypatch.setattr(Engine, "_folded_logits", lambda self, part: sizes.append(len(part)) or forward(self, part))
+    engine = Engine.load(checkpoint(tmp_path, flip_at_test=True), "cpu")
+    assert sizes == [16, 8, 4, 2, 1]  # with their mirror images, 16 pictures of 64 pixels are the most
+    for count in (1, 5, 16, 31, 64):
+        sizes.clear()
+        assert len(engine.logits(pictures(count))) == count
+        assert sum(sizes) == count
+        assert set(sizes) <= {16, 8, 4, 2, 1}
+        assert len(sizes) <= count // 16 + 4
+
+
 def test_without_onednn_the_convolutions_stay_torchs(tmp_path, monkeypatch):
     monkeypatch.setattr(folding.torch.backends.mkldnn, "is_available", lambda: False)
     engine = Engine.load(checkpoint(tmp_path), "cpu")

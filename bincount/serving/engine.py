@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bincount.serving.folding import fold, pictures_at_once
+from bincount.serving.folding import fold, largest_part, part_sizes
 from bincount.settings import Device
 from bincount.training import model as models
 from bincount.training.augment import center_crop, normalize
@@ -25,7 +25,6 @@ from bincount.training.spec import ModelSpec, model_digest
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 0.002  # of a probability
-NUM_CHECKED = 5  # pictures at load
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +69,7 @@ class Engine:
         if self.folded is None or not len(images):
             return models.logits(self.network, self.spec, images, with_extra=True)
         with torch.inference_mode():
-            parts = torch.from_numpy(images).split(pictures_at_once(self.spec))
+            parts = torch.from_numpy(images).split(part_sizes(len(images), self.spec))
             return torch.cat([self._folded_logits(part) for part in parts]).numpy()
 
     def _folded_logits(self, images: Tensor) -> Tensor:
@@ -84,9 +83,12 @@ class Engine:
 
 
 def largest_deviation(plain: Engine, faster: Engine) -> float:
-    """Return the largest difference of the probabilities of two engines for the same model, on drawn pictures."""
-    side = plain.spec.image_size
-    coarse = np.random.default_rng(0).integers(0, 256, (NUM_CHECKED, 8, 8, 3), dtype=np.uint8)
+    """Return the largest difference of the probabilities of two engines for the same model, on drawn pictures.
+
+    There are so many that parts of each size occur: what the first of a size takes longer, no request waits for.
+    """
+    side, num_pictures = plain.spec.image_size, 2 * largest_part(plain.spec) - 1
+    coarse = np.random.default_rng(0).integers(0, 256, (num_pictures, 8, 8, 3), dtype=np.uint8)
     images = coarse.repeat(side // 8, axis=1).repeat(side // 8, axis=2)
     plain_, faster_ = (models.mean_softmax(engine.logits(images), plain.spec.temperature) for engine in (plain, faster))
     return float(np.abs(plain_ - faster_).max())
