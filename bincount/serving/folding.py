@@ -34,7 +34,8 @@ def part_sizes(num_pictures: int, spec: ModelSpec) -> list[int]:
     """Return the sizes of the parts in which a batch goes through the network.
 
     All are powers of two: oneDNN compiles code for each size of input that it meets, and keeps it. Parts of 1 to 32
-    pictures take 45 MB (the small network, 64 pixels), by which a service would grow in its first thousands of requests.
+    pictures take 45 MB (the small network, 64 pixels), by which a service would grow in its first thousands of
+    requests.
     """
     largest = largest_part(spec)
     rest = num_pictures % largest
