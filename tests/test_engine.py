@@ -9,6 +9,7 @@ from torch import nn
 
 from bincount.problem import Classes
 from bincount.serving import engine as engines
+from bincount.serving import folding
 from bincount.serving.engine import Engine
 from bincount.settings import ImageConfig, TrainConfig
 from bincount.training import model as models
@@ -48,11 +49,12 @@ def pictures(count: int) -> np.ndarray:
         {"model": "resnet18"},
         {"model": "mobilenet_v2", "flip_at_test": True},
         {"model": "mobilenet_v3_small", "head": "mlp"},
+        {"model": "efficientnet_v2_s"},
     ],
     ids=str,
 )
 def test_the_faster_form_predicts_what_the_network_does(tmp_path, monkeypatch, settings):
-    monkeypatch.setattr(engines, "PIXELS_AT_ONCE", 4 * 64 * 64)  # so that seven pictures are several parts
+    monkeypatch.setattr(folding, "PIXELS_AT_ONCE", 4 * 64 * 64)  # so that seven pictures are several parts
     engine = Engine.load(checkpoint(tmp_path, **settings), "cpu")
     images = pictures(7)
 
@@ -71,6 +73,43 @@ def test_nothing_is_left_of_batch_normalisation(tmp_path):
     assert not [layer for layer in engine.folded.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert [layer for layer in engine.network.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert all(parameter.requires_grad for parameter in engine.network.parameters())
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+@pytest.mark.parametrize("model", ["small", "resnet18", "mobilenet_v2"])
+def test_every_convolution_is_packed_with_the_activation_that_follows(tmp_path, model):
+    folded = Engine.load(checkpoint(tmp_path, model=model), "cpu").folded
+    kinds = {type(layer) for layer in folded.modules()}
+    assert folding.PackedConv2d in kinds
+    assert nn.Conv2d not in kinds
+    [member] = folded
+    layers = dict(member.named_modules())
+    for node in member.graph.nodes:
+        if node.op == "call_module" and isinstance(layers[node.target], nn.ReLU | nn.ReLU6):
+            assert node.args[0].op == "call_function"  # the sum of a residual, or a pooling
+
+
+def test_a_batch_goes_through_the_network_in_parts_of_few_sizes_which_loading_has_met(tmp_path, monkeypatch):
+    sizes = []
+    forward = Engine._folded_logits
+    monkeypatch.setattr(Engine, "_folded_logits", lambda self, part: sizes.append(len(part)) or forward(self, part))
+    engine = Engine.load(checkpoint(tmp_path, flip_at_test=True), "cpu")
+    assert sizes == [16, 8, 4, 2, 1]  # with their mirror images, 16 pictures of 64 pixels are the most
+    for count in (1, 5, 16, 31, 64):
+        sizes.clear()
+        assert len(engine.logits(pictures(count))) == count
+        assert sum(sizes) == count
+        assert set(sizes) <= {16, 8, 4, 2, 1}
+        assert len(sizes) <= count // 16 + 4
+
+
+def test_without_onednn_the_convolutions_stay_torchs(tmp_path, monkeypatch):
+    monkeypatch.setattr(folding.torch.backends.mkldnn, "is_available", lambda: False)
+    engine = Engine.load(checkpoint(tmp_path), "cpu")
+    assert not [layer for layer in engine.folded.modules() if isinstance(layer, folding.PackedConv2d)]
+    np.testing.assert_allclose(
+        engine.logits(pictures(3)), models.logits(engine.network, engine.spec, pictures(3), with_extra=True), atol=1e-4
+    )
 
 
 def test_a_form_that_deviates_is_not_used_and_the_log_says_so(tmp_path, monkeypatch, caplog):

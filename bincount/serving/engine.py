@@ -1,12 +1,12 @@
 """A trained network that predicts as fast as this machine can, with the predictions that it had in its test.
 
-On a CPU each batch normalisation is folded into the convolution before it, and a batch goes through the network in
-parts whose activations stay below 32 MB each: the C library takes larger ones from the kernel anew for every layer,
-which costs a third of the time and more. docs/pages/experiments.md has what was measured, also of what is not used:
-bfloat16, which moves probabilities by up to 0.05, OpenVINO and ONNX Runtime. On a GPU the network runs as it is.
+On a CPU each batch normalisation is folded into the convolution before it, whose weights are packed, and a batch goes
+through the network in parts whose activations stay below 32 MB each: the C library takes larger ones from the kernel
+anew for every layer, which costs a third of the time and more. docs/pages/experiments.md has what was measured, also of
+what is not used: bfloat16, which moves probabilities by up to 0.05, OpenVINO and ONNX Runtime. On a GPU the network
+runs as it is.
 """
 
-import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
+from bincount.serving.folding import fold, largest_part, part_sizes
 from bincount.settings import Device
 from bincount.training import model as models
 from bincount.training.augment import center_crop, normalize
@@ -25,8 +25,6 @@ from bincount.training.spec import ModelSpec, model_digest
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 0.002  # of a probability
-PIXELS_AT_ONCE = 4 * 224 * 224  # that go through the network on a CPU together
-NUM_CHECKED = 5  # pictures at load
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +55,7 @@ class Engine:
         if deviation <= TOLERANCE:
             return faster
         logger.warning(
-            "with batch normalisation folded into the convolutions, probabilities deviate by %.4f, more than %g; "
+            "with batch normalisation folded into packed convolutions, probabilities deviate by %.4f, more than %g; "
             "the network predicts as it was trained, more slowly",
             *(deviation, TOLERANCE),
         )
@@ -70,10 +68,8 @@ class Engine:
         """
         if self.folded is None or not len(images):
             return models.logits(self.network, self.spec, images, with_extra=True)
-        num_views = 1 + self.spec.flip_at_test
-        at_once = max(1, PIXELS_AT_ONCE // (num_views * self.spec.image_size**2))
         with torch.inference_mode():
-            parts = torch.from_numpy(images).split(at_once)
+            parts = torch.from_numpy(images).split(part_sizes(len(images), self.spec))
             return torch.cat([self._folded_logits(part) for part in parts]).numpy()
 
     def _folded_logits(self, images: Tensor) -> Tensor:
@@ -86,17 +82,13 @@ class Engine:
         return torch.stack(views, dim=1)
 
 
-def fold(network: nn.Module, spec: ModelSpec) -> nn.ModuleList:
-    """Return copies of the members of a network in which each batch normalisation is part of a convolution."""
-    members = network if spec.members > 1 else [network]
-    folded = nn.ModuleList(fuse(copy.deepcopy(member).eval()) for member in members)
-    return folded.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-
-
 def largest_deviation(plain: Engine, faster: Engine) -> float:
-    """Return the largest difference of the probabilities of two engines for the same model, on drawn pictures."""
-    side = plain.spec.image_size
-    coarse = np.random.default_rng(0).integers(0, 256, (NUM_CHECKED, 8, 8, 3), dtype=np.uint8)
+    """Return the largest difference of the probabilities of two engines for the same model, on drawn pictures.
+
+    There are so many that parts of each size occur: what the first of a size takes longer, no request waits for.
+    """
+    side, num_pictures = plain.spec.image_size, 2 * largest_part(plain.spec) - 1
+    coarse = np.random.default_rng(0).integers(0, 256, (num_pictures, 8, 8, 3), dtype=np.uint8)
     images = coarse.repeat(side // 8, axis=1).repeat(side // 8, axis=2)
     plain_, faster_ = (models.mean_softmax(engine.logits(images), plain.spec.temperature) for engine in (plain, faster))
     return float(np.abs(plain_ - faster_).max())
