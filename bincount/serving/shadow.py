@@ -6,10 +6,10 @@ from collections import Counter
 
 from fastapi import APIRouter
 
-from bincount.data import pictures
 from bincount.errors import BadPicture
 from bincount.evaluation.intervals import Score, wilson
 from bincount.frozen import Frozen
+from bincount.serving import decoding
 from bincount.serving.background import Background, is_sampled
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel
@@ -115,7 +115,7 @@ class Shadow:
         if model is None or _is_same(model, answered.model):  # it was replaced while this waited
             return
         try:
-            image = pictures.decode(answered.content, model.engine.spec.images)
+            image = decoding.decode(answered.content, model.engine.spec.images)
         except BadPicture:
             self._count(answered, model, "unreadable")
             return
