@@ -97,9 +97,9 @@ class Shadow:
         if not self._background.offer(answered):
             self._count(answered, model, "dropped")
 
-    async def close(self) -> None:
-        """Finish what waits, and log how far the two agree."""
-        await self._background.close()
+    async def close(self, seconds: float) -> None:
+        """Finish what waits, for so many seconds, and log how far the two agree."""
+        await self._background.close(seconds)
         self._log_last()
 
     def report(self) -> ShadowReport:
