@@ -52,7 +52,7 @@ class Decoder:
         self.lock = threading.Lock()
         self.num_decoded = 0
 
-    def __call__(self, content: bytes, _) -> np.ndarray:
+    def __call__(self, content: bytes, *_, **__) -> np.ndarray:
         with self.lock:
             self.num_decoded += 1
         self.decoded.put(content[0])

@@ -15,6 +15,7 @@ from PIL import Image
 from test_batching import SECONDS, Network, make
 
 from bincount.data import pictures
+from bincount.errors import BadPicture
 from bincount.serving import decoding, overlays
 from bincount.serving.answers import Answer
 from bincount.serving.decoding import Room
@@ -44,8 +45,10 @@ class Gate:
         monkeypatch.setattr(decoding, "num_cores", lambda: 8)
         monkeypatch.setattr(decoding, "room", Room(MAX_PIXELS))
 
-    def __call__(self, content: bytes, _) -> np.ndarray:
+    def __call__(self, content: bytes, _, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         number, millions = content
+        if millions * 1_000_000 > max_pixels:
+            raise BadPicture(f"{pictures.TOO_MANY_PIXELS}: {millions} million")
         with self.lock:
             self.pixels += millions
             self.most = max(self.most, self.pixels)
@@ -68,6 +71,15 @@ def test_the_pixels_of_a_picture_are_read_from_its_header(kind):
 
     assert pictures.num_pixels(content) == 60_000
     assert pictures.num_pixels(content[: len(content) - 20]) in (60_000, 0)  # 0 where the header is at the end
+
+
+def test_a_large_picture_is_known_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(decoding, "SMALL", 59_999)
+    assert decoding.decode_small(encoded("PNG"), IMAGES) is None
+    monkeypatch.setattr(decoding, "SMALL", 60_000)
+    assert decoding.decode_small(encoded("PNG"), IMAGES).shape == (32, 32, 3)
+    with pytest.raises(BadPicture, match="not an image"):
+        decoding.decode_small(b"none", IMAGES)
 
 
 @pytest.mark.parametrize("content", [b"", b"none", b"\xff\xd8\xff", b"RIFF", encoded("PNG")[:20]], ids=str)

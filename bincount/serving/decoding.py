@@ -10,12 +10,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from bincount.data import pictures
+from bincount.errors import BadPicture
 from bincount.settings import MAX_PIXELS, ImageConfig
 
 SMALL = 4_000_000  # pixels; a picture that has no more is decoded at once
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores, and in how many
+
+# Pillow's memory for pixels, bytes: from 32 MB on the C library gives back to the system at once what is freed, where
+# each thread would keep what its largest picture took.
+Image.core.set_block_size(64 * 2**20)
 
 
 class Room:
@@ -55,7 +61,12 @@ def decode(content: bytes, image_config: ImageConfig) -> np.ndarray:
 
 def decode_small(content: bytes, image_config: ImageConfig) -> np.ndarray | None:
     """Decode a picture at once, or return None for a large one."""
-    return None if pictures.num_pixels(content) > SMALL else pictures.decode(content, image_config)
+    try:
+        return pictures.decode(content, image_config, max_pixels=SMALL)
+    except BadPicture as error:
+        if str(error).startswith(pictures.TOO_MANY_PIXELS):
+            return None
+        raise
 
 
 def num_cores() -> int:
