@@ -150,7 +150,7 @@ def test_large_pictures_of_one_request_do_not_hold_up_those_of_another(monkeypat
     asyncio.run(scenario())
 
 
-def test_a_large_picture_of_a_client_that_left_is_not_decoded(monkeypatch):
+def test_a_large_picture_of_a_request_that_was_given_up_is_not_decoded(monkeypatch):
     gate = Gate(monkeypatch)
     monkeypatch.setattr(decoding, "num_cores", lambda: 1)
 
