@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from bincount.errors import BadPicture
-from bincount.serving import batching
-from bincount.serving.batching import Batcher, PredictionFailed, QueueFull
+from bincount.serving import batching, decoding
+from bincount.serving.batching import Batcher, PredictionFailed, QueueFull, Stopping
 from bincount.serving.metrics import Metrics
 from bincount.settings import ImageConfig, ServeConfig
 
@@ -52,7 +52,7 @@ class Decoder:
         self.lock = threading.Lock()
         self.num_decoded = 0
 
-    def __call__(self, content: bytes, _) -> np.ndarray:
+    def __call__(self, content: bytes, *_, **__) -> np.ndarray:
         with self.lock:
             self.num_decoded += 1
         self.decoded.put(content[0])
@@ -72,8 +72,8 @@ class Decoder:
 @pytest.fixture
 def decoder(monkeypatch) -> Decoder:
     decoder = Decoder()
-    monkeypatch.setattr(batching.pictures, "decode", decoder)
-    monkeypatch.setattr(batching.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(decoding.pictures, "decode", decoder)
+    monkeypatch.setattr(decoding, "num_cores", lambda: 2)
     return decoder
 
 
@@ -200,7 +200,7 @@ def test_a_full_queue_refuses_before_decoding_and_says_when_to_try_again(decoder
         assert decoder.num_decoded == 3
         batcher._seconds_per_picture = 5.0
         with pytest.raises(QueueFull) as refused:
-            batcher.check_room(1, 1)
+            await ask(batcher, network, 5)
         assert refused.value.retry_after == 15
         for _ in range(4):
             network.release()
@@ -334,7 +334,7 @@ def test_closing_finishes_what_was_begun_and_refuses_the_rest(decoder):
         await network.batch()
         closing = asyncio.create_task(batcher.close())
         await settle()
-        with pytest.raises(QueueFull):
+        with pytest.raises(Stopping, match="the service is stopping"):
             await ask(batcher, network, 9)
         assert not closing.done()
         for _ in range(3):

@@ -67,7 +67,7 @@ def keep(place: Path | str, each: list[Answered], share: float = 1, now: datetim
     kept = Capture(ServeConfig(capture=str(place), capture_share=share), metrics, lambda: now)
     for one in each:
         kept.observe(one)
-    asyncio.run(kept.close())
+    asyncio.run(kept.close(60))
     return metrics
 
 
@@ -151,7 +151,7 @@ def test_a_full_disk_is_counted_and_logged_once_leaves_nothing_half_and_is_used_
     kept._keep(answered(model, "d"))
     assert counted(metrics, "kept") == 1
     assert "are kept in" in caplog.text
-    asyncio.run(kept.close())
+    asyncio.run(kept.close(60))
 
 
 def test_an_answer_is_not_there_before_its_picture(model):

@@ -1,8 +1,10 @@
 """What a service answers, and to which forms of a request."""
 
+import asyncio
 import base64
 import io
 import json
+import threading
 import uuid
 
 import numpy as np
@@ -16,8 +18,9 @@ from served_app import asked, files
 from bincount.data import pictures
 from bincount.evaluation.ranking import posterior
 from bincount.evaluation.record_errors import RecordErrors
+from bincount.serving.background import Background
 from bincount.serving.batching import QueueFull
-from bincount.serving.service import new_id
+from bincount.serving.service import Answered, new_id
 from bincount.tracking import pyfunc
 from bincount.training import model as models
 
@@ -298,7 +301,7 @@ class Notes:
         if self.error:
             raise self.error
 
-    async def close(self):
+    async def close(self, seconds):
         self.is_closed = True
 
 
@@ -313,6 +316,61 @@ def test_observers_learn_of_each_answer_and_none_can_spoil_it(folder):
     assert [note.content for note in noting.answered] == PICTURES[:2]
     assert len(failing.answered) == 2
     assert noting.is_closed
+
+
+def test_observers_finish_together_in_what_is_left_of_the_time_to_stop(folder):
+    answering, seconds = served_app.service(folder), []
+
+    class Slow(Notes):
+        async def close(self, given):
+            seconds.append(given)
+            closing.add(self)
+            if len(closing) == 2:
+                both.set()
+            await asyncio.wait_for(both.wait(), 60)
+
+    async def scenario():
+        answering.stop(4)
+        await answering.close()
+
+    closing, both = set(), asyncio.Event()
+    answering.observers += [Slow(), Slow()]
+    asyncio.run(scenario())
+
+    assert seconds[0] == seconds[1]
+    assert 1 <= seconds[0] <= 4
+
+
+def test_what_hangs_at_the_end_is_left_undone_in_a_thread_that_ends_with_the_process(folder, caplog):
+    go_on, begun, handled = threading.Event(), threading.Event(), []
+
+    def hang(answered):
+        handled.append(answered)
+        begun.set()
+        go_on.wait(60)
+
+    stuck = Background("stuck", hang)
+    given = Answered(b"", None, None)
+    while stuck.offer(given):  # until no room is left
+        pass
+    assert begun.wait(60)
+    asyncio.run(stuck.close(0.05))
+    assert "answers were left undone at the end" in caplog.text
+    assert stuck._thread.daemon
+    go_on.set()
+    stuck._thread.join(60)
+    assert handled == [given]
+
+
+def test_while_it_ends_a_request_is_told_to_come_again(folder, monkeypatch):
+    answering = served_app.service(folder)
+    with asked(answering) as client:
+        monkeypatch.setattr(answering.batcher, "_is_closed", True)
+        answered = client.post("/predict", files=files(PICTURES[0]))
+
+    assert answered.status_code == 503
+    assert answered.json()["error"].startswith("the service is stopping")
+    assert answered.headers["retry-after"]
 
 
 def test_another_model_answers_from_then_on(folder, tmp_path):

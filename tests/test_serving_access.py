@@ -102,6 +102,10 @@ def test_who_has_the_token_may_come_by_any_name(guarded):
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1"},
         {"Origin": "http://127.0.0.1:9999"},
+        {"Origin": "http://["},
+        {"Origin": "http://[::1"},
+        {"Origin": "127.0.0.1"},
+        {"Origin": ""},
     ],
     ids=str,
 )
@@ -113,7 +117,12 @@ def test_a_page_of_another_origin_may_not_send_pictures(client, headers):
 
 
 @pytest.mark.parametrize(
-    "headers", [{"Origin": "http://127.0.0.1"}, {"Sec-Fetch-Site": "same-origin", "Origin": "https://proxy.example"}]
+    "headers",
+    [
+        {"Origin": "http://127.0.0.1"},
+        {"Origin": "HTTP://LocalHost:80", "Host": "LOCALHOST:80"},
+        {"Sec-Fetch-Site": "same-origin", "Origin": "https://proxy.example"},
+    ],
 )
 def test_its_own_page_may(client, headers):
     assert client.post("/predict", files=files(jpeg()), headers=headers).status_code == 200
@@ -134,6 +143,28 @@ def test_a_method_that_a_path_has_not_is_refused_with_those_it_has(client):
     answered = client.get("/predict")
 
     assert (answered.status_code, answered.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("path", ["/docs/", "/predict/", "/model/"])
+def test_nobody_is_sent_to_another_host(guarded, path):
+    headers = {"Host": "evil.example", "Authorization": f"Bearer {TOKEN}"}
+    answered = guarded.get(path, headers=headers, follow_redirects=False)
+
+    assert answered.status_code == 404
+    assert "location" not in answered.headers
+
+
+@pytest.mark.parametrize("path", ["/ping", "/health"])
+def test_a_health_check_may_ask_for_the_headers_alone(client, path):
+    answered = client.head(path)
+
+    assert answered.status_code == 200
+
+
+def test_a_browser_that_asks_for_the_icon_gets_it(guarded):
+    answered = guarded.get("/favicon.ico")
+
+    assert (answered.status_code, answered.headers["content-type"]) == (200, "image/svg+xml; charset=utf-8")
 
 
 def test_another_address_than_loopback_needs_a_token_or_to_be_allowed():

@@ -1,15 +1,20 @@
 """What a service refuses: requests that harm, and those who may not ask."""
 
+import asyncio
 import json
+import logging
 import struct
+import tracemalloc
 import zlib
+from contextlib import suppress
 
 import pytest
 import served_app
 from bins import jpeg, undecodable_jpeg
 from served_app import asked, files
 
-from bincount.serving import bodies, protection
+from bincount.serving import app, bodies, protection, site
+from bincount.serving.bodies import BadBody
 
 JSON = {"Content-Type": "application/json"}
 
@@ -98,6 +103,10 @@ def test_a_picture_may_hold_what_looks_like_a_boundary(client):
         (form(), "no field `image`"),
         (form(*[part(b"1", b'form-data; name="other"')] * 30), "more than 19 parts in the form"),
         (form(*[part(b"1", b'form-data; name="recorded"')] * 2, part(b"x")), "several fields `recorded`"),
+        (
+            form(part(b"a" * 2000, b'form-data; name="recorded"'), part(b"x")),
+            "`recorded` has more than 1,000 characters",
+        ),
         (form(part(b"\xff", b'form-data; name="recorded"'), part(b"x")), "the field `recorded` is not UTF-8"),
         ({"content": b"--xyz\r\n", "headers": {"Content-Type": "multipart/form-data"}}, "no boundary in Content-Type"),
         ({**form(part(b"x")), "content": b"--xyz\r\nA: b\r\n\r\nx"}, "the form is cut off"),
@@ -150,6 +159,9 @@ def test_predict_needs_a_form(client, kind):
         (b'{"image": "", "instances": []}', "one of the keys image"),
         (b'{"image": null}', "row 0 is not a picture (got NoneType)"),
         (b'{"image": "data:image/png"}', "row 0 is not a picture (a data: URL without a comma)"),
+        (b'{"image": "data:image/png,%89PNG"}', "row 0 is not a picture (a data: URL without ;base64"),
+        (b'{"image": "data:;base64,%41%41%41%41"}', "row 0 is not a picture (neither base64 nor a data: URL"),
+        (b'{"image": "YQ==", "recorded": "' + b"a" * 2000 + b'"}', "`recorded` has more than 1,000 characters"),
         (b'{"image": "YQ==", "recorded": [1]}', "`recorded` is the name of a class"),
         (b'{"instances": 3}', "`instances` is no table with a column `image`"),
         (b'{"instances": [{}]}', "no column `image` but none"),
@@ -174,6 +186,64 @@ def test_json_may_be_as_large_as_the_pictures_in_it():
     assert [len(content) for content in bodies.read_json(body, 16).contents] == [300_000] * 16
 
 
+@pytest.mark.parametrize(
+    "text", ["QUJD+/8=", "QU JD\\n+/8=", "data:image/png;base64,QUJD+/8=", "data:;BASE64,QUJD%2B%2f8%3D"]
+)
+def test_base64_may_have_line_ends_and_be_escaped_as_in_a_url(text):
+    assert bodies.read_json(f'{{"image": "{text}"}}'.encode(), 1).contents == [b"ABC\xfb\xff"]
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def quoted(text: bytes) -> bytes:
+    return b'{"image": "' + text + b'"}'
+
+
+SIZE = 2_000_000  # bytes, about, of each of these bodies
+FORM = "multipart/form-data; boundary=xyz"
+EMOJI = "\U0001f600".encode()  # for whose sake Python keeps all of a text in four bytes a character
+BODIES = {
+    "base64": (quoted(b"QUJD" * (SIZE // 4)), None),
+    "with blanks": (quoted(b"AA " * (SIZE // 3)), None),
+    "with line ends": (quoted(b"QUJD\\n" * (SIZE // 6)), None),
+    "as \\u": (quoted(b"\\u0041" * (SIZE // 6)), None),
+    "a URL": (quoted(b"data:image/jpeg;base64," + b"QUJD" * (SIZE // 4)), None),
+    "a URL, escaped": (quoted(b"data:;base64," + b"%2B" * (SIZE // 3)), None),
+    "a URL of escapes": (quoted(b"data:," + b"%41" * (SIZE // 3)), None),
+    "a URL of kinds": (quoted(b"data:" + b";" * SIZE + b","), None),
+    "an emoji": (quoted(b"data:;base64," + b"A" * SIZE + EMOJI), None),
+    "a number": (b'{"image": 1.' + b"1" * SIZE + b"}", None),
+    "blanks": (b'{"image":' + b" " * SIZE + b'""}', None),
+    "sixteen": (b'{"instances": [' + b",".join([quoted(b"QUJD" * (SIZE // 64))] * 16) + b"]}", None),
+    "columns": (
+        b'{"dataframe_split": {"columns": ["image"], "data": [["' + b"QUJD" * (SIZE // 4) + b'"]]}}',
+        None,
+    ),
+    "a form": (form(part(b"x" * SIZE))["content"], FORM),
+    "a form of line ends": (form(part(b"\r\n--" * (SIZE // 4)))["content"], FORM),
+    "a form of headers": (form(b"A:" * (SIZE // 2))["content"], FORM),
+    "a form with a long record": (
+        form(part(b"x"), part(EMOJI * (SIZE // 4), b'form-data; name="recorded"'))["content"],
+        FORM,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BODIES)
+def test_reading_a_body_takes_a_few_times_its_size_in_memory_whatever_is_in_it(what):
+    body, kind = BODIES[what]
+    tracemalloc.start()
+    try:
+        with suppress(BadBody):
+            bodies.read_form(kind, body, 16) if kind else bodies.read_json(body, 16)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 10 * len(body)
+
+
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
@@ -194,10 +264,11 @@ def test_a_body_that_is_announced_as_too_large_is_refused_before_it_is_read(clie
     assert answered.json()["error"] == "more than 16,000,000 bytes; send smaller pictures, or fewer in one request"
 
 
-def _ask(app, chunks, *, path="/predict", headers=()):
-    """Send a request part by part to the application itself; the status, and how many parts it took."""
-    import asyncio
+LEFT = object()  # in place of a part: the client has gone
 
+
+def _ask(made, chunks, *, path="/predict", headers=()):
+    """Send a request part by part to the application itself; the status, and how many parts it took."""
     sent, taken = [], 0
 
     async def receive():
@@ -206,6 +277,8 @@ def _ask(app, chunks, *, path="/predict", headers=()):
         chunk = next(chunks)
         if chunk is None:
             await asyncio.Event().wait()
+        if chunk is LEFT:
+            return {"type": "http.disconnect"}
         return {"type": "http.request", "body": chunk, "more_body": True}
 
     async def send(message):
@@ -221,17 +294,15 @@ def _ask(app, chunks, *, path="/predict", headers=()):
         "raw_path": path.encode(),
         "query_string": b"",
         "root_path": "",
-        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"multipart/form-data; boundary=x"), *headers],
+        "headers": [(b"host", b"127.0.0.1"), *(headers or [(b"content-type", b"multipart/form-data; boundary=x")])],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
     }
-    asyncio.run(app(scope, receive, send))
+    asyncio.run(made(scope, receive, send))
     return sent[0]["status"], json.loads(sent[1]["body"]), taken
 
 
 def _app(folder, **settings):
-    from bincount.serving import app
-
     return app.create(served_app.service(folder, **settings))
 
 
@@ -258,6 +329,27 @@ def test_bodies_of_all_requests_together_have_a_limit(folder):
 
     assert status == 503
     assert "too many bytes of other requests" in told["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/predict", b"multipart/form-data; boundary=x"),
+        ("/invocations", b"application/json"),
+        ("/overlay", b"image/png"),
+    ],
+)
+def test_a_client_that_leaves_while_it_sends_is_counted_as_such_and_is_no_error(folder, caplog, path, kind):
+    answering = served_app.service(folder)
+    made = app.create(answering, routers=[site.router(answering)])
+    with caplog.at_level(logging.INFO):
+        status, _, _ = _ask(made, iter([b"--x\r\n", LEFT]), path=path, headers=[(b"content-type", kind)])
+
+    assert status == 499
+    assert f'bincount_requests_total{{path="{path}",status="499"}} 1.0' in answering.metrics.text().decode()
+    assert made.held == 0
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "x-unknown", "gzip, identity"])

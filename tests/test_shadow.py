@@ -62,7 +62,7 @@ def counted(metrics: Metrics, outcome: str, version: str = "1", shadow: str = "2
 def observe(shadow: Shadow, each: list[Answered]) -> None:
     for one in each:
         shadow.observe(one)
-    asyncio.run(shadow.close())
+    asyncio.run(shadow.close(60))
 
 
 def test_the_shadow_predicts_the_same_pictures_and_the_table_says_how_far_it_agrees(served):
@@ -123,7 +123,7 @@ def test_what_comes_while_the_shadow_is_busy_is_dropped_and_counted(served, monk
         shadow.observe(given)
     assert counted(metrics, "dropped") == 5
     go_on.set()
-    asyncio.run(shadow.close())
+    asyncio.run(shadow.close(60))
     assert counted(metrics, "agree") + counted(metrics, "differ") == background.MOST_WAITING + 1
 
 
@@ -164,7 +164,7 @@ def test_the_route_shows_the_report(served):
     app.include_router(router(shadow))
     shown = TestClient(app).get("/shadow").json()
     assert (shown["shadow"], shown["share"], shown["comparisons"][0]["pictures"]) == ("2", 1, 1)
-    asyncio.run(shadow.close())
+    asyncio.run(shadow.close(60))
 
 
 def test_closing_waits_for_what_was_taken_and_takes_no_more(served):

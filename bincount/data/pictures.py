@@ -21,6 +21,7 @@ Nothing else in this library opens files that come from elsewhere. What holds fo
 """
 
 import io
+import math
 import os
 import re
 import warnings
@@ -113,6 +114,19 @@ def decode(
         return _square(_upright(image, pixels), image_config)
 
 
+def num_pixels(data: bytes) -> int:
+    """Return for how many pixels a decoder makes room, by the header alone; 0 of what decode refuses by that."""
+    try:
+        with _explained(MAX_PIXELS):
+            width, height = _canvas_of_webp(data)  # for which opening would make room
+            if not width:
+                with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
+                    return max(math.prod(image.size), math.prod(_tile_size(image)))
+    except BadPicture:
+        return 0
+    return width * height
+
+
 def _square(pixels: Image.Image, image_config: ImageConfig) -> np.ndarray:
     side = image_config.image_size
     if pixels.size != (side, side):
@@ -179,9 +193,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
         _check_size(_canvas_of_webp(data), max_pixels)
         with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             _check_size(image.size, max_pixels)
-            if image.format == "TIFF":
-                tags = image.tag_v2  # a decoder makes room for a whole tile, however small the picture
-                _check_size((tags.get(322, 1), tags.get(323, 1)), max_pixels)
+            _check_size(_tile_size(image), max_pixels)
             if image.format == "PNG":
                 _check_png(data)
             yield image
@@ -242,6 +254,11 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
         raise BadPicture(f"{TOO_MANY_PIXELS}: {width} x {height}, and at most {max_pixels:,} are read")
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """Return the size of a tile of a TIFF, for which a decoder makes room however small the picture; else (1, 1)."""
+    return (image.tag_v2.get(322, 1), image.tag_v2.get(323, 1)) if image.format == "TIFF" else (1, 1)
 
 
 def _canvas_of_webp(data: bytes) -> tuple[int, int]:

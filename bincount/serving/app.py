@@ -18,12 +18,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from bincount.errors import BadPicture
 from bincount.serving import bodies, docs
 from bincount.serving.answers import Answer, as_row
-from bincount.serving.batching import QueueFull
+from bincount.serving.batching import QueueFull, Stopping
 from bincount.serving.bodies import BadBody, Pictures, TooManyPictures
 from bincount.serving.protection import INVOCATIONS, Protection, Refused, problem
 from bincount.serving.service import Service, UnknownRecord
@@ -52,6 +53,7 @@ def create(service: Service, token: str = "", routers: Iterable[APIRouter] = ())
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,  # to wherever the Host header says
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )
@@ -121,7 +123,8 @@ def _routes(service: Service) -> APIRouter:
         return Response("\n", 503 if service.stopping else 200, media_type="application/json")
 
     routes.add_api_route("/ping", ping, response_class=Response, responses=docs.PINGED)
-    routes.add_api_route("/health", ping, response_class=Response, include_in_schema=False)
+    routes.add_api_route("/ping", ping, methods=["HEAD"], include_in_schema=False)
+    routes.add_api_route("/health", ping, methods=["GET", "HEAD"], include_in_schema=False)
 
     @routes.get("/version", response_class=Response, include_in_schema=False)
     async def version() -> Response:
@@ -199,5 +202,7 @@ def _handle_errors(app: FastAPI) -> None:
     handle(TooManyPictures, lambda error: (422, str(error)))
     handle(UnknownRecord, lambda error: (422, str(error)))
     handle(QueueFull, lambda error: (429, str(error), {"Retry-After": str(error.retry_after)}))
+    handle(Stopping, lambda error: (503, str(error)))
+    handle(ClientDisconnect, lambda error: (499, "the client left before its request was whole"))  # nobody reads it
     handle(TimeoutError, lambda error: (503, f"no answer in time; {seconds}"))
     handle(Exception, lambda error: (500, "an error of the service, which its log shows; try another picture"))

@@ -5,6 +5,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -17,7 +18,6 @@ logger = logging.getLogger(__name__)
 MOST_WAITING = 64  # answers
 MOST_BYTES = 64_000_000  # of their picture files
 NICENESS = 10  # of the thread, where the system knows that of threads: what answers goes first
-SECONDS_TO_FINISH = 10  # what waits at the end, within the time in which a service has to stop
 
 
 class Background:
@@ -27,6 +27,7 @@ class Background:
         self._handle = handle
         self._queue: queue.Queue[Answered | None] = queue.Queue(MOST_WAITING)
         self._num_bytes, self._lock, self._is_closed = 0, threading.Lock(), False
+        self._is_given_up = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -43,25 +44,27 @@ class Background:
             self._num_bytes += size
         return True
 
-    async def close(self) -> None:
-        """Finish what waits, for some seconds; take no more."""
+    async def close(self, seconds: float) -> None:
+        """Finish what waits, for so many seconds; take no more."""
         with self._lock:
             if self._is_closed:
                 return
             self._is_closed = True
-        await asyncio.to_thread(self._finish)
+        await asyncio.to_thread(self._finish, seconds)
 
-    def _finish(self) -> None:
+    def _finish(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
         with suppress(queue.Full):
-            self._queue.put(None, timeout=SECONDS_TO_FINISH)
-            self._thread.join(SECONDS_TO_FINISH)
+            self._queue.put(None, timeout=seconds)
+            self._thread.join(max(0, end - time.monotonic()))
+        self._is_given_up = True
         if self._thread.is_alive():
             logger.warning("%s: %d answers were left undone at the end", self._thread.name, self._queue.qsize())
 
     def _run(self) -> None:
         with suppress(AttributeError, OSError):  # Linux has it of threads; those that the thread starts inherit it
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-        while (answered := self._queue.get()) is not None:
+        while (answered := self._queue.get()) is not None and not self._is_given_up:
             try:
                 self._handle(answered)
             except Exception:

@@ -2,37 +2,38 @@
 
 A request's pictures wait undecoded; threads decode them, one of each request in turn, so that a request with many
 pictures does not hold up the others; what is decoded is predicted together, in one thread. No more is decoded ahead
-than fills a batch, so that the memory is bounded by the settings. All state belongs to the event loop: threads are
-given values and return values.
+than fills a batch, and large pictures, which have threads of their own, wait there until there is room for their
+pixels, so that the memory is bounded by the settings. All state belongs to the event loop: threads are given values and
+return values.
 """
 
 import asyncio
 import logging
 import math
-import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 
-from bincount.data import pictures
 from bincount.errors import BadPicture, BincountError
+from bincount.serving import decoding
 from bincount.serving.engine import Engine
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel
-from bincount.settings import ServeConfig
+from bincount.settings import ImageConfig, ServeConfig
 
 logger = logging.getLogger(__name__)
 
 MAX_WAITING_BYTES = 256_000_000  # of the files of pictures that have no answer yet
-MAX_DECODERS = 8  # threads; each may hold the pixels of one picture at full size
+MAX_DECODERS = 8  # threads, and as many for large pictures
 LONGEST_RETRY = 60  # seconds
 SMOOTHING = 0.2  # the weight of the last batch in the time of a picture
 
 Result = np.ndarray | BadPicture
+Decode = Callable[[bytes, ImageConfig], np.ndarray | None]
 
 
 class QueueFull(Exception):
@@ -41,6 +42,13 @@ class QueueFull(Exception):
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"too many pictures wait; try again in {retry_after} s")
         self.retry_after = retry_after
+
+
+class Stopping(Exception):
+    """The service is about to end, and begins nothing new."""
+
+    def __init__(self) -> None:
+        super().__init__("the service is stopping; send the request again in a moment")
 
 
 class PredictionFailed(BincountError):
@@ -56,6 +64,7 @@ class _Request:
         self.num_bytes = sum(map(len, contents))
         self.results: list[Result | None] = [None] * len(contents)
         self.num_begun = 0  # of its pictures, that threads decode or have decoded
+        self.large: deque[int] = deque()  # positions of those that turned out to be large and are to be decoded
         self.num_open = len(contents)  # of its pictures, that have no result yet
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -79,14 +88,16 @@ class Batcher:
 
     def __init__(self, serve_config: ServeConfig, metrics: Metrics) -> None:
         self.config, self.metrics = serve_config, metrics
-        self._num_decoders = min(os.cpu_count() or 1, MAX_DECODERS)
+        self._num_decoders = min(decoding.num_cores(), MAX_DECODERS)
         self._decoders = ThreadPoolExecutor(self._num_decoders, "decode")
+        self._large_decoders = ThreadPoolExecutor(self._num_decoders, "decode-large")
         self._network = ThreadPoolExecutor(1, "network")
         self._requests: set[_Request] = set()  # which have no answer yet
         self._undecoded: deque[_Request] = deque()  # those of them with pictures that nobody has begun
+        self._large: deque[_Request] = deque()  # those with large pictures that nobody has begun
         self._decoded: dict[Engine, deque[_Decoded]] = {}  # in the order in which their turn comes
         self._num_pictures = self._num_bytes = 0  # of the requests, without an answer yet
-        self._num_decoding = 0
+        self._num_decoding = self._num_large = 0  # pictures in threads
         self._is_predicting = self._is_closed = False
         self._waited = False  # long enough for the next batch
         self._waiting: asyncio.TimerHandle | None = None
@@ -97,10 +108,12 @@ class Batcher:
         """Return the logits (V, O) of each picture file by a model, or why it cannot be read.
 
         A picture waits in the queue with its model, so that it is answered by the one that it came for. Raises
-        QueueFull, before any of them is decoded, TimeoutError after the configured time, and PredictionFailed when the
-        network does.
+        QueueFull or Stopping, before any of them is decoded, TimeoutError after the configured time, and
+        PredictionFailed when the network does.
         """
-        self.check_room(len(contents), sum(map(len, contents)))
+        if self._is_closed:
+            raise Stopping
+        self._check_room(len(contents), sum(map(len, contents)))
         if not contents:
             return []
         request = _Request(model.engine, contents)
@@ -117,22 +130,22 @@ class Batcher:
             self._advance()
         return request.results
 
-    def check_room(self, num_pictures: int, num_bytes: int) -> None:
+    def _check_room(self, num_pictures: int, num_bytes: int) -> None:
         """Raise QueueFull unless there is room for a request now. One that is larger than all room may come alone."""
         is_full = (
             self._num_pictures + num_pictures > self.config.max_queue or self._num_bytes + num_bytes > MAX_WAITING_BYTES
         )
-        if self._is_closed or (is_full and self._requests):
+        if is_full and self._requests:
             seconds = self._num_pictures * self._seconds_per_picture
             raise QueueFull(min(max(1, math.ceil(seconds)), LONGEST_RETRY))
 
     async def close(self) -> None:
-        """Finish what was begun; what comes after this is refused with QueueFull."""
+        """Finish what was begun; what comes after this is refused with Stopping."""
         self._is_closed = True
         while self._requests:
             await asyncio.wait([request.end for request in self._requests])
             await asyncio.sleep(0)  # those who wait for the ends remove the requests
-        for threads in (self._decoders, self._network):
+        for threads in (self._decoders, self._large_decoders, self._network):
             await asyncio.to_thread(threads.shutdown)
 
     def _count(self, num_pictures: int) -> None:
@@ -148,8 +161,9 @@ class Batcher:
         if not request.num_open:
             return
         self._count(-request.num_open)
-        if request in self._undecoded:
-            self._undecoded.remove(request)
+        for waiting in (self._undecoded, self._large):
+            if request in waiting:
+                waiting.remove(request)
         decoded = self._decoded.get(request.engine, ())
         others = deque(picture for picture in decoded if picture[0] is not request)
         if others:
@@ -170,6 +184,7 @@ class Batcher:
     def _advance(self) -> None:
         """Begin what can be begun now. Called after everything that happens."""
         self._decode()
+        self._decode_large()
         self._predict()
 
     # Decoding
@@ -183,13 +198,40 @@ class Batcher:
             if request.num_begun < len(request.contents):
                 self._undecoded.append(request)  # after those of others
             self._num_decoding += 1
-            images = request.engine.spec.images
-            loop = asyncio.get_running_loop()
-            future = loop.run_in_executor(self._decoders, pictures.decode, request.contents[position], images)
-            future.add_done_callback(partial(self._end_decoding, request, position))
+            future = self._submit(self._decoders, decoding.decode_small, request, position)
+            future.add_done_callback(partial(self._end_small, request, position))
+
+    def _decode_large(self) -> None:
+        while self._large and self._num_large < self._num_decoders:
+            request = self._large.popleft()
+            position = request.large.popleft()
+            if request.large:
+                self._large.append(request)
+            self._num_large += 1
+            future = self._submit(self._large_decoders, decoding.decode, request, position)
+            future.add_done_callback(partial(self._end_large, request, position))
+
+    def _submit(self, threads: ThreadPoolExecutor, decode: Decode, request: _Request, position: int) -> asyncio.Future:
+        images = request.engine.spec.images
+        return asyncio.get_running_loop().run_in_executor(threads, decode, request.contents[position], images)
+
+    def _end_small(self, request: _Request, position: int, future: asyncio.Future[np.ndarray | None]) -> None:
+        self._num_decoding -= 1
+        is_large = not future.cancelled() and future.exception() is None and future.result() is None
+        if not is_large:
+            self._end_decoding(request, position, future)
+            return
+        if not request.end.done():
+            request.large.append(position)
+            if request not in self._large:
+                self._large.append(request)
+        self._advance()
+
+    def _end_large(self, request: _Request, position: int, future: asyncio.Future[np.ndarray]) -> None:
+        self._num_large -= 1
+        self._end_decoding(request, position, future)
 
     def _end_decoding(self, request: _Request, position: int, future: asyncio.Future[np.ndarray]) -> None:
-        self._num_decoding -= 1
         error = None if future.cancelled() else future.exception()
         if isinstance(error, BadPicture):
             self._settle(request, position, error)

@@ -68,9 +68,9 @@ class Capture:
         if is_sampled(answered.answer.id, self._share) and not self._background.offer(answered):
             self._count("dropped")
 
-    async def close(self) -> None:
-        """Write what waits."""
-        await self._background.close()
+    async def close(self, seconds: float) -> None:
+        """Write what waits, for so many seconds."""
+        await self._background.close(seconds)
 
     def _keep(self, answered: Answered) -> None:
         try:

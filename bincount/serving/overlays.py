@@ -12,6 +12,7 @@ from PIL import Image
 
 from bincount.data import pictures
 from bincount.evaluation.attention import grad_cam
+from bincount.serving import decoding
 from bincount.serving.batching import QueueFull
 from bincount.serving.served import ServedModel
 from bincount.settings import MAX_PIXELS
@@ -58,8 +59,9 @@ def draw(model: ServedModel, content: bytes, label: int | None = None) -> bytes:
     see the photo. Raises BadPicture.
     """
     spec = model.engine.spec
-    pixels = pictures.decode(content, spec.images)
-    photo = pictures.inspect(content, MAX_PIXELS, with_hash=False)
+    with decoding.room.taken(pictures.num_pixels(content)):
+        pixels = pictures.decode(content, spec.images)
+        photo = pictures.inspect(content, MAX_PIXELS, with_hash=False)
     (heat,) = grad_cam(model.engine.network, spec, pixels[None], None if label is None else np.array([label]))
     scale = min(1.0, LONGEST_SIDE / max(photo.width, photo.height))
     size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))

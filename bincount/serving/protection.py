@@ -247,4 +247,9 @@ def _is_foreign(headers: dict[bytes, bytes]) -> bool:
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if site is not None:  # which no script can set, and no proxy changes
         return site not in (b"same-origin", b"none")
-    return origin is not None and urlsplit(origin).netloc != headers.get(b"host", b"")
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin.lower()).netloc != headers.get(b"host", b"").lower()
+    except ValueError:  # it is no URL
+        return True

@@ -118,7 +118,7 @@ class Server(uvicorn.Server):
         """Begin to stop; a second Ctrl-C ends at once."""
         if not self.service.stopping:
             logger.info("stopping; what is under way is finished within %d s", DRAIN_SECONDS)
-        self.service.stopping = True
+            self.service.stop(DRAIN_SECONDS)
         super().handle_exit(sig, frame)
 
 

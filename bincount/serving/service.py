@@ -1,6 +1,8 @@
 """What answers: the model that is served now, its batcher, and those who learn of each answer."""
 
+import asyncio
 import logging
+import math
 import secrets
 import time
 import uuid
@@ -23,6 +25,7 @@ from bincount.settings import AuditConfig, ServeConfig
 
 logger = logging.getLogger(__name__)
 
+OBSERVERS_SECONDS = 10  # at most, in which observers finish what waits when the service ends
 PROBABLY_WRONG = 0.5  # from this probability of a wrong record on, a person is to look
 
 
@@ -45,8 +48,8 @@ class Observer(Protocol):
     def observe(self, answered: Answered) -> None:
         """Take note, without waiting: what has no room is dropped and counted."""
 
-    async def close(self) -> None:
-        """Finish what was begun."""
+    async def close(self, seconds: float) -> None:
+        """Finish what was begun, within so many seconds."""
 
 
 class Service:
@@ -67,7 +70,7 @@ class Service:
         self.model, self.config, self.audit_config = model, serve_config, audit_config
         self.metrics, self.observers = metrics, list(observers)
         self.batcher = Batcher(serve_config, metrics)
-        self.stopping = False
+        self.stopping, self._end = False, math.inf
         metrics.show_model(model)
 
     def replace(self, model: ServedModel) -> None:
@@ -95,12 +98,16 @@ class Service:
             self._tell(Answered(content, answer, model))
         return answers
 
+    def stop(self, seconds: float) -> None:
+        """Begin nothing new; close is to be done within so many seconds."""
+        self.stopping, self._end = True, time.monotonic() + seconds
+
     async def close(self) -> None:
-        """Finish what was begun, and let observers do so too."""
+        """Finish what was begun, and let observers do so too, together and in the time that is left."""
         self.stopping = True
         await self.batcher.close()
-        for observer in self.observers:
-            await observer.close()
+        seconds = min(OBSERVERS_SECONDS, max(1, self._end - time.monotonic()))
+        await asyncio.gather(*(observer.close(seconds) for observer in self.observers))
 
     def _answer(self, model: ServedModel, logits: np.ndarray, label: int | None) -> Answer:
         classes, probabilities = model.classes, model.probabilities(logits[None])[0]

@@ -6,10 +6,10 @@ from collections import Counter
 
 from fastapi import APIRouter
 
-from bincount.data import pictures
 from bincount.errors import BadPicture
 from bincount.evaluation.intervals import Score, wilson
 from bincount.frozen import Frozen
+from bincount.serving import decoding
 from bincount.serving.background import Background, is_sampled
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel
@@ -97,9 +97,9 @@ class Shadow:
         if not self._background.offer(answered):
             self._count(answered, model, "dropped")
 
-    async def close(self) -> None:
-        """Finish what waits, and log how far the two agree."""
-        await self._background.close()
+    async def close(self, seconds: float) -> None:
+        """Finish what waits, for so many seconds, and log how far the two agree."""
+        await self._background.close(seconds)
         self._log_last()
 
     def report(self) -> ShadowReport:
@@ -115,7 +115,7 @@ class Shadow:
         if model is None or _is_same(model, answered.model):  # it was replaced while this waited
             return
         try:
-            image = pictures.decode(answered.content, model.engine.spec.images)
+            image = decoding.decode(answered.content, model.engine.spec.images)
         except BadPicture:
             self._count(answered, model, "unreadable")
             return

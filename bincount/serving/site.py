@@ -84,6 +84,10 @@ def router(service: Service) -> APIRouter:
     async def show_file(request: Request, name: str) -> Response:
         return files[name].respond(request) if name in files else Response(status_code=404)
 
+    @routes.api_route("/favicon.ico", methods=["GET", "HEAD"], include_in_schema=False)
+    async def show_icon(request: Request) -> Response:
+        return files["icon.svg"].respond(request)
+
     @routes.get("/model")
     async def model() -> ModelFacts:
         """Return the facts of the model that answers now: its version, classes, and scores with 95 % intervals."""
