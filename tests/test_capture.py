@@ -143,12 +143,12 @@ def test_a_full_disk_is_counted_and_logged_once_leaves_nothing_half_and_is_used_
 
     monkeypatch.setattr(Path, "write_bytes", fail)
     for name in "abc":
-        kept._keep(answered(model, name))
+        kept._handle(answered(model, name))
     assert counted(metrics, "failed") == 3
     assert caplog.text.count("pictures cannot be kept in") == 1
     assert files(tmp_path) == set()
     monkeypatch.undo()
-    kept._keep(answered(model, "d"))
+    kept._handle(answered(model, "d"))
     assert counted(metrics, "kept") == 1
     assert "are kept in" in caplog.text
     asyncio.run(kept.close())

@@ -86,7 +86,7 @@ def test_a_new_champion_is_handed_over_once(served):
     follower.look()
     follower.look()
     assert served.versions == ["2"]
-    assert (served.given[0].alias, served.switches("switched"), served.switches("failed")) == (CHAMPION, 1, 0)
+    assert (follower.current_alias(), served.switches("switched"), served.switches("failed")) == (CHAMPION, 1, 0)
 
 
 def test_a_version_that_does_not_predict_as_in_its_test_is_not_handed_over_and_the_log_and_metrics_say_why(

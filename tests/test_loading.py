@@ -42,7 +42,7 @@ def test_a_registered_version_is_loaded_with_what_is_known_of_it(tmp_path, regis
     registry.promote(version, None, by="a test", reason="the first")
     for reference in ("champion", "1"):
         model = load(reference)
-        assert (model.name, model.version, model.alias) == ("bincount", "1", "champion")
+        assert (model.name, model.version) == ("bincount", "1")
         assert model.scores == SCORES
         assert model.classes == Classes.parse("0..2")
 
@@ -59,7 +59,7 @@ def test_nothing_of_its_files_stays_on_disk(tmp_path, registry, load, monkeypatc
 def test_a_folder_is_named_by_itself_and_its_digest(tmp_path, load):
     folder = network(tmp_path / "counter")
     model = load(str(folder))
-    assert (model.name, model.version, model.alias) == ("counter", model.engine.digest[:12], "")
+    assert (model.name, model.version) == ("counter", model.engine.digest[:12])
 
 
 def test_what_is_not_there_is_an_error_with_what_is(tmp_path, registry, load):

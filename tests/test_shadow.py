@@ -148,7 +148,7 @@ def test_another_challenger_is_compared_on_its_own(served, caplog):
     caplog.set_level(logging.INFO, "bincount")
     metrics = Metrics()
     shadow = Shadow(served[1], ALL, metrics)
-    shadow._compare(answered(served[0], 0))
+    shadow._handle(answered(served[0], 0))
     shadow.replace(served[2])
     observe(shadow, [answered(served[0], seed) for seed in range(3)])
     assert [(each.shadow, each.pictures) for each in shadow.report().comparisons] == [("2", 1), ("3", 3)]
@@ -159,7 +159,7 @@ def test_another_challenger_is_compared_on_its_own(served, caplog):
 
 def test_the_route_shows_the_report(served):
     shadow = Shadow(served[1], ALL, Metrics())
-    shadow._compare(answered(served[0], 0))
+    shadow._handle(answered(served[0], 0))
     app = FastAPI()
     app.include_router(router(shadow))
     shown = TestClient(app).get("/shadow").json()

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from pydantic import ValidationError
 from python_multipart.multipart import parse_options_header
 
+from bincount.serving.answers import RecordRequest
+
+LARGEST_RECORD = 4096  # bytes; names of classes have up to 100 characters
 LONGEST_HEADER = 8192  # bytes of the headers of one part
 OTHER_PARTS = 16  # parts of a form that are no pictures
 BRACKETS, COMMAS = 200, 20_000  # of JSON, beside those of the pictures; each costs a hundred times its size in memory
@@ -116,6 +120,18 @@ def read_json(body: bytes, max_images: int) -> Pictures:
         raise TooManyPictures(max_images)
     recorded = None if recorded is None else str(recorded).strip() or None
     return Pictures([_content(row, text) for row, text in enumerate(texts)], recorded, form != "image")
+
+
+def read_record(body: bytes) -> RecordRequest:
+    """Read a JSON object with `id` and `recorded`. Raises BadBody."""
+    if len(body) > LARGEST_RECORD:
+        raise BadBody(f"more than {LARGEST_RECORD:,} bytes; send the answer's `id` and what is `recorded`")
+    try:
+        return RecordRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"][:1])) or "the body"
+        raise BadBody(f"{place}: {first['msg']}; send JSON with the answer's `id` and what is `recorded`") from None
 
 
 def _parse(body: bytes, max_images: int) -> dict[str, Any]:
