@@ -202,6 +202,7 @@ async function judge(item, recorded, isFinal) {
   item.judging?.abort();
   const judging = (item.judging = new AbortController());
   const isAsked = recorded !== "" || isFinal;
+  if (isFinal) item.settled = null; // not known, until the service has answered
   try {
     const record = isAsked ? await judgeRecord(item.answer.id, recorded, isFinal, judging.signal) : null;
     item.answer = { ...item.answer, record };
