@@ -43,7 +43,7 @@ def model(classes: str = "0..5", red: int = 3, blue: int = 1, version: str = "7"
     """A model that takes red for one class and blue for another, by position, and is unsure where all is grey."""
     described = spec(classes=classes, **changes)
     engine = Engine(sees_colours(described, red, blue, sure=60), described, "0" * 64)
-    return ServedModel("bincount", version, engine, "champion", LOCATION, SCORES)
+    return ServedModel("bincount", version, engine, LOCATION, SCORES)
 
 
 def service(served: ServedModel | None = None, **settings) -> MoodyService:
@@ -53,7 +53,7 @@ def service(served: ServedModel | None = None, **settings) -> MoodyService:
 
 
 def application(made: Service, token: str = ""):
-    return app.create(made, token, [site.router(made)])
+    return app.create(made, token, [site.router(made, lambda: "champion")])
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from verdicts import say
 
 from bincount.data import bins as row_store
 from bincount.data.captured import read_answers
+from bincount.data.manifest import RECORD, REVIEW
 from bincount.errors import SettingsError
 from bincount.evaluation import live
 from bincount.problem import Classes
@@ -26,6 +27,7 @@ from bincount.serving.answers import Answer, RecordCheck
 from bincount.serving.capture import Capture
 from bincount.serving.engine import Engine
 from bincount.serving.metrics import Metrics
+from bincount.serving.records import Recorded
 from bincount.serving.served import ServedModel
 from bincount.serving.service import Answered
 from bincount.settings import DataConfig, ServeConfig
@@ -119,6 +121,46 @@ def test_pictures_of_named_classes_are_in_the_folder_of_what_was_recorded(sorter
     assert pictures == {f"{place}/{name}.jpg" for place, name in zip(places, names, strict=True)}
 
 
+def tell(kept: Capture, one: Answered, *records: str | None) -> None:
+    before = one.answer.record.recorded if one.answer.record else None
+    for recorded in records:
+        kept._handle(Recorded(one.answer.id, recorded, before, one.model.classes))
+        before = recorded
+
+
+@pytest.fixture
+def capturing(tmp_path):
+    """Keeps in a folder, with what is done in the test's own thread."""
+    kept = Capture(ServeConfig(capture=str(tmp_path)), Metrics(), lambda: MONDAY)
+    yield kept
+    asyncio.run(kept.close())
+
+
+def test_a_record_that_is_told_later_is_kept_and_taken_back(model, tmp_path, capturing):
+    one = answered(model, "a")
+    metadata = tmp_path / f"metadata/{one.answer.id}.json"
+    capturing._handle(one)
+    tell(capturing, one, "3", "2")
+    assert json.loads(metadata.read_text())["EXPECTED_QUANTITY"] == 2
+    tell(capturing, one, "2", None)
+    assert files(tmp_path) == {f"bin-images/{one.answer.id}.jpg", f"answers/2026-11-23/{one.answer.id}.json"}
+
+
+def test_a_record_that_is_told_later_moves_the_picture_of_a_named_class(sorter, tmp_path, capturing):
+    one = answered(sorter, "a", "good")
+    capturing._handle(one)
+    before = None
+    for recorded, place in [("good", "good"), ("defective", "defective"), (None, "unrecorded")]:
+        capturing._handle(Recorded(one.answer.id, recorded, before, sorter.classes))
+        assert [path.parent.name for path in tmp_path.rglob("*.jpg")] == [place]
+        before = recorded
+
+
+def test_the_record_of_a_picture_that_was_not_kept_is_not_kept(model, tmp_path, capturing):
+    tell(capturing, answered(model, "a"), "3")
+    assert files(tmp_path) == set()
+
+
 def test_a_share_is_kept_and_the_same_one_each_time(model, tmp_path):
     each = [answered(model, f"p{number}") for number in range(60)]
     chosen = {one.answer.id for one in each if background.is_sampled(one.answer.id, 0.3)}
@@ -143,12 +185,12 @@ def test_a_full_disk_is_counted_and_logged_once_leaves_nothing_half_and_is_used_
 
     monkeypatch.setattr(Path, "write_bytes", fail)
     for name in "abc":
-        kept._keep(answered(model, name))
+        kept._handle(answered(model, name))
     assert counted(metrics, "failed") == 3
     assert caplog.text.count("pictures cannot be kept in") == 1
     assert files(tmp_path) == set()
     monkeypatch.undo()
-    kept._keep(answered(model, "d"))
+    kept._handle(answered(model, "d"))
     assert counted(metrics, "kept") == 1
     assert "are kept in" in caplog.text
     asyncio.run(kept.close(60))
@@ -186,6 +228,23 @@ def test_a_bucket_keeps_the_same_below_its_prefix(model, s3_client, signed_in):
     assert (listed, counted(metrics, "kept")) == (expected, 1)
     table = read_answers(DataConfig(source=f"s3://{name}/bins", unsigned=False))
     assert table[["id", "version", "count"]].to_numpy().tolist() == [[one.answer.id, "7", "2"]]
+
+
+def test_a_bucket_takes_records_that_are_told_later(model, sorter, s3_client, signed_in):
+    name = f"told-{os.getpid()}"
+    s3_client.create_bucket(Bucket=name)
+    kept = Capture(ServeConfig(capture=f"s3://{name}"), Metrics(), lambda: MONDAY)
+    one, other, lost = answered(model, "a"), answered(sorter, "b", "good"), answered(model, "c")
+    for each in (one, other):
+        kept._handle(each)
+    tell(kept, one, "3")
+    tell(kept, other, "good")
+    tell(kept, lost, "3")
+    asyncio.run(kept.close())
+    keys = {entry["Key"] for entry in s3_client.list_objects_v2(Bucket=name)["Contents"]}
+    assert {key for key in keys if not key.startswith("answers/")} == {
+        f"bin-images/{one.answer.id}.jpg", f"metadata/{one.answer.id}.json", f"good/{other.answer.id}.jpg"
+    }  # fmt: skip
 
 
 def test_a_bucket_that_is_not_there_is_counted_and_logged(model, signed_in, caplog):
@@ -235,6 +294,25 @@ def test_an_answer_that_was_kept_twice_counts_once():
     known = pd.DataFrame({"class_name": ["1"], "label_source": ["record"]}, index=["a"])
     twice = answers_of(("a", "2026-11-23T00:00", "9", "1"), ("a", "2026-11-23T00:00", "9", "1"))
     assert live.by_version_and_week(twice, known)["num_answers"].tolist() == [1, 1]
+
+
+def test_a_picture_that_is_in_the_dataset_twice_counts_once_or_is_left_out_where_its_records_differ(
+    monkeypatch, tmp_path, caplog
+):
+    said = [
+        ("good/a.jpg", "good", RECORD), ("old/a.jpg", "good", RECORD),
+        ("good/b.jpg", "good", RECORD), ("bad/b.jpg", "bad", RECORD),
+        ("good/c.jpg", "good", RECORD), ("bad/c.jpg", "bad", REVIEW),
+    ]  # fmt: skip
+    rows = pd.DataFrame(said, columns=["image_id", "class_name", "label_source"]).assign(status="ok")
+    monkeypatch.setattr(row_store, "read", lambda *_: None)
+    monkeypatch.setattr(live.labels, "take_reviews", lambda *_: rows)
+    known = live.truths(tmp_path)
+    assert known["class_name"].to_dict() == {"a": "good", "c": "bad"}
+    assert "1 answers are left out: the dataset has their pictures more than once" in caplog.text
+    answers = answers_of(*((name, "2026-11-23T00:00", "9", "good") for name in "abc"))
+    total = live.by_version_and_week(answers, known).iloc[0]
+    assert (total["num_answers"], total["num_known"], total["num_right"]) == (3, 2, 1)
 
 
 @pytest.fixture

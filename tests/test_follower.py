@@ -1,9 +1,11 @@
 """A service follows an alias: what it takes, what it refuses, and when it tries again."""
 
+import errno
 import gc
 import logging
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +14,7 @@ import pytest
 from serving_models import check_of, network, register
 from test_registry import open_in
 
-from bincount.errors import ServiceUnavailable
+from bincount.errors import DiskFull, ModelDamaged, ServiceUnavailable
 from bincount.serving import follower as module
 from bincount.serving.follower import Follower
 from bincount.serving.loading import load_version
@@ -86,7 +88,7 @@ def test_a_new_champion_is_handed_over_once(served):
     follower.look()
     follower.look()
     assert served.versions == ["2"]
-    assert (served.given[0].alias, served.switches("switched"), served.switches("failed")) == (CHAMPION, 1, 0)
+    assert (follower.current_alias(), served.switches("switched"), served.switches("failed")) == (CHAMPION, 1, 0)
 
 
 def test_a_version_that_does_not_predict_as_in_its_test_is_not_handed_over_and_the_log_and_metrics_say_why(
@@ -216,3 +218,54 @@ def test_before_there_is_a_challenger_nothing_is_handed_over(served):
     served.register(2)
     challenger.look()
     assert served.versions == ["2"]
+
+
+@pytest.mark.parametrize("error", [DiskFull("no space left"), MemoryError(), OSError(errno.EMFILE, "too many files")])
+def test_what_is_not_the_versions_fault_is_tried_again_soon(served, clock, monkeypatch, error):
+    follower = served.follow(current=current(served))
+    served.set_champion(served.register(2))
+    with monkeypatch.context() as failing:
+        failing.setattr(module, "load_version", lambda *_: (_ for _ in ()).throw(error))
+        follower.look()
+    clock.seconds += 15
+    follower.look()
+    assert served.versions == ["2"]
+
+
+def test_a_wake_while_a_try_fails_leads_to_another_look(served, clock, monkeypatch):
+    follower = served.follow(current=current(served))
+    served.set_champion(served.register(2))
+
+    def fail(*_):
+        follower.wake()  # the files were put right meanwhile
+        raise ModelDamaged("not what was registered")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(module, "load_version", fail)
+        follower.look()
+    assert follower._woken.is_set()
+    follower.look()
+    assert served.versions == ["2"]
+
+
+def test_the_alias_is_said_only_while_the_version_that_is_used_has_it(served, clock):
+    follower = served.follow(current=current(served))
+    follower.look()
+    assert follower.current_alias() == CHAMPION
+    served.set_champion(served.register(2, is_sound=False))
+    follower.look()
+    assert follower.current_alias() == ""
+    served.set_champion("1")
+    follower.look()
+    assert follower.current_alias() == CHAMPION
+    served.registry.client.delete_registered_model_alias("bincount", CHAMPION)
+    follower.look()
+    assert follower.current_alias() == ""
+
+
+def test_a_model_is_warmed_up_with_few_pictures(served):
+    numbers = []
+    model = current(served)
+    engine = SimpleNamespace(spec=model.engine.spec, logits=lambda images: numbers.append(len(images)))
+    module.warm_up(replace(model, engine=engine), 64)
+    assert numbers == [1, module.WARM_UP]

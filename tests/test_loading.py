@@ -2,21 +2,24 @@
 
 import logging
 
+import mlflow
 import numpy as np
 import pytest
 from bins import jpeg
+from botocore.exceptions import ClientError, EndpointConnectionError
 from serving_models import SCORES, check_of, network, register
 from synthetic_training import dataset
 from test_registry import open_in
 
 from bincount.data import pictures
-from bincount.errors import ModelChanged, ModelDamaged, ModelNotFound
+from bincount.errors import ModelChanged, ModelDamaged, ModelNotFound, ServiceUnavailable
 from bincount.evaluation import evaluate
 from bincount.problem import Classes
 from bincount.serving import loading
 from bincount.serving.served import ServedModel
 from bincount.settings import ImageConfig, RegistryConfig
 from bincount.tracking import self_check
+from bincount.tracking.client import is_transient
 from bincount.tracking.registry import Registry
 from bincount.tracking.self_check import SelfCheck
 from bincount.workspace import Workspace
@@ -42,7 +45,7 @@ def test_a_registered_version_is_loaded_with_what_is_known_of_it(tmp_path, regis
     registry.promote(version, None, by="a test", reason="the first")
     for reference in ("champion", "1"):
         model = load(reference)
-        assert (model.name, model.version, model.alias) == ("bincount", "1", "champion")
+        assert (model.name, model.version) == ("bincount", "1")
         assert model.scores == SCORES
         assert model.classes == Classes.parse("0..2")
 
@@ -59,7 +62,7 @@ def test_nothing_of_its_files_stays_on_disk(tmp_path, registry, load, monkeypatc
 def test_a_folder_is_named_by_itself_and_its_digest(tmp_path, load):
     folder = network(tmp_path / "counter")
     model = load(str(folder))
-    assert (model.name, model.version, model.alias) == ("counter", model.engine.digest[:12], "")
+    assert (model.name, model.version) == ("counter", model.engine.digest[:12])
 
 
 def test_what_is_not_there_is_an_error_with_what_is(tmp_path, registry, load):
@@ -171,3 +174,29 @@ def test_the_pictures_of_a_check_are_of_every_class_and_from_sure_to_unsure(tmp_
 def test_a_picture_of_the_check_decodes_to_the_pixels_of_the_test():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     assert np.array_equal(pictures.decode(self_check._as_png(pixels), ImageConfig(image_size=64)), pixels)
+
+
+def test_a_bucket_that_does_not_answer_is_tried_again(tmp_path, registry, load, monkeypatch):
+    register(registry, tmp_path, check_of(network(tmp_path / "other")))
+
+    def fail(*_, **__):
+        raise EndpointConnectionError(endpoint_url="http://127.0.0.1:9")
+
+    for name in ("list_artifacts", "download_artifacts"):  # first where the check is listed, then where files are read
+        monkeypatch.setattr(mlflow.artifacts, name, fail)
+        with pytest.raises(ServiceUnavailable, match="cannot be fetched from MLflow") as raised:
+            load("1")
+        assert is_transient(raised.value)
+
+
+@pytest.mark.parametrize(("status", "error"), [(404, ModelNotFound), (403, ServiceUnavailable)])
+def test_a_bucket_that_refuses_says_whether_files_are_gone(tmp_path, registry, load, monkeypatch, status, error):
+    register(registry, tmp_path, None)
+
+    def fail(*_, **__):
+        raise ClientError({"Error": {}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+
+    for name in ("list_artifacts", "download_artifacts"):
+        monkeypatch.setattr(mlflow.artifacts, name, fail)
+    with pytest.raises(error):
+        load("1")

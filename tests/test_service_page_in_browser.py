@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 
 from bincount.errors import BadPicture
 from bincount.serving.batching import QueueFull
+from bincount.serving.records import RecentAnswers
 
 pytestmark = pytest.mark.services
 
@@ -21,6 +22,24 @@ RED_FILE, BLUE_FILE, GREY_FILE = (
     for name, pixels in (("red.jpg", RED), ("blue.jpg", BLUE), ("grey.jpg", GREY))
 )
 TOKEN = "0123456789abcdef"
+
+
+class Told:
+    """An observer that remembers the answers' ids, and the records with those before them."""
+
+    def __init__(self) -> None:
+        self.ids, self.records = [], []
+
+    def observe(self, answered) -> None:
+        self.ids.append(answered.answer.id)
+
+    def observe_record(self, told) -> None:
+        self.records.append((told.answer_id, told.before, told.recorded))
+
+    async def close(self) -> None:
+        pass
+
+
 # A file as a browser has it when it is dropped or pasted
 TRANSFER = """([name, type, bytes]) => {
   const transfer = new DataTransfer();
@@ -217,6 +236,59 @@ def test_what_the_record_says_is_judged_as_it_is_typed(browser, counts):
         expect(judged).to_contain_text("0, 1, 2, 3, 4, 5")
         field.fill("")
         expect(judged).to_be_hidden()
+
+
+def test_typing_a_record_sends_the_picture_once_and_the_record_when_the_field_is_left(browser):
+    told, made = Told(), page_service.service()
+    made.observers.append(told)
+    with running(made) as url, opened(browser, url) as page:
+        choose(page, RED_FILE)
+        field, judged = page.get_by_label("What does the record say?"), page.locator("#judgement")
+        for typed in ("5", "4", "3"):
+            field.fill(typed)
+            expect(judged).to_contain_text("The record is wrong with a probability of")
+            expect(page.locator("#probabilities tr.recorded th")).to_contain_text(typed)
+        assert told.records == []
+        with page.expect_response("**/record"):
+            field.press("Enter")
+        choose(page, BLUE_FILE)
+        expect(page.locator("#count")).to_have_text("1")
+        field.fill("2")
+        with page.expect_response("**/record"):
+            page.get_by_role("button", name="red.jpg").click()
+        expect(judged).to_contain_text("The record can stand.")
+        assert len(told.ids) == 2
+        assert told.records == [(told.ids[0], None, "3"), (told.ids[1], None, "2")]
+        with page.expect_response("**/record"):
+            field.fill("")
+            field.press("Enter")
+        assert told.records[2:] == [(told.ids[0], "3", None)]
+
+
+def test_for_an_answer_that_is_forgotten_the_picture_is_sent_again_when_the_field_is_left(browser):
+    told, made = Told(), page_service.service()
+    made.observers.append(told)
+    with running(made) as url, opened(browser, url, refusals=True) as page:
+        choose(page, RED_FILE)
+        expect(page.locator("#count")).to_have_text("3")
+        made.recent = RecentAnswers()
+        field, judged = page.get_by_label("What does the record say?"), page.locator("#judgement")
+        field.fill("5")
+        expect(judged).to_have_text("Press Enter to have the record judged.")
+        assert len(told.ids) == 1
+        field.press("Enter")
+        expect(judged).to_contain_text("A person should look.")
+        field.fill("3")
+        expect(judged).to_contain_text("The record can stand.")
+        assert len(told.ids) == 2
+
+
+def test_a_class_named_look_is_an_answer_as_any_other(browser):
+    named = page_service.model("good,look", 1, 0)
+    with running(page_service.service(named)) as url, opened(browser, url) as page:
+        choose(page, RED_FILE)
+        expect(page.locator("#count")).to_have_text("look")
+        expect(page.locator("#sure")).to_have_text(re.compile(r"^[\d.]+\s% sure$"))
 
 
 def test_each_picture_keeps_its_own_record(page):

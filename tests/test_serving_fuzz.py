@@ -17,7 +17,15 @@ from bincount.serving import docs
 pytestmark = pytest.mark.services
 
 EXAMPLES = 40  # of each operation, of what is allowed and what is not
-OPERATIONS = ("POST /predict", "POST /invocations", "GET /ping", "GET /metrics", "GET /model", "POST /overlay")
+OPERATIONS = (
+    "POST /predict",
+    "POST /record",
+    "POST /invocations",
+    "GET /ping",
+    "GET /metrics",
+    "GET /model",
+    "POST /overlay",
+)
 WITHOUT_INPUT = ("/ping", "/metrics", "/model")
 TOKEN = "a-token-of-many-characters"
 PICTURES = [jpeg(seed) for seed in range(4)] + [png(20, 10)]

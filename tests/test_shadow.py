@@ -148,7 +148,7 @@ def test_another_challenger_is_compared_on_its_own(served, caplog):
     caplog.set_level(logging.INFO, "bincount")
     metrics = Metrics()
     shadow = Shadow(served[1], ALL, metrics)
-    shadow._compare(answered(served[0], 0))
+    shadow._handle(answered(served[0], 0))
     shadow.replace(served[2])
     observe(shadow, [answered(served[0], seed) for seed in range(3)])
     assert [(each.shadow, each.pictures) for each in shadow.report().comparisons] == [("2", 1), ("3", 3)]
@@ -159,7 +159,7 @@ def test_another_challenger_is_compared_on_its_own(served, caplog):
 
 def test_the_route_shows_the_report(served):
     shadow = Shadow(served[1], ALL, Metrics())
-    shadow._compare(answered(served[0], 0))
+    shadow._handle(answered(served[0], 0))
     app = FastAPI()
     app.include_router(router(shadow))
     shown = TestClient(app).get("/shadow").json()
@@ -174,3 +174,24 @@ def test_closing_waits_for_what_was_taken_and_takes_no_more(served):
     assert shadow.report().comparisons[0].pictures == 10
     shadow.observe(answered(served[0], 11))
     assert counted(metrics, "dropped") == 1
+
+
+def test_a_shadow_that_fails_is_counted_and_logged_once_until_it_predicts_again(served, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "bincount")
+    metrics = Metrics()
+    shadow = Shadow(served[1], ALL, metrics)
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    whole = answered(served[0], 1)
+    monkeypatch.setattr(Engine, "logits", fail)
+    for _ in range(3):
+        shadow._handle(whole)
+    assert counted(metrics, "failed") == 3
+    assert caplog.text.count("version 2 cannot predict") == 1
+    monkeypatch.undo()
+    shadow._handle(whole)
+    assert "shadow: version 2 predicts again" in caplog.text
+    assert shadow.report().comparisons[0].pictures == 1
+    asyncio.run(shadow.close())

@@ -1,5 +1,6 @@
 """How often the answers of a service were right, by what records and reviewers said of their pictures later."""
 
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -9,18 +10,38 @@ from bincount.data import labels, reviews
 from bincount.data.manifest import REVIEW
 from bincount.evaluation.intervals import wilson
 
+logger = logging.getLogger(__name__)
+
 ALL_WEEKS = ""
 
 
 def truths(dataset: Path) -> pd.DataFrame:
     """Return what records and reviewers say is in a dataset's bins: by the answer's id, class_name and label_source.
 
-    A bin that is quarantined, or that reviewers call unusable or are not sure of, is left out.
+    A bin that is quarantined, or that reviewers call unusable or are not sure of, is left out. Where a dataset has an
+    answer's picture more than once, a reviewer's word goes before records; what they contradict each other on is left
+    out, and the log says of how many answers.
     """
     rows = labels.take_reviews(dataset, row_store.read(dataset, reviews.BIN_COLUMNS))
     known = rows[(rows["status"] == "ok") & rows["class_name"].notna()]
     ids = known["image_id"].str.replace(r"^.*/", "", regex=True).str.replace(r"\.[^.]*$", "", regex=True)
-    return known[["class_name", "label_source"]].set_axis(ids)
+    return _one_each(known[["class_name", "label_source"]].set_axis(ids))
+
+
+def _one_each(known: pd.DataFrame) -> pd.DataFrame:
+    """Return known with one row an id."""
+    is_reviewed = known["label_source"] == REVIEW
+    said = known[is_reviewed | ~known.index.isin(known.index[is_reviewed])]
+    num_classes = said.groupby(level=0)["class_name"].nunique()
+    contradicted = num_classes.index[num_classes > 1]
+    if len(contradicted):
+        logger.warning(
+            "%d answers are left out: the dataset has their pictures more than once, with different records; take out "
+            "the wrong ones and prepare again: %s",
+            *(len(contradicted), ", ".join(contradicted[:3])),
+        )
+    once = said[~said.index.duplicated()]
+    return once[~once.index.isin(contradicted)]
 
 
 def nothing() -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """Answers as JSON, with what they rest on."""
 
+from pydantic import Field, StrictInt
+
 from bincount.frozen import Frozen
 
 
@@ -11,17 +13,27 @@ class RecordCheck(Frozen):
     look: bool
 
 
+class RecordRequest(Frozen):
+    """What the record of a picture says that was answered before."""
+
+    id: str = Field(max_length=100, description="the answer's")
+    recorded: str | StrictInt | None = Field(description="what the record says; empty or null: there is none")
+    is_final: bool = Field(True, strict=True, description="false while it is being typed: judged, and kept nowhere")
+
+
 class Answer(Frozen):
     """The answer for one picture.
 
     id identifies it for ever, in logs and in what is kept. count is the likeliest class: an integer where classes are
-    counts; answer is count, or look where the model is too unsure. probabilities has that of each class by name.
+    counts; where the model is too unsure it abstains, and answer is look instead of count. A class may be named look
+    too, so that only abstains tells. probabilities has that of each class by name.
     """
 
     id: str
     version: str
     count: int | str
     answer: int | str
+    abstains: bool = False
     confidence: float
     expected_count: float | None = None
     probabilities: dict[str, float]

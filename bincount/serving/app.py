@@ -27,7 +27,8 @@ from bincount.serving.answers import Answer, as_row
 from bincount.serving.batching import QueueFull, Stopping
 from bincount.serving.bodies import BadBody, Pictures, TooManyPictures
 from bincount.serving.protection import INVOCATIONS, Protection, Refused, problem
-from bincount.serving.service import Service, UnknownRecord
+from bincount.serving.records import UnknownAnswer, UnknownRecord
+from bincount.serving.service import Service
 
 T = TypeVar("T")
 
@@ -118,6 +119,25 @@ def _routes(service: Service) -> APIRouter:
                 raise BadBody(bodies.not_a_picture(row, answer))
         return _csv(answered) if as_csv else _rows(service, answered)
 
+    @routes.post(
+        "/record",
+        response_class=Response,
+        responses=docs.JUDGED,
+        openapi_extra={"requestBody": docs.record_body()},
+    )
+    async def record(request: Request) -> Response:
+        """Say how likely the record of a picture is wrong that was answered before; null where there is no record.
+
+        The picture is not sent again, and its answer stays. The service knows its last 1,000 answers, for half an hour.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Refused(415, "JSON is needed; send Content-Type: application/json")
+        asked = bodies.read_record(await request.body())
+        recorded = None if asked.recorded is None else str(asked.recorded).strip() or None
+        check = service.judge(asked.id, recorded, is_final=asked.is_final)
+        return _json(check.model_dump_json() if check else "null")
+
     async def ping() -> Response:
         """Say whether the service answers: 503 when it is stopping."""
         return Response("\n", 503 if service.stopping else 200, media_type="application/json")
@@ -200,6 +220,7 @@ def _handle_errors(app: FastAPI) -> None:
     handle(BadBody, lambda error: (400, str(error)))
     handle(BadPicture, lambda error: (422, f"{error}; send a JPEG or PNG file"))
     handle(TooManyPictures, lambda error: (422, str(error)))
+    handle(UnknownAnswer, lambda error: (404, str(error)))
     handle(UnknownRecord, lambda error: (422, str(error)))
     handle(QueueFull, lambda error: (429, str(error), {"Retry-After": str(error.retry_after)}))
     handle(Stopping, lambda error: (503, str(error)))

@@ -10,8 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from python_multipart.multipart import parse_options_header
 
+from bincount.serving.answers import RecordRequest
+
+LARGEST_RECORD = 4096  # bytes; names of classes have up to 100 characters
 LONGEST_HEADER = 8192  # bytes of the headers of one part
 OTHER_PARTS = 16  # parts of a form that are no pictures
 LONGEST_RECORDED = 1000  # characters
@@ -125,6 +129,18 @@ def _short(recorded: str) -> str | None:
     if len(recorded) > LONGEST_RECORDED:
         raise BadBody(f"`recorded` has more than {LONGEST_RECORDED:,} characters; send the name of a class")
     return recorded or None
+
+
+def read_record(body: bytes) -> RecordRequest:
+    """Read a JSON object with `id` and `recorded`. Raises BadBody."""
+    if len(body) > LARGEST_RECORD:
+        raise BadBody(f"more than {LARGEST_RECORD:,} bytes; send the answer's `id` and what is `recorded`")
+    try:
+        return RecordRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"][:1])) or "the body"
+        raise BadBody(f"{place}: {first['msg']}; send JSON with the answer's `id` and what is `recorded`") from None
 
 
 def _parse(body: bytes, max_images: int) -> dict[str, Any]:

@@ -6,7 +6,15 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
 
-from bincount.serving.answers import Answers, InvocationProblem, NoAnswers, Problem, Rows
+from bincount.serving.answers import (
+    Answers,
+    InvocationProblem,
+    NoAnswers,
+    Problem,
+    RecordCheck,
+    RecordRequest,
+    Rows,
+)
 from bincount.serving.protection import INVOCATIONS, is_open, most_bytes
 from bincount.serving.service import Service
 
@@ -45,6 +53,7 @@ SAY = {
     400: "The request cannot be used, and why",
     401: "The token is missing or wrong",
     403: "A page of another origin asked",
+    404: "The answer is not known any more",
     408: "The body was not there in time",
     413: "The body is too large",
     415: "Another kind of body is needed",
@@ -75,6 +84,10 @@ INVOKED = {
         "content": {"text/csv": {"schema": {"type": "string"}}},
     },
     **_problems(InvocationProblem, OF_POST),
+}
+JUDGED = {
+    200: {"model": RecordCheck | None, "description": "How likely the record is wrong"},
+    **_problems(Problem, (404,)),
 }
 PINGED = {200: {"description": "A model answers", **AS_JSON}, 503: {"description": SAY[503], **AS_JSON}}
 MEASURED = {
@@ -151,6 +164,11 @@ def form_body(max_images: int) -> dict[str, Any]:
     }
     schema = {"type": "object", "properties": properties, "required": ["image"]}
     return _body({"multipart/form-data": {"schema": schema}}, max_images)
+
+
+def record_body() -> dict[str, Any]:
+    """Describe the body of /record."""
+    return {"required": True, "content": {"application/json": {"schema": RecordRequest.model_json_schema()}}}
 
 
 def invocation_body(max_images: int) -> dict[str, Any]:

@@ -7,20 +7,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bincount.errors import BincountError, ModelNotFound
+from bincount.errors import BincountError, ModelChanged, ModelDamaged, ModelNotFound
 from bincount.serving.loading import load_version
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel
 from bincount.settings import Device, RegistryConfig, ServeConfig
-from bincount.tracking.client import is_transient
 from bincount.tracking.connection import open_existing
 from bincount.tracking.registry import Registry, Version
 from bincount.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-LONGEST_WAIT = 300  # seconds between two tries to load what could not be fetched
-REFUSED_WAIT = 3600  # and what is damaged or does not predict as in its test, which is seldom mended soon
+LONGEST_WAIT = 300  # seconds between two tries to load a version, whatever was in the way
+REFUSED_WAIT = 3600  # but of one that is itself at fault, which is seldom mended soon
+AT_FAULT = (ModelDamaged, ModelChanged, ModelNotFound)
+WARM_UP = 8  # pictures; an engine predicts more in parts
 SECONDS_TO_STOP = 5  # a load that is under way ends with the process
 
 
@@ -29,8 +30,8 @@ class Follower:
 
     use takes a model that was loaded, checked and warmed up, such as Service.replace. current is what is used already,
     None where nothing is yet. Where a version cannot be used, the one before stays, and it is tried again later: after
-    a time that grows where the registry is the reason, after an hour where the version is, and at once when the alias
-    moves or wake is called.
+    an hour where the version is damaged, gone or predicts otherwise, else after a time that grows, and at once when the
+    alias moves or wake is called.
     """
 
     def __init__(
@@ -49,10 +50,15 @@ class Follower:
         self._registry = lambda: open_existing(workspace, registry_config)
         self._poll, self._max_batch = serve_config.poll, serve_config.max_batch
         self._version = current.version if current else None
+        self._is_current = current is not None
         self._refused, self._retry_at, self._num_tries = "", 0.0, 0
         self._said = ""  # the reason why nothing can be followed now, which is logged once
         self._woken, self._is_stopped = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"follow {alias}", daemon=True)
+
+    def current_alias(self) -> str:
+        """Return the alias if the version that is used had it when the registry was asked last, else ""."""
+        return self.alias if self._is_current else ""
 
     def start(self) -> None:
         """Begin to follow."""
@@ -60,7 +66,6 @@ class Follower:
 
     def wake(self) -> None:
         """Look now instead of at the next time; what was refused before is tried again."""
-        self._refused = ""
         self._woken.set()
 
     def close(self) -> None:
@@ -72,10 +77,14 @@ class Follower:
 
     def look(self) -> None:
         """Look once which version the alias names, and hand it over where it is another."""
+        if self._woken.is_set():
+            self._woken.clear()  # before the look, so that a wake while it lasts leads to another one
+            self._refused = ""
         try:
             registry = self._registry()
             version = registry.find(self.alias)
         except Exception as error:  # noqa: BLE001 - whatever a registry fails with, what is served goes on
+            self._is_current = self._is_current and not isinstance(error, ModelNotFound)
             self._say(error)
             return
         if self._said:
@@ -86,6 +95,7 @@ class Follower:
             self._refused = ""  # the alias is back; were it to move again, that would be new
         elif number != self._refused or time.monotonic() >= self._retry_at:
             self._try(registry, version)
+        self._is_current = number == self._version
 
     def _try(self, registry: Registry, version: Version) -> None:
         """Load, check and warm up a version, and hand it over; where that fails, keep the one before."""
@@ -96,7 +106,8 @@ class Follower:
         except Exception as error:
             self._num_tries = self._num_tries + 1 if number == self._refused else 1
             self._refused = number
-            wait = min(self._poll * 2 ** (self._num_tries - 1), LONGEST_WAIT) if is_transient(error) else REFUSED_WAIT
+            growing = min(self._poll * 2 ** min(self._num_tries - 1, 10), LONGEST_WAIT)
+            wait = REFUSED_WAIT if isinstance(error, AT_FAULT) else growing
             self._retry_at = time.monotonic() + wait
             self._metrics.switches.labels(outcome="failed").inc()
             logger.error(  # noqa: TRY400 - the stack is of use only where the error was not foreseen
@@ -127,11 +138,10 @@ class Follower:
         while not self._is_stopped.is_set():
             self.look()
             self._woken.wait(self._poll)
-            self._woken.clear()
 
 
 def warm_up(model: ServedModel, max_batch: int) -> None:
-    """Predict a picture, and as many as are predicted together, so that no request pays for what is done once."""
+    """Predict one picture and then some together, so that no request pays for what is done once."""
     side = model.engine.spec.image_size
-    for number in sorted({1, max_batch}):
+    for number in sorted({1, min(max_batch, WARM_UP)}):
         model.engine.logits(np.zeros((number, side, side, 3), np.uint8))

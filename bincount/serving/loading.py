@@ -51,7 +51,6 @@ def load_version(registry: Registry, version: Version, device: Device = "auto") 
         name=version.name,
         version=str(version.version),
         engine=engine,
-        alias=version.alias,
         page=version.page(registry.client.tracking_uri),
         scores=version.scores,
     )

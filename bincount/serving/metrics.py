@@ -78,7 +78,7 @@ class Metrics:
 
     def count(self, answer: Answer) -> None:
         """Count a picture that was answered."""
-        outcome = "counted" if answer.answer == answer.count else "look"
+        outcome = "look" if answer.abstains else "counted"
         self.pictures.labels(answer.version, outcome).inc()
         self.confidence.labels(answer.version).observe(answer.confidence)
 

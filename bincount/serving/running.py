@@ -33,15 +33,15 @@ def serve(reference: str, job: Job, device: Device, environment: Mapping[str, st
         warm_up(model, job.serving.max_batch)
         service = Service(model, job.serving, job.audit, Metrics())
         with _followed(reference, service, job, device, environment.get(SECRET)) as routers:
-            print(_describe(server.url_of(listener), model), flush=True)
-            server.run(app.create(service, token, [site.router(service), *routers]), service, listener)
+            print(_describe(server.url_of(listener), model, reference), flush=True)
+            server.run(app.create(service, token, routers), service, listener)
 
 
 @contextmanager
 def _followed(
     reference: str, service: Service, job: Job, device: Device, secret: str | None
 ) -> Iterator[list[APIRouter]]:
-    """Follow the aliases that are served and compared, for as long as the context; give the routes for that."""
+    """Follow the aliases that are served and compared, for as long as the context; give all further routes."""
     config = job.serving
     workspace = Workspace(root=job.workspace)
 
@@ -54,7 +54,8 @@ def _followed(
     followed = follow(reference, service.replace, service.model) if is_alias(reference) else None
     if secret and followed is None:
         raise SettingsError(f"{reference} is no alias, so that no webhook can change it; unset {SECRET}")
-    routers = [webhooks.router(followed, secret)]
+    alias = followed.current_alias if followed else str
+    routers = [site.router(service, alias), webhooks.router(followed, secret)]
     if config.shadow:
         is_followed = is_alias(config.shadow)
         other = None if is_followed else load(config.shadow, workspace, job.registry, device)
@@ -74,8 +75,8 @@ def _followed(
             follower.close()
 
 
-def _describe(url: str, model: ServedModel) -> str:
-    alias = f", the {model.alias}" if model.alias else ""
+def _describe(url: str, model: ServedModel, reference: str) -> str:
+    alias = f", the {reference}" if is_alias(reference) else ""
     accuracy = ""
     if score := model.scores.get("accuracy"):
         accuracy = f"; accuracy {percent(score.value)} ({percent(score.low)} to {percent(score.high)})"

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -17,14 +16,13 @@ class ServedModel:
     """A model that answers requests.
 
     name is that of the registered model, version its number; of a folder with a checkpoint they are the folder's name
-    and the first 12 digits of the digest. alias is champion, challenger or empty, page where MLflow shows the version,
-    and scores are those of its own test; empty where they are not known.
+    and the first 12 digits of the digest. page is where MLflow shows the version, and scores are those of its own test;
+    empty where they are not known.
     """
 
     name: str
     version: str
     engine: Engine
-    alias: Literal["champion", "challenger", ""] = ""
     page: str = ""
     scores: Mapping[str, Score] = field(default_factory=dict)
 

@@ -6,31 +6,24 @@ import math
 import secrets
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from bincount.errors import BadPicture
 from bincount.evaluation.coverage import LOOK
-from bincount.evaluation.ranking import posterior
-from bincount.evaluation.record_errors import RecordErrors
-from bincount.problem import normalize_name
 from bincount.serving.answers import Answer, RecordCheck
 from bincount.serving.batching import Batcher
 from bincount.serving.metrics import Metrics
+from bincount.serving.records import Judge, RecentAnswers, Recorded, label_of
 from bincount.serving.served import ServedModel
 from bincount.settings import AuditConfig, ServeConfig
 
 logger = logging.getLogger(__name__)
 
 OBSERVERS_SECONDS = 10  # at most, in which observers finish what waits when the service ends
-PROBABLY_WRONG = 0.5  # from this probability of a wrong record on, a person is to look
-
-
-class UnknownRecord(ValueError):
-    """A record that no picture can have, by the outputs of the model."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +40,9 @@ class Observer(Protocol):
 
     def observe(self, answered: Answered) -> None:
         """Take note, without waiting: what has no room is dropped and counted."""
+
+    def observe_record(self, recorded: Recorded) -> None:
+        """Take note of the record of a picture that was answered before, without waiting."""
 
     async def close(self, seconds: float) -> None:
         """Finish what was begun, within so many seconds."""
@@ -70,6 +66,7 @@ class Service:
         self.model, self.config, self.audit_config = model, serve_config, audit_config
         self.metrics, self.observers = metrics, list(observers)
         self.batcher = Batcher(serve_config, metrics)
+        self.recent = RecentAnswers()
         self.stopping, self._end = False, math.inf
         metrics.show_model(model)
 
@@ -85,22 +82,37 @@ class Service:
         Raises UnknownRecord where the model has no such output.
         """
         model = self.model
-        label = None if recorded is None else _label(model, recorded)
+        if recorded is not None:
+            label_of(model.engine.spec.outputs, recorded)  # before anything is predicted
         answers: list[Answer | BadPicture] = []
         for content, logits in zip(contents, await self.batcher.predict(model, contents), strict=True):
             if isinstance(logits, BadPicture):
                 self.metrics.pictures.labels(model.version, "unreadable").inc()
                 answers.append(logits)
                 continue
-            answer = self._answer(model, logits, label)
+            answer = self._answer(model, logits, recorded)
             self.metrics.count(answer)
             answers.append(answer)
-            self._tell(Answered(content, answer, model))
+            answered = Answered(content, answer, model)
+            self._tell(answer.id, lambda observer, answered=answered: observer.observe(answered))
         return answers
 
     def stop(self, seconds: float) -> None:
         """Begin nothing new; close is to be done within so many seconds."""
         self.stopping, self._end = True, time.monotonic() + seconds
+
+    def judge(self, answer_id: str, recorded: str | None, *, is_final: bool = True) -> RecordCheck | None:
+        """Say whether the record of a picture that was answered may be wrong; None where there is no record.
+
+        One that is final is that of the picture from now on, for observers too. Raises UnknownAnswer and UnknownRecord.
+        """
+        judge = self.recent.find(answer_id)
+        check = None if recorded is None else judge.check(recorded, self.audit_config.error_rate)
+        name = check.recorded if check else None
+        if is_final and name != judge.recorded:
+            told = self.recent.tell(answer_id, name)
+            self._tell(answer_id, lambda observer: observer.observe_record(told))
+        return check
 
     async def close(self) -> None:
         """Finish what was begun, and let observers do so too, together and in the time that is left."""
@@ -109,37 +121,35 @@ class Service:
         seconds = min(OBSERVERS_SECONDS, max(1, self._end - time.monotonic()))
         await asyncio.gather(*(observer.close(seconds) for observer in self.observers))
 
-    def _answer(self, model: ServedModel, logits: np.ndarray, label: int | None) -> Answer:
+    def _answer(self, model: ServedModel, logits: np.ndarray, recorded: str | None) -> Answer:
         classes, probabilities = model.classes, model.probabilities(logits[None])[0]
         likeliest = int(probabilities.argmax())
         confidence = float(probabilities[likeliest])
         name = classes.names[likeliest]
         count = int(name) if classes.are_counts else name
         abstains = confidence < self.audit_config.min_confidence
+        judge = Judge(model.engine.spec.outputs, classes, model.output_probabilities(logits[None])[0], bool(abstains))
+        record = None if recorded is None else judge.check(recorded, self.audit_config.error_rate)
+        answer_id = new_id()
+        self.recent.add(answer_id, replace(judge, recorded=record.recorded if record else None))
         return Answer(
-            id=new_id(),
+            id=answer_id,
             version=model.version,
             count=count,
             answer=LOOK if abstains else count,
+            abstains=abstains,
             confidence=confidence,
             expected_count=float(probabilities @ np.array(classes.values, np.float32)) if classes.ordered else None,
             probabilities=dict(zip(classes.names, probabilities.tolist(), strict=True)),
-            record=None if label is None else self._check(model, logits, label, abstains=abstains),
+            record=record,
         )
 
-    def _check(self, model: ServedModel, logits: np.ndarray, label: int, *, abstains: bool) -> RecordCheck:
-        outputs = model.engine.spec.outputs
-        likelihood = RecordErrors.prior(self.audit_config.error_rate).likelihood(outputs)
-        probabilities = model.output_probabilities(logits[None]).astype(np.float64)
-        p_wrong = float(posterior(probabilities, np.array([label]), likelihood)[0])
-        return RecordCheck(recorded=outputs.names[label], p_wrong=p_wrong, look=abstains or p_wrong >= PROBABLY_WRONG)
-
-    def _tell(self, answered: Answered) -> None:
+    def _tell(self, answer_id: str, tell: Callable[[Observer], None]) -> None:
         for observer in self.observers:
             try:
-                observer.observe(answered)
+                tell(observer)
             except Exception:  # the answer stands, whatever becomes of what is done with it
-                logger.exception("%s could not take note of %s", type(observer).__name__, answered.answer.id)
+                logger.exception("%s could not take note of %s", type(observer).__name__, answer_id)
 
 
 def new_id() -> str:
@@ -148,13 +158,3 @@ def new_id() -> str:
     random = secrets.randbits(74)
     value = milliseconds << 80 | 0x7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & (1 << 62) - 1
     return str(uuid.UUID(int=value))
-
-
-def _label(model: ServedModel, recorded: str) -> int:
-    """Return the position of a record among all outputs, of which some may be no classes."""
-    names = model.engine.spec.outputs.names
-    name = normalize_name(recorded.strip())
-    labels = {normalize_name(each): label for label, each in enumerate(names)}
-    if name not in labels:
-        raise UnknownRecord(f"no picture can have the record {recorded[:100]!r}; give one of {', '.join(names)}")
-    return labels[name]

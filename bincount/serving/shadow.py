@@ -12,6 +12,7 @@ from bincount.frozen import Frozen
 from bincount.serving import decoding
 from bincount.serving.background import Background, is_sampled
 from bincount.serving.metrics import Metrics
+from bincount.serving.records import Recorded
 from bincount.serving.served import ServedModel
 from bincount.serving.service import Answered
 from bincount.settings import ServeConfig
@@ -81,8 +82,8 @@ class Shadow:
     def __init__(self, model: ServedModel | None, serve_config: ServeConfig, metrics: Metrics) -> None:
         self.model, self.share, self._metrics = model, serve_config.shadow_share, metrics
         self._tallies: dict[tuple[str, str], _Tally] = {}
-        self._lock = threading.Lock()
-        self._background = Background("shadow", self._compare)
+        self._lock, self._is_failing = threading.Lock(), False
+        self._background = Background("shadow", self._handle)
 
     def replace(self, model: ServedModel) -> None:
         """Compare what comes from now on with another model."""
@@ -94,8 +95,11 @@ class Shadow:
         model = self.model
         if model is None or _is_same(model, answered.model) or not is_sampled(answered.answer.id, self.share):
             return
-        if not self._background.offer(answered):
+        if not self._background.offer(answered, len(answered.content)):
             self._count(answered, model, "dropped")
+
+    def observe_record(self, recorded: Recorded) -> None:
+        """Do nothing: versions are compared with each other, not with records."""
 
     async def close(self, seconds: float) -> None:
         """Finish what waits, for so many seconds, and log how far the two agree."""
@@ -110,15 +114,27 @@ class Shadow:
             shadow=self.model.version if self.model else None, share=self.share, comparisons=comparisons
         )
 
-    def _compare(self, answered: Answered) -> None:
-        model, answer = self.model, answered.answer
+    def _handle(self, answered: Answered) -> None:
+        model = self.model
         if model is None or _is_same(model, answered.model):  # it was replaced while this waited
             return
         try:
-            image = decoding.decode(answered.content, model.engine.spec.images)
+            self._compare(answered, model)
         except BadPicture:
             self._count(answered, model, "unreadable")
-            return
+        except Exception:
+            self._count(answered, model, "failed")
+            if not self._is_failing:  # not for each picture
+                logger.exception("shadow: version %s cannot predict; answers are given all the same", model.version)
+            self._is_failing = True
+        else:
+            if self._is_failing:
+                logger.info("shadow: version %s predicts again", model.version)
+            self._is_failing = False
+
+    def _compare(self, answered: Answered, model: ServedModel) -> None:
+        answer = answered.answer
+        image = decoding.decode(answered.content, model.engine.spec.images)
         probabilities = model.probabilities(model.engine.logits(image[None]))[0]
         classes = model.classes
         served, predicted = str(answer.count), classes.names[int(probabilities.argmax())]

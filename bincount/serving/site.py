@@ -5,6 +5,7 @@ or style is inside the HTML, so that the strictest policy holds for it.
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -33,7 +34,8 @@ class ModelFacts(Frozen):
     """The model that answers now.
 
     classes are in the order of their labels, ordered where that means more or fewer, and counts where they are numbers.
-    Below min_confidence the answer is look. scores are of the version's own test; page is where MLflow shows it.
+    alias is that which the service follows, while it names this version, else empty. Below min_confidence the answer is
+    look. scores are of the version's own test; page is where MLflow shows it.
     A request has at most max_images pictures, and max_bytes in all.
     """
 
@@ -69,8 +71,11 @@ class Asset:
         return Response(self.content, headers=self.headers)
 
 
-def router(service: Service) -> APIRouter:
-    """Return the routes of the page: itself, its files, the facts of the model, and overlays."""
+def router(service: Service, alias: Callable[[], str] = str) -> APIRouter:
+    """Return the routes of the page: itself, its files, the facts of the model, and overlays.
+
+    alias returns the one that is followed and names the model now, or "".
+    """
     routes = APIRouter()
     overlays = Overlays()
     html = Asset("page.html", page.__name__)
@@ -95,7 +100,7 @@ def router(service: Service) -> APIRouter:
         return ModelFacts(
             name=served.name,
             version=served.version,
-            alias=served.alias,
+            alias=alias(),
             page=served.page,
             classes=served.classes.names,
             ordered=served.classes.ordered,

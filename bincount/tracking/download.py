@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import mlflow
+from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient, MlflowException
 
 from bincount.errors import ModelDamaged, ModelNotFound, ServiceUnavailable, mask_credentials
 from bincount.files import raise_on_disk_full
 from bincount.tracking.champion import ignore_missing
 from bincount.training.spec import check_weights, read_spec, weights_digest
+
+# What fetching files may raise: MLflow's errors, those of the system and of HTTP, and those of the client for S3
+FETCH_ERRORS = (MlflowException, OSError, BotoCoreError, ClientError)
 
 REMEDY = "`bincount promote VERSION --force` puts another version in its place"
 
@@ -46,7 +50,7 @@ def _fetch(client: MlflowClient, name: str, version: int, folder: Path, part: st
                 return Path(
                     mlflow.artifacts.download_artifacts(source, dst_path=str(folder), tracking_uri=tracking_uri)
                 )
-        except (OSError, MlflowException) as error:
+        except FETCH_ERRORS as error:
             if _may_be_there(source, tracking_uri):
                 raise ServiceUnavailable(
                     f"the files of {model} cannot be fetched from MLflow at {mask_credentials(tracking_uri)} now "
@@ -71,5 +75,9 @@ def _may_be_there(folder: str, tracking_uri: str) -> bool:
         return bool(mlflow.artifacts.list_artifacts(artifact_uri=folder, tracking_uri=tracking_uri))
     except MlflowException as error:
         return error.error_code != "RESOURCE_DOES_NOT_EXIST"
+    except BotoCoreError:
+        return True
+    except ClientError as error:
+        return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404
     except OSError as error:
         return getattr(getattr(error, "response", None), "status_code", None) != 404

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow import MlflowClient, MlflowException
+from mlflow import MlflowClient
 from PIL import Image
 
 from bincount.data.packs import Pack
@@ -25,7 +25,7 @@ from bincount.evaluation.evaluate import probability_columns
 from bincount.files import raise_on_disk_full, read_sealed, write_sealed
 from bincount.problem import Classes
 from bincount.tracking.champion import ignore_missing
-from bincount.tracking.download import REMEDY
+from bincount.tracking.download import FETCH_ERRORS, REMEDY
 
 if TYPE_CHECKING:
     from bincount.tracking.registry import Registry, Version
@@ -119,7 +119,7 @@ def read(registry: "Registry", version: "Version") -> SelfCheck | None:
                 return read_folder(Path(fetched))
     except BincountError:
         raise
-    except (OSError, MlflowException) as error:
+    except FETCH_ERRORS as error:
         raise ServiceUnavailable(
             f"the pictures to check {version.uri} with cannot be fetched from MLflow at {where} now "
             f"({mask_credentials(error)}); try again"

@@ -18,7 +18,6 @@ class Inventory:
 
     status: str
     config: str
-    reason: str
     configs: tuple[str, ...]
     models: tuple[str, ...]
 
@@ -37,7 +36,6 @@ def take(clients: Clients, endpoint: str) -> Inventory:
     return Inventory(
         status=found.get("EndpointStatus", ""),
         config=found.get("EndpointConfigName", ""),
-        reason=found.get("FailureReason", ""),
         configs=tuple(_made_for(clients.sagemaker, endpoint, "list_endpoint_configs", "EndpointConfig")),
         models=tuple(_made_for(clients.sagemaker, endpoint, "list_models", "Model")),
     )

@@ -6,7 +6,7 @@ const MOST_KEPT = 60;
 
 let model = null;
 let shown = null;
-const items = []; // {file, url, state: waiting | answered | failed, answer, problem, abort, recorded, heat, heatProblem}
+const items = []; // {file, url, state: waiting | answered | failed, answer, problem, abort, recorded, settled, heat, heatProblem}
 const queue = [];
 let onTheirWay = 0;
 
@@ -17,7 +17,7 @@ function add(files) {
   if (given.length === 0) return;
   const most = model?.max_images ?? 16;
   say(given.length > most ? `At most ${most} pictures at a time; the first ${most} of ${given.length} were taken.` : "");
-  const added = given.slice(0, most).map((file) => ({ file, url: URL.createObjectURL(file), state: "waiting", recorded: "" }));
+  const added = given.slice(0, most).map((file) => ({ file, url: URL.createObjectURL(file), state: "waiting", recorded: "", settled: "" }));
   items.push(...added);
   for (const old of items.splice(0, Math.max(0, items.length - MOST_KEPT))) forget(old);
   queue.push(...added);
@@ -49,6 +49,7 @@ async function countIn(item) {
     await check(item.file, model.max_bytes);
     item.answer = await predict(item.file, item.abort.signal, item.recorded);
     item.state = "answered";
+    item.settled = item.recorded;
     if (item.answer.version !== model.version) await learnModel().catch(() => {}); // another one answers since
   } catch (error) {
     item.state = "failed";
@@ -82,6 +83,7 @@ function again(item) {
 // What is shown
 
 function show(item) {
+  if (shown !== item) recordSettled();
   shown = item;
   const field = byId("recorded");
   if (field) field.value = item.recorded;
@@ -174,6 +176,8 @@ function tile(item) {
 
 // What the record says
 
+// Judged while it is typed, of the answer that is there; what is in the field when it is left is the picture's record
+
 let typed = 0;
 
 function recordTyped() {
@@ -183,24 +187,59 @@ function recordTyped() {
   if (item?.state !== "answered" || recorded === item.recorded) return;
   item.recorded = recorded;
   showJudgement(null, model);
-  typed = setTimeout(judge, 350, item, recorded);
+  typed = setTimeout(judge, 350, item, recorded, false);
+}
+
+function recordSettled(item = shown) {
+  if (item?.state !== "answered" || item.recorded === item.settled) return;
+  clearTimeout(typed);
+  judge(item, item.recorded, true);
 }
 
 const sentenceOf = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 
-async function judge(item, recorded) {
+async function judge(item, recorded, isFinal) {
   item.judging?.abort();
-  item.judging = new AbortController();
+  const judging = (item.judging = new AbortController());
+  const isAsked = recorded !== "" || isFinal;
+  if (isFinal) item.settled = null; // not known, until the service has answered
   try {
-    const record = recorded ? (await predict(item.file, item.judging.signal, recorded)).record : null;
-    if (item.recorded === recorded) item.answer = { ...item.answer, record };
+    const record = isAsked ? await judgeRecord(item.answer.id, recorded, isFinal, judging.signal) : null;
+    item.answer = { ...item.answer, record };
+    if (isFinal) item.settled = recorded;
   } catch (error) {
-    if (item.judging.signal.aborted && item.recorded !== recorded) return; // another one was typed
-    const { title, text, detail, status } = asProblem(error);
-    if (item === shown) byId("judgement").textContent = status === 422 ? sentenceOf(detail) : `${title}. ${text}`;
+    if (judging.signal.aborted) return; // another one was typed
+    if (error.status === 404) return judgeAnew(item, recorded, isFinal);
+    sayOfJudgement(item, recorded, error);
     return;
   }
+  showJudged(item, recorded);
+}
+
+/** Send the picture again where the service has forgotten its answer: once, for the record that is settled on. */
+async function judgeAnew(item, recorded, isFinal) {
+  if (recorded && !isFinal) {
+    if (item === shown) byId("judgement").textContent = "Press Enter to have the record judged.";
+    return;
+  }
+  try {
+    item.answer = recorded ? await predict(item.file, item.judging.signal, recorded) : { ...item.answer, record: null };
+    item.settled = recorded;
+  } catch (error) {
+    if (!item.judging.signal.aborted) sayOfJudgement(item, recorded, error);
+    return;
+  }
+  showJudged(item, recorded);
+}
+
+function showJudged(item, recorded) {
   if (item === shown && item.recorded === recorded) showAnswer(item.answer, model);
+}
+
+function sayOfJudgement(item, recorded, error) {
+  const { title, text, detail, status } = asProblem(error);
+  if (item !== shown || item.recorded !== recorded) return;
+  byId("judgement").textContent = status === 422 ? sentenceOf(detail) : `${title}. ${text}`;
 }
 
 // The model
@@ -268,8 +307,12 @@ byId("retry").addEventListener("click", () => {
 });
 byId("show").addEventListener("change", renderOverlay);
 byId("strength").addEventListener("input", renderOverlay);
-byId("record").addEventListener("submit", (event) => event.preventDefault());
+byId("record").addEventListener("submit", (event) => {
+  event.preventDefault();
+  recordSettled();
+});
 byId("record").addEventListener("input", recordTyped);
+byId("record").addEventListener("change", () => recordSettled());
 byId("strip").addEventListener("keydown", (event) => moveFocus(event, [...byId("strip").children]));
 addEventListener("online", () => say(""));
 addEventListener("offline", () => say("You are offline. Pictures can be counted when the service can be reached again."));

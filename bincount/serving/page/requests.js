@@ -114,6 +114,13 @@ async function predict(file, signal, recorded = "") {
   return answer;
 }
 
+/** Ask how likely a record is wrong, of a picture that was answered. What is final is kept, where pictures are. */
+async function judgeRecord(id, recorded, isFinal, signal) {
+  const headers = { "Content-Type": "application/json" };
+  const body = JSON.stringify({ id, recorded, is_final: isFinal });
+  return (await ask("record", { method: "POST", body, headers, signal })).json();
+}
+
 async function overlay(file, className, signal) {
   const path = `overlay?class_name=${encodeURIComponent(className)}`;
   const headers = { "Content-Type": file.type || "application/octet-stream" };
