@@ -268,14 +268,14 @@ def promote(
     then it is decided again.
     """
     registry.recover_pending()
+    asked = job
     while True:
         version = registry.find(str(version.version))
-        if approval.is_forced(version.approval):  # as was asked for
-            job = job.replace(promotion=job.promotion.model_copy(update={"force": True}))
+        job = _as_asked(asked, version)
         champion = registry.find_champion()
         if champion and champion.version == version.version:
-            if promotion := _keep_champion(registry, champion, flow_run):
-                return promotion
+            if kept := _keep_champion(registry, champion, flow_run):
+                return kept
             continue
         decision = _decided_by_people(registry, version, champion, job) or _with_remedy(
             compare(registry, version, champion, snapshot, job, device=device, evaluation=evaluation), version
@@ -321,8 +321,8 @@ def carry_out_approvals(
         version = registry.find(str(listed.version))  # a comparison takes minutes, in which people may answer
         answer = version.approval
         if version.alias == CHAMPION:  # made so by hand, or by a run that was killed
-            if promotion := _keep_champion(registry, version, flow_run):
-                yield promotion
+            if kept := _keep_champion(registry, version, flow_run):
+                yield kept
         elif answer is None or not answer.is_answered or answer.unclear:
             continue
         elif answer.state == "rejected":
@@ -331,6 +331,16 @@ def carry_out_approvals(
         else:
             compared_on = find_comparison_snapshot(snapshot)
             yield promote(registry, version, compared_on, job, by=by, device=device, flow_run=flow_run)
+
+
+def _as_asked(job: Job, version: Version) -> Job:
+    """Return the settings with what people were asked to approve, and without what they have rejected since."""
+    force = job.promotion.force
+    if approval.is_forced(version.approval):
+        force = True
+    elif version.approval and version.approval.state == "rejected" and version.approval.is_answered:
+        force = False
+    return job.replace(promotion=job.promotion.model_copy(update={"force": force}))
 
 
 def _keep_champion(registry: Registry, champion: Version, flow_run: str) -> Promotion | None:
