@@ -200,7 +200,7 @@ def test_a_pod_that_is_to_end_still_answers_until_no_more_requests_come_and_has_
     slept = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "sleep", slept.append)
-        exec(code, {})  # noqa: S102 - the line of the manifest
+        exec(code, {})
     assert (flag, slept) == ("-c", [5])
     assert POD["terminationGracePeriodSeconds"] >= sum(slept) + SECONDS_TO_STOP + 10
 

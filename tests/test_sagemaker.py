@@ -109,12 +109,14 @@ def aws(monkeypatch):
         yield account
 
 
-def push_image(layers="[]"):
-    """Push an image with the tag of IMAGE; layers make another of it."""
+def push_image(layer="0"):
+    """Push an image of one layer with the tag of IMAGE; return its digest."""
     ecr = boto3.client("ecr", region_name=REGION)
     if not ecr.describe_repositories()["repositories"]:
         ecr.create_repository(repositoryName="bincount-serve")
-    manifest = json.dumps({"schemaVersion": 2, "layers": layers})
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    layers = [{"digest": f"sha256:{layer * 64}"}]
+    manifest = json.dumps({"schemaVersion": 2, "mediaType": kind, "config": layers[0], "layers": layers})
     return ecr.put_image(repositoryName="bincount-serve", imageManifest=manifest, imageTag="1")["image"]["imageId"][
         "imageDigest"
     ]
@@ -189,7 +191,7 @@ def test_the_same_command_again_finds_nothing_to_do(aws, checkpoint, monkeypatch
 
 def test_a_tag_that_was_pushed_again_is_an_update_to_the_new_image(aws, checkpoint):
     deploy(checkpoint)
-    digest = push_image("another")
+    digest = push_image("1")
     aws.asked.clear()
     planned = deploy(checkpoint)
     assert aws.asked == ["CreateModel", "CreateEndpointConfig", "UpdateEndpoint"]
