@@ -14,6 +14,7 @@ from bincount.reporting import card
 from bincount.settings import Job
 from bincount.tracking import approvals, starting
 from bincount.tracking.approvals import APPROVAL_TAG, Approval
+from bincount.tracking.champion import CHAMPION
 from bincount.tracking.registry import Registry, Version
 
 logger = logging.getLogger(__name__)
@@ -72,19 +73,44 @@ def is_approved(approval: Approval | None, *, force: bool) -> bool:
     )
 
 
+def is_forced(approval: Approval | None) -> bool:
+    """Return whether people were asked for a promotion whatever the comparison says, and have not rejected it."""
+    return (
+        approval is not None
+        and approval.is_forced
+        and (approval.state == "waiting" or is_approved(approval, force=True))
+    )
+
+
 def find_rejection(version: Version) -> str:
     """Return who rejected a version when and why; empty where nobody has."""
     approval = version.approval
     return approval.describe() if approval and approval.state == "rejected" else ""
 
 
-def close(registry: Registry, version: Version, decision: Decision) -> None:
-    """Note that what people said of a version is carried out, as decided."""
+def close(registry: Registry, version: Version, decision: Decision, flow_run: str = "") -> bool:
+    """Note that what people said of a version is carried out, as decided, and that it waits no more.
+
+    Returns False where they have said something else since, that is to be decided about again.
+    """
     approval = version.approval
-    if approval and approval.is_answered and not decision.waits:
-        outcome = "promoted" if decision.promote or decision.is_champion else f"not promoted: {decision.reason}"
-        is_promoted = decision.promote or decision.is_champion
-        approvals.close(registry, version, approval, is_promoted=is_promoted, outcome=outcome)
+    if approval is None or not approval.is_open or decision.waits:
+        return True
+    if not approval.is_answered:
+        by = "a promotion by hand" if decision.is_champion else f"a new comparison: {decision.reason}"
+        return approvals.supersede(registry, version, by)
+    is_promoted = decision.promote or (decision.is_champion and approval.state == "approved")
+    outcome = "promoted" if is_promoted else f"not promoted: {decision.reason}"
+    if decision.is_champion and not is_promoted:
+        outcome = f"champion all the same, {decision.reason}"
+    if approvals.close(registry, version, is_promoted=is_promoted, outcome=outcome, flow_run=flow_run):
+        return True
+    if decision.promote:
+        logger.warning(
+            "version %d was promoted as people changed their answer; `bincount rollback` takes that back",
+            version.version,
+        )
+    return decision.promote
 
 
 def answer(
@@ -101,15 +127,17 @@ def answer(
             f"version {number} does not wait for approval{since}; `bincount promote {number} --approval required` "
             "compares it with the champion, and asks"
         )
+    if version.alias == CHAMPION:
+        raise SettingsError(f"version {number} is champion; `bincount rollback` puts the one before in its place")
     if approval.state == state and not approval.unclear:
         raise SettingsError(f"version {number} was {approval.describe()}; `bincount models` shows all versions")
     approvals.answer(registry, version, state, by=by, reason=reason)
 
 
-def record_rejection(registry: Registry, version: Version) -> Decision:
+def record_rejection(registry: Registry, version: Version, flow_run: str = "") -> Decision:
     """Carry out a rejection: keep it as the decision about the version, with the numbers of the comparison."""
     decision = _record(registry, version, f"it was {find_rejection(version)}")
-    close(registry, version, decision)
+    close(registry, version, decision, flow_run)
     logger.info("%s version %d: %s", version.name, version.version, decision.describe(), extra={"in_result": True})
     return decision
 
@@ -123,6 +151,8 @@ def describe_open(version: Version) -> str:
             f'The tag {APPROVAL_TAG} of version {number} says "{approval.unclear}", which is neither approved nor '
             f"rejected, so that the version waits: {how}"
         )
+    if approval.is_answered:
+        return f"Version {number} was {approval.describe()}; the next nightly run carries that out"
     return f"Version {number} waits for approval since {approval.since} UTC: {how}"
 
 
@@ -133,11 +163,13 @@ def _supersede_older(registry: Registry, version: Version) -> str:
         for each, approval in approvals.find_open(registry)
         if each.version < version.version and approval.state == "waiting"
     ]
+    superseded = []
     for each in older:
-        reason = f"superseded by version {version.version}, which waits for approval now"
-        _record(registry, each, f"it was {reason}")
-        approvals.supersede(registry, each, reason)
-    return ", ".join(str(each.version) for each in older)
+        by = f"version {version.version}, which waits for approval now"
+        if approvals.supersede(registry, each, by):
+            _record(registry, each, f"it was superseded by {by}")
+            superseded.append(str(each.version))
+    return ", ".join(superseded)
 
 
 def _record(registry: Registry, version: Version, reason: str) -> Decision:

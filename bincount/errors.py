@@ -10,6 +10,7 @@ BincountError
  ├── SnapshotNotFound     nothing was prepared yet
  ├── ModelNotFound        no trained or registered model where one was expected
  │    ├── ModelDamaged        its files are not what was saved
+ │    ├── ModelUnreadable     its files are there, and this user may not read them
  │    └── ModelChanged        its files are, and yet it does not predict as it did in its test
  ├── WeightsUnavailable   pretrained weights could not be fetched or do not fit the model
  ├── TrainingFailed       the trainer ended without a result; another try resumes
@@ -89,6 +90,10 @@ class ModelNotFound(BincountError):
 
 class ModelDamaged(ModelNotFound):
     """The files of a model are not what was saved, so that it is as good as gone."""
+
+
+class ModelUnreadable(ModelNotFound):
+    """The files of a model are there, and the user of this process may not read them."""
 
 
 class ModelChanged(ModelNotFound):

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +29,8 @@ from bincount.evaluation.reviewing import ReviewFigures
 from bincount.files import atomic_write, read_sealed, sealed
 from bincount.reporting import card
 from bincount.settings import Device, DriftConfig, Job, TrainConfig
-from bincount.tracking.approvals import find_open
-from bincount.tracking.champion import AliasChange
+from bincount.tracking.approvals import find_closed_by, find_open, is_current
+from bincount.tracking.champion import CHAMPION, AliasChange
 from bincount.tracking.live import FOLDS_PARAM
 from bincount.tracking.packaging import MODEL_TAG
 from bincount.tracking.registry import Registry, Version
@@ -264,34 +264,36 @@ def promote(
 
     Without a champion it has to be better than always predicting the most frequent class. It also has to start, and
     where job.promotion requires it people have to approve. evaluation is of the version on the snapshot's test images,
-    where there is one; by names who asks for this.
+    where there is one; by names who asks for this. A comparison takes minutes, in which people may change their answer:
+    then it is decided again.
     """
     registry.recover_pending()
-    if version.approval and version.approval.is_forced and approval.is_approved(version.approval, force=True):
-        job = job.replace(promotion=job.promotion.model_copy(update={"force": True}))  # as was asked for
+    asked = job
     while True:
+        version = registry.find(str(version.version))
+        job = _as_asked(asked, version)
         champion = registry.find_champion()
         if champion and champion.version == version.version:
-            # An earlier try of this flow run may have promoted it without announcing it.
-            change = _last_change_to(registry, champion)
-            to_announce = bool(flow_run and change and change.action == "promoted" and change.flow_run == flow_run)
-            since = change.describe() if change else "moved there by hand"
-            decision = Decision(promote=False, is_champion=True, reason=since)
-            approval.close(registry, champion, decision)
-            return Promotion(champion, decision, to_announce)
+            if kept := _keep_champion(registry, champion, flow_run):
+                return kept
+            continue
         decision = _decided_by_people(registry, version, champion, job) or _with_remedy(
             compare(registry, version, champion, snapshot, job, device=device, evaluation=evaluation), version
         )
         decision = approval.require_start(registry, version, snapshot, decision)
+        if not is_current(registry, version):
+            logger.info("people have answered meanwhile: deciding about version %d again", version.version)
+            continue
         decision, asks = approval.require_approval(registry, version, decision, job, flow_run)
         registry.describe(version, card.with_comparison(registry.card(version), decision))
         registry.record_decision(version, decision)
-        if not decision.promote or registry.promote(
-            version, champion, by=by, reason=decision.reason, flow_run=flow_run
+        if decision.promote and not (
+            is_current(registry, version)
+            and registry.promote(version, champion, by=by, reason=decision.reason, flow_run=flow_run)
         ):
+            logger.info("another version became champion meanwhile, or people have answered: deciding again")
+        elif approval.close(registry, version, decision, flow_run):
             break
-        logger.info("another version became champion meanwhile: comparing again")
-    approval.close(registry, version, decision)
     logger.info("%s version %d: %s", version.name, version.version, decision.describe(), extra={"in_result": True})
     if evaluation:
         try:
@@ -304,22 +306,62 @@ def promote(
 
 def carry_out_approvals(
     registry: Registry, snapshot: Snapshot, job: Job, *, by: str, device: Device = "auto", flow_run: str = ""
-) -> list[Promotion]:
+) -> Iterator[Promotion]:
     """Carry out what people have said of versions that wait: promote those that are better than the champion of now.
 
-    snapshot is the last one of the dataset. Returns what became of each version, the oldest first.
+    snapshot is the last one of the dataset. Yields what became of each version as soon as it is done, the oldest first,
+    so that it can be announced whatever becomes of the next. Before come those of an earlier try of this flow run,
+    which may not have announced them.
     """
-    done = []
-    for version, answer in find_open(registry):
-        if not answer.is_answered or answer.unclear:
+    for version in find_closed_by(registry, flow_run):
+        if version.decision:
+            to_announce = _has_promoted(registry, version, flow_run) or not version.decision.starts
+            yield Promotion(version, version.decision, to_announce)
+    for listed, _ in find_open(registry):
+        version = registry.find(str(listed.version))  # a comparison takes minutes, in which people may answer
+        answer = version.approval
+        if version.alias == CHAMPION:  # made so by hand, or by a run that was killed
+            if kept := _keep_champion(registry, version, flow_run):
+                yield kept
+        elif answer is None or not answer.is_answered or answer.unclear:
             continue
-        if answer.state == "rejected":
-            decision = approval.record_rejection(registry, version)
-            done.append(Promotion(registry.find(str(version.version)), decision, to_announce=False))
+        elif answer.state == "rejected":
+            decision = approval.record_rejection(registry, version, flow_run)
+            yield Promotion(registry.find(str(version.version)), decision, to_announce=False)
         else:
             compared_on = find_comparison_snapshot(snapshot)
-            done.append(promote(registry, version, compared_on, job, by=by, device=device, flow_run=flow_run))
-    return done
+            yield promote(registry, version, compared_on, job, by=by, device=device, flow_run=flow_run)
+
+
+def _as_asked(job: Job, version: Version) -> Job:
+    """Return the settings with what people were asked to approve, and without what they have rejected since."""
+    force = job.promotion.force
+    if approval.is_forced(version.approval):
+        force = True
+    elif version.approval and version.approval.state == "rejected" and version.approval.is_answered:
+        force = False
+    return job.replace(promotion=job.promotion.model_copy(update={"force": force}))
+
+
+def _keep_champion(registry: Registry, champion: Version, flow_run: str) -> Promotion | None:
+    """Leave a version champion that is it already; None where people have said something about it meanwhile.
+
+    An earlier try of this flow run may have promoted it without announcing it.
+    """
+    change = _last_change_to(registry, champion)
+    since = change.describe() if change else "moved there by hand"
+    if rejection := approval.find_rejection(champion):
+        since = f"{since}; it was {rejection}, and `bincount rollback` takes it back"
+    decision = Decision(promote=False, is_champion=True, reason=since)
+    if not approval.close(registry, champion, decision, flow_run):
+        return None
+    return Promotion(champion, decision, _has_promoted(registry, champion, flow_run))
+
+
+def _has_promoted(registry: Registry, version: Version, flow_run: str) -> bool:
+    """Return whether a flow run has promoted a version; False without its id."""
+    of_it = [change for change in registry.history() if change.version == version.version]
+    return bool(flow_run and of_it and of_it[-1].action == "promoted" and of_it[-1].flow_run == flow_run)
 
 
 def _last_change_to(registry: Registry, champion: Version) -> AliasChange | None:

@@ -51,12 +51,13 @@ def promote_model(
 @task(name="carry out approvals", task_run_name="carry out approvals", **MLFLOW_RETRIES)
 def carry_out_approvals(job: Job, snapshot: Snapshot, device: Device = "auto") -> list[str]:
     """Promote or refuse the versions about which people have decided; return what became of each, a sentence each."""
-    carried_out = lifecycle.carry_out_approvals(
+    sentences = []
+    for promotion in lifecycle.carry_out_approvals(
         open_registry(job), snapshot, job, by=who(), device=device, flow_run=root_flow_run()
-    )
-    for promotion in carried_out:
-        _announce(promotion)
-    return [f"Version {each.version.version}: {each.decision.summary()}" for each in carried_out]
+    ):
+        _announce(promotion)  # before the next is tried, which may fail
+        sentences.append(f"Version {promotion.version.version}: {promotion.decision.summary()}")
+    return sentences
 
 
 @task(name="find waiting versions", task_run_name="find waiting versions", **MLFLOW_RETRIES)

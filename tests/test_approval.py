@@ -6,7 +6,7 @@ import pytest
 from registered_versions import Trained, Versions
 
 from bincount import approval, lifecycle
-from bincount.errors import SettingsError
+from bincount.errors import ServiceUnavailable, SettingsError
 from bincount.tracking import approvals, registry, starting
 from bincount.tracking.approvals import APPROVAL_DATA_TAG, APPROVAL_TAG, Approval
 from bincount.tracking.facts import DECISION_TAG
@@ -48,9 +48,27 @@ def type_tag(versions, text, number=1):
     versions.opened.client.set_model_version_tag(versions.config.model_name, str(number), APPROVAL_TAG, text)
 
 
-def carry_out(versions, **promotion):
+def carry_out(versions, flow_run="", **promotion):
     job = versions.job(**promotion)
-    return lifecycle.carry_out_approvals(versions.opened, versions.snapshot, job, by="nightly", device="cpu")
+    return list(
+        lifecycle.carry_out_approvals(
+            versions.opened, versions.snapshot, job, by="nightly", device="cpu", flow_run=flow_run
+        )
+    )
+
+
+def during(monkeypatch, module, name, do, times=1):
+    """Have something happen at the end of the first calls of a function."""
+    original, left = getattr(module, name), [times]
+
+    def called(*args, **kwargs):
+        result = original(*args, **kwargs)
+        if left[0]:
+            left[0] -= 1
+            do()
+        return result
+
+    monkeypatch.setattr(module, name, called)
 
 
 def command(versions, *words):
@@ -82,9 +100,29 @@ def test_a_version_that_is_not_better_or_does_not_start_waits_for_nobody(version
 
 WAITS = Approval(state="waiting", since="2026-11-28 02:17:00", written="waiting for approval")
 ANSWERS = {
-    "approved": ["approved", "Approved ", "APPROVED.", "approve", "yes", "ok", '"approved"', "approved by anna: good"],
+    "approved": [
+        "approved",
+        "Approved ",
+        "APPROVED.",
+        "approve",
+        "yes",
+        "ok",
+        '"approved"',
+        "approved by Anna de Vries",
+    ],
     "rejected": ["rejected", " Reject", "REJECTED: counts tape", "no", "no, it counts tape", "rejected by anna"],
-    "waiting": ["aproved", "approved if it is better on class 5", "yes, but not before Monday", "no idea", "?", "not"],
+    "waiting": [
+        *("aproved", "approved if it is better on class 5", "yes, but not before Monday", "no idea", "?", "not"),
+        *("approved: but not before Monday", "ok: no", "okay: rejected", "approved by anna but not before Monday"),
+        *(
+            "ok by me unless Bob objects",
+            "approved by anna: good",
+            "approved by mistake",
+            "approved by Monday",
+            "ok no",
+        ),
+        *("approved by whoever comes next", "approved?", "approved by anna if-better", "yes approved"),
+    ],
 }
 
 
@@ -142,6 +180,149 @@ def test_what_is_neither_yes_nor_no_changes_nothing_and_is_named(versions):
     assert f'The tag bincount.approval of version 1 says "{text}", which is neither' in approval.describe_open(version)
     type_tag(versions, "approved")
     assert carry_out(versions, **REQUIRED)[0].decision.promote
+
+
+@pytest.mark.parametrize("moment", ["compare", "decision"])
+def test_a_rejection_during_the_comparison_is_carried_out_and_nothing_promoted(versions, monkeypatch, moment):
+    versions.promote(versions.register(), **REQUIRED)
+    type_tag(versions, "approved")
+    module, name = (lifecycle, "compare") if moment == "compare" else (registry.Registry, "record_decision")
+    during(monkeypatch, module, name, lambda: type_tag(versions, "rejected: counts tape"))
+
+    (done,) = carry_out(versions, **REQUIRED)
+
+    assert versions.opened.find_champion() is None
+    assert done.decision.reason == "it was rejected by whoever set its tag in MLflow: counts tape"
+    assert found(versions).decision == done.decision
+    assert found(versions).approval.state == "rejected"
+    assert found(versions).tags[APPROVAL_TAG].startswith("rejected by whoever set its tag")
+    assert carry_out(versions, **REQUIRED) == []
+
+
+def test_a_rejection_by_command_during_a_forced_promotion_is_not_overwritten(versions, monkeypatch):
+    versions.promote(versions.register(), **REQUIRED)
+    during(monkeypatch, lifecycle, "compare", lambda: type_tag(versions, "rejected"))
+    assert not versions.promote(found(versions), force=True, **REQUIRED).decision.waits
+    assert found(versions).approval.state == "rejected"
+
+
+def test_an_answer_about_a_later_version_during_the_comparison_of_an_earlier_one_counts(versions, monkeypatch):
+    for number, name in ((1, "one"), (2, "two")):
+        versions.promote(versions.register(name), **REQUIRED)
+        type_tag(versions, "approved", number)
+    during(monkeypatch, lifecycle, "compare", lambda: type_tag(versions, "rejected", 2))
+    carry_out(versions, **REQUIRED)
+    assert versions.opened.find_champion().version == 1
+    assert found(versions, 2).decision.reason.startswith("it was rejected")
+
+
+def test_what_people_say_after_the_promotion_stays_in_the_tag_and_the_log_names_the_way_back(
+    versions, monkeypatch, caplog
+):
+    versions.promote(versions.register(), **REQUIRED)
+    type_tag(versions, "approved")
+    during(monkeypatch, registry.Registry, "promote", lambda: type_tag(versions, "rejected"))
+    (done,) = carry_out(versions, **REQUIRED)
+    assert done.decision.promote
+    assert found(versions).tags[APPROVAL_TAG] == "rejected"
+    assert "`bincount rollback` takes that back" in caplog.text
+    assert carry_out(versions, **REQUIRED) == []
+
+
+def test_each_promotion_is_announced_as_it_is_made_and_a_later_try_lists_it_again(versions, monkeypatch):
+    for number, name in ((1, "one"), (2, "two")):
+        versions.promote(versions.register(name), **REQUIRED)
+        type_tag(versions, "approved", number)
+    original = lifecycle.promote
+
+    def fails_at_the_second(registry, version, *args, **kwargs):
+        if version.version == 2:
+            raise ServiceUnavailable("MLflow does not answer")
+        return original(registry, version, *args, **kwargs)
+
+    monkeypatch.setattr(lifecycle, "promote", fails_at_the_second)
+    job = versions.job(**REQUIRED)
+    made = lifecycle.carry_out_approvals(
+        versions.opened, versions.snapshot, job, by="nightly", device="cpu", flow_run="night"
+    )
+    assert next(made).version.version == 1  # before the second is tried
+    with pytest.raises(ServiceUnavailable):
+        next(made)
+    monkeypatch.setattr(lifecycle, "promote", original)
+
+    again = carry_out(versions, "night", **REQUIRED)
+
+    assert [(each.version.version, each.decision.promote, each.to_announce) for each in again] == [
+        (1, True, True),  # it may not have been announced
+        (2, False, False),  # it has the same weights
+    ]
+    assert carry_out(versions, "next night", **REQUIRED) == []
+
+
+def test_a_version_that_is_no_longer_better_when_it_is_compared_again_waits_no_more(versions):
+    first, second = versions.register("one"), versions.register("two")
+    versions.promote(first, **REQUIRED)
+    versions.opened.promote(second, None, by="anna", reason="by hand")  # which has the same weights
+
+    decision = versions.promote(found(versions), **REQUIRED).decision
+
+    assert not decision.waits
+    assert approvals.find_open(versions.opened) == []
+    assert found(versions).tags[APPROVAL_TAG] == (
+        "superseded by a new comparison: it has the same weights as version 2"
+    )
+
+
+def test_a_forced_promotion_that_waits_goes_on_waiting_when_it_is_compared_without_force(versions):
+    first, second = versions.register("one"), versions.register("two")
+    versions.opened.promote(first, None, by="test", reason="by hand")
+    versions.promote(second, force=True, **REQUIRED)
+    assert versions.promote(found(versions, 2), **REQUIRED).decision.waits
+    assert [version.version for version, _ in approvals.find_open(versions.opened)] == [2]
+
+
+def test_a_champion_that_was_made_by_hand_stays_champion_when_it_is_rejected_and_waits_no_more(versions):
+    versions.promote(versions.register(), **REQUIRED)
+    versions.opened.client.set_registered_model_alias(versions.config.model_name, "champion", "1")
+    type_tag(versions, "rejected: counts tape")
+    with pytest.raises(SettingsError, match="version 1 is champion; `bincount rollback`"):
+        command(versions, "approve", "1", "--reject")
+
+    (done,) = carry_out(versions, **REQUIRED)
+
+    assert done.decision.summary().startswith("Champion already: moved there by hand; it was rejected by")
+    assert "not promoted" not in found(versions).tags[APPROVAL_TAG]
+    assert "bincount rollback" in found(versions).tags[APPROVAL_TAG]
+    assert carry_out(versions, **REQUIRED) == []
+
+
+def test_a_champion_that_was_made_by_hand_while_it_waited_waits_no_more(versions):
+    versions.promote(versions.register(), **REQUIRED)
+    versions.opened.client.set_registered_model_alias(versions.config.model_name, "champion", "1")
+    assert [each.decision.is_champion for each in carry_out(versions, **REQUIRED)] == [True]
+    assert found(versions).tags[APPROVAL_TAG] == "superseded by a promotion by hand"
+    assert approvals.find_open(versions.opened) == []
+
+
+@pytest.mark.parametrize("num_written", [0, 1])
+def test_a_process_that_is_killed_between_the_tags_leaves_what_is_carried_out_again(versions, monkeypatch, num_written):
+    versions.promote(versions.register(), **REQUIRED)
+    type_tag(versions, "rejected: counts tape")
+    written, set_tag = [], registry.Registry.set_tag
+
+    def killed(self, version, tag, value):
+        if tag in (APPROVAL_TAG, APPROVAL_DATA_TAG):
+            if len(written) == num_written:
+                raise KeyboardInterrupt
+            written.append(tag)
+        set_tag(self, version, tag, value)
+
+    monkeypatch.setattr(registry.Registry, "set_tag", killed)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(versions, **REQUIRED)
+    monkeypatch.undo()
+    assert carry_out(versions, **REQUIRED)[0].decision.reason.startswith("it was rejected by whoever")
+    assert carry_out(versions, **REQUIRED) == []
 
 
 def test_a_tag_that_was_removed_or_emptied_is_no_answer(versions):

@@ -3,8 +3,12 @@
 import io
 import json
 import logging
+import os
 import random
 import shutil
+import tempfile
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -17,7 +21,7 @@ from synthetic_training import IMAGES, QUICK, dataset
 
 from bincount import comparison, lifecycle, retention
 from bincount.data import packs
-from bincount.errors import DatasetError, ModelDamaged, ModelNotFound, TrainingDiverged, TrainingFailed
+from bincount.errors import DatasetError, ModelDamaged, ModelNotFound, ModelUnreadable, TrainingDiverged, TrainingFailed
 from bincount.evaluation.drift import Drift
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, Job, RegistryConfig, TrainConfig
@@ -26,7 +30,7 @@ from bincount.tracking.lineage import Lineage
 from bincount.training import loop, run_folder
 from bincount.training import model as models
 from bincount.training.run_folder import Request, Trained, read_history
-from bincount.training.spec import ModelSpec, read_spec
+from bincount.training.spec import ModelSpec, check_weights, is_checkpoint, read_spec
 from bincount.workspace import Workspace
 
 CONFIG = QUICK.model_copy(update={"epochs": 1})
@@ -73,6 +77,35 @@ def test_a_model_in_which_a_bit_has_changed_is_not_loaded_and_the_file_is_named(
             models.load(model)
         (model / name).write_bytes(whole)
     models.load(model)
+
+
+@contextmanager
+def another_user():
+    """Be a user who is not root, whom no file is closed to; give the number."""
+    before = os.geteuid()
+    if not before:
+        os.seteuid(1000)
+    try:
+        yield os.geteuid()
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize("name", [".", "model.json", "model.safetensors"])
+def test_a_model_that_may_not_be_read_is_not_called_damaged_and_who_must_read_it_is_named(name):
+    with tempfile.TemporaryDirectory() as root:  # pytest's own folders let nobody else enter
+        Path(root).chmod(0o755)
+        model = make_model(Path(root) / "model")
+        for path in (model, model / "model.json", model / "model.safetensors"):
+            path.chmod(0o755)
+        (model / name).chmod(0)
+        with another_user() as user, pytest.raises(ModelUnreadable) as caught:
+            check_weights(model, read_spec(model))
+        with another_user(), pytest.raises(ModelUnreadable) if name == "." else nullcontext():
+            assert is_checkpoint(model)
+        assert f"cannot be read: Permission denied; let user {user} read it" in str(caught.value)
+        assert "damaged" not in str(caught.value)
+        model.chmod(0o755)
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,8 +191,40 @@ def test_the_pod_starts_answers_and_ends_by_ping_and_has_time_to_finish():
     startup = CONTAINER["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 120
     assert CONTAINER["ports"] == [{"name": "http", "containerPort": int(entry.PORT)}]
-    assert POD["terminationGracePeriodSeconds"] > SECONDS_TO_STOP
     assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_a_pod_that_is_to_end_still_answers_until_no_more_requests_come_and_has_time_to_finish():
+    program, flag, code = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
+    assert f'ENTRYPOINT ["{program}"' in DOCKERFILE  # it needs no shell
+    slept = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", slept.append)
+        exec(code, {})
+    assert (flag, slept) == ("-c", [5])
+    assert POD["terminationGracePeriodSeconds"] >= sum(slept) + SECONDS_TO_STOP + 10
+
+
+def test_prometheus_is_told_the_token_and_finds_the_pods():
+    """/metrics asks for the token, which annotations of a pod cannot give."""
+    assert "annotations" not in DEPLOYMENT["spec"]["template"]["metadata"]
+    labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
+    [job] = scrape_configs("endpoint")
+    [found] = job["kubernetes_sd_configs"]
+    assert found["role"] == "pod"
+    assert dict([found["selectors"][0]["label"].split("=")]).items() <= labels.items()
+    token = next(each for each in CONTAINER["env"] if each["name"] == "BINCOUNT_SERVE_TOKEN")
+    secret = token["valueFrom"]["secretKeyRef"]
+    assert job["authorization"]["credentials_file"].endswith(f"/{secret['name']}/{secret['key']}")
+    [job] = scrape_configs("serving")
+    assert set(job["authorization"]) == {"credentials_file"}
+
+
+def scrape_configs(page):
+    """Return what a page tells to write into Prometheus' configuration."""
+    text = (ROOT / "docs" / "pages" / f"{page}.md").read_text()
+    [block] = re.findall(r"```yaml\n(scrape_configs:.*?)```", text, re.DOTALL)
+    return yaml.safe_load(block)["scrape_configs"]
 
 
 def test_the_pod_is_not_root_writes_nothing_but_its_own_tmp_and_has_a_token_and_limits():

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import sys
 
 import boto3
@@ -109,6 +110,15 @@ def test_what_api_gateway_and_function_urls_send_is_answered_as_a_response(funct
     assert response["statusCode"] == 200
     assert json.loads(response["body"]) == ANSWER
     assert response["headers"]["Content-Type"] == "application/json"
+
+
+def test_nothing_is_asked_twice_and_all_fits_into_the_timeout_of_the_page(function):
+    configs = [function.client(service).meta.config for service in ("s3", "sagemaker-runtime")]
+    assert [config.retries["total_max_attempts"] for config in configs] == [1, 1]
+    assert configs[1].read_timeout > 60  # in which SageMaker's endpoints answer
+    page = (FOLDER.parent / "docs" / "pages" / "endpoint.md").read_text()
+    seconds = int(re.search(r"lambda create-function .* --timeout (\d+)", page)[1])
+    assert sum(config.connect_timeout + config.read_timeout for config in configs) < seconds
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ class Aws:
 
     def __init__(self):
         self.asked, self.states, self.outcome, self.prices = [], [], {}, []
-        self.updates = []
+        self.updates, self.creations = [], []
 
     @property
     def backend(self):
@@ -67,6 +67,9 @@ class Aws:
     def answer(self, ask, client, operation, parameters):
         if operation.startswith(("Create", "Update", "Delete")):
             self.asked.append(operation)
+        if operation == "CreateEndpoint":
+            validate_parameters(parameters, client.meta.service_model.operation_model(operation).input_shape)
+            self.creations.append(parameters)
         if operation == "UpdateEndpoint":
             validate_parameters(parameters, client.meta.service_model.operation_model(operation).input_shape)
             self.updates.append(parameters)
@@ -101,8 +104,22 @@ def aws(monkeypatch):
         boto3.client("s3", region_name=REGION).create_bucket(
             Bucket="models", CreateBucketConfiguration={"LocationConstraint": REGION}
         )
+        push_image()
         account.asked.clear()
         yield account
+
+
+def push_image(layer="0"):
+    """Push an image of one layer with the tag of IMAGE; return its digest."""
+    ecr = boto3.client("ecr", region_name=REGION)
+    if not ecr.describe_repositories()["repositories"]:
+        ecr.create_repository(repositoryName="bincount-serve")
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    layers = [{"digest": f"sha256:{layer * 64}"}]
+    manifest = json.dumps({"schemaVersion": 2, "mediaType": kind, "config": layers[0], "layers": layers})
+    return ecr.put_image(repositoryName="bincount-serve", imageManifest=manifest, imageTag="1")["image"]["imageId"][
+        "imageDigest"
+    ]
 
 
 def deploy(checkpoint, target=TARGET, version=7):
@@ -154,7 +171,7 @@ def test_an_endpoint_is_created_with_the_image_the_role_and_the_archive(aws, che
     sagemaker = boto3.client("sagemaker", region_name=REGION)
     model = sagemaker.describe_model(ModelName=planned.model)
     assert model["ExecutionRoleArn"] == ROLE
-    assert model["PrimaryContainer"]["Image"] == IMAGE
+    assert model["PrimaryContainer"]["Image"].startswith(f"{IMAGE.removesuffix(':1')}@sha256:")
     bucket, _, key = model["PrimaryContainer"]["ModelDataUrl"].removeprefix("s3://").partition("/")
     content = boto3.client("s3", region_name=REGION).get_object(Bucket=bucket, Key=key)["Body"].read()
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
@@ -170,6 +187,38 @@ def test_the_same_command_again_finds_nothing_to_do(aws, checkpoint, monkeypatch
     assert run("deploy", "sagemaker", str(checkpoint), *FLAGS, monkeypatch=monkeypatch) == 0
     assert aws.asked == []
     assert "serves" in capsys.readouterr().out
+
+
+def test_a_tag_that_was_pushed_again_is_an_update_to_the_new_image(aws, checkpoint):
+    deploy(checkpoint)
+    digest = push_image("1")
+    aws.asked.clear()
+    planned = deploy(checkpoint)
+    assert aws.asked == ["CreateModel", "CreateEndpointConfig", "UpdateEndpoint"]
+    sagemaker = boto3.client("sagemaker", region_name=REGION)
+    assert sagemaker.describe_model(ModelName=planned.model)["PrimaryContainer"]["Image"].endswith(f"@{digest}")
+
+
+def test_an_image_with_a_digest_is_taken_as_it_is_and_one_that_is_not_there_is_named(aws, checkpoint):
+    pinned = f"{IMAGE.removesuffix(':1')}@sha256:{'0' * 64}"
+    assert deploy(checkpoint, TARGET.model_copy(update={"image": pinned})).target.image == pinned
+    with pytest.raises(SettingsError, match=r"no image .*:2 in Amazon ECR in eu-central-1; push it"):
+        deploy(checkpoint, TARGET.model_copy(update={"image": IMAGE.replace(":1", ":2")}))
+
+
+def test_where_the_digest_may_not_be_asked_for_the_tag_counts_and_it_is_said(aws, checkpoint, monkeypatch, capsys):
+    answer = aws.answer
+
+    def refuse(ask, client, operation, parameters):
+        if operation == "DescribeImages":
+            raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, operation)
+        return answer(ask, client, operation, parameters)
+
+    aws.answer = refuse
+    assert deploy(checkpoint, version=None).target.image == IMAGE
+    capsys.readouterr()
+    assert run("deploy", "sagemaker", str(checkpoint), *FLAGS, monkeypatch=monkeypatch) == 0
+    assert "push every image with a tag of its own" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("num_done", [1, 2, 3])
@@ -219,6 +268,19 @@ def test_alarms_take_an_update_back_and_must_exist(aws, checkpoint, other):
     config = update["DeploymentConfig"]
     assert config["AutoRollbackConfiguration"] == {"Alarms": [{"AlarmName": "errors"}]}
     assert config["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]["WaitIntervalInSeconds"] == 600
+
+
+def test_alarms_at_the_creation_are_for_later_updates_and_it_is_said(aws, checkpoint):
+    boto3.client("cloudwatch", region_name=REGION).put_metric_alarm(
+        AlarmName="errors", EvaluationPeriods=1, ComparisonOperator="GreaterThanThreshold", Threshold=1
+    )
+    clients = Clients.open(REGION)
+    planned = endpoint.plan(clients, TARGET.model_copy(update={"alarms": ("errors",)}), checkpoint, 7)
+    said = endpoint.describe(planned, clients)
+    assert "rollback  of later updates, as nothing is there to go back to yet, when one of these alarms" in said
+    endpoint.carry_out(planned, clients, sleep=lambda seconds: None)
+    [created] = aws.creations
+    assert created["DeploymentConfig"]["AutoRollbackConfiguration"] == {"Alarms": [{"AlarmName": "errors"}]}
 
 
 def test_an_update_that_was_taken_back_is_an_error_with_the_reason_and_the_log(aws, checkpoint, other):

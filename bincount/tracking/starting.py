@@ -2,8 +2,11 @@
 
 A version that is better and does not start serves nobody, so lifecycle asks here before it makes one champion. The
 process runs with the interpreter and the packages of this one and with the code of the package alone: `python -I` in an
-empty folder. It has neither a network nor the credentials in this environment, since the package's code is whatever
-those who may write to the registry have put there.
+empty folder. Its environment is without credentials, and connections that it makes itself are refused, so that a model
+that needs either is found out here. This is a check of the package and no sandbox: the package's code is whatever those
+who may write to the registry have put there, and runs with the rights of this user. It may start programs, which the
+refusal does not reach and which outlive it in a session of their own, and read what this user may read, this process's
+environment in /proc among it.
 """
 
 import base64

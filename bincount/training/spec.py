@@ -1,13 +1,14 @@
 """The files of a trained model: model.json, which says how to rebuild and use the network, and its weights."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from bincount.data.pictures import DECODER_VERSION
-from bincount.errors import ModelDamaged, ModelNotFound, SettingsError, WeightsUnavailable
+from bincount.errors import ModelDamaged, ModelNotFound, ModelUnreadable, SettingsError, WeightsUnavailable
 from bincount.files import read_sealed, write_sealed
 from bincount.frozen import Frozen
 from bincount.problem import Classes
@@ -80,8 +81,14 @@ class ModelSpec(Frozen):
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder holds a model: model.safetensors and, beside it, model.json."""
-    return (folder / "model.safetensors").exists()
+    """Return whether a folder holds a model: model.safetensors and, beside it, model.json.
+
+    Raises ModelUnreadable where this user may not look into it.
+    """
+    try:
+        return (folder / WEIGHTS).exists()
+    except PermissionError as error:
+        raise _unreadable(folder, error) from None
 
 
 def write_spec(folder: Path, spec: ModelSpec) -> None:
@@ -92,7 +99,8 @@ def write_spec(folder: Path, spec: ModelSpec) -> None:
 def read_spec(folder: Path) -> ModelSpec:
     """Read model.json from the folder of a model.
 
-    Raises ModelNotFound, and ModelDamaged when the file is damaged or holds values that no model can have.
+    Raises ModelNotFound, ModelUnreadable, and ModelDamaged when the file is damaged or holds values that no model can
+    have.
     """
     path = folder / "model.json"
     try:
@@ -103,6 +111,8 @@ def read_spec(folder: Path) -> ModelSpec:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "model"
         raise damaged_model(path, f"{field}: {first['msg']}") from None
+    except PermissionError as error:
+        raise _unreadable(path, error) from None
     except (OSError, ValueError) as error:
         raise damaged_model(path, str(error)) from None
 
@@ -112,13 +122,25 @@ def damaged_model(path: Path, reason: str) -> ModelDamaged:
     return ModelDamaged(f"{path} is damaged ({reason}); restore it from a copy, or name another model")
 
 
+def _unreadable(path: Path, error: PermissionError) -> ModelUnreadable:
+    user = f"user {os.geteuid()}" if hasattr(os, "geteuid") else "the user of this process"
+    return ModelUnreadable(
+        f"{path} cannot be read: {error.strerror}; let {user} read it, and the folders that it is in"
+    )
+
+
 def check_weights(folder: Path, spec: ModelSpec) -> None:
-    """Raise ModelDamaged unless the weights are those for which model.json was written, and ModelNotFound."""
+    """Raise ModelDamaged unless the weights are those for which model.json was written.
+
+    Raises ModelNotFound, and ModelUnreadable.
+    """
     path = folder / WEIGHTS
-    if not path.exists():
+    if not is_checkpoint(folder):
         raise ModelNotFound(f"no weights at {path}; run `bincount train` to make a model")
     try:
         sha256 = weights_digest(folder)
+    except PermissionError as error:
+        raise _unreadable(path, error) from None
     except OSError as error:
         raise damaged_model(path, str(error)) from error
     if spec.weights_sha256 and sha256 != spec.weights_sha256:

@@ -168,8 +168,15 @@ def read_message(text):
 
 @functools.cache
 def client(service):
-    """Make a client once for all events of a process. An endpoint answers within 60 seconds, or not at all."""
+    """Make a client once for all events of a process.
+
+    An endpoint answers within 60 seconds, or not at all. Nothing is asked twice: a prediction takes as long again, and
+    an object in S3 is there at once; both together have to fit into the function's own timeout.
+    """
     import boto3
     from botocore.config import Config
 
-    return boto3.client(service, config=Config(connect_timeout=5, read_timeout=65, retries={"total_max_attempts": 2}))
+    seconds = 62 if service == "sagemaker-runtime" else 10
+    return boto3.client(
+        service, config=Config(connect_timeout=3, read_timeout=seconds, retries={"total_max_attempts": 1})
+    )

@@ -21,6 +21,7 @@ class Clients:
     sagemaker: Any
     s3: Any
     cloudwatch: Any
+    ecr: Any
     pricing: Any
 
     @classmethod
@@ -38,6 +39,7 @@ class Clients:
                 sagemaker=session.client("sagemaker"),
                 s3=session.client("s3"),
                 cloudwatch=session.client("cloudwatch"),
+                ecr=session.client("ecr"),
                 pricing=session.client("pricing", region_name=PRICE_LIST_REGION),
             )
 

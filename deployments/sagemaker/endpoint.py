@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from bincount.errors import ServiceUnavailable, SettingsError
 from bincount.training.spec import model_digest
-from deployments.sagemaker import archive, inventory, price
+from deployments.sagemaker import archive, image, inventory, price
 from deployments.sagemaker.aws import Clients, explained
 from deployments.sagemaker.inventory import TAG, Inventory
 from deployments.sagemaker.target import Target
@@ -58,7 +58,8 @@ def plan(clients: Clients, target: Target, checkpoint: Path, version: int | None
     label = f"v{version}" if version else digest[:12]
     with explained():
         _check_alarms(clients.cloudwatch, target.alarms)
-        return Plan(target, checkpoint, label, digest, inventory.take(clients, target.endpoint))
+        pinned = target.model_copy(update={"image": image.pin(clients.ecr, target.image, clients.region)})
+        return Plan(pinned, checkpoint, label, digest, inventory.take(clients, target.endpoint))
 
 
 def describe(planned: Plan, clients: Clients) -> str:
@@ -67,7 +68,8 @@ def describe(planned: Plan, clients: Clients) -> str:
     hourly = price.per_hour(clients.pricing, target.instance_type, clients.region)
     each = f"{hourly.normalize():f} USD an hour each" if hourly else "at a price that AWS's price list did not tell"
     total = f"{(hourly * target.instances).normalize():f} USD an hour" if hourly else "unknown"
-    if before.status in ("", "Failed", "Deleting"):
+    is_new = before.status in ("", "Failed", "Deleting")
+    if is_new:
         what, meanwhile = "is created", ""
     else:
         what, meanwhile = f"is updated, from {before.config}", "; during the update for old and new instances"
@@ -79,8 +81,9 @@ def describe(planned: Plan, clients: Clients) -> str:
         f"  price     {total}, without storage and traffic, until `bincount deploy sagemaker --delete`{meanwhile}",
     ]
     if target.alarms:
-        lines.append(f"  rollback  when one of these alarms goes off: {', '.join(target.alarms)}")
-    return "\n".join(lines)
+        when = "of later updates, as nothing is there to go back to yet, " if is_new else ""
+        lines.append(f"  rollback  {when}when one of these alarms goes off: {', '.join(target.alarms)}")
+    return "\n".join(lines + image.warn_of_tag(target.image))
 
 
 def carry_out(planned: Plan, clients: Clients, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -122,7 +125,10 @@ def carry_out(planned: Plan, clients: Clients, sleep: Callable[[float], None] = 
             sagemaker.delete_endpoint(EndpointName=target.endpoint)
             found = _settle(sagemaker, target.endpoint, sleep)
         if not found:
-            sagemaker.create_endpoint(EndpointName=target.endpoint, EndpointConfigName=planned.config, Tags=tags)
+            alarmed = {"DeploymentConfig": _blue_green(target)} if target.alarms else {}  # for later updates
+            sagemaker.create_endpoint(
+                EndpointName=target.endpoint, EndpointConfigName=planned.config, Tags=tags, **alarmed
+            )
         elif found["EndpointConfigName"] != planned.config:
             sagemaker.update_endpoint(
                 EndpointName=target.endpoint, EndpointConfigName=planned.config, DeploymentConfig=_blue_green(target)
@@ -172,6 +178,7 @@ def describe_result(planned: Plan, clients: Clients) -> str:
         f"  aws sagemaker-runtime invoke-endpoint --endpoint-name {endpoint} --region {clients.region} \\",
         "    --content-type image/jpeg --body fileb://BIN.jpg /dev/stdout",
     ]
+    lines += image.warn_of_tag(planned.target.image)
     if earlier := [model for model in planned.before.models if model != planned.model]:
         lines += ["Kept from before, to deploy them again:", *(f"  {model}" for model in earlier)]
     return "\n".join(lines)
