@@ -133,7 +133,7 @@ def capturing(tmp_path):
     """Keeps in a folder, with what is done in the test's own thread."""
     kept = Capture(ServeConfig(capture=str(tmp_path)), Metrics(), lambda: MONDAY)
     yield kept
-    asyncio.run(kept.close())
+    asyncio.run(kept.close(10))
 
 
 def test_a_record_that_is_told_later_is_kept_and_taken_back(model, tmp_path, capturing):
@@ -240,7 +240,7 @@ def test_a_bucket_takes_records_that_are_told_later(model, sorter, s3_client, si
     tell(kept, one, "3")
     tell(kept, other, "good")
     tell(kept, lost, "3")
-    asyncio.run(kept.close())
+    asyncio.run(kept.close(10))
     keys = {entry["Key"] for entry in s3_client.list_objects_v2(Bucket=name)["Contents"]}
     assert {key for key in keys if not key.startswith("answers/")} == {
         f"bin-images/{one.answer.id}.jpg", f"metadata/{one.answer.id}.json", f"good/{other.answer.id}.jpg"

@@ -29,7 +29,7 @@ class Told:
     def observe_record(self, told) -> None:
         self.records.append((told.answer_id, told.before, told.recorded))
 
-    async def close(self) -> None:
+    async def close(self, seconds: float) -> None:
         pass
 
 

@@ -194,4 +194,4 @@ def test_a_shadow_that_fails_is_counted_and_logged_once_until_it_predicts_again(
     shadow._handle(whole)
     assert "shadow: version 2 predicts again" in caplog.text
     assert shadow.report().comparisons[0].pictures == 1
-    asyncio.run(shadow.close())
+    asyncio.run(shadow.close(10))
