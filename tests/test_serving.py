@@ -355,7 +355,7 @@ def test_what_hangs_at_the_end_is_left_undone_in_a_thread_that_ends_with_the_pro
         pass
     assert begun.wait(60)
     asyncio.run(stuck.close(0.05))
-    assert "answers were left undone at the end" in caplog.text
+    assert "items were left undone at the end" in caplog.text
     assert stuck._thread.daemon
     go_on.set()
     stuck._thread.join(60)
