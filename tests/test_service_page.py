@@ -101,6 +101,7 @@ def test_the_facts_are_those_of_the_model_that_answers_now(service, client):
     assert facts["scores"]["accuracy"] == {"value": 0.4182, "low": 0.391, "high": 0.4467}
     assert facts["min_confidence"] == 0.5
     assert facts["max_images"] == 16
+    assert not facts["captures"]
 
     service.replace(page_service.model("good,defective", 1, 0, version="8"))
     facts = client.get("/model").json()

@@ -48,7 +48,7 @@ def create(service: Service, token: str = "", routers: Iterable[APIRouter] = ())
         await service.close()
 
     app = FastAPI(
-        title="bincount",
+        title="bincount service",
         version=version_of("bincount-pipeline"),
         description=DESCRIPTION,
         docs_url=None,
@@ -73,6 +73,8 @@ def _routes(service: Service) -> APIRouter:
 
     @routes.post(
         "/predict",
+        summary="Count items in photos",
+        tags=["Predict"],
         response_class=Response,
         responses=docs.PREDICTED,
         openapi_extra={"requestBody": docs.form_body(max_images)},
@@ -92,6 +94,8 @@ def _routes(service: Service) -> APIRouter:
 
     @routes.post(
         INVOCATIONS,
+        summary="As MLflow and SageMaker ask",
+        tags=["Predict"],
         response_class=Response,
         responses=docs.INVOKED,
         openapi_extra={"requestBody": docs.invocation_body(max_images)},
@@ -121,6 +125,8 @@ def _routes(service: Service) -> APIRouter:
 
     @routes.post(
         "/record",
+        summary="Judge a record",
+        tags=["Predict"],
         response_class=Response,
         responses=docs.JUDGED,
         openapi_extra={"requestBody": docs.record_body()},
@@ -140,9 +146,9 @@ def _routes(service: Service) -> APIRouter:
 
     async def ping() -> Response:
         """Say whether the service answers: 503 when it is stopping."""
-        return Response("\n", 503 if service.stopping else 200, media_type="application/json")
+        return Response("{}", 503 if service.stopping else 200, media_type="application/json")
 
-    routes.add_api_route("/ping", ping, response_class=Response, responses=docs.PINGED)
+    routes.add_api_route("/ping", ping, response_class=Response, responses=docs.PINGED, summary="Is it up", tags=["Watch"])
     routes.add_api_route("/ping", ping, methods=["HEAD"], include_in_schema=False)
     routes.add_api_route("/health", ping, methods=["GET", "HEAD"], include_in_schema=False)
 
@@ -152,6 +158,8 @@ def _routes(service: Service) -> APIRouter:
 
     @routes.get(
         "/metrics",
+        summary="Counters for Prometheus",
+        tags=["Watch"],
         response_class=Response,
         responses=docs.MEASURED,
     )

@@ -25,7 +25,7 @@ PAGE = """\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>bincount: requests</title>
+<title>bincount service: requests</title>
 <link rel="icon" href="docs/favicon.png">
 <link rel="stylesheet" href="docs/swagger-ui.css">
 </head>
@@ -144,6 +144,8 @@ def describe(app: FastAPI, service: Service, *, needs_token: bool) -> None:
                     operation["responses"].setdefault(str(code), said)
                 if needs_token:
                     operation["security"] = [] if is_open(path) else [{"token": []}]
+        for name in ("HTTPValidationError", "ValidationError"):  # errors here are Problems
+            description["components"]["schemas"].pop(name, None)
         if needs_token:
             description["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
 

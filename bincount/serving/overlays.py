@@ -23,7 +23,8 @@ LONGEST_SIDE = 512  # pixels; a feature map has far fewer places than that
 # Colours by how much a place speaks for the class: what says little is dark, so that it hardly tints the photo.
 SHARES = (0.0, 0.35, 0.65, 0.85, 1.0)
 COLOURS = ((60, 10, 140), (150, 20, 160), (235, 40, 100), (255, 120, 40), (255, 225, 70))
-STEEPNESS = 1.4  # of opacity over that share
+CLEAR = 0.35  # heat up to which the photo stays as it is, so that items are seen
+STEEPNESS = 1.4  # of opacity over the heat above that
 
 
 class Overlays:
@@ -75,7 +76,7 @@ def draw(model: ServedModel, content: bytes, label: int | None = None) -> bytes:
 
 
 def colour(heat: np.ndarray) -> np.ndarray:
-    """Return heat (H, W) in 0..1 as colours (H, W, 4) uint8, transparent where it is 0."""
+    """Return heat (H, W) in 0..1 as colours (H, W, 4) uint8, transparent where it is at most CLEAR."""
     channels = [np.interp(heat, SHARES, values) for values in zip(*COLOURS, strict=True)]
-    opacity = 255 * np.clip(heat, 0, 1) ** STEEPNESS
+    opacity = 255 * np.clip((heat - CLEAR) / (1 - CLEAR), 0, 1) ** STEEPNESS
     return np.stack([*channels, opacity], axis=2).round().astype(np.uint8)

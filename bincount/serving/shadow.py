@@ -163,7 +163,7 @@ def router(shadow: Shadow) -> APIRouter:
     """Make the route that shows how far a shadow agrees."""
     made = APIRouter()
 
-    @made.get("/shadow", tags=["model"])
+    @made.get("/shadow", summary="How far the shadow agrees", tags=["Watch"])
     def show() -> ShadowReport:
         """Show how far the shadow agrees with the version that answers, by what each of them counts."""
         return shadow.report()

@@ -36,7 +36,7 @@ class ModelFacts(Frozen):
     classes are in the order of their labels, ordered where that means more or fewer, and counts where they are numbers.
     alias is that which the service follows, while it names this version, else empty. Below min_confidence the answer is
     look. scores are of the version's own test; page is where MLflow shows it.
-    A request has at most max_images pictures, and max_bytes in all.
+    A request has at most max_images pictures, and max_bytes in all. captures says whether pictures are kept.
     """
 
     name: str
@@ -50,6 +50,7 @@ class ModelFacts(Frozen):
     min_confidence: float
     max_images: int
     max_bytes: int
+    captures: bool
 
 
 class Asset:
@@ -93,7 +94,7 @@ def router(service: Service, alias: Callable[[], str] = str) -> APIRouter:
     async def show_icon(request: Request) -> Response:
         return files["icon.svg"].respond(request)
 
-    @routes.get("/model")
+    @routes.get("/model", summary="Which model answers", tags=["Watch"])
     async def model() -> ModelFacts:
         """Return the facts of the model that answers now: its version, classes, and scores with 95 % intervals."""
         served = service.model
@@ -109,10 +110,13 @@ def router(service: Service, alias: Callable[[], str] = str) -> APIRouter:
             min_confidence=service.audit_config.min_confidence,
             max_images=service.config.max_images,
             max_bytes=most_bytes(service.config.max_images),
+            captures=service.config.capture is not None,
         )
 
     @routes.post(
         "/overlay",
+        summary="Draw where the model looked",
+        tags=["Page"],
         response_class=Response,
         responses={200: {"content": {"image/png": {}}, "description": "A PNG of the upright photo's aspect"}},
         openapi_extra={"requestBody": {"required": True, "content": BODIES}},

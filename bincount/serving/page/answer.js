@@ -41,6 +41,7 @@ function showModel(model) {
   byId("quality").hidden = known.length === 0;
   byId("scores").replaceChildren(...known.map((name) => scoreCard(name, model.scores[name])));
   byId("recorded-place").replaceChildren(recordField(model));
+  byId("kept-where").textContent = model.captures ? "This service keeps pictures with their answers." : "They stay in this page until it is closed.";
 }
 
 function scoreCard(name, { value, low, high }) {
@@ -104,9 +105,12 @@ function showJudgement(record, model) {
   place.textContent = "";
   if (!record) return;
   place.className = record.look ? "look" : "fine";
+  if (record.look && record.p_wrong < 0.5) {
+    place.textContent = "The model is not sure what it sees, so it cannot confirm the record.";
+    return;
+  }
   const verdict = record.look ? "A person should look." : "The record can stand.";
-  const unsure = record.look && record.p_wrong < 0.5 ? " The model is not sure what it sees." : "";
-  place.append(make("b", { textContent: verdict }), `${unsure} The record is wrong with a probability of ${percent(record.p_wrong)}.`);
+  place.append(make("b", { textContent: verdict }), ` The record is wrong with a probability of ${percent(record.p_wrong)}.`);
 }
 
 function showProblem(problem) {

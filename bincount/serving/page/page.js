@@ -2,7 +2,7 @@
 // The pictures of this session, one of which is shown: each waits, has an answer, or a problem. Files stay in the page.
 
 const AT_ONCE = 3; // requests on their way; the service predicts those of many pages together
-const MOST_KEPT = 60;
+const MOST_KEPT = 200;
 
 let model = null;
 let shown = null;
@@ -15,9 +15,8 @@ let onTheirWay = 0;
 function add(files) {
   const given = [...files];
   if (given.length === 0) return;
-  const most = model?.max_images ?? 16;
-  say(given.length > most ? `At most ${most} pictures at a time; the first ${most} of ${given.length} were taken.` : "");
-  const added = given.slice(0, most).map((file) => ({ file, url: URL.createObjectURL(file), state: "waiting", recorded: "", settled: "" }));
+  say(given.length > MOST_KEPT ? `At most ${MOST_KEPT} pictures at a time; the first ${MOST_KEPT} of ${given.length} were taken.` : "");
+  const added = given.slice(0, MOST_KEPT).map((file) => ({ file, url: URL.createObjectURL(file), state: "waiting", recorded: "", settled: "" }));
   items.push(...added);
   for (const old of items.splice(0, Math.max(0, items.length - MOST_KEPT))) forget(old);
   queue.push(...added);
@@ -108,15 +107,22 @@ function render() {
   byId("answered").hidden = item.state !== "answered";
   if (item.state === "answered") showAnswer(item.answer, model);
   if (item.state === "failed") showProblem(item.problem);
+  byId("unseen").textContent = unseenTexts[item.state];
   renderOverlay();
   renderStrip();
 }
+
+const unseenTexts = {
+  waiting: "This browser cannot show this kind of picture.",
+  answered: "Read by the service; this browser cannot show it.",
+  failed: "",
+};
 
 function renderOverlay() {
   const item = shown;
   const heat = byId("heat");
   const isWanted = item.state === "answered" && byId("show").checked;
-  byId("looked").hidden = item.state !== "answered";
+  byId("looked").hidden = item.state !== "answered" || byId("layers").hidden; // nothing to lie over
   byId("strength").disabled = !isWanted;
   byId("looked-hint").textContent = isWanted ? item.heatProblem ?? "" : "";
   heat.hidden = !isWanted || !item.heat;
@@ -296,6 +302,7 @@ byId("picture").addEventListener("load", ({ target }) => {
 byId("picture").addEventListener("error", () => {
   byId("layers").hidden = true;
   byId("unseen").hidden = false;
+  render();
 });
 byId("stop").addEventListener("click", () => {
   shown.stopped = true;
