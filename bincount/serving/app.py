@@ -148,7 +148,9 @@ def _routes(service: Service) -> APIRouter:
         """Say whether the service answers: 503 when it is stopping."""
         return Response("{}", 503 if service.stopping else 200, media_type="application/json")
 
-    routes.add_api_route("/ping", ping, response_class=Response, responses=docs.PINGED, summary="Is it up", tags=["Watch"])
+    routes.add_api_route(
+        "/ping", ping, response_class=Response, responses=docs.PINGED, summary="Is it up", tags=["Watch"]
+    )
     routes.add_api_route("/ping", ping, methods=["HEAD"], include_in_schema=False)
     routes.add_api_route("/health", ping, methods=["GET", "HEAD"], include_in_schema=False)
 
