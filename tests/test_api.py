@@ -300,7 +300,6 @@ def halve(image: torch.Tensor) -> torch.Tensor:
     return image / 2
 
 
-@pytest.mark.services
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_workers_of_a_loader_read_the_same_batches_as_one_process(snapshot, start_method):
     dataset = ImageDataset(snapshot, "train", image_size=32, transform=halve)
