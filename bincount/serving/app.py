@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
+from bincount.data.pictures import DAMAGED, TOO_MANY_PIXELS
 from bincount.errors import BadPicture
 from bincount.serving import bodies, docs
 from bincount.serving.answers import Answer, as_row
@@ -189,8 +190,13 @@ def _answers(service: Service, answered: Sequence[Answer | BadPicture], failed: 
         return _json(f"{{{listed}}}")
     why = str(answered[0]) if len(answered) == 1 else "none of the pictures can be read"
     if failed == 400:
-        return problem(INVOCATIONS, failed, f"{why}; send a JPEG or PNG file")
-    return _json(f'{{"error":{json.dumps(f"{why}; send a JPEG or PNG file")},{listed}}}', failed)
+        return problem(INVOCATIONS, failed, _with_remedy(why))
+    return _json(f'{{"error":{json.dumps(_with_remedy(why))},{listed}}}', failed)
+
+
+def _with_remedy(why: str) -> str:
+    """Say what to send where the file is of no known kind; another kind would not help the others."""
+    return why if why.startswith((TOO_MANY_PIXELS, DAMAGED)) else f"{why}; send a JPEG or PNG file"
 
 
 def _rows(service: Service, answered: Sequence[Answer]) -> Response:
@@ -228,7 +234,7 @@ def _handle_errors(app: FastAPI) -> None:
     handle(HTTPException, lambda error: (error.status_code, str(error.detail), error.headers))
     handle(RequestValidationError, lambda error: (422, "; ".join(each["msg"] for each in error.errors())))
     handle(BadBody, lambda error: (400, str(error)))
-    handle(BadPicture, lambda error: (422, f"{error}; send a JPEG or PNG file"))
+    handle(BadPicture, lambda error: (422, _with_remedy(str(error))))
     handle(TooManyPictures, lambda error: (422, str(error)))
     handle(UnknownAnswer, lambda error: (404, str(error)))
     handle(UnknownRecord, lambda error: (422, str(error)))
