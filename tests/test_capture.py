@@ -257,7 +257,7 @@ def test_a_bucket_that_is_not_there_is_counted_and_logged(model, signed_in, capl
 
 
 def answers_of(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=["id", "at", "version", "count"]).assign(confidence=0.5)
+    table = pd.DataFrame(rows, columns=["id", "at", "version", "count"]).assign(confidence=0.5, abstains=False)
     return table.assign(at=pd.to_datetime(table["at"], utc=True))
 
 
@@ -288,6 +288,14 @@ def test_answers_are_scored_by_version_and_week_with_intervals():
         pytest.approx(0.9055, abs=1e-4),
     )
     assert scores.loc[("10", "2026-12-07"), ["accuracy", "low", "high"]].isna().all()
+
+
+def test_an_answer_without_a_count_is_neither_right_nor_wrong():
+    known = pd.DataFrame({"class_name": ["1", "1"], "label_source": ["record", "review"]}, index=["a", "b"])
+    answers = answers_of(("a", "2026-11-23T00:00", "9", "1"), ("b", "2026-11-23T00:00", "9", "2"))
+    total = live.by_version_and_week(answers.assign(abstains=[False, True]), known).iloc[0]
+    columns = ["num_answers", "num_abstained", "num_known", "num_reviewed", "num_right", "accuracy"]
+    assert total[columns].tolist() == [2, 1, 1, 0, 1, 1.0]
 
 
 def test_an_answer_that_was_kept_twice_counts_once():

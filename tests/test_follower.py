@@ -54,7 +54,10 @@ class Served:
         self.registry.client.set_registered_model_alias("bincount", CHAMPION, number)
 
     def switches(self, outcome: str) -> float:
-        return self.metrics.registry.get_sample_value("bincount_switches_total", {"outcome": outcome}) or 0
+        return (
+            self.metrics.registry.get_sample_value("bincount_switches_total", {"role": "served", "outcome": outcome})
+            or 0
+        )
 
     @property
     def versions(self) -> list[str]:
@@ -182,7 +185,7 @@ def test_a_registry_that_does_not_answer_is_logged_once_and_followed_again_when_
     served.set_champion(served.register(2))
     follower._registry = whole
     follower.look()
-    assert "the registry says again which version is champion" in caplog.text
+    assert "the registry answers again: version" in caplog.text
     assert served.versions == ["2"]
 
 

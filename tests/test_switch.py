@@ -104,7 +104,7 @@ def test_under_load_each_answer_is_that_of_the_version_it_names(folder, registry
 
     asyncio.run(load())
     assert set(seen) == {"1", "2"}
-    assert metrics.registry.get_sample_value("bincount_switches_total", {"outcome": "switched"}) == 3
+    assert metrics.registry.get_sample_value("bincount_switches_total", {"role": "served", "outcome": "switched"}) == 3
     shown = metrics.text().decode()
     assert 'bincount_model_info{digest="' in shown
     assert shown.count("bincount_model_info{") == 1  # that of the version before is gone
@@ -174,7 +174,7 @@ def test_a_service_takes_the_new_champion_while_clients_ask_it_and_none_of_them_
         with urllib.request.urlopen(f"{url}/metrics", timeout=60) as shown:
             measured = shown.read().decode()
     assert failures == []
-    assert 'bincount_switches_total{outcome="switched"} 1.0' in measured
+    assert 'bincount_switches_total{outcome="switched",role="served"} 1.0' in measured
     assert [(each["version"], each["shadow"]) for each in report["comparisons"]] == [("1", "2")]
     pictures_kept = {path.stem for path in (kept / "bin-images").iterdir()}
     assert pictures_kept == {path.stem for path in (kept / "answers").rglob("*.json")}

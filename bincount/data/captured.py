@@ -17,7 +17,7 @@ from bincount.settings import DataConfig
 logger = logging.getLogger(__name__)
 
 ANSWERS = "answers"  # the folder of a source, with DATE/ID.json
-COLUMNS = ["id", "at", "version", "count", "confidence"]
+COLUMNS = ["id", "at", "version", "count", "confidence", "abstains"]
 
 
 def read_answers(data_config: DataConfig) -> pd.DataFrame:
@@ -35,9 +35,8 @@ def read_answers(data_config: DataConfig) -> pd.DataFrame:
             try:
                 kept = json.loads(content)
                 answer = kept["answer"]
-                rows.append(
-                    (kept["id"], kept["at"], kept["version"], str(answer["count"]), float(answer["confidence"]))
-                )
+                count, abstains = str(answer["count"]), bool(answer["abstains"])
+                rows.append((kept["id"], kept["at"], kept["version"], count, float(answer["confidence"]), abstains))
             except (ValueError, TypeError, KeyError):
                 num_damaged += 1
     if num_damaged:

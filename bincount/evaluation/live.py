@@ -53,21 +53,24 @@ def by_version_and_week(answers: pd.DataFrame, known: pd.DataFrame) -> pd.DataFr
     """Score answers by version and week, where what is in the bin is known as truths returns it.
 
     answers are as captured.read_answers returns them. Returns a row a version and week, and one of all weeks of each
-    version, with version, week (its Monday as YYYY-MM-DD, ALL_WEEKS for all), num_answers, num_known, num_reviewed
-    (those of them that reviewers have told), num_right, accuracy, and low and high, the ends of Wilson's 95 % interval,
-    which takes pictures for independent. Where nothing is known the last three are missing.
+    version, with version, week (its Monday as YYYY-MM-DD, ALL_WEEKS for all), num_answers, num_abstained (those without
+    a count), num_known (of the others), num_reviewed (those of these that reviewers have told), num_right, accuracy,
+    and low and high, the ends of Wilson's 95 % interval, which takes pictures for independent. Where nothing is known
+    the last three are missing.
     """
     table = answers.drop_duplicates("id").set_index("id").join(known)
     week = table["at"].dt.tz_convert(None).dt.to_period("W-SUN").dt.start_time.dt.strftime("%Y-%m-%d")
+    has_count = ~table["abstains"].astype(bool)
     scored = table.assign(
         week=week,
-        is_known=table["class_name"].notna(),
-        is_reviewed=table["label_source"] == REVIEW,
-        is_right=table["class_name"] == table["count"],
+        is_known=has_count & table["class_name"].notna(),
+        is_reviewed=has_count & (table["label_source"] == REVIEW),
+        is_right=has_count & (table["class_name"] == table["count"]),
     )
     every = pd.concat([scored, scored.assign(week=ALL_WEEKS)])
     sums = every.groupby(["version", "week"]).agg(
         num_answers=("is_known", "size"),
+        num_abstained=("abstains", "sum"),
         num_known=("is_known", "sum"),
         num_reviewed=("is_reviewed", "sum"),
         num_right=("is_right", "sum"),

@@ -33,6 +33,7 @@ def _table(scores: pd.DataFrame) -> pd.DataFrame:
             "version": scores["version"],
             "week from": scores["week"].replace(live.ALL_WEEKS, "all"),
             "answers": scores["num_answers"],
+            "look": scores["num_abstained"],
             "known": scores["num_known"],
             "by reviewers": scores["num_reviewed"],
             "right": accuracies,

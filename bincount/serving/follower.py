@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
@@ -29,9 +30,9 @@ class Follower:
     """Asks the registry in a thread of its own which version an alias names, and hands over each new one.
 
     use takes a model that was loaded, checked and warmed up, such as Service.replace. current is what is used already,
-    None where nothing is yet. Where a version cannot be used, the one before stays, and it is tried again later: after
-    an hour where the version is damaged, gone or predicts otherwise, else after a time that grows, and at once when the
-    alias moves or wake is called.
+    None where nothing is yet; role says for what, in the log and in metrics. Where a version cannot be used, the one
+    before stays, and it is tried again later: after an hour where the version is damaged, gone or predicts otherwise,
+    else after a time that grows, and at once when the alias moves or wake is called.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class Follower:
         serve_config: ServeConfig,
         metrics: Metrics,
         device: Device = "auto",
+        role: Literal["served", "shadow"] = "served",
     ) -> None:
-        self.alias, self.model_name = alias, registry_config.model_name
+        self.alias, self.model_name, self.role = alias, registry_config.model_name, role
         self._use, self._metrics, self._device = use, metrics, device
         self._registry = lambda: open_existing(workspace, registry_config)
         self._poll, self._max_batch = serve_config.poll, serve_config.max_batch
@@ -88,7 +90,8 @@ class Follower:
             self._say(error)
             return
         if self._said:
-            logger.info("the registry says again which version is %s", self.alias)
+            again = "the registry answers again: " if self._said == "registry" else ""
+            logger.info("%sversion %d is %s", again, version.version, self.alias)
             self._said = ""
         number = str(version.version)
         if number == self._version:
@@ -109,7 +112,7 @@ class Follower:
             growing = min(self._poll * 2 ** min(self._num_tries - 1, 10), LONGEST_WAIT)
             wait = REFUSED_WAIT if isinstance(error, AT_FAULT) else growing
             self._retry_at = time.monotonic() + wait
-            self._metrics.switches.labels(outcome="failed").inc()
+            self._metrics.switches.labels(self.role, "failed").inc()
             logger.error(  # noqa: TRY400 - the stack is of use only where the error was not foreseen
                 "%s is %s and cannot be used, %s; the next try is in %.0f s: %s",
                 *(version.uri, self.alias, f"version {before} stays" if before else "there is none before it", wait),
@@ -119,8 +122,10 @@ class Follower:
             return
         self._use(model)
         self._version, self._refused = number, ""
-        self._metrics.switches.labels(outcome="switched").inc()
-        logger.info("%s is used as %s, %s", version.uri, self.alias, f"after version {before}" if before else "first")
+        self._metrics.switches.labels(self.role, "switched").inc()
+        does = "answers now" if self.role == "served" else "is asked beside the version that answers"
+        until = f", in place of version {before}" if before else ""
+        logger.info("%s, the %s, %s%s", version.uri, self.alias, does, until)
 
     def _say(self, error: Exception) -> None:
         """Log once why nothing can be followed now, until it can be again or for another reason."""
@@ -128,7 +133,8 @@ class Follower:
         if reason == self._said:
             return
         self._said = reason
-        stays = f"version {self._version} stays" if self._version else "nothing is used"
+        shadow = " the shadow" if self.role == "shadow" else ""
+        stays = f"version {self._version} stays{shadow}" if self._version else "there is none"
         if reason == "alias":
             logger.warning("no version is %s now, %s until one is: %s", self.alias, stays, error)
         else:

@@ -37,7 +37,12 @@ class Metrics:
         self.requests = Counter(
             "bincount_requests", "Requests by path and status", ["path", "status"], registry=registry
         )
-        self.switches = Counter("bincount_switches", "Tries to serve another version", ["outcome"], registry=registry)
+        self.switches = Counter(
+            "bincount_switches",
+            "Tries to use another version, to answer (served) or beside it (shadow)",
+            ["role", "outcome"],
+            registry=registry,
+        )
         self.shadowed = Counter(
             "bincount_shadow_pictures",
             "Pictures that a shadow predicted too, by whether it agrees with the version that answered",
@@ -69,7 +74,7 @@ class Metrics:
         )
 
         for outcome in ("switched", "failed"):
-            self.switches.labels(outcome)  # from the start, so that a rate has something to begin with
+            self.switches.labels("served", outcome)  # from the start, so that a rate has something to begin with
 
     def show_model(self, model: ServedModel) -> None:
         """Say which version answers now."""

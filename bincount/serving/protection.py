@@ -167,7 +167,8 @@ class Protection:
         if scope["method"] not in ("GET", "HEAD") and _is_foreign(headers):
             return Refused(403, "a page of another origin may not ask; send the request from a program, without Origin")
         if self.token and not is_open(scope["path"]) and not self._knows(headers):
-            return Refused(401, f"a token is needed; send `Authorization: Bearer` with the value of {TOKEN}", BEARER)
+            wrong = "the token is wrong" if b"authorization" in headers else "a token is needed"
+            return Refused(401, f"{wrong}; send `Authorization: Bearer` with the value of {TOKEN}", BEARER)
         return None
 
     def _refuse_body(self, scope: Scope, headers: Headers) -> Refused | None:

@@ -46,7 +46,8 @@ def _followed(
     workspace = Workspace(root=job.workspace)
 
     def follow(alias: str, use: Callable[[ServedModel], None], current: ServedModel | None) -> Follower:
-        follower = Follower(alias, use, current, workspace, job.registry, config, service.metrics, device)
+        role = "served" if current else "shadow"
+        follower = Follower(alias, use, current, workspace, job.registry, config, service.metrics, device, role)
         followers.append(follower)
         return follower
 
