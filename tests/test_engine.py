@@ -1,6 +1,8 @@
 """The faster form of a network for serving: it predicts what the network does."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -101,6 +103,29 @@ def test_a_batch_goes_through_the_network_in_parts_of_few_sizes_which_loading_ha
         assert sum(sizes) == count
         assert set(sizes) <= {16, 8, 4, 2, 1}
         assert len(sizes) <= count // 16 + 4
+
+
+def test_a_network_predicts_while_another_one_is_loaded(tmp_path, monkeypatch):
+    engine = Engine.load(checkpoint(tmp_path / "first"), "cpu")
+    images = pictures(3)
+    expected, seen = engine.logits(images), []
+    call = folding.ThreadTracer.call_module
+
+    def predict_meanwhile(self, *args):
+        if threading.get_ident() == self._thread:
+            with ThreadPoolExecutor(1) as other:
+                seen.append(other.submit(engine.logits, images).result())
+                seen.append(other.submit(models.logits, engine.network, engine.spec, images, with_extra=True).result())
+        return call(self, *args)
+
+    monkeypatch.setattr(folding.ThreadTracer, "call_module", predict_meanwhile)
+    loaded = Engine.load(checkpoint(tmp_path / "second"), "cpu")
+
+    assert loaded.folded is not None
+    assert len(seen) > 2
+    for logits in seen:
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+    np.testing.assert_allclose(loaded.logits(images), expected, atol=1e-4)
 
 
 def test_without_onednn_the_convolutions_stay_torchs(tmp_path, monkeypatch):

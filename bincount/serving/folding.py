@@ -7,10 +7,12 @@ network; this needs no compiler where the service runs, and no half a minute at 
 """
 
 import copy
+import threading
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Node, Tracer
 from torch.fx.experimental.optimization import fuse
 
 from bincount.training.spec import ModelSpec
@@ -22,6 +24,9 @@ ACTIVATIONS = {  # by oneDNN's names, with their parameters
     nn.SiLU: ("swish", []),
     nn.Hardswish: ("hardswish", []),
 }
+
+
+_one_trace = threading.Lock()  # a trace puts back what it found, which must not be the patch of another one
 
 
 def largest_part(spec: ModelSpec) -> int:
@@ -46,7 +51,7 @@ def part_sizes(num_pictures: int, spec: ModelSpec) -> list[int]:
 def fold(network: nn.Module, spec: ModelSpec) -> nn.ModuleList:
     """Return copies of the members of a network that predict what these do, faster and without gradients."""
     members = network if spec.members > 1 else [network]
-    folded = nn.ModuleList(fuse(copy.deepcopy(member).eval()) for member in members)
+    folded = nn.ModuleList(fuse(trace(copy.deepcopy(member).eval()), inplace=True, no_trace=True) for member in members)
     folded = folded.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     if torch.backends.mkldnn.is_available():
         num_inputs = largest_part(spec) * (1 + spec.flip_at_test)
@@ -54,6 +59,36 @@ def fold(network: nn.Module, spec: ModelSpec) -> nn.ModuleList:
         for member in folded:
             pack(member, example.contiguous(memory_format=torch.channels_last))
     return folded
+
+
+def trace(network: nn.Module) -> GraphModule:
+    """Return a network as a graph of its layers, while networks in other threads go on predicting."""
+    with _one_trace:
+        return GraphModule(network, ThreadTracer().trace(network))
+
+
+class ThreadTracer(Tracer):
+    """A tracer of its own thread alone.
+
+    While torch.fx traces, it patches nn.Module for the whole process, so that a network which another thread calls
+    meanwhile would come here, and fail.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
+        """Record the call of a layer, or make it where it is another thread's."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
+        """Return what stands for an attribute of a layer, or the attribute where it is another thread's."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 def pack(network: GraphModule, example: Tensor) -> None:
