@@ -13,6 +13,8 @@ from bincount.tracking.facts import DECISION_TAG
 from bincount.tracking.registry import Version
 from flows.cli import app
 
+pytestmark = pytest.mark.services  # each test writes a registry of its own
+
 REQUIRED = {"approval": "required"}
 
 

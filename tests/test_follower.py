@@ -24,6 +24,8 @@ from bincount.tracking.champion import CHAMPION
 from bincount.tracking.registry import Registry
 from bincount.workspace import Workspace
 
+pytestmark = pytest.mark.services  # each test writes a registry of its own
+
 
 class Served:
     """A registry with versions, and what a follower has handed over of them."""
