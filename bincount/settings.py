@@ -384,6 +384,80 @@ class AuditConfig(Frozen):
     )
 
 
+class TuneConfig(Frozen):
+    """How settings are searched: which, by which score, for how long, and what becomes of the best."""
+
+    space: Path | None = Field(
+        None,
+        description="TOML file of the settings that are searched, each with a range or choices [default: learning "
+        "rate, batch size, epochs, backbone, loss, weight decay, crop and head]",
+    )
+    trials: int = Field(
+        20, ge=1, le=10_000, description="trainings of different settings; the first has the given ones"
+    )
+    parallel: int = Field(1, ge=1, le=64, description="trials that train at once; here they share the cores")
+    on_pool: str | None = Field(
+        None,
+        description="work pool whose workers train the trials, on machines that share the workspace [default: here]",
+    )
+    hours: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="end the search before it has taken longer, hours [default: no limit]",
+    )
+    budget: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="end the search before it has cost more, at `price_per_hour` [default: no limit]",
+    )
+    objective: tuple[Literal["log_loss", "accuracy", "rmse"], ...] = Field(
+        ("log_loss",),
+        min_length=1,
+        description="score on val that trials are judged by; of several, which are a trade-off, the first decides",
+    )
+    seeds_per_trial: int = Field(
+        3,
+        ge=1,
+        le=20,
+        description="seeds with which the three best, and the given settings, are trained before one is named",
+    )
+    sampler: Literal["tpe", "random", "gp", "nsgaii"] = Field(
+        "tpe",
+        description="Optuna's algorithm that suggests settings: tree-structured Parzen estimator, at random, "
+        "Gaussian process, or genetic",
+    )
+    sampler_options: dict[str, bool | int | float | str] = Field(
+        {}, description="options of that sampler, by Optuna's names"
+    )
+    pruner: Literal["none", "median", "hyperband"] = Field(
+        "median", description="how trials are stopped early that do worse, epoch by epoch, than others did"
+    )
+    startup_trials: int = Field(
+        10, ge=1, description="trials at random before the sampler learns from them, and before any is stopped early"
+    )
+    storage: str | None = Field(
+        None,
+        description="PostgreSQL database of the search as postgresql+psycopg://USER@HOST/NAME; its password is taken "
+        "from PGPASSWORD or ~/.pgpass [default: a journal in the workspace]",
+    )
+
+    @field_validator("storage")
+    @classmethod
+    def _postgresql(cls, url: str | None) -> str | None:
+        if url and database.has_secret(url):
+            raise SettingsError(
+                "--storage has a password in it, which others could read; leave it out, and set PGPASSWORD in the "
+                "environment or write it into ~/.pgpass"
+            )
+        if url and not url.startswith("postgresql+psycopg://"):
+            raise SettingsError(
+                f"--storage {url} is no PostgreSQL database; write postgresql+psycopg://USER@HOST/NAME, or leave it out"
+            )
+        return url
+
+
 class ServeConfig(Frozen):
     """How a model answers requests over HTTP. Secrets are no settings: they come from the environment."""
 
@@ -436,6 +510,7 @@ class Job(Frozen):
     retention: RetentionConfig = RetentionConfig()
     audit: AuditConfig = AuditConfig()
     serving: ServeConfig = ServeConfig()
+    tuning: TuneConfig = TuneConfig()
     workspace: Path = Field(DEFAULT_WORKSPACE, description=WORKSPACE_HELP)
 
     def sections(self, *names: str) -> dict[str, object]:
