@@ -10,6 +10,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 from test_cli import help_of, refused
 
+from bincount import settings_file
 from bincount.errors import SettingsError
 from bincount.settings import (
     SECTIONS,
@@ -24,7 +25,7 @@ from bincount.settings import (
     TrainConfig,
 )
 from flows import audit, evaluate, prepare, promote, retrain, run, train, usage
-from flows.cli import app, settings_file
+from flows.cli import app
 
 FLOWS = (
     prepare.prepare,

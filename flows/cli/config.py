@@ -1,5 +1,6 @@
 """The command that prints settings as a file."""
 
+from bincount import settings_file
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     AuditConfig,
@@ -16,7 +17,6 @@ from bincount.settings import (
     ServeConfig,
     TrainConfig,
 )
-from flows.cli import settings_file
 from flows.cli.options import (
     Audit,
     ConfigFile,
