@@ -98,7 +98,9 @@ def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
 
     trained = _summarize(trainer, folder)
     if world.is_first:
-        calibrate(trained.checkpoint, request.pack, val.rows, val.labels, world.device)
+        calibrated = calibrate(trained.checkpoint, request.pack, val.rows, val.labels, world.device)
+        scores = validation.measure(calibrated, val.labels, trainer.spec.classes)
+        trained = replace(trained, val_log_loss=scores["val_loss"])
         trained.write()
         checkpoints.remove(folder)
     return trained

@@ -91,7 +91,8 @@ class Trained:
     Epochs count from 1. val_accuracy and val_loss belong to the best epoch, whose weights were kept; seconds and
     images_per_second measure training alone, without evaluation. For a model of several members best_epoch is the
     median, members holds the val accuracy of each member, and member_folders the names of their folders beside this
-    one. keep is the setting of that name; older releases did not write it.
+    one. keep is the setting of that name, and val_log_loss the log loss on val of the calibrated probabilities, where
+    val_loss is that before; older releases wrote neither.
     """
 
     folder: Path
@@ -104,6 +105,7 @@ class Trained:
     members: tuple[float, ...] = ()
     member_folders: tuple[str, ...] = ()
     keep: str = ""
+    val_log_loss: float | None = None
 
     @property
     def checkpoint(self) -> Path:
