@@ -6,9 +6,12 @@ A policy in such a page lets no other script run than its own, and lets nothing 
 import base64
 import hashlib
 import json
+import re
 from importlib import resources
 
 from bincount import reporting
+
+SURROGATES = re.compile(r"[\ud800-\udfff]")  # Python's signs for the bytes of a path that is not UTF-8
 
 
 def read(name: str, package: str = reporting.__name__) -> str:

@@ -4,8 +4,6 @@ What people and data have written, such as reasons and names, is escaped by the 
 no other script run than its own and nothing be loaded.
 """
 
-import re
-
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -24,7 +22,6 @@ SECTIONS = (
     runs.quarantine,
 )
 
-SURROGATES = re.compile(r"[\ud800-\udfff]")  # Python's signs for the bytes of a path that is not UTF-8
 LONGEST_UNBROKEN = 16  # characters of a cell: a time is not broken, a sentence is
 
 
@@ -44,7 +41,7 @@ def render(facts: Facts) -> str:
         width=WIDTH,
         height=HEIGHT,
     )
-    return SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
+    return offline.SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _kind_of(cell: str | Link, is_number: bool) -> str:

@@ -1,0 +1,209 @@
+"""Optuna's figures of a search, for its page: history, importance, parallel coordinates, slices, curves and front.
+
+They are made from the table of trials instead of from Optuna's study: so that the given settings are in them too, where
+the study has no value of theirs that lies outside the space, and names are short.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+import pandas as pd
+from optuna import visualization
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+from plotly.graph_objects import Figure
+
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "running": TrialState.RUNNING,
+}
+FEWEST_TRIALS = 4  # complete ones, for importances to mean something
+
+Scale = Literal["linear", "log", "choice"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A score that trials are judged by: its column in the table, the name in figures, and which way is better."""
+
+    column: str
+    name: str
+    more_is_better: bool = False
+    factor: float = 1.0  # 100 where the figures show percent
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with its title and what it shows, in a sentence; wide ones need the width of the page."""
+
+    title: str
+    caption: str
+    figure: Figure
+    wide: bool = False
+
+
+def draw(
+    trials: pd.DataFrame,
+    scales: Mapping[str, Scale],
+    objectives: Sequence[Objective],
+    curves: Mapping[int, Mapping[int, float]] = {},
+) -> list[Drawn]:
+    """Draw the figures that the trials are enough for; none where no trial is complete.
+
+    trials has a row a trial, in order of number, with the columns number, state, those of scales, which are the
+    searched settings, and those of the objectives. curves has val loss by epoch, of each trial's number.
+    """
+    if not (trials["state"] == "complete").any():
+        return []
+    first = objectives[0]
+    study = _study(trials, scales, objectives[:1], curves)
+    drawn = [_history(study, first)]
+    if len(objectives) > 1:
+        drawn += _fronts(_study(trials, scales, objectives, curves), objectives)
+    varied = [_short(name) for name in scales if trials[name].nunique() > 1]
+    if (trials["state"] == "complete").sum() >= FEWEST_TRIALS and varied:
+        drawn.append(_importances(study, varied, first))
+    if varied:
+        drawn.append(_parallel(study, varied, first))
+    if curves:
+        drawn.append(_curves(study))
+    return drawn + [_slice(study, name, first) for name in varied]
+
+
+def _history(study: optuna.Study, first: Objective) -> Drawn:
+    figure = visualization.plot_optimization_history(study, target_name=first.name)
+    for trace in figure.data:
+        trace.name = {"Best Value": "best so far", first.name: "trial"}.get(trace.name, trace.name)
+    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    return Drawn("History", f"{_capital(first.name)} of each complete trial, and the best so far.", figure)
+
+
+def _importances(study: optuna.Study, params: list[str], first: Objective) -> Drawn:
+    figure = visualization.plot_param_importances(study, params=params, target_name=first.name)
+    figure.update_layout(xaxis={"title": "share", "rangemode": "tozero"}, yaxis={"title": None}, showlegend=False)
+    figure.update_traces(hovertemplate="%{y}: %{x:.2f}<extra></extra>")
+    caption = (
+        f"How much each setting decides whether a trial is among the best by {first.name} (PED-ANOVA), as shares of "
+        "one. From few trials it is a hint, no measurement."
+    )
+    return Drawn("Importance", caption, figure)
+
+
+def _parallel(study: optuna.Study, params: list[str], first: Objective) -> Drawn:
+    figure = visualization.plot_parallel_coordinate(study, params=params, target_name=first.name)
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    for trace in lines:
+        # The page draws the lines in colours that are legible on its ground, by how good a trial is.
+        trace.meta = {"goodness": trace.y[0] if first.more_is_better else 1 - trace.y[0]}
+    figure.data = sorted(lines, key=lambda trace: trace.meta["goodness"])
+    caption = f"Each line is a complete trial: its {first.name}, and its settings. The darker the line, the better."
+    return Drawn("Parallel coordinates", caption, figure, wide=True)
+
+
+def _curves(study: optuna.Study) -> Drawn:
+    figure = visualization.plot_intermediate_values(study)
+    figure.update_layout(xaxis={"title": "epoch"}, yaxis={"title": "val loss"})
+    states = {trial.number: trial.state for trial in study.get_trials(deepcopy=False)}
+    for trace in figure.data:
+        number = int(trace.name.removeprefix("Trial"))
+        state = next(name for name, each in STATES.items() if each == states[number])
+        trace.name = f"trial {number}, {state}"
+        trace.meta = {"pruned": state == "pruned"}
+        trace.mode = "lines+markers"
+    caption = "Val loss after each epoch, before calibration. Dashed lines are trials that were stopped early."
+    return Drawn("Curves", caption, figure)
+
+
+def _slice(study: optuna.Study, name: str, first: Objective) -> Drawn:
+    figure = visualization.plot_slice(study, params=[name], target_name=first.name)
+    for trace in figure.data:
+        trace.x = [_unquoted(value) for value in trace.x]
+        trace.marker.colorbar = {"title": "trial"}
+        trace.hovertemplate = f"{name} %{{x}}<br>{first.name} %{{y:.4g}}<br>trial %{{marker.color}}<extra></extra>"
+    if figure.layout.xaxis.categoryarray:
+        figure.layout.xaxis.categoryarray = [_unquoted(value) for value in figure.layout.xaxis.categoryarray]
+    return Drawn(f"Slice: {name.replace('_', ' ')}", "", figure)
+
+
+def _fronts(study: optuna.Study, objectives: Sequence[Objective]) -> list[Drawn]:
+    """Draw each pair of objectives; what is on the front is decided by all of them."""
+    drawn = []
+    for x, y in itertools.combinations(range(len(objectives)), 2):
+        names = [objectives[x].name, objectives[y].name]
+        figure = visualization.plot_pareto_front(
+            study, target_names=names, targets=lambda trial, x=x, y=y: (trial.values[x], trial.values[y])
+        )
+        for trace, label in zip(figure.data, ("other trials", "on the front"), strict=True):
+            trace.update(name=label, showlegend=True, marker={"colorscale": None, "colorbar": None, "color": None})
+            trace.hovertemplate = f"{names[0]} %{{x:.4g}}<br>{names[1]} %{{y:.4g}}<extra>%{{fullData.name}}</extra>"
+            trace.text = None
+        figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+        caption = "No complete trial is better in every objective than those on the front."
+        drawn.append(Drawn(f"Pareto front: {names[0]} and {names[1]}", caption, figure))
+    return drawn
+
+
+def _study(
+    trials: pd.DataFrame,
+    scales: Mapping[str, Scale],
+    objectives: Sequence[Objective],
+    curves: Mapping[int, Mapping[int, float]],
+) -> optuna.Study:
+    """Make a study in memory of the table."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna says that it has made a study
+    try:
+        study = optuna.create_study(
+            directions=["maximize" if each.more_is_better else "minimize" for each in objectives]
+        )
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    distributions = {name: _distribution(trials[name].dropna().tolist(), scale) for name, scale in scales.items()}
+    study.add_trials([_trial(row, distributions, objectives, curves) for row in trials.to_dict("records")])
+    return study
+
+
+def _trial(
+    row: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+    objectives: Sequence[Objective],
+    curves: Mapping[int, Mapping[int, float]],
+) -> FrozenTrial:
+    has_value = [name for name in distributions if not pd.isna(row[name])]
+    is_complete = row["state"] == "complete"
+    return optuna.trial.create_trial(
+        state=STATES[row["state"]],
+        values=[row[each.column] * each.factor for each in objectives] if is_complete else None,
+        params={_short(name): row[name] for name in has_value},
+        distributions={_short(name): distributions[name] for name in has_value},
+        intermediate_values=dict(curves.get(row["number"], {})),
+    )
+
+
+def _distribution(values: Sequence[Any], scale: Scale) -> BaseDistribution:
+    """Return a distribution that has these values in it."""
+    if scale == "choice" or not values:
+        unique = list(dict.fromkeys(values)) or [None]
+        are_numbers = all(isinstance(value, int | float) for value in unique)
+        return CategoricalDistribution(sorted(unique) if are_numbers else unique)
+    low, high = min(values), max(values)
+    kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
+    return kind(low, high, log=scale == "log" and low > 0)  # a given value may be 0, such as a weight decay
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _unquoted(value: Any) -> Any:
+    """Undo repr, by which Optuna names choices."""
+    return value[1:-1] if isinstance(value, str) and value[:1] in "'\"" else value
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

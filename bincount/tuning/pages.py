@@ -1,0 +1,295 @@
+"""A search and its findings in tables and sentences: for its page, the terminal, Prefect's pages and MLflow's."""
+
+import math
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bincount.environment import program
+from bincount.errors import mask_credentials
+from bincount.reporting import search_figures, search_page
+from bincount.reporting.search_figures import Objective, Scale
+from bincount.reporting.search_page import Content, TrialRow
+from bincount.reporting.tables import Tables
+from bincount.text import percent
+from bincount.tuning import winner
+from bincount.tuning.finalists import BEYOND, GIVEN, MORE_IS_BETTER, SCORES, Candidate, Findings, format_score
+from bincount.tuning.search import Search
+from bincount.tuning.space import Range, Space
+
+NUM_SHOWN = 10  # trials in the terminal
+NO_VALUE = ""
+PERCENT = {"accuracy": "accuracy, %"}  # scores that figures and tables of numbers have in percent
+OPTIMISM = "The winner was chosen by its scores on val, so that its gain there is flattered; on the test it is not."
+FORMS = {  # of columns of trial_values; other floats have three digits
+    "trial": "{:.0f}",
+    "epochs trained": "{:.0f}",
+    "seconds": "{:,.0f}",
+    **dict.fromkeys(PERCENT.values(), "{:.1f}"),
+    **dict.fromkeys(SCORES.values(), "{:.3f}"),
+}
+KINDS = {True: "better", False: "same", None: "unknown"}
+
+
+def of_search(search: Search, findings: Findings, spent: str) -> Tables:
+    """Show the best trials, the finalists and the gain in tables, and what comes next; the result last."""
+    shown = trials(search, findings)
+    order = _places(search.table(), findings.objective[0]).sort_values(ascending=False, na_position="last").index
+    best = shown.loc[order].head(NUM_SHOWN)
+    title = f"Trials, the best {len(best)} of {len(shown)}" if len(shown) > len(best) else "Trials, the best first"
+    about = [("search", search.name), ("trials", count_states(search.table())), ("spent", spent)]
+    about += [(what, text) for what, text in files(search).items()]
+    return {
+        title: best.loc[:, [name for name in best if (best[name] != NO_VALUE).any()]],
+        "Finalists, on val": finalists(findings),
+        **({"Winner against the given settings": gains(findings)} if findings.val else {}),
+        "Search": pd.DataFrame(about, columns=["", "value"], dtype=object),
+        "Result": pd.DataFrame({"": [findings.headline(), *filter(None, [findings.about_test()])]}),
+        "Next": pd.DataFrame([*commands(search).items()], columns=["", "value"]),
+    }
+
+
+def draw_content(search: Search, findings: Findings, spent: str) -> Content:
+    """Return what the page of a search shows."""
+    table, made = search.table(), datetime.now(UTC)
+    shown, roles = trials(search, findings), _roles(findings)
+    places = _places(table, findings.objective[0])
+    numbers = trial_values(search)
+    columns = [name for name in shown if name not in ("trial", "state", "") and (shown[name] != NO_VALUE).any()]
+    rows = [
+        TrialRow(
+            number=int(table["number"][row]),
+            state=table["state"][row],
+            role=roles.get(int(table["number"][row]), ""),
+            cells=[shown[name][row] for name in columns],
+            keys=[_key(numbers[name][row]) for name in columns],
+            goodness=None if pd.isna(places[row]) else float(places[row]),
+        )
+        for row in table.index
+    ]
+    gain = findings.val[0] if findings.val else None
+    return Content(
+        title=f"Search of settings, {search.name}",
+        made=made,
+        headline=findings.headline(),
+        kind=KINDS[None if gain is None and findings.winner.number != GIVEN else bool(gain and gain.verdict == BEYOND)],
+        details=[*filter(None, [findings.about_test()])],
+        tiles=_tiles(search, findings, spent),
+        settings=settings(search, findings),
+        gains=gains(findings) if findings.val else pd.DataFrame(),
+        gains_note=f"{_sizes(findings)} {OPTIMISM}" if findings.val else "",
+        finalists=finalists(findings),
+        columns=columns,
+        trials=rows,
+        figures=figures(search, findings),
+        commands=commands(search),
+    )
+
+
+def write(search: Search, findings: Findings, spent: str) -> Path:
+    """Write the page of a search into its folder; return its path. Raises DiskFull."""
+    return search_page.write(draw_content(search, findings, spent), search.folder / search_page.NAME)
+
+
+def trials(search: Search, findings: Findings | None = None) -> pd.DataFrame:
+    """Return a row a trial as text, with the settings by short names; the given ones stand beside trial 0."""
+    numbers = trial_values(search)
+    roles = _roles(findings) if findings else {}
+    table = pd.DataFrame({name: [format_value(name, value) for value in numbers[name]] for name in numbers})
+    table.insert(2, "", [roles.get(number, NO_VALUE) for number in search.table()["number"]])
+    return table
+
+
+def trial_values(search: Search) -> pd.DataFrame:
+    """Return a row a trial with the columns that people read first: state, scores, settings, epochs, time, reason."""
+    table, objective = search.table(), search.job.tuning.objective
+    given = search.space.given(search.job)
+    columns: dict[str, Any] = {"trial": table["number"], "state": table["state"]}
+    columns |= {score_name(score): table[score] * (100 if score in PERCENT else 1) for score in objective}
+    for name in search.space.parameters:
+        column = table[name].astype(object)
+        # The given settings may lie outside the space, where the study has no value of theirs.
+        columns[short(name)] = column.where(column.notna() | (table["number"] != GIVEN), given[name])
+    columns |= {"epochs trained": table["epochs"], "seconds": table["seconds"], "reason": table["reason"]}
+    return pd.DataFrame(columns)
+
+
+def finalists(findings: Findings) -> pd.DataFrame:
+    """Return a row a candidate, the winner first: its scores on val as means over seeds, and its settings."""
+    names = [*findings.objective, *(name for name in SCORES if name not in findings.objective)]
+    roles = _roles(findings)
+    rows = [
+        {"trial": str(each.number), "": roles.get(each.number, NO_VALUE), "seeds": _describe_seeds(each)}
+        | {SCORES[name]: _mean_and_spread(each, name) for name in names if name in each.scores}
+        | {short(name): format_value(name, value) for name, value in each.values.items()}
+        for each in findings.candidates
+    ]
+    return pd.DataFrame(rows)
+
+
+def gains(findings: Findings) -> pd.DataFrame:
+    """Return the winner against the given settings on val and on the test, a row a split and score."""
+    rows = [
+        (f"{SCORES[gain.score]}, {split}", *gain.format_scores(), *gain.format_gain(), gain.verdict)
+        for split, gained in (("val", findings.val), ("test", findings.test))
+        for gain in gained
+    ]
+    return pd.DataFrame(rows, columns=["", "given", "winner", "gain", "95 % interval", "verdict"])
+
+
+def settings(search: Search, findings: Findings) -> pd.DataFrame:
+    """Return the searched settings of the winner beside the given ones; nothing where these won."""
+    if findings.winner.number == GIVEN:
+        return pd.DataFrame()
+    given = search.space.given(search.job)
+    rows = [
+        (short(name), format_value(name, given[name]), format_value(name, value))
+        for name, value in findings.winner.values.items()
+    ]
+    return pd.DataFrame(rows, columns=["", "given", "winner"])
+
+
+def figures(search: Search, findings: Findings) -> list[search_figures.Drawn]:
+    """Draw Optuna's figures of the trials."""
+    table, objective = search.table(), search.job.tuning.objective
+    given = search.space.given(search.job)
+    for name in search.space.parameters:
+        column = table[name].astype(object)
+        table[name] = column.where(column.notna() | (table["number"] != GIVEN), given[name])
+    curves = {trial.number: trial.intermediate_values for trial in search.study.get_trials(deepcopy=False)}
+    objectives = [
+        Objective(score, score_name(score), score in MORE_IS_BETTER, 100 if score in PERCENT else 1)
+        for score in objective
+    ]
+    return search_figures.draw(table, scales(search.space), objectives, {n: c for n, c in curves.items() if c})
+
+
+def commands(search: Search) -> dict[str, str]:
+    """Return what to type next, by what it does."""
+    best = shlex.quote(str(winner.latest(search.job.workspace)))
+    found = {
+        "train the winner, and let the gate decide": f"{program('bincount')} run --config {best}",
+        "extend the search": f"{program('bincount')} tune --trials {2 * search.job.tuning.trials}, "
+        "with the other options as before",
+    }
+    if search.journal:
+        found["look at the trials live"] = f"{program('optuna-dashboard')} {shlex.quote(str(search.journal))}"
+    elif search.job.tuning.storage:
+        storage = shlex.quote(mask_credentials(search.job.tuning.storage))
+        found["look at the trials live"] = f"{program('optuna-dashboard')} {storage}"
+    return found
+
+
+def files(search: Search) -> dict[str, str]:
+    """Return where the search lies, by what it is."""
+    return {"page": str(search.folder / search_page.NAME), "settings": str(winner.latest(search.job.workspace))}
+
+
+def scales(space: Space) -> dict[str, Scale]:
+    """Return how figures draw each searched setting."""
+    return {
+        name: ("log" if values.log else "linear") if isinstance(values, Range) else "choice"
+        for name, values in space.parameters.items()
+    }
+
+
+def count_states(table: pd.DataFrame) -> str:
+    """Return how many trials ended how: `17 complete, 2 pruned, 1 failed`."""
+    counts = table["state"].value_counts()
+    return ", ".join(f"{counts[state]} {state}" for state in search_figures.STATES if counts.get(state))
+
+
+def format_value(name: str, value: object) -> str:
+    """Write the value of a column of trial_values as people read it; nothing where there is none."""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return NO_VALUE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return FORMS.get(name, "{:.3g}" if isinstance(value, float) else "{}").format(value)
+
+
+def score_name(score: str) -> str:
+    """Return the name of a score in tables of numbers."""
+    return PERCENT.get(score, SCORES[score])
+
+
+def short(name: str) -> str:
+    """Return the name of a setting without its section, in words."""
+    return name.rpartition(".")[2].replace("_", " ")
+
+
+def _roles(findings: Findings) -> dict[int, str]:
+    roles = {each.number: "finalist" for each in findings.candidates} | {GIVEN: "given"}
+    return roles | {findings.winner.number: "winner"}
+
+
+def _places(table: pd.DataFrame, first: str) -> pd.Series:
+    """Return the place of each complete trial among them by a score, from 0, the worst, to 1; missing for others."""
+    scores = table[first].where(table["state"] == "complete")
+    ranks = scores.rank(ascending=first in MORE_IS_BETTER, method="min")
+    return (ranks - 1) / max(ranks.count() - 1, 1)
+
+
+def _tiles(search: Search, findings: Findings, spent: str) -> list[tuple[str, str, str]]:
+    first, best = findings.objective[0], findings.winner
+    table = search.table()
+    tiles = [("winner", f"trial {best.number}", "the given settings" if best.number == GIVEN else "")]
+    spread = best.spread(first)
+    detail = f"on val, {_describe_seeds(best)}, spread {_spread(first, spread)}" if not math.isnan(spread) else "on val"
+    tiles.append((SCORES[first], format_score(first, best.mean(first)), detail))
+    for split, gained in (("val", findings.val), ("test", findings.test)):
+        if gained:
+            gain, interval = gained[0].format_gain()
+            tiles.append((f"gain on {split}", gain, interval))
+    complete = int((table["state"] == "complete").sum())
+    tiles.append(("trials", f"{len(table):,}", count_states(table) if complete < len(table) else "all complete"))
+    trained = table["seconds"].sum() / 3600
+    return [*tiles, ("training", f"{trained:.1f} h" if trained >= 1 else f"{60 * trained:.0f} min", spent)]
+
+
+def _sizes(findings: Findings) -> str:
+    val = f"{findings.val[0].num_images:,} images of {findings.val[0].num_bins:,} bins in val"
+    test = f", {findings.test[0].num_images:,} of {findings.test[0].num_bins:,} in the test" if findings.test else ""
+    seeds = findings.val[0].num_seeds
+    return f"Means over {seeds} seeds, on {val}{test}." if seeds > 1 else f"One seed each, on {val}{test}."
+
+
+def _describe_seeds(candidate: Candidate) -> str:
+    failed = f", {len(candidate.failed)} failed" if candidate.failed else ""
+    count = len(candidate.seeds)
+    return f"{count} seed{'s' * (count != 1)}{failed}"
+
+
+def _mean_and_spread(candidate: Candidate, score: str) -> str:
+    mean, spread = format_score(score, candidate.mean(score)), candidate.spread(score)
+    if math.isnan(spread):
+        return mean
+    number = mean.removesuffix(" %")
+    return f"{number} ± {_spread(score, spread)}" + (" %" if score == "accuracy" else "")
+
+
+def _spread(score: str, spread: float) -> str:
+    return percent(spread).removesuffix(" %") if score == "accuracy" else f"{spread:.3f}"
+
+
+def _key(value: object) -> float | str | None:
+    """Return what a column is sorted by."""
+    if format_value("", value) == NO_VALUE:
+        return None
+    return float(value) if isinstance(value, int | float) else str(value)
+
+
+def as_metrics(findings: Findings) -> Mapping[str, float]:
+    """Return the numbers of a search for its MLflow run: the winner's means on val, and its gains."""
+    best = findings.winner
+    scores = {f"best/val_{name}": best.mean(name) for name in best.scores}
+    gained = {
+        f"gain/{split}_{gain.score}": gain.gain
+        for split, each in (("val", findings.val), ("test", findings.test))
+        for gain in each
+    }
+    return scores | gained
