@@ -16,6 +16,7 @@ from flows.cli import (  # noqa: F401 - they register their commands
     reviews,
     serving,
     stack,
+    tuning,
 )
 from flows.cli.program import app, main
 
