@@ -162,8 +162,8 @@ class Search:
     def report(self, trial: Trial, history: list[dict[str, Any]]) -> bool:
         """Record the epochs of a trial so far, as history.json has them; return whether it is to be stopped early.
 
-        Epochs that were reported before may be in it, and are not counted twice. Neither trial 0 is stopped early, with
-        which the others are compared, nor any trial before `startup_trials` are complete, or of several objectives.
+        Epochs that were reported before may be in it, and are not counted twice. Not stopped early are trial 0, with
+        which the others are compared, any trial before `startup_trials` are complete, and one whose last epoch is done.
         """
         trial_id, curve = self._id(trial.number), CURVES[self.job.tuning.objective[0]]
         found = self._storage.get_trial(trial_id)
@@ -172,11 +172,12 @@ class Search:
         for record in history:
             if record["epoch"] not in found.intermediate_values:
                 self._storage.set_trial_intermediate_value(trial_id, record["epoch"], record[curve])
-        if self.job.tuning.pruner == "none" or trial.number == 0:
+        if self.job.tuning.pruner == "none" or trial.number == 0 or not history:
             return False
         is_stopped = self._is_stopped(trial.number, [(record["epoch"], record[curve]) for record in history])
-        complete = sum(found.state == TrialState.COMPLETE for found in self._trials())
-        return is_stopped and complete >= self.job.tuning.startup_trials
+        num_complete = sum(found.state == TrialState.COMPLETE for found in self._trials())
+        is_done = history[-1]["epoch"] >= trial.job.training.epochs
+        return is_stopped and not is_done and num_complete >= self.job.tuning.startup_trials
 
     @_one_at_a_time
     def complete(self, trial: Trial, trained: Trained) -> None:

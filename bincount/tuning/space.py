@@ -226,9 +226,10 @@ def _check_range(name: str, values: Range) -> list[str]:
         return ["takes log = true without a step only, from a low above 0 on, and not for multiples; take it out"]
     if step is None:
         return []
-    if step <= 0 or step % _multiple_of(name):
-        least = _multiple_of(name)
-        return [f"has step {step:g}; write {f'a multiple of {least}' if least > 1 else 'one above 0'}"]
+    if step <= 0:
+        return [f"has step {step:g}; write one above 0"]
+    if field.annotation is int and step % _multiple_of(name):
+        return [f"has step {step:g}; write a multiple of {_multiple_of(name)}"]
     if not math.isclose(round((values.high - values.low) / step) * step, values.high - values.low):
         return [f"does not reach high {values.high:g} from low {values.low:g} in steps of {step:g}; correct one of them"]
     return []
