@@ -468,6 +468,19 @@ def test_a_database_that_does_not_answer_is_named(snapshot, tmp_path):
 
 
 @pytest.mark.services
+def test_a_database_that_stops_during_a_search_is_named_and_what_was_searched_is_kept(snapshot, tmp_path):
+    with servers.postgres_cluster(tmp_path) as serve:
+        with serve() as url:
+            job = make_job(tmp_path, storage=url, trials=6)
+            search = run(job, snapshot, most=3)
+        with pytest.raises(ServiceUnavailable, match="does not answer .*; start it, .* what was searched is kept"):
+            search.ask()
+        with serve():
+            train(search, search.ask())
+            assert_alike(run(job, snapshot), run(make_job(tmp_path / "journal", trials=6), snapshot))
+
+
+@pytest.mark.services
 def test_optuna_dashboard_reads_the_journal(snapshot, tmp_path):
     import urllib.request
 

@@ -35,7 +35,7 @@ from bincount.settings import Job
 from bincount.training.run_folder import Trained, folder_of
 from bincount.tuning.samplers import make_pruner, make_sampler, options
 from bincount.tuning.space import Range, Space, Value, find_space
-from bincount.tuning.storage import JOURNAL, open_database, open_journal
+from bincount.tuning.storage import JOURNAL, explain_silence, open_database, open_journal
 from bincount.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def check(job: Job, classes: Classes | None = None) -> Space:
 def _one_at_a_time(method: Callable) -> Callable:
     @wraps(method)
     def locked(self: "Search", *args, **keywords) -> Any:
-        with self._lock:
+        with self._lock, explain_silence(self.job.tuning.storage):
             return method(self, *args, **keywords)
 
     return locked
