@@ -193,7 +193,9 @@ def test_on_a_pool_the_time_of_its_machines_is_paid(snapshot, tmp_path, time):
 
 def test_a_budget_needs_a_price():
     job = Job(tuning=TuneConfig(budget=10.0))
-    with pytest.raises(SettingsError, match="--budget needs the price of an hour of the machine; give --price-per-hour"):
+    with pytest.raises(
+        SettingsError, match="--budget needs the price of an hour of the machine; give --price-per-hour"
+    ):
         budget.check(job)
     budget.check(job.replace(retraining=RetrainConfig(price_per_hour=2.0)))
     budget.check(Job())
@@ -205,5 +207,5 @@ def test_a_damaged_clock_is_named(snapshot, tmp_path, time):
     path = search.folder / "clock.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1.0}))
 
-    with pytest.raises(DatasetError, match="clock.json is damaged .*; remove it to count from 0"):
+    with pytest.raises(DatasetError, match=r"clock\.json is damaged .*; remove it to count from 0"):
         Clock(search, time)

@@ -9,16 +9,17 @@ from bincount.tuning.space import Range, default_space, find_space, read_space
 
 NAMED = Classes(names=("good", "defective"), ordered=False)
 FROM_SCRATCH = TrainConfig(model="small", weights="none")
+SMALL = Job(training=FROM_SCRATCH)
 
 
-def find(folder, text: str, job: Job = Job(training=FROM_SCRATCH), classes: Classes | None = None):
+def find(folder, text: str, job: Job = SMALL, classes: Classes | None = None):
     """The space that a job searches with this file."""
     path = folder / "space.toml"
     path.write_text(text)
     return find_space(job.replace(tuning=TuneConfig(space=path)), classes)
 
 
-def refusal(folder, text: str, job: Job = Job(training=FROM_SCRATCH), classes: Classes | None = None) -> str:
+def refusal(folder, text: str, job: Job = SMALL, classes: Classes | None = None) -> str:
     """What is said about such a file, without its path."""
     with pytest.raises(SettingsError) as refused:
         find(folder, text, job, classes)
@@ -109,7 +110,7 @@ def test_all_mistakes_are_named_at_once_with_the_file_the_section_and_the_settin
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(SettingsError, match="there is no file .*; correct --space"):
+    with pytest.raises(SettingsError, match=r"there is no file .*; correct --space"):
         read_space(tmp_path / "space.toml")
 
 
@@ -145,7 +146,9 @@ def test_the_model_is_not_searched_with_the_weights_of_one(tmp_path):
     [
         TrainConfig(),
         FROM_SCRATCH,
-        TrainConfig(epochs=3, batch_size=48, learning_rate=0.5, min_crop=0.1, optimizer="sgd", loss="mixed", head="mlp"),
+        TrainConfig(
+            epochs=3, batch_size=48, learning_rate=0.5, min_crop=0.1, optimizer="sgd", loss="mixed", head="mlp"
+        ),
         TrainConfig(learning_rate=1e-5, weight_decay=3.0, model="efficientnet_v2_s", loss="ordinal"),
     ],
 )

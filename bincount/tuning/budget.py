@@ -99,7 +99,7 @@ class Clock:
             return True
 
     def is_over(self) -> bool:
-        """Return whether a limit is reached, so that trainings under way stop with a checkpoint. Keeps the time, too."""
+        """Return whether a limit is reached, so that trainings under way stop with a checkpoint; keep the time too."""
         with self._lock:
             if self._now() - self._written >= SECONDS_BETWEEN_WRITES:
                 self._keep()

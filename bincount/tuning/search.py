@@ -138,7 +138,7 @@ class Search:
     def unfinished(self) -> list[Trial]:
         """Return the trials that are running, or were when the process was killed, by number.
 
-        Report the epochs that a killed one has in its folder before it is resumed: it may have been about to be stopped.
+        Before a killed one is resumed, report the epochs in its folder: it may have been about to be stopped.
         """
         return [self._trial(found) for found in self._trials() if found.state == TrialState.RUNNING]
 
@@ -187,7 +187,7 @@ class Search:
 
     @_one_at_a_time
     def prune(self, trial: Trial, history: list[dict[str, Any]]) -> None:
-        """Record that a trial was stopped early. Its value is that of its last epoch, by which the sampler judges it."""
+        """Record that a trial was stopped early; its value is that of its last epoch, by which samplers judge it."""
         self.report(trial, history)
         seconds = sum(record["seconds"] for record in history)
         last = history[-1][CURVES[self.job.tuning.objective[0]]]
