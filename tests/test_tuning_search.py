@@ -140,9 +140,7 @@ def test_trials_are_the_job_with_values_of_the_space(snapshot, tmp_path):
 
     for trial in search.best(20):
         given = trial.job.training
-        assert {
-            f"training.{key}": getattr(given, key) for key in (n.split(".")[1] for n in trial.values)
-        } == trial.values
+        assert search.space.given(trial.job) == trial.values
         assert given.batch_size in (32, 64)
         assert 1e-4 <= given.learning_rate <= 1e-1
         assert round(given.dropout * 10) == pytest.approx(given.dropout * 10)
@@ -270,10 +268,8 @@ def test_the_table_tells_how_each_trial_ended(snapshot, tmp_path):
 
     table = search.table()
 
-    assert list(table.columns) == [
-        "number", "state", *(f"training.{name}" for name in ("learning_rate", "batch_size", "epochs", "dropout", "flip")),
-        "log_loss", "epochs", "seconds", "reason",
-    ]  # fmt: skip
+    settings = [f"training.{name}" for name in ("learning_rate", "batch_size", "epochs", "dropout", "flip")]
+    assert list(table.columns) == ["number", "state", *settings, "log_loss", "epochs", "seconds", "reason"]
     assert list(table["state"]) == ["complete", "failed", "pruned", "running"]
     assert list(table["epochs"]) == [4, 0, 2, 1]
     assert list(table["seconds"].fillna(0)) == [40, 0, 20, 0]

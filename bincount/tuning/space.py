@@ -167,7 +167,7 @@ def _read_values(value: Any) -> Range | tuple[Value, ...]:
     """Return a range or choices as the file has them. Raises ValueError."""
     if isinstance(value, list):
         if not all(isinstance(choice, bool | int | float | str) for choice in value):
-            raise ValueError("has a list or a table among its choices; write numbers, words, true or false")  # noqa: TRY004
+            raise ValueError("has a list or a table among its choices; write numbers, words, true or false")
         return tuple(value)
     if not isinstance(value, dict):
         raise ValueError(f"takes {EXAMPLES}, not {json.dumps(value, default=str)}")  # noqa: TRY004 - of a file
@@ -180,7 +180,7 @@ def _read_values(value: Any) -> Range | tuple[Value, ...]:
     if not {"low", "high"} <= value.keys():
         raise ValueError("has a range without low or high; write both, as in {low = 0.3, high = 1.0}")
     if not isinstance(value.get("log", False), bool):
-        raise ValueError("takes true or false for log")
+        raise ValueError("takes true or false for log")  # noqa: TRY004 - of a file
     return Range(**value)
 
 
