@@ -57,6 +57,11 @@ class Workspace(Frozen):
         """The folder of audits, each in a folder of its own that is named by what was scored and by whom."""
         return self.root / "audits"
 
+    @property
+    def tuning(self) -> Path:
+        """The folder of searches of settings, each in a folder of its own."""
+        return self.root / "tuning"
+
     def weights(self, digest: str) -> Path:
         """Return the path of a file of weights that trainings start from, named by the digest of its content."""
         return self.root / "weights" / f"{digest[:16]}.safetensors"

@@ -62,6 +62,7 @@ def combine(
         members=tuple(member.val_accuracy for member in members),
         member_folders=tuple(member.folder.name for member in members),
         keep=members[0].keep,
+        val_log_loss=scores["val_loss"],
     )
     trained.write()
     logger.info("the mean of %d models: val accuracy %.1f %%", len(members), 100 * trained.val_accuracy)

@@ -1,61 +1,171 @@
 """The time and the money that a search may take."""
 
+import math
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from bincount.errors import DatasetError, SettingsError
+from bincount.files import read_sealed, write_sealed
 from bincount.settings import Job
 
 if TYPE_CHECKING:
     from bincount.tuning.search import Search
 
+CLOCK = "clock.json"
+FINALISTS = 3  # trained with other seeds beside the given settings
+SECONDS_BETWEEN_WRITES = 5
+
 
 def check(job: Job) -> None:
-    """Raise SettingsError where a budget is set, but no price per hour."""
-    raise NotImplementedError
+    """Raise SettingsError where there is a budget, but no price of an hour."""
+    if job.tuning.budget is not None and not job.retraining.price_per_hour:
+        raise SettingsError(
+            "--budget needs the price of an hour of the machine; give --price-per-hour, or limit the --hours"
+        )
 
 
 class Clock:
     """The time of a search over all its starts, kept in its folder as it goes, and the limits of the job.
 
-    A search on this machine costs its time; one on a pool costs the seconds that its trainings took, which `spend`
-    adds, since its machines may wait for other work meanwhile.
+    `hours` limits the time that passes. `budget` limits what it costs: here the time that passes, at `price_per_hour`;
+    on a pool the time of its machines, which `spend` counts.
     """
 
     def __init__(self, search: "Search", now: Callable[[], float] = time.monotonic) -> None:
-        """Start counting; what earlier starts spent is read from the search's folder."""
-        raise NotImplementedError
+        """Start counting; the time of earlier starts is read from the search's folder. Raises DatasetError."""
+        self._search, self._now, self._lock = search, now, threading.RLock()
+        self._path = search.folder / CLOCK
+        kept = _read(self._path)
+        self._before, self._began, self._written = kept["seconds"], now(), now()
+        self._trainings: dict[str, float] = kept["trainings"]
+        self._stopped = ""
 
     @property
     def seconds(self) -> float:
         """The time of the search so far, over all starts."""
-        raise NotImplementedError
+        return self._before + self._now() - self._began
+
+    @property
+    def machine_seconds(self) -> float:
+        """The time that is paid for: of this machine, or of those of the pool."""
+        return sum(self._trainings.values()) if self._search.job.tuning.on_pool else self.seconds
 
     @property
     def cost(self) -> float | None:
         """The money spent so far, in retraining.currency; None without a price."""
-        raise NotImplementedError
+        price = self._search.job.retraining.price_per_hour
+        return self.machine_seconds * price / 3600 if price else None
 
-    def spend(self, seconds: float) -> None:
-        """Add the seconds that a training on a pool took. Called for a training once; harmless here, without a pool."""
-        raise NotImplementedError
+    def spend(self, training: str, seconds: float) -> None:
+        """Count the time of a pool's machine for a training, by the name of its run folder; the latest time counts.
+
+        It may be called while the training runs, and again for one that was counted before.
+        """
+        with self._lock:
+            self._trainings[training] = max(seconds, self._trainings.get(training, 0))
+            self._keep()
 
     def may_start(self, expected_seconds: float | None = None, *, reserve: bool = True) -> bool:
         """Return whether a training may start: there is time and money for it, and for the finalists' other seeds.
 
-        expected_seconds is by default what complete trials took so far; the first trials always start. reserve=False
-        leaves the other seeds out, for when they are what is to be started.
+        expected_seconds is by default what complete trials took on average; the first trials always start.
+        reserve=False leaves the other seeds out, for when they are what is to be started.
         """
-        raise NotImplementedError
+        with self._lock:
+            if self.is_over():
+                return False
+            tuning, table = self._search.job.tuning, self._search.table()
+            expected = self._expected(table) if expected_seconds is None else expected_seconds
+            others = self._num_other_seeds(table) if reserve else 0
+            seconds = expected * (1 + math.ceil(others / tuning.parallel))
+            machine_seconds = seconds
+            if tuning.on_pool:
+                running = int((table["state"] == "running").sum())
+                machine_seconds = expected * (1 + others + running)
+            for limit, spent, needed, what in (
+                (self._limit_of_time(), self.seconds, seconds, "time"),
+                (self._limit_of_machines(), self.machine_seconds, machine_seconds, "money"),
+            ):
+                if spent + needed > limit:
+                    seeds = " and for the other seeds of the best" if others else ""
+                    self._stopped = f"there was no {what} left for another training{seeds}"
+                    return False
+            return True
 
     def is_over(self) -> bool:
-        """Return whether a limit is reached, so that trainings under way stop with a checkpoint. Keeps the time too."""
-        raise NotImplementedError
+        """Return whether a limit is reached, so that trainings under way stop with a checkpoint. Keeps the time, too."""
+        with self._lock:
+            if self._now() - self._written >= SECONDS_BETWEEN_WRITES:
+                self._keep()
+            if self.seconds >= self._limit_of_time():
+                self._stopped = "the time was over"
+            elif self.machine_seconds >= self._limit_of_machines():
+                self._stopped = "the money was spent"
+            else:
+                return False
+            return True
 
     def close(self) -> None:
         """Keep the time that was spent."""
-        raise NotImplementedError
+        with self._lock:
+            self._keep()
 
     def describe(self) -> str:
-        """Return the time and the money spent of what limits, and why the search ended early where it did."""
-        raise NotImplementedError
+        """Return the time and the money spent, of what limits they have, and why the search ended early if it did."""
+        job = self._search.job
+        spent = _hours(self.seconds) + (f" of {_number(job.tuning.hours)} h" if job.tuning.hours else "")
+        if self.cost is not None:
+            spent += f", {self.cost:.2f}" + (f" of {job.tuning.budget:.2f}" if job.tuning.budget else "")
+            spent += f" {job.retraining.currency}"
+        return f"{spent}; {self._stopped}" if self._stopped else spent
+
+    def _limit_of_time(self) -> float:
+        hours = self._search.job.tuning.hours
+        return math.inf if hours is None else hours * 3600
+
+    def _limit_of_machines(self) -> float:
+        job = self._search.job
+        return math.inf if job.tuning.budget is None else job.tuning.budget / job.retraining.price_per_hour * 3600
+
+    def _expected(self, table) -> float:
+        """Return the time that a training takes from start to end: as long as complete trials trained, and more.
+
+        What passes beside training (validation, the start of processes, waiting) is taken from the search as a whole.
+        """
+        complete = table.loc[table["state"] == "complete", "seconds"]
+        if not len(complete):
+            return 0.0
+        trained = table["seconds"].sum()
+        overhead = max(1.0, self.seconds * self._search.job.tuning.parallel / trained) if trained else 1.0
+        return float(complete.mean() * overhead)
+
+    def _num_other_seeds(self, table) -> int:
+        """Return how many trainings the finalists and the given settings will need beside those of their trials."""
+        tuning = self._search.job.tuning
+        others = min(FINALISTS, max(0, int((table["number"] > 0).sum())))
+        return (1 + others) * (tuning.seeds_per_trial - 1)
+
+    def _keep(self) -> None:
+        write_sealed(self._path, {"seconds": self.seconds, "trainings": self._trainings})
+        self._written = self._now()
+
+
+def _read(path) -> dict:
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        return {"seconds": 0.0, "trainings": {}}
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{path} is damaged ({error}), which has the time that the search took; remove it to count from 0"
+        ) from None
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"

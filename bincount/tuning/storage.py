@@ -1,0 +1,90 @@
+"""Where Optuna keeps a search: a journal in the search's folder, or a PostgreSQL database."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+from bincount.errors import DatasetError, ServiceUnavailable, SettingsError, mask_credentials
+from bincount.files import raise_on_disk_full
+
+logger = logging.getLogger(__name__)
+
+JOURNAL = "journal.log"
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal, whose last line may be half written by a killed process, or on a full disk.
+
+    Its lock is one of the kernel's, which goes with the process that holds it. Optuna's own is a file that a killed
+    process leaves behind, for which others wait half a minute.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), lock_obj=FileLock(path.with_name(f".{path.name}.lock")))
+        self.path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with self._lock, raise_on_disk_full(self.path):
+            _cut_half_line(self.path)
+            size = self.path.stat().st_size
+            try:
+                super().append_logs(logs)
+            except BaseException:
+                os.truncate(self.path, size)  # another thread may write the next line
+                raise
+
+
+def _cut_half_line(path: Path) -> None:
+    with open(path, "r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if file.read() in (b"", b"\n"):
+            return
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        logger.warning("cut a half-written line of %d bytes off %s", end - whole, path)
+        file.truncate(whole)
+
+
+def open_journal(path: Path) -> BaseStorage:
+    """Open the journal of a search, or make it. Raises DatasetError where it is damaged."""
+    try:
+        return JournalStorage(Journal(path))
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise DatasetError(
+            f"{path} is damaged ({error}); restore it from a copy, or remove {path.parent} to search from the "
+            "beginning: finished trainings are not repeated"
+        ) from error
+
+
+def open_database(url: str) -> BaseStorage:
+    """Open the database of searches, and make Optuna's tables in an empty one.
+
+    Raises SettingsError where it holds the tables of another program, and ServiceUnavailable where it does not answer.
+    """
+    import sqlalchemy as sa
+
+    shown = mask_credentials(url)
+    try:
+        engine = sa.create_engine(url)
+        tables = set(sa.inspect(engine).get_table_names())
+        engine.dispose()
+        # Both name the version of their tables in alembic_version, and each would take the other's for its own.
+        if "alembic_version" in tables and "studies" not in tables:
+            raise SettingsError(
+                f"--storage {shown} holds the tables of another program, such as MLflow; give a database of its own, "
+                "as `createdb tuning` makes it"
+            )
+        return RDBStorage(url)
+    except sa.exc.SQLAlchemyError as error:
+        reason = mask_credentials(str(getattr(error, "orig", None) or error).strip().splitlines()[0])
+        raise ServiceUnavailable(
+            f"the database --storage {shown} does not answer ({reason}); start it, or correct the address"
+        ) from error
+    except RuntimeError as error:  # tables of another version of Optuna
+        raise SettingsError(f"--storage {shown} cannot be used: {mask_credentials(error)}") from error
