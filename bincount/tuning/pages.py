@@ -38,14 +38,19 @@ KINDS = {True: "better", False: "same", None: "unknown"}
 def of_search(search: Search, findings: Findings, spent: str) -> Tables:
     """Show the best trials, the finalists and the gain in tables, and what comes next; the result last."""
     shown = trials(search, findings)
-    order = _places(search.table(), findings.objective[0]).sort_values(ascending=False, na_position="last").index
-    best = shown.loc[order].head(NUM_SHOWN)
+    places = _places(search.table(), findings.objective[0])
+    order = places[places.notna()].sort_values(ascending=False).index[:NUM_SHOWN]
+    best = shown.loc[order, ["trial", "", *map(score_name, findings.objective)]]
+    names = list(search.space.parameters)
+    best["where it differs from the given settings"] = [
+        describe_changes(search, row) for row in search.table().loc[order, names].to_dict("records")
+    ]
     title = f"Trials, the best {len(best)} of {len(shown)}" if len(shown) > len(best) else "Trials, the best first"
     about = [("search", search.name), ("trials", count_states(search.table())), ("spent", spent)]
     about += [(what, text) for what, text in files(search).items()]
     return {
-        title: best.loc[:, [name for name in best if (best[name] != NO_VALUE).any()]],
-        "Finalists, on val": finalists(findings),
+        title: best,
+        "Finalists, means over seeds on val": finalists(findings).drop(columns=[*map(short, search.space.parameters)]),
         **({"Winner against the given settings": gains(findings)} if findings.val else {}),
         "Search": pd.DataFrame(about, columns=["", "value"], dtype=object),
         "Result": pd.DataFrame({"": [findings.headline(), *filter(None, [findings.about_test()])]}),
@@ -107,13 +112,9 @@ def trials(search: Search, findings: Findings | None = None) -> pd.DataFrame:
 def trial_values(search: Search) -> pd.DataFrame:
     """Return a row a trial with the columns that people read first: state, scores, settings, epochs, time, reason."""
     table, objective = search.table(), search.job.tuning.objective
-    given = search.space.given(search.job)
     columns: dict[str, Any] = {"trial": table["number"], "state": table["state"]}
     columns |= {score_name(score): table[score] * (100 if score in PERCENT else 1) for score in objective}
-    for name in search.space.parameters:
-        column = table[name].astype(object)
-        # The given settings may lie outside the space, where the study has no value of theirs.
-        columns[short(name)] = column.where(column.notna() | (table["number"] != GIVEN), given[name])
+    columns |= {short(name): table[name] for name in search.space.parameters}
     columns |= {"epochs trained": table["epochs"], "seconds": table["seconds"], "reason": table["reason"]}
     return pd.DataFrame(columns)
 
@@ -155,17 +156,20 @@ def settings(search: Search, findings: Findings) -> pd.DataFrame:
 
 def figures(search: Search, findings: Findings) -> list[search_figures.Drawn]:
     """Draw Optuna's figures of the trials."""
-    table, objective = search.table(), search.job.tuning.objective
-    given = search.space.given(search.job)
-    for name in search.space.parameters:
-        column = table[name].astype(object)
-        table[name] = column.where(column.notna() | (table["number"] != GIVEN), given[name])
+    objective = search.job.tuning.objective
     curves = {trial.number: trial.intermediate_values for trial in search.study.get_trials(deepcopy=False)}
     objectives = [
         Objective(score, score_name(score), score in MORE_IS_BETTER, 100 if score in PERCENT else 1)
         for score in objective
     ]
-    return search_figures.draw(table, scales(search.space), objectives, {n: c for n, c in curves.items() if c})
+    return search_figures.draw(search.table(), scales(search.space), objectives, {n: c for n, c in curves.items() if c})
+
+
+def describe_changes(search: Search, values: Mapping[str, Any]) -> str:
+    """Return in words what a trial has in other settings than the given ones: `learning rate 0.004, epochs 12`."""
+    given = search.space.given(search.job)
+    changed = {name: value for name, value in values.items() if value != given[name]}
+    return ", ".join(f"{short(name)} {format_value(name, value)}" for name, value in changed.items())
 
 
 def commands(search: Search) -> dict[str, str]:
