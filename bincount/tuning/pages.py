@@ -15,7 +15,8 @@ from bincount.reporting import search_figures, search_page
 from bincount.reporting.search_figures import Objective, Scale
 from bincount.reporting.search_page import Content, TrialRow
 from bincount.reporting.tables import Tables
-from bincount.text import percent
+from bincount.run_names import shorten_source
+from bincount.text import escape_markdown, markdown_code, percent
 from bincount.tuning import winner
 from bincount.tuning.finalists import BEYOND, GIVEN, MORE_IS_BETTER, SCORES, Candidate, Findings, format_score
 from bincount.tuning.search import Search
@@ -78,7 +79,7 @@ def draw_content(search: Search, findings: Findings, spent: str) -> Content:
     ]
     gain = findings.val[0] if findings.val else None
     return Content(
-        title=f"Search of settings, {search.name}",
+        title=f"Search of settings on {shorten_source(search.job.data.source)}",
         made=made,
         headline=findings.headline(),
         kind=KINDS[None if gain is None and findings.winner.number != GIVEN else bool(gain and gain.verdict == BEYOND)],
@@ -135,7 +136,12 @@ def finalists(findings: Findings) -> pd.DataFrame:
 def gains(findings: Findings) -> pd.DataFrame:
     """Return the winner against the given settings on val and on the test, a row a split and score."""
     rows = [
-        (f"{SCORES[gain.score]}, {split}", *gain.format_scores(), *gain.format_gain(), gain.verdict)
+        (
+            SCORES[gain.score].replace(plain(gain.score), f"{plain(gain.score)} on {split}"),
+            *gain.format_scores(),
+            *gain.format_gain(),
+            gain.verdict,
+        )
         for split, gained in (("val", findings.val), ("test", findings.test))
         for gain in gained
     ]
@@ -177,8 +183,8 @@ def commands(search: Search) -> dict[str, str]:
     best = shlex.quote(str(winner.latest(search.job.workspace)))
     found = {
         "train the winner, and let the gate decide": f"{program('bincount')} run --config {best}",
-        "extend the search": f"{program('bincount')} tune --trials {2 * search.job.tuning.trials}, "
-        "with the other options as before",
+        "extend the search, with its other options": f"{program('bincount')} tune --trials "
+        f"{2 * search.job.tuning.trials}",
     }
     if search.journal:
         found["look at the trials live"] = f"{program('optuna-dashboard')} {shlex.quote(str(search.journal))}"
@@ -221,9 +227,44 @@ def score_name(score: str) -> str:
     return PERCENT.get(score, SCORES[score])
 
 
+def plain(score: str) -> str:
+    """Return the name of a score in a sentence."""
+    return SCORES[score].removesuffix(", items")
+
+
 def short(name: str) -> str:
     """Return the name of a setting without its section, in words."""
     return name.rpartition(".")[2].replace("_", " ")
+
+
+def as_metrics(findings: Findings) -> dict[str, float]:
+    """Return the numbers of a search for its MLflow run: the winner's means on val, and its gains by split."""
+    best = findings.winner
+    gained = [("val", gain) for gain in findings.val] + [("test", gain) for gain in findings.test]
+    return {f"best/val_{name}": best.mean(name) for name in best.scores} | {
+        f"gain/{split}_{gain.score}": gain.gain for split, gain in gained
+    }
+
+
+def as_markdown(search: Search, findings: Findings, spent: str) -> str:
+    """Return a search for Prefect's pages, which are too narrow for its tables: the result, the gain, the finalists."""
+    trials_of = {each.number: f"trial {each.number}" for each in findings.candidates} | {GIVEN: "given settings"}
+    lines = [
+        f"- **{name}:** {given} before, {best} now: {gain} ({interval}), {verdict}"
+        for name, given, best, gain, interval, verdict in gains(findings).itertuples(index=False)
+    ]
+    parts = [f"## {escape_markdown(findings.headline())}", escape_markdown(findings.about_test())]
+    parts += ["### Gain over the given settings", f"{_sizes(findings)} {OPTIMISM}", "\n".join(lines)] if lines else []
+    candidates = []
+    for each in findings.candidates:
+        scores = [f"{plain(name)} {_mean_and_spread(each, name)}" for name in SCORES if name in each.scores]
+        changes = describe_changes(search, each.values)
+        text = "; ".join(filter(None, [_describe_seeds(each), *scores, changes]))
+        candidates.append(f"- **{trials_of[each.number]}:** {escape_markdown(text)}")
+    parts += ["### Finalists, on val", "\n".join(candidates)]
+    where = [f"- **{what}:** {markdown_code(text)}" for what, text in {**files(search), **commands(search)}.items()]
+    about = f"{count_states(search.table())}; {spent}."
+    return "\n\n".join(filter(None, [*parts, "### Trials", escape_markdown(about), "\n".join(where)]))
 
 
 def _roles(findings: Findings) -> dict[int, str]:
@@ -285,15 +326,3 @@ def _key(value: object) -> float | str | None:
     if format_value("", value) == NO_VALUE:
         return None
     return float(value) if isinstance(value, int | float) else str(value)
-
-
-def as_metrics(findings: Findings) -> Mapping[str, float]:
-    """Return the numbers of a search for its MLflow run: the winner's means on val, and its gains."""
-    best = findings.winner
-    scores = {f"best/val_{name}": best.mean(name) for name in best.scores}
-    gained = {
-        f"gain/{split}_{gain.score}": gain.gain
-        for split, each in (("val", findings.val), ("test", findings.test))
-        for gain in each
-    }
-    return scores | gained
