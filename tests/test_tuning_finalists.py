@@ -59,15 +59,19 @@ def test_a_gain_that_is_less_than_what_seeds_make_of_it_is_within_noise():
 
     of_seeds, of_bins_alone = gains(given, best)["log_loss"], gains(given[2:], best[2:])["log_loss"]
 
-    assert of_seeds.gain > 0 and of_seeds.verdict == WITHIN
-    assert of_bins_alone.low > 0 and of_bins_alone.verdict == UNKNOWN  # of one seed nobody knows
+    assert of_seeds.gain > 0
+    assert of_seeds.verdict == WITHIN
+    assert of_bins_alone.low > 0
+    assert of_bins_alone.verdict == UNKNOWN
 
 
 def test_the_same_networks_have_no_gain():
     same = [network(seed) for seed in range(2)]
 
     for gain in gains(same, same).values():
-        assert gain.gain == 0 and gain.verdict == WITHIN and gain.low <= 0 <= gain.high
+        assert gain.gain == 0
+        assert gain.verdict == WITHIN
+        assert gain.low <= 0 <= gain.high
 
 
 def test_where_nothing_is_to_be_gained_few_searches_find_a_gain_beyond_noise():
@@ -160,7 +164,8 @@ def test_a_finalist_with_a_failed_training_comes_after_those_without(data, tmp_p
 def test_without_the_given_settings_there_is_a_winner_and_no_gain(data, tmp_path):
     findings, made = judge(data, tmp_path, {0: [None, None], 1: [0.4, 0.4]})
 
-    assert findings.winner.number == 1 and findings.val == ()
+    assert findings.winner.number == 1
+    assert findings.val == ()
     assert "not known, since their training failed" in findings.headline()
     assert finalists.measure_test(findings, made, data[1], Workspace(root=tmp_path), "cpu") == findings
 
@@ -192,7 +197,8 @@ def test_the_test_says_what_the_same_trainings_gain_there_and_is_predicted_once(
 
     tested = finalists.measure_test(findings, made, data[1], workspace, "cpu")
 
-    assert tested.candidates == findings.candidates and tested.val == findings.val
+    assert tested.candidates == findings.candidates
+    assert tested.val == findings.val
     assert tested.test[0].gain == pytest.approx(tested.val[0].gain)  # these networks are the same on every picture
     assert tested.about_test().startswith("On the test, by which nothing was chosen: log loss 1.0")
     kept = sorted(tmp_path.glob("evaluations/*/predictions.parquet"))
