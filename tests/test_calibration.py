@@ -13,7 +13,7 @@ from bincount.training import calibration
 from bincount.training import model as models
 from bincount.training.loop import fit
 from bincount.training.model import mean_softmax
-from bincount.training.run_folder import Request
+from bincount.training.run_folder import Request, Trained
 from bincount.training.spec import ModelSpec, read_spec
 
 
@@ -68,6 +68,10 @@ def test_a_training_keeps_the_temperature_with_its_model_and_predictions_use_it(
     assert predicted == pytest.approx(mean_softmax(logits, spec.temperature))
     sharper = spec.model_copy(update={"temperature": spec.temperature / 3})
     assert models.probabilities(model, sharper, pack.images, rows).max(axis=1).mean() > predicted.max(axis=1).mean()
+    log_loss = -np.log(predicted[np.arange(len(labels)), labels]).mean()
+    assert trained.val_log_loss == pytest.approx(log_loss, rel=1e-5)
+    assert trained.val_log_loss < trained.val_loss  # before the temperature
+    assert Trained.read(trained.folder) == trained
 
 
 def test_a_model_from_before_temperatures_predicts_as_it_did(tmp_path):

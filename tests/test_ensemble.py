@@ -57,6 +57,9 @@ def test_the_temperature_is_that_of_the_mean(trained):
     network, spec = models.load(mean.checkpoint)
     rows, labels = val(snapshot, pack)
     assert spec.temperature == pytest.approx(fit_temperature(models.logits(network, spec, pack.images, rows), labels))
+    predicted = models.probabilities(network, spec, pack.images, rows)
+    log_loss = -np.log(predicted[np.arange(len(labels)), labels]).mean()
+    assert mean.val_log_loss == pytest.approx(log_loss, rel=1e-5)
 
 
 def test_the_result_has_the_scores_of_the_mean_and_of_each_member(trained):

@@ -4,13 +4,16 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bincount.errors import DatasetError, SettingsError
 from bincount.files import read_sealed, write_sealed
 from bincount.settings import Job
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bincount.tuning.search import Search
 
 CLOCK = "clock.json"
@@ -40,6 +43,7 @@ class Clock:
         kept = _read(self._path)
         self._before, self._began, self._written = kept["seconds"], now(), now()
         self._trainings: dict[str, float] = kept["trainings"]
+        self._ended, self._overhead = kept["ended"], kept["overhead"]
         self._stopped = ""
 
     @property
@@ -95,7 +99,7 @@ class Clock:
             return True
 
     def is_over(self) -> bool:
-        """Return whether a limit is reached, so that trainings under way stop with a checkpoint. Keeps the time, too."""
+        """Return whether a limit is reached, so that trainings under way stop with a checkpoint; keep the time too."""
         with self._lock:
             if self._now() - self._written >= SECONDS_BETWEEN_WRITES:
                 self._keep()
@@ -115,7 +119,7 @@ class Clock:
     def describe(self) -> str:
         """Return the time and the money spent, of what limits they have, and why the search ended early if it did."""
         job = self._search.job
-        spent = _hours(self.seconds) + (f" of {_number(job.tuning.hours)} h" if job.tuning.hours else "")
+        spent = _hours(self.seconds) + (f" of {job.tuning.hours:g} h" if job.tuning.hours else "")
         if self.cost is not None:
             spent += f", {self.cost:.2f}" + (f" of {job.tuning.budget:.2f}" if job.tuning.budget else "")
             spent += f" {job.retraining.currency}"
@@ -129,42 +133,40 @@ class Clock:
         job = self._search.job
         return math.inf if job.tuning.budget is None else job.tuning.budget / job.retraining.price_per_hour * 3600
 
-    def _expected(self, table) -> float:
+    def _expected(self, table: "pd.DataFrame") -> float:
         """Return the time that a training takes from start to end: as long as complete trials trained, and more.
 
-        What passes beside training (validation, the start of processes, waiting) is taken from the search as a whole.
+        What passes beside training (validation, the start of processes, waiting) is taken from the search as a whole,
+        as long as trials end: later, other seeds are trained, which are no trials.
         """
+        ended, trained = int((table["state"] != "running").sum()), table["seconds"].sum()
+        if ended != self._ended and trained:
+            self._ended = ended
+            self._overhead = max(1.0, self.seconds * self._search.job.tuning.parallel / trained)
+            self._keep()
         complete = table.loc[table["state"] == "complete", "seconds"]
-        if not len(complete):
-            return 0.0
-        trained = table["seconds"].sum()
-        overhead = max(1.0, self.seconds * self._search.job.tuning.parallel / trained) if trained else 1.0
-        return float(complete.mean() * overhead)
+        return float(complete.mean() * self._overhead) if len(complete) else 0.0
 
-    def _num_other_seeds(self, table) -> int:
+    def _num_other_seeds(self, table: "pd.DataFrame") -> int:
         """Return how many trainings the finalists and the given settings will need beside those of their trials."""
-        tuning = self._search.job.tuning
-        others = min(FINALISTS, max(0, int((table["number"] > 0).sum())))
-        return (1 + others) * (tuning.seeds_per_trial - 1)
+        finalists = min(FINALISTS, max(1, int((table["number"] > 0).sum())))
+        return (1 + finalists) * (self._search.job.tuning.seeds_per_trial - 1)
 
     def _keep(self) -> None:
-        write_sealed(self._path, {"seconds": self.seconds, "trainings": self._trainings})
+        kept = {"seconds": self.seconds, "trainings": self._trainings}
+        write_sealed(self._path, kept | {"ended": self._ended, "overhead": self._overhead})
         self._written = self._now()
 
 
-def _read(path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     try:
         return read_sealed(path)
     except FileNotFoundError:
-        return {"seconds": 0.0, "trainings": {}}
+        return {"seconds": 0.0, "trainings": {}, "ended": 0, "overhead": 1.0}
     except (OSError, ValueError) as error:
         raise DatasetError(
             f"{path} is damaged ({error}), which has the time that the search took; remove it to count from 0"
         ) from None
-
-
-def _number(value: float) -> str:
-    return f"{value:g}"
 
 
 def _hours(seconds: float) -> str:

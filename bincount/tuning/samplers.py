@@ -39,10 +39,10 @@ def options(tuning: TuneConfig) -> dict[str, bool | int | float | str | None]:
     defaults = known[tuning.sampler]
     for name, value in tuning.sampler_options.items():
         if name not in defaults:
-            takes = f"takes {', '.join(defaults)}" if defaults else "takes no options"
             remedy = {"seed": "; give --seed", "n_startup_trials": "; give --startup-trials"}.get(name)
             raise SettingsError(
-                f"--sampler-options: {tuning.sampler} has no option {name}{remedy or suggest(name, defaults)}; it {takes}"
+                f"--sampler-options: {tuning.sampler} has no option {name}{remedy or suggest(name, defaults)}; "
+                f"it takes {', '.join(defaults) or 'no options'}"
             )
         kind = float if defaults[name] is None else type(defaults[name])
         if type(value) is not kind and not (kind is float and type(value) is int):

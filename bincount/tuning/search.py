@@ -35,7 +35,7 @@ from bincount.settings import Job
 from bincount.training.run_folder import Trained, folder_of
 from bincount.tuning.samplers import make_pruner, make_sampler, options
 from bincount.tuning.space import Range, Space, Value, find_space
-from bincount.tuning.storage import JOURNAL, open_database, open_journal
+from bincount.tuning.storage import JOURNAL, explain_silence, open_database, open_journal
 from bincount.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def check(job: Job, classes: Classes | None = None) -> Space:
 def _one_at_a_time(method: Callable) -> Callable:
     @wraps(method)
     def locked(self: "Search", *args, **keywords) -> Any:
-        with self._lock:
+        with self._lock, explain_silence(self.job.tuning.storage):
             return method(self, *args, **keywords)
 
     return locked
@@ -138,7 +138,7 @@ class Search:
     def unfinished(self) -> list[Trial]:
         """Return the trials that are running, or were when the process was killed, by number.
 
-        Report the epochs that a killed one has in its folder before it is resumed: it may have been about to be stopped.
+        Before a killed one is resumed, report the epochs in its folder: it may have been about to be stopped.
         """
         return [self._trial(found) for found in self._trials() if found.state == TrialState.RUNNING]
 
@@ -162,8 +162,8 @@ class Search:
     def report(self, trial: Trial, history: list[dict[str, Any]]) -> bool:
         """Record the epochs of a trial so far, as history.json has them; return whether it is to be stopped early.
 
-        Epochs that were reported before may be in it, and are not counted twice. Neither trial 0 is stopped early, with
-        which the others are compared, nor any trial before `startup_trials` are complete, or of several objectives.
+        Epochs that were reported before may be in it, and are not counted twice. Not stopped early are trial 0, with
+        which the others are compared, any trial before `startup_trials` are complete, and one whose last epoch is done.
         """
         trial_id, curve = self._id(trial.number), CURVES[self.job.tuning.objective[0]]
         found = self._storage.get_trial(trial_id)
@@ -172,11 +172,12 @@ class Search:
         for record in history:
             if record["epoch"] not in found.intermediate_values:
                 self._storage.set_trial_intermediate_value(trial_id, record["epoch"], record[curve])
-        if self.job.tuning.pruner == "none" or trial.number == 0:
+        if self.job.tuning.pruner == "none" or trial.number == 0 or not history:
             return False
         is_stopped = self._is_stopped(trial.number, [(record["epoch"], record[curve]) for record in history])
-        complete = sum(found.state == TrialState.COMPLETE for found in self._trials())
-        return is_stopped and complete >= self.job.tuning.startup_trials
+        num_complete = sum(found.state == TrialState.COMPLETE for found in self._trials())
+        is_done = history[-1]["epoch"] >= trial.job.training.epochs
+        return is_stopped and not is_done and num_complete >= self.job.tuning.startup_trials
 
     @_one_at_a_time
     def complete(self, trial: Trial, trained: Trained) -> None:
@@ -186,7 +187,7 @@ class Search:
 
     @_one_at_a_time
     def prune(self, trial: Trial, history: list[dict[str, Any]]) -> None:
-        """Record that a trial was stopped early. Its value is that of its last epoch, by which the sampler judges it."""
+        """Record that a trial was stopped early; its value is that of its last epoch, by which samplers judge it."""
         self.report(trial, history)
         seconds = sum(record["seconds"] for record in history)
         last = history[-1][CURVES[self.job.tuning.objective[0]]]

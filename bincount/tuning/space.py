@@ -1,15 +1,17 @@
 """The settings that a search varies, each with a range or choices, as a TOML file has them.
 
-    [training]
-    learning_rate = {low = 1e-4, high = 1e-1, log = true}
-    batch_size = [32, 64, 128]
+[training]
+learning_rate = {low = 1e-4, high = 1e-1, log = true}
+batch_size = [32, 64, 128]
 
-    [images]
-    image_size = [96, 128]
+[images]
+image_size = [96, 128]
 """
 
 import json
 import math
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +105,9 @@ def default_space(job: Job, classes: Classes | None = None) -> Space:
     The job's own settings lie in it, except a weight decay of 0, so that the sampler can learn from trial 0.
     """
     training = job.training
-    losses = ("cross_entropy", "mixed", "ordinal") if (classes or job.data.class_set).ordered else ("cross_entropy", "mixed")
+    losses = (
+        ("cross_entropy", "mixed", "ordinal") if (classes or job.data.class_set).ordered else ("cross_entropy", "mixed")
+    )
     parameters: dict[str, Range | tuple[Value, ...]] = {
         "training.learning_rate": _around(*LEARNING_RATES, training.learning_rate, log=True),
         "training.batch_size": _among((32, 64, 128), training.batch_size),
@@ -176,7 +180,7 @@ def _read_values(value: Any) -> Range | tuple[Value, ...]:
     if not {"low", "high"} <= value.keys():
         raise ValueError("has a range without low or high; write both, as in {low = 0.3, high = 1.0}")
     if not isinstance(value.get("log", False), bool):
-        raise ValueError("takes true or false for log")
+        raise ValueError("takes true or false for log")  # noqa: TRY004 - of a file
     return Range(**value)
 
 
@@ -205,33 +209,33 @@ def _check(name: str, values: Range | tuple[Value, ...]) -> list[str]:
     if name in NOT_SEARCHED:
         return [f"cannot be searched: {NOT_SEARCHED[name]}"]
     if isinstance(values, Range):
-        return _check_range(name, values)
+        return list(islice(_range_mistakes(name, values), 1))
     if len(set(values)) < max(2, len(values)):
         return ["needs two different choices or more; give a single value to the command"]
     return _refused(name, values)
 
 
-def _check_range(name: str, values: Range) -> list[str]:
-    field, step = _field(name), _step(name, values)
-    numbers = [value for value in (values.low, values.high, values.step) if value is not None]
+def _range_mistakes(name: str, values: Range) -> Iterator[str]:
+    """Yield what is wrong with a range; what comes after the first supposes that the first was not there."""
+    field, least = _field(name), _multiple_of(name)
+    low, high, step = values.low, values.high, _step(name, values)
     if field.annotation not in (int, float):
-        return ["takes choices in a list, not a range"]
-    if field.annotation is int and not all(isinstance(number, int) for number in numbers):
-        return ["takes whole numbers for low, high and step"]
-    if refused := _refused(name, (values.low, values.high)):
-        return refused
-    if values.low >= values.high:
-        return [f"has low {values.low:g}, which is not below high {values.high:g}; write the smaller as low"]
-    if values.log and (values.low <= 0 or values.step is not None or _multiple_of(name) > 1):
-        return ["takes log = true without a step only, from a low above 0 on, and not for multiples; take it out"]
+        yield "takes choices in a list, not a range"
+    if field.annotation is int and not all(isinstance(number, int) for number in (low, high, step or 1)):
+        yield "takes whole numbers for low, high and step"
+    yield from _refused(name, (low, high))
+    if low >= high:
+        yield f"has low {low:g}, which is not below high {high:g}; write the smaller as low"
+    if values.log and (low <= 0 or step is not None or least > 1):
+        yield "takes log = true without a step only, from a low above 0 on, and not for multiples; take it out"
     if step is None:
-        return []
-    if step <= 0 or step % _multiple_of(name):
-        least = _multiple_of(name)
-        return [f"has step {step:g}; write {f'a multiple of {least}' if least > 1 else 'one above 0'}"]
-    if not math.isclose(round((values.high - values.low) / step) * step, values.high - values.low):
-        return [f"does not reach high {values.high:g} from low {values.low:g} in steps of {step:g}; correct one of them"]
-    return []
+        return
+    if step <= 0:
+        yield f"has step {step:g}; write one above 0"
+    if field.annotation is int and step % least:
+        yield f"has step {step:g}; write a multiple of {least}"
+    if not math.isclose(round((high - low) / step) * step, high - low):
+        yield f"does not reach high {high:g} from low {low:g} in steps of {step:g}; correct one of them"
 
 
 def _refused(name: str, values: tuple[Value, ...]) -> list[str]:

@@ -2,10 +2,13 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -70,7 +73,7 @@ def open_database(url: str) -> BaseStorage:
     import sqlalchemy as sa
 
     shown = mask_credentials(url)
-    try:
+    with explain_silence(url):
         engine = sa.create_engine(url)
         tables = set(sa.inspect(engine).get_table_names())
         engine.dispose()
@@ -80,11 +83,27 @@ def open_database(url: str) -> BaseStorage:
                 f"--storage {shown} holds the tables of another program, such as MLflow; give a database of its own, "
                 "as `createdb tuning` makes it"
             )
-        return RDBStorage(url)
-    except sa.exc.SQLAlchemyError as error:
-        reason = mask_credentials(str(getattr(error, "orig", None) or error).strip().splitlines()[0])
+        try:
+            # A connection that was closed while a trial trained is opened again.
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except RuntimeError as error:  # the tables are of another version of Optuna
+            raise SettingsError(f"--storage {shown} cannot be used: {mask_credentials(error)}") from error
+
+
+@contextmanager
+def explain_silence(url: str | None) -> Iterator[None]:
+    """Raise ServiceUnavailable where the block fails because the database at url, if there is one, does not answer."""
+    if url is None:
+        yield
+        return
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
+        reason = mask_credentials(str(getattr(cause, "orig", None) or cause).strip().splitlines()[0])
         raise ServiceUnavailable(
-            f"the database --storage {shown} does not answer ({reason}); start it, or correct the address"
+            f"the database --storage {mask_credentials(url)} does not answer ({reason}); start it, or correct the "
+            "address, and run again: what was searched is kept"
         ) from error
-    except RuntimeError as error:  # tables of another version of Optuna
-        raise SettingsError(f"--storage {shown} cannot be used: {mask_credentials(error)}") from error

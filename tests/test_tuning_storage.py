@@ -1,0 +1,148 @@
+"""Where a search is kept: a journal that outlives killed processes and full disks, or PostgreSQL."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+
+import pandas as pd
+import pytest
+import servers
+from made_searches import make_job, run, train
+from synthetic_training import dataset
+
+from bincount.data.snapshots import Snapshot
+from bincount.errors import DatasetError, DiskFull, ServiceUnavailable, SettingsError
+from bincount.tuning.search import Search
+from bincount.tuning.storage import Journal
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory) -> Snapshot:
+    return dataset(tmp_path_factory.mktemp("data"), train=9, val=6)[0]
+
+
+# --- the journal -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tail", [b'{"op_code":4,"work', b"\0" * 40, b"{"])
+def test_half_a_line_at_the_end_of_the_journal_is_cut_off(snapshot, tmp_path, tail):
+    search = run(make_job(tmp_path, trials=3), snapshot)
+    whole = search.journal.read_bytes()
+    search.journal.write_bytes(whole + tail)
+
+    longer = run(make_job(tmp_path, trials=5), snapshot)
+
+    assert longer.journal.read_bytes().startswith(whole + b'{"op_code"')
+    assert len(longer.table()) == 5
+
+
+def test_a_line_that_could_not_be_written_leaves_nothing_of_it(snapshot, tmp_path, monkeypatch):
+    search = run(make_job(tmp_path, trials=3), snapshot)
+    whole = search.journal.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    search.job = make_job(tmp_path, trials=5)
+    with pytest.raises(DiskFull, match="free some space and run again"):
+        search.ask()
+    assert search.journal.read_bytes() == whole
+
+    monkeypatch.undo()
+    assert search.ask().number == 3
+
+
+def test_a_lock_of_a_killed_process_does_not_hold_a_search_up(snapshot, tmp_path):
+    search = run(make_job(tmp_path, trials=1), snapshot)
+    die = (
+        "import os, sys; from pathlib import Path; from bincount.tuning.storage import Journal; "
+        "Journal(Path(sys.argv[1]))._lock.acquire(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", die, search.journal], check=True)
+
+    lock = Journal(search.journal)._lock
+    lock.acquire(timeout=0)
+    lock.release()
+
+
+def test_a_journal_that_is_damaged_further_up_is_named(snapshot, tmp_path):
+    job = make_job(tmp_path, trials=3)
+    journal = run(job, snapshot).journal
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([lines[0], b"not a line\n", *lines[1:]]))
+
+    with pytest.raises(DatasetError, match=r"journal.log is damaged .*; restore it from a copy, or remove"):
+        Search.open(job, snapshot)
+
+
+# --- a database, and optuna-dashboard --------------------------------------------------------------------------------
+
+
+@pytest.mark.services
+def test_a_search_in_postgresql_ends_as_one_in_a_journal(snapshot, tmp_path):
+    tuning = {"pruner": "hyperband", "trials": 8}
+    journal = run(make_job(tmp_path / "journal", **tuning), snapshot)
+
+    with servers.postgres(tmp_path) as url:
+        job = make_job(tmp_path / "database", storage=url, **tuning)
+        run(job, snapshot, most=5)
+        search = run(job, snapshot)
+        pd.testing.assert_frame_equal(search.table(), journal.table(), check_exact=True)
+        assert search.journal is None
+        assert search.name == journal.name
+        assert not (search.folder / "journal.log").exists()
+
+
+@pytest.mark.services
+def test_a_database_with_the_tables_of_another_program_is_refused(snapshot, tmp_path):
+    import sqlalchemy as sa
+
+    with servers.postgres(tmp_path) as url:
+        with sa.create_engine(url).begin() as connection:
+            connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+        with pytest.raises(
+            SettingsError, match="tables of another program, such as MLflow; give a database of its own"
+        ):
+            Search.open(make_job(tmp_path, storage=url), snapshot)
+        assert sa.inspect(sa.create_engine(url)).get_table_names() == ["alembic_version"]
+
+
+def test_a_database_that_does_not_answer_is_named(snapshot, tmp_path):
+    url = f"postgresql+psycopg://me@127.0.0.1:{servers.free_port()}/tuning"
+    with pytest.raises(ServiceUnavailable, match=r"the database --storage .* does not answer .*; start it"):
+        Search.open(make_job(tmp_path, storage=url), snapshot)
+
+
+@pytest.mark.services
+def test_a_database_that_stops_during_a_search_is_named_and_what_was_searched_is_kept(snapshot, tmp_path):
+    with servers.postgres_cluster(tmp_path) as serve:
+        with serve() as url:
+            job = make_job(tmp_path, storage=url, trials=6)
+            search = run(job, snapshot, most=3)
+        with pytest.raises(ServiceUnavailable, match=r"does not answer .*; start it, .* what was searched is kept"):
+            search.ask()
+        with serve():
+            train(search, search.ask())
+            table = run(job, snapshot).table()
+    journal = run(make_job(tmp_path / "journal", trials=6), snapshot)
+    pd.testing.assert_frame_equal(table, journal.table(), check_exact=True)
+
+
+@pytest.mark.services
+def test_optuna_dashboard_reads_the_journal(snapshot, tmp_path):
+    search = run(make_job(tmp_path, trials=4), snapshot)
+    port = servers.free_port()
+    command = [servers.program("optuna-dashboard"), str(search.journal), "--port", str(port), "--host", "127.0.0.1"]
+    url = f"http://127.0.0.1:{port}/api/studies"
+
+    with servers.running(command, dict(os.environ), tmp_path / "dashboard.log", url):
+        with urllib.request.urlopen(url) as answer:
+            listed = json.load(answer)["study_summaries"]
+        assert [study["study_name"] for study in listed] == [search.name]
+        with urllib.request.urlopen(f"{url}/{listed[0]['study_id']}") as answer:
+            trials = json.load(answer)["trials"]
+        assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
+        assert [trial["values"] for trial in trials] == [[value] for value in search.table()["log_loss"]]
