@@ -148,7 +148,7 @@ def test_where_no_finalist_is_better_the_given_settings_win_and_the_test_is_left
 
     assert findings.winner.number == 0
     assert findings.headline() == (
-        "The given settings stay: none of the 2 finalists has a better log loss on val, the mean of 2 seeds."
+        "The given settings stay: none of the 2 finalists has a better log loss on val over 2 seeds."
     )
     assert finalists.measure_test(findings, made, data[1], Workspace(root=tmp_path), "cpu") == findings
     assert not (tmp_path / "evaluations").exists()

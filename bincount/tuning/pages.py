@@ -33,7 +33,6 @@ FORMS = {  # of columns of trial_values; other floats have three digits
     **dict.fromkeys(PERCENT.values(), "{:.1f}"),
     **dict.fromkeys(SCORES.values(), "{:.3f}"),
 }
-KINDS = {True: "better", False: "same", None: "unknown"}
 
 
 def of_search(search: Search, findings: Findings, spent: str) -> Tables:
@@ -41,7 +40,7 @@ def of_search(search: Search, findings: Findings, spent: str) -> Tables:
     shown = trials(search, findings)
     places = _places(search.table(), findings.objective[0])
     order = places[places.notna()].sort_values(ascending=False).index[:NUM_SHOWN]
-    best = shown.loc[order, ["trial", "", *map(score_name, findings.objective)]]
+    best = shown.loc[order, ["trial", "role", *map(score_name, findings.objective)]]
     names = list(search.space.parameters)
     best["where it differs from the given settings"] = [
         describe_changes(search, row) for row in search.table().loc[order, names].to_dict("records")
@@ -61,29 +60,26 @@ def of_search(search: Search, findings: Findings, spent: str) -> Tables:
 
 def draw_content(search: Search, findings: Findings, spent: str) -> Content:
     """Return what the page of a search shows."""
-    table, made = search.table(), datetime.now(UTC)
-    shown, roles = trials(search, findings), _roles(findings)
+    table, shown, numbers = search.table(), trials(search, findings), trial_values(search)
     places = _places(table, findings.objective[0])
-    numbers = trial_values(search)
-    columns = [name for name in shown if name not in ("trial", "state", "") and (shown[name] != NO_VALUE).any()]
+    columns = [name for name in shown if name not in ("trial", "state", "role") and (shown[name] != NO_VALUE).any()]
     rows = [
         TrialRow(
             number=int(table["number"][row]),
             state=table["state"][row],
-            role=roles.get(int(table["number"][row]), ""),
+            role=shown["role"][row],
             cells=[shown[name][row] for name in columns],
             keys=[_key(numbers[name][row]) for name in columns],
             goodness=None if pd.isna(places[row]) else float(places[row]),
         )
         for row in table.index
     ]
-    gain = findings.val[0] if findings.val else None
     return Content(
         title=f"Search of settings on {shorten_source(search.job.data.source)}",
-        made=made,
+        made=datetime.now(UTC),
         headline=findings.headline(),
-        kind=KINDS[None if gain is None and findings.winner.number != GIVEN else bool(gain and gain.verdict == BEYOND)],
-        details=[*filter(None, [findings.about_test()])],
+        kind="better" if findings.val and findings.val[0].verdict == BEYOND else "same",
+        detail=findings.about_test(),
         tiles=_tiles(search, findings, spent),
         settings=settings(search, findings),
         gains=gains(findings) if findings.val else pd.DataFrame(),
@@ -106,7 +102,7 @@ def trials(search: Search, findings: Findings | None = None) -> pd.DataFrame:
     numbers = trial_values(search)
     roles = _roles(findings) if findings else {}
     table = pd.DataFrame({name: [format_value(name, value) for value in numbers[name]] for name in numbers})
-    table.insert(2, "", [roles.get(number, NO_VALUE) for number in search.table()["number"]])
+    table.insert(2, "role", [roles.get(number, NO_VALUE) for number in search.table()["number"]])
     return table
 
 
@@ -125,7 +121,7 @@ def finalists(findings: Findings) -> pd.DataFrame:
     names = [*findings.objective, *(name for name in SCORES if name not in findings.objective)]
     roles = _roles(findings)
     rows = [
-        {"trial": str(each.number), "": roles.get(each.number, NO_VALUE), "seeds": _describe_seeds(each)}
+        {"trial": str(each.number), "role": roles.get(each.number, NO_VALUE), "seeds": _describe_seeds(each)}
         | {SCORES[name]: _mean_and_spread(each, name) for name in names if name in each.scores}
         | {short(name): format_value(name, value) for name, value in each.values.items()}
         for each in findings.candidates
