@@ -1,6 +1,6 @@
 """Make the pictures of the pages: of what Prefect, MLflow and a service show of nightly runs on synthetic bins.
 
-Run as `make pictures`, which takes about ten minutes on two cores and needs Chromium. Everything that it starts and
+Run as `make pictures`, which takes about half an hour on two cores and needs Chromium. Everything that it starts and
 makes is gone at the end, but for the pictures.
 """
 
@@ -93,6 +93,7 @@ def main() -> None:
             stack.train("run", "--limit", "1000")
             for _ in range(2):
                 stack.train("retrain", "--grow-by", "1000", "--min-new-images", "1", "--price-per-hour", "0.5")
+            stack.train("tune", "--trials", "12", "--pruner", "none")
             photograph(stack)
             photograph_service(stack)
 
@@ -117,6 +118,8 @@ def photograph(stack: Stack) -> None:
         )
         keep(page, "mlflow-runs", f"{stack.mlflow}/#/experiments/{experiment}/runs{TRAININGS}", "small on bins")
         keep(page, "test-page", test_page.as_uri(), "confidence")
+        search_page = next(stack.workspace.glob("tuning/*/search.html"))
+        keep(page, "search", search_page.as_uri(), "Gain over the given settings")
         keep(page, "report", (stack.workspace / "report.html").as_uri(), "champion")
 
 

@@ -27,7 +27,7 @@ class TrialRow:
     """A trial as a row of the page's table: a text for each column, and the numbers by which columns are sorted.
 
     role is `winner`, `given`, `finalist` or empty; goodness is its place among the complete trials by the first
-    objective, from 0, the worst, to 1; None where it has none.
+    objective, from 0, the worst, to 1; None of a trial that is not complete.
     """
 
     number: int
@@ -42,15 +42,16 @@ class TrialRow:
 class Content:
     """What the page shows; tuning.pages makes it of a search and its findings.
 
-    settings are the winner's values by name, with the given ones. gains and finalists are text. columns are those of
+    kind is `better` where the winner beats the given settings beyond noise, else `same`. settings are the winner's
+    values by name, with the given ones. gains and finalists are text. columns are those of
     the trials' cells; commands are to be copied, by what they do.
     """
 
     title: str
     made: datetime
     headline: str
-    kind: str  # better, same or unknown
-    details: Sequence[str]
+    kind: str
+    detail: str
     tiles: Sequence[tuple[str, str, str]]
     settings: pd.DataFrame
     gains: pd.DataFrame

@@ -129,15 +129,15 @@ class Findings(Frozen):
             if not others:
                 return "The given settings stay: no other trial came to its end."
             which = "the finalist has no" if others == 1 else f"none of the {others} finalists has a"
-            return f"The given settings stay: {which} better {score} on val, {self._over_seeds(winner)}."
+            return f"The given settings stay: {which} better {score} on val {self._over_seeds(winner)}."
         if not self.val:
             mean = format_score(first, winner.mean(first))
             return (
-                f"Trial {winner.number} is the best: {score} {mean} on val, {self._over_seeds(winner)}. By how much it "
+                f"Trial {winner.number} is the best: {score} {mean} on val {self._over_seeds(winner)}. By how much it "
                 "beats the given settings is not known, since their training failed."
             )
         gain = self.val[0]
-        of_val = f"{gain.describe()} on val, {self._over_seeds(winner)}"
+        of_val = f"{gain.describe()} on val {self._over_seeds(winner)}"
         if gain.verdict == BEYOND:
             return f"Trial {winner.number} beats the given settings beyond noise: {of_val}."
         if gain.verdict == WITHIN:
@@ -161,7 +161,7 @@ class Findings(Frozen):
         return " ".join(filter(None, [self.headline(), self.about_test()]))
 
     def _over_seeds(self, candidate: Candidate) -> str:
-        return f"the mean of {len(candidate.seeds)} seeds" if len(candidate.seeds) > 1 else "with one seed"
+        return f"over {len(candidate.seeds)} seeds" if len(candidate.seeds) > 1 else "with one seed"
 
 
 def plan(search: Search) -> list[tuple[Trial, TrainConfig]]:

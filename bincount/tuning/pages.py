@@ -15,7 +15,8 @@ from bincount.reporting import search_figures, search_page
 from bincount.reporting.search_figures import Objective, Scale
 from bincount.reporting.search_page import Content, TrialRow
 from bincount.reporting.tables import Tables
-from bincount.text import percent
+from bincount.run_names import shorten_source
+from bincount.text import escape_markdown, markdown_code, percent
 from bincount.tuning import winner
 from bincount.tuning.finalists import BEYOND, GIVEN, MORE_IS_BETTER, SCORES, Candidate, Findings, format_score
 from bincount.tuning.search import Search
@@ -32,20 +33,24 @@ FORMS = {  # of columns of trial_values; other floats have three digits
     **dict.fromkeys(PERCENT.values(), "{:.1f}"),
     **dict.fromkeys(SCORES.values(), "{:.3f}"),
 }
-KINDS = {True: "better", False: "same", None: "unknown"}
 
 
 def of_search(search: Search, findings: Findings, spent: str) -> Tables:
     """Show the best trials, the finalists and the gain in tables, and what comes next; the result last."""
     shown = trials(search, findings)
-    order = _places(search.table(), findings.objective[0]).sort_values(ascending=False, na_position="last").index
-    best = shown.loc[order].head(NUM_SHOWN)
+    places = _places(search.table(), findings.objective[0])
+    order = places[places.notna()].sort_values(ascending=False).index[:NUM_SHOWN]
+    best = shown.loc[order, ["trial", "role", *map(score_name, findings.objective)]]
+    names = list(search.space.parameters)
+    best["where it differs from the given settings"] = [
+        describe_changes(search, row) for row in search.table().loc[order, names].to_dict("records")
+    ]
     title = f"Trials, the best {len(best)} of {len(shown)}" if len(shown) > len(best) else "Trials, the best first"
     about = [("search", search.name), ("trials", count_states(search.table())), ("spent", spent)]
     about += [(what, text) for what, text in files(search).items()]
     return {
-        title: best.loc[:, [name for name in best if (best[name] != NO_VALUE).any()]],
-        "Finalists, on val": finalists(findings),
+        title: best,
+        "Finalists, means over seeds on val": finalists(findings).drop(columns=[*map(short, search.space.parameters)]),
         **({"Winner against the given settings": gains(findings)} if findings.val else {}),
         "Search": pd.DataFrame(about, columns=["", "value"], dtype=object),
         "Result": pd.DataFrame({"": [findings.headline(), *filter(None, [findings.about_test()])]}),
@@ -55,29 +60,26 @@ def of_search(search: Search, findings: Findings, spent: str) -> Tables:
 
 def draw_content(search: Search, findings: Findings, spent: str) -> Content:
     """Return what the page of a search shows."""
-    table, made = search.table(), datetime.now(UTC)
-    shown, roles = trials(search, findings), _roles(findings)
+    table, shown, numbers = search.table(), trials(search, findings), trial_values(search)
     places = _places(table, findings.objective[0])
-    numbers = trial_values(search)
-    columns = [name for name in shown if name not in ("trial", "state", "") and (shown[name] != NO_VALUE).any()]
+    columns = [name for name in shown if name not in ("trial", "state", "role") and (shown[name] != NO_VALUE).any()]
     rows = [
         TrialRow(
             number=int(table["number"][row]),
             state=table["state"][row],
-            role=roles.get(int(table["number"][row]), ""),
+            role=shown["role"][row],
             cells=[shown[name][row] for name in columns],
             keys=[_key(numbers[name][row]) for name in columns],
             goodness=None if pd.isna(places[row]) else float(places[row]),
         )
         for row in table.index
     ]
-    gain = findings.val[0] if findings.val else None
     return Content(
-        title=f"Search of settings, {search.name}",
-        made=made,
+        title=f"Search of settings on {shorten_source(search.job.data.source)}",
+        made=datetime.now(UTC),
         headline=findings.headline(),
-        kind=KINDS[None if gain is None and findings.winner.number != GIVEN else bool(gain and gain.verdict == BEYOND)],
-        details=[*filter(None, [findings.about_test()])],
+        kind="better" if findings.val and findings.val[0].verdict == BEYOND else "same",
+        detail=findings.about_test(),
         tiles=_tiles(search, findings, spent),
         settings=settings(search, findings),
         gains=gains(findings) if findings.val else pd.DataFrame(),
@@ -100,20 +102,16 @@ def trials(search: Search, findings: Findings | None = None) -> pd.DataFrame:
     numbers = trial_values(search)
     roles = _roles(findings) if findings else {}
     table = pd.DataFrame({name: [format_value(name, value) for value in numbers[name]] for name in numbers})
-    table.insert(2, "", [roles.get(number, NO_VALUE) for number in search.table()["number"]])
+    table.insert(2, "role", [roles.get(number, NO_VALUE) for number in search.table()["number"]])
     return table
 
 
 def trial_values(search: Search) -> pd.DataFrame:
     """Return a row a trial with the columns that people read first: state, scores, settings, epochs, time, reason."""
     table, objective = search.table(), search.job.tuning.objective
-    given = search.space.given(search.job)
     columns: dict[str, Any] = {"trial": table["number"], "state": table["state"]}
     columns |= {score_name(score): table[score] * (100 if score in PERCENT else 1) for score in objective}
-    for name in search.space.parameters:
-        column = table[name].astype(object)
-        # The given settings may lie outside the space, where the study has no value of theirs.
-        columns[short(name)] = column.where(column.notna() | (table["number"] != GIVEN), given[name])
+    columns |= {short(name): table[name] for name in search.space.parameters}
     columns |= {"epochs trained": table["epochs"], "seconds": table["seconds"], "reason": table["reason"]}
     return pd.DataFrame(columns)
 
@@ -123,7 +121,7 @@ def finalists(findings: Findings) -> pd.DataFrame:
     names = [*findings.objective, *(name for name in SCORES if name not in findings.objective)]
     roles = _roles(findings)
     rows = [
-        {"trial": str(each.number), "": roles.get(each.number, NO_VALUE), "seeds": _describe_seeds(each)}
+        {"trial": str(each.number), "role": roles.get(each.number, NO_VALUE), "seeds": _describe_seeds(each)}
         | {SCORES[name]: _mean_and_spread(each, name) for name in names if name in each.scores}
         | {short(name): format_value(name, value) for name, value in each.values.items()}
         for each in findings.candidates
@@ -134,7 +132,12 @@ def finalists(findings: Findings) -> pd.DataFrame:
 def gains(findings: Findings) -> pd.DataFrame:
     """Return the winner against the given settings on val and on the test, a row a split and score."""
     rows = [
-        (f"{SCORES[gain.score]}, {split}", *gain.format_scores(), *gain.format_gain(), gain.verdict)
+        (
+            SCORES[gain.score].replace(plain(gain.score), f"{plain(gain.score)} on {split}"),
+            *gain.format_scores(),
+            *gain.format_gain(),
+            gain.verdict,
+        )
         for split, gained in (("val", findings.val), ("test", findings.test))
         for gain in gained
     ]
@@ -155,17 +158,20 @@ def settings(search: Search, findings: Findings) -> pd.DataFrame:
 
 def figures(search: Search, findings: Findings) -> list[search_figures.Drawn]:
     """Draw Optuna's figures of the trials."""
-    table, objective = search.table(), search.job.tuning.objective
-    given = search.space.given(search.job)
-    for name in search.space.parameters:
-        column = table[name].astype(object)
-        table[name] = column.where(column.notna() | (table["number"] != GIVEN), given[name])
+    objective = search.job.tuning.objective
     curves = {trial.number: trial.intermediate_values for trial in search.study.get_trials(deepcopy=False)}
     objectives = [
         Objective(score, score_name(score), score in MORE_IS_BETTER, 100 if score in PERCENT else 1)
         for score in objective
     ]
-    return search_figures.draw(table, scales(search.space), objectives, {n: c for n, c in curves.items() if c})
+    return search_figures.draw(search.table(), scales(search.space), objectives, {n: c for n, c in curves.items() if c})
+
+
+def describe_changes(search: Search, values: Mapping[str, Any]) -> str:
+    """Return in words what a trial has in other settings than the given ones: `learning rate 0.004, epochs 12`."""
+    given = search.space.given(search.job)
+    changed = {name: value for name, value in values.items() if value != given[name]}
+    return ", ".join(f"{short(name)} {format_value(name, value)}" for name, value in changed.items())
 
 
 def commands(search: Search) -> dict[str, str]:
@@ -173,8 +179,8 @@ def commands(search: Search) -> dict[str, str]:
     best = shlex.quote(str(winner.latest(search.job.workspace)))
     found = {
         "train the winner, and let the gate decide": f"{program('bincount')} run --config {best}",
-        "extend the search": f"{program('bincount')} tune --trials {2 * search.job.tuning.trials}, "
-        "with the other options as before",
+        "extend the search, with its other options": f"{program('bincount')} tune --trials "
+        f"{2 * search.job.tuning.trials}",
     }
     if search.journal:
         found["look at the trials live"] = f"{program('optuna-dashboard')} {shlex.quote(str(search.journal))}"
@@ -217,9 +223,44 @@ def score_name(score: str) -> str:
     return PERCENT.get(score, SCORES[score])
 
 
+def plain(score: str) -> str:
+    """Return the name of a score in a sentence."""
+    return SCORES[score].removesuffix(", items")
+
+
 def short(name: str) -> str:
     """Return the name of a setting without its section, in words."""
     return name.rpartition(".")[2].replace("_", " ")
+
+
+def as_metrics(findings: Findings) -> dict[str, float]:
+    """Return the numbers of a search for its MLflow run: the winner's means on val, and its gains by split."""
+    best = findings.winner
+    gained = [("val", gain) for gain in findings.val] + [("test", gain) for gain in findings.test]
+    return {f"best/val_{name}": best.mean(name) for name in best.scores} | {
+        f"gain/{split}_{gain.score}": gain.gain for split, gain in gained
+    }
+
+
+def as_markdown(search: Search, findings: Findings, spent: str) -> str:
+    """Return a search for Prefect's pages, which are too narrow for its tables: the result, the gain, the finalists."""
+    trials_of = {each.number: f"trial {each.number}" for each in findings.candidates} | {GIVEN: "given settings"}
+    lines = [
+        f"- **{name}:** {given} before, {best} now: {gain} ({interval}), {verdict}"
+        for name, given, best, gain, interval, verdict in gains(findings).itertuples(index=False)
+    ]
+    parts = [f"## {escape_markdown(findings.headline())}", escape_markdown(findings.about_test())]
+    parts += ["### Gain over the given settings", f"{_sizes(findings)} {OPTIMISM}", "\n".join(lines)] if lines else []
+    candidates = []
+    for each in findings.candidates:
+        scores = [f"{plain(name)} {_mean_and_spread(each, name)}" for name in SCORES if name in each.scores]
+        changes = describe_changes(search, each.values)
+        text = "; ".join(filter(None, [_describe_seeds(each), *scores, changes]))
+        candidates.append(f"- **{trials_of[each.number]}:** {escape_markdown(text)}")
+    parts += ["### Finalists, on val", "\n".join(candidates)]
+    where = [f"- **{what}:** {markdown_code(text)}" for what, text in {**files(search), **commands(search)}.items()]
+    about = f"{count_states(search.table())}; {spent}."
+    return "\n\n".join(filter(None, [*parts, "### Trials", escape_markdown(about), "\n".join(where)]))
 
 
 def _roles(findings: Findings) -> dict[int, str]:
@@ -281,15 +322,3 @@ def _key(value: object) -> float | str | None:
     if format_value("", value) == NO_VALUE:
         return None
     return float(value) if isinstance(value, int | float) else str(value)
-
-
-def as_metrics(findings: Findings) -> Mapping[str, float]:
-    """Return the numbers of a search for its MLflow run: the winner's means on val, and its gains."""
-    best = findings.winner
-    scores = {f"best/val_{name}": best.mean(name) for name in best.scores}
-    gained = {
-        f"gain/{split}_{gain.score}": gain.gain
-        for split, each in (("val", findings.val), ("test", findings.test))
-        for gain in each
-    }
-    return scores | gained

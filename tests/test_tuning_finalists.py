@@ -1,0 +1,281 @@
+"""How a search ends: which trainings decide, who wins, what the gain is worth, and when the test is touched."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic_training
+import torch
+
+from bincount import settings_file
+from bincount.data.snapshots import Snapshot
+from bincount.errors import TrainingFailed
+from bincount.evaluation.intervals import LabelledImages
+from bincount.problem import Classes
+from bincount.settings import Job, TrainConfig, TuneConfig
+from bincount.training.model import build, save
+from bincount.training.run_folder import Trained
+from bincount.training.spec import ModelSpec
+from bincount.tuning import finalists, winner
+from bincount.tuning.finalists import BEYOND, UNKNOWN, WITHIN, Findings, Result
+from bincount.tuning.search import Search, Trial
+from bincount.workspace import Workspace
+
+NUM = 400
+IMAGES = LabelledImages(np.arange(NUM) % 3, np.arange(NUM) // 2, Classes.parse("0..2"))
+
+
+def network(seed: int, quality: float = 1.0, of_seed: float = 0.0) -> np.ndarray:
+    """Probabilities of a made network: the label's logit is higher by its quality, which differs by the seed."""
+    logits = np.random.default_rng(7).normal(size=(NUM, 3))  # what is hard about an image is hard for all
+    random = np.random.default_rng(seed)
+    logits += 0.3 * random.normal(size=(NUM, 3))
+    logits[np.arange(NUM), IMAGES.labels] += quality + of_seed * random.normal()
+    shares = np.exp(logits)
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def gains(given: list[np.ndarray], best: list[np.ndarray]) -> dict[str, finalists.Gain]:
+    return {gain.score: gain for gain in finalists.measure_gains(IMAGES, given, best)}
+
+
+def test_networks_that_are_better_with_every_seed_are_better_beyond_noise_in_every_score():
+    found = gains([network(seed) for seed in range(3)], [network(seed, quality=2) for seed in range(3, 6)])
+
+    assert {score: gain.verdict for score, gain in found.items()} == dict.fromkeys(
+        ["accuracy", "log_loss", "rmse"], BEYOND
+    )
+    assert found["accuracy"].winner > found["accuracy"].given
+    assert found["log_loss"].winner < found["log_loss"].given
+    for gain in found.values():
+        assert 0 < gain.low < gain.gain < gain.high
+        assert gain.gain == pytest.approx(abs(gain.winner - gain.given))
+    assert found["accuracy"].num_bins == 200
+
+
+def test_a_gain_that_is_less_than_what_seeds_make_of_it_is_within_noise():
+    given = [network(0, 0.6), network(1, 1.4), network(2, 1.0)]
+    best = [network(3, 0.9), network(4, 1.7), network(5, 1.3)]
+
+    of_seeds, of_bins_alone = gains(given, best)["log_loss"], gains(given[2:], best[2:])["log_loss"]
+
+    assert of_seeds.gain > 0
+    assert of_seeds.verdict == WITHIN
+    assert of_bins_alone.low > 0
+    assert of_bins_alone.verdict == UNKNOWN
+
+
+def test_the_same_networks_have_no_gain():
+    same = [network(seed) for seed in range(2)]
+
+    for gain in gains(same, same).values():
+        assert gain.gain == 0
+        assert gain.verdict == WITHIN
+        assert gain.low <= 0 <= gain.high
+
+
+def test_where_nothing_is_to_be_gained_few_searches_find_a_gain_beyond_noise():
+    found = [
+        gains(*([network(1000 * number + 10 * part + seed, 1, 0.2) for seed in range(3)] for part in range(2)))
+        for number in range(100)
+    ]
+
+    assert sum(each["log_loss"].verdict == BEYOND for each in found) <= 7  # 2.5 are expected
+    assert sum(each["log_loss"].high < 0 for each in found) <= 7
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> tuple[Path, Snapshot]:
+    folder = tmp_path_factory.mktemp("drawn")
+    return folder, synthetic_training.dataset(folder, train=6, val=60, test=60)[0]
+
+
+def job_in(folder: Path, **tuning) -> Job:
+    return Job(
+        images=synthetic_training.IMAGES,
+        training=synthetic_training.QUICK.model_copy(update={"seed": 5}),
+        tuning=TuneConfig(**{"trials": 5, "seeds_per_trial": 3} | tuning),
+        workspace=folder,
+    )
+
+
+def trained(folder: Path, p_of_0: float) -> Trained:
+    """A training whose network says of every picture that it has the first class with this probability."""
+    spec = ModelSpec.make(synthetic_training.IMAGES, synthetic_training.QUICK, Classes.parse("0..2"))
+    model = build(spec)
+    with torch.no_grad():
+        *_, weight, bias = model.parameters()
+        weight.zero_()
+        bias.copy_(torch.tensor([p_of_0, (1 - p_of_0) / 2, (1 - p_of_0) / 2]).log())
+    save(folder / "model", model, spec)
+    return Trained(folder, 1, 3, val_accuracy=1 / 3, val_loss=1.0, seconds=1.0, images_per_second=1.0)
+
+
+def results(folder: Path, networks: dict[int, list[float | None]]) -> list[Result]:
+    """Trainings of trials by number, one for each seed; None failed. A p of 1/3 has the least log loss here."""
+    job = job_in(folder)
+    return [
+        (
+            Trial(number, job, {"training.epochs": number}),
+            job.training.model_copy(update={"seed": 5 + seed}),
+            None if p is None else trained(folder / f"runs/{number}-{seed}", p),
+        )
+        for number, of_seeds in networks.items()
+        for seed, p in enumerate(of_seeds)
+    ]
+
+
+def judge(data, tmp_path, networks: dict, objective=("log_loss",)) -> tuple[Findings, list[Result]]:
+    made = results(tmp_path, networks)
+    return finalists.judge(made, data[1], objective, "cpu"), made
+
+
+def test_the_winner_has_the_best_mean_over_the_seeds_not_the_best_training(data, tmp_path):
+    findings, _ = judge(data, tmp_path, {0: [0.6, 0.6], 1: [0.34, 0.9], 2: [0.4, 0.41]})
+
+    assert [each.number for each in findings.candidates] == [2, 0, 1]
+    assert findings.winner.seeds == (5, 6)
+    assert findings.winner.scores["log_loss"][0] == pytest.approx(-(np.log(0.4) + 2 * np.log(0.3)) / 3, abs=1e-4)
+    assert [gain.score for gain in findings.val] == ["log_loss", "accuracy", "rmse"]
+    assert findings.val[0].gain == pytest.approx(
+        findings.given.mean("log_loss") - findings.winner.mean("log_loss"), abs=1e-9
+    )
+    assert findings.headline().startswith("Trial 2 beats the given settings beyond noise: log loss 1.1")
+
+
+def test_where_no_finalist_is_better_the_given_settings_win_and_the_test_is_left_alone(data, tmp_path):
+    findings, made = judge(data, tmp_path, {0: [0.34, 0.34], 1: [0.34, 0.34], 2: [0.6, 0.6]})
+
+    assert findings.winner.number == 0
+    assert findings.headline() == (
+        "The given settings stay: none of the 2 finalists has a better log loss on val over 2 seeds."
+    )
+    assert finalists.measure_test(findings, made, data[1], Workspace(root=tmp_path), "cpu") == findings
+    assert not (tmp_path / "evaluations").exists()
+
+
+def test_a_finalist_with_a_failed_training_comes_after_those_without(data, tmp_path):
+    findings, _ = judge(data, tmp_path, {0: [0.5, 0.5], 1: [0.34, None], 2: [0.4, 0.4]})
+
+    assert [each.number for each in findings.candidates] == [2, 0, 1]
+    assert findings.candidates[-1].failed == (6,)
+
+
+def test_without_the_given_settings_there_is_a_winner_and_no_gain(data, tmp_path):
+    findings, made = judge(data, tmp_path, {0: [None, None], 1: [0.4, 0.4]})
+
+    assert findings.winner.number == 1
+    assert findings.val == ()
+    assert "not known, since their training failed" in findings.headline()
+    assert finalists.measure_test(findings, made, data[1], Workspace(root=tmp_path), "cpu") == findings
+
+
+def test_where_all_trainings_fail_there_is_no_winner(data, tmp_path):
+    with pytest.raises(TrainingFailed, match="every training of the finalists failed"):
+        judge(data, tmp_path, {0: [None], 1: [None]})
+
+
+def test_of_one_seed_nothing_is_said_to_be_beyond_noise(data, tmp_path):
+    findings, _ = judge(data, tmp_path, {0: [0.9], 1: [0.34]})
+
+    assert findings.val[0].low > 0
+    assert findings.headline().endswith("is not known from one seed; raise --seeds-per-trial.")
+
+
+def test_another_first_objective_may_have_another_winner(data, tmp_path):
+    networks = {0: [0.2, 0.2], 1: [0.34, 0.34], 2: [0.3, 0.3]}
+
+    assert judge(data, tmp_path / "a", networks)[0].winner.number == 1
+    by_rmse, _ = judge(data, tmp_path / "b", networks, ("rmse", "log_loss"))
+    assert by_rmse.winner.number != 1  # never predicting the lowest class is less wrong in items
+    assert by_rmse.objective == ("rmse", "log_loss")
+
+
+def test_the_test_says_what_the_same_trainings_gain_there_and_is_predicted_once(data, tmp_path):
+    findings, made = judge(data, tmp_path, {0: [0.6, 0.6], 1: [0.35, 0.36], 2: [0.5, 0.5]})
+    workspace = Workspace(root=tmp_path)
+
+    tested = finalists.measure_test(findings, made, data[1], workspace, "cpu")
+
+    assert tested.candidates == findings.candidates
+    assert tested.val == findings.val
+    assert tested.test[0].gain == pytest.approx(tested.val[0].gain)  # these networks are the same on every picture
+    assert tested.about_test().startswith("On the test, by which nothing was chosen: log loss 1.0")
+    kept = sorted(tmp_path.glob("evaluations/*/predictions.parquet"))
+    assert len(kept) == 3  # 0.6 twice is one network; and trial 2 was not tested
+    times = [path.stat().st_mtime_ns for path in kept]
+    assert finalists.measure_test(findings, made, data[1], workspace, "cpu") == tested
+    assert [path.stat().st_mtime_ns for path in kept] == times
+
+
+def searched(data, folder: Path, losses: list[float | None], **tuning) -> Search:
+    """A search whose trials had these val losses; None failed."""
+    search = Search.open(job_in(folder, trials=len(losses), **tuning), data[1])
+    for loss in losses:
+        trial = search.ask()
+        if loss is None:
+            search.fail(trial, "the loss was not a number")
+            continue
+        search.complete(trial, Trained(folder, 1, 3, 0.5, loss, 1.0, 1.0, val_log_loss=loss))
+    return search
+
+
+def test_the_given_settings_and_the_best_three_are_trained_with_the_same_seeds_the_first_seeds_first(data, tmp_path):
+    planned = finalists.plan(searched(data, tmp_path, [1.5, 1.2, 1.4, 1.1, 1.3]))
+
+    assert [(trial.number, training.seed) for trial, training in planned] == [
+        (number, seed) for seed in (5, 6, 7) for number in (0, 3, 1, 4)
+    ]
+    for trial, training in planned:
+        assert training.model_copy(update={"seed": 5}) == trial.job.training
+
+
+def test_given_settings_that_are_among_the_best_take_no_finalists_place(data, tmp_path):
+    planned = finalists.plan(searched(data, tmp_path, [1.0, 1.2, 1.4, 1.1, 1.3], seeds_per_trial=1))
+
+    assert [trial.number for trial, _ in planned] == [0, 3, 1, 4]
+
+
+def test_given_settings_that_failed_are_not_trained_again(data, tmp_path):
+    planned = finalists.plan(searched(data, tmp_path, [None, 1.2, None], seeds_per_trial=2))
+
+    assert [trial.number for trial, _ in planned] == [1, 1]
+
+
+def test_the_seeds_of_models_of_several_networks_do_not_overlap():
+    training = TrainConfig(members=4, seed=10)
+
+    every = [member.seed for number in range(3) for member in finalists._with_seed(training, number).each_member()]
+
+    assert every == list(range(10, 22))
+
+
+def test_a_search_without_a_complete_trial_says_so(data, tmp_path):
+    with pytest.raises(TrainingFailed, match="none of the 2 trials came to its end"):
+        finalists.plan(searched(data, tmp_path, [None, None]))
+
+
+def test_the_winners_file_is_a_whole_settings_file_and_the_workspaces_last(tmp_path):
+    job = job_in(tmp_path).replace(training=TrainConfig(optimizer="sgd", learning_rate=0.02))
+    folder = tmp_path / "tuning" / "a-search"
+
+    path = winner.write(folder, job, "The winner of the search a-search. " + "It is better. " * 20)
+
+    assert path == winner.latest(tmp_path) == tmp_path / "tuning" / "best.toml"
+    assert settings_file.read(path) == job
+    assert settings_file.read(path).training.weight_decay == 1e-4  # what follows from the optimizer
+    assert path.read_bytes() == (folder / "best.toml").read_bytes()
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# The winner of the search a-search.")
+    assert max(map(len, lines)) <= 120
+    assert 'device = "cpu"' not in path.read_text()  # auto stays auto
+
+
+def test_another_winner_replaces_the_workspaces_last_and_not_the_first_searchs(tmp_path):
+    first, second = job_in(tmp_path), job_in(tmp_path).replace(training=TrainConfig(epochs=3))
+    winner.write(tmp_path / "tuning" / "first", first, "The first.")
+
+    winner.write(tmp_path / "tuning" / "second", second, "The second.")
+
+    assert settings_file.read(winner.latest(tmp_path)) == second
+    assert settings_file.read(tmp_path / "tuning" / "first" / "best.toml") == first
