@@ -42,7 +42,7 @@ def tune(
     tuning: forms.Tuning = TuneConfig(),
     workspace: forms.WorkspacePath = DEFAULT_WORKSPACE,
     fetch: bool = True,
-    register: bool = False,
+    register_winner: bool = False,
     others: forms.OthersOfTune = None,
 ) -> SearchResult:
     """Fetch what is new, train with many settings, and name the best: its settings become best.toml in the workspace.
@@ -51,7 +51,7 @@ def tune(
 
     Args:
         fetch: bring the dataset up to date first; else the last snapshot is trained on
-        register: register the winner's model too, and promote it if it is better
+        register_winner: register the winner's model too, and promote it if it is better
     """
     given = Job(
         data=data,
@@ -74,6 +74,6 @@ def tune(
         timings |= prepare(**given.sections("data", "images", "runner", "workspace")).timings
     snapshot = preflight.find_snapshot(given)
     found, best = search_settings(given, snapshot, timings)
-    if register:
+    if register_winner:
         found = replace(found, registered=train(**best.sections(*TRAIN_SECTIONS), snapshot=snapshot.digest))
     return found

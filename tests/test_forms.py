@@ -14,7 +14,7 @@ from bincount.settings import SECTIONS, DataConfig, Job, RetrainConfig, TrainCon
 from flows import audit, prepare, retrain, run, train, tune
 
 FLOWS = (run.run, retrain.retrain, train.train, prepare.prepare, audit.audit, tune.tune)
-NO_SETTINGS = {"scored_by", "fetch", "register"}
+NO_SETTINGS = {"scored_by", "fetch", "register_winner"}
 each_flow = pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
 
 

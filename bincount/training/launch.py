@@ -67,7 +67,7 @@ def train_in_subprocess(
         on_epoch(run_folder.read_history(folder))
         return trained
 
-    logger.info("starting the process that trains")
+    logger.info("%s", _named("starting the process that trains", name))
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.remove_errors(folder)
     path = run_folder.write_request(request)
@@ -167,13 +167,13 @@ def read_history_so_far(folder: Path) -> list[dict]:
         return []
 
 
-def _relay(lines: Iterable[str], name: str = "") -> list[str]:
+def _relay(lines: Iterable[str], training: str = "") -> list[str]:
     """Log lines of the form `LEVEL message`, show the progress in others, and return the last lines that were logged.
 
     A line of another form keeps the last level.
     """
     level, last_lines = logging.INFO, deque(maxlen=LINES_IN_ERROR)
-    with Relayed(logger, name) as progress:
+    with Relayed(logger, training) as progress:
         for line in lines:
             name, _, message = line.rstrip().partition(" ")
             if name == RELAYED:
@@ -183,9 +183,13 @@ def _relay(lines: Iterable[str], name: str = "") -> list[str]:
                 level = logging.getLevelNamesMapping()[name]
             else:
                 message = line.rstrip()
-            logger.log(level, "%s", f"{name}: {message}" if name else message)
+            logger.log(level, "%s", _named(message, training))
             last_lines.append(message)
     return list(last_lines)
+
+
+def _named(message: str, training: str) -> str:
+    return f"{training}: {message}" if training else message
 
 
 def _stop(process: subprocess.Popen, *, alone: bool) -> None:

@@ -60,8 +60,7 @@ def tune(
 ) -> None:
     """Search the settings that train the best model: many trainings, the best of them again with other seeds.
 
-    The winner's settings are written as a file for --config. A search that was stopped goes on where it was, and one
-    that came to its end is extended with more --trials.
+    The winner's settings become a file for --config. A search that was stopped goes on; more --trials extend it.
     """
     from bincount import preflight
     from bincount.data import source
@@ -89,7 +88,7 @@ def tune(
         from flows import summary
         from flows import tune as flow
 
-        result = flow.tune(**sections(job), fetch=fetch, register=register)
+        result = flow.tune(**sections(job), fetch=fetch, register_winner=register)
         console.show(pages.of_search(result.search, result.findings, result.spent))
         if result.registered:
             console.show(console.decision_last(summary.of_train(result.registered)))
