@@ -289,7 +289,8 @@ def _tiles(search: Search, findings: Findings, spent: str) -> list[tuple[str, st
     complete = int((table["state"] == "complete").sum())
     tiles.append(("trials", f"{len(table):,}", count_states(table) if complete < len(table) else "all complete"))
     trained = table["seconds"].sum() / 3600
-    return [*tiles, ("training", f"{trained:.1f} h" if trained >= 1 else f"{60 * trained:.0f} min", spent)]
+    hours = f"{trained:.1f} h" if trained >= 1 else f"{60 * trained:.0f} min"
+    return [*tiles, ("training, all trials", hours, f"the search took {spent}")]
 
 
 def _sizes(findings: Findings) -> str:
