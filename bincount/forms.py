@@ -33,6 +33,7 @@ from bincount.settings import (
     Job,
     RetrainConfig,
     TrainConfig,
+    TuneConfig,
 )
 
 # What most people change. Forms, help and the reference begin with it: for each flow and command ten settings at most,
@@ -43,6 +44,7 @@ COMMON: dict[str, tuple[str, ...]] = {
     "training": ("model", "epochs", "learning_rate", "device"),
     "retraining": ("min_new_images",),
     "audit": ("folds",),
+    "tuning": ("trials",),
 }
 COMMON_OUTSIDE = ("workspace",)  # of sections
 
@@ -192,6 +194,7 @@ Images = Annotated[ImageConfig, Shown("images"), _filled("images")]
 Training = Annotated[TrainConfig, Shown("training"), _filled("training")]
 Retraining = Annotated[RetrainConfig, Shown("retraining"), _filled("retraining")]
 Audit = Annotated[AuditConfig, Shown("audit"), _filled("audit")]
+Tuning = Annotated[TuneConfig, Shown("tuning"), _filled("tuning")]
 Hidden = SkipJsonSchema
 # Its description, since a form drops that of a Field.
 WorkspacePath = Annotated[
@@ -206,4 +209,5 @@ OthersOfTrain = Annotated[Job | None, Closed(*_OF_TRAIN), _LAST]
 OthersOfRun = Annotated[Job | None, Closed(*_OF_TRAIN, "runner"), _LAST]
 _OF_RETRAIN = (*_OF_TRAIN, "runner", "retraining", "drift", "retention")
 OthersOfRetrain = Annotated[Job | None, Closed(*_OF_RETRAIN), _LAST]
+OthersOfTune = Annotated[Job | None, Closed(*_OF_TRAIN, "runner", "tuning"), _LAST]
 OthersOfAudit = Annotated[Job | None, Closed(*_OF_TRAIN, "runner", "audit"), _LAST]

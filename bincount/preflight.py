@@ -5,6 +5,7 @@ The checks change nothing, and read nothing that takes long.
 """
 
 import errno
+import importlib.util
 import os
 import tempfile
 from collections.abc import Sequence
@@ -94,6 +95,25 @@ def check_audit(job: Job, scored_by: str, *, fetch: bool = True) -> None:
             f"the weights {job.training.weights} are of a model that has seen the bins of all folds, which its "
             "successors are to judge; give --weights imagenet or none"
         )
+
+
+def check_tune(job: Job, *, fetch: bool = True) -> None:
+    """Raise an error where the settings of a job, or without fetch of its last snapshot, cannot be searched."""
+    for package in ("optuna", "plotly"):
+        if importlib.util.find_spec(package) is None:
+            raise SettingsError(f"bincount tune needs {package}; run `pip install 'bincount-pipeline[tune]'`")
+    from bincount.tuning import budget, search  # here, since it is an extra that others need not have
+
+    if fetch:
+        check_prepare(job)
+    else:
+        check_writable(job.workspace)
+    classes = job.data.class_set if fetch else find_snapshot(job).classes
+    check_training(job, classes)
+    search.check(job, classes)
+    budget.check(job)
+    if job.launch.nnodes > 1:
+        raise SettingsError("a trial trains on one host; leave --nnodes out, or train on several with --on-pool")
 
 
 def check_scorer(job: Job, scored_by: str) -> None:

@@ -179,21 +179,21 @@ def relay_to(write: Callable[[str], object]) -> None:
 
 
 class Relayed:
-    """The progress that lines of another process pass on, shown here; use as a context manager."""
+    """The progress that lines of another process pass on, shown here after a name; use as a context manager."""
 
-    def __init__(self, logger: logging.Logger):
-        self._logger = logger
+    def __init__(self, logger: logging.Logger, name: str = ""):
+        self._logger, self._name = logger, name
         self._progress: Progress | None = None
 
     def show(self, text: str) -> None:
         """Show what a line says after its first word; one that was cut off says nothing."""
         with suppress(ValueError, TypeError, KeyError):
             state = json.loads(text)
-            known = self._progress
-            if known is None or (known.description, known.total) != (state["description"], state["total"]):
+            known, description = self._progress, ", ".join(filter(None, [self._name, state["description"]]))
+            if known is None or (known.description, known.total) != (description, state["total"]):
                 self.close()
                 self._progress = Progress(
-                    state["description"], state["total"], state["unit"], self._logger, done=state["done"]
+                    description, state["total"], state["unit"], self._logger, done=state["done"]
                 ).__enter__()
             self._progress.reach(state["done"], state["note"])
 

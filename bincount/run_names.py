@@ -10,7 +10,7 @@ from typing import Any
 from bincount.errors import mask_address
 from bincount.settings import SECTIONS
 
-WITH_A_MODEL = ("run", "retrain", "train")
+WITH_A_MODEL = ("run", "retrain", "train", "tune")
 FLOWS = (*WITH_A_MODEL, "prepare", "audit")  # of deployments
 # Flows of models that were trained before, with the parameters that name these.
 WITH_TRAINED = {"evaluate": ("model",), "promote": ("model",), "compare": ("first", "second"), "audit": ("scored_by",)}

@@ -324,6 +324,11 @@ class RetrainConfig(Frozen):
         description="price of an hour of the machine, for the page of the run; 0: not known",
     )
     currency: str = Field("USD", min_length=1, max_length=10, description="currency of the price")
+    settings: Path | None = Field(
+        None,
+        description="TOML file of settings, such as tuning/best.toml in the workspace: its images and training count "
+        "where none are set; while there is no such file, nothing changes",
+    )
 
 
 class DriftConfig(Frozen):

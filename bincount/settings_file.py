@@ -1,6 +1,7 @@
 """Files of settings: the sections of Job as TOML or YAML, read and written."""
 
 import json
+import logging
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 from bincount.errors import SettingsError, mask_credentials
 from bincount.mistakes import explain_values, names_of, suggest, takes
 from bincount.settings import SECTIONS, Job
+
+logger = logging.getLogger(__name__)
 
 HEADER = """\
 # Settings of bincount, for --config FILE. Flags, and the environment variables that descriptions name, override them.
@@ -33,6 +36,19 @@ def read(path: Path) -> Job:
     if mistakes:
         raise SettingsError("\n".join(mistakes))
     return Job(**sections)
+
+
+def fill(job: Job, path: Path | None) -> Job:
+    """Return a job with the images and the training of a file where the job sets none, or as it is without a file.
+
+    Raises SettingsError where there is a file that cannot be read.
+    """
+    if path is None or not path.exists():
+        return job
+    found = read(path)
+    logger.info("settings of images and training that are not set are those of %s", path)
+    filled = job.replace(images=found.images, training=found.training)
+    return filled.override(Job(images=job.images, training=job.training))
 
 
 def write(job: Job) -> str:

@@ -62,6 +62,11 @@ class Workspace(Frozen):
         """The folder of searches of settings, each in a folder of its own."""
         return self.root / "tuning"
 
+    @property
+    def search_lock(self) -> Path:
+        """The lock that a search holds while it is at work."""
+        return self.tuning / ".lock"
+
     def weights(self, digest: str) -> Path:
         """Return the path of a file of weights that trainings start from, named by the digest of its content."""
         return self.root / "weights" / f"{digest[:16]}.safetensors"

@@ -164,11 +164,13 @@ def _set_up_automations(
 
 
 def _set_up_deployments(client: SyncPrefectClient, project: Project, pools: Iterable[str]) -> Iterable[Change]:
-    """Deploy what is for these pools, and for pools that are not made here; what was paused stays so."""
+    """Deploy what is for these pools, and for pools that are not made here; what was switched off or on stays so."""
     before = _definitions(client)
     left_out = project.names("gpu") if "gpu" not in pools else set()
     project.deploy(_environment(nightly_parameters(client)), but=left_out)
-    _pause(client, {deployment_id for deployment_id, definition in before.items() if definition["paused"]})
+    scheduled = {each: definition["paused"] for each, definition in before.items() if definition["schedules"]}
+    _switch(client, {each for each, was_paused in scheduled.items() if was_paused}, on=False)
+    _switch(client, {each for each, was_paused in scheduled.items() if not was_paused}, on=True)
     for deployment_id, definition in _definitions(client).items():
         unchanged = definition == before.get(deployment_id)
         outcome = "there already" if unchanged else "updated" if deployment_id in before else "created"
@@ -263,13 +265,13 @@ def _has_gpu(client: SyncPrefectClient, names: Iterable[str]) -> bool:
     return True
 
 
-def _pause(client: SyncPrefectClient, deployment_ids: Iterable[UUID]) -> None:
-    """Stop the schedules again that the deploying has started."""
+def _switch(client: SyncPrefectClient, deployment_ids: Iterable[UUID], *, on: bool) -> None:
+    """Switch the schedules off again that the deploying has started, or on again that it has stopped."""
     for deployment_id in deployment_ids:
         deployment = client.read_deployment(deployment_id)
-        if not is_paused(deployment):
+        if is_paused(deployment) == on:
             for schedule in deployment.schedules:
-                client.update_deployment_schedule(deployment_id, schedule.id, active=False)
+                client.update_deployment_schedule(deployment_id, schedule.id, active=on)
 
 
 def _definitions(client: SyncPrefectClient) -> dict[UUID, dict]:

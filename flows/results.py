@@ -1,6 +1,8 @@
 """The results that flows return."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bincount.auditing import Audited
 from bincount.data.balance import ClassBalance
@@ -16,6 +18,10 @@ from bincount.retention import Removed
 from bincount.tracking.registry import Version
 from bincount.training.run_folder import Trained
 from flows.timing import Timings
+
+if TYPE_CHECKING:  # they import Optuna, which need not be installed
+    from bincount.tuning.finalists import Findings
+    from bincount.tuning.search import Search
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,21 @@ class AuditResult:
     registered: TrainedModel | None
     timings: Timings
     page: str = ""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search of settings that came to its end, and where registered, the model of its winner.
+
+    spent says what it took, and why it ended early where it did.
+    """
+
+    search: "Search"
+    findings: "Findings"
+    spent: str
+    page: Path
+    registered: TrainedModel | None
+    timings: Timings
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
-from bincount import forms, preflight
+from bincount import forms, preflight, settings_file
 from bincount.environment import TAG
 from bincount.files import locked
 from bincount.settings import (
@@ -117,7 +117,7 @@ def retrain(
         retention=retention,
         workspace=workspace,
     ).override(others)
-    retraining = job.retraining
+    job, retraining = settings_file.fill(job, job.retraining.settings), job.retraining
     preflight.check_run(job)
     timings = Timings()
     with only_nightly_run(workspace):

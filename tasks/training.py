@@ -1,8 +1,9 @@
 """Training as tasks."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -82,9 +83,27 @@ def _train(
             parent = start_training(runs, whole, snapshot, whole_folder, tags, folds=num_folds)
         return runs, start_training(runs, job, snapshot, folder, tags, parent, folds=fold)
 
-    request = Request(snapshot, pack, job.images, job.training, folder, fold)
-    with LiveRun(start, folder / "debug") as run:
-        return train_in_subprocess(request, on_epoch=run.log, launch=job.launch)
+    return train_recorded(Request(snapshot, pack, job.images, job.training, folder, fold), job, start)
+
+
+def train_recorded(
+    request: Request,
+    job: Job,
+    start: Callable[[], tuple[Runs, str]],
+    on_epoch: Callable[[list[dict]], None] = lambda history: None,
+    **options: Any,
+) -> Trained:
+    """Train in processes of its own, with the curves live in the run that start has begun in MLflow.
+
+    options are those of train_in_subprocess.
+    """
+    with LiveRun(start, request.folder / "debug") as run:
+
+        def record(history: list[dict]) -> None:
+            run.log(history)
+            on_epoch(history)
+
+        return train_in_subprocess(request, on_epoch=record, launch=job.launch, **options)
 
 
 def choose_arithmetic(training: TrainConfig) -> TrainConfig:

@@ -24,7 +24,7 @@ from bincount.settings import (
     RunnerConfig,
     TrainConfig,
 )
-from flows import audit, evaluate, prepare, promote, retrain, run, train, usage
+from flows import audit, evaluate, prepare, promote, retrain, run, train, tune, usage
 from flows.cli import app
 
 FLOWS = (
@@ -36,6 +36,7 @@ FLOWS = (
     run.run,
     retrain.retrain,
     audit.audit,
+    tune.tune,
 )
 WORDS = {
     "predict": ["x.jpg"],

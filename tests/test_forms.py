@@ -11,10 +11,10 @@ from bincount import forms
 from bincount.errors import SettingsError
 from bincount.problem import Classes
 from bincount.settings import SECTIONS, DataConfig, Job, RetrainConfig, TrainConfig
-from flows import audit, prepare, retrain, run, train
+from flows import audit, prepare, retrain, run, train, tune
 
-FLOWS = (run.run, retrain.retrain, train.train, prepare.prepare, audit.audit)
-OF_AUDIT = {"scored_by", "fetch"}  # which are no settings
+FLOWS = (run.run, retrain.retrain, train.train, prepare.prepare, audit.audit, tune.tune)
+NO_SETTINGS = {"scored_by", "fetch", "register"}
 each_flow = pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
 
 
@@ -36,7 +36,7 @@ def open_fields(schema: dict) -> list[str]:
             names += list(entry.get("properties", [name]))
         elif name == "snapshot":
             names.append(name)
-    return [name for name in names if name not in OF_AUDIT]
+    return [name for name in names if name not in NO_SETTINGS]
 
 
 def fields(entry: dict) -> Iterator[tuple[str, dict]]:
@@ -63,7 +63,7 @@ def test_every_setting_of_a_flow_is_in_its_form_once(flow):
     expected = {name for section in others for name in SECTIONS[section].model_fields}
     shown = [name for name, _ in fields(schema)]
     assert len(shown) == len(set(shown))
-    assert set(shown) - {"workspace", "snapshot"} - OF_AUDIT == expected
+    assert set(shown) - {"workspace", "snapshot"} - NO_SETTINGS == expected
 
 
 @each_flow

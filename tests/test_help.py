@@ -11,7 +11,7 @@ from bincount import forms
 from bincount.settings import SECTIONS
 from flows.cli import app
 
-MANY = ("run", "retrain", "prepare", "train", "audit", "config")
+MANY = ("run", "retrain", "prepare", "train", "tune", "audit", "config")
 COMMON = [f"--{name.replace('_', '-')}" for names in forms.COMMON.values() for name in names] + ["--workspace"]
 
 
@@ -30,7 +30,7 @@ def test_help_begins_with_the_common_settings_in_the_order_of_forms(command, fla
     shown = flags(help_of(command, capsys, flag))
     common = [name for name in COMMON if name in shown]
     assert shown[: len(common)] == common
-    assert len(common) <= (11 if command == "config" else 10)  # which has those of all commands
+    assert len(common) <= (12 if command == "config" else 10)  # which has those of all commands
 
 
 @pytest.mark.parametrize("command", MANY)
@@ -40,7 +40,8 @@ def test_help_ends_there_and_says_how_many_more_there_are_and_how_they_are_shown
     assert f"{len(left_out)} more settings, of Data, Images," in short
     assert f"`bincount {command} --help-all` shows them." in " ".join(short.split())
     assert "more settings" not in whole
-    assert set(flags(short)) - set(COMMON) <= {"--config", "--snapshot", "--scored-by", "--fetch", "--to"}
+    own = {"--config", "--snapshot", "--scored-by", "--fetch", "--to", "--register"}
+    assert set(flags(short)) - set(COMMON) <= own
     assert len(short.splitlines()) <= 45
 
 
@@ -52,7 +53,7 @@ def test_help_fits_eighty_columns(command, flag, capsys):
 
 def test_all_settings_stand_under_their_headings(capsys):
     shown = help_of("retrain", capsys)
-    others = help_of("audit", capsys) + help_of("serve", capsys)
+    others = help_of("audit", capsys) + help_of("serve", capsys) + help_of("tune", capsys)
     headings = re.findall(r"^╭─ ([A-Z][a-z ]+) ─", shown, re.MULTILINE)
     assert headings[:4] == ["Most used settings", "Other options", "Data", "Images"]
     expected = {f"--{name.replace('_', '-')}" for model in SECTIONS.values() for name in model.model_fields}

@@ -297,7 +297,7 @@ def shown(worker: tuple | None, is_paused: bool = False, *deployments: tuple) ->
 
 
 ONLINE = ("ONLINE", AFTER)
-DEPLOYED = ("retrain/nightly", "audit/audit", "run/train", "run/train-gpu")
+DEPLOYED = ("retrain/nightly", "audit/audit", "tune/tune", "run/train", "run/train-gpu")
 READY = ("nightly", [TAG], "cpu", "READY", AFTER)
 
 
@@ -324,7 +324,7 @@ def test_the_stack_is_up_when_its_worker_has_asked_for_runs_since_it_was_started
 
 def test_the_deployments_that_come_with_the_package_name_flows_that_exist():
     project = Project.of_file(None)
-    assert project.names() == {"nightly", "audit", "train", "train-gpu"}
+    assert project.names() == {"nightly", "audit", "tune", "train", "train-gpu"}
     for entry in yaml.safe_load(project.prefect_file.read_text())["deployments"]:
         module, _, name = entry["entrypoint"].rpartition(".")
         assert callable(getattr(importlib.import_module(module), name))
@@ -744,7 +744,7 @@ def test_once_the_stack_is_up_nothing_on_its_pages_is_red_and_a_run_could_start(
     assert worker.status.value == "ONLINE"
     assert {queue.status.value for queue in client.read_work_queues(work_pool_name="cpu")} == {"READY"}
     found = client.read_deployments()
-    assert {each.name: each.status.value for each in found} == dict.fromkeys(("nightly", "audit", "train"), "READY")
+    assert {each.name: each.status.value for each in found} == dict.fromkeys(("nightly", "audit", "tune", "train"), "READY")
 
 
 @pytest.mark.services

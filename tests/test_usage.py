@@ -20,6 +20,7 @@ from bincount.settings import (
     RunnerConfig,
     ServeConfig,
     TrainConfig,
+    TuneConfig,
 )
 from bincount.workspace import Workspace
 from flows import usage
@@ -114,6 +115,7 @@ ALL = {
         RetentionConfig,
         RunnerConfig,
         ServeConfig,
+        TuneConfig,
     )
 }
 A_RUN = ALL[DataConfig] | ALL[ImageConfig] | ALL[TrainConfig] | ALL[RegistryConfig] | ALL[PromotionConfig]
@@ -122,7 +124,8 @@ NIGHTLY = ALL[RetrainConfig] | ALL[DriftConfig] | ALL[RetentionConfig]
 OPTIONS = {
     "run": A_RUN,
     "retrain": A_RUN | NIGHTLY,
-    "config": A_RUN | NIGHTLY | ALL[AuditConfig] | ALL[ServeConfig],
+    "config": A_RUN | NIGHTLY | ALL[AuditConfig] | ALL[ServeConfig] | ALL[TuneConfig],
+    "tune": A_RUN | ALL[TuneConfig] | {"price_per_hour", "currency", "fetch", "register"},
     "audit": A_RUN | ALL[AuditConfig] | {"scored_by", "fetch", "to"},
     "prepare": ALL[DataConfig] | ALL[ImageConfig] | ALL[RunnerConfig] | {"workspace"},
     "train": A_RUN - ALL[DataConfig] - ALL[RunnerConfig] | DATASET | {"snapshot"},

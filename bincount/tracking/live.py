@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 30  # seconds between two tries while MLflow is away; the first is 1 s, and each twice the one before
 FOLDS_PARAM = "folds"  # of a run: the fold that was not trained on, or the number of folds of a mean of networks
+TRIAL_TAG = "trial"  # of a run that is below that of a search: its number there
 LONGEST_PLACE = 60  # characters of a source in a run's name
 SECONDS_TO_END = 5  # to write what is left when a training ends; Prefect gives a cancelled flow 10 s in all
 
@@ -46,15 +47,16 @@ def start_training(
     parent: str = "",
     *,
     folds: Fold | int | None = None,
+    trial: int | None = None,
 ) -> str:
     """Start the run of the training in a folder, or resume it, with all that is known before; return its id.
 
-    tags say what has started it: its flow and its user, where they are known. parent is the id of the run of the model
-    that the training is a member of. folds is the fold that is not trained on, or for the mean of the networks of
-    several folds their number.
+    tags say what has started it: its flow and its user, where they are known. parent is the id of the run that shows
+    this one below it: of the model that the training is a member of, or of the search that it is a trial of, with this
+    number. folds is the fold that is not trained on, or for the mean of the networks of several folds their number.
     """
     params = {**job.images.model_dump(), **job.training.model_dump()} | ({FOLDS_PARAM: folds} if folds else {})
-    known = {**tags, **describe_training(job, snapshot)}
+    known = {**tags, **describe_training(job, snapshot), **({TRIAL_TAG: trial} if trial is not None else {})}
     about = {
         MLFLOW_RUN_NOTE: _describe_run(job, snapshot),
         MLFLOW_SOURCE_NAME: f"bincount {tags['flow']}" if tags.get("flow") else "bincount",
@@ -66,7 +68,7 @@ def start_training(
         folder.name,
         params,
         known,
-        title=name_run(job, snapshot, datetime.now(UTC), is_member=bool(parent), folds=folds),
+        title=name_run(job, snapshot, datetime.now(UTC), is_member=bool(parent), folds=folds, trial=trial),
         about={name: value for name, value in about.items() if value},
         parent=parent,
     )
@@ -75,7 +77,13 @@ def start_training(
 
 
 def name_run(
-    job: Job, snapshot: Snapshot, start: datetime, *, is_member: bool = False, folds: Fold | int | None = None
+    job: Job,
+    snapshot: Snapshot,
+    start: datetime,
+    *,
+    is_member: bool = False,
+    folds: Fold | int | None = None,
+    trial: int | None = None,
 ) -> str:
     """Name a run for people: `resnet34 on aft-vbi-pds, 2026-11-27 21:40`; the time is UTC."""
     training = job.training
@@ -83,6 +91,7 @@ def name_run(
     model += f" of {folds} folds" if isinstance(folds, int) else ""
     seed = f", seed {training.seed}" if is_member else ""
     seed += f", without {folds}" if isinstance(folds, Fold) else ""
+    model = f"trial {trial}, {model}" if trial is not None else model
     return f"{model} on {place(snapshot.source)}{seed}, {start.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure  # which takes a second to import
 
 RUN_TAG = "bincount.run"
+SEARCH_TAG = "bincount.search"  # of the run of a search, whose trials are below it: its name
 NOTE_TAG = "bincount.note"  # the digest of the description that this library has written
 LONGEST_PARAM = 6000
 GRID_PIXELS = 800  # of the longer side
@@ -93,16 +94,20 @@ class Runs:
         return found[0] if found else None
 
     def end(self, run_id: str, status: str) -> None:
-        """End a run as FINISHED, FAILED or KILLED; a run that fails or is killed ends the one above it likewise."""
+        """End a run as FINISHED, FAILED or KILLED.
+
+        A member that fails or is killed ends the run of its model likewise; a search goes on without a trial.
+        """
         self.client.set_terminated(run_id, status)
         if status != "FINISHED" and (parent := self.client.get_run(run_id).data.tags.get(MLFLOW_PARENT_RUN_ID)):
             with ignore_missing():  # runs can be deleted in MLflow's pages
-                above = self.client.get_run(parent).info
-                if (above.status, above.lifecycle_stage) == ("RUNNING", "active"):
+                above = self.client.get_run(parent)
+                is_running = (above.info.status, above.info.lifecycle_stage) == ("RUNNING", "active")
+                if is_running and SEARCH_TAG not in above.data.tags:
                     self.client.set_terminated(parent, status)
 
     def find_stale(self, max_silence: Callable[[str], float]) -> dict[str, str]:
-        """Return the trainings that are RUNNING and have written nothing for too long: names by id.
+        """Return the trainings and searches that are RUNNING and have written nothing for too long: names by id.
 
         max_silence returns the seconds for which a run of a name may write nothing. Runs of other kinds are left alone.
         """
@@ -116,10 +121,9 @@ class Runs:
     def _last_sign(self, run: Run) -> int:
         """Return when a run, or one below it, has written something or ended, in milliseconds since 1970."""
         below = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}'"
-        members = (
-            self.client.search_runs([self.experiment_id], below) if run.data.params.get("members", "1") != "1" else []
-        )
-        return max(self._last_point(each) for each in (run, *members))
+        has_parts = SEARCH_TAG in run.data.tags or run.data.params.get("members", "1") != "1"
+        parts = self.client.search_runs([self.experiment_id], below) if has_parts else []
+        return max(self._last_point(each) for each in (run, *parts))
 
     def _last_point(self, run: Run) -> int:
         points = self.client.get_metric_history(run.info.run_id, names.TRAIN_LOSS)

@@ -40,14 +40,25 @@ MEMORY_SETTINGS = {
 }
 
 
+class Stop(BaseException):
+    """Raised by on_epoch or on_line to end a training before its end, as a cancellation does: with a checkpoint."""
+
+
 def train_in_subprocess(
-    request: Request, on_epoch: Callable[[list[dict]], None] = lambda history: None, launch: LaunchConfig = ONE_PROCESS
+    request: Request,
+    on_epoch: Callable[[list[dict]], None] = lambda history: None,
+    launch: LaunchConfig = ONE_PROCESS,
+    *,
+    on_line: Callable[[], None] = lambda: None,
+    threads: int | None = None,
+    name: str = "",
 ) -> Trained:
     """Run loop.fit in new processes, relay their log, and return the result; a finished training is not repeated.
 
     Raises the errors of fit. Any other end of the process is a TrainingFailed; calling again resumes from the last
     checkpoint. An exception here, such as a cancellation, stops the trainer first. on_epoch receives the records of all
-    epochs so far, after each epoch and at the end.
+    epochs so far, after each epoch and at the end; on_line is called several times a second. threads is how many the
+    processes on this host may use together [default: one a core]. name begins each line of the log.
     """
     folder = request.folder
     trained = run_folder.find_finished(folder)
@@ -64,7 +75,10 @@ def train_in_subprocess(
     with tempfile.TemporaryDirectory(prefix="bincount-", ignore_cleanup_errors=True) as rendezvous:  # of mode 700
         process = subprocess.Popen(
             _command(launch, path, Path(rendezvous)),
-            env=_environment(launch) | os.environ | _on_loopback(launch, Path(rendezvous)) | {PARENT_HOLDS_STDIN: "1"},
+            env=_environment(launch, threads)
+            | os.environ
+            | _on_loopback(launch, Path(rendezvous))
+            | {PARENT_HOLDS_STDIN: "1"},
             stdin=subprocess.PIPE,  # never written to: its end means that this process is gone
             start_new_session=True,  # Ctrl-C reaches this process alone, which stops the trainer with a checkpoint
             stdout=subprocess.PIPE,
@@ -73,11 +87,11 @@ def train_in_subprocess(
             errors="replace",
         )
         try:
-            last_lines = _relay(_follow(process.stdout, folder, on_epoch))
+            last_lines = _relay(_follow(process.stdout, folder, on_epoch, on_line), name)
             process.wait()
         finally:
             _stop(process, alone=launch.nproc_per_node == launch.nnodes == 1)
-            on_epoch(_read_history_so_far(folder))
+            on_epoch(read_history_so_far(folder))
     trained = Trained.read(folder)
     if trained is None:
         if error := run_folder.read_error(folder):
@@ -86,11 +100,11 @@ def train_in_subprocess(
     return trained
 
 
-def _environment(launch: LaunchConfig) -> dict[str, str]:
+def _environment(launch: LaunchConfig, threads: int | None = None) -> dict[str, str]:
     if launch.nproc_per_node == launch.nnodes == 1:
-        return MEMORY_SETTINGS
-    threads = max(1, os.cpu_count() // launch.nproc_per_node)  # torchrun's default is one a process
-    return MEMORY_SETTINGS | RESTART_SETTINGS | {"OMP_NUM_THREADS": str(threads)}
+        return MEMORY_SETTINGS | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    each = max(1, (threads or os.cpu_count()) // launch.nproc_per_node)  # torchrun's default is one a process
+    return MEMORY_SETTINGS | RESTART_SETTINGS | {"OMP_NUM_THREADS": str(each)}
 
 
 def _on_loopback(launch: LaunchConfig, rendezvous: Path) -> dict[str, str]:
@@ -129,20 +143,23 @@ def _command(launch: LaunchConfig, request: Path, rendezvous: Path) -> list[str]
     return [sys.executable, "-m", "torch.distributed.run", *options, *trainer]
 
 
-def _follow(lines: Iterable[str], folder: Path, on_epoch: Callable[[list[dict]], None]) -> Iterable[str]:
+def _follow(
+    lines: Iterable[str], folder: Path, on_epoch: Callable[[list[dict]], None], on_line: Callable[[], None]
+) -> Iterable[str]:
     """Yield the lines, and call on_epoch when there is a new record: the trainer logs a line after writing one."""
     last = []
     for line in lines:
         yield line
+        on_line()
         if line.startswith(RELAYED):
             continue
-        history = _read_history_so_far(folder)
+        history = read_history_so_far(folder)
         if history != last:
             on_epoch(history)
             last = history
 
 
-def _read_history_so_far(folder: Path) -> list[dict]:
+def read_history_so_far(folder: Path) -> list[dict]:
     """Read the records so far; none while the file is damaged, since the trainer writes it again after each epoch."""
     try:
         return run_folder.read_history(folder)
@@ -150,13 +167,13 @@ def _read_history_so_far(folder: Path) -> list[dict]:
         return []
 
 
-def _relay(lines: Iterable[str]) -> list[str]:
+def _relay(lines: Iterable[str], name: str = "") -> list[str]:
     """Log lines of the form `LEVEL message`, show the progress in others, and return the last lines that were logged.
 
     A line of another form keeps the last level.
     """
     level, last_lines = logging.INFO, deque(maxlen=LINES_IN_ERROR)
-    with Relayed(logger) as progress:
+    with Relayed(logger, name) as progress:
         for line in lines:
             name, _, message = line.rstrip().partition(" ")
             if name == RELAYED:
@@ -166,7 +183,7 @@ def _relay(lines: Iterable[str]) -> list[str]:
                 level = logging.getLevelNamesMapping()[name]
             else:
                 message = line.rstrip()
-            logger.log(level, "%s", message)
+            logger.log(level, "%s", f"{name}: {message}" if name else message)
             last_lines.append(message)
     return list(last_lines)
 

@@ -82,6 +82,15 @@ class Space(Frozen):
         """Return the space as Optuna takes it."""
         return {name: _distribution(name, values) for name, values in self.parameters.items()}
 
+    def describe(self) -> dict[str, str]:
+        """Return the space as people read it, by qualified name: `0.0001 to 0.1, log`, or `32, 64, 128`."""
+        return {
+            name: f"{values.low:g} to {values.high:g}{', log' if values.log else ''}"
+            if isinstance(values, Range)
+            else ", ".join(map(str, values))
+            for name, values in self.parameters.items()
+        }
+
     def where(self, name: str) -> str:
         """Return where a setting of the space is written, to begin a message with."""
         section, _, key = name.partition(".")

@@ -55,14 +55,15 @@ def _check_trainings(registry: Registry, workspace: Workspace) -> Finding:
 
 
 def _quiet_seconds(workspace: Workspace, name: str) -> float:
-    """Return for how many seconds the training in the run's folder of this name may log nothing."""
-    folder = workspace.root / "runs" / name
-    if not folder.is_dir():
+    """Return for how many seconds the training, or the search, in the folder of this name may log nothing."""
+    folder, search = workspace.root / "runs" / name, workspace.tuning / name
+    lock = workspace.search_lock if search.is_dir() else folder / ".lock"
+    if not (folder.is_dir() or search.is_dir()):
         return QUIET_ELSEWHERE_SECONDS
-    if not (folder / ".lock").exists():
+    if not lock.exists():
         return QUIET_SECONDS
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(lock, timeout=0):
             return QUIET_SECONDS
     except Timeout:
         return float("inf")

@@ -16,6 +16,7 @@ from bincount.settings import (
     RunnerConfig,
     ServeConfig,
     TrainConfig,
+    TuneConfig,
 )
 from flows.cli.options import (
     Audit,
@@ -32,6 +33,7 @@ from flows.cli.options import (
     Runner,
     Serving,
     Training,
+    Tuning,
 )
 from flows.cli.program import app
 
@@ -51,6 +53,7 @@ def config(
     retention: Retention = RetentionConfig(),
     audit: Audit = AuditConfig(),
     serving: Serving = ServeConfig(),
+    tuning: Tuning = TuneConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
     config: ConfigFile = None,
 ) -> None:
@@ -72,6 +75,7 @@ def config(
         retention=retention,
         audit=audit,
         serving=serving,
+        tuning=tuning,
         workspace=workspace,
     )
     print(settings_file.write(job), end="")

@@ -27,6 +27,7 @@ from bincount.settings import (
     RunnerConfig,
     ServeConfig,
     TrainConfig,
+    TuneConfig,
 )
 
 
@@ -64,6 +65,8 @@ COMPARISON, SERVERS = ComparisonConfig(), ServerConfig()
 JudgementConfig = some_of(AuditConfig, "min_confidence", "error_rate")
 JUDGEMENT = JudgementConfig()
 CAPTURED = CapturedConfig()
+PriceConfig = some_of(RetrainConfig, "price_per_hour", "currency")
+PRICE = PriceConfig()
 
 Data = Annotated[DataConfig, _group("data")]
 Dataset = Annotated[DatasetConfig, _group("data")]
@@ -82,6 +85,8 @@ Drift = Annotated[DriftConfig, _group("drift")]
 Retention = Annotated[RetentionConfig, _group("retention")]
 Audit = Annotated[AuditConfig, _group("audit")]
 Serving = Annotated[ServeConfig, _group("serving")]
+Tuning = Annotated[TuneConfig, _group("tuning")]
+Price = Annotated[PriceConfig, _group("retraining")]
 Judgement = Annotated[JudgementConfig, _group("audit")]
 Runner = Annotated[RunnerConfig, _group("runner")]
 Root = Annotated[Path, Parameter(name="--workspace", help=WORKSPACE_HELP)]

@@ -32,6 +32,7 @@ KEPT = {
     "audit": "what was fetched, trained up to the last checkpoint and scored is kept",
     "prepare": "what was fetched and packed is kept",
     "train": "the last checkpoint is kept",
+    "tune": "the trials that ended, and the last checkpoints of the others, are kept",
     "evaluate": "nothing was changed",
     "compare": "nothing was changed",
     "promote": "the champion is changed as a whole or not at all",
