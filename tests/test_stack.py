@@ -744,7 +744,9 @@ def test_once_the_stack_is_up_nothing_on_its_pages_is_red_and_a_run_could_start(
     assert worker.status.value == "ONLINE"
     assert {queue.status.value for queue in client.read_work_queues(work_pool_name="cpu")} == {"READY"}
     found = client.read_deployments()
-    assert {each.name: each.status.value for each in found} == dict.fromkeys(("nightly", "audit", "tune", "train"), "READY")
+    assert {each.name: each.status.value for each in found} == dict.fromkeys(
+        ("nightly", "audit", "tune", "train"), "READY"
+    )
 
 
 @pytest.mark.services

@@ -202,7 +202,7 @@ def test_the_test_says_what_the_same_trainings_gain_there_and_is_predicted_once(
     assert tested.test[0].gain == pytest.approx(tested.val[0].gain)  # these networks are the same on every picture
     assert tested.about_test().startswith("On the test, by which nothing was chosen: log loss 1.100 against")
     kept = sorted(tmp_path.glob("evaluations/*/predictions.parquet"))
-    assert len(kept) == 3  # 0.6 twice is one network; and trial 2 was not tested
+    assert len(kept) == 4  # two seeds each; trial 2 was not tested
     times = [path.stat().st_mtime_ns for path in kept]
     assert finalists.measure_test(findings, made, data[1], workspace, "cpu") == tested
     assert [path.stat().st_mtime_ns for path in kept] == times
