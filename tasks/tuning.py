@@ -59,7 +59,7 @@ def start_search(job: Job, search: Search, snapshot: Snapshot) -> str:
 
 @task(name="end search", task_run_name="end search {search.name}", **MLFLOW_RETRIES)
 def end_search(search: Search, snapshot: Snapshot, findings: Findings, spent: str, run_id: str, page: Path) -> None:
-    """Record in MLflow what a search has found, with its page, its trials and the winner's settings, and end its run."""
+    """Record in MLflow what a search has found, its page, its trials and the winner's settings, and end its run."""
     searches.end_search(
         open_registry(search.job).runs,
         run_id,

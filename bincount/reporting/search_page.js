@@ -50,7 +50,7 @@ function themed(figure) {
       paper_bgcolor: "transparent",
       plot_bgcolor: "transparent",
       font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif", size: 12, color: soft },
-      margin: { l: 10, r: 16, t: 26, b: 10 },
+      margin: { l: 10, r: traces.some((trace) => trace.type === "bar") ? 40 : 16, t: 26, b: 10 },
       hoverlabel: { bgcolor: color("ink"), bordercolor: color("ink"), font: { color: color("page") } },
     },
   };

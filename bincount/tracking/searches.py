@@ -73,6 +73,6 @@ def describe(job: Job, space: Mapping[str, str], snapshot: Snapshot) -> str:
     return (
         f"Search of settings for {job.training.model} on {snapshot.num_images:,} images of "
         f"{escape_markdown(snapshot.source)} by {', '.join(tuning.objective).replace('_', ' ')} on val, with the "
-        f"sampler {tuning.sampler} and the pruner {tuning.pruner}. The runs below are its trials; trial 0 has the given "
-        f"settings.\n\n{searched}"
+        f"sampler {tuning.sampler} and the pruner {tuning.pruner}. The runs below are its trials; trial 0 has the "
+        f"given settings.\n\n{searched}"
     )

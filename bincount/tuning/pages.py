@@ -278,7 +278,8 @@ def _places(table: pd.DataFrame, first: str) -> pd.Series:
 def _tiles(search: Search, findings: Findings, spent: str) -> list[tuple[str, str, str]]:
     first, best = findings.objective[0], findings.winner
     table = search.table()
-    tiles = [("winner", f"trial {best.number}", "the given settings" if best.number == GIVEN else "")]
+    changes = describe_changes(search, best.values) or "the given settings"
+    tiles = [("winner", f"trial {best.number}", changes)]
     spread = best.spread(first)
     detail = f"on val, {_describe_seeds(best)}, spread {_spread(first, spread)}" if not math.isnan(spread) else "on val"
     tiles.append((SCORES[first], format_score(first, best.mean(first)), detail))
