@@ -79,7 +79,10 @@ def test_a_file_has_ranges_and_choices_by_section(tmp_path):
         ("[training]\ndropout = {low = 0.1}", "has a range without low or high"),
         ("[training]\ndropout = {low = 'a', high = 0.2}", 'takes a number for low, not "a"'),
         ("[training]\ndropout = {low = 0.1, high = nan}", "takes a number for high, not NaN"),
-        ("[training]\ndropout = {low = 0.1, high = 1.0}", "dropout takes a number of at least 0 and less than 1, not 1.0"),
+        (
+            "[training]\ndropout = {low = 0.1, high = 1.0}",
+            "dropout takes a number of at least 0 and less than 1, not 1.0",
+        ),
         ("[training]\ndropout = {low = 0.3, high = 0.2}", "low 0.3, which is not below high 0.2"),
         ("[training]\ndropout = {low = 0.0, high = 0.2, log = true}", "from a low above 0 on"),
         ("[training]\ndropout = {low = 0.1, high = 0.2, log = 1}", "takes true or false for log"),
