@@ -167,7 +167,10 @@ def _write_value(key: str, value: Any) -> str:
 
     if value is None:
         return ""
-    text = tomlkit.item(str(value) if isinstance(value, Path) else value).as_string()
+    plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    # A table of its own would end the section.
+    item = tomlkit.inline_table() | plain if isinstance(plain, dict) else tomlkit.item(plain)
+    text = item.as_string()
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -3,7 +3,6 @@
 from bincount.data.snapshots import Snapshot
 from bincount.files import locked
 from bincount.settings import Job
-from bincount.tuning import pages
 from bincount.tuning.budget import Clock
 from bincount.tuning.search import Search
 from bincount.workspace import Workspace
@@ -38,6 +37,5 @@ def search_settings(given: Job, snapshot: Snapshot, timings: Timings) -> tuple[S
                 findings = tuning_tasks.judge_finalists(job, results, snapshot)
             best, spent = tuning_tasks.write_winner(given, search, findings), clock.describe()
             page = tuning_tasks.write_search_page(search, findings, spent)
-            facts = {"summary": findings.summary(), "winner": str(findings.winner.number), "spent": spent}
-            tuning_tasks.end_search(job, run_id, pages.as_metrics(findings), facts, page)
+            tuning_tasks.end_search(search, snapshot, findings, spent, run_id, page)
     return SearchResult(search, findings, spent, page, None, timings), best

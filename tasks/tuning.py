@@ -3,16 +3,19 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
+from bincount.reporting import tables
 from bincount.settings import Job
+from bincount.text import escape_markdown
 from bincount.tracking import searches
 from bincount.tracking.client import connect
 from bincount.tracking.live import start_training
@@ -54,10 +57,18 @@ def start_search(job: Job, search: Search, snapshot: Snapshot) -> str:
     return searches.start_search(runs, search.name, job, search.space.describe(), snapshot, origin_tags())
 
 
-@task(name="end search", task_run_name="end search {run_id}", **MLFLOW_RETRIES)
-def end_search(job: Job, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str], page: Path) -> None:
-    """Record in MLflow what a search has found, with its page, and end its run."""
-    searches.end_search(open_registry(job).runs, run_id, metrics, tags, page)
+@task(name="end search", task_run_name="end search {search.name}", **MLFLOW_RETRIES)
+def end_search(search: Search, snapshot: Snapshot, findings: Findings, spent: str, run_id: str, page: Path) -> None:
+    """Record in MLflow what a search has found, its page, its trials and the winner's settings, and end its run."""
+    searches.end_search(
+        open_registry(search.job).runs,
+        run_id,
+        pages.as_metrics(findings),
+        {"summary": findings.summary(), "winner": str(findings.winner.number), "spent": spent},
+        f"{escape_markdown(findings.summary())}\n\n" + searches.describe(search.job, search.space.describe(), snapshot),
+        tables={"trials.json": pages.trial_values(search), "finalists.json": pages.finalists(findings)},
+        paths={page.name: page, winner.NAME: search.folder / winner.NAME},
+    )
 
 
 class Watch:
@@ -160,5 +171,15 @@ def write_winner(given: Job, search: Search, findings: Findings) -> Job:
 
 @task(name="write search page", task_run_name="write the page of the search", cache_policy=NO_CACHE)
 def write_search_page(search: Search, findings: Findings, spent: str) -> Path:
-    """Write the page of a search into its folder, and its tables as artifacts; return the page's path."""
+    """Write the page of a search into its folder, and its result and trials as artifacts; return the page's path."""
+    create_markdown_artifact(
+        key="search",
+        markdown=pages.as_markdown(search, findings, spent),
+        description=escape_markdown(findings.headline()),
+    )
+    create_table_artifact(
+        key="search-trials",
+        table=tables.records(pages.trials(search, findings)),
+        description=f"Trials of the search: {pages.count_states(search.table())}",
+    )
     return pages.write(search, findings, spent)

@@ -70,7 +70,7 @@ def run(job: Job, snapshot: Snapshot, most: int | None = None) -> Search:
     search = Search.open(job, snapshot)
     waiting = search.unfinished()
     for ended in count():
-        trial = waiting.pop(0) if waiting else search.ask()
-        if trial is None or ended == most:
+        trial = None if ended == most else waiting.pop(0) if waiting else search.ask()
+        if trial is None:
             return search
         train(search, trial)

@@ -77,11 +77,11 @@ def test_the_same_networks_have_no_gain():
 def test_where_nothing_is_to_be_gained_few_searches_find_a_gain_beyond_noise():
     found = [
         gains(*([network(1000 * number + 10 * part + seed, 1, 0.2) for seed in range(3)] for part in range(2)))
-        for number in range(100)
+        for number in range(60)
     ]
 
-    assert sum(each["log_loss"].verdict == BEYOND for each in found) <= 7  # 2.5 are expected
-    assert sum(each["log_loss"].high < 0 for each in found) <= 7
+    assert sum(each["log_loss"].verdict == BEYOND for each in found) <= 5  # 1.5 are expected
+    assert sum(each["log_loss"].high < 0 for each in found) <= 5
 
 
 @pytest.fixture(scope="module")
@@ -200,9 +200,9 @@ def test_the_test_says_what_the_same_trainings_gain_there_and_is_predicted_once(
     assert tested.candidates == findings.candidates
     assert tested.val == findings.val
     assert tested.test[0].gain == pytest.approx(tested.val[0].gain)  # these networks are the same on every picture
-    assert tested.about_test().startswith("On the test, by which nothing was chosen: log loss 1.0")
+    assert tested.about_test().startswith("On the test, by which nothing was chosen: log loss 1.100 against")
     kept = sorted(tmp_path.glob("evaluations/*/predictions.parquet"))
-    assert len(kept) == 3  # 0.6 twice is one network; and trial 2 was not tested
+    assert len(kept) == 4  # two seeds each; trial 2 was not tested
     times = [path.stat().st_mtime_ns for path in kept]
     assert finalists.measure_test(findings, made, data[1], workspace, "cpu") == tested
     assert [path.stat().st_mtime_ns for path in kept] == times

@@ -6,7 +6,7 @@ the study has no value of theirs that lies outside the space, and names are shor
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import optuna
@@ -22,6 +22,7 @@ STATES = {
     "failed": TrialState.FAIL,
     "running": TrialState.RUNNING,
 }
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 FEWEST_TRIALS = 4  # complete ones, for importances to mean something
 
 Scale = Literal["linear", "log", "choice"]
@@ -62,24 +63,27 @@ def draw(
         return []
     first = objectives[0]
     study = _study(trials, scales, objectives[:1], curves)
-    drawn = [_history(study, first)]
+    complete = trials[trials["state"] == "complete"]
+    varied = [_short(name) for name in scales if complete[name].nunique() > 1]
+    narrow = [_history(study, first)]
     if len(objectives) > 1:
-        drawn += _fronts(_study(trials, scales, objectives, curves), objectives)
-    varied = [_short(name) for name in scales if trials[name].nunique() > 1]
-    if (trials["state"] == "complete").sum() >= FEWEST_TRIALS and varied:
-        drawn.append(_importances(study, varied, first))
-    if varied:
-        drawn.append(_parallel(study, varied, first))
+        narrow += _fronts(_study(trials, scales, objectives, curves), objectives)
+    if len(complete) >= FEWEST_TRIALS and varied:
+        narrow.append(_importances(study, varied, first))
     if curves:
-        drawn.append(_curves(study))
-    return drawn + [_slice(study, name, first) for name in varied]
+        narrow.append(_curves(study, first))
+    if len(narrow) % 2:  # two stand side by side
+        narrow[0] = replace(narrow[0], wide=True)
+    parallel = [_parallel(study, varied, first)] if varied else []
+    return [*narrow, *parallel, *(_slice(study, name, first) for name in varied)]
 
 
 def _history(study: optuna.Study, first: Objective) -> Drawn:
     figure = visualization.plot_optimization_history(study, target_name=first.name)
     for trace in figure.data:
         trace.name = {"Best Value": "best so far", first.name: "trial"}.get(trace.name, trace.name)
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+        trace.line.shape = "hv"
+    figure.update_layout(xaxis={"title": "trial"}, legend=LEGEND)
     return Drawn("History", f"{_capital(first.name)} of each complete trial, and the best so far.", figure)
 
 
@@ -101,21 +105,29 @@ def _parallel(study: optuna.Study, params: list[str], first: Objective) -> Drawn
         # The page draws the lines in colours that are legible on its ground, by how good a trial is.
         trace.meta = {"goodness": trace.y[0] if first.more_is_better else 1 - trace.y[0]}
     figure.data = sorted(lines, key=lambda trace: trace.meta["goodness"])
-    caption = f"Each line is a complete trial: its {first.name}, and its settings. The darker the line, the better."
+    caption = f"Each line is a complete trial: its {first.name}, and its settings. The stronger the line, the better."
     return Drawn("Parallel coordinates", caption, figure, wide=True)
 
 
-def _curves(study: optuna.Study) -> Drawn:
+def _curves(study: optuna.Study, first: Objective) -> Drawn:
     figure = visualization.plot_intermediate_values(study)
     figure.update_layout(xaxis={"title": "epoch"}, yaxis={"title": "val loss"})
-    states = {trial.number: trial.state for trial in study.get_trials(deepcopy=False)}
+    trials = study.get_trials(deepcopy=False)
+    scores = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
+    worst, best = (min(scores), max(scores)) if first.more_is_better else (max(scores), min(scores))
     for trace in figure.data:
-        number = int(trace.name.removeprefix("Trial"))
-        state = next(name for name, each in STATES.items() if each == states[number])
-        trace.name = f"trial {number}, {state}"
-        trace.meta = {"pruned": state == "pruned"}
-        trace.mode = "lines+markers"
-    caption = "Val loss after each epoch, before calibration. Dashed lines are trials that were stopped early."
+        trial = trials[int(trace.name.removeprefix("Trial"))]
+        state = next(name for name, each in STATES.items() if each == trial.state)
+        trace.name = f"trial {trial.number}, {state}"
+        trace.mode = "lines"
+        if state == "complete":
+            trace.meta = {"goodness": (trial.value - worst) / (best - worst) if best != worst else 1.0}
+        else:
+            trace.line.dash = "dot"
+    caption = (
+        f"Val loss after each epoch, before calibration. The stronger the line, the better the {first.name}; dotted "
+        "are trials that were stopped early, or run."
+    )
     return Drawn("Curves", caption, figure)
 
 
@@ -127,7 +139,9 @@ def _slice(study: optuna.Study, name: str, first: Objective) -> Drawn:
         trace.hovertemplate = f"{name} %{{x}}<br>{first.name} %{{y:.4g}}<br>trial %{{marker.color}}<extra></extra>"
     if figure.layout.xaxis.categoryarray:
         figure.layout.xaxis.categoryarray = [_unquoted(value) for value in figure.layout.xaxis.categoryarray]
-    return Drawn(f"Slice: {name.replace('_', ' ')}", "", figure)
+    if figure.layout.xaxis.type == "log":
+        figure.update_xaxes(dtick=1, tickformat="~g")
+    return Drawn(f"Slice: {name}", "", figure)
 
 
 def _fronts(study: optuna.Study, objectives: Sequence[Objective]) -> list[Drawn]:
@@ -142,7 +156,7 @@ def _fronts(study: optuna.Study, objectives: Sequence[Objective]) -> list[Drawn]
             trace.update(name=label, showlegend=True, marker={"colorscale": None, "colorbar": None, "color": None})
             trace.hovertemplate = f"{names[0]} %{{x:.4g}}<br>{names[1]} %{{y:.4g}}<extra>%{{fullData.name}}</extra>"
             trace.text = None
-        figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+        figure.update_layout(legend=LEGEND)
         caption = "No complete trial is better in every objective than those on the front."
         drawn.append(Drawn(f"Pareto front: {names[0]} and {names[1]}", caption, figure))
     return drawn
@@ -190,14 +204,14 @@ def _distribution(values: Sequence[Any], scale: Scale) -> BaseDistribution:
     if scale == "choice" or not values:
         unique = list(dict.fromkeys(values)) or [None]
         are_numbers = all(isinstance(value, int | float) for value in unique)
-        return CategoricalDistribution(sorted(unique) if are_numbers else unique)
+        return CategoricalDistribution(sorted(unique, key=None if are_numbers else str))
     low, high = min(values), max(values)
     kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
     return kind(low, high, log=scale == "log" and low > 0)  # a given value may be 0, such as a weight decay
 
 
 def _short(name: str) -> str:
-    return name.rpartition(".")[2]
+    return name.rpartition(".")[2].replace("_", " ")
 
 
 def _unquoted(value: Any) -> Any:

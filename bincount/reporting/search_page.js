@@ -18,17 +18,16 @@ function themed(figure) {
     Object.assign(layout[axis], { gridcolor: grid, zerolinecolor: grid, linecolor: rule, automargin: true });
     layout[axis].title = { ...layout[axis].title, standoff: 8 };
   }
-  for (const note of layout.annotations ?? []) note.font = { size: 11, color: soft };
+  for (const note of layout.annotations ?? []) {
+    Object.assign(note, { font: { size: 11, color: ink }, bgcolor: color("page"), borderpad: 1, opacity: 0.85 });
+  }
   for (const shape of layout.shapes ?? []) shape.line = { color: rule, width: 1 };
   for (const trace of traces) {
     if (trace.meta?.goodness !== undefined) {
       trace.line = { ...trace.line, color: between(trace.meta.goodness), width: 1 + 1.5 * trace.meta.goodness };
       trace.opacity = 0.9;
     }
-    if (trace.meta?.pruned !== undefined) {
-      trace.line = trace.meta.pruned ? { dash: "dot", width: 1.3, color: color("c7") } : { width: 1.6 };
-      trace.marker = { size: 4, ...(trace.meta.pruned ? { color: color("c7") } : {}) };
-    }
+    if (trace.line?.dash === "dot") trace.line = { ...trace.line, color: color("c1"), width: 1.3 };
     if (trace.type === "bar") {
       trace.marker = { color: color("c0") };
       trace.textfont = { color: ink };
@@ -51,7 +50,7 @@ function themed(figure) {
       paper_bgcolor: "transparent",
       plot_bgcolor: "transparent",
       font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif", size: 12, color: soft },
-      margin: { l: 10, r: 16, t: 26, b: 10 },
+      margin: { l: 10, r: traces.some((trace) => trace.type === "bar") ? 40 : 16, t: 26, b: 10 },
       hoverlabel: { bgcolor: color("ink"), bordercolor: color("ink"), font: { color: color("page") } },
     },
   };

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 from mlflow.entities import SourceType
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, MLFLOW_USER
 
@@ -27,7 +28,7 @@ def start_search(
     """
     tuning = job.tuning.model_dump(include={*DECISIVE})
     about = {
-        MLFLOW_RUN_NOTE: _describe(job, space, snapshot),
+        MLFLOW_RUN_NOTE: describe(job, space, snapshot),
         MLFLOW_SOURCE_NAME: "bincount tune",
         MLFLOW_SOURCE_TYPE: SourceType.to_string(SourceType.JOB),
         MLFLOW_USER: tags.get("user", ""),
@@ -43,22 +44,35 @@ def start_search(
     return run_id
 
 
-def end_search(runs: Runs, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str], page: Path) -> None:
-    """Record what a search has found, with its page, and end its run."""
+def end_search(
+    runs: Runs,
+    run_id: str,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    about: str,
+    *,
+    tables: Mapping[str, pd.DataFrame],
+    paths: Mapping[str, Path],
+) -> None:
+    """Record what a search has found, with tables and files as Runs.log_files takes them, and end its run.
+
+    about is Markdown, and becomes the run's description.
+    """
     runs.log_metrics(run_id, metrics)
     for key, value in tags.items():
         runs.client.set_tag(run_id, key, value)
-    runs.log_file(run_id, page)
+    runs.log_files(run_id, tables=tables, paths=paths)
+    runs.describe(run_id, about)
     runs.end(run_id, "FINISHED")
 
 
-def _describe(job: Job, space: Mapping[str, str], snapshot: Snapshot) -> str:
+def describe(job: Job, space: Mapping[str, str], snapshot: Snapshot) -> str:
     """Describe a search in Markdown, as the page of its run shows it."""
     tuning = job.tuning
     searched = "\n".join(f"- `{name}`: {escape_markdown(text)}" for name, text in space.items())
     return (
         f"Search of settings for {job.training.model} on {snapshot.num_images:,} images of "
         f"{escape_markdown(snapshot.source)} by {', '.join(tuning.objective).replace('_', ' ')} on val, with the "
-        f"sampler {tuning.sampler} and the pruner {tuning.pruner}. The runs below are its trials; trial 0 has the given "
-        f"settings.\n\n{searched}"
+        f"sampler {tuning.sampler} and the pruner {tuning.pruner}. The runs below are its trials; trial 0 has the "
+        f"given settings.\n\n{searched}"
     )

@@ -88,8 +88,10 @@ class Gain(Frozen):
     def format_gain(self) -> tuple[str, str]:
         """Return the gain and its interval as text: `+2.9 points`, `+0.4 to +5.4`."""
         if self.score == "accuracy":
-            return f"{100 * self.gain:+.1f} points", f"{100 * self.low:+.1f} to {100 * self.high:+.1f}"
-        return f"{self.gain:+.3f}", f"{self.low:+.3f} to {self.high:+.3f}"
+            gain, *ends = (_signed(100 * number, 1) for number in (self.gain, self.low, self.high))
+            return f"{gain} points", " to ".join(ends)
+        gain, *ends = (_signed(number, 3) for number in (self.gain, self.low, self.high))
+        return gain, " to ".join(ends)
 
     def describe(self) -> str:
         """Return the gain as text: `log loss 1.402 against 1.451, gain +0.049 (+0.021 to +0.077)`."""
@@ -355,6 +357,10 @@ def _predict_test(
         pack = packs.open_pack(snapshot.dataset, trial.job.images)
         predictions = predict_test(snapshot, pack, trained.checkpoint, folder, device)
     return predictions[probability_columns(snapshot.classes)].to_numpy()
+
+
+def _signed(number: float, digits: int) -> str:
+    return f"{round(number, digits) + 0.0:+.{digits}f}"  # there is no -0.0
 
 
 def _name(score: str) -> str:

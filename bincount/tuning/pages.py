@@ -278,7 +278,8 @@ def _places(table: pd.DataFrame, first: str) -> pd.Series:
 def _tiles(search: Search, findings: Findings, spent: str) -> list[tuple[str, str, str]]:
     first, best = findings.objective[0], findings.winner
     table = search.table()
-    tiles = [("winner", f"trial {best.number}", "the given settings" if best.number == GIVEN else "")]
+    changes = describe_changes(search, best.values) or "the given settings"
+    tiles = [("winner", f"trial {best.number}", changes)]
     spread = best.spread(first)
     detail = f"on val, {_describe_seeds(best)}, spread {_spread(first, spread)}" if not math.isnan(spread) else "on val"
     tiles.append((SCORES[first], format_score(first, best.mean(first)), detail))
@@ -289,7 +290,8 @@ def _tiles(search: Search, findings: Findings, spent: str) -> list[tuple[str, st
     complete = int((table["state"] == "complete").sum())
     tiles.append(("trials", f"{len(table):,}", count_states(table) if complete < len(table) else "all complete"))
     trained = table["seconds"].sum() / 3600
-    return [*tiles, ("training", f"{trained:.1f} h" if trained >= 1 else f"{60 * trained:.0f} min", spent)]
+    hours = f"{trained:.1f} h" if trained >= 1 else f"{60 * trained:.0f} min"
+    return [*tiles, ("training, all trials", hours, f"the search took {spent}")]
 
 
 def _sizes(findings: Findings) -> str:
