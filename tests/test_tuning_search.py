@@ -91,6 +91,20 @@ def test_a_running_trial_is_resumed_first_and_none_is_counted_twice(snapshot, tm
     assert whole.ask() is None
 
 
+def test_a_training_that_was_found_finished_counts_as_one_that_was_reported(snapshot, tmp_path):
+    job = make_job(tmp_path / "reported", pruner="hyperband", startup_trials=1, trials=8)
+    reported = run(job, snapshot)
+
+    found = Search.open(make_job(tmp_path / "found", pruner="hyperband", startup_trials=1, trials=8), snapshot)
+    trial = found.ask()
+    found.complete(trial, make_result(trial, tmp_path / "before"))
+    while trial := found.ask():
+        train(found, trial)
+
+    assert found.study.trials[0].intermediate_values.keys() == {1, 2, 3, 4}
+    assert_alike(found, reported)
+
+
 def test_a_search_is_extended_by_running_it_again_with_more_trials(snapshot, tmp_path):
     short = run(make_job(tmp_path / "one", trials=4), snapshot)
     longer = run(make_job(tmp_path / "one", trials=8), snapshot)

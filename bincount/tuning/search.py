@@ -32,7 +32,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.errors import SettingsError, mask_credentials
 from bincount.problem import Classes
 from bincount.settings import Job
-from bincount.training.run_folder import Trained, folder_of
+from bincount.training.run_folder import Trained, folder_of, read_history
 from bincount.tuning.samplers import make_pruner, make_sampler, options
 from bincount.tuning.space import Range, Space, Value, find_space
 from bincount.tuning.storage import JOURNAL, explain_silence, open_database, open_journal
@@ -181,7 +181,11 @@ class Search:
 
     @_one_at_a_time
     def complete(self, trial: Trial, trained: Trained) -> None:
-        """Record a trial's result. A trial that has ended before stays as it is."""
+        """Record a trial's result, and those of its epochs that were not reported, as of a training found finished.
+
+        A trial that has ended before stays as it is.
+        """
+        self.report(trial, read_history(trained.folder))
         scores = self.scores(trained)
         self._end(trial, TrialState.COMPLETE, list(scores.values()), epochs=trained.epochs, seconds=trained.seconds)
 
