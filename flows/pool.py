@@ -198,7 +198,8 @@ def deploy(pool: str) -> str:
         except ObjectNotFound:
             raise SettingsError(
                 f"there is no work pool {pool} on the Prefect server; run `prefect work-pool create --type process "
-                f"{pool}`, and on each machine `prefect worker start --pool {pool}`; or leave --on-pool out to train here"
+                f"{pool}`, and on each machine `prefect worker start --pool {pool}`; or leave --on-pool out, to train "
+                "here"
             ) from None
         # Else a flow dies at its next console line when its worker is killed.
         quiet = "stream_output" in found.base_job_template.get("variables", {}).get("properties", {})
