@@ -1,4 +1,4 @@
-"""Whole searches, against a real Prefect server: killed and resumed, with failures, with a limit, and on a work pool."""
+"""Whole searches, against a real Prefect server: killed and resumed, with failures, with a limit, and on a pool."""
 
 import json
 import os
@@ -176,7 +176,7 @@ def test_a_search_that_runs_out_of_time_names_the_best_so_far_and_says_so(search
 
 
 def test_a_search_on_a_pool_that_is_not_there_says_how_to_make_one(search):
-    with pytest.raises(SettingsError, match="there is no work pool nowhere .*prefect work-pool create"):
+    with pytest.raises(SettingsError, match=r"there is no work pool nowhere .*prefect work-pool create"):
         search(on_pool="nowhere")
 
 
