@@ -123,7 +123,7 @@ def test_twelve_trials_killed_after_five_and_resumed_are_those_of_the_unbroken_s
     tables = [result.search.table().drop(columns="seconds") for result in (unbroken, resumed)]
     assert tables[0].equals(tables[1])
     assert list(tables[0]["state"]) == ["complete"] * 12
-    assert len(trained) == 13 + 4  # one twice, since it was killed, and the finalists, which are found finished
+    assert len(trained) == 13  # one twice, since it was killed; those of the finalists are found finished
     assert resumed.findings == unbroken.findings
 
 
