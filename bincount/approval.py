@@ -121,14 +121,13 @@ def answer(
     Raises SettingsError where it waits for no approval.
     """
     approval, number = version.approval, version.version
-    if approval is None or approval.is_promoted or (approval.is_done and approval.state == "approved"):
-        since = f"; {version.decision.summary()}" if version.decision else ""
-        raise SettingsError(
-            f"version {number} does not wait for approval{since}; `bincount promote {number} --approval required` "
-            "compares it with the champion, and asks"
-        )
     if version.alias == CHAMPION:
         raise SettingsError(f"version {number} is champion; `bincount rollback` puts the one before in its place")
+    if approval is None or approval.is_promoted or (approval.is_done and approval.state == "approved"):
+        raise SettingsError(
+            f"version {number} does not wait for approval; `bincount promote {number} --approval required` compares "
+            "it with the champion, and asks"
+        )
     if approval.state == state and not approval.unclear:
         raise SettingsError(f"version {number} was {approval.describe()}; `bincount models` shows all versions")
     approvals.answer(registry, version, state, by=by, reason=reason)

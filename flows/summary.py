@@ -199,6 +199,10 @@ def of_models(versions: Sequence["Version"], history: Sequence["AliasChange"]) -
     }
     table = pd.DataFrame({name: cells for name, cells in columns.items() if any(cells)})
     tables = {"Versions, on n test images; in brackets 95 % intervals": table}
+    from bincount.approval import describe_open  # here, since it brings all of MLflow
+
+    if waiting := [describe_open(version) for version in versions if version.approval and version.approval.is_open]:
+        tables["Waiting for people"] = pd.DataFrame({"": waiting})
     if history:
         rows = [
             (change.at, f"{change.action} {change.version}", change.over or "", change.by, change.reason)

@@ -462,7 +462,7 @@ def test_what_cannot_be_read_is_named_and_can_be_skipped(model, tmp_path):
     with pytest.raises(BadPicture) as refused:
         model.predict(given)
     assert str(refused.value) == (
-        f"{tmp_path}/page.jpg (picture 1 of 5) cannot be read: not an image: begins with b'<html>', nor can 2 others; "
+        f"{tmp_path}/page.jpg (picture 1 of 5) cannot be read: not an image: begins with '<html>', nor can 2 others; "
         "leave it out, or give errors='skip' to predict the others"
     )
     with pytest.raises(BadPicture, match=r"^picture 0 of 1 cannot be read: empty image; leave it out"):
@@ -471,7 +471,7 @@ def test_what_cannot_be_read_is_named_and_can_be_skipped(model, tmp_path):
     assert predictions.positions == (0, 3)
     assert predictions.to_frame().index.tolist() == [0, 3]
     assert predictions.unreadable == {
-        1: "not an image: begins with b'<html>'",
+        1: "not an image: begins with '<html>'",
         2: "empty image",
         4: "there is no such file or folder",
     }

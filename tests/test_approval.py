@@ -468,8 +468,11 @@ def test_approve_where_the_images_are_not_leaves_the_comparison_to_the_next_nigh
 
 def test_approve_refuses_a_version_that_does_not_wait(versions):
     versions.promote(versions.register())
-    with pytest.raises(SettingsError, match="version 1 does not wait for approval; Promote: there was no champion"):
-        command(versions, "approve", "1")
+    versions.promote(versions.register("two"))
+    with pytest.raises(SettingsError, match="version 1 is champion; `bincount rollback` puts the one before"):
+        command(versions, "approve", "1", "--reject")
+    with pytest.raises(SettingsError, match="version 2 does not wait for approval; `bincount promote 2 --approval req"):
+        command(versions, "approve", "2")
 
 
 def test_what_was_promoted_is_no_longer_a_matter_of_its_tag(versions):

@@ -100,7 +100,7 @@ def test_many_failed_requests_do_not_come_back_all_at_once(tmp_path, monkeypatch
     ("key", "content", "reason"),
     [
         (IMAGE, b"", "empty image"),
-        (IMAGE, HTML, "not an image: begins with b'<html><body>'"),
+        (IMAGE, HTML, "not an image: begins with '<html><body>'"),
         (IMAGE, jpeg(1)[:-200], "damaged image: "),
         (IMAGE, png(30_000, 30_000), "too many pixels"),
         (RECORD, b"", "malformed record: "),

@@ -98,6 +98,7 @@ def test_the_facts_are_those_of_the_model_that_answers_now(service, client):
     assert facts["classes"] == ["0", "1", "2", "3", "4", "5"]
     assert facts["ordered"]
     assert facts["counts"]
+    assert facts["records"] == facts["classes"]
     assert facts["scores"]["accuracy"] == {"value": 0.4182, "low": 0.391, "high": 0.4467}
     assert facts["min_confidence"] == 0.5
     assert facts["max_images"] == 16

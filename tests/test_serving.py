@@ -168,7 +168,7 @@ def test_one_unreadable_picture_leaves_the_others_their_answers(client):
 
     assert answered.status_code == 200
     first, bad, last = answered.json()["answers"]
-    assert bad == {"error": "not an image: begins with b'no picture'"}
+    assert bad == {"error": "not an image: begins with 'no picture'"}
     assert "count" in first
     assert "count" in last
 
@@ -179,7 +179,7 @@ def test_only_unreadable_pictures_are_an_error_with_the_reason_of_each(client):
     assert answered.status_code == 422
     assert answered.json()["error"] == "none of the pictures can be read; send a JPEG or PNG file"
     assert [answer["error"] for answer in answered.json()["answers"]] == [
-        "not an image: begins with b'no picture'",
+        "not an image: begins with 'no picture'",
         "empty image",
     ]
 
@@ -189,7 +189,7 @@ def test_an_unreadable_row_is_named_as_mlflow_does(client):
 
     assert answered.status_code == 400
     assert answered.json()["error_code"] == "INVALID_PARAMETER_VALUE"
-    assert answered.json()["message"].startswith("row 1 is not a picture (not an image: begins with b'none')")
+    assert answered.json()["message"].startswith("row 1 is not a picture (not an image: begins with 'none')")
 
 
 def test_a_path_is_never_opened_whether_it_exists_or_not(client, tmp_path):
@@ -417,4 +417,4 @@ def test_an_unreadable_picture_at_invocations_says_why(client):
     answered = client.post("/invocations", content=b"none", headers={"Content-Type": "image/png"})
 
     assert answered.status_code == 400
-    assert answered.json()["message"] == "not an image: begins with b'none'; send a JPEG or PNG file"
+    assert answered.json()["message"] == "not an image: begins with 'none'; send a JPEG or PNG file"

@@ -58,7 +58,7 @@ def huge_png() -> bytes:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"hello", "not an image: begins with b'hello'"),
+        (b"hello", "not an image: begins with 'hello'"),
         (b"", "empty image"),
         (jpeg()[:-300], "damaged image"),
         (undecodable_jpeg(), "damaged image"),

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from test_tables import printed
 
+from bincount.tracking.approvals import APPROVAL_DATA_TAG, APPROVAL_TAG, Approval
 from bincount.tracking.registry import Version
 from flows import summary
 
@@ -37,6 +38,18 @@ def test_versions_are_listed_with_n_and_intervals_one_line_each_at_80_columns():
         "300    champion  2026-11-27  53,523  55.7 (55.3-56.1)  0.93 (0.93-0.94)  012345",
         "  7              2026-11-27     596  55.7 (55.3-56.1)  0.93 (0.93-0.94)  ffffff",
     ]
+
+
+def test_a_version_that_waits_for_approval_is_listed_with_what_to_do():
+    waits = {
+        APPROVAL_TAG: "waiting",
+        APPROVAL_DATA_TAG: Approval(state="waiting", since="2026-11-28 02:17:00").model_dump_json(),
+    }
+
+    said = " ".join(" ".join(printed(summary.of_models([version(2, **TAGS | waits), version(1, **TAGS)], ()))).split())
+
+    assert "Version 2 waits for approval since 2026-11-28 02:17:00 UTC: run `bincount approve 2`" in said
+    assert "Version 1" not in said
 
 
 def test_versions_of_classes_without_order_and_those_without_scores_are_listed_too():

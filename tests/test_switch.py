@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_webhooks
 from bins import jpeg
 from servers import free_port, wait_for
 from serving_models import register
 from test_registry import open_in
 
 from bincount.data import pictures
+from bincount.serving import webhooks
 from bincount.serving.answers import Answer
 from bincount.serving.follower import Follower
 from bincount.serving.loading import load_version
@@ -144,8 +146,9 @@ def ask(url: str, content: bytes) -> dict:
 
 @pytest.mark.services
 def test_a_service_takes_the_new_champion_while_clients_ask_it_and_none_of_them_fails(folder, registry, tmp_path):
+    """With a shadow and capture too, and with a webhook alone to say that the alias has moved."""
     kept, log = tmp_path / "kept", tmp_path / "serve.log"
-    words = ["--poll", "1", "--shadow", "2", "--shadow-share", "1", "--capture", str(kept)]
+    words = ["--poll", "3600", "--shadow", "2", "--shadow-share", "1", "--capture", str(kept)]
     seen, failures, is_done = Counter(), [], threading.Event()
 
     def client(url: str, first: int) -> None:
@@ -157,13 +160,17 @@ def test_a_service_takes_the_new_champion_while_clients_ask_it_and_none_of_them_
                 failures.append(error)
             number += 1
 
-    with serving(folder, log, "champion", *words) as url:
+    with serving(folder, log, "champion", *words, **{"BINCOUNT_WEBHOOK_SECRET": test_webhooks.SECRET}) as url:
         clients = [threading.Thread(target=client, args=(url, first)) for first in range(8)]
         for each in clients:
             each.start()
         try:
             wait_for(lambda: seen["1"] > 50)
             set_champion(registry, 2)
+            body = test_webhooks.event()
+            address = f"{url}{webhooks.PATH}"
+            sent = urllib.request.Request(address, body.encode(), test_webhooks.headers(body), method="POST")
+            assert urllib.request.urlopen(sent, timeout=60).status == 202
             wait_for(lambda: seen["2"] > 50)
         finally:
             is_done.set()

@@ -229,7 +229,10 @@ def _begins_as(data: bytes) -> str | None:
 def _why_unidentified(data: bytes) -> str:
     if name := _begins_as(data):
         return f"{UNSUPPORTED}: a {name} file with a header that is damaged or of a rare kind"
-    return f"{NOT_AN_IMAGE}: begins with {data[:12]!r}"
+    first = data[:12]
+    text = " ".join(first.decode("latin-1").split())
+    is_text = first.isascii() and text.isprintable() and text
+    return f"{NOT_AN_IMAGE}: begins with {repr(text) if is_text else first.hex(' ')}"
 
 
 @cache

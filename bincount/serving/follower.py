@@ -20,7 +20,7 @@ from bincount.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 LONGEST_WAIT = 300  # seconds between two tries to load a version, whatever was in the way
-REFUSED_WAIT = 3600  # but of one that is itself at fault, which is seldom mended soon
+REFUSED_WAIT = 3600  # but of one that is itself at fault, which is seldom repaired soon
 AT_FAULT = (ModelDamaged, ModelChanged, ModelNotFound)
 WARM_UP = 8  # pictures; an engine predicts more in parts
 SECONDS_TO_STOP = 5  # a load that is under way ends with the process

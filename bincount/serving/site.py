@@ -34,6 +34,7 @@ class ModelFacts(Frozen):
     """The model that answers now.
 
     classes are in the order of their labels, ordered where that means more or fewer, and counts where they are numbers.
+    records are what the record of a picture may say: the classes, and other counts that the network was trained on.
     alias is that which the service follows, while it names this version, else empty. Below min_confidence the answer is
     look. scores are of the version's own test; page is where MLflow shows it.
     A request has at most max_images pictures, and max_bytes in all. captures says whether pictures are kept.
@@ -46,6 +47,7 @@ class ModelFacts(Frozen):
     classes: tuple[str, ...]
     ordered: bool
     counts: bool
+    records: tuple[str, ...]
     scores: dict[str, Score]
     min_confidence: float
     max_images: int
@@ -106,6 +108,7 @@ def router(service: Service, alias: Callable[[], str] = str) -> APIRouter:
             classes=served.classes.names,
             ordered=served.classes.ordered,
             counts=served.classes.are_counts,
+            records=served.engine.spec.outputs.names,
             scores=dict(served.scores),
             min_confidence=service.audit_config.min_confidence,
             max_images=service.config.max_images,

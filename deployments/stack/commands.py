@@ -125,7 +125,9 @@ def _make_private(*folders: Path) -> None:
 def _service(config: StackConfig) -> str:
     if not config.serve_port:
         return ""
-    return f"  Service  http://127.0.0.1:{config.serve_port} (half a minute after there is a champion)\n"
+    return (
+        f"  Service  http://127.0.0.1:{config.serve_port} (once there is a champion and it is loaded: half a minute)\n"
+    )
 
 
 def _down(workspace: Path) -> str:

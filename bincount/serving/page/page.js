@@ -18,13 +18,25 @@ function add(files) {
   say(given.length > MOST_KEPT ? `At most ${MOST_KEPT} pictures at a time; the first ${MOST_KEPT} of ${given.length} were taken.` : "");
   const added = given.slice(0, MOST_KEPT).map((file) => ({ file, url: URL.createObjectURL(file), state: "waiting", recorded: "", settled: "" }));
   items.push(...added);
+  for (const item of added) hold(item);
   for (const old of items.splice(0, Math.max(0, items.length - MOST_KEPT))) forget(old);
   queue.push(...added);
   show(added[0]);
   work();
 }
 
+/** Show the first picture of an animated file, which is the one that is counted, in place of all. */
+async function hold(item) {
+  const first = await firstPicture(item.file).catch(() => null); // unreadable: its refusal is shown
+  if (!first || item.forgotten) return;
+  URL.revokeObjectURL(item.url);
+  Object.assign(item, { url: URL.createObjectURL(first), isAnimated: true });
+  if (item === shown) render();
+  else renderStrip();
+}
+
 function forget(item) {
+  item.forgotten = true;
   item.abort?.abort();
   URL.revokeObjectURL(item.url);
   if (item.heat) URL.revokeObjectURL(item.heat);
@@ -95,6 +107,7 @@ function render() {
   byId("invitation").hidden = true;
   byId("current").hidden = false;
   byId("file").textContent = item.file.name || "pasted picture";
+  byId("moves").hidden = !item.isAnimated;
   const picture = byId("picture");
   if (picture.getAttribute("src") !== item.url) {
     byId("unseen").hidden = true;
@@ -202,6 +215,15 @@ function recordSettled(item = shown) {
   judge(item, item.recorded, true);
 }
 
+/** Say that no picture can have a record, and which there can be. */
+function impossible(recorded, detail) {
+  const numbers = model.counts ? model.records.map(Number).sort((a, b) => a - b) : [];
+  const [least, most] = [numbers[0], numbers.at(-1)];
+  const isRange = numbers.length > 0 && most - least + 1 === numbers.length;
+  if (!isRange || !/^no picture can have/.test(detail)) return sentenceOf(detail);
+  return `The model knows records from ${least} to ${most}, and so cannot judge ${recorded}.`;
+}
+
 const sentenceOf = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 
 async function judge(item, recorded, isFinal) {
@@ -245,7 +267,7 @@ function showJudged(item, recorded) {
 function sayOfJudgement(item, recorded, error) {
   const { title, text, detail, status } = asProblem(error);
   if (item !== shown || item.recorded !== recorded) return;
-  byId("judgement").textContent = status === 422 ? sentenceOf(detail) : `${title}. ${text}`;
+  byId("judgement").textContent = status === 422 ? impossible(recorded, detail) : `${title}. ${text}`;
 }
 
 // The model

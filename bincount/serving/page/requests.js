@@ -104,6 +104,18 @@ async function check(file, maxBytes) {
   }
 }
 
+/** Return the first picture of an animated file as a PNG file; null where nothing moves. */
+async function firstPicture(file) {
+  const bytes = new Uint8Array(await file.slice(0, 65536).arrayBuffer());
+  const head = String.fromCharCode(...bytes.subarray(0, 64)) + new TextDecoder("latin1").decode(bytes);
+  const moves = head.startsWith("GIF8") || (/^RIFF.{4}WEBP/s.test(head) && head.includes("ANIM")) || (head.startsWith("\x89PNG") && head.includes("acTL"));
+  if (!moves) return null;
+  const bitmap = await createImageBitmap(file); // of an animated file its first picture
+  const canvas = make("canvas", { width: bitmap.width, height: bitmap.height });
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
+
 async function predict(file, signal, recorded = "") {
   const body = new FormData();
   body.append("image", file, file.name || "picture");
