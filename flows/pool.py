@@ -24,13 +24,13 @@ from bincount.environment import TAG
 from bincount.errors import SettingsError, TrainingFailed
 from bincount.settings import Job
 from bincount.training.launch import read_history_so_far
-from bincount.training.run_folder import Trained, find_finished
+from bincount.training.run_folder import Trained, find_finished, folder_of
 from bincount.tuning.budget import Clock
 from bincount.tuning.outcomes import Outcome, Pruned, TrialFile
 from bincount.tuning.search import Search, Trial
 from bincount.workspace import Workspace
 from flows.trial import trial as trial_flow
-from flows.trials import Packs, unresolve
+from flows.trials import Packs, resolve, unresolve
 from tasks.tuning import Watch
 
 logger = logging.getLogger("bincount.flows")
@@ -76,8 +76,10 @@ class Pool:
                 _cancel(training.run)
 
     def find(self, trial: Trial) -> Trained | None:
-        file = TrialFile.read(TrialFile.path(self._search.folder, trial))
-        return find_finished(file.run_folder(self._workspace)) if file else None
+        if file := TrialFile.read(TrialFile.path(self._search.folder, trial)):
+            return find_finished(file.run_folder(self._workspace))
+        job = resolve(trial.job, self._given)  # the search may have begun here
+        return find_finished(folder_of(self._workspace, self._snapshot, job.images, job.training))
 
     def start(self, trial: Trial, *, is_own: bool) -> None:
         self._packs.of(trial.job.images)  # once, and not on each machine
@@ -198,7 +200,8 @@ def deploy(pool: str) -> str:
         except ObjectNotFound:
             raise SettingsError(
                 f"there is no work pool {pool} on the Prefect server; run `prefect work-pool create --type process "
-                f"{pool}`, and on each machine `prefect worker start --pool {pool}`; or leave --on-pool out to train here"
+                f"{pool}`, and on each machine `prefect worker start --pool {pool}`; or leave --on-pool out, to train "
+                "here"
             ) from None
         # Else a flow dies at its next console line when its worker is killed.
         quiet = "stream_output" in found.base_job_template.get("variables", {}).get("properties", {})

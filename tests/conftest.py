@@ -124,7 +124,7 @@ def training_here() -> Iterator[None]:
     from bincount.training.run_folder import Request, Trained, read_history
     from tasks import training
 
-    def train(request: Request, on_epoch: Callable[[list[dict]], None], launch: object) -> Trained:
+    def train(request: Request, on_epoch: Callable[[list[dict]], None], launch: object, **_: object) -> Trained:
         trained = fit(request)
         on_epoch(read_history(request.folder))
         return trained

@@ -185,6 +185,12 @@ def test_it_creates_what_is_missing_updates_what_differs_and_leaves_the_rest(cli
     assert (schedule.schedule.cron, schedule.active) == ("18 3 * * *", True)
     assert counts(client) == made
 
+    # The file has it off at first, and somebody has switched it on.
+    switched_off = PREFECT_FILE.replace("timezone: UTC}", "timezone: UTC, active: false}")
+    (project / "deployments" / "prefect.yaml").write_text(switched_off)
+    bootstrap()
+    assert nightly(client).schedules[0].active
+
 
 @pytest.mark.parametrize(
     ("deployed", "shell", "told"),

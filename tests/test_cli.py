@@ -21,6 +21,7 @@ COMMANDS = (
     "run",
     "prepare",
     "train",
+    "tune",
     "evaluate",
     "predict",
     "serve",

@@ -111,6 +111,26 @@ def test_what_is_written_and_read_back_is_the_same_job(settings, tmp_path):
     assert settings_file.read(tmp_path / "night.toml") == settings
 
 
+def test_a_file_fills_in_the_images_and_the_training_that_a_job_does_not_set(tmp_path):
+    best = Job(
+        data=DataConfig(limit=5), images=ImageConfig(image_size=64), training=TrainConfig(epochs=3, optimizer="sgd")
+    )
+    (tmp_path / "best.toml").write_text(settings_file.write(best))
+    filled = settings_file.fill(Job(training=TrainConfig(epochs=7)), tmp_path / "best.toml")
+    assert filled.training == best.training.model_copy(update={"epochs": 7})
+    assert filled.images == best.images
+    assert filled.data == DataConfig()
+
+
+def test_a_file_that_is_not_there_yet_changes_nothing_and_one_that_is_wrong_is_an_error(tmp_path):
+    given = Job(training=TrainConfig(epochs=7))
+    assert settings_file.fill(given, tmp_path / "best.toml") is given
+    assert settings_file.fill(given, None) is given
+    (tmp_path / "best.toml").write_text("[training]\nepochs = 0\n")
+    with pytest.raises(SettingsError, match=r"best\.toml: \[training\] epochs takes"):
+        settings_file.fill(given, tmp_path / "best.toml")
+
+
 @pytest.mark.parametrize("settings", JOBS.values(), ids=JOBS)
 def test_a_command_is_called_with_what_the_file_says(settings, write):
     assert job(*write(settings_file.write(settings))) == settings

@@ -1,5 +1,6 @@
 """Mistakes that are told before anything starts, each with its remedy."""
 
+import importlib.util
 import socket
 from pathlib import Path
 
@@ -95,6 +96,33 @@ def test_a_mistake_is_reported_once_in_a_line_before_a_server_starts(
     assert len(said.splitlines()) == 1
 
 
+MISTAKES_OF_A_SEARCH = {
+    "members": (["--members", "3"], "a trial trains one network, not --members 3; leave it out"),
+    "hosts": (["--nnodes", "2", "--rendezvous", "a:1"], "a trial trains on one host; leave --nnodes out"),
+    "a budget without a price": (["--budget", "5"], "--budget needs the price of an hour of the machine; give --price"),
+    "no space": (["--space", "none.toml"], "there is no file none.toml; correct --space"),
+    "a pool without a server": (["--on-pool", "gpu"], "--on-pool needs a Prefect server that the workers ask; set"),
+    "no snapshot": (["--no-fetch"], "run `bincount prepare`"),
+}
+
+
+@pytest.mark.parametrize(("words", "told"), MISTAKES_OF_A_SEARCH.values(), ids=MISTAKES_OF_A_SEARCH)
+def test_a_mistake_in_a_search_is_reported_before_a_server_starts(
+    words, told, bins, tmp_path, no_server, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    said = refused(["tune", "--source", str(bins), "--weights", "none", *words], monkeypatch, capsys)
+    assert told in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_search_without_its_extra_says_what_to_install(bins, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna" else find(name))
+    with pytest.raises(SettingsError, match=r"needs optuna; run `pip install 'bincount-pipeline\[tune\]'`"):
+        preflight.check_tune(Job(data=DataConfig(source=str(bins)), workspace=tmp_path))
+
+
 @pytest.mark.parametrize("words", [["evaluate", "3"], ["compare", "1", "2"], ["promote", "7"], ["train"]])
 def test_what_was_never_prepared_is_reported_before_a_server_starts(
     words, bins, tmp_path, no_server, monkeypatch, capsys
@@ -183,7 +211,7 @@ def test_what_a_flow_finds_wrong_at_its_start_is_not_tried_again():
     assert not is_transient(None, None, Failed(data=missing.value))
 
 
-@pytest.mark.parametrize("name", ["run", "retrain", "prepare", "train", "evaluate", "promote", "compare"])
+@pytest.mark.parametrize("name", ["run", "retrain", "tune", "prepare", "train", "evaluate", "promote", "compare"])
 def test_a_flow_that_is_deployed_fails_as_early(name, tmp_path, monkeypatch):
     """Each flow is called without Prefect's engine: the first thing that it does is to look."""
     import flows.evaluate
@@ -192,11 +220,13 @@ def test_a_flow_that_is_deployed_fails_as_early(name, tmp_path, monkeypatch):
     import flows.retrain
     import flows.run
     import flows.train
+    import flows.tune
 
     module = {"compare": flows.promote, "promote": flows.promote}.get(name) or getattr(flows, name)
     arguments = {
         "run": {"training": TrainConfig(weights="none.pth"), "data": DataConfig(source=str(tmp_path))},
         "retrain": {"training": TrainConfig(weights="none.pth"), "data": DataConfig(source=str(tmp_path))},
+        "tune": {"training": TrainConfig(weights="none.pth"), "data": DataConfig(source=str(tmp_path))},
         "prepare": {"data": DataConfig(source="nowhere")},
         "train": {},
         "evaluate": {"device": "cdua"},

@@ -20,6 +20,7 @@ from bincount.settings import ImageConfig, Job, TrainConfig
 from bincount.tracking import client, live, names, runs
 from bincount.tracking.live import start_training
 from bincount.tracking.registry import Registry
+from bincount.tracking.searches import start_search
 
 RECORD = {
     "epoch": 3,
@@ -192,6 +193,41 @@ def test_a_model_is_not_stale_while_a_member_writes(kept, ensemble):
     kept.runs.log_history(member, [{**RECORD, "ended": 4e9}])
 
     assert not {model, member} & kept.runs.find_stale(lambda _: -1).keys()
+
+
+@pytest.fixture
+def searched(kept, snapshot) -> tuple[str, str]:  # noqa: F811
+    """The runs of a search and of its trial 3, both running."""
+    search = start_search(kept.runs, "a-search", job(), {"training.epochs": "3, 4"}, snapshot, {})
+    return search, start_training(kept.runs, job(seed=5), snapshot, Path("a-trial"), {}, search, trial=3)
+
+
+def test_a_trial_is_shown_below_its_search_with_its_number(kept, searched):
+    search, trial = searched
+
+    run = kept.client.get_run(trial)
+    assert run.data.tags["mlflow.parentRunId"] == search
+    assert run.data.tags["trial"] == "3"
+    assert run.info.run_name.startswith("trial 3, resnet34 on")
+    assert kept.client.get_run(search).data.params["space/training.epochs"] == "3, 4"
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_a_search_goes_on_without_a_trial_that_failed_or_was_stopped(kept, searched, status):
+    search, trial = searched
+
+    kept.runs.end(trial, status)
+
+    assert kept.client.get_run(search).info.status == "RUNNING"
+
+
+def test_a_search_is_not_stale_while_a_trial_writes(kept, searched):
+    search, trial = searched
+    assert search in kept.runs.find_stale(lambda _: -1)
+
+    kept.runs.log_history(trial, [{**RECORD, "ended": 4e9}])
+
+    assert search not in kept.runs.find_stale(lambda _: -1)
 
 
 def test_figures_that_are_compared_are_images_of_mlflow_once_however_often_they_are_kept(kept):

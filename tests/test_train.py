@@ -24,10 +24,11 @@ from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, DiskFull, SettingsError, TrainingDiverged, TrainingFailed, WeightsUnavailable
 from bincount.problem import Classes
+from bincount.settings import LaunchConfig
 from bincount.training import checkpoints, launch, loop, losses, model, run_folder, trainer, worker
 from bincount.training.device import is_out_of_memory
 from bincount.training.distributed import World
-from bincount.training.launch import PARENT_HOLDS_STDIN, train_in_subprocess
+from bincount.training.launch import PARENT_HOLDS_STDIN, Stop, train_in_subprocess
 from bincount.training.loop import Stopped, fit
 from bincount.training.model import load
 from bincount.training.monitor import Monitor
@@ -474,6 +475,33 @@ def test_an_interrupted_caller_stops_the_trainer_which_writes_a_checkpoint(data,
         train_in_subprocess(Request(*data, IMAGES, LONG, tmp_path))
     assert processes[0].returncode == worker.STOPPED
     assert newest_checkpoint(tmp_path).exists()
+
+
+def test_what_watches_a_training_can_stop_it_and_the_next_call_resumes(data, unbroken, tmp_path, caplog):
+    request = Request(*data, IMAGES, QUICK, tmp_path)
+
+    def stop_after_an_epoch(history: list[dict]) -> None:
+        if len(history) == 1:
+            raise Stop
+
+    def stop() -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        train_in_subprocess(request, on_epoch=stop_after_an_epoch)
+    assert list(tmp_path.glob("checkpoint-*.pt"))
+    with pytest.raises(Stop):
+        train_in_subprocess(request, on_line=stop)
+
+    caplog.set_level(logging.INFO, "bincount.training")
+    assert_alike(train_in_subprocess(request, name="trial 4"), unbroken)
+    assert "trial 4: epoch 2 of 3" in caplog.text
+
+
+@pytest.mark.parametrize(("processes", "threads", "expected"), [(1, None, None), (1, 3, "3"), (2, 3, "1"), (2, 8, "4")])
+def test_the_processes_of_a_training_share_the_threads_that_it_may_have(processes, threads, expected):
+    environment = launch._environment(LaunchConfig(nproc_per_node=processes), threads)
+    assert environment.get("OMP_NUM_THREADS") == expected
 
 
 def test_the_trainer_stops_when_its_parent_is_gone(data, tmp_path):
