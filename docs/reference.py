@@ -213,7 +213,9 @@ def _split_default(description: str) -> tuple[str, str]:
 def _value(default: Any) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
-    if default is None or default == "" or default is inspect.Parameter.empty:
+    if isinstance(default, tuple):
+        return ", ".join(map(_value, default))
+    if default is None or default in ("", {}) or default is inspect.Parameter.empty:
         return ""
     return f"`{default:,}`" if isinstance(default, int) and default >= 10000 else f"`{default}`"
 

@@ -75,7 +75,9 @@ def test_the_pages_have_commands_of_known_programs_only():
 def test_a_bincount_command_of_the_pages_is_understood(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "--config" in words:
-        (tmp_path / words[words.index("--config") + 1]).touch()
+        file = tmp_path / words[words.index("--config") + 1]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
     command, bound, _ = app.parse_args(words[1:], exit_on_error=False, print_error=False)
     known = dict(find(app))
     assert command is known[command_of(words[1:], known)].default_command

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from prefect.client.orchestration import get_client
 from servers import program, running, wait_for, with_database
 
@@ -17,6 +17,7 @@ from bincount import settings_file
 from bincount.data import synthetic
 from bincount.errors import SettingsError, TrainingDiverged
 from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, TrainConfig, TuneConfig
+from bincount.text import escape_markdown
 from bincount.tracking import connection
 from bincount.tracking.runs import SEARCH_TAG
 from bincount.training.run_folder import Request, Trained
@@ -140,6 +141,11 @@ def test_a_search_leaves_its_winner_its_page_and_its_runs_where_people_look(sear
     assert parent.info.status == "FINISHED"
     assert parent.data.tags[SEARCH_TAG] == result.search.name
     assert parent.data.tags["winner"] == str(result.findings.winner.number)
+    assert parent.data.tags[MLFLOW_RUN_NOTE].startswith(escape_markdown(result.findings.headline()))
+    kept = {file.path for file in runs.client.list_artifacts(parent.info.run_id)}
+    assert kept == {"best.toml", "finalists.json", "search.html", "trials.json"}
+    with get_client(sync_client=True) as client:
+        assert {"search", "search-trials"} <= {artifact.key for artifact in client.read_artifacts()}
     assert {run.info.status for run in runs_below(workspace, parent.info.run_id).values()} == {"FINISHED"}
     assert runs_below(workspace, parent.info.run_id).keys() == {"0", "1", "2", "3"}
     version = result.registered.version

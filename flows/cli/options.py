@@ -48,7 +48,8 @@ def sections(job: Job) -> dict[str, Any]:
 
 
 def _group(section: str) -> Parameter:
-    return Parameter(name="*", group=Group(forms.title(section), sort_key=1 + list(SECTIONS).index(section)))
+    group = Group(forms.title(section), sort_key=1 + list(SECTIONS).index(section))
+    return Parameter(name="*", group=group, negative_iterable="")
 
 
 # To find a dataset that was prepared, `Workspace.dataset` needs these settings only.
