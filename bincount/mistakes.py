@@ -70,6 +70,8 @@ def takes(field: FieldInfo) -> str:
         return f"one of {', '.join(choices)}"
     if without := next((found for part in field.metadata if (found := _forbidden(part))), None):
         return f"a name without any of {without}"
+    if get_origin(field.annotation) is dict:
+        return "names with values"
     kinds = [KINDS[kind.__name__] for kind in _kinds(field.annotation) if kind.__name__ in KINDS]
     if not kinds:
         return ""

@@ -167,6 +167,8 @@ def _row(argument: Any) -> str:
 def _takes(annotation: Any, constraints: Any) -> str:
     if choices := _choices(annotation):
         return ", ".join(f"`{choice}`" for choice in choices)
+    if get_origin(annotation) is dict:
+        return "names with values"
     kinds = _kinds(annotation)
     many = get_origin(annotation) in (list, tuple, set)
     words = [next((word for kind, word in KINDS.items() if kind in kinds), "")]

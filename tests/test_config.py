@@ -23,6 +23,7 @@ from bincount.settings import (
     RetrainConfig,
     RunnerConfig,
     TrainConfig,
+    TuneConfig,
 )
 from flows import audit, evaluate, prepare, promote, retrain, run, train, tune, usage
 from flows.cli import app
@@ -91,6 +92,7 @@ JOBS = {
         runner=RunnerConfig(runner="dask", dask_address="tcp://host:8786"),
         retraining=RetrainConfig(grow_by=10**20, currency="€"),
         retention=RetentionConfig(keep_days=1),
+        tuning=TuneConfig(objective=("rmse", "log_loss"), sampler_options={"multivariate": True, "n_ei_candidates": 9}),
         workspace=Path("/data/of bincount"),
     ),
     "text that TOML writes otherwise": Job(

@@ -175,7 +175,9 @@ def test_the_figures_are_optunas_with_the_given_settings_in_them(tmp_path):
     assert list(by_title["History"].data[1].name.split()) == ["best", "so", "far"]
     assert set(by_title["Slice: learning rate"].data[0].x) == {0.003, 0.0011, 0.0005, 0.004}  # of complete trials
     assert list(by_title["Slice: head"].layout.xaxis.categoryarray) == ["linear", "mlp"]
-    assert [line.meta["goodness"] for line in by_title["Parallel coordinates"].data] == pytest.approx([0, 0.2, 0.6, 1])
+    assert [line.meta["goodness"] for line in by_title["Parallel coordinates"].data] == pytest.approx(
+        [0, 1 / 3, 2 / 3, 1]
+    )
     assert {trace.name: trace.line.dash for trace in by_title["Curves"].data} == {
         "trial 0, complete": None,
         "trial 4, pruned": "dot",

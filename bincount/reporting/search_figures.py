@@ -101,9 +101,9 @@ def _importances(study: optuna.Study, params: list[str], first: Objective) -> Dr
 def _parallel(study: optuna.Study, params: list[str], first: Objective) -> Drawn:
     figure = visualization.plot_parallel_coordinate(study, params=params, target_name=first.name)
     lines = [trace for trace in figure.data if trace.mode == "lines"]
-    for trace in lines:
+    for trace, place in zip(lines, _places([trace.y[0] for trace in lines], first), strict=True):
         # The page draws the lines in colours that are legible on its ground, by how good a trial is.
-        trace.meta = {"goodness": trace.y[0] if first.more_is_better else 1 - trace.y[0]}
+        trace.meta = {"goodness": place}
     figure.data = sorted(lines, key=lambda trace: trace.meta["goodness"])
     caption = f"Each line is a complete trial: its {first.name}, and its settings. The stronger the line, the better."
     return Drawn("Parallel coordinates", caption, figure, wide=True)
@@ -113,15 +113,17 @@ def _curves(study: optuna.Study, first: Objective) -> Drawn:
     figure = visualization.plot_intermediate_values(study)
     figure.update_layout(xaxis={"title": "epoch"}, yaxis={"title": "val loss"})
     trials = study.get_trials(deepcopy=False)
-    scores = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
-    worst, best = (min(scores), max(scores)) if first.more_is_better else (max(scores), min(scores))
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    places = dict(
+        zip((each.number for each in complete), _places([each.value for each in complete], first), strict=True)
+    )
     for trace in figure.data:
         trial = trials[int(trace.name.removeprefix("Trial"))]
         state = next(name for name, each in STATES.items() if each == trial.state)
         trace.name = f"trial {trial.number}, {state}"
         trace.mode = "lines"
         if state == "complete":
-            trace.meta = {"goodness": (trial.value - worst) / (best - worst) if best != worst else 1.0}
+            trace.meta = {"goodness": places[trial.number]}
         else:
             trace.line.dash = "dot"
     caption = (
@@ -208,6 +210,12 @@ def _distribution(values: Sequence[Any], scale: Scale) -> BaseDistribution:
     low, high = min(values), max(values)
     kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
     return kind(low, high, log=scale == "log" and low > 0)  # a given value may be 0, such as a weight decay
+
+
+def _places(scores: Sequence[float], first: Objective) -> list[float]:
+    """Return the place of each score among them, from 0, the worst, to 1: one that is far off dims no others."""
+    ranks = pd.Series(scores).rank(ascending=first.more_is_better)
+    return ((ranks - 1) / max(len(scores) - 1, 1)).tolist()
 
 
 def _short(name: str) -> str:
