@@ -280,7 +280,9 @@ def test_without_a_checkout_the_deployments_of_the_package_are_made_and_are_the_
     assert str(tmp_path) not in str([each.pull_steps for each in found.values()])  # which may be gone tomorrow
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert set(outcomes(setup.bootstrap()).values()) == {"there already"}
+    again = outcomes(setup.bootstrap())
+    assert again.pop("tune") == "there already, and stays paused"  # whose schedule is off at first
+    assert set(again.values()) == {"there already"}
     for deployment in found.values():
         client.delete_deployment(deployment.id)
 
