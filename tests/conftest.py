@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -27,10 +28,13 @@ LONGEST = (
     "test_browser.py",
     "test_wheel.py",
     "test_champions.py",
+    "test_benchmarks.py",
+    "test_interrupted.py",
 )
 
 
 def pytest_configure(config):
+    gc.set_threshold(50_000, 10, 10)  # of the time that all imports take, a third went to collections
     servers.empty_databases = config.cache.mkdir("databases")
 
 
@@ -39,7 +43,8 @@ def pytest_collection_modifyitems(items):
 
     The files that take longest come first: with several at a time, none is left alone at the end.
     """
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
     for item in items:
         if item.get_closest_marker("services") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(1200))  # a busy machine takes three times as long
@@ -47,6 +52,15 @@ def pytest_collection_modifyitems(items):
             variable = mark.args[0] if mark.args else "BINCOUNT_REAL_BINS"
             if variable not in os.environ:
                 item.add_marker(pytest.mark.skip(reason=f"set {variable} to where they are"))
+
+
+def pytest_collection_finish():
+    """Leave the modules out of garbage collections, each of which would go through their million objects."""
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # else libraries report at the end what was never collected
 
 
 @pytest.fixture(autouse=True)
