@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -131,9 +132,9 @@ def api(tmp_path_factory):
             worker.drain_all(timeout=20, at_exit=False)
 
 
-@pytest.fixture(scope="module")
-def training_here() -> Iterator[None]:
-    """Flows train in this process: another takes longer to start than these small trainings take."""
+@contextmanager
+def train_here() -> Iterator[None]:
+    """Let flows train in this process: another takes longer to start than the small trainings of tests take."""
     from bincount.training.loop import fit
     from bincount.training.run_folder import Request, Trained, read_history
     from tasks import training
@@ -145,6 +146,20 @@ def training_here() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_in_subprocess", train)
+        yield
+
+
+@pytest.fixture(scope="module")
+def training_here() -> Iterator[None]:
+    """Flows of a module train in this process, as train_here says."""
+    with train_here():
+        yield
+
+
+@pytest.fixture
+def this_training_here() -> Iterator[None]:
+    """Flows of one test train in this process, as train_here says."""
+    with train_here():
         yield
 
 
