@@ -35,7 +35,7 @@ LONGEST = (
 
 
 def pytest_configure(config):
-    gc.set_threshold(50_000, 10, 10)  # of the time that all imports take, a third went to collections
+    gc.set_threshold(50_000, 10, 10)  # collections among the imports find nothing
     servers.empty_databases = config.cache.mkdir("databases")
 
 

@@ -19,7 +19,7 @@ def main(package: Path, pictures: Path, answers: Path) -> None:
 
     Where the list is empty, the model is asked about the example that it was saved with.
     """
-    gc.disable()  # it ends soon, and a tenth of its time would go to collections
+    gc.disable()  # it imports much and ends soon
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.addaudithook(_refuse_network)
     import mlflow

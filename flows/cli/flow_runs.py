@@ -41,7 +41,7 @@ def flow_runs(registry: RegistryConfig | None, workspace: Path, module: str = "f
 
 
 def _import(module: str) -> None:
-    """Import a module that takes seconds, a fifth of which would go to collections of garbage that is not there."""
+    """Import a module that takes seconds, without collecting garbage: there is next to none."""
     gc.disable()
     try:
         importlib.import_module(module)
