@@ -1,8 +1,10 @@
+import gc
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,10 +29,13 @@ LONGEST = (
     "test_browser.py",
     "test_wheel.py",
     "test_champions.py",
+    "test_benchmarks.py",
+    "test_interrupted.py",
 )
 
 
 def pytest_configure(config):
+    gc.set_threshold(50_000, 10, 10)  # collections among the imports find nothing
     servers.empty_databases = config.cache.mkdir("databases")
 
 
@@ -39,7 +44,8 @@ def pytest_collection_modifyitems(items):
 
     The files that take longest come first: with several at a time, none is left alone at the end.
     """
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
     for item in items:
         if item.get_closest_marker("services") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(1200))  # a busy machine takes three times as long
@@ -47,6 +53,15 @@ def pytest_collection_modifyitems(items):
             variable = mark.args[0] if mark.args else "BINCOUNT_REAL_BINS"
             if variable not in os.environ:
                 item.add_marker(pytest.mark.skip(reason=f"set {variable} to where they are"))
+
+
+def pytest_collection_finish():
+    """Leave the modules out of garbage collections, each of which would go through their million objects."""
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # else libraries report at the end what was never collected
 
 
 @pytest.fixture(autouse=True)
@@ -117,9 +132,9 @@ def api(tmp_path_factory):
             worker.drain_all(timeout=20, at_exit=False)
 
 
-@pytest.fixture(scope="module")
-def training_here() -> Iterator[None]:
-    """Flows train in this process: another takes longer to start than these small trainings take."""
+@contextmanager
+def train_here() -> Iterator[None]:
+    """Let flows train in this process: another takes longer to start than the small trainings of tests take."""
     from bincount.training.loop import fit
     from bincount.training.run_folder import Request, Trained, read_history
     from tasks import training
@@ -131,6 +146,20 @@ def training_here() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_in_subprocess", train)
+        yield
+
+
+@pytest.fixture(scope="module")
+def training_here() -> Iterator[None]:
+    """Flows of a module train in this process, as train_here says."""
+    with train_here():
+        yield
+
+
+@pytest.fixture
+def this_training_here() -> Iterator[None]:
+    """Flows of one test train in this process, as train_here says."""
+    with train_here():
         yield
 
 

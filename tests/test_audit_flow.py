@@ -22,6 +22,7 @@ from flows.run import run
 
 pytestmark = [
     pytest.mark.services,
+    pytest.mark.usefixtures("training_here"),
     pytest.mark.skipif(
         any(importlib.util.find_spec(name) is None for name in STUBS), reason="a part of the audit is not there"
     ),

@@ -43,7 +43,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def bins(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("bins")
+    folder = tmp_path_factory.mktemp("runs") / "bins"
     synthetic.generate(folder, 300, size=(64, 64))
     return folder
 
@@ -62,9 +62,10 @@ def site(request, browser, bins, tmp_path_factory) -> Iterator[Site]:
 
 
 def run_pipeline(bins: Path, folder: Path, tracking_uri: str) -> None:
-    """The command line, as a user gives it, with what it keeps in the folder."""
+    """The command line, as a user gives it."""
     settings = {"source": bins, "image-size": 32, "model": "small", "weights": "none", "epochs": 2}
-    settings |= {"tracking-uri": tracking_uri, "workspace": folder / "workspace"}
+    # One workspace: the second server gets the dataset and the training that are there, and all pages of them.
+    settings |= {"tracking-uri": tracking_uri, "workspace": bins.parent / "workspace"}
     # forced, since two epochs and thirty test bins make no champion
     command = [
         servers.program("bincount"),

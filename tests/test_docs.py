@@ -24,6 +24,16 @@ TEXTS = {path: path.read_text() for path in [ROOT / "README.md", *sorted(PAGES.r
 BY_HAND = {path: text for path, text in TEXTS.items() if path != REFERENCE}
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 INLINE_CODE = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
+FOLDERS = (
+    "bincount",
+    "tasks",
+    "flows",
+    "deployments",
+    "tests",
+    "docs",
+    ".ci",
+)  # and no environment, which has many files
+MODULES = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
 COMMANDS = [
     line
     for text in BY_HAND.values()
@@ -129,9 +139,8 @@ def test_a_file_of_the_project_that_a_sentence_quotes_exists(path):
     quoted = re.findall(
         r"`((?:bincount|tasks|flows|deployments|tests|docs)/[\w./-]*|\w+\.py)(?:::\w+)?`", BY_HAND[path]
     )
-    made = {"docs/site"}
-    lost = [file for file in set(quoted) - made if not (ROOT / file).exists() and not any(ROOT.glob(f"*/**/{file}"))]
-    assert lost == []
+    made = {"docs/site", "tasks.py"}  # the latter in a project that hides a package of this one
+    assert [file for file in set(quoted) - made if not (ROOT / file).exists() and file not in MODULES] == []
 
 
 def test_every_command_of_the_program_is_shown_in_a_page_written_by_hand():

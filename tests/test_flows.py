@@ -158,6 +158,7 @@ def test_a_model_is_evaluated_and_asked_by_its_alias(finished, bucket, workspace
     assert "00001.jpg" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("this_training_here")
 def test_a_bucket_that_grows_moves_no_image_and_makes_a_challenger(finished, bucket, workspace, tmp_path):
     synthetic.generate(bucket, 400, size=(64, 64))
     grown = run(data=DataConfig(source=str(bucket)), images=IMAGES, training=QUICK, workspace=workspace)
@@ -198,6 +199,7 @@ def test_a_killed_trainer_is_retried_and_resumes(api, bucket, workspace, monkeyp
     assert [task_run.name for task_run in retried] == ["train small, seed 7"]
 
 
+@pytest.mark.usefixtures("this_training_here")
 def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finished, bucket, workspace, monkeypatch):
     monkeypatch.setattr(live.LiveRun, "log", lambda *_: None)  # as where MLflow is away until all is trained
     data, first = DataConfig(source=str(bucket)), finished.model.trained.folder / "trained.json"
@@ -228,6 +230,7 @@ def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finish
     assert "the mean over 2 networks" in client.get_model_version("pair", "1").description
 
 
+@pytest.mark.usefixtures("this_training_here")
 def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path):
     synthetic.generate_folders(tmp_path / "cartons", 150, size=(64, 64))
     data = DataConfig(source=str(tmp_path / "cartons"), classes="defective,good")

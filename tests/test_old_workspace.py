@@ -293,6 +293,7 @@ def test_a_nightly_run_without_new_bins_fetches_and_trains_nothing(api, bincount
 
 
 @pytest.mark.services
+@pytest.mark.usefixtures("this_training_here")
 def test_a_nightly_run_with_new_bins_goes_on_from_what_is_there(api, bincount, add_to_bucket, workspace, tmp_path):
     before = exported(bincount, tmp_path / "before")
     for number in range(120):

@@ -173,6 +173,32 @@ def test_the_small_model_learns_to_count_squares(data, tmp_path):
     assert [record["epoch"] for record in history] == list(range(1, 16))
 
 
+def test_a_trainer_starts_without_the_compiler_of_torch(data, tmp_path):
+    """Its import would take a second or two of each start."""
+    path = write_request(Request(*data, IMAGES, QUICK.model_copy(update={"epochs": 1}), tmp_path))
+    code = "import sys; from bincount.training import worker; worker.main(); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert Trained.read(tmp_path).epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("SGD", {"momentum": 0.9, "nesterov": True}), ("Adam", {}), ("AdamW", {"weight_decay": 0.1})]
+)
+def test_an_optimizer_without_the_compiler_takes_the_steps_of_torch(name, options):
+    kind, ends = getattr(torch.optim, name), []
+    for each in (kind, trainer._without_compiler(kind)):
+        weights = torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
+        optimizer = each([weights], lr=0.1, fused=True, **options)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (weights**3).sum().backward()
+            optimizer.step()
+        ends.append((weights.detach(), optimizer.state_dict()))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert str(ends[0][1]) == str(ends[1][1])
+
+
 def test_extra_counts_are_trained_on_beside_the_classes(tmp_path):
     snapshot, pack = dataset(tmp_path)
     rows = snapshot.read()

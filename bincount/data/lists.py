@@ -16,7 +16,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 
@@ -49,7 +50,7 @@ class Listed:
 
     names: frozenset[str]
 
-    @property
+    @cached_property
     def numbers(self) -> list[str]:
         return sorted((name for name in self.names if NUMBER.fullmatch(name)), key=int)
 
@@ -136,8 +137,8 @@ class _Index:
     """The ids of a source by the names that may stand for them; only those are kept that a list could mean."""
 
     def __init__(self, image_ids: pd.Series, listed: Listed):
-        wanted = {PurePosixPath(name).name for name in listed.names}
-        wanted |= {PurePosixPath(name).stem for name in wanted}
+        wanted = {name.rpartition("/")[2] for name in listed.names}
+        wanted |= set(map(_without_suffix, wanted))
         numbers = set(listed.numbers)
         self.ids: set[str] = set()
         self.padded: dict[str, list[str]] = defaultdict(list)
@@ -169,7 +170,7 @@ class _Index:
         ends = (f"/{name}", f"/{_without_suffix(name)}")
         return [
             image_id
-            for image_id in self.by_end[parts[-1]]
+            for image_id in self.by_end.get(parts[-1], ())
             if f"/{image_id}".endswith(ends) or f"/{_without_suffix(image_id)}".endswith(ends)
         ]
 

@@ -4,6 +4,7 @@ Run as `python -I start_process.py PACKAGE PICTURES ANSWERS`. It imports nothing
 answers is the code in the package.
 """
 
+import gc
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ def main(package: Path, pictures: Path, answers: Path) -> None:
 
     Where the list is empty, the model is asked about the example that it was saved with.
     """
+    gc.disable()  # it imports much and ends soon
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.addaudithook(_refuse_network)
     import mlflow

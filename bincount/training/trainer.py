@@ -1,9 +1,11 @@
 """One training step, and the state that a checkpoint holds."""
 
+import inspect
 import logging
 import math
 import time
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -282,6 +284,18 @@ def make_optimizer(model: nn.Module, training_config: TrainConfig) -> torch.opti
         {"params": vectors, "weight_decay": 0.0},
     ]
     if training_config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training_config.learning_rate, momentum=0.9, nesterov=True, fused=True)
-    adam = torch.optim.AdamW if training_config.optimizer == "adamw" else torch.optim.Adam
+        sgd = _without_compiler(torch.optim.SGD)
+        return sgd(groups, lr=training_config.learning_rate, momentum=0.9, nesterov=True, fused=True)
+    adam = _without_compiler(torch.optim.AdamW if training_config.optimizer == "adamw" else torch.optim.Adam)
     return adam(groups, lr=training_config.learning_rate, fused=True)
+
+
+@cache
+def _without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """Return optimizers of a kind that do not import torch's compiler, which takes up to two seconds of each start.
+
+    torch.optim wraps these methods to keep a compiler out of them. Here none gets at them: forward alone is compiled.
+    """
+    wrapped = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in wrapped}
+    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(methods["step"])})

@@ -73,7 +73,7 @@ def audit(
     preflight.check_scorer(job, scored_by)
     if fetch:
         source.probe(data)
-    with flow_runs(registry, workspace):
+    with flow_runs(registry, workspace, "flows.audit"):
         from bincount.reporting import console
         from flows import audit as flow
         from flows import summary

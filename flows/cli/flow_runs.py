@@ -1,8 +1,11 @@
 """How a command runs a flow: with servers that answer, and its runs tagged as ours."""
 
+import gc
+import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from bincount import database, services
@@ -17,10 +20,11 @@ logger = logging.getLogger("bincount.flows")
 
 
 @contextmanager
-def flow_runs(registry: RegistryConfig | None, workspace: Path) -> Iterator[None]:
+def flow_runs(registry: RegistryConfig | None, workspace: Path, module: str = "flows.summary") -> Iterator[None]:
     """Let flows run in the block: check the servers, start one where none is set, and tag the runs as ours.
 
-    Automations and `doctor --services` know them by the tag. Raises ServiceUnavailable.
+    module is that of the flow, which is imported while the server starts. Automations and `doctor --services` know the
+    runs by the tag. Raises ServiceUnavailable.
     """
     from prefect import tags
     from prefect.settings import get_current_settings
@@ -31,14 +35,18 @@ def flow_runs(registry: RegistryConfig | None, workspace: Path) -> Iterator[None
     _check_services(registry, workspace)
     if not get_current_settings().api.url:
         logger.info("starting a Prefect server for the time of this command")
-    with temporary.serving(_import_flows), tags(TAG):
+    with temporary.serving(partial(_import, module)), tags(TAG):
         interrupts.watch_flow_runs()
         yield
 
 
-def _import_flows() -> None:
-    """Import what flows need, which takes seconds."""
-    import flows.summary  # noqa: F401
+def _import(module: str) -> None:
+    """Import a module that takes seconds, without collecting garbage: there is next to none."""
+    gc.disable()
+    try:
+        importlib.import_module(module)
+    finally:
+        gc.enable()
 
 
 def _check_services(registry: RegistryConfig | None, workspace: Path) -> None:

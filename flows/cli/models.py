@@ -48,7 +48,7 @@ def evaluate(
     job = Job(data=whole(DataConfig, data), registry=registry, workspace=workspace)
     preflight.check_evaluate(job, device)
     preflight.check_model(job, model)
-    with flow_runs(registry, workspace):
+    with flow_runs(registry, workspace, "flows.evaluate"):
         from bincount.reporting import console, tables
         from flows import evaluate as flow
 
@@ -148,7 +148,7 @@ def compare(
     )
     preflight.check_comparison(job, device)
     preflight.check_versions(job, [first, second])
-    with flow_runs(registry, workspace):
+    with flow_runs(registry, workspace, "flows.promote"):
         from bincount.reporting import console, tables
         from flows import promote as flow
         from flows import summary
@@ -181,7 +181,7 @@ def promote(
     job = Job(data=whole(DataConfig, data), registry=registry, promotion=promotion, workspace=workspace)
     preflight.check_comparison(job, device)
     preflight.check_versions(job, [model])
-    with flow_runs(registry, workspace):
+    with flow_runs(registry, workspace, "flows.promote"):
         from bincount.reporting import console, tables
         from flows import promote as flow
 
@@ -236,7 +236,7 @@ def approve(
             f"Version {version.version} is approved. The next nightly run compares and promotes it, since here {error}"
         )
         return
-    with flow_runs(registry, workspace):
+    with flow_runs(registry, workspace, "flows.promote"):
         from flows import promote as flow
 
         decision = flow.promote(str(version.version), **sections(job), device=device)

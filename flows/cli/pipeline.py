@@ -75,7 +75,7 @@ def run(
     )
     preflight.check_run(job)
     source.probe(data)
-    with flow_runs(registry, workspace):
+    with flow_runs(registry, workspace, "flows.run"):
         from bincount.reporting import console
         from flows import run as flow
         from flows import summary
@@ -120,7 +120,7 @@ def retrain(
     )
     preflight.check_run(job)
     source.probe(data)
-    with flow_runs(registry, workspace):
+    with flow_runs(registry, workspace, "flows.retrain"):
         from bincount.reporting import console
         from flows import retrain as flow
         from flows import summary
@@ -147,7 +147,7 @@ def prepare(
     job = Job(data=data, images=images, runner=runner, workspace=workspace)
     preflight.check_prepare(job)
     source.probe(data)
-    with flow_runs(None, workspace):
+    with flow_runs(None, workspace, "flows.prepare"):
         from bincount.reporting import console
         from flows import prepare as flow
         from flows import summary
@@ -181,7 +181,7 @@ def train(
         workspace=workspace,
     )
     preflight.check_train(job, snapshot)
-    with flow_runs(registry, workspace):
+    with flow_runs(registry, workspace, "flows.train"):
         from bincount.reporting import console
         from flows import summary
         from flows import train as flow
