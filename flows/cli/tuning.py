@@ -82,7 +82,7 @@ def tune(
         _require_server()
     if fetch:
         source.probe(data)
-    with flow_runs(registry, workspace):
+    with flow_runs(registry, workspace, "flows.searching"):
         from bincount.reporting import console
         from bincount.tuning import pages
         from flows import summary
