@@ -15,6 +15,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from bincount.data.snapshots import Snapshot
+from bincount.errors import TrainingFailed
 from bincount.settings import Job
 from bincount.training.run_folder import Trained, find_finished, folder_of
 from bincount.tuning import finalists
@@ -25,6 +26,8 @@ from bincount.tuning.search import Search, Trial
 from bincount.workspace import Workspace
 from tasks import data as data_tasks
 from tasks import tuning as tuning_tasks
+
+FIRST_FAILURES = 3  # after as many failed trials, and no other, a search ends
 
 
 class Trainers(Protocol):
@@ -54,6 +57,17 @@ def train_trials(search: Search, clock: Clock, trainers: Trainers) -> None:
         outcome.record(search, trial)
         if outcome.failure:
             tuning_tasks.warn_of_failure(trial, outcome.failure)
+            _require_other_ends(search, outcome.failure)
+
+
+def _require_other_ends(search: Search, failure: str) -> None:
+    """Raise TrainingFailed where the first trials have all failed: those that follow would, too."""
+    ended = search.table().query("state != 'running'")
+    if len(ended) >= FIRST_FAILURES and (ended["state"] == "failed").all():
+        raise TrainingFailed(
+            f"the first {len(ended)} trials have failed, and others would too; the last one: {failure}; put that "
+            "right, and run the same command again, which tries other settings"
+        )
 
 
 def train_finalists(search: Search, clock: Clock, trainers: Trainers) -> list[Result]:

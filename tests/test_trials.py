@@ -101,6 +101,20 @@ def test_a_trial_that_fails_is_no_end_and_the_table_says_why(error, snapshot, tm
     assert "\n" not in reason
 
 
+def test_a_search_whose_first_trials_all_fail_ends_and_says_why(snapshot, tmp_path):
+    search = open_search(tmp_path, snapshot, trials=9)
+    fails = {(number, 0): TrainingDiverged("the loss is no number") for number in range(9)}
+    with pytest.raises(
+        TrainingFailed, match=r"the first 3 trials have failed, .* the loss is no number; put that right"
+    ):
+        train_trials(search, Clock(search), MadeUp(search, fails))
+
+    assert states(search) == ["failed"] * 3
+    again = open_search(tmp_path, snapshot, trials=9)
+    train_trials(again, Clock(again), MadeUp(again))
+    assert states(again) == ["failed"] * 3 + ["complete"] * 6
+
+
 def test_what_would_end_all_trials_ends_the_search_and_the_trial_is_resumed(snapshot, tmp_path):
     search = open_search(tmp_path, snapshot, trials=3)
     with pytest.raises(DiskFull, match="no space"):

@@ -195,3 +195,14 @@ def test_a_searched_optimizer_brings_its_weight_decay_unless_one_was_given(tmp_p
     assert space.apply(Job(), {"training.optimizer": "sgd"}).training.weight_decay == 1e-4
     given = Job(training=TrainConfig(weight_decay=0.03))
     assert space.apply(given, {"training.optimizer": "sgd"}).training.weight_decay == 0.03
+
+
+def test_a_space_is_described_with_its_scales_and_steps(tmp_path):
+    lines = ["learning_rate = {low = 1e-4, high = 0.1, log = true}", "batch_size = [32, 64]"]
+    lines.append("color_jitter = {low = 0.0, high = 0.4, step = 0.1}")
+    space = find(tmp_path, "\n".join(["[training]", *lines]))
+    assert space.describe() == {
+        "training.learning_rate": "0.0001 to 0.1, log",
+        "training.batch_size": "32, 64",
+        "training.color_jitter": "0 to 0.4, in steps of 0.1",
+    }

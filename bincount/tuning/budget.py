@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bincount.errors import DatasetError, SettingsError
 from bincount.files import read_sealed, write_sealed
 from bincount.settings import Job
+from bincount.tuning.finalists import NUM_FINALISTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from bincount.tuning.search import Search
 
 CLOCK = "clock.json"
-FINALISTS = 3  # trained with other seeds beside the given settings
 SECONDS_BETWEEN_WRITES = 5
 
 
@@ -149,7 +149,7 @@ class Clock:
 
     def _num_other_seeds(self, table: "pd.DataFrame") -> int:
         """Return how many trainings the finalists and the given settings will need beside those of their trials."""
-        finalists = min(FINALISTS, max(1, int((table["number"] > 0).sum())))
+        finalists = min(NUM_FINALISTS, max(1, int((table["number"] > 0).sum())))
         return (1 + finalists) * (self._search.job.tuning.seeds_per_trial - 1)
 
     def _keep(self) -> None:

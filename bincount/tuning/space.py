@@ -85,7 +85,8 @@ class Space(Frozen):
     def describe(self) -> dict[str, str]:
         """Return the space as people read it, by qualified name: `0.0001 to 0.1, log`, or `32, 64, 128`."""
         return {
-            name: f"{values.low:g} to {values.high:g}{', log' if values.log else ''}"
+            name: f"{values.low:g} to {values.high:g}"
+            + (", log" if values.log else f", in steps of {values.step:g}" if values.step else "")
             if isinstance(values, Range)
             else ", ".join(map(str, values))
             for name, values in self.parameters.items()
