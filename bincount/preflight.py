@@ -102,7 +102,7 @@ def check_tune(job: Job, *, fetch: bool = True) -> None:
     for package in ("optuna", "plotly"):
         if importlib.util.find_spec(package) is None:
             raise SettingsError(f"bincount tune needs {package}; run `pip install 'bincount-pipeline[tune]'`")
-    from bincount.tuning import budget, search  # here, since it is an extra that others need not have
+    from bincount.tuning import budget, search, storage  # here, since it is an extra that others need not have
 
     if fetch:
         check_prepare(job)
@@ -112,6 +112,8 @@ def check_tune(job: Job, *, fetch: bool = True) -> None:
     check_training(job, classes)
     search.check(job, classes)
     budget.check(job)
+    if job.tuning.storage:
+        storage.open_database(job.tuning.storage)
     if job.launch.nnodes > 1:
         raise SettingsError("a trial trains on one host; leave --nnodes out, or train on several with --on-pool")
 

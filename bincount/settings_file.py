@@ -5,15 +5,19 @@ import logging
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from bincount.errors import SettingsError, mask_credentials
 from bincount.mistakes import explain_values, names_of, suggest, takes
+from bincount.problem import Classes
 from bincount.settings import SECTIONS, Job
+from bincount.workspace import Workspace
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=BaseModel)
 
 HEADER = """\
 # Settings of bincount, for --config FILE. Flags, and the environment variables that descriptions name, override them.
@@ -39,16 +43,32 @@ def read(path: Path) -> Job:
 
 
 def fill(job: Job, path: Path | None) -> Job:
-    """Return a job with the images and the training of a file where the job sets none, or as it is without a file.
+    """Return a job with the images and the training of a file where the job has defaults, or as it is without a file.
 
-    Raises SettingsError where there is a file that cannot be read.
+    A value that equals its default does not come before the file: Prefect's form sends the defaults that it shows as if
+    somebody had chosen them. A file of another dataset or of other classes changes nothing, since others may search in
+    the same workspace. Raises SettingsError where there is a file that cannot be read.
     """
     if path is None or not path.exists():
         return job
     found = read(path)
+    if _dataset(found) != _dataset(job):
+        logger.warning("the settings in %s are those of a search on other data, and are left out", path)
+        return job
     logger.info("settings of images and training that are not set are those of %s", path)
     filled = job.replace(images=found.images, training=found.training)
-    return filled.override(Job(images=job.images, training=job.training))
+    return filled.override(Job(images=_changed(job.images), training=_changed(job.training)))
+
+
+def _dataset(job: Job) -> tuple[Path, Classes]:
+    return Workspace().dataset(job.data), job.data.class_set
+
+
+def _changed(section: T) -> T:
+    """Return a section in which nothing is set but what differs from the defaults."""
+    default = type(section)()
+    names = (name for name in section.model_fields_set if getattr(section, name) != getattr(default, name))
+    return type(section)(**{name: getattr(section, name) for name in names})
 
 
 def write(job: Job) -> str:

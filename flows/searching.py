@@ -32,9 +32,9 @@ def search_settings(given: Job, snapshot: Snapshot, timings: Timings) -> tuple[S
                     train_trials(search, clock, trainers)
                 with timings.step("finalists"):
                     results = train_finalists(search, clock, trainers)
-            clock.close()
             with timings.step("judge"):
                 findings = tuning_tasks.judge_finalists(job, results, snapshot)
+            clock.close()
             best, spent = tuning_tasks.write_winner(given, search, findings), clock.describe()
             page = tuning_tasks.write_search_page(search, findings, spent)
             tuning_tasks.end_search(search, snapshot, findings, spent, run_id, page)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from prefect import flow, tags
 
-from bincount import forms, preflight
+from bincount import forms, preflight, settings_file
 from bincount.environment import TAG
 from bincount.settings import (
     DEFAULT_WORKSPACE,
@@ -65,15 +65,19 @@ def tune(
         tuning=tuning,
         workspace=workspace,
     ).override(others)
+    given = settings_file.fill(given, given.retraining.settings)
     preflight.check_tune(given, fetch=fetch)
-    from flows.searching import search_settings  # here, since Optuna is an extra, and deploying this needs none
+    from flows import pool, searching  # here, since Optuna is an extra, and deploying this needs none
+
+    if given.tuning.on_pool:
+        pool.deploy(given.tuning.on_pool)  # refuses a pool that is not there before anything is fetched
 
     registration_tasks.check_registry(given)
     timings = Timings()
     if fetch:
         timings |= prepare(**given.sections("data", "images", "runner", "workspace")).timings
     snapshot = preflight.find_snapshot(given)
-    found, best = search_settings(given, snapshot, timings)
+    found, best = searching.search_settings(given, snapshot, timings)
     if register_winner:
         found = replace(found, registered=train(**best.sections(*TRAIN_SECTIONS), snapshot=snapshot.digest))
     return found

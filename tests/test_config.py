@@ -122,6 +122,22 @@ def test_a_file_fills_in_the_images_and_the_training_that_a_job_does_not_set(tmp
     assert filled.data == DataConfig()
 
 
+def test_a_default_that_a_form_sends_does_not_come_before_the_file(tmp_path):
+    best = Job(training=TrainConfig(epochs=3, model="resnet18"))
+    (tmp_path / "best.toml").write_text(settings_file.write(best))
+    shown = Job(training=TrainConfig(model=TrainConfig().model, epochs=TrainConfig().epochs, learning_rate=0.1))
+    filled = settings_file.fill(shown, tmp_path / "best.toml")
+    assert filled.training == best.training.model_copy(update={"learning_rate": 0.1})
+
+
+@pytest.mark.parametrize("data", [DataConfig(source="s3://other"), DataConfig(classes="1..5")])
+def test_a_file_of_a_search_on_other_data_is_left_out_and_named(data, tmp_path, caplog):
+    (tmp_path / "best.toml").write_text(settings_file.write(Job(data=data, training=TrainConfig(epochs=3))))
+    given = Job(training=TrainConfig(model="resnet18"))
+    assert settings_file.fill(given, tmp_path / "best.toml") is given
+    assert "best.toml are those of a search on other data" in caplog.text
+
+
 def test_a_file_that_is_not_there_yet_changes_nothing_and_one_that_is_wrong_is_an_error(tmp_path):
     given = Job(training=TrainConfig(epochs=7))
     assert settings_file.fill(given, tmp_path / "best.toml") is given

@@ -212,6 +212,21 @@ def test_a_trial_is_shown_below_its_search_with_its_number(kept, searched):
     assert kept.client.get_run(search).data.params["space/training.epochs"] == "3, 4"
 
 
+def test_a_training_that_was_there_before_a_search_stays_where_it_is(kept, searched, snapshot):  # noqa: F811
+    search, trial = searched
+    earlier = start_training(kept.runs, job(seed=7), snapshot, Path("of-a-run"), {})
+
+    assert start_training(kept.runs, job(seed=7), snapshot, Path("of-a-run"), {}, search, trial=0) == earlier
+    tags = kept.client.get_run(earlier).data.tags
+    assert "mlflow.parentRunId" not in tags
+    assert "trial" not in tags
+
+    again = start_search(kept.runs, "another-search", job(), {}, snapshot, {})
+    start_training(kept.runs, job(seed=5), snapshot, Path("a-trial"), {}, again, trial=9)
+    tags = kept.client.get_run(trial).data.tags
+    assert (tags["mlflow.parentRunId"], tags["trial"]) == (search, "3")
+
+
 @pytest.mark.parametrize("status", ["FAILED", "KILLED"])
 def test_a_search_goes_on_without_a_trial_that_failed_or_was_stopped(kept, searched, status):
     search, trial = searched

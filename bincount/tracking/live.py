@@ -56,7 +56,7 @@ def start_training(
     number. folds is the fold that is not trained on, or for the mean of the networks of several folds their number.
     """
     params = {**job.images.model_dump(), **job.training.model_dump()} | ({FOLDS_PARAM: folds} if folds else {})
-    known = {**tags, **describe_training(job, snapshot), **({TRIAL_TAG: trial} if trial is not None else {})}
+    known = {**tags, **describe_training(job, snapshot)}
     about = {
         MLFLOW_RUN_NOTE: _describe_run(job, snapshot),
         MLFLOW_SOURCE_NAME: f"bincount {tags['flow']}" if tags.get("flow") else "bincount",
@@ -71,6 +71,7 @@ def start_training(
         title=name_run(job, snapshot, datetime.now(UTC), is_member=bool(parent), folds=folds, trial=trial),
         about={name: value for name, value in about.items() if value},
         parent=parent,
+        of_parent={TRIAL_TAG: trial} if trial is not None else {},
     )
     runs.log_dataset(run_id, snapshot, balance.measure(snapshot.read(), snapshot.classes).by_class())
     return run_id

@@ -56,24 +56,28 @@ class Runs:
         title: str = "",
         about: Mapping[str, str] = {},
         parent: str = "",
+        of_parent: Mapping[str, object] = {},
     ) -> str:
         """Start the run of this name, or resume the one there is, so that a retry makes no second; return its id.
 
         params may be nested: {"training": {"epochs": 3}} becomes training/epochs. MLflow's params never change, so a
         run that is resumed keeps the ones it has. title is what people read in place of name, and about are tags of
         MLflow's own, such as the description; a run that is resumed keeps the title and those that it has, which people
-        may have edited. parent is the id of the run that shows this one below it.
+        may have edited. parent is the id of the run that shows this one below it, with the tags of_parent.
         """
         run = self._find(name)
+        above = {MLFLOW_PARENT_RUN_ID: parent, **of_parent} if parent else {}
         if run:
             self.client.update_run(run.info.run_id, status="RUNNING")
+            if of_parent and run.data.tags.get(MLFLOW_PARENT_RUN_ID) != parent:
+                above = {}  # somebody else's training, which the search has found finished
         else:
             own = {RUN_TAG: name, NOTE_TAG: _digest(about.get(MLFLOW_RUN_NOTE, ""))}
-            run = self.client.create_run(self.experiment_id, run_name=title or name, tags={**about, **own})
+            run = self.client.create_run(self.experiment_id, run_name=title or name, tags={**about, **own, **above})
         own = {key: value for key, value in about.items() if key not in run.data.tags}
         if MLFLOW_RUN_NOTE in own:  # an earlier release began the run, and wrote none
             own[NOTE_TAG] = _digest(own[MLFLOW_RUN_NOTE])
-        own |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+        own |= above
         missing = {key: value for key, value in _flatten(params).items() if key not in run.data.params}
         self.client.log_batch(
             run.info.run_id,

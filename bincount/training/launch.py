@@ -57,7 +57,8 @@ def train_in_subprocess(
 
     Raises the errors of fit. Any other end of the process is a TrainingFailed; calling again resumes from the last
     checkpoint. An exception here, such as a cancellation, stops the trainer first. on_epoch receives the records of all
-    epochs so far, after each epoch and at the end; on_line is called several times a second. threads is how many the
+    epochs so far, after each epoch and at the end; on_line is called with each line that the trainer writes,
+    some a second while it trains. threads is how many the
     processes on this host may use together [default: one a core]. name begins each line of the log.
     """
     folder = request.folder
