@@ -426,7 +426,8 @@ class TuneConfig(Frozen):
         3,
         ge=1,
         le=20,
-        description="seeds with which the three best, and the given settings, are trained before one is named",
+        description="seeds with which the three best, and the given settings, are trained before one is named: 1 adds "
+        "no training, 3 up to eight",
     )
     sampler: Literal["tpe", "random", "gp", "nsgaii"] = Field(
         "tpe",
@@ -437,7 +438,9 @@ class TuneConfig(Frozen):
         {}, description="options of that sampler, by Optuna's names"
     )
     pruner: Literal["none", "median", "hyperband"] = Field(
-        "median", description="how trials are stopped early that do worse, epoch by epoch, than others did"
+        default_factory=lambda settings: "none" if len(settings["objective"]) > 1 else "median",
+        description="how trials are stopped early that do worse than others did by then [default: median; with several "
+        "objectives none]",
     )
     startup_trials: int = Field(
         10, ge=1, description="trials at random before the sampler learns from them, and before any is stopped early"

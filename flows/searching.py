@@ -1,9 +1,13 @@
 """What a search does with a snapshot: trials, the best again with other seeds, and what is left of it."""
 
+import logging
+
 from bincount.data.snapshots import Snapshot
 from bincount.files import locked
 from bincount.settings import Job
+from bincount.tuning import winner
 from bincount.tuning.budget import Clock
+from bincount.tuning.finalists import NUM_FINALISTS
 from bincount.tuning.search import Search
 from bincount.workspace import Workspace
 from flows.pool import Pool
@@ -12,6 +16,8 @@ from flows.timing import Timings
 from flows.trials import Threads, train_finalists, train_trials
 from tasks import training as training_tasks
 from tasks import tuning as tuning_tasks
+
+logger = logging.getLogger("bincount.flows")
 
 
 def search_settings(given: Job, snapshot: Snapshot, timings: Timings) -> tuple[SearchResult, Job]:
@@ -24,6 +30,8 @@ def search_settings(given: Job, snapshot: Snapshot, timings: Timings) -> tuple[S
     lock.parent.mkdir(parents=True, exist_ok=True)
     with locked(lock, f"another search is at work in {given.workspace}; this one goes on when it has ended"):
         search = Search.open(job, snapshot)
+        winner.write_given(search.folder, given)
+        _announce(search)
         clock = Clock(search)
         with tuning_tasks.recorded_search(job, search, snapshot) as run_id:
             open_trainers = Pool if job.tuning.on_pool else Threads
@@ -39,3 +47,23 @@ def search_settings(given: Job, snapshot: Snapshot, timings: Timings) -> tuple[S
             page = tuning_tasks.write_search_page(search, findings, spent)
             tuning_tasks.end_search(search, snapshot, findings, spent, run_id, page)
     return SearchResult(search, findings, spent, page, None, timings), best
+
+
+def _announce(search: Search) -> None:
+    """Log whether a search begins or goes on, and how much it will train."""
+    tuning, states = search.job.tuning, search.table()["state"]
+    num_ended = int((states != "running").sum())
+    others = (NUM_FINALISTS + 1) * (tuning.seeds_per_trial - 1)
+    limits = [f"{tuning.hours:g} h"] if tuning.hours else []
+    limits += [f"{tuning.budget:g} {search.job.retraining.currency}"] if tuning.budget else []
+    logger.info(
+        "%s: %d trials in all%s%s",
+        f"search {search.name} goes on, with {num_ended} trials that have ended"
+        if len(states)
+        else f"new search {search.name}",
+        tuning.trials,
+        f", then up to {others} trainings with other seeds" if others else "",
+        f", within {' and '.join(limits)}" if limits else "",
+    )
+    if search.journal:
+        logger.info("the trials can be looked at with: optuna-dashboard %s", search.journal)

@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
+from bincount.errors import mask_credentials
 from bincount.reporting import tables
 from bincount.settings import Job
 from bincount.text import escape_markdown
@@ -24,7 +25,7 @@ from bincount.training.launch import Stop, read_history_so_far
 from bincount.training.run_folder import Request
 from bincount.tuning import pages, winner
 from bincount.tuning.budget import Clock
-from bincount.tuning.finalists import GIVEN, Findings, Result
+from bincount.tuning.finalists import BEYOND, GIVEN, Findings, Result
 from bincount.tuning.outcomes import Outcome, Pruned
 from bincount.tuning.search import Search, Trial
 from bincount.workspace import Workspace
@@ -140,7 +141,7 @@ def train_trial(
 
 def warn_of_failure(trial: Trial, failure: str) -> None:
     """Log that a trial failed, and that the search goes on."""
-    logger.warning("trial %d failed, and the search goes on without it: %s", trial.number, failure)
+    logger.warning("trial %d failed, and the search goes on without it: %s", trial.number, mask_credentials(failure))
 
 
 def _remove_checkpoints(folder: Path) -> None:
@@ -164,8 +165,11 @@ def write_winner(given: Job, search: Search, findings: Findings) -> Job:
     job = given
     if findings.winner.number != GIVEN:
         job = search.space.apply(given, findings.winner.values)
-    path = winner.write(search.folder, job, findings.summary())
+    is_better = bool(findings.val) and findings.val[0].verdict == BEYOND
+    path = winner.write(search.folder, job, findings.summary(), is_better=is_better)
     logger.info("the winner's settings are in %s", path)
+    if is_better:
+        logger.info("they are those of nightly runs from now on: %s", winner.latest(given.workspace))
     return job
 
 

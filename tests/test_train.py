@@ -241,6 +241,23 @@ def test_a_loss_that_stays_infinite_after_three_halvings_asks_for_a_lower_learni
     assert [record["epoch"] for record in read_history(tmp_path)] == []
 
 
+def test_statistics_of_a_batch_norm_that_overflow_are_a_divergence_as_weights_are(data, tmp_path, monkeypatch, caplog):
+    check, calls = trainer.Trainer.check_finite, []
+
+    def overflow_once(training):
+        calls.append(training.step)
+        if len(calls) == 2:
+            next(buffer for name, buffer in training.model.named_buffers() if name.endswith("running_var")).fill_(
+                math.inf
+            )
+        check(training)
+
+    monkeypatch.setattr(trainer.Trainer, "check_finite", overflow_once)
+    trained = fit(Request(*data, IMAGES, QUICK, tmp_path))
+    assert caplog.text.count("with half the learning rate") == 1
+    assert trained.epochs == QUICK.epochs
+
+
 def test_a_debugged_training_that_diverges_keeps_its_gradients(data, tmp_path):
     config = QUICK.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30, "debug": True})
     with pytest.raises(TrainingDiverged):

@@ -12,7 +12,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.errors import TrainingFailed
 from bincount.evaluation.intervals import LabelledImages
 from bincount.problem import Classes
-from bincount.settings import Job, TrainConfig, TuneConfig
+from bincount.settings import DataConfig, Job, TrainConfig, TuneConfig
 from bincount.training.model import build, save
 from bincount.training.run_folder import Trained
 from bincount.training.spec import ModelSpec
@@ -255,27 +255,42 @@ def test_a_search_without_a_complete_trial_says_so(data, tmp_path):
         finalists.plan(searched(data, tmp_path, [None, None]))
 
 
-def test_the_winners_file_is_a_whole_settings_file_and_the_workspaces_last(tmp_path):
+def test_the_winners_file_is_a_whole_settings_file_and_the_workspaces_last_where_it_is_better(tmp_path):
     job = job_in(tmp_path).replace(training=TrainConfig(optimizer="sgd", learning_rate=0.02))
     folder = tmp_path / "tuning" / "a-search"
 
-    path = winner.write(folder, job, "The winner of the search a-search. " + "It is better. " * 20)
+    path = winner.write(folder, job, "The winner of the search a-search. " + "It is better. " * 20, is_better=True)
 
-    assert path == winner.latest(tmp_path) == tmp_path / "tuning" / "best.toml"
+    assert path == folder / "best.toml"
     assert settings_file.read(path) == job
     assert settings_file.read(path).training.weight_decay == 1e-4  # what follows from the optimizer
-    assert path.read_bytes() == (folder / "best.toml").read_bytes()
+    assert winner.latest(tmp_path) == tmp_path / "tuning" / "best.toml"
+    assert path.read_bytes() == winner.latest(tmp_path).read_bytes()
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# The winner of the search a-search.")
     assert max(map(len, lines)) <= 120
     assert 'device = "cpu"' not in path.read_text()  # auto stays auto
 
 
-def test_another_winner_replaces_the_workspaces_last_and_not_the_first_searchs(tmp_path):
-    first, second = job_in(tmp_path), job_in(tmp_path).replace(training=TrainConfig(epochs=3))
-    winner.write(tmp_path / "tuning" / "first", first, "The first.")
+def test_a_winner_that_is_not_better_leaves_the_workspaces_last_as_it_is(tmp_path):
+    first, second, third = (job_in(tmp_path).replace(training=TrainConfig(epochs=each)) for each in (2, 3, 4))
+    winner.write(tmp_path / "tuning" / "first", first, "The first.", is_better=True)
+    winner.write(tmp_path / "tuning" / "second", second, "The second.", is_better=True)
 
-    winner.write(tmp_path / "tuning" / "second", second, "The second.")
+    winner.write(tmp_path / "tuning" / "third", third, "The third.", is_better=False)
 
     assert settings_file.read(winner.latest(tmp_path)) == second
     assert settings_file.read(tmp_path / "tuning" / "first" / "best.toml") == first
+    assert settings_file.read(tmp_path / "tuning" / "third" / "best.toml") == third
+
+
+def test_a_search_keeps_the_settings_that_it_was_given_with_paths_that_hold_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = job_in(tmp_path).replace(
+        data=DataConfig(source="bins"), tuning=TuneConfig(space=Path("space.toml"), trials=7)
+    )
+
+    kept = settings_file.read(winner.write_given(tmp_path / "a-search", job))
+
+    assert kept.data.source == str(tmp_path / "bins")
+    assert kept.tuning == TuneConfig(space=tmp_path / "space.toml", trials=7)

@@ -375,7 +375,7 @@ def test_a_training_of_an_older_release_is_scored_by_its_loss_before_calibration
     ("tuning", "words"),
     [
         ({"objective": ("rmse", "rmse")}, "--objective names a score twice"),
-        ({"objective": ("log_loss", "rmse"), "pruner": "median"}, "add `--pruner none`"),
+        ({"objective": ("log_loss", "rmse"), "pruner": "median"}, "leave --pruner out"),
         ({"sampler_options": {"n_ei_candidate": 1}}, "did you mean n_ei_candidates?"),
         ({"sampler_options": {"seed": 1}}, "tpe has no option seed; give --seed"),
         ({"sampler_options": {"n_startup_trials": 1}}, "give --startup-trials"),

@@ -248,8 +248,12 @@ class Trainer:
         )
 
     def check_finite(self) -> None:
-        """Raise NotFinite, in all processes, when the loss or a weight is not a finite number in one of them."""
-        weights = torch.stack([parameter.detach().isfinite().all() for parameter in self.model.parameters()]).all()
+        """Raise NotFinite, in all processes, when the loss or a weight is not a finite number in one of them.
+
+        So are the statistics of batch norms, which may overflow while the weights do not.
+        """
+        state = [*self.model.parameters(), *self.model.buffers()]
+        weights = torch.stack([each.detach().isfinite().all() for each in state]).all()
         self._read_totals()
         if self.world.any_rank(not (math.isfinite(self.totals[0].item()) and weights.item())):
             raise NotFinite

@@ -176,11 +176,10 @@ def describe_changes(search: Search, values: Mapping[str, Any]) -> str:
 
 def commands(search: Search) -> dict[str, str]:
     """Return what to type next, by what it does."""
-    best = shlex.quote(str(winner.latest(search.job.workspace)))
+    best, given = (shlex.quote(str(search.folder / name)) for name in (winner.NAME, winner.GIVEN))
     found = {
-        "train the winner, and let the gate decide": f"{program('bincount')} run --config {best}",
-        "extend the search, with its other options": f"{program('bincount')} tune --trials "
-        f"{2 * search.job.tuning.trials}",
+        "train the winner, and compare it with the champion": f"{program('bincount')} run --config {best}",
+        "extend the search": f"{program('bincount')} tune --config {given} --trials {2 * search.job.tuning.trials}",
     }
     if search.journal:
         found["look at the trials live"] = f"{program('optuna-dashboard')} {shlex.quote(str(search.journal))}"
@@ -192,7 +191,7 @@ def commands(search: Search) -> dict[str, str]:
 
 def files(search: Search) -> dict[str, str]:
     """Return where the search lies, by what it is."""
-    return {"page": str(search.folder / search_page.NAME), "settings": str(winner.latest(search.job.workspace))}
+    return {"page": str(search.folder / search_page.NAME), "settings": str(search.folder / winner.NAME)}
 
 
 def scales(space: Space) -> dict[str, Scale]:

@@ -77,8 +77,8 @@ def check(job: Job, classes: Classes | None = None) -> Space:
         )
     if len(tuning.objective) > 1 and tuning.pruner != "none":
         raise SettingsError(
-            "trials that are judged by several scores cannot be stopped early by one; add `--pruner none`, or give "
-            "one --objective"
+            "trials that are judged by several scores cannot be stopped early by one; leave --pruner out, or "
+            "give one --objective"
         )
     if job.training.members > 1:
         raise SettingsError(
