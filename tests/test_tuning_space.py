@@ -206,3 +206,24 @@ def test_a_space_is_described_with_its_scales_and_steps(tmp_path):
         "training.batch_size": "32, 64",
         "training.color_jitter": "0 to 0.4, in steps of 0.1",
     }
+
+
+def test_mistakes_of_each_kind_are_named_at_once(tmp_path):
+    text = "\n".join(
+        [
+            "learning_rate = {low = 0.1, high = 0.2}",
+            "[training]",
+            "min_crop = {low = 0.5}",
+            "epochs = [0, 3]",
+            "seed = [1, 2]",
+            'model = ["small", "resnet18"]',
+        ]
+    )
+    job = SMALL.replace(training=TrainConfig())
+    lines = refusal(tmp_path, text, job).splitlines()
+    assert len(lines) == 5
+    assert lines[0].endswith("learning_rate is in no section; write it below [training] or [images]")
+    for line, part in zip(
+        lines[1:], ("min_crop has a range without", "epochs takes", "seed cannot be", "model has small"), strict=True
+    ):
+        assert part in line

@@ -104,8 +104,8 @@ def find_space(job: Job, classes: Classes | None = None) -> Space:
     classes are by default those of the settings. Raises SettingsError with a line for each mistake.
     """
     classes = classes or job.data.class_set
-    space = read_space(job.tuning.space) if job.tuning.space else default_space(job, classes)
-    check_space(space, job, classes)
+    space, mistakes = _read(job.tuning.space) if job.tuning.space else (default_space(job, classes), [])
+    _require_none(mistakes + (_mistakes(space, job, classes) if space.parameters or not mistakes else []))
     return space
 
 
@@ -144,9 +144,17 @@ def _among(choices: tuple[int, ...], given: int) -> tuple[int, ...]:
 
 def read_space(path: Path) -> Space:
     """Read a space from a TOML file. Raises SettingsError with a line for each mistake in how it is written."""
+    space, mistakes = _read(path)
+    _require_none(mistakes)
+    return space
+
+
+def _read(path: Path) -> tuple[Space, list[str]]:
+    """Read a space from a TOML file; return what is well written, and a line for each mistake in the rest."""
     mistakes, parameters = [], {}
     for section, settings in _parse(path).items():
-        if not isinstance(settings, dict):
+        # A setting outside sections with a range is a table to TOML, as a section is.
+        if not isinstance(settings, dict) or (settings and settings.keys() <= Range.model_fields.keys()):
             mistakes.append(f"{path}: {section} is in no section; write it below [training] or [images]")
             continue
         for key, value in settings.items():
@@ -154,9 +162,12 @@ def read_space(path: Path) -> Space:
                 parameters[f"{section}.{key}"] = _read_values(value)
             except ValueError as error:
                 mistakes.append(f"{path}: [{section}] {key} {error}")
+    return Space(parameters=parameters, path=path), mistakes
+
+
+def _require_none(mistakes: list[str]) -> None:
     if mistakes:
         raise SettingsError("\n".join(mistakes))
-    return Space(parameters=parameters, path=path)
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -194,18 +205,17 @@ def _read_values(value: Any) -> Range | tuple[Value, ...]:
     return Range(**value)
 
 
-def check_space(space: Space, job: Job, classes: Classes | None = None) -> None:
-    """Raise SettingsError, with a line for each mistake, where the space has what cannot be searched, or be trained.
+def _mistakes(space: Space, job: Job, classes: Classes | None) -> list[str]:
+    """Return a line for each mistake: what cannot be searched, or not be trained with the rest.
 
     The models of the settings check each bound and each choice.
     """
-    mistakes = [] if space.parameters else [f"{space.path or 'the space'} has no settings; give each {EXAMPLES}"]
-    for name, values in space.parameters.items():
-        mistakes += [f"{space.where(name)} {mistake}" for mistake in _check(name, values)]
-    if not mistakes:
-        mistakes = [f"{space.where(name)} {text}" for name, text in _check_together(space, job, classes).items()]
-    if mistakes:
-        raise SettingsError("\n".join(mistakes))
+    mistakes = {name: _check(name, values) for name, values in space.parameters.items()}
+    for name, text in _check_together(space, job, classes).items():
+        mistakes[name] = mistakes[name] or [text]
+    if not space.parameters:
+        return [f"{space.path or 'the space'} has no settings; give each {EXAMPLES}"]
+    return [f"{space.where(name)} {text}" for name, texts in mistakes.items() for text in texts]
 
 
 def _check(name: str, values: Range | tuple[Value, ...]) -> list[str]:
