@@ -3,6 +3,7 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_a_training_that_was_found_finished_counts_as_one_that_was_reported(snap
     while trial := found.ask():
         train(found, trial)
 
-    assert found.study.trials[0].intermediate_values.keys() == {1, 2, 3, 4}
+    assert found.study.trials[0].intermediate_values.keys() == {2, 4, 7, 9}  # 4 epochs, where others have 9
     assert_alike(found, reported)
 
 
@@ -269,6 +270,63 @@ def test_neither_the_given_settings_nor_a_finished_training_are_stopped(snapshot
     assert num_stopped
 
 
+LENGTHS = "[training]\nepochs = [8, 15]\nlearning_rate = {low = 1e-4, high = 1e-1, log = true}"
+
+
+def with_epochs(trial: Trial, epochs: int) -> Trial:
+    return replace(trial, job=trial.job.replace(training=trial.job.training.model_copy(update={"epochs": epochs})))
+
+
+def falling(epochs: int, after: int, floor: float = 0.0) -> list[dict]:
+    """The first epochs of a schedule: the loss falls from 1 by the share of the schedule that is behind."""
+    losses = [floor + 1 - epoch / epochs for epoch in range(1, after + 1)]
+    return [
+        {"epoch": epoch, "val_loss": loss, "val_accuracy": 0.5, "val_rmse": 1.0, "seconds": 10.0}
+        for epoch, loss in enumerate(losses, start=1)
+    ]
+
+
+def test_a_long_schedule_is_compared_with_short_ones_at_the_same_share(snapshot, tmp_path):
+    search = Search.open(make_job(tmp_path, LENGTHS, pruner="median", startup_trials=1), snapshot)
+    given, *short = [search.ask() for _ in range(4)]
+    search.fail(given, "left out")
+    for number, trial in enumerate(with_epochs(trial, 8) for trial in short):
+        search.complete(trial, make_result(trial, tmp_path / str(number), falling(8, 8)))
+    assert list(search.study.trials[1].intermediate_values) == [2, 4, 6, 8, 9, 11, 13, 15]
+
+    long = with_epochs(search.ask(), 15)
+    # It is a little better than they were at the same share, and after 8 epochs far above where they have ended.
+    assert not any(search.report(long, falling(15, epoch, floor=-0.03)) for epoch in range(1, 15))
+    assert list(search.study.trials[4].intermediate_values) == list(range(1, 15))
+    worse = with_epochs(search.ask(), 15)
+    assert search.report(worse, falling(15, 8, floor=0.2))
+
+
+def test_a_trial_longer_than_the_space_allows_has_a_step_for_each_epoch(snapshot, tmp_path):
+    job = make_job(tmp_path, LENGTHS)
+    job = job.replace(training=job.training.model_copy(update={"epochs": 20}))
+    search = Search.open(job, snapshot)
+    trial = search.ask()
+    search.complete(trial, make_result(trial, tmp_path / "run", falling(20, 20)))
+
+    assert list(search.study.trials[0].intermediate_values) == list(range(1, 21))
+
+
+def test_a_trial_is_not_stopped_for_an_epoch_that_it_has_left_behind(snapshot, tmp_path):
+    search = Search.open(make_job(tmp_path, "[training]\nflip = [true, false]", pruner="median"), snapshot)
+    trials = [search.ask() for _ in range(5)]
+    late, good = trials[-1], [[0.9, 0.9, 0.9, 0.9], [0.1, 0.1, 0.9, 0.9], [0.1, 0.1, 0.9, 0.9]]
+    losses = [0.5, 0.5, 0.5]
+    history = [record | {"val_loss": loss} for record, loss in zip(falling(4, 3), losses, strict=True)]
+    assert not search.report(late, history[:2])  # before there are startup_trials
+    for trial, losses in zip(trials, good, strict=False):
+        ended = [record | {"val_loss": loss} for record, loss in zip(falling(4, 4), losses, strict=True)]
+        search.complete(trial, make_result(trial, tmp_path / str(trial.number), ended))
+
+    assert search.report(late, history[:2])  # as it would be by now
+    assert not search.report(late, history)
+
+
 def test_the_curve_of_the_objective_decides(snapshot, tmp_path):
     search = run(make_job(tmp_path, pruner="median", objective=("accuracy",), startup_trials=3), snapshot, most=4)
     trial = search.ask()
@@ -287,6 +345,7 @@ def test_the_table_tells_how_each_trial_ended(snapshot, tmp_path):
     search = Search.open(make_job(tmp_path, pruner="median", startup_trials=1), snapshot)
     complete, failed, pruned, running = [search.ask() for _ in range(4)]
     search.complete(complete, make_result(complete, tmp_path / "complete"))
+    search.report(failed, curve(failed)[:1])
     search.fail(failed, "the loss was no number; see https://me:secret@host/run")
     search.prune(pruned, curve(pruned)[:2])
     search.report(running, curve(running)[:1])
@@ -296,8 +355,8 @@ def test_the_table_tells_how_each_trial_ended(snapshot, tmp_path):
     settings = [f"training.{name}" for name in ("learning_rate", "batch_size", "epochs", "dropout", "flip")]
     assert list(table.columns) == ["number", "state", *settings, "log_loss", "epochs", "seconds", "reason"]
     assert list(table["state"]) == ["complete", "failed", "pruned", "running"]
-    assert list(table["epochs"]) == [4, 0, 2, 1]
-    assert list(table["seconds"].fillna(0)) == [40, 0, 20, 0]
+    assert list(table["epochs"]) == [4, 1, 2, 1]
+    assert list(table["seconds"].fillna(0)) == [40, 10, 20, 10]
     assert table["log_loss"][0] == curve(complete)[-1]["val_loss"] - 0.05
     assert table["log_loss"][1:].isna().all()
     assert table["reason"][1] == "the loss was no number; see https://***@host/run"

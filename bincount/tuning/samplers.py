@@ -71,15 +71,13 @@ def make_sampler(tuning: TuneConfig, seed: int, number: int) -> "BaseSampler":
         raise SettingsError(f"--sampler-options: {error}") from None
 
 
-def make_pruner(tuning: TuneConfig, epochs: int) -> "BasePruner":
-    """Make the pruner; epochs is the largest number of a trial, from which Hyperband makes its brackets."""
+def make_pruner(tuning: TuneConfig, steps: int) -> "BasePruner":
+    """Make the pruner; steps is the last at which a trial reports, from which Hyperband makes its brackets."""
     from optuna import pruners
 
     if tuning.pruner == "median":
-        # How many trials there must be before, Search.report counts for either pruner.
-        return pruners.MedianPruner(
-            n_startup_trials=1, n_warmup_steps=FIRST_EPOCH_THAT_STOPS, interval_steps=1, n_min_trials=1
-        )
+        # How many trials and epochs there must be before, Search.report counts for either pruner.
+        return pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0, interval_steps=1, n_min_trials=1)
     if tuning.pruner == "hyperband":
-        return pruners.HyperbandPruner(min_resource=1, max_resource=max(1, epochs), reduction_factor=3)
+        return pruners.HyperbandPruner(min_resource=1, max_resource=max(1, steps), reduction_factor=3)
     return pruners.NopPruner()

@@ -18,7 +18,6 @@ import json
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +32,10 @@ from bincount.errors import SettingsError, mask_credentials
 from bincount.problem import Classes
 from bincount.settings import Job
 from bincount.training.run_folder import Trained, folder_of, read_history
-from bincount.tuning.samplers import make_pruner, make_sampler, options
+from bincount.tuning.samplers import FIRST_EPOCH_THAT_STOPS, make_pruner, make_sampler, options
 from bincount.tuning.space import Range, Space, Value, find_space
 from bincount.tuning.storage import JOURNAL, explain_silence, open_database, open_journal
+from bincount.tuning.trial import Trial
 from bincount.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -52,15 +52,6 @@ STATES = {
 RUNG = "completed_rung_"  # how Optuna's names begin of what Hyperband notes with a trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training of a search: the job to train, and which values of the searched settings it has."""
-
-    number: int
-    job: Job
-    values: dict[str, Value]
 
 
 def check(job: Job, classes: Classes | None = None) -> Space:
@@ -108,7 +99,8 @@ class Search:
         self.job, self.space, self.folder = job, space, folder
         self._storage, self._lock = storage, threading.RLock()
         self._distributions = space.distributions()
-        self._pruner = make_pruner(job.tuning, _most_epochs(space, job))
+        self._num_steps = _most_epochs(space, job)
+        self._pruner = make_pruner(job.tuning, self._num_steps)
         self.study = self._open_study(storage, load_if_exists=True)
 
     @classmethod
@@ -162,22 +154,29 @@ class Search:
     def report(self, trial: Trial, history: list[dict[str, Any]]) -> bool:
         """Record the epochs of a trial so far, as history.json has them; return whether it is to be stopped early.
 
+        An epoch is stored at the step that is its share of the trial's epochs, out of the most of any trial: what the
+        learning rate is follows from that share, so that trials of 8 and of 15 epochs are compared alike.
+
         Epochs that were reported before may be in it, and are not counted twice. Not stopped early are trial 0, with
         which the others are compared, any trial before `startup_trials` are complete, and one whose last epoch is done.
         """
-        trial_id, curve = self._id(trial.number), CURVES[self.job.tuning.objective[0]]
+        trial_id, curve = self._id(trial.number), self._curve(trial, history)
         found = self._storage.get_trial(trial_id)
         if found.state.is_finished():
             return found.state == TrialState.PRUNED
-        for record in history:
-            if record["epoch"] not in found.intermediate_values:
-                self._storage.set_trial_intermediate_value(trial_id, record["epoch"], record[curve])
+        for step, value in curve.items():
+            if step not in found.intermediate_values:
+                self._storage.set_trial_intermediate_value(trial_id, step, value)
+        seconds = sum(record["seconds"] for record in history)
+        if seconds > found.user_attrs.get("seconds", 0):  # so that it is known of one that fails, too
+            self._storage.set_trial_user_attr(trial_id, "seconds", seconds)
         if self.job.tuning.pruner == "none" or trial.number == 0 or not history:
             return False
-        is_stopped = self._is_stopped(trial.number, [(record["epoch"], record[curve]) for record in history])
+        is_stopped = self._is_stopped(trial.number, curve)
         num_complete = sum(found.state == TrialState.COMPLETE for found in self._trials())
-        is_done = history[-1]["epoch"] >= trial.job.training.epochs
-        return is_stopped and not is_done and num_complete >= self.job.tuning.startup_trials
+        first = FIRST_EPOCH_THAT_STOPS if self.job.tuning.pruner == "median" else 1
+        is_between = first <= history[-1]["epoch"] < trial.job.training.epochs
+        return is_stopped and is_between and num_complete >= self.job.tuning.startup_trials
 
     @_one_at_a_time
     def complete(self, trial: Trial, trained: Trained) -> None:
@@ -296,10 +295,11 @@ class Search:
             return found
         return optuna.trial.create_trial(state=TrialState.FAIL)
 
-    def _is_stopped(self, number: int, curve: list[tuple[int, float]]) -> bool:
-        """Return whether the pruner stops a trial in one of its epochs; write what it notes with the trial.
+    def _is_stopped(self, number: int, curve: dict[int, float]) -> bool:
+        """Return whether the pruner stops a trial at its last step; write what it notes with the trial.
 
-        All epochs are gone through each time, as if none had been before: a process may have been killed between notes.
+        All steps are gone through each time, as if none had been before: a process may have been killed between notes.
+        What the pruner says of those before the last is void: other trials have come to their end since.
         """
         trials, memory = self._trials(), InMemoryStorage()
         notes = trials[number].system_attrs
@@ -312,13 +312,18 @@ class Search:
         copy = self._copy(trials, memory)
         trial_id = self._id(number, memory)
         is_stopped = False
-        for epoch, value in curve:
-            memory.set_trial_intermediate_value(trial_id, epoch, value)
-            is_stopped |= self._pruner.prune(copy, memory.get_trial(trial_id))
+        for step, value in curve.items():
+            memory.set_trial_intermediate_value(trial_id, step, value)
+            is_stopped = self._pruner.prune(copy, memory.get_trial(trial_id))
         for name, value in memory.get_trial(trial_id).system_attrs.items():
             if notes.get(name) != value:
                 self._storage.set_trial_system_attr(self._id(number), name, value)
         return is_stopped
+
+    def _curve(self, trial: Trial, history: list[dict[str, Any]]) -> dict[int, float]:
+        """Return the objective's values by step; no two epochs share one, since no trial has more epochs than steps."""
+        curve, epochs = CURVES[self.job.tuning.objective[0]], trial.job.training.epochs
+        return {round(record["epoch"] * self._num_steps / epochs): record[curve] for record in history}
 
     def _copy(
         self, trials: list[FrozenTrial], memory: InMemoryStorage, sampler: optuna.samplers.BaseSampler | None = None
@@ -352,7 +357,8 @@ def _lies_in(distribution: BaseDistribution, value: Value) -> bool:
 
 def _most_epochs(space: Space, job: Job) -> int:
     epochs = space.parameters.get("training.epochs", (job.training.epochs,))
-    return int(epochs.high) if isinstance(epochs, Range) else max(map(int, epochs))
+    most = int(epochs.high) if isinstance(epochs, Range) else max(map(int, epochs))
+    return max(most, job.training.epochs)  # those of trial 0 may lie outside the space
 
 
 def _name(job: Job, space: Space, snapshot: Snapshot) -> str:
