@@ -37,19 +37,20 @@ logger = logging.getLogger("bincount.flows")
 
 SECONDS_BETWEEN_LOOKS = 3
 SECONDS_UNTIL_LATE = 60  # a run that no worker has taken by then is worth a line
-MAX_CRASHES = 3  # of the runs of one training, until it counts as failed
-MOST_ATTEMPTS = 50  # with those that a limit ended
+MAX_CRASHES = 3  # of the runs of one training in one start of the search, until it counts as failed
+MOST_ATTEMPTS = 50  # with those that a limit or a cancellation ended
 
 
 @dataclass
 class Training:
-    """A training on the pool: its flow run now, and how many runs it has had before."""
+    """A training on the pool: its flow run now, which attempt that is, and how many runs have crashed or failed."""
 
     trial: Trial
     watch: Watch
     is_own: bool
     run: FlowRun
     attempt: int
+    num_crashes: int = 0
     is_late: bool = False
 
 
@@ -86,11 +87,15 @@ class Pool:
         with get_client(sync_client=True) as client:
             keys = FlowRunFilterIdempotencyKey(any_=[self._key(trial, each) for each in range(1, MOST_ATTEMPTS)])
             before = client.read_flow_runs(flow_run_filter=FlowRunFilter(idempotency_key=keys))
-        attempt = max(1, len(before))
-        going = [run for run in before if run.idempotency_key == self._key(trial, attempt) and not _is_over(run.state)]
-        attempt += bool(before) and not going
+        last = max(before, key=_attempt, default=None)
+        if last and not self._is_over(last, trial):
+            run, attempt = last, _attempt(last)
+        else:
+            TrialFile.path(self._search.folder, trial).unlink(missing_ok=True)  # of a run of before
+            attempt = _attempt(last) + 1 if last else 1
+            run = self._run(trial, attempt)
+        self._clock.spend(run.idempotency_key, 0)
         watch = Watch(trial, self._search if is_own else None, self._clock)
-        run = going[0] if going else self._run(trial, attempt)
         self._trainings.append(Training(trial, watch, is_own, run, attempt))
 
     def wait(self) -> tuple[Trial, Outcome]:
@@ -104,6 +109,7 @@ class Pool:
                 self._is_away = False
                 if outcome:
                     self._trainings.remove(training)
+                    self._clock.end(training.run.idempotency_key, is_complete=bool(outcome.trained))
                     return training.trial, outcome
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
@@ -139,17 +145,30 @@ class Pool:
         if file and state.is_completed():
             return Outcome(failure=file.error or "its run ended without a result")
         reason = state.message or "its run ended without a result"
-        if file is None and not state.is_crashed():
+        is_last = training.num_crashes + 1 >= MAX_CRASHES
+        if file is None and (is_last or not state.is_crashed()):
             raise TrainingFailed(
                 f"a worker of the pool {self._given.tuning.on_pool} cannot train trial {number}: {reason}; give it the "
-                f"workspace {self._given.workspace.resolve()} at that path, and run again"
+                f"workspace {self._given.workspace.resolve()} at that path, and the same release of bincount, and run "
+                "again; its log, on the page of the flow run, says more"
             )
-        if training.attempt >= MAX_CRASHES:
+        if is_last:
             return Outcome(failure=reason)
+        run = self._run(training.trial, training.attempt + 1)
         logger.warning("trial %d is started again: %s", number, reason)
-        training.attempt += 1
-        training.run = self._run(training.trial, training.attempt)
+        self._clock.end(training.run.idempotency_key, is_complete=False)
+        training.run, training.attempt, training.num_crashes = run, training.attempt + 1, training.num_crashes + 1
         return None
+
+    def _is_over(self, run: FlowRun, trial: Trial) -> bool:
+        """Return whether a run of before is of no use: it is neither under way, nor has it left a result or its error.
+
+        A result may have been removed since, or be damaged.
+        """
+        if not run.state.is_completed():
+            return run.state.is_cancelling() or run.state.is_final()
+        file = TrialFile.read(TrialFile.path(self._search.folder, trial))
+        return not (file and (file.error or find_finished(file.run_folder(self._workspace))))
 
     def _run(self, trial: Trial, attempt: int) -> FlowRun:
         job = with_absolute_paths(unresolve(trial.job, self._given))
@@ -230,9 +249,8 @@ def with_absolute_paths(job: Job) -> Job:
     return job.replace(data=data, training=training, workspace=job.workspace.resolve())
 
 
-def _is_over(state: State) -> bool:
-    """Return whether a run of before is no use any more; one that has its result is, and so is one under way."""
-    return state.is_cancelling() or (state.is_final() and not state.is_completed())
+def _attempt(run: FlowRun) -> int:
+    return int(run.idempotency_key.rsplit(" ", 1)[1])
 
 
 def _cancel(run: FlowRun) -> None:

@@ -74,6 +74,9 @@ def train_finalists(search: Search, clock: Clock, trainers: Trainers) -> list[Re
     """Train the best trials and the given settings with other seeds, as many as the limits allow."""
     planned = [(trial, replace(trial, job=trial.job.replace(training=each))) for trial, each in finalists.plan(search)]
     found = {_key(each): trainers.find(each) for _, each in planned}
+    clock.begin_seeds()
+    for number, seed in (key for key, trained in found.items() if trained):
+        clock.end_seed(number, seed)
     ended: dict[tuple[int, int], Trained | None] = {key: trained for key, trained in found.items() if trained}
     waiting, num_running = [each for _, each in planned if _key(each) not in ended], 0
     while True:
@@ -86,6 +89,7 @@ def train_finalists(search: Search, clock: Clock, trainers: Trainers) -> list[Re
         num_running -= 1
         if outcome.trained or outcome.failure:
             ended[_key(each)] = outcome.trained
+            clock.end_seed(*_key(each))
         if outcome.failure:
             tuning_tasks.warn_of_failure(each, outcome.failure)
     return [(trial, each.job.training, ended[_key(each)]) for trial, each in planned if _key(each) in ended]

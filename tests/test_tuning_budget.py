@@ -141,6 +141,92 @@ def test_the_time_of_other_seeds_does_not_make_trials_look_longer(snapshot, tmp_
     assert Clock(search, time).may_start()
 
 
+def test_an_extended_search_expects_trials_to_take_what_trials_took(snapshot, tmp_path, time):
+    search = open_search(snapshot, tmp_path, hours=1.0)
+    clock = Clock(search, time)
+    train(search, seconds=100)
+    time.now = 100
+    assert clock.may_start()
+    clock.begin_seeds()
+    time.now = 2000
+    clock.close()
+
+    again = Clock(search, time)
+    train(search, seconds=100)
+    time.now = 2100
+    assert again.seconds == 2100
+    assert again.may_start()
+    time.now = 3499
+    assert again.may_start()
+    time.now = 3501
+    assert not again.may_start()
+
+
+def test_the_time_of_failed_trials_does_not_make_others_look_longer(snapshot, tmp_path, time):
+    search = open_search(snapshot, tmp_path, hours=1000 / 3600)
+    clock = Clock(search, time)
+    train(search, seconds=100)
+    failed = search.ask()
+    search.report(failed, [{"epoch": 1, "val_loss": 1.0, "val_accuracy": 0.5, "val_rmse": 1.0, "seconds": 300.0}])
+    search.fail(failed, "the loss is no number")
+    time.now = 400
+    assert clock.may_start()
+    time.now = 899  # 101 seconds are left
+    assert clock.may_start()
+
+
+def test_seeds_that_are_trained_already_need_no_time_but_those_of_another_finalist(snapshot, tmp_path, time):
+    search = open_search(snapshot, tmp_path, hours=1000 / 3600, seeds_per_trial=3)
+    clock = Clock(search, time)
+    for _ in range(4):
+        train(search, seconds=50)
+    time.now = 200
+    clock.may_start()
+    clock.begin_seeds()
+    for number in range(4):
+        for seed in (0, 1, 2):  # the first is that of the trial itself
+            clock.end_seed(number, seed)
+    time.now = 600
+    clock.close()
+
+    again = Clock(search, time)
+    time.now = 849  # one more, and two other seeds of it: 150 seconds
+    assert again.may_start()
+    time.now = 851
+    assert not again.may_start()
+
+
+def test_a_refusal_is_forgotten_when_trials_go_on_and_kept_when_only_other_seeds_do(snapshot, tmp_path, time):
+    search = open_search(snapshot, tmp_path, hours=1.0)
+    clock = Clock(search, time)
+    assert not clock.may_start(3601)
+    assert clock.may_start(10, reserve=False)
+    assert "there was no time left" in clock.describe()
+    assert clock.may_start(10)
+    assert clock.describe() == "0.0 min of 1 h"
+
+
+def test_waiting_for_a_machine_of_a_pool_is_not_paid_and_what_runs_has_spent_its_part(snapshot, tmp_path, time):
+    search = open_search(snapshot, tmp_path, price=1.0, budget=1.0, on_pool="gpu", parallel=2)
+    clock = Clock(search, time)
+    train(search, seconds=400)
+    clock.spend("one", 600)
+    clock.end("one", is_complete=True)
+    clock.spend("crashed", 10)
+    clock.end("crashed", is_complete=False)
+    time.now = 90_000  # in the queue, for the most part
+    clock.spend("two", 0)
+    # Spent are 610 of 3600 seconds; the running one and another take 600 each.
+    assert clock.may_start()
+    clock.spend("two", 1900)  # and takes longer than was expected: 1090 are left
+    assert clock.may_start()
+    clock.spend("three", 200)
+    # 890 are left, for the rest of the third, 400, and not for one more.
+    assert not clock.may_start()
+    clock.end("three", is_complete=False)
+    assert Clock(search, time).machine_seconds == 2710
+
+
 def test_trainings_under_way_are_stopped_when_the_time_is_over_and_go_on_with_more(snapshot, tmp_path, time):
     search = open_search(snapshot, tmp_path, hours=1.0)
     clock = Clock(search, time)
@@ -184,8 +270,10 @@ def test_on_a_pool_the_time_of_its_machines_is_paid(snapshot, tmp_path, time):
     clock.spend("two", 1800)
     assert clock.cost == 4.5
     assert Clock(search, time).cost == 4.5
+    for training in ("one", "two"):
+        clock.end(training, is_complete=True)
     assert clock.may_start(1800)
-    search.ask()  # is running, and takes as long
+    clock.spend("three", 0)  # is running, and takes as long
     assert not clock.may_start(1800)
     clock.spend("two", 3600)
     assert clock.is_over()

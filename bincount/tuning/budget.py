@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bincount.errors import DatasetError, SettingsError
 from bincount.files import read_sealed, write_sealed
 from bincount.settings import Job
-from bincount.tuning.finalists import NUM_FINALISTS
+from bincount.tuning.finalists import GIVEN, NUM_FINALISTS, best_trials
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +44,10 @@ class Clock:
         self._before, self._began, self._written = kept["seconds"], now(), now()
         self._trainings: dict[str, float] = kept["trainings"]
         self._ended, self._overhead = kept["ended"], kept["overhead"]
+        self._of_seeds: float = kept.get("of_seeds", 0.0)  # of the time, what other seeds took
+        self._seeds_since: float | None = None
+        self._complete, self._seeds = set(kept.get("complete", ())), set(map(tuple, kept.get("seeds", ())))
+        self._under_way: set[str] = set()
         self._stopped = ""
 
     @property
@@ -65,11 +69,30 @@ class Clock:
     def spend(self, training: str, seconds: float) -> None:
         """Count the time of a pool's machine for a training, by the name of its run folder; the latest time counts.
 
-        It may be called while the training runs, and again for one that was counted before.
+        It is called when the training starts and while it runs, and may be for one that was counted before; then `end`.
         """
         with self._lock:
             self._trainings[training] = max(seconds, self._trainings.get(training, 0))
+            self._under_way.add(training)
             self._keep()
+
+    def end(self, training: str, *, is_complete: bool) -> None:
+        """Note that a training that `spend` counted has ended; others are expected to cost what complete ones did."""
+        with self._lock:
+            self._under_way.discard(training)
+            if is_complete:
+                self._complete.add(training)
+            self._keep()
+
+    def begin_seeds(self) -> None:
+        """Count the time from here on for other seeds, so that trials are not expected to take as long."""
+        with self._lock:
+            self._seeds_since = self.seconds
+
+    def end_seed(self, number: int, seed: int) -> None:
+        """Note that a finalist is trained with a seed, for which nothing is to be left any more."""
+        with self._lock:
+            self._seeds.add((number, seed))
 
     def may_start(self, expected_seconds: float | None = None, *, reserve: bool = True) -> bool:
         """Return whether a training may start: there is time and money for it, and for the finalists' other seeds.
@@ -86,8 +109,9 @@ class Clock:
             seconds = expected * (1 + math.ceil(others / tuning.parallel))
             machine_seconds = seconds
             if tuning.on_pool:
-                running = int((table["state"] == "running").sum())
-                machine_seconds = expected * (1 + others + running)
+                each = self._expected_of_machines(table) if expected_seconds is None else expected_seconds
+                spent = sum(min(each, self._trainings[training]) for training in self._under_way)
+                machine_seconds = max(0.0, each * (1 + others + len(self._under_way)) - spent)
             for limit, spent, needed, what in (
                 (self._limit_of_time(), self.seconds, seconds, "time"),
                 (self._limit_of_machines(), self.machine_seconds, machine_seconds, "money"),
@@ -96,6 +120,8 @@ class Clock:
                     seeds = " and for the other seeds of the best" if others else ""
                     self._stopped = f"there was no {what} left for another training{seeds}"
                     return False
+            if reserve:  # of an earlier refusal: a training ended sooner than was expected
+                self._stopped = ""
             return True
 
     def is_over(self) -> bool:
@@ -137,24 +163,44 @@ class Clock:
         """Return the time that a training takes from start to end: as long as complete trials trained, and more.
 
         What passes beside training (validation, the start of processes, waiting) is taken from the search as a whole,
-        as long as trials end: later, other seeds are trained, which are no trials.
+        without that of other seeds, which are no trials.
         """
         ended, trained = int((table["state"] != "running").sum()), table["seconds"].sum()
         if ended != self._ended and trained:
             self._ended = ended
-            self._overhead = max(1.0, self.seconds * self._search.job.tuning.parallel / trained)
+            self._overhead = max(
+                1.0, (self.seconds - self._seconds_of_seeds()) * self._search.job.tuning.parallel / trained
+            )
             self._keep()
         complete = table.loc[table["state"] == "complete", "seconds"]
         return float(complete.mean() * self._overhead) if len(complete) else 0.0
 
+    def _expected_of_machines(self, table: "pd.DataFrame") -> float:
+        """Return the time of a pool's machine that a training takes: what complete ones took, without the waiting."""
+        spent = [self._trainings[training] for training in self._complete]
+        complete = table.loc[table["state"] == "complete", "seconds"]  # where the search began on this machine
+        return sum(spent) / len(spent) if spent else float(complete.mean()) if len(complete) else 0.0
+
+    def _seconds_of_seeds(self) -> float:
+        since = 0.0 if self._seeds_since is None else self.seconds - self._seeds_since
+        return self._of_seeds + since
+
     def _num_other_seeds(self, table: "pd.DataFrame") -> int:
-        """Return how many trainings the finalists and the given settings will need beside those of their trials."""
+        """Return how many trainings the finalists and the given settings still need beside those of their trials.
+
+        Where a search is extended, those of the finalists so far are there; the next trial may need its own.
+        """
+        job = self._search.job
         finalists = min(NUM_FINALISTS, max(1, int((table["number"] > 0).sum())))
-        return (1 + finalists) * (self._search.job.tuning.seeds_per_trial - 1)
+        first, of_each = job.training.seed, job.tuning.seeds_per_trial - 1
+        best = {GIVEN, *(trial.number for trial in best_trials(self._search))}
+        trained = sum(number in best and first < seed <= first + of_each for number, seed in self._seeds)
+        return max(of_each, (1 + finalists) * of_each - trained)
 
     def _keep(self) -> None:
         kept = {"seconds": self.seconds, "trainings": self._trainings}
-        write_sealed(self._path, kept | {"ended": self._ended, "overhead": self._overhead})
+        kept |= {"ended": self._ended, "overhead": self._overhead, "of_seeds": self._seconds_of_seeds()}
+        write_sealed(self._path, kept | {"complete": sorted(self._complete), "seeds": sorted(self._seeds)})
         self._written = self._now()
 
 

@@ -166,6 +166,11 @@ class Findings(Frozen):
         return f"over {len(candidate.seeds)} seeds" if len(candidate.seeds) > 1 else "with one seed"
 
 
+def best_trials(search: Search) -> list[Trial]:
+    """Return the finalists by the trials so far: the best complete ones, without that of the given settings."""
+    return [trial for trial in search.best(NUM_FINALISTS + 1) if trial.number != GIVEN][:NUM_FINALISTS]
+
+
 def plan(search: Search) -> list[tuple[Trial, TrainConfig]]:
     """Return the trainings that the decision needs: trial 0 with the given settings and the best three, by seed.
 
@@ -175,7 +180,7 @@ def plan(search: Search) -> list[tuple[Trial, TrainConfig]]:
     no trial came to its end.
     """
     states = search.table().set_index("number")["state"]
-    best = [trial for trial in search.best(NUM_FINALISTS + 1) if trial.number != GIVEN][:NUM_FINALISTS]
+    best = best_trials(search)
     given = [] if states.get(GIVEN) == "failed" else [Trial(GIVEN, search.job, search.space.given(search.job))]
     if not (states == "complete").any():
         raise TrainingFailed(
