@@ -7,6 +7,7 @@ the machines share.
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,16 +27,18 @@ from bincount.settings import Job
 from bincount.training.launch import read_history_so_far
 from bincount.training.run_folder import Trained, find_finished, folder_of
 from bincount.tuning.budget import Clock
-from bincount.tuning.outcomes import Outcome, Pruned, TrialFile
-from bincount.tuning.search import Search, Trial
+from bincount.tuning.outcomes import Outcome, TrialFile
+from bincount.tuning.search import Search
+from bincount.tuning.trial import Pruned, Trial
 from bincount.workspace import Workspace
 from flows.trial import trial as trial_flow
 from flows.trials import Packs, resolve, unresolve
-from tasks.tuning import Watch
+from tasks.trials import Watch, remove_checkpoints
 
 logger = logging.getLogger("bincount.flows")
 
 SECONDS_BETWEEN_LOOKS = 3
+SECONDS_TO_STOP = 60  # that the last trials which were stopped early get, before the search leaves their checkpoints
 SECONDS_UNTIL_LATE = 60  # a run that no worker has taken by then is worth a line
 MAX_CRASHES = 3  # of the runs of one training in one start of the search, until it counts as failed
 MOST_ATTEMPTS = 50  # with those that a limit or a cancellation ended
@@ -65,6 +68,7 @@ class Pool:
         self._given, self._search, self._clock, self._snapshot, self._parent = given, search, clock, snapshot, parent
         self._packs, self._workspace = Packs(snapshot), Workspace(root=given.workspace)
         self._trainings: list[Training] = []
+        self._stopped: list[tuple[FlowRun, Path]] = []  # early; with the folder of the training
         self._deployment = deploy(given.tuning.on_pool)
         self._is_away = False
 
@@ -75,6 +79,12 @@ class Pool:
         if error and not isinstance(error, Exception):
             for training in self._trainings:
                 _cancel(training.run)
+        if error:
+            return
+        until = time.monotonic() + SECONDS_TO_STOP
+        with suppress(httpx.TransportError):
+            while self._remove_checkpoints() and time.monotonic() < until:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def find(self, trial: Trial) -> Trained | None:
         if file := TrialFile.read(TrialFile.path(self._search.folder, trial)):
@@ -100,17 +110,17 @@ class Pool:
 
     def wait(self) -> tuple[Trial, Outcome]:
         while True:
-            for training in self._trainings:
-                try:
+            try:
+                self._remove_checkpoints()
+                for training in self._trainings:
                     outcome = self._look(training)
-                except httpx.TransportError as error:
-                    self._warn_of_absence(error)
-                    break
-                self._is_away = False
-                if outcome:
-                    self._trainings.remove(training)
-                    self._clock.end(training.run.idempotency_key, is_complete=bool(outcome.trained))
-                    return training.trial, outcome
+                    self._is_away = False
+                    if outcome:
+                        self._trainings.remove(training)
+                        self._clock.end(training.run.idempotency_key, is_complete=bool(outcome.trained))
+                        return training.trial, outcome
+            except httpx.TransportError as error:
+                self._warn_of_absence(error)
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _look(self, training: Training) -> Outcome | None:
@@ -130,8 +140,19 @@ class Pool:
             training.watch.on_epoch(history)
         except Pruned:
             _cancel(run)
+            self._stopped.append((run, file.run_folder(self._workspace)))
             return Outcome(is_pruned=True, history=history)
         return None
+
+    def _remove_checkpoints(self) -> bool:
+        """Remove the checkpoints of trials that were stopped early and have ended; return whether there are others."""
+        for run, folder in list(self._stopped):
+            with get_client(sync_client=True) as client:
+                is_final = client.read_flow_run(run.id).state.is_final()
+            if is_final:
+                remove_checkpoints(folder)
+                self._stopped.remove((run, folder))
+        return bool(self._stopped)
 
     def _end(self, training: Training, file: TrialFile | None) -> Outcome | None:
         state, number = training.run.state, training.trial.number
@@ -143,7 +164,7 @@ class Pool:
         if state.is_cancelled():
             return Outcome(failure="its run was cancelled")
         if file and state.is_completed():
-            return Outcome(failure=file.error or "its run ended without a result")
+            return Outcome(failure=file.error or "its run ended without a result", error_type=file.error_type)
         reason = state.message or "its run ended without a result"
         is_last = training.num_crashes + 1 >= MAX_CRASHES
         if file is None and (is_last or not state.is_crashed()):

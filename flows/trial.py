@@ -9,11 +9,11 @@ from bincount.environment import TAG
 from bincount.settings import Job
 from bincount.training.run_folder import folder_of
 from bincount.tuning.outcomes import OF_A_TRIAL, Outcome, TrialFile
-from bincount.tuning.search import Trial
+from bincount.tuning.trial import Trial
 from bincount.workspace import Workspace
 from tasks import data as data_tasks
 from tasks import training as training_tasks
-from tasks import tuning as tuning_tasks
+from tasks import trials as trial_tasks
 
 
 @flow(name="trial", persist_result=False)
@@ -36,7 +36,7 @@ def trial(*, job: Job, search: str, number: int, values: dict[str, Any], snapsho
     path, file = TrialFile.path(workspace.tuning / search, asked), TrialFile(folder.name)
     file.write(path)
     pack = data_tasks.pack_snapshot(trained_on, job.images)
-    state = tuning_tasks.train_trial(asked, trained_on, pack, folder, parent, return_state=True)
+    state = trial_tasks.train_trial(asked, trained_on, pack, folder, parent, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, Exception):
         file.with_error(result).write(path)

@@ -21,13 +21,15 @@ from bincount.training.run_folder import Trained, find_finished, folder_of
 from bincount.tuning import finalists
 from bincount.tuning.budget import Clock
 from bincount.tuning.finalists import Result
-from bincount.tuning.outcomes import Outcome
-from bincount.tuning.search import Search, Trial
+from bincount.tuning.outcomes import Outcome, TrialFile
+from bincount.tuning.search import Search
+from bincount.tuning.trial import Trial
 from bincount.workspace import Workspace
 from tasks import data as data_tasks
-from tasks import tuning as tuning_tasks
+from tasks import trials as trial_tasks
 
 FIRST_FAILURES = 3  # after as many failed trials, and no other, a search ends
+FAILURES_IN_A_ROW = 3  # that no setting explains, as it does a loss that is no number: the machine is at fault
 
 
 class Trainers(Protocol):
@@ -44,20 +46,51 @@ class Trainers(Protocol):
 
 
 def train_trials(search: Search, clock: Clock, trainers: Trainers) -> None:
-    """Train what a killed process has left, and then new trials, while there are any and the limits allow it."""
+    """Train what a killed process has left, and then new trials, while there are any and the limits allow it.
+
+    Raises TrainingFailed where a fault of the machine is likely: several trials in a row have failed. Until another one
+    shows that the machine works, they are not recorded as failed, so that the next start resumes them; one that fails
+    then is.
+    """
     waiting, num_running = search.unfinished(), 0
+    resumed = {trial.number for trial in waiting}
+    in_a_row: list[tuple[Trial, Outcome]] = []
     while True:
         while num_running < search.job.tuning.parallel and (waiting or _has_more(search)) and clock.may_start():
             trainers.start(waiting.pop(0) if waiting else search.ask(), is_own=True)
             num_running += 1
         if not num_running:
-            return
+            break
         trial, outcome = trainers.wait()
         num_running -= 1
+        if outcome.failure:
+            trial_tasks.warn_of_failure(trial, outcome.failure)
+        if outcome.failure and not outcome.machine_works and trial.number not in resumed:
+            in_a_row.append((trial, outcome))
+            if len(in_a_row) == FAILURES_IN_A_ROW:
+                raise _fault_of_the_machine(search, in_a_row)
+            continue
+        if outcome.machine_works:
+            _record(search, in_a_row)
+            in_a_row = []
         outcome.record(search, trial)
         if outcome.failure:
-            tuning_tasks.warn_of_failure(trial, outcome.failure)
             _require_other_ends(search, outcome.failure)
+    _record(search, in_a_row)
+
+
+def _record(search: Search, ended: list[tuple[Trial, Outcome]]) -> None:
+    for trial, outcome in ended:
+        outcome.record(search, trial)
+
+
+def _fault_of_the_machine(search: Search, failed: list[tuple[Trial, Outcome]]) -> TrainingFailed:
+    for trial, _ in failed:  # else the next start takes what a worker of a pool has written for the end of the trial
+        TrialFile.path(search.folder, trial).unlink(missing_ok=True)
+    return TrainingFailed(
+        f"{len(failed)} trials in a row have failed, so that a fault of the machine is likely; the last one: "
+        f"{failed[-1][1].failure}; put that right, and run the same command again, which trains them first"
+    )
 
 
 def _require_other_ends(search: Search, failure: str) -> None:
@@ -91,7 +124,7 @@ def train_finalists(search: Search, clock: Clock, trainers: Trainers) -> list[Re
             ended[_key(each)] = outcome.trained
             clock.end_seed(*_key(each))
         if outcome.failure:
-            tuning_tasks.warn_of_failure(each, outcome.failure)
+            trial_tasks.warn_of_failure(each, outcome.failure)
     return [(trial, each.job.training, ended[_key(each)]) for trial, each in planned if _key(each) in ended]
 
 
@@ -150,11 +183,11 @@ class Threads:
             "pack": self._packs.of(job.images),
             "folder": folder_of(self._workspace, self._snapshot, job.images, job.training),
             "parent": self._parent,
-            "watch": tuning_tasks.Watch(resolved, self._search if is_own else None, self._clock, self._is_stopping),
+            "watch": trial_tasks.Watch(resolved, self._search if is_own else None, self._clock, self._is_stopping),
             "threads": self._threads,
             "name": f"trial {trial.number}" + ("" if is_own else f", seed {job.training.seed}"),
         }
-        future = self._runner.submit(tuning_tasks.train_trial, parameters)
+        future = self._runner.submit(trial_tasks.train_trial, parameters)
         self._trials[future] = trial
         future.add_done_callback(self._ended.put)
 

@@ -1,8 +1,6 @@
-"""The steps of a search as tasks: its run in MLflow, the trainings of its trials, and what they show."""
+"""The steps of a search as tasks: its run in MLflow, and what its trials show; tasks.trials trains them."""
 
 import logging
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,32 +9,21 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
-from bincount.errors import mask_credentials
 from bincount.reporting import tables
 from bincount.settings import Job
 from bincount.text import escape_markdown
 from bincount.tracking import searches
-from bincount.tracking.client import connect
-from bincount.tracking.live import start_training
-from bincount.tracking.runs import Runs, status_after
-from bincount.training.launch import Stop, read_history_so_far
-from bincount.training.run_folder import Request
+from bincount.tracking.runs import status_after
 from bincount.tuning import pages, winner
-from bincount.tuning.budget import Clock
 from bincount.tuning.finalists import BEYOND, GIVEN, Findings, Result
-from bincount.tuning.outcomes import Outcome, Pruned
-from bincount.tuning.search import Search, Trial
+from bincount.tuning.search import Search
 from bincount.workspace import Workspace
 from tasks.origin import origin_tags
 from tasks.registry import open_registry
-from tasks.retry import MLFLOW_RETRIES, is_retry
-from tasks.training import RETRIES, train_recorded
+from tasks.retry import MLFLOW_RETRIES
 
 logger = logging.getLogger("bincount.tasks")
-
-SECONDS_BETWEEN_LOOKS = 1  # at the limits, while a trainer works
 
 
 @contextmanager
@@ -70,84 +57,6 @@ def end_search(search: Search, snapshot: Snapshot, findings: Findings, spent: st
         tables={"trials.json": pages.trial_values(search), "finalists.json": pages.finalists(findings)},
         paths={page.name: page, winner.NAME: search.folder / winner.NAME},
     )
-
-
-class Watch:
-    """Looks at a trial while it trains, and stops it where it does worse than others, or a limit is reached.
-
-    search is None for a training that is no trial's own, which is not judged epoch by epoch; is_stopping says that the
-    process that searches ends.
-    """
-
-    def __init__(
-        self, trial: Trial, search: Search | None, clock: Clock, is_stopping: threading.Event | None = None
-    ) -> None:
-        self._trial, self._search, self._clock = trial, search, clock
-        self._is_stopping = is_stopping or threading.Event()
-        self._looked = 0.0
-
-    def on_epoch(self, history: list[dict]) -> None:
-        """Report the epochs so far. Raises Pruned where the trial is to be stopped early."""
-        is_worse = self._search is not None and self._search.report(self._trial, history)
-        if is_worse and len(history) < self._trial.job.training.epochs:  # after the last one nothing is saved by it
-            raise Pruned
-
-    def on_line(self) -> None:
-        """Raise Stop where the search ends, or a limit is reached."""
-        if self._is_stopping.is_set():
-            raise Stop
-        if time.monotonic() - self._looked >= SECONDS_BETWEEN_LOOKS:
-            self._looked = time.monotonic()
-            if self._clock.is_over():
-                raise Stop
-
-
-@task(name="train trial", task_run_name="trial {trial.number}, seed {trial.job.training.seed}", **RETRIES)
-def train_trial(
-    trial: Trial,
-    snapshot: Snapshot,
-    pack: Pack,
-    folder: Path,
-    parent: str,
-    watch: Watch | None = None,
-    threads: int | None = None,
-    name: str = "",
-) -> Outcome:
-    """Train a trial in processes of its own, as train_model does; its run in MLflow is below that of the search.
-
-    parent is the id of the search's run, and name begins the lines of the log. Settings that cannot be trained make a
-    failed trial; a training that ended without a result is tried again, which resumes from its last checkpoint.
-    """
-    job, tags = trial.job, origin_tags()
-
-    def start() -> tuple[Runs, str]:
-        runs = connect(Workspace(root=job.workspace), job.registry).open(anew=is_retry()).runs
-        return runs, start_training(runs, job, snapshot, folder, tags, parent, trial=trial.number)
-
-    request = Request(snapshot, pack, job.images, job.training, folder)
-    looks = {"on_epoch": watch.on_epoch, "on_line": watch.on_line} if watch else {}
-    try:
-        if watch:  # the process of before may have been killed when the trial was about to be stopped
-            watch.on_epoch(read_history_so_far(folder))
-        return Outcome(train_recorded(request, job, start, **looks, threads=threads, name=name))
-    except Pruned:
-        history = read_history_so_far(folder)
-        logger.info("trial %d is stopped after epoch %d: others did better by then", trial.number, len(history))
-        _remove_checkpoints(folder)
-        return Outcome(is_pruned=True, history=history)
-    except Stop:
-        return Outcome()
-
-
-def warn_of_failure(trial: Trial, failure: str) -> None:
-    """Log that a trial failed, and that the search goes on."""
-    logger.warning("trial %d failed, and the search goes on without it: %s", trial.number, mask_credentials(failure))
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    from bincount.training import checkpoints  # here, since torch takes seconds to import
-
-    checkpoints.remove(folder)
 
 
 @task(name="judge finalists", task_run_name="judge finalists", cache_policy=NO_CACHE)

@@ -1,5 +1,7 @@
 """Which trainings of a search start when, and what becomes of those that fail, are stopped or are found."""
 
+import subprocess
+import sys
 from collections import deque
 
 import pytest
@@ -10,12 +12,13 @@ from bincount.errors import DiskFull, SettingsError, TrainingDiverged, TrainingF
 from bincount.settings import Job, RetrainConfig, TrainConfig
 from bincount.training.launch import Stop
 from bincount.tuning.budget import Clock
-from bincount.tuning.outcomes import Outcome, Pruned, TrialFile
-from bincount.tuning.search import Search, Trial
+from bincount.tuning.outcomes import Outcome, TrialFile
+from bincount.tuning.search import Search
+from bincount.tuning.trial import Pruned, Trial
 from bincount.workspace import Workspace
 from flows.pool import with_absolute_paths
 from flows.trials import train_finalists, train_trials, unresolve
-from tasks.tuning import Watch
+from tasks.trials import Watch
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,47 @@ def test_a_search_whose_first_trials_all_fail_ends_and_says_why(snapshot, tmp_pa
     again = open_search(tmp_path, snapshot, trials=9)
     train_trials(again, Clock(again), MadeUp(again))
     assert states(again) == ["failed"] * 3 + ["complete"] * 6
+
+
+OUT_OF_ORDER = TrainingFailed("the trainer ended with code 1. Its last lines:\nno CUDA device")
+
+
+def test_a_fault_of_the_machine_ends_the_search_and_its_trials_are_trained_by_the_next_start(snapshot, tmp_path):
+    search = open_search(tmp_path, snapshot, trials=8)
+    fails = {(number, 0): OUT_OF_ORDER for number in range(2, 8)}
+    with pytest.raises(
+        TrainingFailed, match=r"3 trials in a row have failed, .* the trainer ended with code 1; put that right"
+    ):
+        train_trials(search, Clock(search), MadeUp(search, fails))
+    assert states(search) == ["complete"] * 2 + ["running"] * 3
+
+    again = open_search(tmp_path, snapshot, trials=8)
+    train_trials(again, Clock(again), MadeUp(again))
+    assert states(again) == ["complete"] * 8
+
+
+def test_trials_that_fail_again_when_they_are_resumed_have_failed(snapshot, tmp_path):
+    fails = {(number, 0): OUT_OF_ORDER for number in (2, 3, 4)}
+    search = open_search(tmp_path, snapshot, trials=8)
+    with pytest.raises(TrainingFailed):
+        train_trials(search, Clock(search), MadeUp(search, fails))
+
+    again = open_search(tmp_path, snapshot, trials=8)
+    train_trials(again, Clock(again), MadeUp(again, fails))
+    assert states(again) == ["complete"] * 2 + ["failed"] * 3 + ["complete"] * 3
+
+
+def test_losses_that_are_no_numbers_are_no_fault_of_the_machine(snapshot, tmp_path):
+    search = open_search(tmp_path, snapshot, trials=8)
+    fails = {(number, 0): TrainingDiverged("the loss is no number") for number in range(1, 8)}
+    fails[6, 0] = fails[7, 0] = OUT_OF_ORDER
+    train_trials(search, Clock(search), MadeUp(search, fails))
+    assert states(search) == ["complete"] + ["failed"] * 7
+
+
+def test_a_worker_trains_without_optuna():
+    code = "import sys; sys.modules['optuna'] = None; import flows.trial"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_would_end_all_trials_ends_the_search_and_the_trial_is_resumed(snapshot, tmp_path):

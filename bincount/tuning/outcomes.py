@@ -9,35 +9,34 @@ the name of the training's folder; and again where the training failed. Its resu
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bincount import errors
-from bincount.errors import BincountError, SettingsError, TrainingFailed
+from bincount.errors import BincountError, SettingsError, TrainingDiverged, TrainingFailed
 from bincount.files import write_json
-from bincount.training.launch import Stop
 from bincount.training.run_folder import Trained
-from bincount.tuning.search import Search, Trial
+from bincount.tuning.trial import Trial
 from bincount.workspace import Workspace
+
+if TYPE_CHECKING:
+    from bincount.tuning.search import Search
 
 # What a trial's settings may cause, so that the search goes on without it; memory that is too small is a SettingsError
 # where the trainer found it, and a TrainingFailed where the system killed it. Any other error would end all trials.
 OF_A_TRIAL = (TrainingFailed, SettingsError)
 
 
-class Pruned(Stop):
-    """The trial does worse than others did, and is stopped early."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a training ended: with a result, early, or failed; none of these where it was stopped and can be resumed.
 
-    history are the epochs of a trial that was stopped early.
+    history are the epochs of a trial that was stopped early; error_type names the error of a failure.
     """
 
     trained: Trained | None = None
     is_pruned: bool = False
     failure: str = ""
+    error_type: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -46,12 +45,17 @@ class Outcome:
         if isinstance(result, cls):
             return result
         if isinstance(result, OF_A_TRIAL):
-            return cls(failure=describe(result))
+            return cls(failure=describe(result), error_type=type(result).__name__)
         if isinstance(result, BaseException):
             raise result
         raise TypeError(f"a training has no outcome {result!r}")
 
-    def record(self, search: Search, trial: Trial) -> None:
+    @property
+    def machine_works(self) -> bool:
+        """Whether the training shows that the machine works: it came to an end, or failed by its settings."""
+        return bool(self.trained) or self.is_pruned or self.error_type == TrainingDiverged.__name__
+
+    def record(self, search: "Search", trial: Trial) -> None:
         """Record the outcome of a trial's own training; one that was stopped stays as it is, to be resumed."""
         if self.trained:
             search.complete(trial, self.trained)
