@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import threading
 from collections import deque
 
 import pytest
+from filelock import FileLock
 from made_searches import curve, make_job, make_result, train
 from synthetic_training import dataset
 
@@ -18,7 +20,7 @@ from bincount.tuning.trial import Pruned, Trial
 from bincount.workspace import Workspace
 from flows.pool import with_absolute_paths
 from flows.trials import train_finalists, train_trials, unresolve
-from tasks.trials import Watch
+from tasks.trials import Watch, remove_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +254,18 @@ def test_a_training_stops_within_an_epoch_when_a_limit_is_reached():
     watch._looked = 0.0
     with pytest.raises(Stop):
         watch.on_line()
+
+
+def test_checkpoints_of_a_trial_that_was_stopped_stay_until_its_trainer_has_let_go_of_them(tmp_path):
+    checkpoint = tmp_path / "checkpoint-000000001-0-abc.pt"
+    checkpoint.touch()
+    removing = threading.Thread(target=remove_checkpoints, args=(tmp_path,))
+    with FileLock(tmp_path / ".lock"):
+        removing.start()
+        removing.join(timeout=0.3)
+        assert checkpoint.exists()
+    removing.join()
+    assert not checkpoint.exists()
 
 
 def test_a_worker_says_where_it_trains_and_why_it_failed(tmp_path):
