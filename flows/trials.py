@@ -4,6 +4,7 @@ They run on threads of this process, each of which waits for a trainer, or on a 
 either kind start a training, wait for whichever ends first, and stop what is under way when their block ends.
 """
 
+import logging
 import os
 import threading
 from dataclasses import replace
@@ -18,7 +19,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.errors import TrainingFailed
 from bincount.settings import Job
 from bincount.training.run_folder import Trained, find_finished, folder_of
-from bincount.tuning import finalists
+from bincount.tuning import finalists, pages
 from bincount.tuning.budget import Clock
 from bincount.tuning.finalists import Result
 from bincount.tuning.outcomes import Outcome, TrialFile
@@ -27,6 +28,8 @@ from bincount.tuning.trial import Trial
 from bincount.workspace import Workspace
 from tasks import data as data_tasks
 from tasks import trials as trial_tasks
+
+logger = logging.getLogger("bincount.flows")
 
 FIRST_FAILURES = 3  # after as many failed trials, and no other, a search ends
 FAILURES_IN_A_ROW = 3  # that no setting explains, as it does a loss that is no number: the machine is at fault
@@ -74,9 +77,27 @@ def train_trials(search: Search, clock: Clock, trainers: Trainers) -> None:
             _record(search, in_a_row)
             in_a_row = []
         outcome.record(search, trial)
+        if outcome.trained:
+            _log_result(search, trial)
         if outcome.failure:
             _require_other_ends(search, outcome.failure)
     _record(search, in_a_row)
+
+
+def _log_result(search: Search, trial: Trial) -> None:
+    """Log what a trial has reached, of how many, and with which settings."""
+    objective = search.job.tuning.objective
+    row = search.table().set_index("number").loc[trial.number]
+    scores = ", ".join(f"{finalists.SCORES[name]} {finalists.format_score(name, row[name])}" for name in objective)
+    is_best = search.best(1)[0].number == trial.number
+    logger.info(
+        "trial %d, of %d: %s%s (%s)",
+        trial.number,
+        search.job.tuning.trials,
+        scores,
+        ", the best so far" if is_best else "",
+        pages.describe_changes(search, trial.values) or "the given settings",
+    )
 
 
 def _record(search: Search, ended: list[tuple[Trial, Outcome]]) -> None:
