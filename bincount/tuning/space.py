@@ -82,6 +82,11 @@ class Space(Frozen):
         """Return the space as Optuna takes it."""
         return {name: _distribution(name, values) for name, values in self.parameters.items()}
 
+    def most_epochs(self, job: Job) -> int:
+        """Return the most epochs that a trial of the job can have."""
+        epochs = self.parameters.get("training.epochs", (job.training.epochs,))
+        return int(epochs.high) if isinstance(epochs, Range) else max(map(int, epochs))
+
     def describe(self) -> dict[str, str]:
         """Return the space as people read it, by qualified name: `0.0001 to 0.1, log`, or `32, 64, 128`."""
         return {
