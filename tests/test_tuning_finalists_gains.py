@@ -1,4 +1,4 @@
-"""What a gain of the winner is worth: it is beyond noise, within it, or a loss, and searches in vain seldom find one."""
+"""What a gain of the winner is worth: beyond noise, within it, or a loss; and that searches in vain seldom find one."""
 
 import numpy as np
 import pytest
