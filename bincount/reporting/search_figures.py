@@ -132,7 +132,7 @@ def _curves(study: optuna.Study, first: Objective, num_steps: int) -> Drawn:
         else:
             trace.line.dash = "dot"
     caption = (
-        f"{_capital(first.curve)} after each epoch{', before calibration' * (first.column == 'log_loss')}. Trials may "
+        f"{_capital(first.curve.partition(',')[0])} after each epoch{', before calibration' * (first.column == 'log_loss')}. Trials may "
         f"have different numbers of epochs. The stronger the line, the better the {first.name}; dotted are trials that "
         "were stopped early, or run."
     )

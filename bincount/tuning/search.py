@@ -34,7 +34,7 @@ from bincount.problem import Classes
 from bincount.settings import Job
 from bincount.training.run_folder import Trained, folder_of, read_history
 from bincount.tuning.samplers import make_pruner, make_sampler, options
-from bincount.tuning.space import Space, Value, find_space
+from bincount.tuning.space import Range, Space, Value, find_space
 from bincount.tuning.storage import JOURNAL, explain_silence, open_database, open_journal
 from bincount.workspace import Workspace
 
@@ -351,7 +351,8 @@ def _lies_in(distribution: BaseDistribution, value: Value) -> bool:
 
 
 def _most_epochs(space: Space, job: Job) -> int:
-    return space.most_epochs(job)
+    epochs = space.parameters.get("training.epochs", (job.training.epochs,))
+    return int(epochs.high) if isinstance(epochs, Range) else max(map(int, epochs))
 
 
 def _name(job: Job, space: Space, snapshot: Snapshot) -> str:
