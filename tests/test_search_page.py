@@ -215,7 +215,7 @@ def test_a_winner_that_is_worse_on_the_test_is_no_success(tmp_path):
     assert 'class="head worse"' in page
     assert 'class="head better"' in page_of(tmp_path)
     read = Read(page)
-    assert "worse than the given settings beyond noise on the test" in read.text
+    assert "on the test it is worse than the given settings beyond noise" in read.text
     assert ["log loss on test", "1.300", "1.420", "-0.120", "-0.170 to -0.070", "worse beyond noise"] in read.rows
 
 

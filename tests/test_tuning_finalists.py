@@ -225,7 +225,7 @@ def test_a_winner_that_is_worse_on_the_test_beyond_noise_is_said_to_be(data, tmp
     tested = findings.model_copy(update={"test": (loss,)})
 
     assert tested.headline().startswith(
-        "Trial 1 is the best on val, but worse than the given settings beyond noise on the test: log loss"
+        "Trial 1 is the best on val, but on the test it is worse than the given settings beyond noise. It had log loss"
     )
     assert tested.about_test().endswith("gain -0.200 (-0.300 to -0.100), worse beyond noise.")
     assert pages.gains(tested)["verdict"].tolist()[-1] == "worse beyond noise"

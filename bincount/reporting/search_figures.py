@@ -131,10 +131,11 @@ def _curves(study: optuna.Study, first: Objective, num_steps: int) -> Drawn:
             trace.meta = {"goodness": places[trial.number]}
         else:
             trace.line.dash = "dot"
+    score, _, _ = first.curve.partition(",")
     caption = (
-        f"{_capital(first.curve.partition(',')[0])} after each epoch{', before calibration' * (first.column == 'log_loss')}. Trials may "
-        f"have different numbers of epochs. The stronger the line, the better the {first.name}; dotted are trials that "
-        "were stopped early, or run."
+        f"{_capital(score)} after each epoch{', before calibration' * (first.column == 'log_loss')}. Trials may have "
+        f"different numbers of epochs. The stronger the line, the better the {first.name}; dotted are trials that were "
+        "stopped early, or run."
     )
     return Drawn("Curves", caption, figure)
 

@@ -109,8 +109,8 @@ class Findings(Frozen):
         of_val = f"{gain.describe()} on val {seeds}"
         if self.test and self.test[0].verdict == WORSE:
             return (
-                f"Trial {winner.number} is the best on val, but worse than the given settings beyond noise on the "
-                f"test: {of_val}."
+                f"Trial {winner.number} is the best on val, but on the test it is worse than the given settings beyond "
+                f"noise. It had {of_val}."
             )
         if gain.verdict == BEYOND:
             return f"Trial {winner.number} beats the given settings beyond noise: {of_val}."

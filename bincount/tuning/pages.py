@@ -316,7 +316,7 @@ def _about_gains(findings: Findings) -> str:
     else:
         flattery = (
             f"The winner was named as the best of {len(findings.candidates)} by these trainings on val: its gain is "
-            "flattered there, and less so on the test."
+            "flattered there, and in part on the test."
         )
     return f"{_sizes(findings)} {flattery}"
 
