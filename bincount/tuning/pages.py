@@ -324,8 +324,8 @@ def _about_gains(findings: Findings) -> str:
 def _sizes(findings: Findings) -> str:
     val = f"{findings.val[0].num_images:,} images of {findings.val[0].num_bins:,} bins in val"
     test = f", {findings.test[0].num_images:,} of {findings.test[0].num_bins:,} in the test" if findings.test else ""
-    seeds = findings.val[0].num_seeds
-    return f"Means over {seeds} seeds, on {val}{test}." if seeds > 1 else f"One seed each, on {val}{test}."
+    means = "Means " if findings.val[0].num_seeds > 1 else "Trainings "
+    return f"{means}{findings.describe_seeds()}, on {val}{test}."
 
 
 def _describe_seeds(candidate: Candidate) -> str:
