@@ -25,7 +25,8 @@ from bincount.training.launch import Stop, read_history_so_far
 from bincount.training.run_folder import Request
 from bincount.tuning import pages, winner
 from bincount.tuning.budget import Clock
-from bincount.tuning.finalists import BEYOND, GIVEN, Findings, Result
+from bincount.tuning.finalists import GIVEN, Findings, Result
+from bincount.tuning.gains import BEYOND
 from bincount.tuning.outcomes import Outcome, Pruned
 from bincount.tuning.search import Search, Trial
 from bincount.workspace import Workspace
