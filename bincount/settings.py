@@ -426,8 +426,8 @@ class TuneConfig(Frozen):
         3,
         ge=1,
         le=20,
-        description="seeds with which the three best, and the given settings, are trained before one is named: 1 adds "
-        "no training, 3 up to eight",
+        description="seeds with which the three best, and the given settings, are trained before one is named, by all "
+        "but the first: 1 adds no training, 3 up to eight",
     )
     sampler: Literal["tpe", "random", "gp", "nsgaii"] = Field(
         "tpe",

@@ -16,7 +16,8 @@ from bincount.text import escape_markdown
 from bincount.tracking import searches
 from bincount.tracking.runs import status_after
 from bincount.tuning import pages, winner
-from bincount.tuning.finalists import BEYOND, GIVEN, Findings, Result
+from bincount.tuning.finalists import GIVEN, Findings, Result
+from bincount.tuning.gains import BEYOND
 from bincount.tuning.search import Search
 from bincount.workspace import Workspace
 from tasks.origin import origin_tags

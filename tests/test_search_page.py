@@ -184,6 +184,50 @@ def test_the_figures_are_optunas_with_the_given_settings_in_them(tmp_path):
     }
 
 
+def test_the_curves_are_those_of_the_objective_by_the_share_of_the_training():
+    objective = Objective("accuracy", "accuracy, %", True, 100, "val accuracy, %")
+
+    drawn = search_figures.draw(table(), SCALES, [objective], {0: {5: 0.3, 10: 0.41}, 3: {10: 0.4}}, num_steps=10)
+
+    curves = next(each for each in drawn if each.title == "Curves")
+    assert {trace.name: (list(trace.x), list(trace.y)) for trace in curves.figure.data} == {
+        "trial 0, complete": ([50, 100], pytest.approx([30, 41])),
+        "trial 3, complete": ([100], pytest.approx([40])),
+    }
+    assert curves.figure.layout.xaxis.title.text == "share of the training, %"
+    assert curves.figure.layout.yaxis.title.text == "val accuracy, %"
+    assert curves.caption.startswith("Val accuracy after each epoch. ")
+
+
+@pytest.mark.parametrize(("objective", "name"), [("log_loss", "val loss"), ("accuracy", "val accuracy, %")])
+def test_the_pages_curves_are_named_by_the_objective(tmp_path, objective, name):
+    page = page_of(tmp_path, FOUND.model_copy(update={"objective": (objective,)}), objective=(objective,))
+
+    curves = next(figure for figure in figures_of(page) if figure["title"] == "Curves")
+    assert curves["layout"]["yaxis"]["title"]["text"] == name
+
+
+def test_a_winner_that_is_worse_on_the_test_is_no_success(tmp_path):
+    worse = FOUND.model_copy(update={"test": (gain("log_loss", 1.3, 1.42, 0.05),)})
+
+    page = page_of(tmp_path, worse)
+
+    assert 'class="head worse"' in page
+    assert 'class="head better"' in page_of(tmp_path)
+    read = Read(page)
+    assert "on the test it is worse than the given settings beyond noise" in read.text
+    assert ["log loss on test", "1.300", "1.420", "-0.120", "-0.170 to -0.070", "worse beyond noise"] in read.rows
+
+
+def test_the_page_says_what_flatters_the_gain_and_shows_the_score_by_which_a_trial_became_a_finalist(tmp_path):
+    lucky = FOUND.model_copy(update={"candidates": (BEST.model_copy(update={"first": {"log_loss": 1.2}}), GIVEN)})
+
+    assert "named as the best of 2 by these trainings on val" in Read(page_of(tmp_path, lucky)).text
+    assert pages.finalists(lucky)[pages.IN_SEARCH].tolist() == ["1.200", ""]
+    alone = Read(page_of(tmp_path, FOUND.model_copy(update={"is_flattered": True})))
+    assert "the gain is flattered, on the test too" in alone.text
+
+
 def test_several_objectives_have_a_front_and_the_first_decides_elsewhere(tmp_path):
     findings = FOUND.model_copy(update={"objective": ("accuracy", "log_loss")})
     page = page_of(tmp_path, findings, objective=("accuracy", "log_loss"))

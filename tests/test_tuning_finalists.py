@@ -10,78 +10,15 @@ import torch
 from bincount import settings_file
 from bincount.data.snapshots import Snapshot
 from bincount.errors import TrainingFailed
-from bincount.evaluation.intervals import LabelledImages
 from bincount.problem import Classes
 from bincount.settings import DataConfig, Job, TrainConfig, TuneConfig
 from bincount.training.model import build, save
 from bincount.training.run_folder import Trained
 from bincount.training.spec import ModelSpec
-from bincount.tuning import finalists, winner
-from bincount.tuning.finalists import BEYOND, UNKNOWN, WITHIN, Findings, Result
+from bincount.tuning import finalists, pages, winner
+from bincount.tuning.finalists import Findings, Result
 from bincount.tuning.search import Search, Trial
 from bincount.workspace import Workspace
-
-NUM = 400
-IMAGES = LabelledImages(np.arange(NUM) % 3, np.arange(NUM) // 2, Classes.parse("0..2"))
-
-
-def network(seed: int, quality: float = 1.0, of_seed: float = 0.0) -> np.ndarray:
-    """Probabilities of a made network: the label's logit is higher by its quality, which differs by the seed."""
-    logits = np.random.default_rng(7).normal(size=(NUM, 3))  # what is hard about an image is hard for all
-    random = np.random.default_rng(seed)
-    logits += 0.3 * random.normal(size=(NUM, 3))
-    logits[np.arange(NUM), IMAGES.labels] += quality + of_seed * random.normal()
-    shares = np.exp(logits)
-    return shares / shares.sum(axis=1, keepdims=True)
-
-
-def gains(given: list[np.ndarray], best: list[np.ndarray]) -> dict[str, finalists.Gain]:
-    return {gain.score: gain for gain in finalists.measure_gains(IMAGES, given, best)}
-
-
-def test_networks_that_are_better_with_every_seed_are_better_beyond_noise_in_every_score():
-    found = gains([network(seed) for seed in range(3)], [network(seed, quality=2) for seed in range(3, 6)])
-
-    assert {score: gain.verdict for score, gain in found.items()} == dict.fromkeys(
-        ["accuracy", "log_loss", "rmse"], BEYOND
-    )
-    assert found["accuracy"].winner > found["accuracy"].given
-    assert found["log_loss"].winner < found["log_loss"].given
-    for gain in found.values():
-        assert 0 < gain.low < gain.gain < gain.high
-        assert gain.gain == pytest.approx(abs(gain.winner - gain.given))
-    assert found["accuracy"].num_bins == 200
-
-
-def test_a_gain_that_is_less_than_what_seeds_make_of_it_is_within_noise():
-    given = [network(0, 0.6), network(1, 1.4), network(2, 1.0)]
-    best = [network(3, 0.9), network(4, 1.7), network(5, 1.3)]
-
-    of_seeds, of_bins_alone = gains(given, best)["log_loss"], gains(given[2:], best[2:])["log_loss"]
-
-    assert of_seeds.gain > 0
-    assert of_seeds.verdict == WITHIN
-    assert of_bins_alone.low > 0
-    assert of_bins_alone.verdict == UNKNOWN
-
-
-def test_the_same_networks_have_no_gain():
-    same = [network(seed) for seed in range(2)]
-
-    for gain in gains(same, same).values():
-        assert gain.gain == 0
-        assert gain.verdict == WITHIN
-        assert gain.low <= 0 <= gain.high
-
-
-def test_where_nothing_is_to_be_gained_few_searches_find_a_gain_beyond_noise():
-    found = [
-        gains(*([network(1000 * number + 10 * part + seed, 1, 0.2) for seed in range(3)] for part in range(2)))
-        for number in range(60)
-    ]
-
-    assert sum(each["log_loss"].verdict == BEYOND for each in found) <= 5  # 1.5 are expected
-    assert sum(each["log_loss"].high < 0 for each in found) <= 5
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +49,11 @@ def trained(folder: Path, p_of_0: float) -> Trained:
 
 
 def results(folder: Path, networks: dict[int, list[float | None]]) -> list[Result]:
-    """Trainings of trials by number, one for each seed; None failed. A p of 1/3 has the least log loss here."""
-    job = job_in(folder)
+    """Trainings of trials by number, one for each seed; None failed. A p of 1/3 has the least log loss here.
+
+    The first seed is that of the trial itself. Where a trial has fewer than others, the limit left no time for them.
+    """
+    job = job_in(folder, seeds_per_trial=max(map(len, networks.values())))
     return [
         (
             Trial(number, job, {"training.epochs": number}),
@@ -130,43 +70,101 @@ def judge(data, tmp_path, networks: dict, objective=("log_loss",)) -> tuple[Find
     return finalists.judge(made, data[1], objective, "cpu"), made
 
 
-def test_the_winner_has_the_best_mean_over_the_seeds_not_the_best_training(data, tmp_path):
-    findings, _ = judge(data, tmp_path, {0: [0.6, 0.6], 1: [0.34, 0.9], 2: [0.4, 0.41]})
+def test_the_winner_has_the_best_mean_over_fresh_seeds_not_the_best_training(data, tmp_path):
+    findings, _ = judge(data, tmp_path, {0: [0.9, 0.6, 0.6], 1: [0.34, 0.34, 0.9], 2: [0.34, 0.4, 0.41]})
 
     assert [each.number for each in findings.candidates] == [2, 0, 1]
-    assert findings.winner.seeds == (5, 6)
+    assert findings.winner.seeds == (6, 7)
     assert findings.winner.scores["log_loss"][0] == pytest.approx(-(np.log(0.4) + 2 * np.log(0.3)) / 3, abs=1e-4)
     assert [gain.score for gain in findings.val] == ["log_loss", "accuracy", "rmse"]
     assert findings.val[0].gain == pytest.approx(
         findings.given.mean("log_loss") - findings.winner.mean("log_loss"), abs=1e-9
     )
     assert findings.headline().startswith("Trial 2 beats the given settings beyond noise: log loss 1.1")
+    assert "on val over 2 fresh seeds" in findings.headline()
+
+
+def test_the_seed_that_made_a_finalist_is_shown_and_does_not_count(data, tmp_path):
+    lucky, _ = judge(data, tmp_path / "a", {0: [0.6, 0.5, 0.5], 1: [0.34, 0.5, 0.51]})
+    plain, _ = judge(data, tmp_path / "b", {0: [0.6, 0.5, 0.5], 1: [0.6, 0.5, 0.51]})
+
+    assert lucky.winner.number == 0  # the mean over all three would name trial 1
+    assert [each.scores for each in lucky.candidates] == [each.scores for each in plain.candidates]
+    assert lucky.candidates[1].first["log_loss"] < plain.candidates[1].first["log_loss"]
+    shown = pages.finalists(lucky)
+    assert shown["seeds"].tolist() == ["2 seeds", "2 seeds"]
+    assert shown[pages.IN_SEARCH].tolist() == ["1.243", "1.099"]
 
 
 def test_where_no_finalist_is_better_the_given_settings_win_and_the_test_is_left_alone(data, tmp_path):
-    findings, made = judge(data, tmp_path, {0: [0.34, 0.34], 1: [0.34, 0.34], 2: [0.6, 0.6]})
+    findings, made = judge(data, tmp_path, {0: [0.34] * 3, 1: [0.34] * 3, 2: [0.6] * 3})
 
     assert findings.winner.number == 0
     assert findings.headline() == (
-        "The given settings stay: none of the 2 finalists has a better log loss on val over 2 seeds."
+        "The given settings stay: none of the 2 finalists has a better log loss on val over 2 fresh seeds."
     )
     assert finalists.measure_test(findings, made, data[1], Workspace(root=tmp_path), "cpu") == findings
     assert not (tmp_path / "evaluations").exists()
 
 
 def test_a_finalist_with_a_failed_training_comes_after_those_without(data, tmp_path):
-    findings, _ = judge(data, tmp_path, {0: [0.5, 0.5], 1: [0.34, None], 2: [0.4, 0.4]})
+    findings, _ = judge(data, tmp_path, {0: [0.5] * 3, 1: [0.34, 0.34, None], 2: [0.4] * 3})
 
     assert [each.number for each in findings.candidates] == [2, 0, 1]
-    assert findings.candidates[-1].failed == (6,)
+    assert findings.winner.seeds == findings.given.seeds == (6, 7)
+    assert findings.candidates[-1].failed == (7,)
+    assert pages.finalists(findings)["seeds"].tolist() == ["2 seeds", "2 seeds", "1 seed, 1 failed"]
+
+    unsteady, _ = judge(data, tmp_path / "b", {0: [0.5] * 3, 1: [0.34, None, None]})
+    assert unsteady.headline() == (
+        "The given settings stay: the finalist has no better log loss on val over 2 fresh seeds without a failed "
+        "training."
+    )
+    assert pages.finalists(unsteady)["log loss"].tolist()[1] == ""
+
+
+def test_given_settings_of_which_a_training_failed_are_compared_by_the_seeds_that_both_have(data, tmp_path):
+    findings, _ = judge(data, tmp_path / "a", {0: [0.51, 0.51, None], 1: [0.91] * 3})
+
+    assert findings.winner.number == 0
+    assert "without a failed training" not in findings.headline()
+
+    findings, _ = judge(data, tmp_path / "b", {0: [0.51, None, 0.51], 1: [0.4, 0.9, 0.4], 2: [0.4, 0.4, 0.6]})
+    assert [each.number for each in findings.candidates] == [1, 0, 2]  # by seed 7
+    assert {each.seeds for each in findings.candidates} == {(7,)}
+    assert findings.val[0].gain > 0
+
+    findings, _ = judge(data, tmp_path / "c", {0: [0.4, None, 0.4], 1: [0.5, 0.5, None]})
+    assert findings.is_flattered  # no other seed is there of both
+    assert findings.winner.number == 0
+
+
+def test_where_time_ran_out_only_the_seeds_count_that_all_have(data, tmp_path):
+    lucky = {0: [0.6, 0.6, 0.6], 1: [0.5, 0.34], 2: [0.5, 0.4, 0.9]}
+    findings, _ = judge(data, tmp_path / "a", lucky)
+
+    assert [each.number for each in findings.candidates] == [1, 2, 0]
+    assert {each.seeds for each in findings.candidates} == {(6,)}
+    assert findings.val[0].num_seeds == 1
+    assert findings.details() == [
+        "The limit was reached before one training of the finalists and the given settings: only the seeds count that "
+        "all of them have. The same command with more --hours or --budget trains the rest."
+    ]
+    assert findings.details()[0] in findings.summary()
+    assert findings.headline().endswith("is not known from one seed; raise --hours or --budget.")
+    assert pages.finalists(findings)["seeds"][0] == "1 seed, 1 not trained"
+
+    findings, _ = judge(data, tmp_path / "b", {0: [0.6, 0.6], 1: [0.5], 2: [0.4, 0.34]})
+    assert findings.is_flattered  # of trial 1 there is no other seed
+    assert {each.seeds for each in findings.candidates} == {(5,)}
 
 
 def test_without_the_given_settings_there_is_a_winner_and_no_gain(data, tmp_path):
-    findings, made = judge(data, tmp_path, {0: [None, None], 1: [0.4, 0.4]})
+    findings, made = judge(data, tmp_path, {0: [None] * 3, 1: [0.4] * 3})
 
     assert findings.winner.number == 1
     assert findings.val == ()
-    assert "not known, since their training failed" in findings.headline()
+    assert findings.headline().endswith("is not known, since they have no training to compare with.")
     assert finalists.measure_test(findings, made, data[1], Workspace(root=tmp_path), "cpu") == findings
 
 
@@ -175,15 +173,26 @@ def test_where_all_trainings_fail_there_is_no_winner(data, tmp_path):
         judge(data, tmp_path, {0: [None], 1: [None]})
 
 
-def test_of_one_seed_nothing_is_said_to_be_beyond_noise(data, tmp_path):
-    findings, _ = judge(data, tmp_path, {0: [0.9], 1: [0.34]})
+def test_of_one_fresh_seed_nothing_is_said_to_be_beyond_noise(data, tmp_path):
+    findings, _ = judge(data, tmp_path, {0: [0.9, 0.9], 1: [0.9, 0.34]})
 
     assert findings.val[0].low > 0
+    assert "on val with one fresh seed. Whether it is beyond noise is not known" in findings.headline()
     assert findings.headline().endswith("is not known from one seed; raise --seeds-per-trial.")
 
 
+def test_where_each_has_its_first_seed_alone_the_gain_is_said_to_be_flattered(data, tmp_path):
+    findings, _ = judge(data, tmp_path, {0: [0.9], 1: [0.34]})
+
+    assert findings.winner.number == 1
+    assert findings.headline().endswith(
+        "on val with one seed. The gain is flattered, since that seed made the trial a finalist, and whether it is "
+        "beyond noise is not known from one seed; raise --seeds-per-trial."
+    )
+
+
 def test_another_first_objective_may_have_another_winner(data, tmp_path):
-    networks = {0: [0.2, 0.2], 1: [0.34, 0.34], 2: [0.3, 0.3]}
+    networks = {0: [0.2] * 3, 1: [0.34] * 3, 2: [0.3] * 3}
 
     assert judge(data, tmp_path / "a", networks)[0].winner.number == 1
     by_rmse, _ = judge(data, tmp_path / "b", networks, ("rmse", "log_loss"))
@@ -192,7 +201,7 @@ def test_another_first_objective_may_have_another_winner(data, tmp_path):
 
 
 def test_the_test_says_what_the_same_trainings_gain_there_and_is_predicted_once(data, tmp_path):
-    findings, made = judge(data, tmp_path, {0: [0.6, 0.6], 1: [0.35, 0.36], 2: [0.5, 0.5]})
+    findings, made = judge(data, tmp_path, {0: [0.6] * 3, 1: [0.35, 0.35, 0.36], 2: [0.5] * 3})
     workspace = Workspace(root=tmp_path)
 
     tested = finalists.measure_test(findings, made, data[1], workspace, "cpu")
@@ -201,11 +210,25 @@ def test_the_test_says_what_the_same_trainings_gain_there_and_is_predicted_once(
     assert tested.val == findings.val
     assert tested.test[0].gain == pytest.approx(tested.val[0].gain)  # these networks are the same on every picture
     assert tested.about_test().startswith("On the test, by which nothing was chosen: log loss 1.100 against")
+    assert {gain.num_seeds for gain in (*tested.val, *tested.test)} == {2}
     kept = sorted(tmp_path.glob("evaluations/*/predictions.parquet"))
-    assert len(kept) == 4  # two seeds each; trial 2 was not tested
+    assert len(kept) == 4  # two fresh seeds each; trial 2 was not tested, nor were first seeds
     times = [path.stat().st_mtime_ns for path in kept]
     assert finalists.measure_test(findings, made, data[1], workspace, "cpu") == tested
     assert [path.stat().st_mtime_ns for path in kept] == times
+
+
+def test_a_winner_that_is_worse_on_the_test_beyond_noise_is_said_to_be(data, tmp_path):
+    findings, _ = judge(data, tmp_path, {0: [0.6, 0.6, 0.61], 1: [0.6, 0.4, 0.41]})
+    loss = findings.val[0].model_copy(update={"gain": -0.2, "low": -0.3, "high": -0.1})
+
+    tested = findings.model_copy(update={"test": (loss,)})
+
+    assert tested.headline().startswith(
+        "Trial 1 is the best on val, but on the test it is worse than the given settings beyond noise. It had log loss"
+    )
+    assert tested.about_test().endswith("gain -0.200 (-0.300 to -0.100), worse beyond noise.")
+    assert pages.gains(tested)["verdict"].tolist()[-1] == "worse beyond noise"
 
 
 def searched(data, folder: Path, losses: list[float | None], **tuning) -> Search:

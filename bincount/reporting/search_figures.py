@@ -36,6 +36,7 @@ class Objective:
     name: str
     more_is_better: bool = False
     factor: float = 1.0  # 100 where the figures show percent
+    curve: str = "val loss"  # what was measured after each epoch
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ def draw(
     scales: Mapping[str, Scale],
     objectives: Sequence[Objective],
     curves: Mapping[int, Mapping[int, float]] = {},
+    num_steps: int = 1,
 ) -> list[Drawn]:
     """Draw the figures that the trials are enough for; none where no trial is complete.
 
     trials has a row a trial, in order of number, with the columns number, state, those of scales, which are the
-    searched settings, and those of the objectives. curves has val loss by epoch, of each trial's number.
+    searched settings, and those of the objectives. curves has the values that a trial had on its way, by its number and
+    by step: the share of its epochs that was done, in num_steps.
     """
     if not (trials["state"] == "complete").any():
         return []
@@ -71,7 +74,7 @@ def draw(
     if len(complete) >= FEWEST_TRIALS and varied:
         narrow.append(_importances(study, varied, first))
     if curves:
-        narrow.append(_curves(study, first))
+        narrow.append(_curves(study, first, num_steps))
     if len(narrow) % 2:  # two stand side by side
         narrow[0] = replace(narrow[0], wide=True)
     parallel = [_parallel(study, varied, first)] if varied else []
@@ -109,9 +112,9 @@ def _parallel(study: optuna.Study, params: list[str], first: Objective) -> Drawn
     return Drawn("Parallel coordinates", caption, figure, wide=True)
 
 
-def _curves(study: optuna.Study, first: Objective) -> Drawn:
+def _curves(study: optuna.Study, first: Objective, num_steps: int) -> Drawn:
     figure = visualization.plot_intermediate_values(study)
-    figure.update_layout(xaxis={"title": "epoch"}, yaxis={"title": "val loss"})
+    figure.update_layout(xaxis={"title": "share of the training, %"}, yaxis={"title": first.curve})
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     places = dict(
@@ -122,13 +125,17 @@ def _curves(study: optuna.Study, first: Objective) -> Drawn:
         state = next(name for name, each in STATES.items() if each == trial.state)
         trace.name = f"trial {trial.number}, {state}"
         trace.mode = "lines"
+        trace.x = [100 * step / num_steps for step in trace.x]
+        trace.y = [first.factor * value for value in trace.y]
         if state == "complete":
             trace.meta = {"goodness": places[trial.number]}
         else:
             trace.line.dash = "dot"
+    score, _, _ = first.curve.partition(",")
     caption = (
-        f"Val loss after each epoch, before calibration. The stronger the line, the better the {first.name}; dotted "
-        "are trials that were stopped early, or run."
+        f"{_capital(score)} after each epoch{', before calibration' * (first.column == 'log_loss')}. Trials may have "
+        f"different numbers of epochs. The stronger the line, the better the {first.name}; dotted are trials that were "
+        "stopped early, or run."
     )
     return Drawn("Curves", caption, figure)
 

@@ -1,9 +1,10 @@
 """The end of a search: its best trials and the given settings, trained again with other seeds, and what that shows.
 
 One training differs from the next by its seed alone as much as many settings do, and of many trials the best was lucky
-too. So the winner is named by the mean over several seeds, on val, and its gain over the given settings is measured
-against two kinds of noise: of the bins that happen to be in the split, and of the trainings. Only then are both
-evaluated on the test, by which nothing is chosen.
+too. So the winner is named by the mean over other seeds, on val, among which that of the trial's own training does not
+count: by that one it became a finalist. Its gain over the given settings is measured with the same seeds, against two
+kinds of noise: of the bins that happen to be in the split, and of the trainings. Only then are both evaluated on the
+test, by which nothing is chosen.
 """
 
 import math
@@ -11,45 +12,56 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from pydantic import Field
 
 from bincount.data import packs, tables
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, TrainingFailed
 from bincount.evaluation.evaluate import predict_test, probability_columns
-from bincount.evaluation.intervals import LabelledImages, image_sums, resample, scores_of_sums
+from bincount.evaluation.intervals import LabelledImages, image_sums, scores_of_sums
 from bincount.frozen import Frozen
 from bincount.settings import Device, TrainConfig
-from bincount.text import percent
 from bincount.training.run_folder import Trained
 from bincount.training.spec import model_digest
+from bincount.tuning.gains import (
+    BEYOND,
+    MORE_IS_BETTER,
+    SCORES,
+    UNKNOWN,
+    WITHIN,
+    WORSE,
+    Gain,
+    format_score,
+    measure_gains,
+    plain,
+)
 from bincount.tuning.search import Search, Trial
 from bincount.workspace import Workspace
 
 NUM_FINALISTS = 3  # beside the given settings
 GIVEN = 0  # the number of the trial of the given settings
-CONFIDENCE = 0.95
-SCORES = {"log_loss": "log loss", "accuracy": "accuracy", "rmse": "RMSE, items"}
-MORE_IS_BETTER = ("accuracy",)
-BEYOND, WITHIN, UNKNOWN = "beyond noise", "within noise", "not known to be beyond noise"
 
 Result = tuple[Trial, TrainConfig, Trained | None]  # what plan asks for, and the training; None where that failed
+Scores = Mapping[int, Mapping[int, Mapping[str, float]]]  # on val, of the trainings that ended well: by trial and seed
 
 
 class Candidate(Frozen):
-    """A finalist, or the given settings (trial 0): its scores on val by name, one for each seed.
+    """A finalist, or the given settings (trial 0): its scores on val by name, one for each seed that counts.
 
-    failed are the seeds whose training failed.
+    first are the scores of the trial's own training where they do not count. failed are the seeds whose training
+    failed, and untrained those for which the limit left no time.
     """
 
     number: int
     values: dict[str, Any]
     seeds: tuple[int, ...]
     scores: dict[str, tuple[float, ...]]
+    first: dict[str, float] = Field({})
     failed: tuple[int, ...] = ()
+    untrained: tuple[int, ...] = ()
 
     def mean(self, score: str) -> float:
-        """Return the mean of a score over the seeds; NaN where no training came to its end."""
+        """Return the mean of a score over the seeds that count; NaN where it has none of them."""
         return float(np.mean(self.scores[score])) if self.seeds else math.nan
 
     def spread(self, score: str) -> float:
@@ -57,58 +69,18 @@ class Candidate(Frozen):
         return float(np.std(self.scores[score], ddof=1)) if len(self.seeds) > 1 else math.nan
 
 
-class Gain(Frozen):
-    """How much better the winner is than the given settings in one score, as means over the seeds: more is better.
-
-    low and high are the 95 % interval of the gain. It covers the bins of the split and, where there are several seeds,
-    the trainings; of one seed nothing is known about how trainings differ.
-    """
-
-    score: str
-    given: float
-    winner: float
-    gain: float
-    low: float
-    high: float
-    num_seeds: int
-    num_images: int
-    num_bins: int
-
-    @property
-    def verdict(self) -> str:
-        """Whether the winner is better beyond noise."""
-        if self.num_seeds < 2:
-            return UNKNOWN
-        return BEYOND if self.low > 0 else WITHIN
-
-    def format_scores(self) -> tuple[str, str]:
-        """Return the score of the given settings and the winner's, as text."""
-        return format_score(self.score, self.given), format_score(self.score, self.winner)
-
-    def format_gain(self) -> tuple[str, str]:
-        """Return the gain and its interval as text: `+2.9 points`, `+0.4 to +5.4`."""
-        if self.score == "accuracy":
-            gain, *ends = (_signed(100 * number, 1) for number in (self.gain, self.low, self.high))
-            return f"{gain} points", " to ".join(ends)
-        gain, *ends = (_signed(number, 3) for number in (self.gain, self.low, self.high))
-        return gain, " to ".join(ends)
-
-    def describe(self) -> str:
-        """Return the gain as text: `log loss 1.402 against 1.451, gain +0.049 (+0.021 to +0.077)`."""
-        (given, winner), (gain, interval) = self.format_scores(), self.format_gain()
-        return f"{_name(self.score)} {winner} against {given}, gain {gain} ({interval})"
-
-
 class Findings(Frozen):
     """What the finalists' trainings show.
 
-    candidates are the best first. gains on val and test are those of the winner over the given settings, the first
-    objective first; both are empty where the given settings are the winner, or have no training that came to its end.
-    test is empty before measure_test, too.
+    candidates are the best first. is_flattered says that no other seed was trained, so that the one counts by which
+    the trials became finalists. gains on val and test are those of the winner over the given settings, the first
+    objective first; both are empty where the given settings are the winner, or have no training to compare with. test
+    is empty before measure_test, too.
     """
 
     objective: tuple[str, ...]
     candidates: tuple[Candidate, ...]
+    is_flattered: bool = False
     val: tuple[Gain, ...] = ()
     test: tuple[Gain, ...] = ()
 
@@ -119,34 +91,45 @@ class Findings(Frozen):
 
     @property
     def given(self) -> Candidate | None:
-        """The given settings; None where their training failed."""
-        return next((each for each in self.candidates if each.number == GIVEN), None)
+        """The given settings; None where they have no training to compare with."""
+        return next((each for each in self.candidates if each.number == GIVEN and each.seeds), None)
 
     def headline(self) -> str:
         """Return in a sentence which settings won, and whether they beat the given ones beyond noise."""
-        first, winner = self.objective[0], self.winner
-        score = _name(first)
+        first, winner, seeds = self.objective[0], self.winner, self.describe_seeds()
         if winner.number == GIVEN:
-            others = len(self.candidates) - 1
-            if not others:
-                return "The given settings stay: no other trial came to its end."
-            which = "the finalist has no" if others == 1 else f"none of the {others} finalists has a"
-            return f"The given settings stay: {which} better {score} on val {self._over_seeds(winner)}."
+            return f"The given settings stay: {self._why_given()}."
         if not self.val:
             mean = format_score(first, winner.mean(first))
             return (
-                f"Trial {winner.number} is the best: {score} {mean} on val {self._over_seeds(winner)}. By how much it "
-                "beats the given settings is not known, since their training failed."
+                f"Trial {winner.number} is the best: {plain(first)} {mean} on val {seeds}. By how much it beats the "
+                "given settings is not known, since they have no training to compare with."
             )
         gain = self.val[0]
-        of_val = f"{gain.describe()} on val {self._over_seeds(winner)}"
+        of_val = f"{gain.describe()} on val {seeds}"
+        if self.test and self.test[0].verdict == WORSE:
+            return (
+                f"Trial {winner.number} is the best on val, but on the test it is worse than the given settings beyond "
+                f"noise. It had {of_val}."
+            )
         if gain.verdict == BEYOND:
             return f"Trial {winner.number} beats the given settings beyond noise: {of_val}."
         if gain.verdict == WITHIN:
             return f"Trial {winner.number} is the best, but within noise of the given settings: {of_val}."
+        unknown = "whether it is beyond noise is not known from one seed"
+        if self.is_flattered:
+            unknown = f"the gain is flattered, since that seed made the trial a finalist, and {unknown}"
+        return f"Trial {winner.number} is the best: {of_val}. {unknown[0].upper()}{unknown[1:]}; {self._remedy()}."
+
+    def about_limit(self) -> str:
+        """Return in a sentence what the limit left untrained; empty where it left nothing."""
+        num_untrained = sum(len(each.untrained) for each in self.candidates)
+        if not num_untrained:
+            return ""
+        left = "one training" if num_untrained == 1 else f"{num_untrained} trainings"
         return (
-            f"Trial {winner.number} is the best: {of_val}. Whether that is beyond noise is not known from one seed; "
-            "raise --seeds-per-trial."
+            f"The limit was reached before {left} of the finalists and the given settings: only the seeds count that "
+            "all of them have. The same command with more --hours or --budget trains the rest."
         )
 
     def about_test(self) -> str:
@@ -158,12 +141,29 @@ class Findings(Frozen):
         verdict = f", {gain.verdict}" if gain.verdict != UNKNOWN else ""
         return f"On the test, by which nothing was chosen: {gain.describe()}{verdict}{others}."
 
-    def summary(self) -> str:
-        """Return the headline and what the test says, in one paragraph."""
-        return " ".join(filter(None, [self.headline(), self.about_test()]))
+    def details(self) -> list[str]:
+        """Return what the headline leaves out, in sentences: what the test says, and what the limit left."""
+        return [*filter(None, [self.about_test(), self.about_limit()])]
 
-    def _over_seeds(self, candidate: Candidate) -> str:
-        return f"over {len(candidate.seeds)} seeds" if len(candidate.seeds) > 1 else "with one seed"
+    def summary(self) -> str:
+        """Return the headline and what it leaves out, in one paragraph."""
+        return " ".join([self.headline(), *self.details()])
+
+    def describe_seeds(self) -> str:
+        """Return over which seeds the means are, as text: `over 2 fresh seeds`."""
+        num, fresh = len(self.winner.seeds), "" if self.is_flattered else "fresh "
+        return f"over {num} {fresh}seeds" if num > 1 else f"with one {fresh}seed"
+
+    def _why_given(self) -> str:
+        others = self.candidates[1:]
+        if not others:
+            return "no other trial came to its end"
+        which = "the finalist has no" if len(others) == 1 else f"none of the {len(others)} finalists has a"
+        failed = " without a failed training" if any(each.failed for each in others) else ""
+        return f"{which} better {plain(self.objective[0])} on val {self.describe_seeds()}{failed}"
+
+    def _remedy(self) -> str:
+        return "raise --hours or --budget" if self.about_limit() else "raise --seeds-per-trial"
 
 
 def best_trials(search: Search) -> list[Trial]:
@@ -195,29 +195,60 @@ def plan(search: Search) -> list[tuple[Trial, TrainConfig]]:
 
 
 def judge(results: Sequence[Result], snapshot: Snapshot, objective: Sequence[str], device: Device = "auto") -> Findings:
-    """Name the winner by its mean score over the seeds on val, and measure its gain over the given settings.
+    """Name the winner by its mean score on val (choose), and measure its gain over the given settings with its seeds.
 
-    results are those of plan, as far as they were trained; a training that failed is None. A candidate with a failed
-    training comes after those without. Where no finalist is better than the given settings, these are the winner.
-    Raises TrainingFailed where every training failed.
+    results are those of plan, as far as they were trained; a training that failed is None. Raises TrainingFailed where
+    every training failed.
     """
     images = _images(snapshot, "val")
     predicted = {
-        number: [_predict_val(trial, trained, snapshot, device) for trial, _, trained in of_trial if trained]
-        for number, of_trial in _by_trial(results).items()
+        number: {config.seed: _predict_val(trial, trained, snapshot, device) for trial, config, trained in of_trial}
+        for number, of_trial in _by_trial(_that_ended(results)).items()
     }
-    candidates = [
-        _score(of_trial, [_scores(images, each) for each in predicted[number]])
-        for number, of_trial in _by_trial(results).items()
-        if predicted[number]
-    ]
-    if not candidates:
-        raise TrainingFailed("every training of the finalists failed; the log says why")
-    first = objective[0]
-    sign = -1 if first in MORE_IS_BETTER else 1
-    candidates.sort(key=lambda each: (len(each.failed), sign * each.mean(first), each.number))
-    findings = Findings(objective=tuple(objective), candidates=tuple(candidates))
+    scores = {
+        number: {seed: _scores(images, each) for seed, each in of_trial.items()}
+        for number, of_trial in predicted.items()
+    }
+    findings = choose(results, scores, objective)
     return findings.model_copy(update={"val": _compare(findings, images, predicted)})
+
+
+def choose(results: Sequence[Result], scores: Scores, objective: Sequence[str]) -> Findings:
+    """Name the winner by its mean score over the seeds that all have, without the first, which made the finalists.
+
+    So a finalist for which time ran out wins by no lucky seed. The first counts where there is no other. Finalists of
+    which more trainings failed than of others cannot win, nor can one of which more failed than of the given settings.
+    These win where no finalist has a better mean. Raises TrainingFailed where every training failed.
+    """
+    if not scores:
+        raise TrainingFailed("every training of the finalists failed; the log says why")
+    of_trials = _by_trial(results)
+    failed = {
+        number: tuple(config.seed for _, config, trained in of_trial if not trained)
+        for number, of_trial in of_trials.items()
+    }
+    fewest = min((len(failed[number]) for number in scores if number != GIVEN), default=0)
+    if GIVEN in scores and len(failed[GIVEN]) < fewest:
+        compared = [GIVEN]
+    else:
+        compared = [number for number in scores if number == GIVEN or len(failed[number]) == fewest]
+    while not (shared := set.intersection(*(set(scores[number]) for number in compared))):
+        compared.remove(min(compared, key=lambda number: len(scores[number])))
+    own = results[0][0].job.training.seed
+    seeds = sorted(shared - {own} or shared)
+    candidates = [
+        _candidate(of_trials[number][0][0], scores[number], seeds, failed[number], of_trials[number])
+        for number in scores
+    ]
+    sign = -1 if objective[0] in MORE_IS_BETTER else 1
+
+    def place(each: Candidate) -> tuple:
+        is_out, mean = each.number not in compared, sign * each.mean(objective[0])
+        return is_out, is_out * len(each.failed), math.isnan(mean), mean, each.number
+
+    return Findings(
+        objective=tuple(objective), candidates=tuple(sorted(candidates, key=place)), is_flattered=own in seeds
+    )
 
 
 def measure_test(
@@ -229,82 +260,33 @@ def measure_test(
     """
     if not findings.val:
         return findings
-    compared = {GIVEN, findings.winner.number}
     predicted = {
-        number: [
-            _predict_test(trial, trained, snapshot, workspace, device) for trial, _, trained in of_trial if trained
-        ]
-        for number, of_trial in _by_trial(results).items()
-        if number in compared
+        number: {
+            config.seed: _predict_test(trial, trained, snapshot, workspace, device)
+            for trial, config, trained in of_trial
+            if config.seed in findings.winner.seeds
+        }
+        for number, of_trial in _by_trial(_that_ended(results)).items()
+        if number in (GIVEN, findings.winner.number)
     }
     return findings.model_copy(update={"test": _compare(findings, _images(snapshot, "test"), predicted)})
 
 
-def format_score(score: str, value: float) -> str:
-    """Write a score of SCORES as people read it."""
-    return percent(value) if score == "accuracy" else f"{value:.3f}"
-
-
-def measure_gains(
-    images: LabelledImages, given: Sequence[np.ndarray], winner: Sequence[np.ndarray]
-) -> tuple[Gain, ...]:
-    """Measure how much better the mean score of some networks is than that of others, on the same images.
-
-    Each network is its probabilities (N, C), one a seed. The variance of a gain is that over resampled bins, on which
-    all networks are scored alike (the paired cluster bootstrap of evaluation.intervals), and that of each mean over the
-    seeds. The interval is Student's, with the degrees of freedom of Welch and Satterthwaite, since two or three seeds
-    say little about their own spread. Of one seed there is no spread, so the interval is of the bins alone.
-    """
-    from scipy.stats import t  # here, since it takes seconds to import
-
-    networks = [*given, *winner]
-    sums = pd.concat([image_sums(images, each) for each in networks], axis=1, keys=range(len(networks)))
-    measured, resampled = (
-        [scores_of_sums(each[number], images.classes) for number in range(len(networks))]
-        for each in (sums.sum().to_frame().T, resample(sums, images.groups))
-    )
-    gains = []
-    for score in measured[0].columns.intersection(list(SCORES)):
-        of_given, of_winner = (
-            np.array([frame[score].iloc[0] for frame in frames])
-            for frames in (measured[: len(given)], measured[len(given) :])
-        )
-        sign = 1 if score in MORE_IS_BETTER else -1
-        of_tests = sign * (
-            np.mean([frame[score] for frame in resampled[len(given) :]], axis=0)
-            - np.mean([frame[score] for frame in resampled[: len(given)]], axis=0)
-        )
-        parts = [(of_tests.var(ddof=1), images.num_bins - 1)]
-        parts += [(each.var(ddof=1) / len(each), len(each) - 1) for each in (of_given, of_winner) if len(each) > 1]
-        variance = sum(part for part, _ in parts)
-        freedom = variance**2 / sum(part**2 / max(free, 1) for part, free in parts) if variance else 1
-        half = t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance)
-        gain = sign * (of_winner.mean() - of_given.mean())
-        gains.append(
-            Gain(
-                score=score,
-                given=of_given.mean(),
-                winner=of_winner.mean(),
-                gain=gain,
-                low=gain - half,
-                high=gain + half,
-                num_seeds=min(len(given), len(winner)),
-                num_images=len(images),
-                num_bins=images.num_bins,
-            )
-        )
-    return tuple(gains)
-
-
 def _compare(
-    findings: Findings, images: LabelledImages, predicted: Mapping[int, Sequence[np.ndarray]]
+    findings: Findings, images: LabelledImages, predicted: Mapping[int, Mapping[int, np.ndarray]]
 ) -> tuple[Gain, ...]:
     """Measure the winner's gains over the given settings, those of the objective first; none without such."""
-    if findings.winner.number == GIVEN or findings.given is None:
+    if findings.winner.number == GIVEN or not findings.given or findings.given.seeds != findings.winner.seeds:
         return ()
-    gains = measure_gains(images, predicted[GIVEN], predicted[findings.winner.number])
+    given, winner = (
+        [predicted[each.number][seed] for seed in each.seeds] for each in (findings.given, findings.winner)
+    )
     order = [*findings.objective, *SCORES]
-    return tuple(sorted(gains, key=lambda gain: order.index(gain.score)))
+    return tuple(sorted(measure_gains(images, given, winner), key=lambda gain: order.index(gain.score)))
+
+
+def _that_ended(results: Sequence[Result]) -> list[Result]:
+    return [result for result in results if result[2]]
 
 
 def _by_trial(results: Sequence[Result]) -> dict[int, list[Result]]:
@@ -314,14 +296,25 @@ def _by_trial(results: Sequence[Result]) -> dict[int, list[Result]]:
     return grouped
 
 
-def _score(of_trial: Sequence[Result], scores: Sequence[Mapping[str, float]]) -> Candidate:
-    """Make a candidate of the trainings of a trial, and of the scores of those that ended well."""
+def _candidate(
+    trial: Trial,
+    scores: Mapping[int, Mapping[str, float]],
+    seeds: Sequence[int],
+    failed: tuple[int, ...],
+    of_trial: Sequence[Result],
+) -> Candidate:
+    """Make a candidate of the scores of a trial by seed, and of the seeds that count."""
+    training = trial.job.training
+    counted = [seed for seed in seeds if seed in scores]
+    planned = [_with_seed(training, number).seed for number in range(trial.job.tuning.seeds_per_trial)]
     return Candidate(
-        number=of_trial[0][0].number,
-        values=of_trial[0][0].values,
-        seeds=tuple(config.seed for _, config, trained in of_trial if trained),
-        scores={name: tuple(each[name] for each in scores) for name in scores[0]},
-        failed=tuple(config.seed for _, config, trained in of_trial if not trained),
+        number=trial.number,
+        values=trial.values,
+        seeds=tuple(counted),
+        scores={name: tuple(scores[seed][name] for seed in counted) for name in next(iter(scores.values()))},
+        first=dict(scores.get(training.seed, {})) if training.seed not in seeds else {},
+        failed=failed,
+        untrained=tuple(sorted(set(planned) - {config.seed for _, config, _ in of_trial})),
     )
 
 
@@ -362,11 +355,3 @@ def _predict_test(
         pack = packs.open_pack(snapshot.dataset, trial.job.images)
         predictions = predict_test(snapshot, pack, trained.checkpoint, folder, device)
     return predictions[probability_columns(snapshot.classes)].to_numpy()
-
-
-def _signed(number: float, digits: int) -> str:
-    return f"{round(number, digits) + 0.0:+.{digits}f}"  # there is no -0.0
-
-
-def _name(score: str) -> str:
-    return SCORES[score].removesuffix(", items")

@@ -18,14 +18,16 @@ from bincount.reporting.tables import Tables
 from bincount.run_names import shorten_source
 from bincount.text import escape_markdown, markdown_code, percent
 from bincount.tuning import winner
-from bincount.tuning.finalists import BEYOND, GIVEN, MORE_IS_BETTER, SCORES, Candidate, Findings, format_score
+from bincount.tuning.finalists import GIVEN, Candidate, Findings
+from bincount.tuning.gains import BEYOND, MORE_IS_BETTER, SCORES, WORSE, format_score, plain
 from bincount.tuning.search import Search
 from bincount.tuning.space import Range, Space
 
 NUM_SHOWN = 10  # trials in the terminal
 NO_VALUE = ""
+IN_SEARCH = "in the search"  # the column of a finalist's score by which it became one
 PERCENT = {"accuracy": "accuracy, %"}  # scores that figures and tables of numbers have in percent
-OPTIMISM = "The winner was chosen by its scores on val, so that its gain there is flattered; on the test it is not."
+CURVES = {"log_loss": "val loss", "accuracy": "val accuracy, %", "rmse": "val RMSE, items"}
 FORMS = {  # of columns of trial_values; other floats have three digits
     "trial": "{:.0f}",
     "epochs trained": "{:.0f}",
@@ -53,7 +55,7 @@ def of_search(search: Search, findings: Findings, spent: str) -> Tables:
         "Finalists, means over seeds on val": finalists(findings).drop(columns=[*map(short, search.space.parameters)]),
         **({"Winner against the given settings": gains(findings)} if findings.val else {}),
         "Search": pd.DataFrame(about, columns=["", "value"], dtype=object),
-        "Result": pd.DataFrame({"": [findings.headline(), *filter(None, [findings.about_test()])]}),
+        "Result": pd.DataFrame({"": [findings.headline(), *findings.details()]}),
         "Next": pd.DataFrame([*commands(search).items()], columns=["", "value"]),
     }
 
@@ -78,12 +80,12 @@ def draw_content(search: Search, findings: Findings, spent: str) -> Content:
         title=f"Search of settings on {shorten_source(search.job.data.source)}",
         made=datetime.now(UTC),
         headline=findings.headline(),
-        kind="better" if findings.val and findings.val[0].verdict == BEYOND else "same",
-        detail=findings.about_test(),
+        kind=_kind(findings),
+        detail=" ".join(findings.details()),
         tiles=_tiles(search, findings, spent),
         settings=settings(search, findings),
         gains=gains(findings) if findings.val else pd.DataFrame(),
-        gains_note=f"{_sizes(findings)} {OPTIMISM}" if findings.val else "",
+        gains_note=_about_gains(findings) if findings.val else "",
         finalists=finalists(findings),
         columns=columns,
         trials=rows,
@@ -117,16 +119,24 @@ def trial_values(search: Search) -> pd.DataFrame:
 
 
 def finalists(findings: Findings) -> pd.DataFrame:
-    """Return a row a candidate, the winner first: its scores on val as means over seeds, and its settings."""
+    """Return a row a candidate, the winner first: its scores on val as means over seeds, and its settings.
+
+    Beside them stands the score of the trial's own training where it does not count.
+    """
+    first = findings.objective[0]
+    own = {
+        each.number: {IN_SEARCH: format_score(first, each.first[first])} for each in findings.candidates if each.first
+    }
     names = [*findings.objective, *(name for name in SCORES if name not in findings.objective)]
     roles = _roles(findings)
     rows = [
         {"trial": str(each.number), "role": roles.get(each.number, NO_VALUE), "seeds": _describe_seeds(each)}
-        | {SCORES[name]: _mean_and_spread(each, name) for name in names if name in each.scores}
+        | {SCORES[name]: _mean_and_spread(each, name) for name in names if each.seeds and name in each.scores}
+        | own.get(each.number, {})
         | {short(name): format_value(name, value) for name, value in each.values.items()}
         for each in findings.candidates
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna(NO_VALUE)
 
 
 def gains(findings: Findings) -> pd.DataFrame:
@@ -161,10 +171,13 @@ def figures(search: Search, findings: Findings) -> list[search_figures.Drawn]:
     objective = search.job.tuning.objective
     curves = {trial.number: trial.intermediate_values for trial in search.study.get_trials(deepcopy=False)}
     objectives = [
-        Objective(score, score_name(score), score in MORE_IS_BETTER, 100 if score in PERCENT else 1)
+        Objective(score, score_name(score), score in MORE_IS_BETTER, 100 if score in PERCENT else 1, CURVES[score])
         for score in objective
     ]
-    return search_figures.draw(search.table(), scales(search.space), objectives, {n: c for n, c in curves.items() if c})
+    num_steps = search.space.most_epochs(search.job)
+    return search_figures.draw(
+        search.table(), scales(search.space), objectives, {n: c for n, c in curves.items() if c}, num_steps
+    )
 
 
 def describe_changes(search: Search, values: Mapping[str, Any]) -> str:
@@ -222,11 +235,6 @@ def score_name(score: str) -> str:
     return PERCENT.get(score, SCORES[score])
 
 
-def plain(score: str) -> str:
-    """Return the name of a score in a sentence."""
-    return SCORES[score].removesuffix(", items")
-
-
 def short(name: str) -> str:
     """Return the name of a setting without its section, in words."""
     return name.rpartition(".")[2].replace("_", " ")
@@ -248,11 +256,13 @@ def as_markdown(search: Search, findings: Findings, spent: str) -> str:
         f"- **{name}:** {given} before, {best} now: {gain} ({interval}), {verdict}"
         for name, given, best, gain, interval, verdict in gains(findings).itertuples(index=False)
     ]
-    parts = [f"## {escape_markdown(findings.headline())}", escape_markdown(findings.about_test())]
-    parts += ["### Gain over the given settings", f"{_sizes(findings)} {OPTIMISM}", "\n".join(lines)] if lines else []
+    parts = [f"## {escape_markdown(findings.headline())}", *map(escape_markdown, findings.details())]
+    parts += ["### Gain over the given settings", _about_gains(findings), "\n".join(lines)] if lines else []
     candidates = []
     for each in findings.candidates:
-        scores = [f"{plain(name)} {_mean_and_spread(each, name)}" for name in SCORES if name in each.scores]
+        scores = [
+            f"{plain(name)} {_mean_and_spread(each, name)}" for name in SCORES if each.seeds and name in each.scores
+        ]
         changes = describe_changes(search, each.values)
         text = "; ".join(filter(None, [_describe_seeds(each), *scores, changes]))
         candidates.append(f"- **{trials_of[each.number]}:** {escape_markdown(text)}")
@@ -293,17 +303,36 @@ def _tiles(search: Search, findings: Findings, spent: str) -> list[tuple[str, st
     return [*tiles, ("training, all trials", hours, f"the search took {spent}")]
 
 
+def _kind(findings: Findings) -> str:
+    """Return the page's colour: that of a gain, of a loss on the test, or of neither."""
+    if findings.test and findings.test[0].verdict == WORSE:
+        return "worse"
+    return "better" if findings.val and findings.val[0].verdict == BEYOND else "same"
+
+
+def _about_gains(findings: Findings) -> str:
+    if findings.is_flattered:
+        flattery = "By the same seed the trial became a finalist, so the gain is flattered, on the test too."
+    else:
+        flattery = (
+            f"The winner was named as the best of {len(findings.candidates)} by these trainings on val: its gain is "
+            "flattered there, and in part on the test."
+        )
+    return f"{_sizes(findings)} {flattery}"
+
+
 def _sizes(findings: Findings) -> str:
     val = f"{findings.val[0].num_images:,} images of {findings.val[0].num_bins:,} bins in val"
     test = f", {findings.test[0].num_images:,} of {findings.test[0].num_bins:,} in the test" if findings.test else ""
-    seeds = findings.val[0].num_seeds
-    return f"Means over {seeds} seeds, on {val}{test}." if seeds > 1 else f"One seed each, on {val}{test}."
+    means = "Means " if findings.val[0].num_seeds > 1 else "Trainings "
+    return f"{means}{findings.describe_seeds()}, on {val}{test}."
 
 
 def _describe_seeds(candidate: Candidate) -> str:
     failed = f", {len(candidate.failed)} failed" if candidate.failed else ""
     count = len(candidate.seeds)
-    return f"{count} seed{'s' * (count != 1)}{failed}"
+    untrained = f", {len(candidate.untrained)} not trained" if candidate.untrained else ""
+    return f"{count} seed{'s' * (count != 1)}{failed}{untrained}"
 
 
 def _mean_and_spread(candidate: Candidate, score: str) -> str:

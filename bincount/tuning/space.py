@@ -82,6 +82,12 @@ class Space(Frozen):
         """Return the space as Optuna takes it."""
         return {name: _distribution(name, values) for name, values in self.parameters.items()}
 
+    def most_epochs(self, job: Job) -> int:
+        """Return the most epochs that a trial of the job can have; those of trial 0 may lie outside the space."""
+        epochs = self.parameters.get("training.epochs", (job.training.epochs,))
+        most = int(epochs.high) if isinstance(epochs, Range) else max(map(int, epochs))
+        return max(most, job.training.epochs)
+
     def describe(self) -> dict[str, str]:
         """Return the space as people read it, by qualified name: `0.0001 to 0.1, log`, or `32, 64, 128`."""
         return {

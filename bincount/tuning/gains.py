@@ -1,0 +1,133 @@
+"""How much better one kind of training is than another, and whether that is more than noise."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from bincount.evaluation.intervals import LabelledImages, image_sums, resample, scores_of_sums
+from bincount.frozen import Frozen
+from bincount.text import percent
+
+CONFIDENCE = 0.95
+SCORES = {"log_loss": "log loss", "accuracy": "accuracy", "rmse": "RMSE, items"}
+MORE_IS_BETTER = ("accuracy",)
+BEYOND, WITHIN, WORSE = "beyond noise", "within noise", "worse beyond noise"
+UNKNOWN = "not known to be beyond noise"
+
+
+class Gain(Frozen):
+    """How much better the winner is than the given settings in one score, as means over the seeds: more is better.
+
+    low and high are the 95 % interval of the gain. It covers the bins of the split and, where there are several seeds,
+    the trainings; of one seed nothing is known about how trainings differ.
+    """
+
+    score: str
+    given: float
+    winner: float
+    gain: float
+    low: float
+    high: float
+    num_seeds: int
+    num_images: int
+    num_bins: int
+
+    @property
+    def verdict(self) -> str:
+        """Whether the winner is better, or worse, beyond noise."""
+        if self.num_seeds < 2:
+            return UNKNOWN
+        return BEYOND if self.low > 0 else WORSE if self.high < 0 else WITHIN
+
+    def format_scores(self) -> tuple[str, str]:
+        """Return the score of the given settings and the winner's, as text."""
+        return format_score(self.score, self.given), format_score(self.score, self.winner)
+
+    def format_gain(self) -> tuple[str, str]:
+        """Return the gain and its interval as text: `+2.9 points`, `+0.4 to +5.4`."""
+        if self.score == "accuracy":
+            gain, *ends = (_signed(100 * number, 1) for number in (self.gain, self.low, self.high))
+            return f"{gain} points", " to ".join(ends)
+        gain, *ends = (_signed(number, 3) for number in (self.gain, self.low, self.high))
+        return gain, " to ".join(ends)
+
+    def describe(self) -> str:
+        """Return the gain as text: `log loss 1.402 against 1.451, gain +0.049 (+0.021 to +0.077)`."""
+        (given, winner), (gain, interval) = self.format_scores(), self.format_gain()
+        return f"{plain(self.score)} {winner} against {given}, gain {gain} ({interval})"
+
+
+def format_score(score: str, value: float) -> str:
+    """Write a score of SCORES as people read it."""
+    return percent(value) if score == "accuracy" else f"{value:.3f}"
+
+
+def plain(score: str) -> str:
+    """Return the name of a score in a sentence."""
+    return SCORES[score].removesuffix(", items")
+
+
+def measure_gains(
+    images: LabelledImages, given: Sequence[np.ndarray], winner: Sequence[np.ndarray]
+) -> tuple[Gain, ...]:
+    """Measure how much better the mean score of some networks is than that of others, on the same images.
+
+    Each network is its probabilities (N, C), one a seed. All are scored on the same resampled bins (the paired cluster
+    bootstrap of evaluation.intervals).
+    """
+    networks = [*given, *winner]
+    sums = pd.concat([image_sums(images, each) for each in networks], axis=1, keys=range(len(networks)))
+    measured, resampled = (
+        [scores_of_sums(each[number], images.classes) for number in range(len(networks))]
+        for each in (sums.sum().to_frame().T, resample(sums, images.groups))
+    )
+    gains = []
+    for score in measured[0].columns.intersection(list(SCORES)):
+        of_given, of_winner = (
+            np.array([frame[score].iloc[0] for frame in frames])
+            for frames in (measured[: len(given)], measured[len(given) :])
+        )
+        sign = 1 if score in MORE_IS_BETTER else -1
+        of_tests = sign * (
+            np.mean([frame[score] for frame in resampled[len(given) :]], axis=0)
+            - np.mean([frame[score] for frame in resampled[: len(given)]], axis=0)
+        )
+        gains.append(compare(score, of_given, of_winner, of_tests.var(ddof=1), len(images), images.num_bins))
+    return tuple(gains)
+
+
+def compare(
+    score: str, given: np.ndarray, winner: np.ndarray, variance_of_bins: float, num_images: int, num_bins: int
+) -> Gain:
+    """Measure the gain of the mean of some scores over that of others, one a seed.
+
+    Its variance is that over resampled bins, and that of each mean over the seeds. The interval is Student's, with the
+    degrees of freedom of Welch and Satterthwaite, since two or three seeds say little about their own spread. Of one
+    seed there is no spread, so the interval is of the bins alone.
+    """
+    from scipy.special import stdtrit  # here, since it takes time to import
+
+    parts = [(variance_of_bins, num_bins - 1)]
+    parts += [(each.var(ddof=1) / len(each), len(each) - 1) for each in (given, winner) if len(each) > 1]
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / max(free, 1) for part, free in parts) if variance else 1
+    half = stdtrit(freedom, (1 + CONFIDENCE) / 2) * math.sqrt(variance)
+    sign = 1 if score in MORE_IS_BETTER else -1
+    gain = sign * (winner.mean() - given.mean())
+    return Gain(
+        score=score,
+        given=given.mean(),
+        winner=winner.mean(),
+        gain=gain,
+        low=gain - half,
+        high=gain + half,
+        num_seeds=min(len(given), len(winner)),
+        num_images=num_images,
+        num_bins=num_bins,
+    )
+
+
+def _signed(number: float, digits: int) -> str:
+    return f"{round(number, digits) + 0.0:+.{digits}f}"  # there is no -0.0
