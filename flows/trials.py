@@ -19,7 +19,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.errors import TrainingFailed
 from bincount.settings import Job
 from bincount.training.run_folder import Trained, find_finished, folder_of
-from bincount.tuning import finalists, pages
+from bincount.tuning import finalists, gains, pages
 from bincount.tuning.budget import Clock
 from bincount.tuning.finalists import Result
 from bincount.tuning.outcomes import Outcome, TrialFile
@@ -88,7 +88,7 @@ def _log_result(search: Search, trial: Trial) -> None:
     """Log what a trial has reached, of how many, and with which settings."""
     objective = search.job.tuning.objective
     row = search.table().set_index("number").loc[trial.number]
-    scores = ", ".join(f"{finalists.SCORES[name]} {finalists.format_score(name, row[name])}" for name in objective)
+    scores = ", ".join(f"{gains.plain(name)} {gains.format_score(name, row[name])}" for name in objective)
     is_best = search.best(1)[0].number == trial.number
     logger.info(
         "trial %d, of %d: %s%s (%s)",

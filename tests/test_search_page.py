@@ -118,9 +118,9 @@ def figures_of(page: str) -> list[dict]:
 def test_the_page_names_the_winner_its_gain_on_val_and_on_the_test_and_every_trial(tmp_path):
     read = Read(page_of(tmp_path))
 
-    assert "Trial 5 beats the given settings beyond noise: log loss 1.350 against 1.405" in read.text
-    assert ["log loss on test", "1.420", "1.390", "+0.030", "-0.020 to +0.080", "within noise"] in read.rows
-    assert ["accuracy on val", "41.5 %", "49.0 %", "+7.5 points", "+4.5 to +10.5", "beyond noise"] in read.rows
+    assert "Trial 5 is significantly better than the given settings: log loss 1.350 against 1.405" in read.text
+    assert ["log loss on test", "1.420", "1.390", "+0.030", "-0.020 to +0.080", "not significant"] in read.rows
+    assert ["accuracy on val", "41.5 %", "49.0 %", "+7.5 points", "+4.5 to +10.5", "significant"] in read.rows
     assert ["learning rate", "0.003", "0.004"] in read.rows
     assert ["5", "winner", "2 seeds", "1.350 ± 0.014", "49.0 ± 1.4 %", "0.004", "32", "mlp"] in read.rows
     trials = [row for row in read.rows if row[0].isdecimal() and row[1].split()[0] in search_figures.STATES]
@@ -215,8 +215,8 @@ def test_a_winner_that_is_worse_on_the_test_is_no_success(tmp_path):
     assert 'class="head worse"' in page
     assert 'class="head better"' in page_of(tmp_path)
     read = Read(page)
-    assert "on the test it is worse than the given settings beyond noise" in read.text
-    assert ["log loss on test", "1.300", "1.420", "-0.120", "-0.170 to -0.070", "worse beyond noise"] in read.rows
+    assert "on the test it is significantly worse than the given settings" in read.text
+    assert ["log loss on test", "1.300", "1.420", "-0.120", "-0.170 to -0.070", "significantly worse"] in read.rows
 
 
 def test_the_page_says_what_flatters_the_gain_and_shows_the_score_by_which_a_trial_became_a_finalist(tmp_path):
@@ -279,9 +279,9 @@ def test_the_terminal_shows_the_best_trials_first_within_80_columns(tmp_path):
 def test_the_page_in_prefect_has_lists_and_no_wide_table(tmp_path):
     text = pages.as_markdown(MadeSearch(tmp_path, table()), FOUND, "12.0 min of 1 h")
 
-    assert text.startswith("## Trial 5 beats the given settings beyond noise")
+    assert text.startswith("## Trial 5 is significantly better than the given settings")
     assert "- **trial 5:** 2 seeds; log loss 1.350 ± 0.014; accuracy 49.0 ± 1.4 %; learning rate 0.004" in text
-    assert "- **accuracy on test:** 40.0 % before, 43.0 % now: +3.0 points (-1.0 to +7.0), within noise" in text
+    assert "- **accuracy on test:** 40.0 % before, 43.0 % now: +3.0 points (-1.0 to +7.0), not significant" in text
     assert "\n|" not in text
 
 

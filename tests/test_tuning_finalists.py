@@ -80,7 +80,7 @@ def test_the_winner_has_the_best_mean_over_fresh_seeds_not_the_best_training(dat
     assert findings.val[0].gain == pytest.approx(
         findings.given.mean("log_loss") - findings.winner.mean("log_loss"), abs=1e-9
     )
-    assert findings.headline().startswith("Trial 2 beats the given settings beyond noise: log loss 1.1")
+    assert findings.headline().startswith("Trial 2 is significantly better than the given settings: log loss 1.1")
     assert "on val over 2 fresh seeds" in findings.headline()
 
 
@@ -177,7 +177,7 @@ def test_of_one_fresh_seed_nothing_is_said_to_be_beyond_noise(data, tmp_path):
     findings, _ = judge(data, tmp_path, {0: [0.9, 0.9], 1: [0.9, 0.34]})
 
     assert findings.val[0].low > 0
-    assert "on val with one fresh seed. Whether it is beyond noise is not known" in findings.headline()
+    assert "on val with one fresh seed. Whether it is significant is not known" in findings.headline()
     assert findings.headline().endswith("is not known from one seed; raise --seeds-per-trial.")
 
 
@@ -187,7 +187,7 @@ def test_where_each_has_its_first_seed_alone_the_gain_is_said_to_be_flattered(da
     assert findings.winner.number == 1
     assert findings.headline().endswith(
         "on val with one seed. The gain is flattered, since that seed made the trial a finalist, and whether it is "
-        "beyond noise is not known from one seed; raise --seeds-per-trial."
+        "significant is not known from one seed; raise --seeds-per-trial."
     )
 
 
@@ -225,10 +225,10 @@ def test_a_winner_that_is_worse_on_the_test_beyond_noise_is_said_to_be(data, tmp
     tested = findings.model_copy(update={"test": (loss,)})
 
     assert tested.headline().startswith(
-        "Trial 1 is the best on val, but on the test it is worse than the given settings beyond noise. It had log loss"
+        "Trial 1 is the best on val, but on the test it is significantly worse than the given settings. It had log loss"
     )
-    assert tested.about_test().endswith("gain -0.200 (-0.300 to -0.100), worse beyond noise.")
-    assert pages.gains(tested)["verdict"].tolist()[-1] == "worse beyond noise"
+    assert tested.about_test().endswith("gain -0.200 (-0.300 to -0.100), significantly worse.")
+    assert pages.gains(tested)["verdict"].tolist()[-1] == "significantly worse"
 
 
 def searched(data, folder: Path, losses: list[float | None], **tuning) -> Search:
@@ -274,7 +274,7 @@ def test_the_seeds_of_models_of_several_networks_do_not_overlap():
 
 
 def test_a_search_without_a_complete_trial_says_so(data, tmp_path):
-    with pytest.raises(TrainingFailed, match="none of the 2 trials came to its end"):
+    with pytest.raises(TrainingFailed, match="none of the 2 trials came to its end|reached its limit before a trial"):
         finalists.plan(searched(data, tmp_path, [None, None]))
 
 

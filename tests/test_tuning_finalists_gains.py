@@ -7,7 +7,7 @@ from bincount.evaluation.intervals import LabelledImages
 from bincount.problem import Classes
 from bincount.settings import Job, TrainConfig
 from bincount.tuning import finalists
-from bincount.tuning.gains import BEYOND, UNKNOWN, WITHIN, WORSE, Gain, compare, measure_gains
+from bincount.tuning.gains import NOT_SIGNIFICANT, SIGNIFICANT, UNKNOWN, WORSE, Gain, compare, measure_gains
 from bincount.tuning.search import Trial
 
 NUM = 400
@@ -33,7 +33,7 @@ def test_networks_that_are_better_with_every_seed_are_better_beyond_noise_in_eve
     found = gains([network(seed) for seed in range(3)], [network(seed, quality=2) for seed in range(3, 6)])
 
     assert {score: gain.verdict for score, gain in found.items()} == dict.fromkeys(
-        ["accuracy", "log_loss", "rmse"], BEYOND
+        ["accuracy", "log_loss", "rmse"], SIGNIFICANT
     )
     assert found["accuracy"].winner > found["accuracy"].given
     assert found["log_loss"].winner < found["log_loss"].given
@@ -52,7 +52,7 @@ def test_a_gain_that_is_less_than_what_seeds_make_of_it_is_within_noise():
     of_seeds, of_bins_alone = gains(given, best)["log_loss"], gains(given[2:], best[2:])["log_loss"]
 
     assert of_seeds.gain > 0
-    assert of_seeds.verdict == WITHIN
+    assert of_seeds.verdict == NOT_SIGNIFICANT
     assert of_bins_alone.low > 0
     assert of_bins_alone.verdict == UNKNOWN
 
@@ -62,7 +62,7 @@ def test_the_same_networks_have_no_gain():
 
     for gain in gains(same, same).values():
         assert gain.gain == 0
-        assert gain.verdict == WITHIN
+        assert gain.verdict == NOT_SIGNIFICANT
         assert gain.low <= 0 <= gain.high
 
 
@@ -72,7 +72,7 @@ def test_where_nothing_is_to_be_gained_few_searches_find_a_gain_beyond_noise():
         for number in range(60)
     ]
 
-    assert sum(each["log_loss"].verdict == BEYOND for each in found) <= 5  # 1.5 are expected
+    assert sum(each["log_loss"].verdict == SIGNIFICANT for each in found) <= 5  # 1.5 are expected
     assert sum(each["log_loss"].high < 0 for each in found) <= 5
 
 
@@ -116,7 +116,7 @@ def test_searches_in_vain_seldom_find_a_gain_beyond_noise(of_bins):
     found = [search_in_vain(job, random, of_bins) for _ in range(num)]
 
     for split, gained in zip(("val", "test"), zip(*found, strict=True), strict=True):
-        rate = sum(gain is not None and gain.verdict == BEYOND for gain in gained) / num
+        rate = sum(gain is not None and gain.verdict == SIGNIFICANT for gain in gained) / num
         mean = sum(gain.gain for gain in gained if gain) / num
         print(
             f"noise of bins {of_bins}: {rate:.1%} beyond noise on {split}, mean gain {mean:+.2f} of the seeds' spread"

@@ -24,11 +24,11 @@ from bincount.settings import Device, TrainConfig
 from bincount.training.run_folder import Trained
 from bincount.training.spec import model_digest
 from bincount.tuning.gains import (
-    BEYOND,
     MORE_IS_BETTER,
+    NOT_SIGNIFICANT,
     SCORES,
+    SIGNIFICANT,
     UNKNOWN,
-    WITHIN,
     WORSE,
     Gain,
     format_score,
@@ -95,7 +95,7 @@ class Findings(Frozen):
         return next((each for each in self.candidates if each.number == GIVEN and each.seeds), None)
 
     def headline(self) -> str:
-        """Return in a sentence which settings won, and whether they beat the given ones beyond noise."""
+        """Return in a sentence which settings won, and whether they are significantly better than the given ones."""
         first, winner, seeds = self.objective[0], self.winner, self.describe_seeds()
         if winner.number == GIVEN:
             return f"The given settings stay: {self._why_given()}."
@@ -109,14 +109,14 @@ class Findings(Frozen):
         of_val = f"{gain.describe()} on val {seeds}"
         if self.test and self.test[0].verdict == WORSE:
             return (
-                f"Trial {winner.number} is the best on val, but on the test it is worse than the given settings beyond "
-                f"noise. It had {of_val}."
+                f"Trial {winner.number} is the best on val, but on the test it is significantly worse than the given "
+                f"settings. It had {of_val}."
             )
-        if gain.verdict == BEYOND:
-            return f"Trial {winner.number} beats the given settings beyond noise: {of_val}."
-        if gain.verdict == WITHIN:
-            return f"Trial {winner.number} is the best, but within noise of the given settings: {of_val}."
-        unknown = "whether it is beyond noise is not known from one seed"
+        if gain.verdict == SIGNIFICANT:
+            return f"Trial {winner.number} is significantly better than the given settings: {of_val}."
+        if gain.verdict == NOT_SIGNIFICANT:
+            return f"Trial {winner.number} is the best, but not significantly better than the given settings: {of_val}."
+        unknown = "whether it is significant is not known from one seed"
         if self.is_flattered:
             unknown = f"the gain is flattered, since that seed made the trial a finalist, and {unknown}"
         return f"Trial {winner.number} is the best: {of_val}. {unknown[0].upper()}{unknown[1:]}; {self._remedy()}."
@@ -184,8 +184,10 @@ def plan(search: Search) -> list[tuple[Trial, TrainConfig]]:
     given = [] if states.get(GIVEN) == "failed" else [Trial(GIVEN, search.job, search.space.given(search.job))]
     if not (states == "complete").any():
         raise TrainingFailed(
-            f"none of the {len(states)} trials came to its end; `bincount tune` with more --hours or --budget goes on "
-            "with them, and the log says why others failed"
+            "the search reached its limit before a trial came to its end; give it more --hours or --budget: trainings "
+            "under way go on from their checkpoints"
+            if (states == "running").any()
+            else f"none of the {len(states)} trials came to its end; the log says why they failed"
         )
     return [
         (trial, _with_seed(trial.job.training, number))

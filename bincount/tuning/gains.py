@@ -1,4 +1,4 @@
-"""How much better one kind of training is than another, and whether that is more than noise."""
+"""How much better one kind of training is than another, and whether that is significant."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from bincount.text import percent
 CONFIDENCE = 0.95
 SCORES = {"log_loss": "log loss", "accuracy": "accuracy", "rmse": "RMSE, items"}
 MORE_IS_BETTER = ("accuracy",)
-BEYOND, WITHIN, WORSE = "beyond noise", "within noise", "worse beyond noise"
-UNKNOWN = "not known to be beyond noise"
+SIGNIFICANT, NOT_SIGNIFICANT, WORSE = "significant", "not significant", "significantly worse"
+UNKNOWN = "one seed: not known"
 
 
 class Gain(Frozen):
@@ -36,10 +36,10 @@ class Gain(Frozen):
 
     @property
     def verdict(self) -> str:
-        """Whether the winner is better, or worse, beyond noise."""
+        """Whether the winner is significantly better, or worse, at 95 %."""
         if self.num_seeds < 2:
             return UNKNOWN
-        return BEYOND if self.low > 0 else WORSE if self.high < 0 else WITHIN
+        return SIGNIFICANT if self.low > 0 else WORSE if self.high < 0 else NOT_SIGNIFICANT
 
     def format_scores(self) -> tuple[str, str]:
         """Return the score of the given settings and the winner's, as text."""

@@ -19,7 +19,7 @@ from bincount.run_names import shorten_source
 from bincount.text import escape_markdown, markdown_code, percent
 from bincount.tuning import winner
 from bincount.tuning.finalists import GIVEN, Candidate, Findings
-from bincount.tuning.gains import BEYOND, MORE_IS_BETTER, SCORES, WORSE, format_score, plain
+from bincount.tuning.gains import MORE_IS_BETTER, SCORES, SIGNIFICANT, WORSE, format_score, plain
 from bincount.tuning.search import Search
 from bincount.tuning.space import Range, Space
 
@@ -307,7 +307,7 @@ def _kind(findings: Findings) -> str:
     """Return the page's colour: that of a gain, of a loss on the test, or of neither."""
     if findings.test and findings.test[0].verdict == WORSE:
         return "worse"
-    return "better" if findings.val and findings.val[0].verdict == BEYOND else "same"
+    return "better" if findings.val and findings.val[0].verdict == SIGNIFICANT else "same"
 
 
 def _about_gains(findings: Findings) -> str:
