@@ -33,7 +33,7 @@ from bincount.problem import Classes
 from bincount.settings import Job
 from bincount.training.run_folder import Trained, folder_of, read_history
 from bincount.tuning.samplers import FIRST_EPOCH_THAT_STOPS, make_pruner, make_sampler, options
-from bincount.tuning.space import Range, Space, Value, find_space
+from bincount.tuning.space import Space, Value, find_space
 from bincount.tuning.storage import JOURNAL, explain_silence, open_database, open_journal
 from bincount.tuning.trial import Trial
 from bincount.workspace import Workspace
@@ -99,7 +99,7 @@ class Search:
         self.job, self.space, self.folder = job, space, folder
         self._storage, self._lock = storage, threading.RLock()
         self._distributions = space.distributions()
-        self._num_steps = _most_epochs(space, job)
+        self._num_steps = space.most_epochs(job)
         self._pruner = make_pruner(job.tuning, self._num_steps)
         self.study = self._open_study(storage, load_if_exists=True)
 
@@ -353,12 +353,6 @@ def _lies_in(distribution: BaseDistribution, value: Value) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _most_epochs(space: Space, job: Job) -> int:
-    epochs = space.parameters.get("training.epochs", (job.training.epochs,))
-    most = int(epochs.high) if isinstance(epochs, Range) else max(map(int, epochs))
-    return max(most, job.training.epochs)  # those of trial 0 may lie outside the space
 
 
 def _name(job: Job, space: Space, snapshot: Snapshot) -> str:
