@@ -17,7 +17,7 @@ from bincount.tracking import searches
 from bincount.tracking.runs import status_after
 from bincount.tuning import pages, winner
 from bincount.tuning.finalists import GIVEN, Findings, Result
-from bincount.tuning.gains import SIGNIFICANT
+from bincount.tuning.gains import SIGNIFICANT, WORSE
 from bincount.tuning.search import Search
 from bincount.workspace import Workspace
 from tasks.origin import origin_tags
@@ -76,6 +76,7 @@ def write_winner(given: Job, search: Search, findings: Findings) -> Job:
     if findings.winner.number != GIVEN:
         job = search.space.apply(given, findings.winner.values)
     is_better = bool(findings.val) and findings.val[0].verdict == SIGNIFICANT
+    is_better = is_better and not (findings.test and findings.test[0].verdict == WORSE)
     path = winner.write(search.folder, job, findings.summary(), is_better=is_better)
     logger.info("the winner's settings are in %s", path)
     if is_better:

@@ -316,7 +316,7 @@ def test_figures_of_a_real_search_have_its_trials(tmp_path):
     search = Search.open(job, snapshot)
     while trial := search.ask():
         loss = 1.0 + trial.job.training.learning_rate
-        search.report(trial, [{"epoch": 1, "val_loss": loss, "val_accuracy": 0.5}])
+        search.report(trial, [{"epoch": 1, "val_loss": loss, "val_accuracy": 0.5, "seconds": 1.0}])
         search.complete(trial, Trained(tmp_path, 1, 3, 0.5, loss, 1.0, 1.0, val_log_loss=loss))
 
     titles = [drawn.title for drawn in pages.figures(search, UNCHANGED)]

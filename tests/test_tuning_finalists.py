@@ -274,7 +274,7 @@ def test_the_seeds_of_models_of_several_networks_do_not_overlap():
 
 
 def test_a_search_without_a_complete_trial_says_so(data, tmp_path):
-    with pytest.raises(TrainingFailed, match="none of the 2 trials came to its end|reached its limit before a trial"):
+    with pytest.raises(TrainingFailed, match=r"came to its end"):
         finalists.plan(searched(data, tmp_path, [None, None]))
 
 

@@ -42,10 +42,9 @@ class TrialRow:
 class Content:
     """What the page shows; tuning.pages makes it of a search and its findings.
 
-    kind is `better` where the winner is significantly better than the given settings, `worse` where it is worse on the test, else
-    `same`. settings are the winner's
-    values by name, with the given ones. gains and finalists are text. columns are those of
-    the trials' cells; commands are to be copied, by what they do.
+    kind is `better` where the winner is significantly better than the given settings, `worse` where it is worse on the
+    test, else `same`. settings are the winner's values by name, with the given ones. gains and finalists are text.
+    columns are those of the trials' cells; commands are to be copied, by what they do.
     """
 
     title: str
