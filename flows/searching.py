@@ -66,4 +66,4 @@ def _announce(search: Search) -> None:
         f", within {' and '.join(limits)}" if limits else "",
     )
     if search.journal:
-        logger.info("the trials can be looked at with: optuna-dashboard %s", search.journal)
+        logger.info("optuna-dashboard %s shows the trials", search.journal)

@@ -26,7 +26,7 @@ def snapshot(tmp_path_factory):
 
 
 class Server:
-    """A Prefect server, and the workers of its pool: `act` is called with each run before it is looked at."""
+    """A Prefect server, and the workers of its pool: `act` is called with each run before it is read."""
 
     def __init__(self):
         self.runs, self.is_away, self.act = [], False, lambda run: None

@@ -106,13 +106,13 @@ MISTAKES_OF_A_SEARCH = {
 }
 
 
-@pytest.mark.parametrize(("words", "told"), MISTAKES_OF_A_SEARCH.values(), ids=MISTAKES_OF_A_SEARCH)
+@pytest.mark.parametrize(("words", "message"), MISTAKES_OF_A_SEARCH.values(), ids=MISTAKES_OF_A_SEARCH)
 def test_a_mistake_in_a_search_is_reported_before_a_server_starts(
-    words, told, bins, tmp_path, no_server, monkeypatch, capsys
+    words, message, bins, tmp_path, no_server, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     said = refused(["tune", "--source", str(bins), "--weights", "none", *words], monkeypatch, capsys)
-    assert told in said
+    assert message in said
     assert len(said.splitlines()) == 1
 
 
