@@ -118,10 +118,33 @@ def test_another_audit_has_progress_of_its_own(browser, written, tmp_path):
             return page.locator("#done").text_content()
 
         for path, before in ((written, 0), (other, 0), (written, 2)):
-            # A browser's processes learn of what is stored a while after it is, on a busy machine.
+            # A browser's processes learn of what is stored a while after it is, on a busy machine; that a page
+            # opened meanwhile is left must not write over it.
             wait_for(lambda path=path, before=before: progress(path) == f"{before} of 130 done", every=0.2)
             keys(page, "r", "r")
             expect(page.locator("#done")).to_have_text(f"{before + 2} of 130 done")
+
+
+def test_of_two_windows_neither_loses_what_was_given_in_the_other(browser, written):
+    with browser.new_context(offline=True) as context:
+        context.add_init_script("localStorage.setItem('bincount.reviewer', 'Ann')")
+        first, second = context.new_page(), context.new_page()
+        # The second hears of nothing: browsers tell other windows late, and those of other processes later.
+        second.add_init_script("addEventListener('storage', (event) => event.stopImmediatePropagation(), true)")
+        for page in (first, second):
+            page.on("dialog", lambda dialog: dialog.accept())
+            page.goto(written.as_uri())
+            expect(page.locator("#done")).to_have_text("0 of 130 done")
+        keys(first, "r", "x")
+        second.wait_for_function("Object.entries(localStorage).some(([, text]) => text.includes('unusable'))")
+
+        expect(second.locator("#done")).to_have_text("0 of 130 done")
+        second.reload()
+        expect(second.locator("#done")).to_have_text("2 of 130 done")
+        keys(first, "s", "s")
+        second.wait_for_function("Object.entries(localStorage).some(([, text]) => text.includes('unsure'))")
+        keys(second, "ArrowRight", "ArrowRight", "ArrowRight", "ArrowRight", "r")
+        expect(second.locator("#done")).to_have_text("5 of 130 done")
 
 
 def test_the_name_is_asked_once_and_the_verdict_goes_on_after_it(browser, written, tmp_path):

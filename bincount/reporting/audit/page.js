@@ -192,13 +192,13 @@ byId("filters").addEventListener("reset", () => setTimeout(() => {
 }));
 byId("gallery").addEventListener("keydown", (event) => moveFocus(event, [...byId("gallery").querySelectorAll(".tile")]));
 addEventListener("storage", (event) => {
-  if (event.key !== STORE || !event.newValue) return; // the same page in another window
-  load();
+  if (event.key !== STORE) return; // the same page in another window
+  follow();
   refresh();
 });
 addEventListener("beforeunload", (event) => {
   noteTyped();
-  keep();
+  keepPlace();
   if (numUnsaved()) event.preventDefault();
 });
 addEventListener("beforeprint", fillWalk);

@@ -20,6 +20,7 @@ function showReview() {
   kept.at = bin;
   const verdict = current.get(bin);
   if (verdict && data.hidden[bin] === "1" && !kept.revealed.has(bin)) {
+    follow();
     kept.revealed.add(bin); // a later verdict on it is given with the prediction in sight
     keep();
   }

@@ -6,6 +6,7 @@ const numBins = ids.length;
 const pictures = byId("pictures").textContent.trim().split("\n");
 byId("pictures").remove(); // else all of them would be in memory twice
 const STORE = `bincount.audit.${data.key}`;
+const PLACE = `${STORE}.at`; // apart, so that a page that is only looked at writes nothing over the verdicts of another
 const REVIEWER = "bincount.reviewer";
 const COLUMNS = [
   "image_id", "record", "verdict", "count", "reviewer", "time", "source", "model", "shown", "random", "p_wrong", "note",
@@ -17,6 +18,7 @@ const kept = { log: [], notes: new Map(), revealed: new Set(), withdrawn: 0, at:
 const current = new Map(); // bin -> its verdict
 const isFramed = window.top !== window;
 let trouble = "";
+let stored = null; // the text in the browser's storage that `kept` was read from or written to
 
 const isHidden = (bin) => data.hidden[bin] === "1" && !(current.has(bin) && kept.revealed.has(bin));
 const probability = (bin, label) => probabilities[bin * classes.length + label] / 1000;
@@ -26,30 +28,53 @@ const isBin = (value) => isNumber(value) && value < numBins;
 
 function load() {
   try {
-    const text = localStorage.getItem(STORE);
-    if (text) restore(JSON.parse(text));
+    stored = localStorage.getItem(STORE);
+    if (stored) restore(JSON.parse(stored));
+    const at = Number(localStorage.getItem(PLACE));
+    if (isBin(at)) kept.at = at;
   } catch (error) {
     trouble = troubleText(error);
   }
 }
 
-function restore({ log = [], notes = [], revealed = [], withdrawn = 0, at = 0 }) {
+function restore({ log = [], notes = [], revealed = [], withdrawn = 0 }) {
   kept.log = log.filter(({ bin, verdict }) => isBin(bin) && typeof verdict === "string");
   kept.notes = new Map(notes.filter(([bin]) => isBin(bin)));
   kept.revealed = new Set(revealed);
   kept.withdrawn = isNumber(withdrawn) ? withdrawn : 0;
-  kept.at = isBin(at) ? at : 0;
   current.clear();
   for (const entry of kept.log) current.set(entry.bin, entry);
 }
 
-function keep() {
-  const { log, withdrawn, at } = kept;
+// What another window has stored since, before something is added to it: else one would write over the other's verdicts.
+function follow() {
   try {
-    localStorage.setItem(STORE, JSON.stringify({ log, notes: [...kept.notes], revealed: [...kept.revealed], withdrawn, at }));
+    const text = localStorage.getItem(STORE);
+    if (!text || text === stored) return;
+    stored = text;
+    restore(JSON.parse(text));
+  } catch (error) {
+    trouble = troubleText(error);
+  }
+}
+
+function keep() {
+  const { log, withdrawn } = kept;
+  const text = JSON.stringify({ log, notes: [...kept.notes], revealed: [...kept.revealed], withdrawn });
+  try {
+    localStorage.setItem(STORE, text);
+    stored = text;
     trouble = "";
   } catch (error) {
     trouble = troubleText(error);
+  }
+}
+
+function keepPlace() {
+  try {
+    localStorage.setItem(PLACE, kept.at);
+  } catch {
+    // said already where it matters: when a verdict is not kept
   }
 }
 
@@ -85,6 +110,7 @@ function give(bin, verdict, count = "") {
 }
 
 function add(entry) {
+  follow();
   const time = new Date().toISOString().replace(/\.\d+/, "");
   const whole = { ...entry, note: kept.notes.get(entry.bin) ?? "", reviewer: reviewerName(), time, saved: false };
   kept.log.push(whole);
@@ -93,6 +119,7 @@ function add(entry) {
 }
 
 function undo() {
+  follow();
   const entry = kept.log.pop();
   if (!entry) return null;
   const before = kept.log.findLast(({ bin }) => bin === entry.bin);
@@ -106,6 +133,7 @@ function undo() {
 }
 
 function setNote(bin, text) {
+  follow();
   if (text === (kept.notes.get(bin) ?? "")) return;
   if (text) kept.notes.set(bin, text);
   else kept.notes.delete(bin);
@@ -145,6 +173,7 @@ function csv() {
 }
 
 function save() {
+  follow();
   const address = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
   make("a", { href: address, download: "verdicts.csv" }).click();
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
