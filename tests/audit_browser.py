@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Page
+from servers import wait_for
 
 COLUMNS = "image_id,record,verdict,count,reviewer,time,source,model,shown,random,p_wrong,note"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -39,6 +40,17 @@ def keys(page: Page, *names: str) -> None:
 
 def done(page: Page) -> int:
     return int(page.locator("#done").text_content().split()[0])
+
+
+def reload_until(page: Page, done: int) -> None:
+    """Reload until so many verdicts are there: what is stored right before a reload may, on a busy machine, be seen by
+    the next one alone (Chromium fetches a page's storage while the last of it is still on its way)."""
+
+    def progress() -> str:
+        page.reload()
+        return page.locator("#done").text_content()
+
+    wait_for(lambda: progress().startswith(f"{done} of "), every=0.2)
 
 
 def saved(page: Page, folder: Path) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from audit_browser import DESKTOP, done, keys, opened, saved
+from audit_browser import DESKTOP, done, keys, opened, reload_until, saved
 from audit_pages import queue, write
 from playwright.sync_api import Page, expect
 from servers import wait_for
@@ -96,9 +96,7 @@ def test_a_reload_keeps_verdicts_notes_and_undo(page, tmp_path):
     keys(page, "r", "n")
     page.keyboard.type("behind, the label")
     keys(page, "Enter", "s")
-    page.reload()
-
-    expect(page.locator("#done")).to_have_text("2 of 130 done")
+    reload_until(page, done=2)
     expect(page.locator("#bin-id")).to_have_text("00002")
     assert [row["note"] for row in saved(page, tmp_path)] == ["", "behind, the label"]
     keys(page, "u")
@@ -139,8 +137,7 @@ def test_of_two_windows_neither_loses_what_was_given_in_the_other(browser, writt
         second.wait_for_function("Object.entries(localStorage).some(([, text]) => text.includes('unusable'))")
 
         expect(second.locator("#done")).to_have_text("0 of 130 done")
-        second.reload()
-        expect(second.locator("#done")).to_have_text("2 of 130 done")
+        reload_until(second, done=2)
         keys(first, "s", "s")
         second.wait_for_function("Object.entries(localStorage).some(([, text]) => text.includes('unsure'))")
         keys(second, "ArrowRight", "ArrowRight", "ArrowRight", "ArrowRight", "r")
@@ -156,7 +153,7 @@ def test_the_name_is_asked_once_and_the_verdict_goes_on_after_it(browser, writte
         expect(page.locator("#done")).to_have_text("1 of 130 done")
         keys(page, "x")
         assert {row["reviewer"] for row in saved(page, tmp_path)} == {"Zoë \N{GREEK SMALL LETTER OMEGA}"}
-        page.reload()
+        reload_until(page, done=2)
         expect(page.locator("#reviewer")).to_have_text("Zoë \N{GREEK SMALL LETTER OMEGA}")
 
 
