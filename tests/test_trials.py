@@ -20,7 +20,7 @@ from bincount.tuning.trial import Pruned, Trial
 from bincount.workspace import Workspace
 from flows.pool import with_absolute_paths
 from flows.trials import train_finalists, train_trials, unresolve
-from tasks.trials import Watch, remove_checkpoints
+from tasks.trials import Watch, remove_unfinished
 
 
 @pytest.fixture(scope="module")
@@ -256,16 +256,32 @@ def test_a_training_stops_within_an_epoch_when_a_limit_is_reached():
         watch.on_line()
 
 
-def test_checkpoints_of_a_trial_that_was_stopped_stay_until_its_trainer_has_let_go_of_them(tmp_path):
-    checkpoint = tmp_path / "checkpoint-000000001-0-abc.pt"
-    checkpoint.touch()
-    removing = threading.Thread(target=remove_checkpoints, args=(tmp_path,))
+def make_unfinished(folder):
+    """The folder of a training that was stopped: a checkpoint, the weights of its best epoch, and its history."""
+    (folder / "model").mkdir()
+    for name in ("checkpoint-000000001-0-abc.pt", "model/weights.safetensors", "history.json"):
+        (folder / name).touch()
+    return folder / "checkpoint-000000001-0-abc.pt"
+
+
+def test_what_a_trial_that_was_stopped_has_trained_stays_until_its_trainer_has_let_go_of_it(tmp_path):
+    checkpoint = make_unfinished(tmp_path)
+    removing = threading.Thread(target=remove_unfinished, args=(tmp_path,))
     with FileLock(tmp_path / ".lock"):
         removing.start()
         removing.join(timeout=0.3)
         assert checkpoint.exists()
     removing.join()
     assert not checkpoint.exists()
+    assert not (tmp_path / "model").exists()
+    assert (tmp_path / "history.json").exists()  # by which it is stopped again where its end was not recorded
+
+
+def test_a_training_that_somebody_has_finished_since_the_trial_was_stopped_keeps_its_weights(tmp_path):
+    make_unfinished(tmp_path)
+    (tmp_path / "trained.json").touch()
+    remove_unfinished(tmp_path)
+    assert (tmp_path / "model" / "weights.safetensors").exists()
 
 
 def test_a_worker_says_where_it_trains_and_why_it_failed(tmp_path):

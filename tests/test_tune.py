@@ -21,7 +21,7 @@ from bincount.text import escape_markdown
 from bincount.tracking import connection
 from bincount.tracking.runs import SEARCH_TAG
 from bincount.training.run_folder import Request, Trained
-from bincount.tuning import winner
+from bincount.tuning import pages, winner
 from bincount.workspace import Workspace
 from flows.prepare import prepare
 from flows.results import SearchResult
@@ -143,7 +143,8 @@ def test_a_search_leaves_its_winner_its_page_and_its_runs_where_people_look(sear
     assert parent.data.tags["winner"] == str(result.findings.winner.number)
     assert parent.data.tags[MLFLOW_RUN_NOTE].startswith(escape_markdown(result.findings.headline()))
     kept = {file.path for file in runs.client.list_artifacts(parent.info.run_id)}
-    assert kept == {"best.toml", "finalists.json", "search.html", "trials.json"}
+    pictures = {f"{name}.png" for name in pages.pictures(result.search, result.findings)}
+    assert kept == {"best.toml", "finalists.json", "search.html", "trials.json", "images"} | pictures
     with get_client(sync_client=True) as client:
         assert {"search", "search-trials"} <= {artifact.key for artifact in client.read_artifacts()}
     assert {run.info.status for run in runs_below(workspace, parent.info.run_id).values()} == {"FINISHED"}
