@@ -43,7 +43,7 @@ def recorded_search(job: Job, search: Search, snapshot: Snapshot) -> Iterator[st
 def start_search(job: Job, search: Search, snapshot: Snapshot) -> str:
     """Start the run of a search in MLflow, or resume it; return its id."""
     runs = open_registry(job).runs
-    return searches.start_search(runs, search.name, job, search.space.describe(), snapshot, origin_tags())
+    return searches.start_search(runs, search.study_name, job, search.space.describe(), snapshot, origin_tags())
 
 
 @task(name="end search", task_run_name="end search {search.name}", **MLFLOW_RETRIES)

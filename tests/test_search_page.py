@@ -333,6 +333,13 @@ def test_a_search_that_a_limit_ended_goes_on_with_more_of_it(tmp_path):
     assert "go on" not in steps(tmp_path, hours=1)
 
 
+def test_the_page_says_why_a_search_ended_early_and_how_it_goes_on(tmp_path):
+    why = "the time was over; with more --hours the same command goes on"
+    content = pages.draw_content(MadeSearch(tmp_path, table(), trials=20, hours=1), FOUND, f"1.0 h of 1 h; {why}")
+    assert content.detail.endswith(f"The search ended early: {why}.")
+    assert content.tiles[-1][-1] == "the search took 1.0 h of 1 h"
+
+
 def test_the_dashboards_command_installs_it_where_it_is_missing(tmp_path, monkeypatch):
     assert "pip install" not in steps(tmp_path)[next_steps.LIVE]
     monkeypatch.setattr(next_steps, "find_spec", lambda name: None)
@@ -391,7 +398,7 @@ def test_pictures_of_several_objectives_have_their_front(tmp_path):
     objective = ("accuracy", "log_loss")
     search = MadeSearch(tmp_path, table(), objective=objective)
     drawn = pages.pictures(search, FOUND.model_copy(update={"objective": objective}))
-    assert "pareto_front_accuracy_%_and_log_loss" in drawn
+    assert "pareto_front_accuracy_and_log_loss" in drawn
 
 
 def test_figures_of_a_real_search_have_its_trials(tmp_path):

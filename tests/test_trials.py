@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -20,6 +21,7 @@ from bincount.tuning.trial import Pruned, Trial
 from bincount.workspace import Workspace
 from flows.pool import with_absolute_paths
 from flows.trials import train_finalists, train_trials, unresolve
+from tasks import tuning as tuning_tasks
 from tasks.trials import Watch, remove_unfinished
 
 
@@ -221,6 +223,26 @@ def test_a_finalist_that_fails_has_no_result_and_one_that_was_stopped_is_left_ou
     assert found[first, 1] is None
     assert (second, 1) not in found
     assert found[second, 0] is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt, "KILLED"), (TrainingFailed("all failed"), "FAILED")],
+    ids=["person", "error"],
+)
+def test_only_a_person_kills_the_run_of_a_search(error, status, monkeypatch):
+    ended = []
+    registry = SimpleNamespace(runs=SimpleNamespace(end=lambda *run: ended.append(run)))
+    monkeypatch.setattr(tuning_tasks, "open_registry", lambda job: registry)
+    monkeypatch.setattr(tuning_tasks, "start_search", lambda *of_search: "id")
+
+    def search():
+        with tuning_tasks.recorded_search(Job(), None, None):
+            raise error
+
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        search()
+    assert ended == [("id", status)]
 
 
 class Reports:

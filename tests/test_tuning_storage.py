@@ -15,8 +15,9 @@ from synthetic_training import dataset
 
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, DiskFull, ServiceUnavailable, SettingsError
+from bincount.tuning.identity import CLOCK, JOURNAL, find_folder, name_study
 from bincount.tuning.search import Search, check
-from bincount.tuning.storage import CLOCK, JOURNAL, Journal, name_study
+from bincount.tuning.storage import Journal
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,16 @@ def test_a_search_of_an_earlier_release_goes_on_in_its_study(kept, tmp_path):
     folder.mkdir()
     (folder / kept).touch()
     assert name_study(folder) == name_study(folder) == "abc-def"
+    assert find_folder(tmp_path, "abc-def") == folder
+
+
+def test_the_folder_of_a_search_is_found_by_its_study_and_no_other_workspaces(tmp_path):
+    ann, bob = tmp_path / "ann" / "abc-def", tmp_path / "bob" / "abc-def"
+    for folder in (ann, bob):
+        folder.mkdir(parents=True)
+    assert name_study(ann) != name_study(bob)
+    assert find_folder(ann.parent, name_study(ann)) == ann
+    assert find_folder(ann.parent, name_study(bob)) is None
 
 
 # --- a database, and optuna-dashboard --------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Plotly makes pictures only with a browser, which servers seldom have.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -30,9 +31,7 @@ def draw(drawn: Sequence[Drawn]) -> dict[str, Figure]:
 
 
 def _name(title: str) -> str:
-    return title.partition(":")[0].lower().replace(" ", "_") + title.partition(":")[2].replace(" ", "_").replace(
-        ",", ""
-    )
+    return re.sub(r"[^a-z0-9]+", "_", title.lower())
 
 
 def _alone(drawn: Drawn) -> Figure:

@@ -11,7 +11,7 @@ from bincount.errors import DatasetError, SettingsError
 from bincount.files import read_sealed, write_sealed
 from bincount.settings import Job
 from bincount.tuning.finalists import GIVEN, NUM_FINALISTS, best_trials
-from bincount.tuning.storage import CLOCK
+from bincount.tuning.identity import CLOCK
 
 if TYPE_CHECKING:
     import pandas as pd

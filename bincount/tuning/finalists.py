@@ -161,8 +161,8 @@ class Findings(Frozen):
         if self.num_tests < 2:
             return "The test was evaluated once in this search." if self.num_tests else ""
         return (
-            f"The test was evaluated {self.num_tests} times in this search, for other winners or seeds: the more often, "
-            "the less its last result shows."
+            f"The test was evaluated {self.num_tests} times in this search, for other winners or seeds: the more "
+            "often, the less its last result shows."
         )
 
     def _why_given(self) -> str:

@@ -82,7 +82,7 @@ def draw_content(search: Search, findings: Findings, spent: str, *, is_registere
         made=datetime.now(UTC),
         headline=findings.headline(),
         kind=_kind(findings),
-        detail=" ".join(findings.details()),
+        detail=" ".join([*findings.details(), *_about_end(spent)]),
         tiles=_tiles(search, findings, spent),
         settings=settings(search, findings),
         gains=gains(findings) if findings.val else pd.DataFrame(),
@@ -297,7 +297,7 @@ def _tiles(search: Search, findings: Findings, spent: str) -> list[tuple[str, st
     tiles.append(("trials", f"{len(table):,}", count_states(table) if complete < len(table) else "all complete"))
     trained = table["seconds"].sum() / 3600
     hours = f"{trained:.1f} h" if trained >= 1 else f"{60 * trained:.0f} min"
-    return [*tiles, ("training, all trials", hours, f"the search took {spent}")]
+    return [*tiles, ("training, all trials", hours, f"the search took {spent.partition(';')[0]}")]
 
 
 def _kind(findings: Findings) -> str:
@@ -305,6 +305,12 @@ def _kind(findings: Findings) -> str:
     if findings.test and findings.test[0].verdict == WORSE:
         return "worse"
     return "better" if findings.val and findings.val[0].verdict == SIGNIFICANT else "same"
+
+
+def _about_end(spent: str) -> list[str]:
+    """Return in a sentence why a limit ended the search, of what Clock.describe says; nothing where none did."""
+    _, _, why = spent.partition("; ")
+    return [f"The search ended early: {why}."] if why else []
 
 
 def _about_gains(findings: Findings) -> str:

@@ -33,9 +33,10 @@ from bincount.errors import SettingsError, mask_credentials
 from bincount.problem import Classes
 from bincount.settings import Job
 from bincount.training.run_folder import Trained, folder_of, read_history
+from bincount.tuning.identity import JOURNAL, name_study
 from bincount.tuning.samplers import FIRST_EPOCH_THAT_STOPS, make_pruner, make_sampler, options
 from bincount.tuning.space import Space, Value, find_space
-from bincount.tuning.storage import JOURNAL, explain_silence, name_study, open_database, open_journal
+from bincount.tuning.storage import explain_silence, open_database, open_journal
 from bincount.tuning.trial import Trial
 from bincount.workspace import Workspace
 

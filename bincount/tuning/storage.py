@@ -2,7 +2,6 @@
 
 import logging
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,29 +13,9 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from bincount.errors import DatasetError, ServiceUnavailable, SettingsError, mask_credentials
-from bincount.files import atomic_write, raise_on_disk_full
+from bincount.files import raise_on_disk_full
 
 logger = logging.getLogger(__name__)
-
-JOURNAL = "journal.log"
-CLOCK = "clock.json"
-IDENTITY = "identity"
-
-
-def name_study(folder: Path) -> str:
-    """Return the name of the study of the search in a folder: the folder's, and digits that no other workspace has.
-
-    Two workspaces may search with the same settings at once. By these digits they share no study in one database, and
-    no flow runs of one Prefect server. They are drawn when a search begins, and kept in its folder; a search that an
-    earlier release has begun has none. Raises DiskFull.
-    """
-    path = folder / IDENTITY
-    if not path.exists():
-        is_begun = any((folder / name).exists() for name in (JOURNAL, CLOCK))
-        with atomic_write(path) as temporary:
-            temporary.write_text("" if is_begun else secrets.token_hex(4), encoding="utf-8")
-    digits = path.read_text(encoding="utf-8").strip()
-    return f"{folder.name}-{digits}" if digits else folder.name
 
 
 class Journal(JournalFileBackend):
