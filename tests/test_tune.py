@@ -22,6 +22,7 @@ from bincount.tracking import connection
 from bincount.tracking.runs import SEARCH_TAG
 from bincount.training.run_folder import Request, Trained
 from bincount.tuning import pages, winner
+from bincount.tuning.budget import Clock
 from bincount.workspace import Workspace
 from flows.prepare import prepare
 from flows.results import SearchResult
@@ -176,11 +177,13 @@ def test_a_trial_that_diverges_fails_alone_in_mlflow_too_and_more_trials_extend_
     assert opened(search.workspace).runs.find(longer.search.study_name) == run_id
 
 
-def test_a_search_that_runs_out_of_time_names_the_best_so_far_and_says_so(search, training_here):
-    result = search(trials=50, hours=1e-4)
-    assert 1 <= len(result.search.table()) < 50
-    assert "left for another training" in result.spent or "the time was over" in result.spent
-    assert result.spent.endswith("with more --hours the same command goes on")
+def test_a_search_that_runs_out_of_time_names_the_best_so_far_and_says_so(search, before_training, monkeypatch):
+    began = []
+    before_training(lambda request: began.append(request.folder))
+    monkeypatch.setattr(Clock, "seconds", property(lambda clock: 7200.0 if len(began) > 1 else 1.0))
+    result = search(trials=50, hours=1)
+    assert len(result.search.table()) == 2
+    assert result.spent == "2.0 h of 1 h; the time was over; with more --hours the same command goes on"
     runs = opened(search.workspace).runs
     assert runs.client.get_run(runs.find(result.search.study_name)).info.status == "FINISHED"
 

@@ -197,7 +197,7 @@ def plan(search: Search) -> list[tuple[Trial, TrainConfig]]:
         raise TrainingFailed(
             "the search reached its limit before a trial came to its end; give it more --hours or --budget: trainings "
             "under way go on from their checkpoints"
-            if (states == "running").any()
+            if states.empty or (states == "running").any()
             else f"none of the {len(states)} trials came to its end; the log says why they failed"
         )
     return [

@@ -104,7 +104,7 @@ class Search:
         self._distributions = space.distributions()
         self._num_steps = space.most_epochs(job)
         self._pruner = make_pruner(job.tuning, self._num_steps)
-        self.study = self._open_study(storage, load_if_exists=True)
+        self.study = self._open_study(self.study_name, storage, load_if_exists=True)
 
     @classmethod
     def open(cls, job: Job, snapshot: Snapshot) -> "Search":
@@ -253,13 +253,13 @@ class Search:
         """Return the complete trials that no other one is better than in all objectives, by number."""
         return [self._trial(found) for found in sorted(self.study.best_trials, key=lambda found: found.number)]
 
-    def _open_study(self, storage: BaseStorage, **options: Any) -> optuna.Study:
+    def _open_study(self, name: str, storage: BaseStorage, **options: Any) -> optuna.Study:
         objectives = self.job.tuning.objective
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # names of objectives are said to be experimental
             study = optuna.create_study(
                 storage=storage,
-                study_name=self.study_name,
+                study_name=name,
                 directions=[DIRECTIONS[name] for name in objectives],
                 pruner=self._pruner,
                 **options,
@@ -331,7 +331,8 @@ class Search:
     def _copy(
         self, trials: list[FrozenTrial], memory: InMemoryStorage, sampler: optuna.samplers.BaseSampler | None = None
     ) -> optuna.Study:
-        copy = self._open_study(memory, sampler=sampler)
+        # Hyperband draws brackets by the name, which is the same for the same search in any workspace.
+        copy = self._open_study(self.name, memory, sampler=sampler)
         copy.add_trials(trials)
         return copy
 
@@ -344,8 +345,8 @@ class Search:
         self._storage.set_trial_state_values(trial_id, state, values)
 
     def _id(self, number: int, storage: BaseStorage | None = None) -> int:
-        storage = storage or self._storage
-        return storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(self.study_name), number)
+        name, storage = (self.name, storage) if storage else (self.study_name, self._storage)
+        return storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(name), number)
 
 
 def _lies_in(distribution: BaseDistribution, value: Value) -> bool:
