@@ -102,6 +102,12 @@ def test_two_workspaces_that_search_the_same_in_one_database_share_no_trials(sna
     assert len(open_in(tmp_path / "ann", storage, snapshot).table()) == 2
 
 
+def test_the_same_search_in_two_workspaces_ends_alike(snapshot, tmp_path):
+    tables = [run(make_job(tmp_path / name, pruner="hyperband", trials=8), snapshot).table() for name in ("ann", "bob")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert "pruned" in set(tables[0]["state"])
+
+
 @pytest.mark.parametrize("kept", [JOURNAL, CLOCK])
 def test_a_search_of_an_earlier_release_goes_on_in_its_study(kept, tmp_path):
     folder = tmp_path / "abc-def"

@@ -19,11 +19,11 @@ OWN = Group("Other options", sort_key=0.5)  # of a command, which are no setting
 ORDER = [(section, name) for section, names in forms.COMMON.items() for name in names]
 ORDER += [(name, name) for name in forms.COMMON_OUTSIDE]
 SERVICE = [("serving", name) for name in ("host", "port", "insecure", "shadow", "capture")]  # forms have none of it
-# A search sets what the others of the most used settings are for.
+SERVICE += [("audit", "min_confidence"), *((name, name) for name in forms.COMMON_OUTSIDE)]
+# Of a search, which finds model, epochs and learning rate itself.
 SEARCH = [("data", "source"), ("data", "classes"), ("data", "limit"), ("images", "image_size")]
 SEARCH += [("tuning", name) for name in ("space", "trials", "parallel", "hours", "budget")]
 SEARCH += [(name, name) for name in forms.COMMON_OUTSIDE]
-SERVICE += [("audit", "min_confidence"), *((name, name) for name in forms.COMMON_OUTSIDE)]
 
 
 @dataclass
