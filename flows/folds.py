@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
-from bincount.evaluation.audit import MODEL, Scorer
+from bincount.evaluation import crossfit
+from bincount.evaluation.audit import Scorer
 from bincount.settings import Job
 from bincount.training.crossfit import CrossFit
 from bincount.training.run_folder import Trained
@@ -32,7 +33,5 @@ class Folds:
 
     def scorers(self, model: tuple[Scorer, ...] = ()) -> tuple[Scorer, ...]:
         """Return a model, by default the mean of all networks, and the network of each fold, as scorers of bins."""
-        snapshot = self.cross_fit.snapshot
-        mean = Scorer(MODEL, self.whole.checkpoint, (snapshot,))
-        each = zip(self.cross_fit.folds, self.of_folds, strict=True)
-        return *(model or (mean,)), *(Scorer.of_fold(fold, trained.checkpoint, snapshot) for fold, trained in each)
+        mean, *of_folds = crossfit.scorers(self.cross_fit, self.whole, self.of_folds)
+        return *(model or (mean,)), *of_folds

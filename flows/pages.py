@@ -87,14 +87,14 @@ def _of_decision(model: "TrainedModel", champion: "Version | None" = None) -> Se
         "keep": f"Version {version} is not promoted; {stays}",
     }[decision.outcome]
     said = [_numbers(decision), f"{escape_markdown(decision.summary())}."]
-    said.append(escape_markdown(decision.detectability()))
     if model.page:
         said.append(markdown_link(f"Version {version} in MLflow", model.page))
     sections = {heading: "\n\n".join(filter(None, said))}
     if decision.gains:
         first = f"version {champion.version}" if champion else "champion so far"
         names = (f"always {decision.majority}" if decision.is_first else first, f"version {version}")
-        sections[f"Compared on the same {decision.num_images:,} test images"] = body(tables.gains(decision, *names))
+        compared = [body(tables.gains(decision, *names)), escape_markdown(decision.detectability())]
+        sections[f"Compared on the same {decision.num_images:,} test images"] = "\n\n".join(filter(None, compared))
         if decision.class_changes:
             sections["Accuracy by class, on the same images"] = body(tables.class_changes(decision, *names))
     return sections

@@ -28,6 +28,7 @@ from bincount.progress import Progress
 from bincount.settings import Device
 from bincount.text import percent
 from bincount.training.crossfit import CrossFit
+from bincount.training.run_folder import Trained
 from bincount.training.spec import model_digest
 
 logger = logging.getLogger(__name__)
@@ -96,16 +97,24 @@ class CrossFitted(Frozen):
         return {f"crossfit_{name}": score.describe() for name, score in self.every.scores.items()}
 
 
+def scorers(cross_fit: CrossFit, whole: Trained, of_folds: Sequence[Trained]) -> list[Scorer]:
+    """Return the mean of all networks and the network of each fold, as CrossFit.average makes them, as scorers."""
+    snapshot = cross_fit.snapshot
+    each = zip(cross_fit.folds, of_folds, strict=True)
+    mean = Scorer(audit.MODEL, whole.checkpoint, (snapshot,))
+    return [mean, *(Scorer.of_fold(fold, trained.checkpoint, snapshot) for fold, trained in each)]
+
+
 def evaluate(
-    cross_fit: CrossFit, scorers: Sequence[Scorer], pack: Pack, evaluation: Evaluation, device: Device = "auto"
+    cross_fit: CrossFit, networks: Sequence[Scorer], pack: Pack, evaluation: Evaluation, device: Device = "auto"
 ) -> CrossFitted:
     """Predict every labelled image, and score that beside a model's test; predictions that are there are not made anew.
 
-    scorers are the mean of all networks and those of the folds, and evaluation is of the model that is registered. All
+    networks are those that scorers returns, and evaluation is of the model that is registered. All
     files are in a folder of the mean's training. Raises DatasetError where a network was trained on what it predicts.
     """
     snapshot, folder = cross_fit.snapshot, cross_fit.folder / FOLDER
-    predictions = predict(snapshot, scorers, pack, folder, device)
+    predictions = predict(snapshot, networks, pack, folder, device)
     result = CrossFitted(
         num_folds=cross_fit.num_folds,
         num_networks=cross_fit.whole().members,
@@ -120,29 +129,29 @@ def evaluate(
 
 
 def predict(
-    snapshot: Snapshot, scorers: Sequence[Scorer], pack: Pack, folder: Path, device: Device = "auto"
+    snapshot: Snapshot, networks: Sequence[Scorer], pack: Pack, folder: Path, device: Device = "auto"
 ) -> pd.DataFrame:
-    """Return a row for each labelled image that one of the scorers may predict, sorted by image_id.
+    """Return a row for each labelled image that one of the networks may predict, sorted by image_id.
 
     The columns are image_id, group, split, label, sha256, scored_by and p_NAME of each class. Raises DatasetError where
     a network was trained on what it predicts.
     """
-    inputs = {"snapshot": snapshot.digest, **{scorer.name: model_digest(scorer.checkpoint) for scorer in scorers}}
+    inputs = {"snapshot": snapshot.digest, **{scorer.name: model_digest(scorer.checkpoint) for scorer in networks}}
     kept = _read(folder, inputs)
     if kept is None:
-        kept = _predict(snapshot, scorers, pack, device)
-        audit.require_unseen(kept, snapshot, scorers)
+        kept = _predict(snapshot, networks, pack, device)
+        audit.require_unseen(kept, snapshot, networks)
         folder.mkdir(parents=True, exist_ok=True)
         tables.write_frame(kept, folder / PREDICTIONS)
         write_sealed(folder / DONE, inputs)
     return kept
 
 
-def assign(snapshot: Snapshot, scorers: Sequence[Scorer]) -> pd.DataFrame:
+def assign(snapshot: Snapshot, networks: Sequence[Scorer]) -> pd.DataFrame:
     """Return the labelled images with the first network that may predict each, scored_by; without those of none."""
     manifest = snapshot.read()
     scored_by = np.full(len(manifest), "", object)
-    for scorer in scorers:
+    for scorer in networks:
         scored_by[(scored_by == "") & scorer.may_score(snapshot)] = scorer.name
     columns = ["image_id", "group", "split", "label", "sha256"]
     labelled = snapshot.labelled()[columns]
@@ -195,14 +204,14 @@ def _confidence_gaps(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFr
     return pd.DataFrame({f"gap/{number}": np.where(row == number, gap, 0.0) for number in range(CONFIDENCE_BINS)})
 
 
-def _predict(snapshot: Snapshot, scorers: Sequence[Scorer], pack: Pack, device: Device) -> pd.DataFrame:
+def _predict(snapshot: Snapshot, networks: Sequence[Scorer], pack: Pack, device: Device) -> pd.DataFrame:
     from bincount.training.device import choose_device  # here, since torch takes seconds to import
     from bincount.training.model import load, probabilities
 
-    rows, columns = assign(snapshot, scorers), probability_columns(snapshot.classes)
+    rows, columns = assign(snapshot, networks), probability_columns(snapshot.classes)
     predicted = np.zeros((len(rows), len(columns)), np.float32)
     with Progress("cross-fitting", len(rows), "images", logger) as progress:
-        for scorer in scorers:
+        for scorer in networks:
             mine = (rows["scored_by"] == scorer.name).to_numpy()
             if mine.any():
                 network, spec = load(scorer.checkpoint, choose_device(device))
