@@ -9,8 +9,8 @@ the temperature, which is fitted on val.
 - bin: all images of one bin in one split, as the pipeline assigns them
 
 With --folds K: for each range of classes, K trainings of the first seed on one split by bin, each without a fold of
-train, and a table of cross-fitted scores with 95 % intervals over bins. Each labelled image is predicted by networks that
-were not trained on its bin: one of train by the network of its fold, one of val or test by the mean of all.
+train, and a table of cross-fitted scores with 95 % intervals over bins. Each labelled image is predicted by networks
+that were not trained on its bin: one of train by the network of its fold, one of val or test by the mean of all.
 
 Needs real bins, weights of the backbone, and some twenty minutes a training on two cores. What is done is
 kept in --workspace and not done again.
