@@ -77,7 +77,7 @@ class CrossFitted(Frozen):
         left_out = f" {self.num_left_out:,} images are left out, of which each network has seen a copy."
         return (
             f"The {self.test.num_images:,} images of the test split are one draw that stays as it is, and may be lucky "
-            "or unlucky: where the two differ, expect the cross-fitted scores of other bins. "
+            "or unlucky: where the two differ, expect the cross-fitted scores on other bins. "
             f"Images of train are predicted by a network that was trained without their fold, one of {self.num_folds}, "
             f"and those of val and test by the mean of all {self.num_networks} networks, which is a little better than "
             f"one.{left_out if self.num_left_out else ''}"
