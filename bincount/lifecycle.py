@@ -154,8 +154,9 @@ def _identifying_settings(job: Job) -> Mapping:
     again; a warm start replaces the weights that the settings name. The mean of the networks of folds, each of which
     has trained on a part, is a training with these settings only where they register it.
     """
-    by_machine = {"device"} | ({"precision"} if job.training.precision == "auto" else set())
-    settings = {**job.images.model_dump(), **job.training.model_dump(exclude=by_machine), FOLDS_PARAM: ""}
+    chosen = {name for name in ("precision", "normalization") if getattr(job.training, name) == "auto"}
+    no_reason = chosen | {"device", "weights_licence"}
+    settings = {**job.images.model_dump(), **job.training.model_dump(exclude=no_reason), FOLDS_PARAM: ""}
     if job.evaluation.register_cross_fit:
         folds = job.evaluation.cross_fit
         settings |= {"members": job.training.members * folds, FOLDS_PARAM: folds}

@@ -8,11 +8,11 @@ This module imports nothing heavy, so that `bincount --help` is quick.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AfterValidator, AliasChoices, Field, field_validator
 
-from bincount import database
+from bincount import backbones, database
 from bincount.errors import SettingsError, mask_address
 from bincount.frozen import Frozen, accept_earlier_names
 from bincount.problem import Classes
@@ -20,9 +20,7 @@ from bincount.problem import Classes
 MAX_PIXELS = 50_000_000  # of a picture, unless set otherwise
 DEFAULT_WORKSPACE = Path("bincount-data")
 WORKSPACE_HELP = "folder that holds everything the pipeline makes"
-ModelName = Literal[
-    "small", "resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_v2_s"
-]
+ModelName = Annotated[str, AfterValidator(backbones.check_name)]
 
 Device = Literal["auto", "cpu", "cuda"]
 WEIGHT_DECAY = {"adamw": 0.1, "adam": 1e-4, "sgd": 1e-4}  # by optimizer, where none is set
@@ -159,16 +157,26 @@ class TrainConfig(Frozen):
     """How a model is trained."""
 
     model: ModelName = Field(
-        "resnet34", description="torchvision backbone, or small: a network for quick trials, without pretrained weights"
+        "resnet34",
+        description="backbone that `bincount backbones` lists: a name of torchvision's, timm/NAME, or small, a network "
+        "for quick trials without pretrained weights",
+        json_schema_extra=backbones.RULE,
     )
     weights: str = Field(
         "imagenet",
-        description="imagenet: torchvision's, downloaded once; none: random; or a .pth or .safetensors file: "
-        "a backbone's, or a model.safetensors that was trained here, head included",
+        description="imagenet: the pretrained ones of torchvision or timm, downloaded once; none: random; or a .pth or "
+        ".safetensors file: a backbone's, or a model.safetensors that was trained here, head included",
     )
-    normalization: Literal["imagenet", "symmetric"] = Field(
-        "imagenet",
-        description="imagenet: torchvision's mean and deviation; symmetric: x / 127.5 - 1, for weights from Keras",
+    weights_licence: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="licence of a file of weights, for the model card [default: not known]",
+    )
+    normalization: Literal["auto", "imagenet", "symmetric"] = Field(
+        "auto",
+        description="auto: as the backbone's pretrained weights expect it; imagenet: torchvision's mean and deviation; "
+        "symmetric: x / 127.5 - 1, for weights from Keras",
     )
     head: Literal["linear", "mlp"] = Field(
         "linear", description="linear: one layer; mlp: two layers of 256 hidden units"
@@ -216,8 +224,8 @@ class TrainConfig(Frozen):
     flip_at_test: bool = Field(True, description="predict with the mean over a picture and its mirror image")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="arithmetic of the network in training; auto: bfloat16 on a GPU that has it, and for ResNets and "
-        "EfficientNet on a CPU that has its instructions, else float32",
+        description="arithmetic of the network in training; auto: bfloat16 on a GPU that has it, and on a CPU that "
+        "has its instructions for resnet18, 34, 50 and efficientnet_v2_s, else float32",
     )
     device: Device = Field("auto", description="auto: the GPU when there is one")
     seed: int = Field(0, ge=0, description="seed of initial weights, order of images and augmentation")

@@ -28,6 +28,7 @@ from bincount.services import check_mlflow
 from bincount.settings import Job
 from bincount.text import CONTROL, escape_markdown
 from bincount.tracking.runs import Runs, status_after
+from bincount.training.spec import licence_of
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ def describe_training(job: Job, snapshot: Snapshot) -> dict[str, str]:
         "classes": ",".join(snapshot.classes.names),
         "image_size": str(job.images.image_size),
         "num_images": str(snapshot.num_images),
+        "weights_licence": licence_of(job.training),
         **code_tags(),
     }
 

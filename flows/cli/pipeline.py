@@ -32,6 +32,7 @@ from flows.cli.options import (
     Evaluation,
     Images,
     Launch,
+    Preset,
     Promotion,
     Registry,
     Retention,
@@ -57,6 +58,7 @@ def run(
     evaluation: Evaluation = EvaluationConfig(),
     promotion: Promotion = PromotionConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
+    preset: Preset = None,
     config: ConfigFile = None,
 ) -> None:
     """Fetch, pack, split, balance, train, evaluate, register and promote: the whole job.
@@ -104,6 +106,7 @@ def retrain(
     runner: Runner = RunnerConfig(),
     launch: Launch = LaunchConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
+    preset: Preset = None,
     config: ConfigFile = None,
 ) -> None:
     """Do one nightly run: fetch what is new, and train, evaluate, register and promote where that is enough."""
@@ -144,6 +147,7 @@ def prepare(
     images: Images = ImageConfig(),
     runner: Runner = RunnerConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
+    preset: Preset = None,
     config: ConfigFile = None,
 ) -> None:
     """Fetch what is new, pack the images, and assign them to splits."""
@@ -173,6 +177,7 @@ def train(
     promotion: Promotion = PromotionConfig(),
     snapshot: Annotated[str | None, Parameter(help="digest of the snapshot to train on [default: the last]")] = None,
     workspace: Root = DEFAULT_WORKSPACE,
+    preset: Preset = None,
     config: ConfigFile = None,
 ) -> None:
     """Train on a prepared snapshot, evaluate on its test split, register the model, and promote it if it is better."""
