@@ -21,14 +21,20 @@ COMPILE_STEPS = 1000  # from this many steps on, torch.compile saves more than t
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The arithmetic of a network in training, with channels last; a checkpoint holds it."""
+    """The arithmetic of a network in training, with channels last; a checkpoint holds it.
+
+    threads is the number of threads of each process on a CPU: another one adds in another order.
+    """
 
     bfloat16: bool = False
     compiled: bool = False
+    threads: int | None = None
 
     def __str__(self) -> str:
-        parts = ["bfloat16" if self.bfloat16 else "float32", "channels last"]
-        return ", ".join(parts + ["compiled"] * self.compiled)
+        parts = ["bfloat16" if self.bfloat16 else "float32", "channels last"] + ["compiled"] * self.compiled
+        if self.threads:
+            parts.append(f"{self.threads} thread{'s' * (self.threads > 1)}")
+        return ", ".join(parts)
 
 
 def choose_device(name: Device, local_rank: int = 0, num_processes: int | None = None) -> torch.device:
@@ -64,10 +70,30 @@ def resolve(training: TrainConfig) -> TrainConfig:
     return training.model_copy(update={"device": device.type, "precision": precision})
 
 
-def choose_arithmetic(training: TrainConfig, num_steps: int) -> Arithmetic:
-    """Choose the arithmetic for resolved settings and the number of steps of the training."""
+def choose_arithmetic(training: TrainConfig, num_steps: int, threads: int | None = None) -> Arithmetic:
+    """Choose the arithmetic for resolved settings and the number of steps of the training.
+
+    threads is the number that the training's folder is named by, which its processes on this host share.
+    """
     is_long = num_steps >= COMPILE_STEPS and not training.debug
-    return Arithmetic(training.precision == "bfloat16", compiled=training.device == "cuda" and is_long)
+    return Arithmetic(
+        training.precision == "bfloat16",
+        compiled=training.device == "cuda" and is_long,
+        threads=choose_threads(training, threads) if training.device == "cpu" else None,
+    )
+
+
+def choose_threads(training: TrainConfig, threads: int | None = None) -> int:
+    """Return the number of threads of each process on a CPU, of which this host has as many as torchrun says.
+
+    Without the number that the training's folder is named by, it is torch's own choice, as in earlier releases.
+    """
+    if training.model == "small":
+        # Its layers are too small for several threads: beside another busy process two take ten times as long as one.
+        return 1
+    if threads is None:
+        return torch.get_num_threads()
+    return max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
