@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bincount.settings import TrainConfig
-from bincount.training import augment as augmentation
+from bincount.training import cropping
 from bincount.training.augment import apply_views, center_crop, cut_on_cpu, cut_on_gpu, draw_views, normalize
 
 
@@ -93,11 +93,11 @@ def test_a_centre_crop_shows_the_middle_at_full_size():
 def test_any_number_of_threads_makes_the_same_pictures_to_the_bit(monkeypatch, num_images):
     images = pictures(num_images, 64)
     chosen = views(images, color_jitter=0.3)
-    whole = augmentation._apply(images, chosen, "imagenet")
+    whole = apply_views(images, chosen, "imagenet")
     for number in (1, 2, 3):
-        with ThreadPoolExecutor(number, initializer=augmentation._use_one_core) as threads:
-            monkeypatch.setattr(augmentation, "_threads", lambda threads=threads: threads)
-            shared = apply_views(images, chosen, "imagenet")
+        with ThreadPoolExecutor(number, initializer=cropping.use_one_core) as threads:
+            monkeypatch.setattr(cropping, "_threads", lambda threads=threads: threads)
+            shared = cropping.apply_views(images, chosen, "imagenet")
         assert torch.equal(shared, whole)
         assert shared.is_contiguous(memory_format=torch.channels_last)
 
@@ -105,7 +105,7 @@ def test_any_number_of_threads_makes_the_same_pictures_to_the_bit(monkeypatch, n
 def test_pictures_take_one_thread_each_and_the_network_keeps_its_number():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    with ThreadPoolExecutor(1, initializer=augmentation._use_one_core) as threads:
+    with ThreadPoolExecutor(1, initializer=cropping.use_one_core) as threads:
         assert threads.submit(torch.get_num_threads).result() == 1
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)

@@ -5,19 +5,15 @@ memory.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cache
 
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional
 
-from bincount import cores
 from bincount.settings import TrainConfig
 
-IMAGES_AT_ONCE = 8  # that a thread takes: few, so that one beside another busy process holds up no others
 ASPECT_RATIO = 4 / 3  # the largest of a random crop, in either direction, as in torchvision's RandomResizedCrop
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as torchvision's weights expect
@@ -83,40 +79,8 @@ def draw_views(num_images: int, side: int, generator: torch.Generator, training_
 def apply_views(images: Tensor, views: Views, normalization: str) -> Tensor:
     """Return the images as their views show them, stretched to the square and normalised; both on one device.
 
-    On a CPU threads of one core each take a few images at a time, and the result is the same for any number of them.
-    OpenMP would share each image among its threads, which wait for the slowest at every step: beside a process that
-    kept one of two cores busy, 800 images/s of 224 pixels instead of 8,300.
+    Brightness, contrast about the image's mean, and normalisation are one multiplication and one addition.
     """
-    if images.is_cuda:
-        return _apply(images, views, normalization)
-    side = images.shape[1]
-    pixels = torch.empty((len(images), 3, side, side), memory_format=torch.channels_last)
-
-    def apply(start: int) -> None:
-        part = slice(start, start + IMAGES_AT_ONCE)
-        pixels[part] = _apply(images[part], views[part], normalization)
-
-    for _ in _threads().map(apply, range(0, len(images), IMAGES_AT_ONCE)):
-        pass
-    return pixels
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(cores.num_cores(), "augment", _use_one_core)
-
-
-def _use_one_core() -> None:
-    """Let this thread use one thread of OpenMP, and leave the network's number as it is.
-
-    torch.set_num_threads would also change it in MKL, for all threads.
-    """
-    torch.get_num_threads()  # torch sets its own number when a thread first asks for it
-    threadpool_limits(1, user_api="openmp")  # of the calling thread alone
-
-
-def _apply(images: Tensor, views: Views, normalization: str) -> Tensor:
-    """Cut, mirror, light and normalise: the light and the normalisation are one multiplication and one addition."""
     crops = cut_on_gpu(images, views) if images.is_cuda else cut_on_cpu(images, views)
     scale, shift = _normalization(normalization, images.device)
     brightness, contrast = (values[:, None, None, None] for values in (views.brightness, views.contrast))

@@ -70,24 +70,20 @@ def resolve(training: TrainConfig) -> TrainConfig:
     return training.model_copy(update={"device": device.type, "precision": precision})
 
 
-def choose_arithmetic(training: TrainConfig, num_steps: int, threads: int | None = None) -> Arithmetic:
-    """Choose the arithmetic for resolved settings and the number of steps of the training.
-
-    threads is the number that the training's folder is named by, which its processes on this host share.
-    """
+def choose_arithmetic(training: TrainConfig, num_steps: int) -> Arithmetic:
+    """Choose the arithmetic for resolved settings and the number of steps of the training, but for its threads."""
     is_long = num_steps >= COMPILE_STEPS and not training.debug
-    return Arithmetic(
-        training.precision == "bfloat16",
-        compiled=training.device == "cuda" and is_long,
-        threads=choose_threads(training, threads) if training.device == "cpu" else None,
-    )
+    return Arithmetic(training.precision == "bfloat16", compiled=training.device == "cuda" and is_long)
 
 
-def choose_threads(training: TrainConfig, threads: int | None = None) -> int:
-    """Return the number of threads of each process on a CPU, of which this host has as many as torchrun says.
+def choose_threads(training: TrainConfig, threads: int | None) -> int | None:
+    """Return the number of threads of each process on a CPU; None on a GPU.
 
-    Without the number that the training's folder is named by, it is torch's own choice, as in earlier releases.
+    threads is the number that the training's folder is named by, which torchrun's processes on this host share. Without
+    one it is torch's own choice, as in earlier releases.
     """
+    if training.device != "cpu":
+        return None
     if training.model == "small":
         # Its layers are too small for several threads: beside another busy process two take ten times as long as one.
         return 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bincount.errors import SettingsError, TrainingDiverged, TrainingFailed
 from bincount.settings import TrainConfig
 from bincount.text import percent
-from bincount.training import augment, checkpoints, losses
+from bincount.training import augment, checkpoints, cropping, losses
 from bincount.training import model as models
 from bincount.training.augment import Views
 from bincount.training.device import Arithmetic, choose_arithmetic, choose_threads, is_out_of_memory
@@ -42,12 +42,12 @@ def start(spec: ModelSpec, schedule: Schedule, folder: Path, world: World) -> "T
     checkpoint = _read_checkpoint(folder, world)
     if checkpoint is None:
         models.load_weights(model, config)
-        chosen = choose_arithmetic(config, schedule.num_steps, num_threads(folder))
-        arithmetic = world.broadcast(chosen)
+        arithmetic = choose_arithmetic(config, schedule.num_steps)
     else:
         arithmetic = Arithmetic(**checkpoint["arithmetic"])
-        if arithmetic.threads is None and config.device == "cpu":  # the checkpoint of an earlier release
-            arithmetic = world.broadcast(replace(arithmetic, threads=choose_threads(config)))
+    if arithmetic.threads is None:  # else it is the checkpoint's, whatever this machine would choose
+        arithmetic = replace(arithmetic, threads=choose_threads(config, num_threads(folder)))
+    arithmetic = world.broadcast(arithmetic)
     trainer = Trainer(model, spec, schedule, arithmetic, world)
     if checkpoint is None:
         trainer.save_checkpoint(folder)  # for a rollback in the first epoch
@@ -145,7 +145,7 @@ class Trainer:
         Returns (3,) float64: the sum of losses, the number of images of a class, and the number of correct predictions.
         """
         num_classes = len(self.spec.classes)
-        pixels = augment.apply_views(images, views, self.config.normalization)
+        pixels = cropping.apply_views(images, views, self.config.normalization)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic.bfloat16):
             logits = self.forward(pixels)
         logits = logits.float()
