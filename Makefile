@@ -40,6 +40,21 @@ test: $(READY)  ## the tests, but for those that start servers; two files at a t
 test-services: $(READY)  ## the tests that start servers and workers, break them, or run whole flows and benchmarks; three files at a time
 	$(BIN)/python -m pytest -m services --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10
 
+# What depends on torch, and the saved model; the rest is for the locked versions.
+OF_OLDEST := threads device model augment losses calibration reader ensemble train distributed folding loading packaging \
+	pyfunc predict evaluate api
+
+test-oldest: .venv-oldest/.ready  ## the tests of training, models and packaging with the oldest versions that pyproject.toml allows
+	.venv-oldest/bin/python -m pytest -m "not services and not real" --numprocesses 2 --dist loadfile \
+		$(OF_OLDEST:%=tests/test_%.py)
+
+.venv-oldest/.ready: pyproject.toml
+	@test -x .venv-oldest/bin/python -a -x .venv-oldest/bin/uv || .ci/new-venv .venv-oldest '$(or $(PYTHON),python3.11)'
+	@VIRTUAL_ENV=$(abspath .venv-oldest) .venv-oldest/bin/uv pip install --quiet --resolution lowest-direct \
+		--requirements pyproject.toml --group dev
+	@VIRTUAL_ENV=$(abspath .venv-oldest) .venv-oldest/bin/uv pip install --quiet --no-deps --editable .
+	@touch $@
+
 bench-sync: $(READY)  ## how fast a sync is, beside boto3 and s5cmd: 5 minutes and 6 GB; needs nginx
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/sync.py
@@ -91,4 +106,4 @@ bench-serve: $(READY)  ## how fast `bincount serve` answers, beside mlflow model
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/serve.py $${IMAGES:+--images "$$IMAGES"} $${MEMORY:+--memory $$MEMORY}
 
-.PHONY: help setup demo up down test test-services bench-sync bench-train bench-nights bench-accuracy bench-audit bench-serve check-image docs pictures outputs lint format lock clean
+.PHONY: help setup demo up down test test-services test-oldest bench-sync bench-train bench-nights bench-accuracy bench-audit bench-serve check-image docs pictures outputs lint format lock clean

@@ -45,8 +45,8 @@ LEFTOVER, TRAINING, TEST, AUDIT = "leftover", "training", "test", "audit"
 WEIGHTS, SNAPSHOT = "weights", "snapshot"
 SHORT = 12  # digits of a snapshot's digest in the names of trainings and tests
 GONE = ".gone"
-# A test and an audit are named as a training is.
-TRAINING_NAME, SNAPSHOT_NAME = r"[0-9a-f]{12}-[0-9a-f]{12}", r"[0-9a-f]{32}"
+# A test and an audit are named as a training is, but for its number of threads.
+TRAINING_NAME, SNAPSHOT_NAME = r"[0-9a-f]{12}-[0-9a-f]{12}(-\d+t)?", r"[0-9a-f]{32}"
 WEIGHTS_NAME = r"[0-9a-f]{16}\.safetensors"
 # In the order of removal: a snapshot goes when the last training on it has gone.
 NAMES = (

@@ -9,6 +9,7 @@ import os
 import threading
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -192,8 +193,7 @@ class Threads:
         self._runner.__exit__(*error)
 
     def find(self, trial: Trial) -> Trained | None:
-        trial = self._resolved(trial)
-        return find_finished(folder_of(self._workspace, self._snapshot, trial.job.images, trial.job.training))
+        return find_finished(self._folder(self._resolved(trial).job))
 
     def start(self, trial: Trial, *, is_own: bool) -> None:
         resolved = self._resolved(trial)
@@ -202,7 +202,7 @@ class Threads:
             "trial": resolved,
             "snapshot": self._snapshot,
             "pack": self._packs.of(job.images),
-            "folder": folder_of(self._workspace, self._snapshot, job.images, job.training),
+            "folder": self._folder(job),
             "parent": self._parent,
             "watch": trial_tasks.Watch(resolved, self._search if is_own else None, self._clock, self._is_stopping),
             "threads": self._threads,
@@ -215,6 +215,9 @@ class Threads:
     def wait(self) -> tuple[Trial, Outcome]:
         future = self._ended.get()
         return self._trials.pop(future), Outcome.of(future.result(raise_on_failure=False))
+
+    def _folder(self, job: Job) -> Path:
+        return folder_of(self._workspace, self._snapshot, job.images, job.training, threads=self._threads)
 
     def _resolved(self, trial: Trial) -> Trial:
         return replace(trial, job=resolve(trial.job, self._given))

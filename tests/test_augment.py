@@ -1,8 +1,11 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
 from bincount.settings import TrainConfig
+from bincount.training import cropping
 from bincount.training.augment import apply_views, center_crop, cut_on_cpu, cut_on_gpu, draw_views, normalize
 
 
@@ -84,6 +87,28 @@ def test_a_centre_crop_shows_the_middle_at_full_size():
     assert center_crop(images, 0.5).shape == (1, 3, 32, 32)
     assert center_crop(images, 0.5).eq(200).all()
     assert center_crop(images, 0.9).amin() == 0
+
+
+@pytest.mark.parametrize("num_images", [1, 7, 8, 50])
+def test_any_number_of_threads_makes_the_same_pictures_to_the_bit(monkeypatch, num_images):
+    images = pictures(num_images, 64)
+    chosen = views(images, color_jitter=0.3)
+    whole = apply_views(images, chosen, "imagenet")
+    for number in (1, 2, 3):
+        with ThreadPoolExecutor(number, initializer=cropping.use_one_core) as threads:
+            monkeypatch.setattr(cropping, "_threads", lambda threads=threads: threads)
+            shared = cropping.apply_views(images, chosen, "imagenet")
+        assert torch.equal(shared, whole)
+        assert shared.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_pictures_take_one_thread_each_and_the_network_keeps_its_number():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with ThreadPoolExecutor(1, initializer=cropping.use_one_core) as threads:
+        assert threads.submit(torch.get_num_threads).result() == 1
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 def test_both_ways_to_cut_show_the_same():

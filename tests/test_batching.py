@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from bincount import cores
 from bincount.errors import BadPicture
 from bincount.serving import batching, decoding
 from bincount.serving.batching import Batcher, PredictionFailed, QueueFull, Stopping
@@ -73,7 +74,7 @@ class Decoder:
 def decoder(monkeypatch) -> Decoder:
     decoder = Decoder()
     monkeypatch.setattr(decoding.pictures, "decode", decoder)
-    monkeypatch.setattr(decoding, "num_cores", lambda: 2)
+    monkeypatch.setattr(cores, "num_cores", lambda: 2)
     return decoder
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import served_app
 from PIL import Image
 from test_batching import SECONDS, Network, make
 
+from bincount import cores
 from bincount.data import pictures
 from bincount.errors import BadPicture
 from bincount.serving import decoding, overlays
@@ -42,7 +42,7 @@ class Gate:
         self.begun = threading.Semaphore(0)
         monkeypatch.setattr(decoding.pictures, "num_pixels", lambda content: content[1] * 1_000_000)
         monkeypatch.setattr(decoding.pictures, "decode", self)
-        monkeypatch.setattr(decoding, "num_cores", lambda: 8)
+        monkeypatch.setattr(cores, "num_cores", lambda: 8)
         monkeypatch.setattr(decoding, "room", Room(MAX_PIXELS))
 
     def __call__(self, content: bytes, _, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -129,7 +129,7 @@ def test_as_many_large_pictures_are_decoded_at_a_time_as_there_is_room_for(monke
 
 def test_large_pictures_of_one_request_do_not_hold_up_those_of_another(monkeypatch):
     gate = Gate(monkeypatch)
-    monkeypatch.setattr(decoding, "num_cores", lambda: 1)
+    monkeypatch.setattr(cores, "num_cores", lambda: 1)
 
     async def scenario():
         network, batcher = Network(), make()
@@ -152,7 +152,7 @@ def test_large_pictures_of_one_request_do_not_hold_up_those_of_another(monkeypat
 
 def test_a_large_picture_of_a_request_that_was_given_up_is_not_decoded(monkeypatch):
     gate = Gate(monkeypatch)
-    monkeypatch.setattr(decoding, "num_cores", lambda: 1)
+    monkeypatch.setattr(cores, "num_cores", lambda: 1)
 
     async def scenario():
         network, batcher = Network(), make()
@@ -214,28 +214,3 @@ def test_a_shadow_and_an_overlay_take_of_the_room_of_requests(monkeypatch, tmp_p
     compared.observe(Answered(content, answer, served))
     asyncio.run(compared.close(SECONDS))
     assert taken == [60_000, 60_000]
-
-
-@pytest.mark.parametrize(
-    ("limit", "threads", "expected"),
-    [
-        ("max 100000", "", 8),
-        ("200000 100000", "", 2),
-        ("150000 100000", "", 2),
-        ("50000 100000", "", 1),
-        ("", "", 8),
-        ("max 100000", "3", 3),
-        ("max 100000", "3,2", 3),
-        ("max 100000", "0", 1),
-        ("max 100000", "many", 8),
-    ],
-)
-def test_no_more_cores_are_counted_than_the_process_may_use(monkeypatch, tmp_path, limit, threads, expected):
-    path = tmp_path / "cpu.max"
-    if limit:
-        path.write_text(limit + "\n")
-    monkeypatch.setattr(decoding, "CPU_MAX", path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", threads)
-
-    assert decoding.num_cores() == expected

@@ -18,6 +18,7 @@ from functools import partial
 
 import numpy as np
 
+from bincount import cores
 from bincount.errors import BadPicture, BincountError
 from bincount.serving import decoding
 from bincount.serving.engine import Engine
@@ -88,7 +89,7 @@ class Batcher:
 
     def __init__(self, serve_config: ServeConfig, metrics: Metrics) -> None:
         self.config, self.metrics = serve_config, metrics
-        self._num_decoders = min(decoding.num_cores(), MAX_DECODERS)
+        self._num_decoders = min(cores.num_cores(), MAX_DECODERS)
         self._decoders = ThreadPoolExecutor(self._num_decoders, "decode")
         self._large_decoders = ThreadPoolExecutor(self._num_decoders, "decode-large")
         self._network = ThreadPoolExecutor(1, "network")

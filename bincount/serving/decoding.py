@@ -3,11 +3,9 @@
 A file of 300 kB may hold 50 million pixels, which take up to 13 bytes each while they are decoded.
 """
 
-import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
@@ -17,7 +15,6 @@ from bincount.errors import BadPicture
 from bincount.settings import MAX_PIXELS, ImageConfig
 
 SMALL = 4_000_000  # pixels; a picture that has no more is decoded at once
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores, and in how many
 
 # Pillow's memory for pixels, bytes: from 32 MB on the C library gives back to the system at once what is freed, where
 # each thread would keep what its largest picture took.
@@ -67,14 +64,3 @@ def decode_small(content: bytes, image_config: ImageConfig) -> np.ndarray | None
         if str(error).startswith(pictures.TOO_MANY_PIXELS):
             return None
         raise
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use: by its affinity, its container's limit, and OMP_NUM_THREADS."""
-    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
-    with suppress(OSError, ValueError):  # there is no such file, or it says "max"
-        quota, period = map(int, CPU_MAX.read_text().split())
-        limits.append(-(-quota // period))
-    with suppress(ValueError):
-        limits.append(int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]))
-    return max(1, min(limits))

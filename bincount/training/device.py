@@ -22,14 +22,20 @@ COMPILE_STEPS = 1000  # from this many steps on, torch.compile saves more than t
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The arithmetic of a network in training, with channels last; a checkpoint holds it."""
+    """The arithmetic of a network in training, with channels last; a checkpoint holds it.
+
+    threads is the number of threads of each process on a CPU: another one adds in another order.
+    """
 
     bfloat16: bool = False
     compiled: bool = False
+    threads: int | None = None
 
     def __str__(self) -> str:
-        parts = ["bfloat16" if self.bfloat16 else "float32", "channels last"]
-        return ", ".join(parts + ["compiled"] * self.compiled)
+        parts = ["bfloat16" if self.bfloat16 else "float32", "channels last"] + ["compiled"] * self.compiled
+        if self.threads:
+            parts.append(f"{self.threads} thread{'s' * (self.threads > 1)}")
+        return ", ".join(parts)
 
 
 def choose_device(name: Device, local_rank: int = 0, num_processes: int | None = None) -> torch.device:
@@ -70,9 +76,25 @@ def resolve(training: TrainConfig) -> TrainConfig:
 
 
 def choose_arithmetic(training: TrainConfig, num_steps: int) -> Arithmetic:
-    """Choose the arithmetic for resolved settings and the number of steps of the training."""
+    """Choose the arithmetic for resolved settings and the number of steps of the training, but for its threads."""
     is_long = num_steps >= COMPILE_STEPS and not training.debug
     return Arithmetic(training.precision == "bfloat16", compiled=training.device == "cuda" and is_long)
+
+
+def choose_threads(training: TrainConfig, threads: int | None) -> int | None:
+    """Return the number of threads of each process on a CPU; None on a GPU.
+
+    threads is the number that the training's folder is named by, which torchrun's processes on this host share. Without
+    one it is torch's own choice, as in earlier releases.
+    """
+    if training.device != "cpu":
+        return None
+    if training.model == "small":
+        # Its layers are too small for several threads: beside another busy process two take ten times as long as one.
+        return 1
+    if threads is None:
+        return torch.get_num_threads()
+    return max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

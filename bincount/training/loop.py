@@ -1,8 +1,8 @@
 """The training loop. A training that was stopped after any step ends as one that was not.
 
 No random state is kept: the order of an epoch, and the augmentation and dropout of a step, follow from the seed and the
-position (schedule.py). A checkpoint of weights, optimizer and position is enough for an exact resume: exact to the bit
-on the same kind of device and processor with the same number of threads and processes.
+position (schedule.py). A checkpoint of weights, optimizer, position and number of threads is enough for an exact
+resume: exact to the bit on the same kind of device and processor with the same number of processes.
 """
 
 import logging
@@ -123,9 +123,6 @@ def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]
             f"batches of {schedule.batch_size} images cannot be shared by {world.size} processes; "
             "raise --batch-size, or lower --nproc-per-node or --nnodes"
         )
-    if config.model == "small" and world.device.type == "cpu":
-        # Its layers are too small for several threads: beside another busy process two take ten times as long as one.
-        torch.set_num_threads(1)
     trainer = start(spec, schedule, request.folder, world)
     logger.info(
         "training %s on %s images of %d pixels, %s for val; %s on %s%s",

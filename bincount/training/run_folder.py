@@ -14,6 +14,7 @@ The folder's name is made from the training's inputs, so all that it holds belon
 
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 import xxhash
 from pydantic import TypeAdapter
 
-from bincount import files
+from bincount import cores, files
 from bincount.data.folds import Fold
 from bincount.data.packs import Pack
 from bincount.data.pictures import DECODER_VERSION
@@ -56,11 +57,50 @@ class Request:
     fold: Fold | None = None
 
 
-def folder_of(
+def folder_by_settings(
     workspace: Workspace, snapshot: Snapshot, images: ImageConfig, training: TrainConfig, fold: Fold | None = None
 ) -> Path:
-    """Return the folder of the training of a snapshot with these settings, as Workspace.run names it."""
+    """Return the folder of a snapshot and settings, as Workspace.run names it."""
     return workspace.run(snapshot.digest, images, training, decoder=DECODER_VERSION, subset=str(fold) if fold else "")
+
+
+def folder_of(
+    workspace: Workspace,
+    snapshot: Snapshot,
+    images: ImageConfig,
+    training: TrainConfig,
+    fold: Fold | None = None,
+    *,
+    threads: int | None = None,
+) -> Path:
+    """Return the folder of the training of a snapshot with these settings, which are resolved.
+
+    For a network on a CPU its name ends with the number of threads, which changes the weights in their last bits:
+    `-2t`. A training that has begun keeps its folder, and with it its number, however many cores are free by now. A new
+    one gets the number that OMP_NUM_THREADS sets, or as many as there are free cores, and no more than `threads`. A
+    folder without a number is of an earlier release.
+    """
+    folder = folder_by_settings(workspace, snapshot, images, training, fold)
+    if not _has_threads(training) or folder.exists():
+        return folder
+    number = cores.omp_num_threads()
+    if number is None:
+        begun = [path for path in folder.parent.glob(f"{folder.name}-*") if num_threads(path)]
+        if begun:
+            return max(begun, key=lambda path: ((path / "trained.json").exists(), path.name))
+        number = min(cores.num_free(), threads or cores.num_free())
+    return folder.with_name(f"{folder.name}-{number}t")
+
+
+def num_threads(folder: Path) -> int | None:
+    """Return the number of threads of the network that the name of a folder ends with."""
+    number = re.search(r"-(\d+)t$", folder.name)
+    return int(number[1]) if number else None
+
+
+def _has_threads(training: TrainConfig) -> bool:
+    """Return whether the number of threads is chosen: not for the small network, which has one, nor for a mean."""
+    return training.device == "cpu" and training.model != "small" and training.members == 1
 
 
 def write_request(request: Request) -> Path:

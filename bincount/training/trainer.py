@@ -4,7 +4,7 @@ import inspect
 import logging
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from bincount.errors import SettingsError, TrainingDiverged, TrainingFailed
 from bincount.settings import TrainConfig
 from bincount.text import percent
-from bincount.training import augment, checkpoints, losses
+from bincount.training import augment, checkpoints, cropping, losses
 from bincount.training import model as models
 from bincount.training.augment import Views
-from bincount.training.device import Arithmetic, choose_arithmetic, is_out_of_memory
+from bincount.training.device import Arithmetic, choose_arithmetic, choose_threads, is_out_of_memory
 from bincount.training.distributed import World
 from bincount.training.monitor import Monitor
+from bincount.training.run_folder import num_threads
 from bincount.training.schedule import Schedule, seed_for
 from bincount.training.spec import ModelSpec
 
@@ -41,9 +42,12 @@ def start(spec: ModelSpec, schedule: Schedule, folder: Path, world: World) -> "T
     checkpoint = _read_checkpoint(folder, world)
     if checkpoint is None:
         models.load_weights(model, config, spec.image_size)
-        arithmetic = world.broadcast(choose_arithmetic(config, schedule.num_steps))
+        arithmetic = choose_arithmetic(config, schedule.num_steps)
     else:
         arithmetic = Arithmetic(**checkpoint["arithmetic"])
+    if arithmetic.threads is None:  # else it is the checkpoint's, whatever this machine would choose
+        arithmetic = replace(arithmetic, threads=choose_threads(config, num_threads(folder)))
+    arithmetic = world.broadcast(arithmetic)
     trainer = Trainer(model, spec, schedule, arithmetic, world)
     if checkpoint is None:
         trainer.save_checkpoint(folder)  # for a rollback in the first epoch
@@ -69,6 +73,8 @@ class Trainer:
         self.arithmetic, self.world, self.device = arithmetic, world, world.device
         self.model = world.sync_batch_norm(model).to(self.device, memory_format=torch.channels_last)
         self.forward = world.data_parallel(self.model)
+        if arithmetic.threads:
+            torch.set_num_threads(arithmetic.threads)
         if arithmetic.compiled:
             torch._dynamo.config.suppress_errors = True  # a host without a compiler trains uncompiled
             torch._inductor.config.deterministic = True  # else a resumed run may choose other kernels
@@ -139,7 +145,7 @@ class Trainer:
         Returns (3,) float64: the sum of losses, the number of images of a class, and the number of correct predictions.
         """
         num_classes = len(self.spec.classes)
-        pixels = augment.apply_views(images, views, self.spec.normalization)
+        pixels = cropping.apply_views(images, views, self.spec.normalization)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic.bfloat16):
             logits = self.forward(pixels)
         logits = logits.float()

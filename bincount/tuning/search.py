@@ -32,7 +32,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.errors import SettingsError, mask_credentials
 from bincount.problem import Classes
 from bincount.settings import Job
-from bincount.training.run_folder import Trained, folder_of, read_history
+from bincount.training.run_folder import Trained, folder_by_settings, read_history
 from bincount.tuning.identity import JOURNAL, name_study
 from bincount.tuning.samplers import FIRST_EPOCH_THAT_STOPS, make_pruner, make_sampler, options
 from bincount.tuning.space import Space, Value, find_space
@@ -363,7 +363,7 @@ def _name(job: Job, space: Space, snapshot: Snapshot) -> str:
     """Return the name of a search, made of all that decides its trials and their order."""
     tuning = job.tuning
     decisive = {
-        "given": folder_of(Workspace(root=job.workspace), snapshot, job.images, job.training).name,
+        "given": folder_by_settings(Workspace(root=job.workspace), snapshot, job.images, job.training).name,
         "space": space.model_dump(mode="json", exclude={"path"})["parameters"],
         **tuning.model_dump(mode="json", include={"objective", "sampler", "pruner", "startup_trials"}),
         "sampler_options": options(tuning),

@@ -1,18 +1,21 @@
 """Measure how fast training is beside the recipe of most student projects, and loading beside the usual loaders.
 
-Three measurements, by `make bench-train`:
+Four measurements, by `make bench-train`:
 
 1. Loading alone, from a shuffled order to a batch that is there. ImageFolder and WebDataset decode, crop, mirror and
    normalise every picture in two workers. SPDL decodes and resizes in two threads. A training here reads raw batches
    from a pack, which was decoded once, and crops, mirrors and normalises them where the network is: both are measured.
 2. Training steps on the CPU: ImageFolder with two workers, float32 and a plain loop, against a training here. Waiting
    is the share of the time in which the next batch was not there.
-3. The same on a GPU, where there is one, with ResNet-34 and ResNet-50.
+3. Loading and training on the CPU beside a process that keeps one core busy, with the first of the models: the rates,
+   and what they are of the quiet ones. The number of the network's threads is chosen while that process is there.
+4. The second on a GPU, where there is one, with ResNet-34 and ResNet-50.
 
 All see the same pictures, drawn ones or a folder of yours, as files that the machine has in memory. They take turns,
-each in a process of its own with torch's usual number of threads. Memory, on Linux, is the most that a process and its
-workers had at once, shared pages counted once: their own pages, and apart from these the pages of files, such as
-libraries and the pack, which the kernel takes back when it needs the room.
+each in a process of its own. A training here has as many threads as there are free cores, all else torch's usual
+number. Memory, on Linux, is the most that a process and its workers had at once, shared pages counted once: their own
+pages, and apart from these the pages of files, such as libraries and the pack, which the kernel takes back when it
+needs the room.
 
 Needs the group `bench`, and SPDL needs FFmpeg's libraries (Debian and Ubuntu: apt-get install ffmpeg; macOS: brew
 install ffmpeg). What is not there is left out.
@@ -94,9 +97,11 @@ def main() -> None:
         print(f"median of {options.rounds} rounds (lowest to highest)")
         for loader, remedy in here["absent"].items():
             print(f"{loader} is left out: it needs {remedy}")
-        compare_loaders(folder, [loader for loader in LOADERS if loader not in here["absent"]], options)
+        quiet = compare_loaders(folder, [loader for loader in LOADERS if loader not in here["absent"]], options)
         if options.models:
-            compare_training(folder, "cpu", options.models, options.rounds, size, batch_size, options.steps)
+            of_cpu = (options.rounds, size, batch_size, options.steps)
+            quiet |= compare_training(folder, "cpu", options.models, *of_cpu)
+            compare_beside_another(folder, options.models[0], options, quiet)
         if here["gpu"] is None:
             print("\nno GPU that torch can use, so nothing was measured on one")
             return
@@ -104,8 +109,8 @@ def main() -> None:
         compare_training(folder, "cuda", GPU_MODELS, options.rounds, size, GPU_BATCH, GPU_STEPS)
 
 
-def compare_loaders(folder: Path, loaders: list[str], options: argparse.Namespace) -> None:
-    """The first measurement: a table of loaders."""
+def compare_loaders(folder: Path, loaders: list[str], options: argparse.Namespace) -> dict[str, list[dict]]:
+    """The first measurement: a table of loaders; return what was measured of each."""
     results = _take_turns(
         loaders, options.rounds, lambda loader: ("load", loader, folder, options.image_size, options.batch_size)
     )
@@ -113,28 +118,62 @@ def compare_loaders(folder: Path, loaders: list[str], options: argparse.Namespac
     for loader in loaders:
         ratios = [_ratio(results[ours], results[loader]) for ours in (RAW, AUGMENTED)]
         print(f"{loader:26}{_rates(results[loader])}{_memory(results[loader])}{''.join(ratios)}", flush=True)
+    return results
 
 
 def compare_training(
     folder: Path, device: str, models: Iterable[str], rounds: int, size: int, batch_size: int, steps: int
-) -> None:
-    """The second and third measurement: a table of models, each trained by both recipes."""
+) -> dict[tuple[str, str], list[dict]]:
+    """The second and fourth measurement: a table of models, each trained by both recipes.
+
+    Returns what was measured by model and recipe.
+    """
+    measured = {}
     head = f"training on {'the CPU' if device == 'cpu' else 'the GPU'}"
     print(f"\n{head:55}{'images/s':>30}{'MiB':>7}{'+ files':>9}{'waiting':>9}{'ours / it':>24}")
     for model in models:
-        chosen = _measure("choose", model, size, batch_size, device)
-        arithmetic = {STUDENTS: "float32", OURS: chosen["described"]}
-
-        def train_with(recipe: str, model: str = model, chosen: str = json.dumps(chosen["arithmetic"])) -> tuple:
-            return "train", recipe, chosen, folder, model, size, batch_size, steps, device
-
-        results = _take_turns(RECIPES, rounds, train_with)
+        results, arithmetic = _train_in_turns(folder, device, model, rounds, size, batch_size, steps)
+        measured |= {(model, recipe): found for recipe, found in results.items()}
         for recipe in RECIPES:
             found = results[recipe]
             waiting = statistics.median(one["waiting"] for one in found)
             ratio = _ratio(results[OURS], found)
             name = f"{model}, {recipe}, {arithmetic[recipe]}"
             print(f"{name:55}{_rates(found)}{_memory(found)}{waiting:>9.1%}{ratio}", flush=True)
+    return measured
+
+
+def compare_beside_another(folder: Path, model: str, options: argparse.Namespace, quiet: dict) -> None:
+    """The third measurement: a table of loading and training beside a process that keeps a core busy."""
+    size, batch_size = options.image_size, options.batch_size
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        found = _take_turns(
+            (FOLDER, AUGMENTED), options.rounds, lambda loader: ("load", loader, folder, size, batch_size)
+        )
+        of_recipes, arithmetic = _train_in_turns(folder, "cpu", model, options.rounds, size, batch_size, options.steps)
+    finally:
+        busy.kill()
+        busy.wait()
+    print(f"\n{'beside a process that keeps a core busy':55}{'images/s':>30}{'of the quiet rate':>24}{'ours / it':>24}")
+    for loader in (FOLDER, AUGMENTED):
+        kept, ratio = _ratio(found[loader], quiet[loader]), _ratio(found[AUGMENTED], found[loader])
+        print(f"{loader:55}{_rates(found[loader])}{kept}{ratio}")
+    for recipe, measured in of_recipes.items():
+        kept, ratio = _ratio(measured, quiet[model, recipe]), _ratio(of_recipes[OURS], measured)
+        print(f"{f'{model}, {recipe}, {arithmetic[recipe]}':55}{_rates(measured)}{kept}{ratio}", flush=True)
+
+
+def _train_in_turns(
+    folder: Path, device: str, model: str, rounds: int, size: int, batch_size: int, steps: int
+) -> tuple[dict[str, list[dict]], dict[str, str]]:
+    """Return what was measured of each recipe, and its arithmetic in words."""
+    chosen = _measure("choose", model, size, batch_size, device)
+
+    def train_with(recipe: str) -> tuple:
+        return "train", recipe, json.dumps(chosen["arithmetic"]), folder, model, size, batch_size, steps, device
+
+    return _take_turns(RECIPES, rounds, train_with), {STUDENTS: "float32", OURS: chosen["described"]}
 
 
 def prepare(folder: str, images: str, count: str, size: str) -> dict:
@@ -397,7 +436,8 @@ def _augment(pictures, step: int):
     import torch
 
     from bincount.settings import TrainConfig
-    from bincount.training.augment import apply_views, draw_views
+    from bincount.training.augment import draw_views
+    from bincount.training.cropping import apply_views
 
     config = TrainConfig()
     views = draw_views(len(pictures), pictures.shape[1], torch.Generator().manual_seed(step), config)
@@ -406,12 +446,15 @@ def _augment(pictures, step: int):
 
 def choose(model: str, size: str, batch_size: str, device: str) -> dict:
     """The arithmetic of a training with the default settings on this machine."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
-    from bincount.training.device import choose_arithmetic, resolve
+    from bincount import cores
+    from bincount.training.device import choose_arithmetic, choose_threads, resolve
 
     config, _ = _settings(model, int(size), int(batch_size))
-    chosen = choose_arithmetic(resolve(config.model_copy(update={"device": device})), STEPS_OF_A_TRAINING)
+    config = resolve(config.model_copy(update={"device": device}))
+    threads = cores.omp_num_threads() or cores.num_free()  # as in the name of a new training's folder
+    chosen = replace(choose_arithmetic(config, STEPS_OF_A_TRAINING), threads=choose_threads(config, threads))
     return {"arithmetic": asdict(chosen), "described": str(chosen)}
 
 
