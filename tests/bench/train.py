@@ -232,7 +232,7 @@ def tar_batches(folder: Path, size: int, batch_size: int) -> Iterator:
         .shuffle(1000)
         .decode("pilrgb")
         .to_tuple("jpg", "cls")
-        .map_tuple(_student_transform(size), int)
+        .map_tuple(student_transform(size), int)
         .batched(batch_size)
     )
     for images, _ in webdataset.WebLoader(dataset, batch_size=None, num_workers=WORKERS):
@@ -355,12 +355,12 @@ def _image_folder(folder: Path, size: int, batch_size: int, num_images: int | No
     from torch.utils.data import DataLoader, RandomSampler
     from torchvision.datasets import ImageFolder
 
-    dataset = ImageFolder(str(folder / "folders"), _student_transform(size))
+    dataset = ImageFolder(str(folder / "folders"), student_transform(size))
     sampler = RandomSampler(dataset, num_samples=num_images)  # what shuffle=True makes
     return DataLoader(dataset, batch_size, sampler=sampler, num_workers=WORKERS)
 
 
-def _student_transform(size: int):
+def student_transform(size: int):
     from torchvision import transforms
 
     return transforms.Compose(
