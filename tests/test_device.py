@@ -166,7 +166,7 @@ def test_a_network_with_an_operation_that_is_not_deterministic_trains_with_a_war
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images + torch.zeros(4).put_(torch.tensor([1, 1]), torch.zeros(2)).sum()
 
-    config = QUICK.model_copy(update={"epochs": 1, "batch_size": 6})
+    config = resolve(QUICK.model_copy(update={"epochs": 1, "batch_size": 6}))
     spec = ModelSpec.make(IMAGES, config, Classes.parse("0..2"))
     schedule = Schedule(config, np.arange(12) % 3, np.ones(3))
     trainer = Trainer(torch.nn.Sequential(Puts(), build(spec)), spec, schedule, Arithmetic(), World())

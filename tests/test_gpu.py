@@ -16,7 +16,7 @@ from bincount.data import packing
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, TrainConfig
 from bincount.training import checkpoints, model, reader
-from bincount.training.device import Arithmetic, is_out_of_memory, reproducible
+from bincount.training.device import Arithmetic, is_out_of_memory, reproducible, resolve
 from bincount.training.distributed import World
 from bincount.training.loop import Stopped, fit
 from bincount.training.reader import Reader
@@ -50,6 +50,7 @@ def pictures(num_images: int, side: int = SIDE) -> np.ndarray:
 
 def make_trainer(config: TrainConfig, arithmetic: Arithmetic, device: torch.device, side: int = SIDE) -> Trainer:
     """A trainer of two epochs of 48 images, with the same weights on every device."""
+    config = resolve(config.model_copy(update={"device": device.type}))
     spec = ModelSpec.make(ImageConfig(image_size=side), config, CLASSES)
     labels = np.arange(max(48, config.batch_size)) % len(CLASSES)
     schedule = Schedule(config.model_copy(update={"epochs": 2}), labels, np.ones(len(CLASSES)))

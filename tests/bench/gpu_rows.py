@@ -215,14 +215,14 @@ def _trainer(data: _Data, model: str, batch: int, device: str, *, compiled: bool
 
     from bincount.problem import Classes
     from bincount.settings import ImageConfig, TrainConfig
-    from bincount.training.device import Arithmetic
+    from bincount.training.device import Arithmetic, resolve
     from bincount.training.distributed import World
     from bincount.training.model import build
     from bincount.training.schedule import Schedule
     from bincount.training.spec import ModelSpec
     from bincount.training.trainer import Trainer
 
-    config = TrainConfig(model=model, weights="none", batch_size=batch, epochs=1)
+    config = resolve(TrainConfig(model=model, weights="none", batch_size=batch, epochs=1, device=device))
     classes = Classes(names=tuple(map(str, range(NUM_CLASSES))), ordered=True)
     spec = ModelSpec.make(ImageConfig(image_size=data.size), config, classes)
     schedule = Schedule(config, np.resize(data.labels, num_steps * batch), np.ones(NUM_CLASSES))
@@ -264,7 +264,7 @@ def _run_constant(trainer, data: _Data, kind: str, num_steps: int, watch: Stopwa
         torch._inductor.config.deterministic = False
     batch, device = trainer.config.batch_size, trainer.device
     pictures = torch.from_numpy(np.take(data.images, np.resize(data.rows, batch), axis=0)).to(device)
-    pixels = augment.normalize(pictures.permute(0, 3, 1, 2), trainer.config.normalization)
+    pixels = augment.normalize(pictures.permute(0, 3, 1, 2), trainer.spec.normalization)
     labels = torch.from_numpy(np.resize(data.labels, batch)).to(device)
     free = torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False)
     trainer.model.train()

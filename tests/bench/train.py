@@ -423,7 +423,7 @@ def train_as_here(
     import torch
 
     from bincount.progress import Progress
-    from bincount.training.device import Arithmetic
+    from bincount.training.device import Arithmetic, reproducible
     from bincount.training.distributed import World
     from bincount.training.loop import train_epoch
     from bincount.training.model import build
@@ -440,7 +440,7 @@ def train_as_here(
     reader = Reader(pack.images, rows, world.device)
     batches = reader.batches
     reader.batches = lambda positions: watch.over(batches(positions))
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
+    with reproducible(world.device):
         with Progress("training", steps * batch_size, "images", logging.getLogger(__name__)) as progress:
             train_epoch(trainer, reader, folder, threading.Event(), progress)
         watch.stop()
