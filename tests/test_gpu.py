@@ -5,14 +5,12 @@ They import no more than a training does, and use no fixture of conftest.py, whi
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from synthetic_training import IMAGES, QUICK, dataset
 
-from bincount.data import packing
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, TrainConfig
 from bincount.training import checkpoints, model, reader
@@ -96,12 +94,12 @@ def test_a_whole_training_on_a_gpu_learns_as_on_the_cpu(data, tmp_path):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_no_operation_of_a_step_differs_from_run_to_run(name):
+def test_no_operation_of_a_step_differs_from_run_to_run(name, caplog):
     config = TrainConfig(model=name, weights="none", batch_size=16)
     trainers = [make_trainer(config, BFLOAT16, GPU) for _ in range(2)]
     for trainer in trainers:
         take_steps(trainer)
-        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert "deterministic" not in caplog.text
     first, second = map(state, trainers)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -187,7 +185,7 @@ def test_out_of_memory_trains_on_in_smaller_parts(caplog):
     labels = torch.arange(256, device=GPU) % 6
     total = torch.cuda.get_device_properties(GPU).total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 700e6) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 500e6) / total)
     try:
         with reproducible(GPU):
             for _ in range(3):
@@ -249,10 +247,3 @@ def test_batches_that_are_still_computed_on_keep_their_memory(monkeypatch):
         sums.append(batch.sum(dtype=torch.int64))
     expected = [int(images[rows].sum(dtype=np.int64)) for rows in order]
     assert [int(total) for total in sums] == expected
-
-
-def test_a_pack_is_made_on_a_machine_with_a_gpu_as_elsewhere(data, tmp_path):
-    snapshot, pack = data
-    again = packing.pack_snapshot(snapshot, IMAGES)
-    assert Path(again.folder) == pack.folder
-    assert len(again) == len(pack)
