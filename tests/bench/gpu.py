@@ -147,11 +147,8 @@ class Check:
         self.failures: list[str] = []
         self.found: dict = {"began": time.strftime("%Y-%m-%d %H:%M:%S%z"), "commit": _commit()}
         paths = [ROOT, ROOT / "tests", ROOT / "tests" / "bench"]
-        # As in any installation, programs start from compiled modules, whatever this machine is set to.
         self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "PYTHONDONTWRITEBYTECODE": "",
-            "PYTHONPYCACHEPREFIX": str(folder / "pycache"),
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         }
 
