@@ -159,6 +159,7 @@ def test_a_training_on_a_gpu_computes_deterministically_and_leaves_torch_as_it_w
     assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == before
 
 
+@pytest.mark.filterwarnings("ignore:put_ does not have a deterministic implementation")
 def test_a_network_with_an_operation_that_is_not_deterministic_trains_with_a_warning(caplog):
     class Puts(torch.nn.Module):
         """Writes values of no order, which torch refuses on every device when it is to be deterministic."""
