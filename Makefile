@@ -66,6 +66,9 @@ bench-train: $(READY)  ## how fast loading and training are, beside ImageFolder,
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/train.py
 
+check-gpu: $(READY)  ## check and measure training on a GPU, with the targets; the rest is in check-gpu.json: 8 minutes
+	$(BIN)/python tests/bench/gpu.py
+
 bench-accuracy: $(READY)  ## how well the recipe counts on real bins: SOURCE=FOLDER WEIGHTS=FILE FOLDS=5, 2 to 3 hours on two cores
 	$(BIN)/python tests/bench/accuracy.py $(SOURCE) --weights $(WEIGHTS) $(if $(FOLDS),--folds $(FOLDS))
 
@@ -106,4 +109,4 @@ bench-serve: $(READY)  ## how fast `bincount serve` answers, beside mlflow model
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/serve.py $${IMAGES:+--images "$$IMAGES"} $${MEMORY:+--memory $$MEMORY}
 
-.PHONY: help setup demo up down test test-services test-oldest bench-sync bench-train bench-nights bench-accuracy bench-audit bench-serve check-image docs pictures outputs lint format lock clean
+.PHONY: help setup demo up down test test-services test-oldest bench-sync bench-train check-gpu bench-nights bench-accuracy bench-audit bench-serve check-image docs pictures outputs lint format lock clean

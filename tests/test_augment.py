@@ -119,6 +119,7 @@ def test_both_ways_to_cut_show_the_same():
     assert np.quantile(difference.abs().numpy(), 0.99) < 4
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_and_the_cpu_see_the_same_pictures():
     images = pictures(50, 64)

@@ -1,7 +1,9 @@
 """Device and precision of a training: equal for equal settings on one machine, and chosen without a trial run."""
 
+import os
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -9,11 +11,16 @@ from synthetic_training import IMAGES, QUICK, dataset
 from test_model import NAMES
 
 from bincount.errors import SettingsError
+from bincount.problem import Classes
 from bincount.settings import Device, TrainConfig
-from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, resolve
+from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, reproducible, resolve
+from bincount.training.distributed import World
 from bincount.training.loop import fit
+from bincount.training.model import build
 from bincount.training.run_folder import Request
-from bincount.training.spec import weights_digest
+from bincount.training.schedule import Schedule
+from bincount.training.spec import ModelSpec, weights_digest
+from bincount.training.trainer import Trainer
 from bincount.workspace import Workspace
 from tasks import training as training_tasks
 
@@ -134,3 +141,40 @@ def test_a_missing_gpu_is_an_error_of_resolve(on):
     on("without")
     with pytest.raises(SettingsError, match="no GPU that torch can use"):
         resolve(TrainConfig(device="cuda"))
+
+
+def test_a_training_on_a_gpu_computes_deterministically_and_leaves_torch_as_it_was(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    with reproducible(torch.device("cuda")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (False, True, False)
+        torch.use_deterministic_algorithms(True, warn_only=True)  # as a trainer may
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == before
+
+
+@pytest.mark.filterwarnings("ignore:put_ does not have a deterministic implementation")
+def test_a_network_with_an_operation_that_is_not_deterministic_trains_with_a_warning(caplog):
+    class Puts(torch.nn.Module):
+        """Writes values of no order, which torch refuses on every device when it is to be deterministic."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images + torch.zeros(4).put_(torch.tensor([1, 1]), torch.zeros(2)).sum()
+
+    config = resolve(QUICK.model_copy(update={"epochs": 1, "batch_size": 6}))
+    spec = ModelSpec.make(IMAGES, config, Classes.parse("0..2"))
+    schedule = Schedule(config, np.arange(12) % 3, np.ones(3))
+    trainer = Trainer(torch.nn.Sequential(Puts(), build(spec)), spec, schedule, Arithmetic(), World())
+    images = torch.zeros(6, 32, 32, 3, dtype=torch.uint8)
+    with reproducible(torch.device("cuda")):
+        for _ in range(2):
+            trainer.train_step(images, torch.arange(6) % 3)
+    assert trainer.step == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "small has an operation without a deterministic implementation on this device" in caplog.text

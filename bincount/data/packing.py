@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bincount import files
-from bincount.data import bins, forgotten, labels, packs, repair, reviews
+from bincount.data import bins, forgotten, labels, packs, reviews
 from bincount.data.packs import CHECKSUM_LENGTH, CHECKSUMS, DIGESTS, IMAGES, Damaged, Name, Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
@@ -78,6 +78,8 @@ def pack_fetched(dataset: Path, images: ImageConfig, data: DataConfig) -> Pack:
     Images that do not decode are quarantined. Those that are lost or changed on disk are discarded, so that the next
     sync fetches them again.
     """
+    from bincount.data import repair  # here, since it knows sources, which a machine that only trains does without
+
     fetched = forgotten.leave_out(dataset, bins.read(dataset, [*reviews.BIN_COLUMNS, "path", "sha256"]))
     rows = labels.take_reviews(dataset, fetched)
     names = [*map(normalize_name, data.class_set.names), *data.extra_names]

@@ -1,6 +1,8 @@
 """The device and the arithmetic of a network: both follow from the settings and the hardware."""
 
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import get_args
 
@@ -101,6 +103,43 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether memory ran out. CUDA's libraries and the CPU's allocator say so in the message alone."""
     message = str(error)
     return isinstance(error, torch.OutOfMemoryError) or any(words in message for words in OUT_OF_MEMORY)
+
+
+def exact_convolutions() -> AbstractContextManager:
+    """Return a context, and decorator, in which a GPU convolves float32 in float32, and in the same order each time.
+
+    By default it uses TF32 there, of 10 bits, and cuDNN's benchmark may choose kernels that add in another order.
+    """
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Compute in the block so that the same training gives the same bits again.
+
+    On a GPU operations that have no deterministic implementation are errors, which is_not_deterministic recognises:
+    torch's attention has a deterministic backward pass in that mode alone.
+    """
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    if device.type == "cuda":
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without which torch refuses matrix products in that mode
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a help for debugging, which costs time
+    try:
+        with exact_convolutions():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = before[2]
+
+
+def is_not_deterministic(error: RuntimeError) -> bool:
+    """Return whether an operation was refused because its results differ in their last bits from run to run."""
+    return "does not have a deterministic implementation" in str(error)
 
 
 def _is_faster_in_bfloat16(model: str, device: torch.device) -> bool:

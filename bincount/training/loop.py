@@ -26,7 +26,7 @@ from bincount.text import percent
 from bincount.training import checkpoints, distributed, losses, run_folder, validation
 from bincount.training import model as models
 from bincount.training.calibration import calibrate
-from bincount.training.device import choose_device, resolve
+from bincount.training.device import choose_device, reproducible, resolve
 from bincount.training.distributed import World
 from bincount.training.reader import Examples, Reader, read_examples
 from bincount.training.run_folder import Request, Trained
@@ -72,9 +72,7 @@ def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
     config, folder = request.training, request.folder
     trainer, train, val = _start(request, world)
     with (
-        # cuDNN's benchmark may choose kernels that add in another order, and TF32 is another arithmetic on newer GPUs:
-        # a resumed run would not equal the unbroken one.
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        reproducible(world.device),  # else a resumed run would not equal the unbroken one
         trainer.monitor.recording(folder / "debug", lambda: trainer.history),
         ExitStack() as training_bar,
     ):

@@ -1,5 +1,6 @@
 """The losses: one value an image, so that class weights, parts of a batch and processes can weigh and sum them."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,7 +26,8 @@ def targets(labels: Tensor, values: Tensor, training_config: TrainConfig) -> Ten
     if training_config.loss == "ordinal":
         distance = (values - values[labels, None]).abs()
         return (-distance / FALL_OFF).softmax(dim=1)
-    one_hot = functional.one_hot(labels, len(values)).float()
+    # a comparison, since one_hot looks at the labels, or sorts them on a GPU that is to compute deterministically
+    one_hot = (labels[:, None] == torch.arange(len(values), device=labels.device)).float()
     return one_hot * (1 - training_config.label_smoothing) + training_config.label_smoothing / len(values)
 
 

@@ -20,7 +20,7 @@ from bincount.errors import WeightsUnavailable
 from bincount.files import atomic_write
 from bincount.settings import TrainConfig
 from bincount.training.augment import center_crop, normalize
-from bincount.training.device import is_out_of_memory
+from bincount.training.device import exact_convolutions, is_out_of_memory
 from bincount.training.networks import build_backbone, fetch_weights, fit_tensors
 from bincount.training.spec import (
     WEIGHTS,
@@ -145,6 +145,7 @@ def mean_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
     return (torch.from_numpy(logits) / temperature).softmax(dim=2).mean(dim=1).numpy()
 
 
+@exact_convolutions()
 @torch.inference_mode()
 def logits(
     model: nn.Module,

@@ -17,7 +17,13 @@ from bincount.text import percent
 from bincount.training import augment, checkpoints, cropping, losses
 from bincount.training import model as models
 from bincount.training.augment import Views
-from bincount.training.device import Arithmetic, choose_arithmetic, choose_threads, is_out_of_memory
+from bincount.training.device import (
+    Arithmetic,
+    choose_arithmetic,
+    choose_threads,
+    is_not_deterministic,
+    is_out_of_memory,
+)
 from bincount.training.distributed import World
 from bincount.training.monitor import Monitor
 from bincount.training.run_folder import num_threads
@@ -78,7 +84,8 @@ class Trainer:
         if arithmetic.compiled:
             torch._dynamo.config.suppress_errors = True  # a host without a compiler trains uncompiled
             torch._inductor.config.deterministic = True  # else a resumed run may choose other kernels
-            self.forward = torch.compile(self.forward)
+            # Not dynamic: else the kernels of a smaller part would depend on whether a larger one was compiled before.
+            self.forward = torch.compile(self.forward, dynamic=False)
         self.optimizer = make_optimizer(self.model, self.config)
         weights = schedule.class_weights if self.config.class_weights == "balanced" else [1.0] * len(spec.outputs)
         self.values = torch.tensor(spec.outputs.values, device=self.device)
@@ -121,6 +128,9 @@ class Trainer:
                     for part in _parts(len(shard), self.num_parts)
                 ]
             except RuntimeError as error:
+                if is_not_deterministic(error) and not torch.is_deterministic_algorithms_warn_only_enabled():
+                    self._allow_nondeterministic(error)
+                    continue
                 if not is_out_of_memory(error):
                     raise
             if sums is None:  # out here the error is gone, and with it the memory that its traceback held
@@ -156,6 +166,15 @@ class Trainer:
         correct = logits.detach()[:, :num_classes].argmax(dim=1) == labels
         num_of_classes = (labels < num_classes).sum()
         return torch.stack([loss.detach().double().sum(), num_of_classes.double(), correct.sum().double()])
+
+    def _allow_nondeterministic(self, error: RuntimeError) -> None:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        logger.warning(
+            "%s has an operation without a deterministic implementation on this device, so a resumed training does not "
+            "end with the same bits as an unbroken one: %s",
+            self.config.model,
+            str(error).partition(".")[0],
+        )
 
     def _use_smaller_parts(self, num_images: int) -> None:
         if self.world.size > 1 or self.num_parts >= num_images:
@@ -258,10 +277,12 @@ class Trainer:
 
         So are the statistics of batch norms, which may overflow while the weights do not.
         """
-        state = [*self.model.parameters(), *self.model.buffers()]
-        weights = torch.stack([each.detach().isfinite().all() for each in state]).all()
+        state = [
+            each.detach() for each in (*self.model.parameters(), *self.model.buffers()) if each.is_floating_point()
+        ]
+        largest = nn.utils.get_total_norm(state, math.inf)  # of all at once: a few kernels on a GPU, not hundreds
         self._read_totals()
-        if self.world.any_rank(not (math.isfinite(self.totals[0].item()) and weights.item())):
+        if self.world.any_rank(not (math.isfinite(self.totals[0].item()) and math.isfinite(largest.item()))):
             raise NotFinite
 
     def describe_scores(self) -> str:

@@ -271,7 +271,7 @@ def tar_batches(folder: Path, size: int, batch_size: int) -> Iterator:
         .shuffle(1000)
         .decode("pilrgb")
         .to_tuple("jpg", "cls")
-        .map_tuple(_student_transform(size), int)
+        .map_tuple(student_transform(size), int)
         .batched(batch_size)
     )
     for images, _ in webdataset.WebLoader(dataset, batch_size=None, num_workers=WORKERS):
@@ -394,12 +394,12 @@ def _image_folder(folder: Path, size: int, batch_size: int, num_images: int | No
     from torch.utils.data import DataLoader, RandomSampler
     from torchvision.datasets import ImageFolder
 
-    dataset = ImageFolder(str(folder / "folders"), _student_transform(size))
+    dataset = ImageFolder(str(folder / "folders"), student_transform(size))
     sampler = RandomSampler(dataset, num_samples=num_images)  # what shuffle=True makes
     return DataLoader(dataset, batch_size, sampler=sampler, num_workers=WORKERS)
 
 
-def _student_transform(size: int):
+def student_transform(size: int):
     from torchvision import transforms
 
     return transforms.Compose(
@@ -466,7 +466,7 @@ def train_as_here(
     import torch
 
     from bincount.progress import Progress
-    from bincount.training.device import Arithmetic
+    from bincount.training.device import Arithmetic, reproducible
     from bincount.training.distributed import World
     from bincount.training.loop import train_epoch
     from bincount.training.model import build
@@ -483,7 +483,7 @@ def train_as_here(
     reader = Reader(pack.images, rows, world.device)
     batches = reader.batches
     reader.batches = lambda positions: watch.over(batches(positions))
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
+    with reproducible(world.device):
         with Progress("training", steps * batch_size, "images", logging.getLogger(__name__)) as progress:
             train_epoch(trainer, reader, folder, threading.Event(), progress)
         watch.stop()
