@@ -7,10 +7,14 @@ alias: files and deployments may use it still, and so may the command line, whos
 This module imports nothing heavy, so that `bincount --help` is quick.
 """
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, field_validator
+from annotated_types import Ge, Le, Len
+from pydantic import AliasChoices, Discriminator, Field, Tag, create_model, field_validator, model_serializer
+from pydantic.fields import FieldInfo
 
 from bincount import database
 from bincount.errors import SettingsError, mask_address
@@ -221,19 +225,95 @@ class TrainConfig(Frozen):
     )
     device: Device = Field("auto", description="auto: the GPU when there is one")
     seed: int = Field(0, ge=0, description="seed of initial weights, order of images and augmentation")
-    members: int = Field(
+    members: Annotated[
+        Annotated[int, Ge(1), Le(20), Tag("number")] | Annotated[tuple["Member", ...], Len(2, 20), Tag("list")],
+        Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "number"),
+    ] = Field(
         1,
-        ge=1,
-        le=20,
-        description="networks trained one after another, with seeds from the given one on; the model averages them",
+        description="networks trained one after another, with seeds from the given one on; the model averages them; in "
+        "a file of settings also a list of what each network has of its own: `[{model = ..., image_size = ...}, ...]`",
     )
     debug: bool = Field(
         False, description="keep gradient norms, dead channels and a profile of some steps with the run; slower"
     )
 
-    def each_member(self) -> list["TrainConfig"]:
-        """Return the settings of each network that the model consists of."""
-        return [self.model_copy(update={"members": 1, "seed": self.seed + number}) for number in range(self.members)]
+    @property
+    def num_members(self) -> int:
+        return self.members if isinstance(self.members, int) else len(self.members)
+
+    def networks(self, images: ImageConfig) -> list[tuple[ImageConfig, "TrainConfig"]]:
+        """Return the settings of each network that the model consists of: of its images, and of its training.
+
+        Raises SettingsError where a member's images are larger than those of the model, of which its own are made.
+        """
+        listed = (Member(),) * self.members if isinstance(self.members, int) else self.members
+        found = []
+        for number, member in enumerate(listed):
+            own = {"seed": self.seed + number, **member.model_dump()}
+            size = own.pop("image_size", images.image_size)
+            if size > images.image_size:
+                raise SettingsError(
+                    f"member {number + 1} has images of {size} pixels, more than the {images.image_size} of the model, "
+                    f"at which a picture is decoded once for all members; give --image-size {size}"
+                )
+            training = self.model_copy(update={"members": 1, **own})
+            found.append((images.model_copy(update={"image_size": size}), training))
+        return found
+
+    def repeat_members(self, times: int) -> "TrainConfig":
+        """Return the settings of a model that has each network so many times, each time all of them in turn."""
+        return self.model_copy(update={"members": self.members * times})
+
+    def update_members(self, **settings: Any) -> "TrainConfig":
+        """Return the settings with others for all networks, also for those that have these of their own."""
+        if not isinstance(self.members, int):
+            settings["members"] = tuple(
+                member.model_copy(update={name: settings[name] for name in settings.keys() & member.model_fields_set})
+                for member in self.members
+            )
+        return self.model_copy(update=settings)
+
+    def describe_networks(self) -> str:
+        """Name the networks: `resnet34`, `3 x resnet34`, or `mobilenet_v2 + resnet18`."""
+        models = [self.model] * self.members if isinstance(self.members, int) else [
+            member.model or self.model for member in self.members
+        ]
+        return name_networks(models)
+
+
+def name_networks(models: list[str]) -> str:
+    """Name several networks by their models, in the order in which these appear."""
+    return " + ".join(f"{number} x {model}" if number > 1 else model for model, number in Counter(models).items())
+
+
+# What a network of a model may have of its own; all else is as in [training].
+OF_MEMBERS = ("model", "weights", "normalization", "head", "epochs", "batch_size", "learning_rate", "precision", "seed")
+
+
+def _optional(field: FieldInfo) -> tuple[Any, FieldInfo]:
+    """Return a setting, with its bounds, that may be left out."""
+    found = Field(None, description=field.description)
+    found.metadata.extend(field.metadata)
+    return field.annotation | None, found
+
+
+class _WithoutUnset(Frozen):
+    """What one network of a model has of its own; what is left out is as in the sections training and images."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, to_dict: Callable[[Frozen], dict]) -> dict[str, Any]:
+        return {name: value for name, value in to_dict(self).items() if value is not None}
+
+
+Member = create_model(
+    "Member",
+    __base__=_WithoutUnset,
+    __module__=__name__,
+    __doc__=_WithoutUnset.__doc__,
+    image_size=_optional(ImageConfig.model_fields["image_size"]),
+    **{name: _optional(TrainConfig.model_fields[name]) for name in OF_MEMBERS},
+)
+TrainConfig.model_rebuild()
 
 
 class LaunchConfig(Frozen):
