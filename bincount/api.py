@@ -155,8 +155,10 @@ def train(
         images, training = asked.images, device.resolve(asked.training)
         pack = packing.pack_snapshot(snapshot, images)
         members = []
-        for member in training.each_member():
-            request = Request(snapshot, pack, images, member, folder_of(_folders(asked), snapshot, images, member))
+        for own_images, member in training.networks(images):
+            own_pack = pack if own_images == images else packing.pack_snapshot(snapshot, own_images)
+            folder = folder_of(_folders(asked), snapshot, own_images, member)
+            request = Request(snapshot, own_pack, own_images, member, folder)
             members.append(train_in_subprocess(request, on_epoch or _ignore, asked.launch))
         if len(members) == 1:
             return members[0]

@@ -69,7 +69,7 @@ def _explain_list(found: ErrorDetails, written: str, inside: list[int | str]) ->
     member = f"{written}, member {number + 1}"
     if not setting:
         given = mask_credentials(_as_written(found["input"]))
-        yield f"{member} takes settings such as {{model = \"resnet18\", image_size = 128}}, not {given}"
+        yield f'{member} takes settings such as {{model = "resnet18", image_size = 128}}, not {given}'
     elif found["type"] == "extra_forbidden":
         meant = suggest(str(setting[0]), known)
         yield f"{member} has no setting {setting[0]} of its own{meant}; it may have {', '.join(known)}"

@@ -62,7 +62,7 @@ def check_train(job: Job, snapshot: str | None) -> Snapshot:
 
 def check_audit(job: Job, scored_by: str, *, fetch: bool = True) -> None:
     """Raise an error where the bins of a source, or without fetch those of its last snapshot, cannot be scored."""
-    folds, members = job.audit.folds, job.training.members
+    folds, members = job.audit.folds, job.training.num_members
     if fetch:
         check_prepare(job)
     else:
@@ -90,9 +90,10 @@ def check_audit(job: Job, scored_by: str, *, fetch: bool = True) -> None:
             f"{folds} folds of {members} members are {folds * members} networks, more than the {MOST_NETWORKS} that a "
             "model may average; give fewer --folds or --members"
         )
-    if is_own_model(job.training.weights):
+    own = [member.weights for member in job.training.each_member() if is_own_model(member.weights)]
+    if own:
         raise SettingsError(
-            f"the weights {job.training.weights} are of a model that has seen the bins of all folds, which its "
+            f"the weights {own[0]} are of a model that has seen the bins of all folds, which its "
             "successors are to judge; give --weights imagenet or none"
         )
 
@@ -253,7 +254,8 @@ def check_url(flag: str, url: str | None, schemes: Sequence[str], *, needs_port:
 def check_training(job: Job, classes: Classes) -> None:
     """Raise an error where no model of these classes can be trained with these settings."""
     check_registry(job.registry)
-    check_initial_weights(job.training)
+    for _, member in job.training.networks(job.images):
+        check_initial_weights(member)
     check_device(job.training.device, job.launch.nproc_per_node)
     promotion_rules.check_metric(job.promotion, classes)
     if job.launch.nnodes > 1:

@@ -241,44 +241,49 @@ class TrainConfig(Frozen):
     def num_members(self) -> int:
         return self.members if isinstance(self.members, int) else len(self.members)
 
+    def each_member(self) -> list["TrainConfig"]:
+        """Return the settings of each network that the model consists of, but for those of its images."""
+        return [
+            self.model_copy(update={"members": 1, "seed": self.seed + number} | _own_settings(member))
+            for number, member in enumerate(self._listed())
+        ]
+
     def networks(self, images: ImageConfig) -> list[tuple[ImageConfig, "TrainConfig"]]:
         """Return the settings of each network that the model consists of: of its images, and of its training.
 
-        Raises SettingsError where a member's images are larger than those of the model, of which its own are made.
+        Raises SettingsError where a member's images are larger than those of the model.
         """
-        listed = (Member(),) * self.members if isinstance(self.members, int) else self.members
-        found = []
-        for number, member in enumerate(listed):
-            own = {"seed": self.seed + number, **member.model_dump()}
-            size = own.pop("image_size", images.image_size)
+        sizes = [member.image_size or images.image_size for member in self._listed()]
+        for number, size in enumerate(sizes, 1):
             if size > images.image_size:
                 raise SettingsError(
-                    f"member {number + 1} has images of {size} pixels, more than the {images.image_size} of the model, "
-                    f"at which a picture is decoded once for all members; give --image-size {size}"
+                    f"member {number} has images of {size} pixels and the model of {images.image_size}, at which a "
+                    f"picture is decoded once for all members; give --image-size {max(sizes)}"
                 )
-            training = self.model_copy(update={"members": 1, **own})
-            found.append((images.model_copy(update={"image_size": size}), training))
-        return found
+        own_images = [images.model_copy(update={"image_size": size}) for size in sizes]
+        return list(zip(own_images, self.each_member(), strict=True))
+
+    def _listed(self) -> tuple["Member", ...]:
+        return (Member(),) * self.members if isinstance(self.members, int) else self.members
 
     def repeat_members(self, times: int) -> "TrainConfig":
         """Return the settings of a model that has each network so many times, each time all of them in turn."""
         return self.model_copy(update={"members": self.members * times})
 
-    def update_members(self, **settings: Any) -> "TrainConfig":
-        """Return the settings with others for all networks, also for those that have these of their own."""
-        if not isinstance(self.members, int):
-            settings["members"] = tuple(
-                member.model_copy(update={name: settings[name] for name in settings.keys() & member.model_fields_set})
-                for member in self.members
-            )
-        return self.model_copy(update=settings)
+    def params(self) -> dict[str, Any]:
+        """Return the settings as records show them: of members that differ, model names all that there are."""
+        return self.model_dump() | {"model": self.model if isinstance(self.members, int) else self.describe_networks()}
+
+    def start_all_from(self, weights: str) -> "TrainConfig":
+        """Return the settings with other weights to start from, for each network."""
+        members = self.members
+        if not isinstance(members, int):
+            members = tuple(member.model_copy(update={"weights": None}) for member in members)
+        return self.model_copy(update={"weights": weights, "members": members})
 
     def describe_networks(self) -> str:
         """Name the networks: `resnet34`, `3 x resnet34`, or `mobilenet_v2 + resnet18`."""
-        models = [self.model] * self.members if isinstance(self.members, int) else [
-            member.model or self.model for member in self.members
-        ]
-        return name_networks(models)
+        return name_networks([member.model for member in self.each_member()])
 
 
 def name_networks(models: list[str]) -> str:
@@ -287,7 +292,11 @@ def name_networks(models: list[str]) -> str:
 
 
 # What a network of a model may have of its own; all else is as in [training].
-OF_MEMBERS = ("model", "weights", "normalization", "head", "epochs", "batch_size", "learning_rate", "precision", "seed")
+OF_MEMBERS = ("model", "weights", "normalization", "head", "epochs", "batch_size", "learning_rate", "seed")
+
+
+def _own_settings(member: "Member") -> dict[str, Any]:
+    return {name: value for name in OF_MEMBERS if (value := getattr(member, name)) is not None}
 
 
 def _optional(field: FieldInfo) -> tuple[Any, FieldInfo]:

@@ -144,7 +144,9 @@ def _group(title: str, model: type[BaseModel], options: dict[tuple[str, str], An
         description, default = _split_default(field.description or "")
         if not default and not field.is_required():
             default = _value(field.get_default(call_default_factory=False))
-        lines.append(f"| {names} | {_takes(field.annotation, forms.bounds(field))} | {default} | {_text(description)} |")
+        lines.append(
+            f"| {names} | {_takes(field.annotation, forms.bounds(field))} | {default} | {_text(description)} |"
+        )
     return "\n".join([*lines, ""])
 
 

@@ -121,9 +121,12 @@ class _Folds:
         """Train them, one after another."""
         workspace = Workspace(root=job.workspace)
         cross_fit = CrossFit(workspace, snapshot, job.images, job.training, job.audit.folds)
+        packs = data_tasks.pack_members(snapshot, pack, job.training.networks(job.images))
         networks = [
-            training_tasks.train_without_fold(job.replace(training=member), pack, folder, fold, cross_fit)
-            for fold, member, folder in cross_fit.networks()
+            training_tasks.train_without_fold(
+                job.replace(images=images, training=training), packs[images], folder, fold, cross_fit
+            )
+            for fold, images, training, folder in cross_fit.networks()
         ]
         return cls(cross_fit, *training_tasks.average_folds(cross_fit, networks, pack))
 

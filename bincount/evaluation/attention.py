@@ -8,13 +8,15 @@ What is explained is the logit of a class less the mean of all classes' logits. 
 probability, and it would cover the whole picture.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bincount.training.augment import center_crop, normalize
 from bincount.training.spec import ModelSpec
+from bincount.training.views import prepare
 
 
 def grad_cam(network: nn.Module, spec: ModelSpec, images: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
@@ -24,13 +26,12 @@ def grad_cam(network: nn.Module, spec: ModelSpec, images: np.ndarray, labels: np
     speaks for the class; then all are 0. It is the mean over the members, and with flip_at_test over each image and its
     mirror image. The network is left as it was: nothing of it is kept, and none of its parameters gets a gradient.
     """
-    members = list(network) if spec.members > 1 else [network]
+    members = zip(network if spec.members > 1 else [network], spec.each_network(), strict=True)
     device = next(network.parameters()).device
     batch = torch.from_numpy(np.array(images)).to(device)  # a copy: arrays that were decoded may be read-only
     with torch.no_grad():
-        pixels = normalize(center_crop(batch, spec.center_crop), spec.normalization)
-        views = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]
-        maps = [(member, feature_map(member.backbone, view)) for member in members for view in views]
+        views = prepare(batch, spec)
+        maps = [(member, feature_map(member.backbone, view)) for member, own in members for view in views[own.input]]
         if labels is None:
             logits = torch.stack([member.head(pool(features)) for member, features in maps])
             chosen = (logits[..., : len(spec.classes)] / spec.temperature).softmax(2).mean(0).argmax(1)
@@ -39,7 +40,8 @@ def grad_cam(network: nn.Module, spec: ModelSpec, images: np.ndarray, labels: np
     heats = [_heat(member.head, features, chosen, len(spec.classes)) for member, features in maps]
     if spec.flip_at_test:
         heats[1::2] = [heat.flip(2) for heat in heats[1::2]]
-    return _fit(torch.stack(heats).mean(0), spec).cpu().numpy()
+    finest = max((heat.shape[1:] for heat in heats), key=max)
+    return _fit(torch.stack([_enlarge(heat, finest) for heat in heats]).mean(0), spec).cpu().numpy()
 
 
 def feature_map(backbone: nn.Module, pixels: Tensor) -> Tensor:
@@ -65,12 +67,19 @@ def _heat(head: nn.Module, features: Tensor, labels: Tensor, num_classes: int) -
     return functional.relu(torch.einsum("nf,nfhw->nhw", weights, features))
 
 
+def _enlarge(heat: Tensor, size: Sequence[int]) -> Tensor:
+    """Enlarge heat (N, h, w) to (N, H, W); members of other images or backbones have other feature maps."""
+    if heat.shape[1:] == size:
+        return heat
+    return functional.interpolate(heat[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
 def _fit(heat: Tensor, spec: ModelSpec) -> Tensor:
     """Enlarge heat (N, H, W) to the image, of which the network may have seen the middle alone, with 1 as the most."""
     side = max(1, round(spec.image_size * spec.center_crop))
     start = (spec.image_size - side) // 2
     end = spec.image_size - side - start
-    enlarged = functional.interpolate(heat[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+    enlarged = _enlarge(heat, (side, side))
     most = enlarged.amax(dim=(1, 2), keepdim=True)
     enlarged = torch.where(most > 0, enlarged / most.clamp_min(torch.finfo(most.dtype).tiny), 0.0)
     return functional.pad(enlarged, (start, end, start, end))

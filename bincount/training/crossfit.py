@@ -44,14 +44,14 @@ class CrossFit:
 
     def whole(self) -> TrainConfig:
         """Return the settings of the mean of all networks: those of one, with as many members as there are."""
-        return self.training.model_copy(update={"members": self.training.members * self.num_folds})
+        return self.training.repeat_members(self.num_folds)
 
-    def networks(self) -> list[tuple[Fold, TrainConfig, Path]]:
+    def networks(self) -> list[tuple[Fold, ImageConfig, TrainConfig, Path]]:
         """Return the fold, the settings and the folder of each training, fold by fold."""
         return [
-            (fold, member, folder_of(self.workspace, self.snapshot, self.images, member, fold))
+            (fold, images, training, folder_of(self.workspace, self.snapshot, images, training, fold))
             for fold in self.folds
-            for member in self.training.each_member()
+            for images, training in self.training.networks(self.images)
         ]
 
     def average_fold(self, fold: Fold, members: Sequence[Trained], pack: Pack) -> Trained:

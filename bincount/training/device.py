@@ -60,7 +60,8 @@ def resolve(training: TrainConfig) -> TrainConfig:
     device = choose_device(training.device)
     precision = training.precision
     if precision == "auto":
-        precision = "bfloat16" if _is_faster_in_bfloat16(training.model, device) else "float32"
+        models = {member.model for member in training.each_member()}
+        precision = "bfloat16" if all(_is_faster_in_bfloat16(model, device) for model in models) else "float32"
     return training.model_copy(update={"device": device.type, "precision": precision})
 
 

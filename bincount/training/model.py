@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from bincount.errors import WeightsUnavailable
 from bincount.files import atomic_write
 from bincount.settings import TrainConfig
-from bincount.training.augment import center_crop, normalize
 from bincount.training.device import is_out_of_memory
 from bincount.training.spec import (
     WEIGHTS,
@@ -32,6 +31,7 @@ from bincount.training.spec import (
     weights_digest,
     write_spec,
 )
+from bincount.training.views import prepare
 
 HIDDEN_UNITS = 256
 INFERENCE_BATCH = 128
@@ -43,7 +43,7 @@ def build(spec: ModelSpec) -> nn.Module:
     The first C outputs are the classes, the others the extra names. Several members are a ModuleList.
     """
     if spec.members > 1:
-        return nn.ModuleList(build(spec.model_copy(update={"members": 1})) for _ in range(spec.members))
+        return nn.ModuleList(build(network) for network in spec.each_network())
     if spec.model == "small":
         backbone, num_features = _small_backbone()
     else:
@@ -89,8 +89,8 @@ def _head(kind: str, dropout: float, num_features: int, num_classes: int) -> nn.
 def load_weights(model: nn.Module, training_config: TrainConfig) -> None:
     """Load initial weights into the backbone of a network that build made, and into its head when they fit.
 
-    From a model that save wrote, the head is loaded too when it has the same outputs; of several members the seed
-    chooses one. The head of any other file is ignored. Raises SettingsError; WeightsUnavailable when the weights cannot
+    From a model that save wrote, the head is loaded too when it has the same outputs; of several members that fit the
+    seed chooses one. The head of any other file is ignored. Raises SettingsError; WeightsUnavailable when the weights cannot
     be read or lack a tensor of the backbone; and ModelDamaged when a saved model is damaged.
     """
     name, weights = training_config.model, training_config.weights
@@ -98,10 +98,9 @@ def load_weights(model: nn.Module, training_config: TrainConfig) -> None:
         return
     check_initial_weights(training_config)
     tensors = _fetch_imagenet(name) if weights == "imagenet" else _read_tensors(Path(weights))
-    head = {}
+    head, expected = {}, model.backbone.state_dict()
     if any("backbone." in key for key in tensors):
-        tensors, head = _backbone_and_head(tensors, training_config.seed)
-    expected = model.backbone.state_dict()
+        tensors, head = _backbone_and_head(tensors, training_config.seed, expected)
     unfit = [
         key
         for key, tensor in expected.items()
@@ -120,10 +119,23 @@ def load_weights(model: nn.Module, training_config: TrainConfig) -> None:
         model.head.load_state_dict(head)
 
 
-def _backbone_and_head(tensors: dict[str, Tensor], seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split the tensors of a model that save wrote into the two parts of its network, or of one of its members."""
-    members = {key.partition(".")[0] for key in tensors if key[0].isdecimal()}
-    prefix = f"{seed % len(members)}." if members else ""
+def _backbone_and_head(
+    tensors: dict[str, Tensor], seed: int, expected: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split the tensors of a model that save wrote into the two parts of its network, or of one of its members.
+
+    Of several members it is one whose backbone has the expected tensors, where there is one.
+    """
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    numbers = {int(key.partition(".")[0]) for key in tensors if key[0].isdecimal()}
+    prefixes = [f"{number}." for number in sorted(numbers)]
+    fitting = [
+        prefix
+        for prefix in prefixes
+        if all(shapes.get(f"{prefix}backbone.{key}") == tensor.shape for key, tensor in expected.items())
+    ]
+    candidates = fitting or prefixes or [""]
+    prefix = candidates[seed % len(candidates)]
     return tuple(
         {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
         for start in (f"{prefix}backbone.", f"{prefix}head.")
@@ -218,11 +230,11 @@ def logits(
 
 
 def _apply_to_views(model: nn.Module, spec: ModelSpec, images: Tensor, num_outputs: int) -> Tensor:
-    pixels = normalize(center_crop(images, spec.center_crop), spec.normalization)
-    views = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]
-    members = model if spec.members > 1 else [model]
+    views = prepare(images, spec)
+    members = zip(model if spec.members > 1 else [model], spec.each_network(), strict=True)
     # An image that is taken to be of one of the classes has no use for the outputs of the extra names, which are last.
-    return torch.stack([member(view)[:, :num_outputs] for member in members for view in views], dim=1)
+    results = [member(view)[:, :num_outputs] for member, network in members for view in views[network.input]]
+    return torch.stack(results, dim=1)
 
 
 def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
