@@ -61,7 +61,10 @@ NO_FIELDS = {"title": "as it is", "type": "object", "properties": {}, "maxProper
 def bounds(field: FieldInfo) -> list[Any]:
     """Return what bounds a setting; for one that is a number or something else, what bounds the number."""
     alternatives = (each for each in get_args(field.annotation) if KINDS_OF_NUMBERS.intersection(get_args(each)))
-    return [*field.metadata, *(part for each in alternatives for part in get_args(each)[1:])]
+    return [
+        *field.metadata,
+        *(bound for each in alternatives for part in get_args(each)[1:] for bound in getattr(part, "metadata", ())),
+    ]
 
 
 def limits(field: FieldInfo) -> str:

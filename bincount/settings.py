@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, Len
 from pydantic import AliasChoices, Discriminator, Field, Tag, create_model, field_validator, model_serializer
 from pydantic.fields import FieldInfo
 
@@ -226,7 +225,8 @@ class TrainConfig(Frozen):
     device: Device = Field("auto", description="auto: the GPU when there is one")
     seed: int = Field(0, ge=0, description="seed of initial weights, order of images and augmentation")
     members: Annotated[
-        Annotated[int, Ge(1), Le(20), Tag("number")] | Annotated[tuple["Member", ...], Len(2, 20), Tag("list")],
+        Annotated[int, Field(ge=1, le=20), Tag("number")]
+        | Annotated[tuple["Member", ...], Field(min_length=2, max_length=20), Tag("list")],
         Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "number"),
     ] = Field(
         1,

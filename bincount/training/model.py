@@ -90,8 +90,8 @@ def load_weights(model: nn.Module, training_config: TrainConfig) -> None:
     """Load initial weights into the backbone of a network that build made, and into its head when they fit.
 
     From a model that save wrote, the head is loaded too when it has the same outputs; of several members that fit the
-    seed chooses one. The head of any other file is ignored. Raises SettingsError; WeightsUnavailable when the weights cannot
-    be read or lack a tensor of the backbone; and ModelDamaged when a saved model is damaged.
+    seed chooses one. The head of any other file is ignored. Raises SettingsError; WeightsUnavailable when the weights
+    cannot be read or lack a tensor of the backbone; and ModelDamaged when a saved model is damaged.
     """
     name, weights = training_config.model, training_config.weights
     if weights == "none":
