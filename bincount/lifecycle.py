@@ -154,12 +154,13 @@ def _identifying_settings(job: Job) -> Mapping:
     again; a warm start replaces the weights that the settings name. The mean of the networks of folds, each of which
     has trained on a part, is no training with these settings.
     """
-    by_machine = {"device"} | ({"precision"} if job.training.precision == "auto" else set())
+    chosen = {name for name in ("precision", "normalization") if getattr(job.training, name) == "auto"}
+    no_reason = chosen | {"device", "weights_licence"}
     if job.retraining.warm_start:
-        by_machine.add("weights")
+        no_reason.add("weights")
     training = job.training.start_all_from("") if job.retraining.warm_start else job.training
     settings = {**job.images.model_dump(), **training.params(), FOLDS_PARAM: ""}
-    return {name: value for name, value in settings.items() if name not in by_machine}
+    return {name: value for name, value in settings.items() if name not in no_reason}
 
 
 def measure_drift(

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from bincount import backbones
 from bincount.data import advice, bins, lists, snapshots, source
 from bincount.data.snapshots import Snapshot
 from bincount.errors import ModelNotFound, SettingsError, SnapshotNotFound, mask_credentials
 from bincount.evaluation import promotion as promotion_rules
 from bincount.problem import Classes
-from bincount.settings import Device, Job, RegistryConfig, RunnerConfig
+from bincount.settings import Device, ImageConfig, Job, RegistryConfig, RunnerConfig, TrainConfig
+from bincount.training.pretrained import import_timm
 from bincount.training.spec import MOST_NETWORKS, check_initial_weights, is_checkpoint, is_own_model
 from bincount.workspace import Workspace
 
@@ -251,10 +253,25 @@ def check_url(flag: str, url: str | None, schemes: Sequence[str], *, needs_port:
         raise SettingsError(f"{flag} {mask_credentials(url)} is no address of a server; write {form}")
 
 
+def check_backbone(training: TrainConfig, images: ImageConfig) -> None:
+    """Raise SettingsError where the network is not there, or takes no images of the size.
+
+    It imports torch only for a network of timm's, which that package alone knows.
+    """
+    if not training.model.startswith(backbones.TIMM):
+        backbones.check_size(training.model, images.image_size)
+        return
+    import_timm()
+    from bincount.training import networks  # here, since torch takes seconds to import
+
+    networks.check(training.model, images.image_size)
+
+
 def check_training(job: Job, classes: Classes) -> None:
     """Raise an error where no model of these classes can be trained with these settings."""
     check_registry(job.registry)
-    for _, member in job.training.networks(job.images):
+    for images, member in job.training.networks(job.images):
+        check_backbone(member, images)
         check_initial_weights(member)
     check_device(job.training.device, job.launch.nproc_per_node)
     promotion_rules.check_metric(job.promotion, classes)

@@ -12,10 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Discriminator, Field, Tag, create_model, field_validator, model_serializer
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Discriminator,
+    Field,
+    Tag,
+    create_model,
+    field_validator,
+    model_serializer,
+)
 from pydantic.fields import FieldInfo
 
-from bincount import database
+from bincount import backbones, database
 from bincount.errors import SettingsError, mask_address
 from bincount.frozen import Frozen, accept_earlier_names
 from bincount.problem import Classes
@@ -23,9 +32,7 @@ from bincount.problem import Classes
 MAX_PIXELS = 50_000_000  # of a picture, unless set otherwise
 DEFAULT_WORKSPACE = Path("bincount-data")
 WORKSPACE_HELP = "folder that holds everything the pipeline makes"
-ModelName = Literal[
-    "small", "resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_v2_s"
-]
+ModelName = Annotated[str, AfterValidator(backbones.check_name)]
 
 Device = Literal["auto", "cpu", "cuda"]
 WEIGHT_DECAY = {"adamw": 0.1, "adam": 1e-4, "sgd": 1e-4}  # by optimizer, where none is set
@@ -162,16 +169,26 @@ class TrainConfig(Frozen):
     """How a model is trained."""
 
     model: ModelName = Field(
-        "resnet34", description="torchvision backbone, or small: a network for quick trials, without pretrained weights"
+        "resnet34",
+        description="backbone that `bincount backbones` lists: a name of torchvision's, timm/NAME, or small, a network "
+        "for quick trials without pretrained weights",
+        json_schema_extra=backbones.RULE,
     )
     weights: str = Field(
         "imagenet",
-        description="imagenet: torchvision's, downloaded once; none: random; or a .pth or .safetensors file: "
-        "a backbone's, or a model.safetensors that was trained here, head included",
+        description="imagenet: the pretrained ones of torchvision or timm, downloaded once; none: random; or a .pth or "
+        ".safetensors file: a backbone's, or a model.safetensors that was trained here, head included",
     )
-    normalization: Literal["imagenet", "symmetric"] = Field(
-        "imagenet",
-        description="imagenet: torchvision's mean and deviation; symmetric: x / 127.5 - 1, for weights from Keras",
+    weights_licence: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="licence of a file of weights, for the model card [default: not known]",
+    )
+    normalization: Literal["auto", "imagenet", "symmetric"] = Field(
+        "auto",
+        description="auto: as the backbone's pretrained weights expect it; imagenet: torchvision's mean and deviation; "
+        "symmetric: x / 127.5 - 1, for weights from Keras",
     )
     head: Literal["linear", "mlp"] = Field(
         "linear", description="linear: one layer; mlp: two layers of 256 hidden units"
@@ -292,7 +309,10 @@ def name_networks(models: list[str]) -> str:
 
 
 # What a network of a model may have of its own; all else is as in [training].
-OF_MEMBERS = ("model", "weights", "normalization", "head", "epochs", "batch_size", "learning_rate", "seed")
+OF_MEMBERS = (
+    *("model", "weights", "weights_licence", "normalization", "head"),
+    *("epochs", "batch_size", "learning_rate", "seed"),
+)
 
 
 def _own_settings(member: "Member") -> dict[str, Any]:

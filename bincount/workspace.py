@@ -81,7 +81,7 @@ class Workspace(Frozen):
         which may be another tomorrow under the same name; so are the pixels of a photo, which follow from the decoder
         (data.pictures.DECODER_VERSION). subset names the images that are trained on, where it is not all of them.
         """
-        inputs = f"{images.model_dump_json()}{training.model_dump_json()}{decoder}{subset}"
+        inputs = f"{images.model_dump_json()}{training.model_dump_json(exclude_none=True)}{decoder}{subset}"
         if os.path.isfile(training.weights):
             with open(training.weights, "rb") as file:
                 inputs += hashlib.file_digest(file, "sha256").hexdigest()

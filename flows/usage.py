@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Iterable
-from typing import get_args
 
 from cyclopts import CycloptsError
 from cyclopts.exceptions import MissingArgumentError, UnknownCommandError, UnknownOptionError
 from pydantic import ValidationError
 
-from bincount import settings
+from bincount import backbones, settings
 from bincount.mistakes import explain_values, flag, names_of, suggest
 
 HELP_FLAGS = ("--help", "-h", "--help-all")
@@ -60,7 +59,7 @@ def _name_scorer(words: list[str]) -> list[str]:
     for position, word in enumerate(words):
         name, _, value = word.partition("=")
         value = value or (words[position + 1] if position + 1 < len(words) else "")
-        if name == "--model" and value not in get_args(settings.ModelName):
+        if name == "--model" and not backbones.is_name(value):
             named[position] = word.replace("--model", "--scored-by", 1)
     return named
 

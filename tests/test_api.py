@@ -157,8 +157,7 @@ def test_values_that_cannot_be_are_all_named_with_what_each_takes(snapshot):
     assert sorted(str(refused.value).splitlines()) == [
         "epochs takes a whole number of at least 1, not 0",
         "image_size takes a whole number in steps of 32 of at least 32 and at most 1024, not 33",
-        "model takes one of small, resnet18, resnet34, resnet50, mobilenet_v2, mobilenet_v3_small, efficientnet_v2_s, "
-        "not 'resnet'; did you mean resnet50?",
+        "model: there is no network 'resnet', perhaps resnet50, resnet34 or resnet18; `bincount backbones` lists all",
     ]
 
 

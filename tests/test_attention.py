@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from coloured import SIDE, picture, sees_colours, spec
+from test_model import NAMES
 from torch import Tensor, nn
 
 from bincount.evaluation.attention import feature_map, grad_cam, pool
-from bincount.settings import ModelName
 from bincount.training.model import build, logits
 
 
@@ -101,7 +101,7 @@ def test_the_margin_that_a_network_does_not_see_is_cold():
     np.testing.assert_allclose(peak(heat), (24, 40), atol=4)
 
 
-@pytest.mark.parametrize("model", ModelName.__args__)
+@pytest.mark.parametrize("model", NAMES)
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 def test_every_network_is_its_feature_map_pooled_and_its_head(model, head):
     network = build(spec(model, "0..5", head=head)).eval()

@@ -218,7 +218,7 @@ def test_no_training_starts_from_a_model_whose_weights_changed(model):
     flip(model / "model.safetensors")
     with pytest.raises(ModelDamaged, match=r"model\.safetensors is damaged"):
         models.load_weights(
-            models.build(read_spec(model)), TrainConfig(model="small", weights=str(model / "model.safetensors"))
+            models.build(read_spec(model)), TrainConfig(model="small", weights=str(model / "model.safetensors")), 32
         )
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 from synthetic_training import IMAGES, QUICK, dataset
+from test_model import NAMES
 
 from bincount.errors import SettingsError
-from bincount.settings import Device, ModelName, TrainConfig
+from bincount.settings import Device, TrainConfig
 from bincount.training.device import Arithmetic, choose_arithmetic, choose_device, resolve
 from bincount.training.loop import fit
 from bincount.training.run_folder import Request
@@ -59,7 +60,7 @@ def test_auto_is_resolved_by_model_and_machine(on, machine, model, resolved):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_precision_that_is_set_is_one_thing_on_every_machine_and_for_every_model(on, machine, precision):
     on(machine)
-    for model in get_args(ModelName):
+    for model in NAMES:
         settings = resolve(TrainConfig(model=model, precision=precision))
         assert choose_arithmetic(settings, num_steps=10) == Arithmetic(bfloat16=precision == "bfloat16")
 
@@ -92,9 +93,9 @@ def test_the_task_returns_the_resolved_settings(on):
     on("with bfloat16")
     settings = training_tasks.choose_arithmetic(TrainConfig(model="resnet18"))
     assert (settings.device, settings.precision) == ("cpu", "bfloat16")
-    assert settings.model_dump(exclude={"device", "precision"}) == TrainConfig(model="resnet18").model_dump(
-        exclude={"device", "precision"}
-    )
+    assert settings.normalization == "imagenet"
+    chosen = {"device", "precision", "normalization"}
+    assert settings.model_dump(exclude=chosen) == TrainConfig(model="resnet18").model_dump(exclude=chosen)
 
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16"])

@@ -100,7 +100,10 @@ def test_the_file_that_the_command_prints_says_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("members", "mistake"),
     [
-        ('[{}, {model = "resnet19"}]', "members, member 2: model takes one of small, .*did you mean resnet18"),
+        (
+            '[{}, {model = "resnet19"}]',
+            "members, member 2: model: there is no network 'resnet19'; did you mean resnet18",
+        ),
         ("[{image_size = 100}, {}]", "members, member 1: image_size takes a whole number in steps of 32 .*, not 100"),
         ("[{learning_rate = -1.0}, {}]", "members, member 1: learning_rate takes a number of more than 0, not -1.0"),
         ("[{}, {}, {seeds = 1}]", "members, member 3 has no setting seeds of its own; did you mean seed"),
@@ -233,7 +236,7 @@ def test_weights_of_a_member_with_the_same_network_start_a_training(tmp_path):
     tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
     for number, (images, training) in enumerate(MIXED.networks(LARGE)):
         network = models.build(ModelSpec.make(images, training, Classes.parse("0..2")))
-        models.load_weights(network, training.start_all_from(str(tmp_path / "model.safetensors")))
+        models.load_weights(network, training.start_all_from(str(tmp_path / "model.safetensors")), images.image_size)
         assert all(torch.equal(tensor, tensors[f"{number}.{key}"]) for key, tensor in network.state_dict().items())
 
 

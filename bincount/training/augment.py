@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bincount.backbones import NamedNormalization, Normalization
 from bincount.settings import TrainConfig
 
 ASPECT_RATIO = 4 / 3  # the largest of a random crop, in either direction, as in torchvision's RandomResizedCrop
@@ -76,7 +77,7 @@ def draw_views(num_images: int, side: int, generator: torch.Generator, training_
     )
 
 
-def apply_views(images: Tensor, views: Views, normalization: str) -> Tensor:
+def apply_views(images: Tensor, views: Views, normalization: NamedNormalization | Normalization) -> Tensor:
     """Return the images as their views show them, stretched to the square and normalised; both on one device.
 
     Brightness, contrast about the image's mean, and normalisation are one multiplication and one addition.
@@ -135,18 +136,20 @@ def center_crop(images: Tensor, fraction: float) -> Tensor:
     return functional.interpolate(middle, size=(side, side), mode="bilinear", align_corners=False)
 
 
-def normalize(pixels: Tensor, normalization: str) -> Tensor:
+def normalize(pixels: Tensor, normalization: NamedNormalization | Normalization) -> Tensor:
     """Centre and scale pixels (N, 3, S, S) in 0..255, as the network expects them."""
     return _scaled(pixels, *_normalization(normalization, pixels.device))
 
 
 @cache
-def _normalization(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def _normalization(normalization: NamedNormalization | Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the scale and the shift of pixels in 0..255, (3, 1, 1) each."""
-    if name == "symmetric":
+    if normalization == "symmetric":
         mean = deviation = torch.full((3, 1, 1), 127.5)
     else:
-        mean, deviation = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        known = (IMAGENET_MEAN, IMAGENET_DEVIATION)
+        values = known if normalization == "imagenet" else (normalization.mean, normalization.deviation)
+        mean, deviation = (255 * torch.tensor(each).view(3, 1, 1) for each in values)
     return (1 / deviation).to(device), (-mean / deviation).to(device)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from bincount.errors import SettingsError
 from bincount.settings import Device, TrainConfig
+from bincount.training import pretrained
 
 # Training steps on one core of an AMD EPYC with avx512_bf16, images/s in bfloat16 and in float32, channels last, the
 # best of five steps of 16 images of 128 pixels: resnet18 50 and 26, resnet34 27 and 15, resnet50 18 and 10,
@@ -51,18 +52,23 @@ def choose_device(name: Device, local_rank: int = 0, num_processes: int | None =
 
 
 def resolve(training: TrainConfig) -> TrainConfig:
-    """Replace `auto` by the device and the precision that it means on this machine.
+    """Replace `auto` by the device, the precision and the normalisation that it means on this machine.
 
     Both change the weights in their last bits, so they follow from the settings and the hardware, and no trial run
-    chooses them. The resolved settings name a training's folder (Workspace.run) and are sent to its processes. Raises
-    SettingsError as choose_device does.
+    chooses them. The normalisation that `auto` means follows from the model, and is replaced where it has a name. The
+    resolved settings name a training's folder (Workspace.run) and are sent to its processes. Raises SettingsError as
+    choose_device does.
     """
     device = choose_device(training.device)
     precision = training.precision
     if precision == "auto":
         models = {member.model for member in training.each_member()}
         precision = "bfloat16" if all(_is_faster_in_bfloat16(model, device) for model in models) else "float32"
-    return training.model_copy(update={"device": device.type, "precision": precision})
+    changes = {"device": device.type, "precision": precision}
+    # Of members that are listed it may be another one for each, which their own trainings find.
+    if isinstance(training.members, int) and isinstance(name := pretrained.resolve_normalization(training), str):
+        changes["normalization"] = name
+    return training.model_copy(update=changes)
 
 
 def choose_arithmetic(training: TrainConfig, num_steps: int) -> Arithmetic:

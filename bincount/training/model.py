@@ -5,10 +5,8 @@ rebuild the network and how to prepare images for it.
 """
 
 import pickle
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +15,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from bincount.backbones import TIMM
 from bincount.errors import WeightsUnavailable
 from bincount.files import atomic_write
 from bincount.settings import TrainConfig
 from bincount.training.device import is_out_of_memory
+from bincount.training.networks import build_backbone, fetch_weights, fit_tensors
 from bincount.training.spec import (
     WEIGHTS,
     ModelSpec,
@@ -40,38 +40,14 @@ INFERENCE_BATCH = 128
 def build(spec: ModelSpec) -> nn.Module:
     """Build the network with random weights: (N, 3, S, S) normalised images -> (N, C + E) logits.
 
-    The first C outputs are the classes, the others the extra names. Several members are a ModuleList.
+    The first C outputs are the classes, the others the extra names. Several members are a ModuleList. Raises
+    SettingsError where the network needs a package that is not installed.
     """
     if spec.members > 1:
         return nn.ModuleList(build(network) for network in spec.each_network())
-    if spec.model == "small":
-        backbone, num_features = _small_backbone()
-    else:
-        backbone, num_features = _torchvision_backbone(spec.model)
+    backbone, num_features = build_backbone(spec.model, spec.image_size)
     head = _head(spec.head, spec.dropout, num_features, len(spec.outputs))
     return nn.Sequential(OrderedDict(backbone=backbone, head=head))
-
-
-def _torchvision_backbone(name: str) -> tuple[nn.Module, int]:
-    from torchvision import models  # here, since it takes seconds to import, and the small network does without
-
-    backbone = models.get_model(name, weights=None)
-    classifier = "fc" if hasattr(backbone, "fc") else "classifier"
-    layers = getattr(backbone, classifier).modules()
-    num_features = next(layer.in_features for layer in layers if isinstance(layer, nn.Linear))
-    setattr(backbone, classifier, nn.Identity())
-    return backbone, num_features
-
-
-def _small_backbone() -> tuple[nn.Module, int]:
-    """Build a network of 240,000 weights. Mean pooling keeps the amount of each feature, which counting needs."""
-
-    def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-        convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-
-    layers = [*block(3, 32, 2), *block(32, 64, 2), *block(64, 128, 1), *block(128, 128, 2)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 128
 
 
 def _head(kind: str, dropout: float, num_features: int, num_classes: int) -> nn.Module:
@@ -86,30 +62,33 @@ def _head(kind: str, dropout: float, num_features: int, num_classes: int) -> nn.
     )
 
 
-def load_weights(model: nn.Module, training_config: TrainConfig) -> None:
+def load_weights(model: nn.Module, training_config: TrainConfig, image_size: int) -> None:
     """Load initial weights into the backbone of a network that build made, and into its head when they fit.
 
     From a model that save wrote, the head is loaded too when it has the same outputs; of several members that fit the
-    seed chooses one. The head of any other file is ignored. Raises SettingsError; WeightsUnavailable when the weights
-    cannot be read or lack a tensor of the backbone; and ModelDamaged when a saved model is damaged.
+    seed chooses one. The head of any other file is ignored. Position embeddings are interpolated to image_size. Raises
+    SettingsError; WeightsUnavailable when the weights cannot be read or lack a tensor of the backbone; and ModelDamaged
+    when a saved model is damaged.
     """
     name, weights = training_config.model, training_config.weights
     if weights == "none":
         return
     check_initial_weights(training_config)
-    tensors = _fetch_imagenet(name) if weights == "imagenet" else _read_tensors(Path(weights))
+    tensors = fetch_weights(name, image_size) if weights == "imagenet" else _read_tensors(Path(weights))
     head, expected = {}, model.backbone.state_dict()
     if any("backbone." in key for key in tensors):
         tensors, head = _backbone_and_head(tensors, training_config.seed, expected)
+    tensors = fit_tensors(name, image_size, model.backbone, tensors)
     unfit = [
         key
         for key, tensor in expected.items()
         if not key.endswith("num_batches_tracked") and getattr(tensors.get(key), "shape", None) != tensor.shape
     ]
     if unfit:
+        library = "timm" if name.startswith(TIMM) else "torchvision"
         raise WeightsUnavailable(
             f"{weights} does not fit {name}: {len(unfit)} of {len(expected)} tensors are missing or of another shape, "
-            f"such as {', '.join(unfit[:3])}; give a file of {name} with torchvision's names"
+            f"such as {', '.join(unfit[:3])}; give a file of {name} with {library}'s names"
         )
     if not all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point()):
         raise WeightsUnavailable(f"{weights} holds numbers that are not finite; give another file")
@@ -124,17 +103,15 @@ def _backbone_and_head(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split the tensors of a model that save wrote into the two parts of its network, or of one of its members.
 
-    Of several members it is one whose backbone has the expected tensors, where there is one.
+    Of several members it is one with the expected tensors, or else, since position embeddings depend on the size of the
+    images, one that has them in another shape.
     """
-    shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    numbers = {int(key.partition(".")[0]) for key in tensors if key[0].isdecimal()}
-    prefixes = [f"{number}." for number in sorted(numbers)]
-    fitting = [
-        prefix
-        for prefix in prefixes
-        if all(shapes.get(f"{prefix}backbone.{key}") == tensor.shape for key, tensor in expected.items())
-    ]
-    candidates = fitting or prefixes or [""]
+    wanted = {key: tensor.shape for key, tensor in expected.items()}
+    numbers = sorted({int(key.partition(".")[0]) for key in tensors if key[0].isdecimal()})
+    shapes = {f"{number}.": _shapes(tensors, f"{number}.backbone.") for number in numbers}
+    equal = [prefix for prefix, own in shapes.items() if own == wanted]
+    alike = [prefix for prefix, own in shapes.items() if own.keys() == wanted.keys()]
+    candidates = equal or alike or list(shapes) or [""]
     prefix = candidates[seed % len(candidates)]
     return tuple(
         {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
@@ -142,17 +119,8 @@ def _backbone_and_head(
     )
 
 
-def _fetch_imagenet(name: str) -> dict[str, Tensor]:
-    from torchvision import models
-
-    weights = models.get_model_weights(name).DEFAULT
-    try:
-        return weights.get_state_dict(check_hash=True, progress=sys.stderr.isatty())
-    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash differs
-        raise WeightsUnavailable(
-            f"the ImageNet weights of {name} could not be fetched from {weights.url} ({error}); "
-            "give a file with `--weights FILE`, or start from random weights with `--weights none`"
-        ) from error
+def _shapes(tensors: dict[str, Tensor], prefix: str) -> dict[str, torch.Size]:
+    return {key.removeprefix(prefix): tensor.shape for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

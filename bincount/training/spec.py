@@ -8,14 +8,17 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
+from bincount.backbones import NamedNormalization, Normalization
 from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import ModelDamaged, ModelNotFound, ModelUnreadable, SettingsError, WeightsUnavailable
 from bincount.files import read_sealed, write_sealed
 from bincount.frozen import Frozen
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, ModelName, TrainConfig, name_networks
+from bincount.training import pretrained
 
 WEIGHTS = "model.safetensors"
+NOT_KNOWN = "not known: from {}"  # of a licence
 MOST_NETWORKS = 20  # that a model averages
 
 
@@ -26,7 +29,7 @@ class NetworkSpec(Frozen):
     head: Literal["linear", "mlp"]
     dropout: float = Field(ge=0, lt=1)
     image_size: int = Field(ge=32, le=1024, multiple_of=32)
-    normalization: Literal["imagenet", "symmetric"]
+    normalization: NamedNormalization | Normalization
 
 
 class ModelSpec(Frozen):
@@ -34,8 +37,9 @@ class ModelSpec(Frozen):
 
     extra_names are outputs that the network is trained on beside the classes and that predictions leave out. networks
     describes each member where they differ; image_size, at which a picture is decoded, is then at least that of each,
-    and the other fields that these have are the first member's.
-    weights_sha256 is the digest of the weights file beside it; it is empty in models of older releases.
+    and the other fields that these have are the first member's. weights_licence is that of the weights that the
+    training started from. weights_sha256 is the digest of the weights file beside it. Both are empty in models of older
+    releases.
     """
 
     model: ModelName
@@ -45,7 +49,7 @@ class ModelSpec(Frozen):
     extra_names: tuple[str, ...] = ()
     image_size: int = Field(ge=32, le=1024, multiple_of=32)
     resize: Literal["squash", "crop"]
-    normalization: Literal["imagenet", "symmetric"]
+    normalization: NamedNormalization | Normalization
     center_crop: float = Field(gt=0, le=1)
     flip_at_test: bool = False
     # The divisor of the logits that calibrates probabilities. Fitted values lie in 0.1..10; far outside these bounds
@@ -53,6 +57,7 @@ class ModelSpec(Frozen):
     temperature: float = Field(1.0, ge=0.001, le=1000)
     members: int = Field(1, ge=1, le=MOST_NETWORKS, description="networks whose probabilities are averaged")
     networks: tuple[NetworkSpec, ...] = ()
+    weights_licence: str = ""
     weights_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
 
     @field_validator("extra_names")
@@ -85,15 +90,18 @@ class ModelSpec(Frozen):
             extra_names=extra_names,
             image_size=images.image_size,
             resize=images.resize,
-            normalization=training.normalization,
+            normalization=pretrained.resolve_normalization(training),
             center_crop=training.center_crop,
             flip_at_test=training.flip_at_test,
+            weights_licence=licence_of(training),
         )
 
     @classmethod
     def average(cls, specs: Sequence["ModelSpec"], image_size: int) -> "ModelSpec":
         """Describe the mean of several models of one network each, with pictures decoded at image_size."""
         whole = specs[0].model_copy(update={"members": len(specs), "image_size": image_size, "temperature": 1.0})
+        licences = dict.fromkeys(filter(None, (spec.weights_licence for spec in specs)))
+        whole = whole.model_copy(update={"weights_licence": "; ".join(licences)})
         networks = tuple(NetworkSpec.model_validate(spec.model_dump(include=OF_NETWORK)) for spec in specs)
         if set(networks) == {NetworkSpec.model_validate(whole.model_dump(include=OF_NETWORK))}:
             return whole
@@ -218,6 +226,23 @@ def is_own_model(weights: str | Path) -> bool:
             return any("backbone." in name for name in file.keys())  # noqa: SIM118 - it is no dict
     except (OSError, SafetensorError):
         return False
+
+
+def licence_of(training: TrainConfig) -> str:
+    """Return the licence of the weights that a training starts from, in words.
+
+    A model that was trained here has the licence of the weights that it started from itself.
+    """
+    if training.weights == "none":
+        return "none needed: random weights"
+    if training.weights == "imagenet":
+        return pretrained.licence(training.model)
+    path = Path(training.weights)
+    if training.weights_licence:
+        return training.weights_licence
+    if is_own_model(path) and (path.parent / "model.json").exists():
+        return read_spec(path.parent).weights_licence or NOT_KNOWN.format(path.name)
+    return NOT_KNOWN.format(path.name)
 
 
 def check_initial_weights(training_config: TrainConfig) -> None:

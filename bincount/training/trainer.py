@@ -40,7 +40,7 @@ def start(spec: ModelSpec, schedule: Schedule, folder: Path, world: World) -> "T
     model = models.build(spec)
     checkpoint = _read_checkpoint(folder, world)
     if checkpoint is None:
-        models.load_weights(model, config)
+        models.load_weights(model, config, spec.image_size)
         arithmetic = world.broadcast(choose_arithmetic(config, schedule.num_steps))
     else:
         arithmetic = Arithmetic(**checkpoint["arithmetic"])
@@ -139,7 +139,7 @@ class Trainer:
         Returns (3,) float64: the sum of losses, the number of images of a class, and the number of correct predictions.
         """
         num_classes = len(self.spec.classes)
-        pixels = augment.apply_views(images, views, self.config.normalization)
+        pixels = augment.apply_views(images, views, self.spec.normalization)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic.bfloat16):
             logits = self.forward(pixels)
         logits = logits.float()

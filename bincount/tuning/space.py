@@ -33,6 +33,7 @@ Value = bool | int | float | str
 SEARCHED = ("training", "images")  # sections
 NOT_SEARCHED = {
     "training.weights": "they belong to a model; make a search for each",
+    "training.weights_licence": "it changes no result",
     "training.normalization": "it belongs to the weights",
     "training.keep": "it decides which epoch a trial is judged by",
     "training.precision": "it is chosen for the machine",
@@ -272,7 +273,7 @@ def _refused(name: str, values: tuple[Value, ...]) -> list[str]:
         try:
             SECTIONS[section].model_validate_json(json.dumps({key: value}), strict=True)
         except ValidationError as error:
-            mistakes += [text.lstrip() for text in explain_values(error, SECTIONS[section], written=lambda _: "")]
+            mistakes += [text.lstrip(": ") for text in explain_values(error, SECTIONS[section], written=lambda _: "")]
     return mistakes
 
 

@@ -401,7 +401,7 @@ def _augment(pictures, step: int):
 
     config = TrainConfig()
     views = draw_views(len(pictures), pictures.shape[1], torch.Generator().manual_seed(step), config)
-    return apply_views(pictures, views, config.normalization)
+    return apply_views(pictures, views, "imagenet")
 
 
 def choose(model: str, size: str, batch_size: str, device: str) -> dict:

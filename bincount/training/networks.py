@@ -1,0 +1,154 @@
+"""Backbones: torchvision's and timm's networks without their classifier, and their pretrained weights.
+
+A backbone takes normalised images (N, 3, S, S) and returns features (N, F).
+"""
+
+import sys
+from http.client import HTTPException
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bincount import backbones
+from bincount.backbones import SMALL, TIMM
+from bincount.errors import WeightsUnavailable
+from bincount.training.pretrained import import_timm, timm_config
+
+# Families whose classifier has layers of its own before the last one, which belong to the pretrained network. Those of
+# MobileNetV3 do as well, but models of it have always been trained without.
+KEEP_LAYERS = ("alexnet", "vgg", "convnext", "maxvit")
+POSITIONS = "encoder.pos_embedding"  # of torchvision's vision transformers
+WAYS_OUT = "give a file with `--weights FILE`, or start from random weights with `--weights none`"
+
+
+def build_backbone(name: str, image_size: int) -> tuple[nn.Module, int]:
+    """Build a backbone with random weights; return it with the number of its features. Raises SettingsError."""
+    if name == SMALL:
+        return _small()
+    if name.startswith(TIMM):
+        return _of_timm(name, image_size)
+    backbones.check_size(name, image_size)
+    return _of_torchvision(name, image_size)
+
+
+def _small() -> tuple[nn.Module, int]:
+    """Build a network of 240,000 weights. Mean pooling keeps the amount of each feature, which counting needs."""
+
+    def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+    layers = [*block(3, 32, 2), *block(32, 64, 2), *block(64, 128, 1), *block(128, 128, 2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 128
+
+
+def _of_torchvision(name: str, image_size: int) -> tuple[nn.Module, int]:
+    from torchvision import models  # here, since it takes seconds to import, and the small network does without
+
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # Without the outputs that only help to train from scratch. transform_input, since the weights are for a mean
+        # and deviation of 0.5, and torchvision gives ImageNet's for them.
+        options = {"aux_logits": False, "transform_input": True, "init_weights": True}
+    elif name.startswith("vit_"):
+        options = {"image_size": image_size}
+    elif name.startswith("maxvit"):
+        options = {"input_size": (image_size, image_size)}
+    network = models.get_model(name, weights=None, **options)
+    attribute = next(each for each in ("fc", "classifier", "heads", "head") if hasattr(network, each))
+    classifier = getattr(network, attribute)
+    if name.startswith("squeezenet"):  # its classifier is a convolution
+        num_features = classifier[1].in_channels
+        classifier = nn.AdaptiveAvgPool2d(1)
+    else:
+        linear = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)]
+        keeps = name.startswith(KEEP_LAYERS)
+        num_features = linear[-1 if keeps else 0].in_features
+        if keeps:
+            classifier[-1] = nn.Identity()
+        else:
+            classifier = nn.Identity()
+    setattr(network, attribute, classifier)
+    return network, num_features
+
+
+def _of_timm(model: str, image_size: int) -> tuple[nn.Module, int]:
+    network = _make(model, image_size)
+    return network, getattr(network, "head_hidden_size", None) or network.num_features
+
+
+def _make(model: str, image_size: int, *, with_weights: bool = False) -> nn.Module:
+    timm, config = import_timm(), timm_config(model)
+    size = {"img_size": image_size} if config.fixed_input_size else {}
+    return timm.create_model(model.removeprefix(TIMM), pretrained=with_weights, num_classes=0, **size)
+
+
+def check(name: str, image_size: int) -> None:
+    """Raise SettingsError where a network of timm is not there, or does not take images of this side.
+
+    The network is built without memory for its weights, in a fraction of a second.
+    """
+    timm_config(name)
+    if not _takes(name, image_size):
+        raise backbones.refused_size(
+            name, image_size, [size for size in range(64, 577, 32) if size != image_size and _takes(name, size)]
+        )
+
+
+def _takes(name: str, image_size: int) -> bool:
+    try:
+        with torch.device("meta"), torch.no_grad():
+            _make(name, image_size).eval()(torch.empty(1, 3, image_size, image_size))
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return "meta" in str(error)  # a network that cannot be tried so is tried when it trains
+    return True
+
+
+def fetch_weights(name: str, image_size: int) -> dict[str, Tensor]:
+    """Return the pretrained weights of a backbone by name, downloaded unless they are in the cache.
+
+    Raises WeightsUnavailable.
+    """
+    return _fetch_timm(name, image_size) if name.startswith(TIMM) else _fetch_torchvision(name)
+
+
+def _fetch_torchvision(name: str) -> dict[str, Tensor]:
+    from torchvision import models
+
+    weights = models.get_model_weights(name).DEFAULT
+    try:
+        return weights.get_state_dict(check_hash=True, progress=sys.stderr.isatty())
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the hash differs
+        raise WeightsUnavailable(
+            f"the ImageNet weights of {name} could not be fetched from {weights.url} ({error}); {WAYS_OUT}"
+        ) from error
+
+
+def _fetch_timm(name: str, image_size: int) -> dict[str, Tensor]:
+    config = timm_config(name)
+    if not (config.hf_hub_id or config.url or config.file):
+        raise WeightsUnavailable(f"timm has no pretrained weights of {name}; {WAYS_OUT}")
+    try:
+        return dict(_make(name, image_size, with_weights=True).state_dict())
+    except (OSError, HTTPException, RuntimeError, ValueError) as error:  # so are the hub's
+        reason = " ".join(str(error).split())
+        raise WeightsUnavailable(
+            f"the weights of {name} could not be fetched ({reason}); with HF_HUB_OFFLINE set they are taken from the "
+            f"hub's cache alone, so unset it, or fetch them once where there is a network and copy HF_HOME; else "
+            f"{WAYS_OUT}"
+        ) from error
+
+
+def fit_tensors(name: str, image_size: int, backbone: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of a file under the names and with the position embeddings that a backbone of this size has."""
+    if name.startswith(TIMM):
+        # What timm itself does with files: older names, and embeddings for other sizes.
+        convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+        return convert(dict(tensors), backbone) if convert else tensors
+    own = backbone.state_dict().get(POSITIONS)
+    if own is None or POSITIONS not in tensors or tensors[POSITIONS].shape == own.shape:
+        return tensors
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    return interpolate_embeddings(image_size, backbone.patch_size, dict(tensors))
