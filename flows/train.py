@@ -19,7 +19,7 @@ from bincount.settings import (
     TrainConfig,
 )
 from bincount.training.crossfit import CrossFit
-from bincount.training.run_folder import Trained, folder_of
+from bincount.training.run_folder import Trained, folder_of, networks_of
 from bincount.workspace import Workspace
 from flows.naming import name_run
 from flows.results import TrainedModel
@@ -97,7 +97,7 @@ def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:
     """Train each network of the model, and average them where there are several."""
     folder = partial(folder_of, Workspace(root=job.workspace), snapshot)
     whole = folder(job.images, job.training)
-    networks = job.training.networks(job.images)
+    networks = networks_of(job.images, job.training)
     packs = data_tasks.pack_members(snapshot, pack, networks)
     members = [
         training_tasks.train_model(

@@ -23,7 +23,7 @@ from bincount.training import device, ensemble
 from bincount.training import model as models
 from bincount.training.calibration import fit_temperature
 from bincount.training.loop import fit
-from bincount.training.run_folder import Request, folder_of, read_history
+from bincount.training.run_folder import Request, folder_of, networks_of, read_history
 from bincount.training.spec import ModelSpec, read_spec
 from bincount.training.views import prepare, scale_down
 from bincount.workspace import Workspace
@@ -102,7 +102,7 @@ def test_the_file_that_the_command_prints_says_the_same(tmp_path):
     [
         (
             '[{}, {model = "resnet19"}]',
-            "members, member 2: model: there is no network 'resnet19'; did you mean resnet18",
+            "members, member 2: model: there is no network 'resnet19', perhaps resnet18",
         ),
         ("[{image_size = 100}, {}]", "members, member 1: image_size takes a whole number in steps of 32 .*, not 100"),
         ("[{learning_rate = -1.0}, {}]", "members, member 1: learning_rate takes a number of more than 0, not -1.0"),
@@ -143,6 +143,16 @@ def test_the_networks_of_folds_are_those_of_the_list_for_each_fold():
     whole = MIXED.repeat_members(3)
     assert (whole.num_members, whole.describe_networks()) == (6, "3 x small + 3 x mobilenet_v3_small")
     assert whole.params()["model"] == "3 x small + 3 x mobilenet_v3_small"
+
+
+def test_a_member_trains_in_the_folder_of_its_settings_alone(tmp_path):
+    snapshot, _ = dataset(tmp_path, train=3, val=3)
+    mixed = device.resolve(TrainConfig(model="small", members=({"image_size": 32}, {"model": "efficientnet_v2_l"})))
+    alone = device.resolve(TrainConfig(model="efficientnet_v2_l", seed=1))
+    images, training = networks_of(LARGE, mixed)[1]
+    assert training.normalization == "symmetric"
+    workspace = Workspace(root=tmp_path)
+    assert folder_of(workspace, snapshot, images, training) == folder_of(workspace, snapshot, LARGE, alone)
 
 
 def test_one_precision_serves_all_members(monkeypatch):

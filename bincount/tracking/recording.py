@@ -24,7 +24,7 @@ from bincount.tracking.registry import Registry, Version
 from bincount.tracking.runs import RUN_TAG
 from bincount.tracking.self_check import SelfCheck
 from bincount.training.crossfit import CrossFit
-from bincount.training.run_folder import Trained, read_history
+from bincount.training.run_folder import Trained, networks_of, read_history
 from bincount.training.spec import read_spec
 
 NUM_WORST = 30  # mistakes on the sheet
@@ -58,7 +58,7 @@ def record_model(
     if cross_fit:
         networks = [(fold, images, training) for fold, images, training, _ in cross_fit.networks()]
     else:
-        networks = [(None, images, training) for images, training in job.training.networks(job.images)]
+        networks = [(None, images, training) for images, training in networks_of(job.images, job.training)]
     with registry.runs.ending(run_id):
         for name, (fold, images, training) in zip(trained.member_folders, networks, strict=False):  # one has none
             folder = trained.folder.with_name(name)

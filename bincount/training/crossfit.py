@@ -13,7 +13,7 @@ from bincount.data.packs import Pack
 from bincount.data.pictures import DECODER_VERSION
 from bincount.data.snapshots import Snapshot
 from bincount.settings import ImageConfig, TrainConfig
-from bincount.training.run_folder import Trained, folder_of
+from bincount.training.run_folder import Trained, folder_of, networks_of
 from bincount.workspace import Workspace
 
 
@@ -51,7 +51,7 @@ class CrossFit:
         return [
             (fold, images, training, folder_of(self.workspace, self.snapshot, images, training, fold))
             for fold in self.folds
-            for images, training in self.training.networks(self.images)
+            for images, training in networks_of(self.images, self.training)
         ]
 
     def average_fold(self, fold: Fold, members: Sequence[Trained], pack: Pack) -> Trained:

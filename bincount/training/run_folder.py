@@ -29,6 +29,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.errors import DiskFull, ModelDamaged, ModelNotFound, TrainingFailed
 from bincount.files import read_sealed, write_sealed
 from bincount.settings import ImageConfig, TrainConfig
+from bincount.training import pretrained
 from bincount.training.spec import check_weights, read_spec
 from bincount.workspace import Workspace
 
@@ -60,6 +61,20 @@ def folder_of(
 ) -> Path:
     """Return the folder of the training of a snapshot with these settings, as Workspace.run names it."""
     return workspace.run(snapshot.digest, images, training, decoder=DECODER_VERSION, subset=str(fold) if fold else "")
+
+
+def networks_of(images: ImageConfig, training: TrainConfig) -> list[tuple[ImageConfig, TrainConfig]]:
+    """Return the settings of each network of a model, as they name its folder: of its images, and of its training.
+
+    The settings of the training are resolved (training.device.resolve), which leaves the normalisation of members that
+    are listed to each of them.
+    """
+    return [
+        (own, member.model_copy(update={"normalization": name}))
+        if isinstance(name := pretrained.resolve_normalization(member), str)
+        else (own, member)
+        for own, member in training.networks(images)
+    ]
 
 
 def write_request(request: Request) -> Path:
