@@ -108,7 +108,7 @@ STEPS = {"maxvit": 224, "vit_h_14": 224}  # its windows of 7 at a 32nd of the si
 SYMMETRIC = ("efficientnet_v2_l",)  # its weights are for a mean and deviation of 0.5
 SWAG = ("regnet_y_128gf", "vit_h_14")  # have no other weights
 SWAG_LICENCE = "CC-BY-NC-4.0 (SWAG), not for commercial use"
-TORCHVISION_LICENCE = "BSD-3-Clause (torchvision), trained on ImageNet, whose terms are for research"
+TORCHVISION_LICENCE = "torchvision's (BSD-3-Clause), trained on ImageNet: see its terms"
 
 
 class Normalization(Frozen):
@@ -186,5 +186,5 @@ def refused_size(name: str, image_size: int, possible: list[int]) -> SettingsErr
     if len(possible) > 6:
         sizes = f"a multiple of 32 from {possible[0]} to {possible[-1]}"
     else:
-        sizes = " or ".join(map(str, possible)) or "another"
+        sizes = " or ".join(filter(None, [", ".join(map(str, possible[:-1])), *map(str, possible[-1:])])) or "another"
     return SettingsError(f"{name} takes no images of {image_size} pixels; give --image-size {sizes}")

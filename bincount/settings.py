@@ -236,8 +236,8 @@ class TrainConfig(Frozen):
     flip_at_test: bool = Field(True, description="predict with the mean over a picture and its mirror image")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="arithmetic of the network in training; auto: bfloat16 on a GPU that has it, and for ResNets and "
-        "EfficientNet on a CPU that has its instructions, else float32",
+        description="arithmetic of the network in training; auto: bfloat16 on a GPU that has it, and on a CPU that "
+        "has its instructions for resnet18, 34, 50 and efficientnet_v2_s, else float32",
     )
     device: Device = Field("auto", description="auto: the GPU when there is one")
     seed: int = Field(0, ge=0, description="seed of initial weights, order of images and augmentation")

@@ -9,7 +9,7 @@ from coloured import SIDE, picture, sees_colours, spec
 from test_model import NAMES
 from torch import Tensor, nn
 
-from bincount.evaluation.attention import feature_map, grad_cam, pool
+from bincount.evaluation.attention import grad_cam, split
 from bincount.training.model import build, logits
 
 
@@ -106,13 +106,42 @@ def test_the_margin_that_a_network_does_not_see_is_cold():
 def test_every_network_is_its_feature_map_pooled_and_its_head(model, head):
     network = build(spec(model, "0..5", head=head)).eval()
     pixels = torch.randn(2, 3, SIDE, SIDE)
+    features, logits = split(network, pixels)
     with torch.no_grad():
-        features = feature_map(network.backbone, pixels)
-        torch.testing.assert_close(network.head(pool(features)), network(pixels), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits.detach(), network(pixels), atol=1e-4, rtol=1e-4)
+        pooled = network.head(features.mean(dim=(2, 3)))
+        torch.testing.assert_close(pooled, logits.detach(), atol=1e-4, rtol=1e-4)
     assert features.shape[2:] == (SIDE // (8 if model == "small" else 32),) * 2
     heat = grad_cam(network, spec(model, "0..5", head=head), np.full((1, SIDE, SIDE, 3), 99, np.uint8))
     assert heat.shape == (1, SIDE, SIDE)
     assert np.isfinite(heat).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "places"),
+    [("squeezenet1_1", 3), ("vit_b_32", 2), ("timm/test_vit", 4), ("timm/test_resnet", 2), ("timm/test_convnext", 2)],
+)
+def test_a_network_of_another_family_shows_its_places_too(model, places):
+    pytest.importorskip("timm")
+    described = spec(model, "0..5")
+    network = build(described).eval()
+    image = np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 3), np.uint8)
+    heats = grad_cam(network, described, image.repeat(6, axis=0), np.arange(6))
+    assert heats.shape == (6, SIDE, SIDE)
+    assert heats.max() == 1  # of the class that it speaks for most
+    output, _ = split(network, torch.randn(1, 3, SIDE, SIDE))
+    assert output.shape[1] == places**2 + 1 if output.ndim == 3 else output.shape[2:] == (places, places)
+    assert not any(module._forward_hooks for module in network.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_a_network_without_places_shows_nothing_and_says_so(caplog):
+    described = spec("resnet18", "0..5")
+    network = build(described)
+    network.backbone = nn.Flatten()
+    heat = grad_cam(network, described, np.zeros((2, SIDE, SIDE, 3), np.uint8))
+    assert not heat.any()
+    assert "resnet18 has no map of places" in caplog.text
 
 
 def alive() -> int:

@@ -99,7 +99,7 @@ def test_the_task_returns_the_resolved_settings(on):
 
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16"])
-@pytest.mark.parametrize("model", ["small", "mobilenet_v3_small"])
+@pytest.mark.parametrize("model", ["small", "mobilenet_v3_small", "timm/test_vit"])
 def test_the_same_settings_give_the_same_weights_to_the_bit_twice(tmp_path, model, precision):
     snapshot, pack = dataset(tmp_path, train=32, val=8)
     config = QUICK.model_copy(update={"model": model, "precision": precision, "epochs": 1})

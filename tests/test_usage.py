@@ -165,14 +165,18 @@ OPTIONS = {
     "doctor": {"quick", "services", "fix", "prefect_file", "workspace"} | DATASET | ALL[RegistryConfig],
     "export": {"folder", "by_split", "copy", "classes", "concurrency", "workspace"} | DATASET,
     "publish": {"to", "to_endpoint", "to_region", "by_split", "classes", "concurrency", "workspace"} | DATASET,
+    "backbones": {"filter", "json"},
     "where": {"image_ids", "output", "tracking_uri", "experiment", "workspace"} | DATASET,
     "forget": {"image_ids", "yes", "tracking_uri", "experiment", "workspace"} | DATASET,
     "gc": {"dry_run", "tracking_uri", "experiment", "workspace"} | ALL[RetentionConfig],
     "bootstrap": {"prefect_file", "gpu", "gpu_template", "zombie_seconds"},
     "notify": {"slack", "email", "smtp", "sender", "webhook", "only", "off"},
 }
+TRAINING = ("run", "retrain", "prepare", "train", "tune", "audit", "config")
 OPTIONS = {
-    command: names | ({"config"} if "workspace" in names and command not in ("up", "down") else set())
+    command: names
+    | ({"preset"} if command in TRAINING else set())
+    | ({"config"} if "workspace" in names and command not in ("up", "down") else set())
     for command, names in OPTIONS.items()
 }
 

@@ -2,13 +2,17 @@
 
 Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization (ICCV 2017). The
 channels of the last feature map are weighed by how much the class gains from each, and what is left above zero is
-shown. All backbones take the mean of that map before their head, so only the head needs gradients.
+shown. Only what comes after that map needs gradients. A vision transformer predicts from a token that has no place, so
+its map is what its last block is given, from which the other tokens still reach that one.
 
 What is explained is the logit of a class less the mean of all classes' logits. What raises all logits alike changes no
 probability, and it would cover the whole picture.
 """
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +22,8 @@ from torch.nn import functional
 from bincount.training.spec import ModelSpec
 from bincount.training.views import prepare
 
+logger = logging.getLogger(__name__)
+
 
 def grad_cam(network: nn.Module, spec: ModelSpec, images: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
     """Return how much each place of images (N, S, S, 3) uint8 speaks for a class: (N, S, S) float32 in 0..1.
@@ -26,44 +32,95 @@ def grad_cam(network: nn.Module, spec: ModelSpec, images: np.ndarray, labels: np
     speaks for the class; then all are 0. It is the mean over the members, and with flip_at_test over each image and its
     mirror image. The network is left as it was: nothing of it is kept, and none of its parameters gets a gradient.
     """
-    members = zip(network if spec.members > 1 else [network], spec.each_network(), strict=True)
+    members = list(network) if spec.members > 1 else [network]
+    if any(find_layer(member.backbone) is None for member in members):
+        logger.warning(
+            "a model on %s has no map of places; nothing is shown of where it looked", spec.describe_networks()
+        )
+        return np.zeros(images.shape[:3], np.float32)
     device = next(network.parameters()).device
     batch = torch.from_numpy(np.array(images)).to(device)  # a copy: arrays that were decoded may be read-only
     with torch.no_grad():
         views = prepare(batch, spec)
-        maps = [(member, feature_map(member.backbone, view)) for member, own in members for view in views[own.input]]
+        seen = [
+            (member, view)
+            for member, own in zip(members, spec.each_network(), strict=True)
+            for view in views[own.input]
+        ]
+        maps = [split(member, view) for member, view in seen]
         if labels is None:
-            logits = torch.stack([member.head(pool(features)) for member, features in maps])
+            logits = torch.stack([logits for _, logits in maps])
             chosen = (logits[..., : len(spec.classes)] / spec.temperature).softmax(2).mean(0).argmax(1)
         else:
             chosen = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
-    heats = [_heat(member.head, features, chosen, len(spec.classes)) for member, features in maps]
+    heats = [
+        _heat(*each, chosen, spec, _shape_of(member.backbone)) for each, (member, _) in zip(maps, seen, strict=True)
+    ]
     if spec.flip_at_test:
         heats[1::2] = [heat.flip(2) for heat in heats[1::2]]
     finest = max((heat.shape[1:] for heat in heats), key=max)
     return _fit(torch.stack([_enlarge(heat, finest) for heat in heats]).mean(0), spec).cpu().numpy()
 
 
-def feature_map(backbone: nn.Module, pixels: Tensor) -> Tensor:
-    """Return what comes out of the last convolution of a backbone that model.build made: (N, F, H, W)."""
-    is_apart = hasattr(backbone, "features")  # else the last two layers pool, and flatten or do nothing
-    for layer in backbone.features if is_apart else list(backbone.children())[:-2]:
-        pixels = layer(pixels)
-    return pixels
+# What gives the last feature map of a backbone, by the names of torchvision's families, then of timm's.
+LAYERS = ("features", "layer4", "trunk_output", "conv5", "layers", "inception5b", "Mixed_7c", "blocks", "stages")
 
 
-def pool(features: Tensor) -> Tensor:
-    """Return what the head of a network gets of a feature map: (N, F)."""
-    return features.mean(dim=(2, 3))
+def find_layer(backbone: nn.Module) -> nn.Module | None:
+    """Return the layer of a backbone whose output has places; None where its kind is not known."""
+    if isinstance(backbone, nn.Sequential):  # small, whose last two layers pool and flatten
+        return backbone[-3]
+    if _is_transformer(backbone):
+        return backbone.encoder.layers[-1].ln_1 if hasattr(backbone, "encoder") else backbone.blocks[-1].norm1
+    layer = next((getattr(backbone, name) for name in LAYERS if hasattr(backbone, name)), None)
+    return layer[-1] if isinstance(layer, nn.ModuleList) else layer
 
 
-def _heat(head: nn.Module, features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def _is_transformer(backbone: nn.Module) -> bool:
+    return hasattr(backbone, "encoder") or (hasattr(backbone, "blocks") and hasattr(backbone.blocks[-1], "norm1"))
+
+
+def _shape_of(backbone: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what makes (N, F, H, W) of the output of a backbone's layer."""
+    if _is_transformer(backbone):  # (N, T, F): tokens without a place, and those of the places
+        return lambda tokens: _grid(tokens, getattr(backbone, "num_prefix_tokens", 1))
+    if hasattr(backbone, "permute") or getattr(backbone, "output_fmt", "NCHW") == "NHWC":
+        return lambda features: features.permute(0, 3, 1, 2)
+    return lambda features: features
+
+
+def _grid(tokens: Tensor, num_without: int) -> Tensor:
+    side = math.isqrt(tokens.shape[1] - num_without)
+    return tokens[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
+
+
+def split(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the output of the layer with places, and the logits that follow from it, by autograd too."""
+    found: list[Tensor] = []
+
+    def begin_here(*called: Any) -> Tensor:
+        found.append(called[-1].detach().requires_grad_())
+        torch.set_grad_enabled(True)
+        return found[-1].clone()  # what comes next may work in place
+
+    handle = find_layer(network.backbone).register_forward_hook(begin_here)
+    try:
+        with torch.no_grad():  # up to there
+            logits = network(pixels)
+    finally:
+        handle.remove()
+    return found[-1], logits
+
+
+def _heat(
+    output: Tensor, logits: Tensor, labels: Tensor, spec: ModelSpec, shaped: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Return what the places of a feature map say for the labels: (N, H, W), no value below 0."""
     with torch.enable_grad():
-        pooled = pool(features).requires_grad_()
-        logits = head(pooled)[:, :num_classes]
-        explained = logits.gather(1, labels[:, None]).sum() - logits.mean(dim=1).sum()
-        (weights,) = torch.autograd.grad(explained, pooled)
+        of_classes = logits[:, : len(spec.classes)]
+        explained = of_classes.gather(1, labels[:, None]).sum() - of_classes.mean(dim=1).sum()
+        (gradient,) = torch.autograd.grad(explained, output)
+    weights, features = shaped(gradient).sum(dim=(2, 3)), shaped(output.detach())
     return functional.relu(torch.einsum("nf,nfhw->nhw", weights, features))
 
 

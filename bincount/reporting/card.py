@@ -72,6 +72,8 @@ Photos are {"squashed" if spec.resize == "squash" else "cropped to their middle 
 to {spec.image_size} x {spec.image_size} pixels. Logits are divided by a temperature fitted on val, \
 {spec.temperature:.3f}.{_average(spec)}
 
+{_weights_license(spec)}
+
 ## Limits
 
 - It predicts one of the classes above whatever the photo shows, and knows no others.
@@ -165,6 +167,11 @@ def _license(source: str) -> str:
     if source.startswith("s3://aft-vbi-pds"):
         return "The images are the Amazon Bin Image Dataset, licensed CC BY-NC-SA 3.0 US: not for commercial use."
     return "The license of the images is their owner's."
+
+
+def _weights_license(spec: ModelSpec) -> str:
+    """Write the licence of the weights that the training started from; models of older releases do not know it."""
+    return f"License of the initial weights: {escape_markdown(spec.weights_licence or 'not known')}."
 
 
 def _bullets(sentences: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from bincount.services import check_mlflow
 from bincount.settings import Job, name_networks
 from bincount.text import CONTROL, escape_markdown
 from bincount.tracking.runs import Runs, status_after
+from bincount.training.spec import licence_of
 
 logger = logging.getLogger(__name__)
 
@@ -124,12 +125,14 @@ def place(source: str) -> str:
 
 def describe_training(job: Job, snapshot: Snapshot) -> dict[str, str]:
     """Return the tags of a run and a version that say what was trained on, and by which code."""
+    licences = dict.fromkeys(licence_of(member) for member in job.training.each_member())
     return {
         "snapshot": snapshot.digest,
         "source": snapshot.source,
         "classes": ",".join(snapshot.classes.names),
         "image_size": str(job.images.image_size),
         "num_images": str(snapshot.num_images),
+        "weights_licence": "; ".join(filter(None, licences)),
         **code_tags(),
     }
 

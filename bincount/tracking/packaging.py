@@ -19,9 +19,11 @@ from mlflow.models import Model, infer_signature
 from packaging.requirements import Requirement
 
 import bincount
+from bincount.backbones import TIMM
 from bincount.files import raise_on_disk_full
 from bincount.tracking import self_check
 from bincount.tracking.self_check import SelfCheck
+from bincount.training.spec import ModelSpec
 
 PACKAGE = Path(bincount.__file__).parent
 MODEL_TAG = "bincount.model"  # SHA-256 of model.safetensors
@@ -84,8 +86,13 @@ def save_model(folder: Path, checkpoint: Path, example: bytes, about: Model) -> 
             artifacts={"weights": str(checkpoint / "model.safetensors"), "spec": str(checkpoint / "model.json")},
             signature=infer_signature(table, predictor.predict(None, table)),
             input_example=table,
-            pip_requirements=pin(INFERENCE_PACKAGES),
+            pip_requirements=pin(packages_of(predictor.spec)),
         )
+
+
+def packages_of(spec: ModelSpec) -> tuple[str, ...]:
+    """Return the packages that a model's predictions need beside this library."""
+    return INFERENCE_PACKAGES + (("timm",) if spec.model.startswith(TIMM) else ())
 
 
 def copy_modules(folder: Path) -> Path:

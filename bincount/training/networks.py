@@ -19,6 +19,7 @@ from bincount.training.pretrained import import_timm, timm_config
 # MobileNetV3 do as well, but models of it have always been trained without.
 KEEP_LAYERS = ("alexnet", "vgg", "convnext", "maxvit")
 POSITIONS = "encoder.pos_embedding"  # of torchvision's vision transformers
+SIZES_TRIED = (96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)  # to name those that a network of timm takes
 WAYS_OUT = "give a file with `--weights FILE`, or start from random weights with `--weights none`"
 
 
@@ -80,7 +81,9 @@ def _of_timm(model: str, image_size: int) -> tuple[nn.Module, int]:
 
 def _make(model: str, image_size: int, *, with_weights: bool = False) -> nn.Module:
     timm, config = import_timm(), timm_config(model)
-    size = {"img_size": image_size} if config.fixed_input_size else {}
+    # Some that take one size alone do not even take it as an option.
+    is_other = config.fixed_input_size and config.input_size[-1] != image_size
+    size = {"img_size": image_size} if is_other else {}
     return timm.create_model(model.removeprefix(TIMM), pretrained=with_weights, num_classes=0, **size)
 
 
@@ -89,10 +92,9 @@ def check(name: str, image_size: int) -> None:
 
     The network is built without memory for its weights, in a fraction of a second.
     """
-    timm_config(name)
     if not _takes(name, image_size):
         raise backbones.refused_size(
-            name, image_size, [size for size in range(64, 577, 32) if size != image_size and _takes(name, size)]
+            name, image_size, [size for size in SIZES_TRIED if size != image_size and _takes(name, size)]
         )
 
 

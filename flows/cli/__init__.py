@@ -6,6 +6,7 @@ runs flows; the other modules hold the commands.
 
 from flows.cli import (  # noqa: F401 - they register their commands
     audit,
+    backbones,
     bins,
     config,
     data,

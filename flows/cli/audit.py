@@ -24,6 +24,7 @@ from flows.cli.options import (
     Data,
     Images,
     Launch,
+    Preset,
     Promotion,
     Registry,
     Root,
@@ -52,6 +53,7 @@ def audit(
         Literal["label-studio", "fiftyone"] | None, Parameter(help="write the bins to check for this tool too")
     ] = None,
     workspace: Root = DEFAULT_WORKSPACE,
+    preset: Preset = None,
     config: ConfigFile = None,
 ) -> None:
     """Rank bins by how likely their record is wrong, as networks see it that were not trained on them."""

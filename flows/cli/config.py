@@ -25,6 +25,7 @@ from flows.cli.options import (
     Drift,
     Images,
     Launch,
+    Preset,
     Promotion,
     Registry,
     Retention,
@@ -55,6 +56,7 @@ def config(
     serving: Serving = ServeConfig(),
     tuning: Tuning = TuneConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
+    preset: Preset = None,
     config: ConfigFile = None,
 ) -> None:
     """Print the settings in force as a TOML file, with their descriptions: `bincount config > nightly.toml`.

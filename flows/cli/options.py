@@ -11,6 +11,7 @@ from pydantic import BaseModel, create_model
 
 from bincount import forms, settings
 from bincount.frozen import Frozen
+from bincount.presets import PresetName
 from bincount.settings import (
     SECTIONS,
     WORKSPACE_HELP,
@@ -96,6 +97,13 @@ ConfigFile = Annotated[
     Parameter(
         name="--config",
         help="TOML or YAML file of settings, as `bincount config` prints it; flags and environment override it",
+    ),
+]
+Preset = Annotated[
+    PresetName | None,
+    Parameter(
+        name="--preset",
+        help="backbone, image size, epochs and batch for a machine; all that is set otherwise comes before it",
     ),
 ]
 Model = Annotated[

@@ -30,6 +30,7 @@ from flows.cli.options import (
     Drift,
     Images,
     Launch,
+    Preset,
     Promotion,
     Registry,
     Retention,
@@ -54,6 +55,7 @@ def run(
     launch: Launch = LaunchConfig(),
     promotion: Promotion = PromotionConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
+    preset: Preset = None,
     config: ConfigFile = None,
 ) -> None:
     """Fetch, pack, split, balance, train, evaluate, register and promote: the whole job.
@@ -99,6 +101,7 @@ def retrain(
     runner: Runner = RunnerConfig(),
     launch: Launch = LaunchConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
+    preset: Preset = None,
     config: ConfigFile = None,
 ) -> None:
     """Do one nightly run: fetch what is new, and train, evaluate, register and promote where that is enough."""
@@ -138,6 +141,7 @@ def prepare(
     images: Images = ImageConfig(),
     runner: Runner = RunnerConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
+    preset: Preset = None,
     config: ConfigFile = None,
 ) -> None:
     """Fetch what is new, pack the images, and assign them to splits."""
@@ -166,6 +170,7 @@ def train(
     promotion: Promotion = PromotionConfig(),
     snapshot: Annotated[str | None, Parameter(help="digest of the snapshot to train on [default: the last]")] = None,
     workspace: Root = DEFAULT_WORKSPACE,
+    preset: Preset = None,
     config: ConfigFile = None,
 ) -> None:
     """Train on a prepared snapshot, evaluate on its test split, register the model, and promote it if it is better."""

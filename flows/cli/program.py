@@ -48,6 +48,7 @@ KEPT = {
     "doctor": "nothing is removed in part",
     "export": "the files that were exported are kept",
     "publish": "the files that were uploaded are kept",
+    "backbones": "nothing was changed",
     "where": "nothing was changed",
     "forget": "what was taken away is gone",
     "gc": "what was removed is gone, and nothing is removed in part",

@@ -1,11 +1,12 @@
-"""Fill the settings of a command from the file of --config."""
+"""Fill the settings of a command from the file of --config, and below it from a preset."""
 
 import os
 from pathlib import Path
 
-from cyclopts import App, ArgumentCollection, Token
+from cyclopts import App, Argument, ArgumentCollection, Token
 
-from bincount.settings import SECTIONS
+from bincount.presets import PRESETS
+from bincount.settings import SECTIONS, Job
 from bincount.settings_file import read
 
 # Parameters of commands that are settings of a section under another name, but for those in NOT_OF.
@@ -16,13 +17,24 @@ NOT_OF = {"bucket": ("limit",)}  # of `predict`: so many pictures of each bucket
 def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Take from the file of --config each setting of a command that neither a flag nor the environment gives.
 
-    cyclopts calls this when it has read the flags. Raises SettingsError where the file cannot be read.
+    What the file does not give is taken from the preset that --preset names. cyclopts calls this when it has read the
+    flags. Raises SettingsError where the file cannot be read.
     """
     roots = {argument.field_info.name: argument for argument in arguments if argument.parse and not argument.keys}
-    if "config" not in roots or not roots["config"].tokens:
-        return
-    path = roots["config"].tokens[0].value
-    job = read(Path(path))
+    if path := _given(roots, "config"):
+        _take(read(Path(path)), path, roots)
+    name = _given(roots, "preset")
+    if name in PRESETS:  # of another name cyclopts says which there are
+        _take(PRESETS[name], f"--preset {name}", roots)
+
+
+def _given(roots: dict[str, Argument], name: str) -> str:
+    """Return the value of an option; empty where the command has none, or it is not given."""
+    return roots[name].tokens[0].value if name in roots and roots[name].tokens else ""
+
+
+def _take(job: Job, path: str, roots: dict[str, Argument]) -> None:
+    """Give the options of a command the values that a job sets, where they have none yet; path is where from."""
     for name, root in roots.items():
         section = SECTIONS_OF.get(name, name)
         if section not in job.model_fields_set:

@@ -26,6 +26,7 @@ from flows.cli.options import (
     Data,
     Images,
     Launch,
+    Preset,
     Price,
     Promotion,
     Registry,
@@ -56,6 +57,7 @@ def tune(
         bool, Parameter(help="register the winner's model too, and promote it if it is better", negative="")
     ] = False,
     workspace: Root = DEFAULT_WORKSPACE,
+    preset: Preset = None,
     config: ConfigFile = None,
 ) -> None:
     """Search the settings that train the best model: many trainings, the best of them again with other seeds.
