@@ -235,9 +235,9 @@ WorkspacePath = Annotated[
 _LAST = Field(json_schema_extra={"title": "Other settings"})
 OthersOfPrepare = Annotated[Job | None, Closed("data", "images", "runner"), _LAST]
 _OF_TRAIN = ("data", "images", "training", "registry", "launch", "promotion")
-OthersOfTrain = Annotated[Job | None, Closed(*_OF_TRAIN), _LAST]
-OthersOfRun = Annotated[Job | None, Closed(*_OF_TRAIN, "runner"), _LAST]
-_OF_RETRAIN = (*_OF_TRAIN, "runner", "retraining", "drift", "retention")
+OthersOfTrain = Annotated[Job | None, Closed(*_OF_TRAIN, "evaluation"), _LAST]
+OthersOfRun = Annotated[Job | None, Closed(*_OF_TRAIN, "evaluation", "runner"), _LAST]
+_OF_RETRAIN = (*_OF_TRAIN, "evaluation", "runner", "retraining", "drift", "retention")
 OthersOfRetrain = Annotated[Job | None, Closed(*_OF_RETRAIN), _LAST]
 OthersOfTune = Annotated[Job | None, Closed(*_OF_TRAIN, "runner", "tuning"), _LAST]
 OthersOfAudit = Annotated[Job | None, Closed(*_OF_TRAIN, "runner", "audit"), _LAST]

@@ -152,14 +152,16 @@ def _identifying_settings(job: Job) -> Mapping:
 
     auto may stand for another device or precision on the machine of another run, which alone is no reason to train
     again; a warm start replaces the weights that the settings name. The mean of the networks of folds, each of which
-    has trained on a part, is no training with these settings.
+    has trained on a part, is a training with these settings only where they register it.
     """
     chosen = {name for name in ("precision", "normalization") if getattr(job.training, name) == "auto"}
     no_reason = chosen | {"device", "weights_licence"}
     if job.retraining.warm_start:
         no_reason.add("weights")
     training = job.training.start_all_from("") if job.retraining.warm_start else job.training
-    settings = {**job.images.model_dump(), **training.params(), FOLDS_PARAM: ""}
+    folds = job.evaluation.cross_fit if job.evaluation.register_cross_fit else ""
+    training = training.repeat_members(folds) if folds else training
+    settings = {**job.images.model_dump(), **training.params(), FOLDS_PARAM: folds}
     return {name: value for name, value in settings.items() if name not in no_reason}
 
 

@@ -22,6 +22,7 @@ from bincount.settings import ImageConfig, Job, Member, TrainConfig
 from bincount.training import device, ensemble
 from bincount.training import model as models
 from bincount.training.calibration import fit_temperature
+from bincount.training.crossfit import CrossFit
 from bincount.training.loop import fit
 from bincount.training.run_folder import Request, folder_of, networks_of, read_history
 from bincount.training.spec import ModelSpec, read_spec
@@ -169,6 +170,17 @@ def test_the_form_shows_a_number_or_a_list_whose_members_have_the_bounds_of_the_
     assert (number["minimum"], number["maximum"], listed["minItems"]) == (1, 20, 2)
     assert listed["items"]["properties"]["epochs"]["anyOf"][0] == {"minimum": 1, "type": "integer"}
     assert "$ref" not in json.dumps(field)
+
+
+def test_a_member_of_each_fold_is_trained_on_images_of_its_own_size(tmp_path):
+    snapshot, _ = dataset(tmp_path, train=3, val=3)
+    cross_fit = CrossFit(Workspace(root=tmp_path), snapshot, LARGE, MIXED, num_folds=2)
+    found = [(fold.number, images.image_size, own.model) for fold, images, own, _ in cross_fit.networks()]
+    assert found == [(number, *each) for number in (1, 2) for each in ((32, "small"), (64, "mobilenet_v3_small"))]
+    assert len({folder for *_, folder in cross_fit.networks()}) == 4
+    job = Job(images=LARGE, training=MIXED)
+    with pytest.raises(SettingsError, match="11 folds of 2 members are 22 networks"):
+        preflight.check_folds(job, 11, "--cross-fit")
 
 
 # The model

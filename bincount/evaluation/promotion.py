@@ -14,6 +14,7 @@ import pandas as pd
 from bincount.errors import SettingsError
 from bincount.evaluation import intervals
 from bincount.evaluation.intervals import FEWEST_BINS, Interval, LabelledImages
+from bincount.evaluation.power import POWER, smallest_detectable
 from bincount.frozen import Frozen
 from bincount.problem import Classes
 from bincount.settings import PromotionConfig
@@ -33,7 +34,8 @@ METRIC_NAMES = {"accuracy": "accuracy", "rmse": "RMSE", "rmse_of_expectation": "
 class Gain(Frozen):
     """How much better the challenger is in one metric: more accuracy, less error; the interval is of the gain.
 
-    Accuracies are shares, errors items.
+    Accuracies are shares, errors items. detectable is the smallest gain that such a comparison finds significant with a
+    probability of POWER; None of decisions that earlier releases stored, and where no bin tells the models apart.
     """
 
     metric: str
@@ -41,6 +43,7 @@ class Gain(Frozen):
     challenger: float
     gain: float
     interval: Interval
+    detectable: float | None = None
 
     @property
     def is_worse(self) -> bool:
@@ -58,6 +61,12 @@ class Gain(Frozen):
         if self.metric == "accuracy":
             return f"{100 * self.gain:+.1f} points", "{:+.1f} to {:+.1f}".format(*(100 * end for end in ends))
         return f"{0 - self.gain:+.3f} items", "{:+.3f} to {:+.3f}".format(*(0 - end for end in reversed(ends)))
+
+    def format_detectable(self) -> str:
+        """Return the smallest detectable gain as text: `4.1 points`, `0.052 items`; empty where it is not known."""
+        if self.detectable is None:
+            return ""
+        return f"{100 * self.detectable:.1f} points" if self.metric == "accuracy" else f"{self.detectable:.3f} items"
 
     def describe(self) -> str:
         """Return the gain as text: `accuracy 43.1 % against 40.2 %: +2.9 points (+0.4 to +5.4)`."""
@@ -123,7 +132,15 @@ class Decision(Frozen):
         new = f"it was not trained on, against always predicting {self.majority}" if self.is_first else NEW_TO_BOTH
         numbers = "; ".join(gain.describe() for gain in self.gains)
         compared = f"on {self.num_images:,} images of {self.num_bins:,} bins that {new}"
-        return f"{numbers} {compared}, {percent_of_level(self.confidence)} intervals"
+        detectable = f"; {text[0].lower()}{text[1:-1]}" if (text := self.detectability()) else ""
+        return f"{numbers} {compared}, {percent_of_level(self.confidence)} intervals{detectable}"
+
+    def detectability(self) -> str:
+        """Return how large a gain this comparison can detect at all, as a sentence; empty where it is not known."""
+        if not self.gains or not (smallest := self.gains[0].format_detectable()):
+            return ""
+        gain = f"a gain in {METRIC_NAMES[self.gains[0].metric]} of {smallest} or more"
+        return f"A comparison on these {self.num_bins:,} bins finds {gain} with {percent_of_level(POWER)} probability."
 
     def describe(self) -> str:
         """Return the summary and, where models were compared, the evidence in a second line."""
@@ -211,6 +228,26 @@ def check_metric(promotion_config: PromotionConfig, classes: Classes) -> None:
         raise SettingsError(
             f"--metric {promotion_config.metric} needs classes with an order; choose accuracy, or add --ordered"
         )
+
+
+def explain_undetectable(decision: Decision, promotion_config: PromotionConfig) -> str:
+    """Return a sentence where the bins are too few to detect min_gain, with the remedies; empty where they suffice.
+
+    It is empty too where min_gain is 0, which names no gain that is to be found, and without a champion.
+    """
+    wanted = promotion_config.min_gain
+    if decision.is_first or not decision.gains or not wanted:
+        return ""
+    main = decision.gains[0]
+    factor = 100 if main.metric == "accuracy" else 1
+    if main.detectable is None or factor * main.detectable <= wanted:
+        return ""
+    return (
+        f"the {decision.num_bins:,} test bins are too few for min_gain {wanted:g}: a gain in "
+        f"{METRIC_NAMES[main.metric]} is found with {percent_of_level(POWER)} probability only from "
+        f"{main.format_detectable()} on; prepare more bins, of which a tenth is for test, or train with --cross-fit 5, "
+        "whose scores rest on all labelled bins"
+    )
 
 
 def refuse(reason: str, promotion_config: PromotionConfig, *, is_first: bool = False) -> Decision:
@@ -311,7 +348,9 @@ def _gains(
     tests = intervals.resample(pd.concat(terms, axis=1, keys=[0, 1]), images.groups)  # the same tests for both
     resampled = [intervals.scores_of_sums(tests[which], classes) for which in (0, 1)]
     sign = pd.Series({name: 1 if name == "accuracy" else -1 for name in names})
-    low, high = intervals.percentile_interval((resampled[0] - resampled[1])[names] * sign, promotion_config.confidence)
+    gains = (resampled[0] - resampled[1])[names] * sign
+    low, high = intervals.percentile_interval(gains, promotion_config.confidence)
+    standard_errors = gains.std()
     return [
         Gain(
             metric=name,
@@ -319,6 +358,7 @@ def _gains(
             champion=points[1][name],
             gain=(points[0][name] - points[1][name]) * sign[name],
             interval=Interval(low=low[name], high=high[name]),
+            detectable=smallest_detectable(standard_errors[name], promotion_config.confidence),
         )
         for name in names
     ]

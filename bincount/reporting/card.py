@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 from bincount.data.balance import ClassBalance
 from bincount.data.snapshots import Snapshot
+from bincount.evaluation.crossfit import CrossFitted
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.metrics import Metrics
 from bincount.evaluation.promotion import Decision
 from bincount.problem import SPLITS, Classes
-from bincount.reporting import tables
+from bincount.reporting import cross_fit, tables
 from bincount.settings import TrainConfig, name_networks
 from bincount.text import escape_markdown, markdown_code
 from bincount.training.spec import ModelSpec
@@ -30,11 +31,12 @@ def describe(
     spec: ModelSpec,
     training: TrainConfig,
     num_extra: int = 0,
+    cross_fitted: CrossFitted | None = None,
 ) -> str:
     """Write what the model predicts, how good it is, what it was trained on, and its limits.
 
     It shows the picture OVERVIEW, which is to lie beside it. balance is of the snapshot; the model was trained on
-    num_extra images of other counts too.
+    num_extra images of other counts too. cross_fitted has the scores on all labelled images, where there are some.
     """
     classes, metrics = snapshot.classes, evaluation.metrics
     extra = f" Trained on besides: {num_extra:,} images of bins with other counts." if num_extra else ""
@@ -54,7 +56,7 @@ In brackets the interval that holds the score with 95 % confidence, had other bi
 
 {_coverage(evaluation)}{tables.markdown_table(tables.class_score_text(evaluation))}
 
-## Data
+{_cross_fitted(cross_fitted)}## Data
 
 From {escape_markdown(snapshot.source)}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} images, \
 {", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. All images of one bin are in the same split.\
@@ -93,6 +95,7 @@ def comparison(decision: Decision) -> str:
         parts += [
             tables.markdown_table(tables.gains(decision, before, "this model")),
             f"On the same {decision.num_images:,} images of {decision.num_bins:,} bins that {new}.",
+            *filter(None, [escape_markdown(decision.detectability())]),
         ]
     if decision.class_changes:
         changes = tables.class_changes(decision, "champion's accuracy", "this model's accuracy")
@@ -151,6 +154,13 @@ def _coverage(evaluation: Evaluation) -> str:
         return ""
     table = tables.markdown_table(tables.coverage(evaluation.coverage[::3]))
     return f"Where only the surest predictions count, and people look at the others:\n\n{table}\n\n"
+
+
+def _cross_fitted(cross_fitted: CrossFitted | None) -> str:
+    """Write the cross-fitted scores beside those of the test, as a section of their own."""
+    if cross_fitted is None:
+        return ""
+    return f"## {cross_fit.title(cross_fitted)}\n\n{cross_fit.markdown(cross_fitted)}\n\n"
 
 
 def _reviewed(metrics: Metrics) -> str:

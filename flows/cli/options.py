@@ -18,6 +18,7 @@ from bincount.settings import (
     AuditConfig,
     DataConfig,
     DriftConfig,
+    EvaluationConfig,
     ImageConfig,
     Job,
     LaunchConfig,
@@ -80,6 +81,7 @@ Training = Annotated[TrainConfig, _group("training")]
 Launch = Annotated[LaunchConfig, _group("launch")]
 Registry = Annotated[RegistryConfig, _group("registry")]
 Promotion = Annotated[PromotionConfig, _group("promotion")]
+Evaluation = Annotated[EvaluationConfig, _group("evaluation")]
 Comparison = Annotated[ComparisonConfig, _group("promotion")]
 Servers = Annotated[ServerConfig, _group("registry")]
 Retraining = Annotated[RetrainConfig, _group("retraining")]
