@@ -48,7 +48,7 @@ WORDS = {
     "export": ["--folder", "x"],
     "publish": ["--to", "s3://x"],
 }
-WITHOUT_SETTINGS = {"demo", "bootstrap", "notify", "up", "down", "server"}
+WITHOUT_SETTINGS = {"backbones", "demo", "bootstrap", "notify", "up", "down", "server"}
 GROUPS = {"deploy", "review"}  # of commands
 COMMANDS = sorted({name for name in app if not name.startswith("-")} - WITHOUT_SETTINGS - GROUPS)
 

@@ -40,7 +40,7 @@ def test_help_ends_there_and_says_how_many_more_there_are_and_how_they_are_shown
     assert f"{len(left_out)} more settings, of Data, Images," in short
     assert f"`bincount {command} --help-all` shows them." in " ".join(short.split())
     assert "more settings" not in whole
-    own = {"--config", "--snapshot", "--scored-by", "--fetch", "--to", "--register"}
+    own = {"--config", "--preset", "--snapshot", "--scored-by", "--fetch", "--to", "--register"}
     assert set(flags(short)) - set(COMMON) <= own
     assert len(short.splitlines()) <= (48 if command == "config" else 45)  # which has those of all commands
 
