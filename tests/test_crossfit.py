@@ -9,7 +9,7 @@ import torch
 from evaluations import evaluation, sure_of
 from synthetic_training import IMAGES, QUICK, dataset
 
-from bincount import preflight
+from bincount import lifecycle, preflight
 from bincount.data import folds, snapshots
 from bincount.data.folds import Fold
 from bincount.data.snapshots import Snapshot
@@ -292,3 +292,11 @@ def test_weights_that_have_seen_the_bins_cannot_be_cross_fitted(trained):
     job = Job(evaluation=EvaluationConfig(cross_fit=5), training=TrainConfig(weights=weights))
     with pytest.raises(SettingsError, match="has seen the bins of all folds"):
         preflight.check_cross_fit(job)
+
+
+def test_a_nightly_run_that_registers_the_mean_of_folds_knows_it_again_by_its_settings():
+    job = Job(training=TrainConfig(members=2), evaluation=EvaluationConfig(cross_fit=5, register_cross_fit=True))
+    asked = lifecycle._identifying_settings(job)
+    assert (asked["members"], asked["folds"]) == (10, 5)
+    plain = lifecycle._identifying_settings(Job(evaluation=EvaluationConfig(cross_fit=5)))
+    assert (plain["members"], plain["folds"]) == (1, "")
