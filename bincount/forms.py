@@ -206,7 +206,9 @@ def _without_null(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _word(default: object) -> str:
-    return {True: "yes", False: "no"}[default] if isinstance(default, bool) else str(default)
+    if isinstance(default, bool):
+        return {True: "yes", False: "no"}[default]
+    return ", ".join(map(str, default)) or "none" if isinstance(default, list | dict) else str(default)
 
 
 def title(section: str) -> str:

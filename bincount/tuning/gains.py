@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 SCORES = {"log_loss": "log loss", "accuracy": "accuracy", "rmse": "RMSE, items"}
 MORE_IS_BETTER = ("accuracy",)
 SIGNIFICANT, NOT_SIGNIFICANT, WORSE = "significant", "not significant", "significantly worse"
-UNKNOWN = "one seed: not known"
+UNKNOWN = "not known"  # of one seed
 
 
 class Gain(Frozen):
