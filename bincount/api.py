@@ -29,7 +29,7 @@ from bincount.keywords import in_python_words, make_job, settings_of
 from bincount.progress import Progress
 from bincount.settings import Device, Job, RegistryConfig
 from bincount.training.launch import train_in_subprocess
-from bincount.training.run_folder import Request, Trained, folder_of
+from bincount.training.run_folder import Request, Trained, folder_of, networks_of
 from bincount.training.spec import is_checkpoint
 from bincount.workspace import Workspace
 
@@ -155,8 +155,10 @@ def train(
         images, training = asked.images, device.resolve(asked.training)
         pack = packing.pack_snapshot(snapshot, images)
         members = []
-        for member in training.each_member():
-            request = Request(snapshot, pack, images, member, folder_of(_folders(asked), snapshot, images, member))
+        for own_images, member in networks_of(images, training):
+            own_pack = pack if own_images == images else packing.pack_snapshot(snapshot, own_images)
+            folder = folder_of(_folders(asked), snapshot, own_images, member)
+            request = Request(snapshot, own_pack, own_images, member, folder)
             members.append(train_in_subprocess(request, on_epoch or _ignore, asked.launch))
         if len(members) == 1:
             return members[0]

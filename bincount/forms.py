@@ -16,7 +16,7 @@ How Prefect's pages read a schema (3.8):
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, GetJsonSchemaHandler, WithJsonSchema
 from pydantic.fields import FieldInfo
@@ -48,18 +48,29 @@ COMMON: dict[str, tuple[str, ...]] = {
 }
 COMMON_OUTSIDE = ("workspace",)  # of sections
 
+KINDS_OF_NUMBERS = {int, float}
 LIMITS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 SHOWN = ("title", "description", "type", "enum", "format", "default")  # of a property; the rest is a rule for values
+NAMES = {"integer": "a number", "array": "a list"}  # of the alternatives of a setting that is one or the other
 # Alternatives of sections that are closed. The outer one is no object, since the first object is chosen for {}, the
 # value of an open section without a change.
 NO_CHANGE = {"title": "as it is", "type": "null"}
 NO_FIELDS = {"title": "as it is", "type": "object", "properties": {}, "maxProperties": 0}
 
 
+def bounds(field: FieldInfo) -> list[Any]:
+    """Return what bounds a setting; for one that is a number or something else, what bounds the number."""
+    alternatives = (each for each in get_args(field.annotation) if KINDS_OF_NUMBERS.intersection(get_args(each)))
+    return [
+        *field.metadata,
+        *(bound for each in alternatives for part in get_args(each)[1:] for bound in getattr(part, "metadata", ())),
+    ]
+
+
 def limits(field: FieldInfo) -> str:
     """Return between which numbers a setting lies, in words; empty where it may be any."""
     found = {
-        limit: value for part in field.metadata for limit in LIMITS if (value := getattr(part, limit, None)) is not None
+        limit: value for part in bounds(field) for limit in LIMITS if (value := getattr(part, limit, None)) is not None
     }
     return " and ".join(
         LIMITS[limit].format(f"{value:,}" if value >= 10000 else value) for limit, value in found.items()
@@ -92,7 +103,7 @@ class Shown:
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         model = SECTIONS[self.section]
-        plain = model.model_json_schema()["properties"]
+        plain = _properties(model)
         shown = {name: _field(model.model_fields[name], plain[name]) for name in COMMON[self.section]}
         hidden = {f"^{name}$": _rule(schema) for name, schema in plain.items() if name not in shown}
         return _section(model, shown, hidden)
@@ -118,7 +129,7 @@ class Closed:
 
     def _section(self, name: str) -> dict[str, Any]:
         model = SECTIONS[name]
-        plain = model.model_json_schema()["properties"]
+        plain = _properties(model)
         fields = {
             key: _empty_field(model.model_fields[key], schema)
             for key, schema in plain.items()
@@ -127,6 +138,23 @@ class Closed:
         common = {f"^{key}$": _rule(schema) for key, schema in plain.items() if is_common(name, key)}
         opened = {**_section(model, fields, common), "title": "change"}
         return {"title": title(name), "description": opened.pop("description"), "anyOf": [NO_FIELDS, opened]}
+
+
+def _properties(model: type[Frozen]) -> dict[str, Any]:
+    """Return the schema of each setting, whole: a reference would lead nowhere in the schema of a flow's parameters."""
+    schema = model.model_json_schema()
+    definitions = schema.get("$defs", {})
+
+    def resolve(part: Any) -> Any:
+        if isinstance(part, list):
+            return [resolve(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return resolve(definitions[part["$ref"].rpartition("/")[2]])
+        return {name: resolve(each) for name, each in part.items() if (name, each) != ("default", None)}
+
+    return resolve(schema["properties"])
 
 
 def _section(model: type[Frozen], shown: dict[str, Any], hidden: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +183,8 @@ def _empty_field(field: FieldInfo, plain: dict[str, Any]) -> dict[str, Any]:
     if "default" in plain and plain["default"] is not None and "[default: " not in description:
         description += f" [default: {_word(plain['default'])}]"
     schema = {"title": plain["title"], "description": description}
+    if "oneOf" in plain:  # a number, or a list: of `oneOf` Prefect's pages show nothing
+        return {**schema, "anyOf": [{"title": NAMES[each["type"]], **each} for each in plain["oneOf"]]}
     of_value, optional = _without_null(plain), "anyOf" in plain
     if of_value.get("type") == "boolean":
         return {**schema, "enum": [True, False, *([None] if optional else [])]}

@@ -156,13 +156,13 @@ def _identifying_settings(job: Job) -> Mapping:
     """
     chosen = {name for name in ("precision", "normalization") if getattr(job.training, name) == "auto"}
     no_reason = chosen | {"device", "weights_licence"}
-    settings = {**job.images.model_dump(), **job.training.model_dump(exclude=no_reason), FOLDS_PARAM: ""}
-    if job.evaluation.register_cross_fit:
-        folds = job.evaluation.cross_fit
-        settings |= {"members": job.training.members * folds, FOLDS_PARAM: folds}
     if job.retraining.warm_start:
-        del settings["weights"]
-    return settings
+        no_reason.add("weights")
+    training = job.training.start_all_from("") if job.retraining.warm_start else job.training
+    folds = job.evaluation.cross_fit if job.evaluation.register_cross_fit else ""
+    training = training.repeat_members(folds) if folds else training
+    settings = {**job.images.model_dump(), **training.params(), FOLDS_PARAM: folds}
+    return {name: value for name, value in settings.items() if name not in no_reason}
 
 
 def measure_drift(
@@ -237,12 +237,13 @@ def start_from_champion(registry: Registry, champion: Version, job: Job) -> Trai
             logger.warning("not started from the champion's weights: %s", error)
             return training
         spec = read_spec(checkpoint)
-        if (spec.model, spec.head) != (training.model, training.head):
+        there = {(network.model, network.head) for network in spec.each_network()}
+        if not there.issuperset((member.model, member.head) for member in training.each_member()):
             logger.warning(
                 "version %d is a %s and the settings ask for a %s: not started from its weights",
                 champion.version,
-                spec.model,
-                training.model,
+                spec.describe_networks(),
+                training.describe_networks(),
             )
             return training
         # Named by its content, so that a retry finds the same settings and resumes.
@@ -250,7 +251,7 @@ def start_from_champion(registry: Registry, champion: Version, job: Job) -> Trai
         kept.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(kept) as temporary:
             shutil.copyfile(checkpoint / "model.safetensors", temporary)
-    return training.model_copy(update={"weights": str(kept)})
+    return training.start_all_from(str(kept))
 
 
 def promote(

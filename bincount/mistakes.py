@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from bincount import forms, settings
 from bincount.errors import mask_credentials
@@ -34,18 +36,45 @@ def explain_values(
     for found in error.errors(include_url=False):
         if found["type"] == "default_factory_not_called" or not found["loc"]:
             continue  # it follows from another mistake
-        name = str(found["loc"][0])
-        field = _field(model, name)
-        given = mask_credentials(_as_written(found["input"]))
-        if found["type"] == "value_error":
-            yield f"{written(name)}: {found['msg'].removeprefix('Value error, ')}"
-        elif field is not None and found["type"] in NO_TEXT:
-            yield f"{written(name)} takes {'a path' if Path in _kinds(field.annotation) else 'text'}, not {given}"
-        elif field is None or found["type"] in WRONG_LENGTH or not (required := takes(field)):
-            yield f"{written(name)}: {found['msg'][0].lower()}{found['msg'][1:]}, not {given}"
+        name, *inside = found["loc"]
+        if inside[:1] == ["list"]:
+            yield from _explain_list(found, written(name), inside[1:])
         else:
-            meant = suggest(str(found["input"]), _choices(field.annotation))
-            yield f"{written(name)} takes {required}, not {given}{meant}"
+            yield _explain(found, written(str(name)), _field(model, str(name)))
+
+
+def _explain(found: ErrorDetails, written: str, field: FieldInfo | None) -> str:
+    given = mask_credentials(_as_written(found["input"]))
+    if found["type"] == "value_error":
+        return f"{written}: {found['msg'].removeprefix('Value error, ')}"
+    if field is not None and found["type"] in NO_TEXT:
+        return f"{written} takes {'a path' if Path in _kinds(field.annotation) else 'text'}, not {given}"
+    if field is None or found["type"] in WRONG_LENGTH or not (required := takes(field)):
+        return f"{written}: {found['msg'][0].lower()}{found['msg'][1:]}, not {given}"
+    meant = suggest(str(found["input"]), _choices(field.annotation))
+    return f"{written} takes {required}, not {given}{meant}"
+
+
+def _explain_list(found: ErrorDetails, written: str, inside: list[int | str]) -> Iterator[str]:
+    """Describe a value that the list of a model's members refuses: of which member, and of which setting of it."""
+    known = settings.Member.model_fields
+    if not inside:
+        within = found.get("ctx", {})
+        fewest, most, given = within.get("min_length", 0), within.get("max_length", math.inf), len(found["input"])
+        if not fewest <= given <= most:  # else it is the members that cannot be read, each with its own error
+            limit = f"at least {fewest}" if given < fewest else f"at most {most}"
+            yield f"{written} takes a whole number, or a list of {limit} members, not of {given}"
+        return
+    number, *setting = inside
+    member = f"{written}, member {number + 1}"
+    if not setting:
+        given = mask_credentials(_as_written(found["input"]))
+        yield f'{member} takes settings such as {{model = "resnet18", image_size = 128}}, not {given}'
+    elif found["type"] == "extra_forbidden":
+        meant = suggest(str(setting[0]), known)
+        yield f"{member} has no setting {setting[0]} of its own{meant}; it may have {', '.join(known)}"
+    else:
+        yield _explain(found, f"{member}: {setting[0]}", known[str(setting[0])])
 
 
 def names_of(model: type[BaseModel]) -> dict[str, str]:
@@ -87,7 +116,9 @@ def _forbidden(part: object) -> str:
 
 def _kinds(annotation: Any) -> tuple[type, ...]:
     inside = get_args(annotation)
-    return tuple(kind for each in inside for kind in _kinds(each)) if inside else (annotation,)
+    if inside:
+        return tuple(kind for each in inside for kind in _kinds(each))
+    return (annotation,) if isinstance(annotation, type) else ()  # a bound or an ellipsis is no kind
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.errors import ModelNotFound, SettingsError, SnapshotNotFound, mask_credentials
 from bincount.evaluation import promotion as promotion_rules
 from bincount.problem import Classes
-from bincount.settings import Device, Job, RegistryConfig, RunnerConfig
+from bincount.settings import Device, ImageConfig, Job, RegistryConfig, RunnerConfig, TrainConfig
 from bincount.training.pretrained import import_timm
 from bincount.training.spec import MOST_NETWORKS, check_initial_weights, is_checkpoint, is_own_model
 from bincount.workspace import Workspace
@@ -109,15 +109,16 @@ def check_audit(job: Job, scored_by: str, *, fetch: bool = True) -> None:
 
 def check_folds(job: Job, num_folds: int, flag: str) -> None:
     """Raise SettingsError where no networks can be trained without a fold each; flag is what asks for them."""
-    members = job.training.members
+    members = job.training.num_members
     if num_folds * members > MOST_NETWORKS:
         raise SettingsError(
             f"{num_folds} folds of {members} members are {num_folds * members} networks, more than the {MOST_NETWORKS} "
             f"that a model may average; give fewer {flag} or --members"
         )
-    if is_own_model(job.training.weights):
+    own = [member.weights for member in job.training.each_member() if is_own_model(member.weights)]
+    if own:
         raise SettingsError(
-            f"the weights {job.training.weights} are of a model that has seen the bins of all folds, which its "
+            f"the weights {own[0]} are of a model that has seen the bins of all folds, which its "
             "successors are to judge; give --weights imagenet or none"
         )
 
@@ -275,25 +276,26 @@ def check_url(flag: str, url: str | None, schemes: Sequence[str], *, needs_port:
         raise SettingsError(f"{flag} {mask_credentials(url)} is no address of a server; write {form}")
 
 
-def check_backbone(job: Job) -> None:
+def check_backbone(training: TrainConfig, images: ImageConfig) -> None:
     """Raise SettingsError where the network is not there, or takes no images of the size.
 
     It imports torch only for a network of timm's, which that package alone knows.
     """
-    if not job.training.model.startswith(backbones.TIMM):
-        backbones.check_size(job.training.model, job.images.image_size)
+    if not training.model.startswith(backbones.TIMM):
+        backbones.check_size(training.model, images.image_size)
         return
     import_timm()
     from bincount.training import networks  # here, since torch takes seconds to import
 
-    networks.check(job.training.model, job.images.image_size)
+    networks.check(training.model, images.image_size)
 
 
 def check_training(job: Job, classes: Classes) -> None:
     """Raise an error where no model of these classes can be trained with these settings."""
     check_registry(job.registry)
-    check_backbone(job)
-    check_initial_weights(job.training)
+    for images, member in job.training.networks(job.images):
+        check_backbone(member, images)
+        check_initial_weights(member)
     check_device(job.training.device, job.launch.nproc_per_node)
     promotion_rules.check_metric(job.promotion, classes)
     if job.launch.nnodes > 1:

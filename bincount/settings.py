@@ -7,10 +7,22 @@ alias: files and deployments may use it still, and so may the command line, whos
 This module imports nothing heavy, so that `bincount --help` is quick.
 """
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Discriminator,
+    Field,
+    Tag,
+    create_model,
+    field_validator,
+    model_serializer,
+)
+from pydantic.fields import FieldInfo
 
 from bincount import backbones, database
 from bincount.errors import SettingsError, mask_address
@@ -229,19 +241,108 @@ class TrainConfig(Frozen):
     )
     device: Device = Field("auto", description="auto: the GPU when there is one")
     seed: int = Field(0, ge=0, description="seed of initial weights, order of images and augmentation")
-    members: int = Field(
+    members: Annotated[
+        Annotated[int, Field(ge=1, le=20), Tag("number")]
+        | Annotated[tuple["Member", ...], Field(min_length=2, max_length=20), Tag("list")],
+        Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "number"),
+    ] = Field(
         1,
-        ge=1,
-        le=20,
-        description="networks trained one after another, with seeds from the given one on; the model averages them",
+        description="networks trained one after another, with seeds from the given one on; the model averages them; in "
+        "a file of settings also a list of what each network has of its own: `[{model = ..., image_size = ...}, ...]`",
     )
     debug: bool = Field(
         False, description="keep gradient norms, dead channels and a profile of some steps with the run; slower"
     )
 
+    @property
+    def num_members(self) -> int:
+        return self.members if isinstance(self.members, int) else len(self.members)
+
     def each_member(self) -> list["TrainConfig"]:
-        """Return the settings of each network that the model consists of."""
-        return [self.model_copy(update={"members": 1, "seed": self.seed + number}) for number in range(self.members)]
+        """Return the settings of each network that the model consists of, but for those of its images."""
+        return [
+            self.model_copy(update={"members": 1, "seed": self.seed + number} | _own_settings(member))
+            for number, member in enumerate(self._listed())
+        ]
+
+    def networks(self, images: ImageConfig) -> list[tuple[ImageConfig, "TrainConfig"]]:
+        """Return the settings of each network that the model consists of: of its images, and of its training.
+
+        Raises SettingsError where a member's images are larger than those of the model.
+        """
+        sizes = [member.image_size or images.image_size for member in self._listed()]
+        for number, size in enumerate(sizes, 1):
+            if size > images.image_size:
+                raise SettingsError(
+                    f"member {number} has images of {size} pixels and the model of {images.image_size}, at which a "
+                    f"picture is decoded once for all members; give --image-size {max(sizes)}"
+                )
+        own_images = [images.model_copy(update={"image_size": size}) for size in sizes]
+        return list(zip(own_images, self.each_member(), strict=True))
+
+    def _listed(self) -> tuple["Member", ...]:
+        return (Member(),) * self.members if isinstance(self.members, int) else self.members
+
+    def repeat_members(self, times: int) -> "TrainConfig":
+        """Return the settings of a model that has each network so many times, each time all of them in turn."""
+        return self.model_copy(update={"members": self.members * times})
+
+    def params(self) -> dict[str, Any]:
+        """Return the settings as records show them: of members that differ, model names all that there are."""
+        return self.model_dump() | {"model": self.model if isinstance(self.members, int) else self.describe_networks()}
+
+    def start_all_from(self, weights: str) -> "TrainConfig":
+        """Return the settings with other weights to start from, for each network."""
+        members = self.members
+        if not isinstance(members, int):
+            members = tuple(member.model_copy(update={"weights": None}) for member in members)
+        return self.model_copy(update={"weights": weights, "members": members})
+
+    def describe_networks(self) -> str:
+        """Name the networks: `resnet34`, `3 x resnet34`, or `mobilenet_v2 + resnet18`."""
+        return name_networks([member.model for member in self.each_member()])
+
+
+def name_networks(models: list[str]) -> str:
+    """Name several networks by their models, in the order in which these appear."""
+    return " + ".join(f"{number} x {model}" if number > 1 else model for model, number in Counter(models).items())
+
+
+# What a network of a model may have of its own; all else is as in [training].
+OF_MEMBERS = (
+    *("model", "weights", "weights_licence", "normalization", "head"),
+    *("epochs", "batch_size", "learning_rate", "seed"),
+)
+
+
+def _own_settings(member: "Member") -> dict[str, Any]:
+    return {name: value for name in OF_MEMBERS if (value := getattr(member, name)) is not None}
+
+
+def _optional(field: FieldInfo) -> tuple[Any, FieldInfo]:
+    """Return a setting, with its bounds, that may be left out."""
+    found = Field(None, description=field.description)
+    found.metadata.extend(field.metadata)
+    return field.annotation | None, found
+
+
+class _WithoutUnset(Frozen):
+    """What one network of a model has of its own; what is left out is as in the sections training and images."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, to_dict: Callable[[Frozen], dict]) -> dict[str, Any]:
+        return {name: value for name, value in to_dict(self).items() if value is not None}
+
+
+Member = create_model(
+    "Member",
+    __base__=_WithoutUnset,
+    __module__=__name__,
+    __doc__=_WithoutUnset.__doc__,
+    image_size=_optional(ImageConfig.model_fields["image_size"]),
+    **{name: _optional(TrainConfig.model_fields[name]) for name in OF_MEMBERS},
+)
+TrainConfig.model_rebuild()
 
 
 class EvaluationConfig(Frozen):

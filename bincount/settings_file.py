@@ -187,6 +187,9 @@ def _write_value(key: str, value: Any) -> str:
 
     if value is None:
         return ""
+    if isinstance(value, tuple) and any(isinstance(each, BaseModel) for each in value):
+        tables = (_write_value(key, each.model_dump(mode="json")) for each in value)
+        return "".join(["[", *(f"\n  {table}," for table in tables), "\n]"])
     plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
     # A table of its own would end the section.
     item = tomlkit.inline_table() | plain if isinstance(plain, dict) else tomlkit.item(plain)

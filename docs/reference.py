@@ -81,7 +81,7 @@ def find_groups() -> Iterator[tuple[str, type[BaseModel]]]:
     That model comes last, for its settings that are in no section.
     """
     models = [model for model in vars(settings).values() if inspect.isclass(model) and issubclass(model, BaseModel)]
-    models = [model for model in models if model.__module__ == settings.__name__]
+    models = [model for model in models if model.__module__ == settings.__name__ and model is not settings.Member]
     sections = {
         kind: name
         for model in models
@@ -144,7 +144,9 @@ def _group(title: str, model: type[BaseModel], options: dict[tuple[str, str], An
         description, default = _split_default(field.description or "")
         if not default and not field.is_required():
             default = _value(field.get_default(call_default_factory=False))
-        lines.append(f"| {names} | {_takes(field.annotation, field.metadata)} | {default} | {_text(description)} |")
+        lines.append(
+            f"| {names} | {_takes(field.annotation, forms.bounds(field))} | {default} | {_text(description)} |"
+        )
     return "\n".join([*lines, ""])
 
 
@@ -201,7 +203,7 @@ def _has_sections(model: type[BaseModel]) -> bool:
 
 
 def _is_group(field: FieldInfo) -> bool:
-    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in _kinds(field.annotation))
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
 def _split_default(description: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from bincount.settings import Job
 from bincount.training.crossfit import CrossFit
 from bincount.training.run_folder import Trained
 from bincount.workspace import Workspace
+from tasks import data as data_tasks
 from tasks import training as training_tasks
 
 
@@ -25,9 +26,12 @@ class Folds:
     def train(cls, job: Job, snapshot: Snapshot, pack: Pack, num_folds: int) -> "Folds":
         """Train them, one after another; those that are there, for whatever purpose, are not trained again."""
         cross_fit = CrossFit(Workspace(root=job.workspace), snapshot, job.images, job.training, num_folds)
+        packs = data_tasks.pack_members(snapshot, pack, job.training.networks(job.images))
         networks = [
-            training_tasks.train_without_fold(job.replace(training=member), pack, folder, fold, cross_fit)
-            for fold, member, folder in cross_fit.networks()
+            training_tasks.train_without_fold(
+                job.replace(images=images, training=training), packs[images], folder, fold, cross_fit
+            )
+            for fold, images, training, folder in cross_fit.networks()
         ]
         return cls(cross_fit, *training_tasks.average_folds(cross_fit, networks, pack))
 

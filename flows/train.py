@@ -19,7 +19,7 @@ from bincount.settings import (
     RegistryConfig,
     TrainConfig,
 )
-from bincount.training.run_folder import Trained, folder_of
+from bincount.training.run_folder import Trained, folder_of, networks_of
 from bincount.workspace import Workspace
 from flows.folds import Folds
 from flows.naming import name_run
@@ -124,12 +124,20 @@ def judge_model(
 
 def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:
     """Train each network of the model, and average them where there are several."""
-    folder = partial(folder_of, Workspace(root=job.workspace), snapshot, job.images)
-    member_of = (job, folder(job.training)) if job.training.members > 1 else None
+    folder = partial(folder_of, Workspace(root=job.workspace), snapshot)
+    whole = folder(job.images, job.training)
+    networks = networks_of(job.images, job.training)
+    packs = data_tasks.pack_members(snapshot, pack, networks)
     members = [
-        training_tasks.train_model(job.replace(training=member), snapshot, pack, folder(member), member_of)
-        for member in job.training.each_member()
+        training_tasks.train_model(
+            job.replace(images=images, training=training),
+            snapshot,
+            packs[images],
+            folder(images, training),
+            (job, whole) if len(networks) > 1 else None,
+        )
+        for images, training in networks
     ]
     if len(members) == 1:
         return members[0]
-    return training_tasks.average_models(job, members, snapshot, pack, folder(job.training))
+    return training_tasks.average_models(job, members, snapshot, pack, whole)

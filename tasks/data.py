@@ -1,6 +1,7 @@
 """From a source to a snapshot and a pack, as tasks."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import task
@@ -15,7 +16,7 @@ from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.data.sync import Plan
 from bincount.reporting import tables
-from bincount.settings import DataConfig, ImageConfig
+from bincount.settings import DataConfig, ImageConfig, TrainConfig
 from bincount.text import escape_markdown
 from tasks.retry import is_transient
 
@@ -99,3 +100,13 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
 def pack_snapshot(snapshot: Snapshot, images: ImageConfig) -> Pack:
     """Decode and resize what the pack lacks of a snapshot's images."""
     return packing.pack_snapshot(snapshot, images)
+
+
+def pack_members(
+    snapshot: Snapshot, pack: Pack, networks: Sequence[tuple[ImageConfig, TrainConfig]]
+) -> dict[ImageConfig, Pack]:
+    """Return the pack that each network of a model is trained on, by its images; pack is that of the model."""
+    every = dict.fromkeys(images for images, _ in networks)
+    return {
+        images: pack if images.image_size == pack.image_size else pack_snapshot(snapshot, images) for images in every
+    }

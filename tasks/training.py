@@ -48,7 +48,7 @@ def train_model(
 @task(name="train without fold", task_run_name="train without {fold}, seed {job.training.seed}", **RETRIES)
 def train_without_fold(job: Job, pack: Pack, folder: Path, fold: Fold, cross_fit: CrossFit) -> Trained:
     """Train on all but one fold, as train_model does; the run is below that of the mean of all folds' networks."""
-    whole = job.replace(training=cross_fit.whole())
+    whole = job.replace(images=cross_fit.images, training=cross_fit.whole())
     return _train(job, cross_fit.snapshot, pack, folder, (whole, cross_fit.folder), fold, cross_fit.num_folds)
 
 
@@ -110,7 +110,7 @@ def choose_arithmetic(training: TrainConfig) -> TrainConfig:
     return resolved
 
 
-@task(name="average models", task_run_name="average {job.training.members} models", cache_policy=NO_CACHE)
+@task(name="average models", task_run_name="average {job.training.num_members} models", cache_policy=NO_CACHE)
 def average_models(job: Job, members: Sequence[Trained], snapshot: Snapshot, pack: Pack, folder: Path) -> Trained:
     """Make one model of several, which predicts the mean of their probabilities."""
     from bincount.training import ensemble  # here, since torch takes seconds to import

@@ -43,7 +43,8 @@ def fields(entry: dict) -> Iterator[tuple[str, dict]]:
     """Yield every field of a form by name, those in closed sections too."""
     for alternative in (entry, *entry.get("anyOf", ())):
         for name, inner in alternative.get("properties", {}).items():
-            yield from fields(inner) if "properties" in json.dumps(inner) else [(name, inner)]
+            is_section = any("properties" in part for part in (inner, *inner.get("anyOf", ())))
+            yield from fields(inner) if is_section else [(name, inner)]
 
 
 @each_flow

@@ -12,7 +12,8 @@ from bincount.errors import ModelNotFound, SettingsError, WeightsUnavailable
 from bincount.evaluation.predict import predict_images
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, TrainConfig
-from bincount.training.model import build, load, load_weights, normalize, probabilities, save
+from bincount.training.augment import normalize
+from bincount.training.model import build, load, load_weights, probabilities, save
 from bincount.training.spec import ModelSpec
 
 # The networks of the releases that knew no others, whose models are read still.

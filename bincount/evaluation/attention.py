@@ -11,7 +11,7 @@ probability, and it would cover the whole picture.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bincount.training.augment import center_crop, normalize
 from bincount.training.spec import ModelSpec
+from bincount.training.views import prepare
 
 logger = logging.getLogger(__name__)
 
@@ -34,23 +34,32 @@ def grad_cam(network: nn.Module, spec: ModelSpec, images: np.ndarray, labels: np
     """
     members = list(network) if spec.members > 1 else [network]
     if any(find_layer(member.backbone) is None for member in members):
-        logger.warning("a model on %s has no map of places; nothing is shown of where it looked", spec.model)
+        logger.warning(
+            "a model on %s has no map of places; nothing is shown of where it looked", spec.describe_networks()
+        )
         return np.zeros(images.shape[:3], np.float32)
     device = next(network.parameters()).device
     batch = torch.from_numpy(np.array(images)).to(device)  # a copy: arrays that were decoded may be read-only
     with torch.no_grad():
-        pixels = normalize(center_crop(batch, spec.center_crop), spec.normalization)
-        views = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]
-        maps = [split(member, view) for member in members for view in views]
+        views = prepare(batch, spec)
+        seen = [
+            (member, view)
+            for member, own in zip(members, spec.each_network(), strict=True)
+            for view in views[own.input]
+        ]
+        maps = [split(member, view) for member, view in seen]
         if labels is None:
             logits = torch.stack([logits for _, logits in maps])
             chosen = (logits[..., : len(spec.classes)] / spec.temperature).softmax(2).mean(0).argmax(1)
         else:
             chosen = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
-    heats = [_heat(*each, chosen, spec, _shape_of(members[0].backbone)) for each in maps]
+    heats = [
+        _heat(*each, chosen, spec, _shape_of(member.backbone)) for each, (member, _) in zip(maps, seen, strict=True)
+    ]
     if spec.flip_at_test:
         heats[1::2] = [heat.flip(2) for heat in heats[1::2]]
-    return _fit(torch.stack(heats).mean(0), spec).cpu().numpy()
+    finest = max((heat.shape[1:] for heat in heats), key=max)
+    return _fit(torch.stack([_enlarge(heat, finest) for heat in heats]).mean(0), spec).cpu().numpy()
 
 
 # What gives the last feature map of a backbone, by the names of torchvision's families, then of timm's.
@@ -115,12 +124,19 @@ def _heat(
     return functional.relu(torch.einsum("nf,nfhw->nhw", weights, features))
 
 
+def _enlarge(heat: Tensor, size: Sequence[int]) -> Tensor:
+    """Enlarge heat (N, h, w) to (N, H, W); members of other images or backbones have other feature maps."""
+    if heat.shape[1:] == size:
+        return heat
+    return functional.interpolate(heat[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
 def _fit(heat: Tensor, spec: ModelSpec) -> Tensor:
     """Enlarge heat (N, H, W) to the image, of which the network may have seen the middle alone, with 1 as the most."""
     side = max(1, round(spec.image_size * spec.center_crop))
     start = (spec.image_size - side) // 2
     end = spec.image_size - side - start
-    enlarged = functional.interpolate(heat[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+    enlarged = _enlarge(heat, (side, side))
     most = enlarged.amax(dim=(1, 2), keepdim=True)
     enlarged = torch.where(most > 0, enlarged / most.clamp_min(torch.finfo(most.dtype).tiny), 0.0)
     return functional.pad(enlarged, (start, end, start, end))

@@ -117,7 +117,7 @@ def evaluate(
     predictions = predict(snapshot, networks, pack, folder, device)
     result = CrossFitted(
         num_folds=cross_fit.num_folds,
-        num_networks=cross_fit.whole().members,
+        num_networks=cross_fit.whole().num_members,
         every=score_predictions(predictions, snapshot),
         train=score_predictions(predictions[predictions["split"] == "train"], snapshot),
         test=score_predictions(evaluation.predictions, snapshot),

@@ -198,7 +198,7 @@ class Model:
         return Predictions(self.classes, names, probabilities, positions, unreadable)
 
     def __repr__(self) -> str:
-        of = f"{self.spec.members} x {self.spec.model}" if self.spec.members > 1 else self.spec.model
+        of = self.spec.describe_networks()
         size = f"{self.spec.image_size} pixels"
         return f"Model({self.name}: {of}, {size}, classes {', '.join(self.classes.names)}, on {self.device})"
 

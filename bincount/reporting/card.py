@@ -11,7 +11,7 @@ from bincount.evaluation.metrics import Metrics
 from bincount.evaluation.promotion import Decision
 from bincount.problem import SPLITS, Classes
 from bincount.reporting import cross_fit, tables
-from bincount.settings import TrainConfig
+from bincount.settings import TrainConfig, name_networks
 from bincount.text import escape_markdown, markdown_code
 from bincount.training.spec import ModelSpec
 
@@ -189,12 +189,19 @@ def _bullets(sentences: Sequence[str]) -> str:
 
 
 def _average(spec: ModelSpec) -> str:
-    return f" Probabilities are the mean over {spec.members} networks." if spec.members > 1 else ""
+    if spec.members == 1:
+        return ""
+    text = f" Probabilities are the mean over {spec.members} networks"
+    if not spec.networks:
+        return f"{text}."
+    each = name_networks([f"{network.model} at {network.image_size} pixels" for network in spec.networks])
+    smaller = any(network.image_size < spec.image_size for network in spec.networks)
+    return f"{text}: {each}{'; smaller images are made of the larger' if smaller else ''}."
 
 
 def _listing(training: TrainConfig) -> str:
     """Name the settings that most people change, and those that are not as by default."""
     usual = TrainConfig().model_dump()
-    listed = {name: value for name, value in training.model_dump().items() if name in LISTED or value != usual[name]}
+    listed = {name: value for name, value in training.params().items() if name in LISTED or value != usual[name]}
     text = ", ".join(f"{name} {markdown_code(value)}" for name, value in listed.items())
     return f"{text}; the other settings are the defaults, and all are among the run's parameters."

@@ -19,9 +19,9 @@ from bincount.backbones import TIMM
 from bincount.serving.folding import fold, largest_part, part_sizes
 from bincount.settings import Device
 from bincount.training import model as models
-from bincount.training.augment import center_crop, normalize
 from bincount.training.device import choose_device
 from bincount.training.spec import ModelSpec, model_digest
+from bincount.training.views import prepare
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +75,9 @@ class Engine:
 
     def _folded_logits(self, images: Tensor) -> Tensor:
         """Return (N, V, O), in the order of the views of models.logits: by member, each with its mirror image."""
-        spec = self.spec
-        pixels = normalize(center_crop(images, spec.center_crop), spec.normalization)
-        if spec.flip_at_test:
-            pixels = torch.cat([pixels, pixels.flip(3)])
-        views = [view for member in self.folded for view in member(pixels).split(len(images))]
+        pixels = {of: torch.cat(views) for of, views in prepare(images, self.spec).items()}
+        members = zip(self.folded, self.spec.each_network(), strict=True)
+        views = [view for member, network in members for view in member(pixels[network.input]).split(len(images))]
         return torch.stack(views, dim=1)
 
 

@@ -55,8 +55,8 @@ def fold(network: nn.Module, spec: ModelSpec) -> nn.ModuleList:
     folded = folded.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     if torch.backends.mkldnn.is_available():
         num_inputs = largest_part(spec) * (1 + spec.flip_at_test)
-        example = torch.zeros(num_inputs, 3, spec.image_size, spec.image_size)
-        for member in folded:
+        for member, own in zip(folded, spec.each_network(), strict=True):
+            example = torch.zeros(num_inputs, 3, own.image_size, own.image_size)
             pack(member, example.contiguous(memory_format=torch.channels_last))
     return folded
 

@@ -25,7 +25,7 @@ from bincount.data import balance
 from bincount.data.folds import Fold
 from bincount.data.snapshots import Snapshot
 from bincount.services import check_mlflow
-from bincount.settings import Job
+from bincount.settings import Job, name_networks
 from bincount.text import CONTROL, escape_markdown
 from bincount.tracking.runs import Runs, status_after
 from bincount.training.spec import licence_of
@@ -56,7 +56,7 @@ def start_training(
     this one below it: of the model that the training is a member of, or of the search that it is a trial of, with this
     number. folds is the fold that is not trained on, or for the mean of the networks of several folds their number.
     """
-    params = {**job.images.model_dump(), **job.training.model_dump()} | ({FOLDS_PARAM: folds} if folds else {})
+    params = {**job.images.model_dump(), **job.training.params()} | ({FOLDS_PARAM: folds} if folds else {})
     known = {**tags, **describe_training(job, snapshot)}
     about = {
         MLFLOW_RUN_NOTE: _describe_run(job, snapshot),
@@ -89,7 +89,7 @@ def name_run(
 ) -> str:
     """Name a run for people: `resnet34 on aft-vbi-pds, 2026-11-27 21:40`; the time is UTC."""
     training = job.training
-    model = f"{training.members} x {training.model}" if training.members > 1 else training.model
+    model = training.describe_networks()
     model += f" of {folds} folds" if isinstance(folds, int) else ""
     seed = f", seed {training.seed}" if is_member else ""
     seed += f", without {folds}" if isinstance(folds, Fold) else ""
@@ -100,11 +100,20 @@ def name_run(
 def _describe_run(job: Job, snapshot: Snapshot) -> str:
     """Describe a run in Markdown, as its page shows it."""
     training, classes = job.training, snapshot.classes.names
-    networks = f"{training.members} networks of {training.model}" if training.members > 1 else training.model
+    size, about = job.images.image_size, f"{training.epochs} epochs, seed {training.seed}"
+    if not isinstance(training.members, int):
+        each = [
+            f"{own.model} ({images.image_size} pixels, {own.epochs} epochs)"
+            for images, own in training.networks(job.images)
+        ]
+        networks, about = name_networks(each), "of which smaller ones are made for members that have them"
+    elif training.members > 1:
+        networks = f"{training.members} networks of {training.model}"
+    else:
+        networks = training.model
     return (
         f"Training of {networks} on {snapshot.num_images:,} images of {escape_markdown(snapshot.source)}, "
-        f"{job.images.image_size} pixels, {training.epochs} epochs, seed {training.seed}. "
-        f"Classes: {escape_markdown(', '.join(classes))}."
+        f"{size} pixels, {about}. Classes: {escape_markdown(', '.join(classes))}."
     )
 
 
@@ -116,13 +125,14 @@ def place(source: str) -> str:
 
 def describe_training(job: Job, snapshot: Snapshot) -> dict[str, str]:
     """Return the tags of a run and a version that say what was trained on, and by which code."""
+    licences = dict.fromkeys(licence_of(member) for member in job.training.each_member())
     return {
         "snapshot": snapshot.digest,
         "source": snapshot.source,
         "classes": ",".join(snapshot.classes.names),
         "image_size": str(job.images.image_size),
         "num_images": str(snapshot.num_images),
-        "weights_licence": licence_of(job.training),
+        "weights_licence": "; ".join(filter(None, licences)),
         **code_tags(),
     }
 

@@ -25,7 +25,7 @@ from bincount.tracking.registry import Registry, Version
 from bincount.tracking.runs import RUN_TAG
 from bincount.tracking.self_check import SelfCheck
 from bincount.training.crossfit import CrossFit
-from bincount.training.run_folder import Trained, read_history
+from bincount.training.run_folder import Trained, networks_of, read_history
 from bincount.training.spec import read_spec
 
 NUM_WORST = 30  # mistakes on the sheet
@@ -58,13 +58,13 @@ def record_model(
         registry.runs, job, snapshot, trained.folder, tags, folds=cross_fit.num_folds if cross_fit else None
     )
     if cross_fit:
-        networks = [(fold, member) for fold, member, _ in cross_fit.networks()]
+        networks = [(fold, images, training) for fold, images, training, _ in cross_fit.networks()]
     else:
-        networks = [(None, member) for member in job.training.each_member()]
+        networks = [(None, images, training) for images, training in networks_of(job.images, job.training)]
     with registry.runs.ending(run_id):
-        for name, (fold, member) in zip(trained.member_folders, networks, strict=False):  # one has none
+        for name, (fold, images, training) in zip(trained.member_folders, networks, strict=False):  # one has none
             folder = trained.folder.with_name(name)
-            of_member = job.replace(training=member)
+            of_member = job.replace(images=images, training=training)
             below = start_training(registry.runs, of_member, snapshot, folder, tags, run_id, folds=fold)
             with registry.runs.ending(below):
                 _record_curves(registry, below, folder)

@@ -13,7 +13,7 @@ from bincount.data.packs import Pack
 from bincount.data.pictures import DECODER_VERSION
 from bincount.data.snapshots import Snapshot
 from bincount.settings import ImageConfig, TrainConfig
-from bincount.training.run_folder import Trained, folder_of
+from bincount.training.run_folder import Trained, folder_of, networks_of
 from bincount.workspace import Workspace
 
 
@@ -44,19 +44,19 @@ class CrossFit:
 
     def whole(self) -> TrainConfig:
         """Return the settings of the mean of all networks: those of one, with as many members as there are."""
-        return self.training.model_copy(update={"members": self.training.members * self.num_folds})
+        return self.training.repeat_members(self.num_folds)
 
-    def networks(self) -> list[tuple[Fold, TrainConfig, Path]]:
+    def networks(self) -> list[tuple[Fold, ImageConfig, TrainConfig, Path]]:
         """Return the fold, the settings and the folder of each training, fold by fold."""
         return [
-            (fold, member, folder_of(self.workspace, self.snapshot, self.images, member, fold))
+            (fold, images, training, folder_of(self.workspace, self.snapshot, images, training, fold))
             for fold in self.folds
-            for member in self.training.each_member()
+            for images, training in networks_of(self.images, self.training)
         ]
 
     def average(self, networks: Sequence[Trained], pack: Pack) -> tuple[Trained, list[Trained]]:
         """Return the mean of all networks, which are in the order of `networks`, and for each fold that of its own."""
-        members = self.training.members
+        members = self.training.num_members
         of_folds = [
             self.average_fold(fold, networks[start : start + members], pack)
             for fold, start in zip(self.folds, range(0, len(networks), members), strict=True)

@@ -70,10 +70,12 @@ def resolve(training: TrainConfig) -> TrainConfig:
     device = choose_device(training.device)
     precision = training.precision
     if precision == "auto":
-        precision = "bfloat16" if _is_faster_in_bfloat16(training.model, device) else "float32"
+        models = {member.model for member in training.each_member()}
+        precision = "bfloat16" if all(_is_faster_in_bfloat16(model, device) for model in models) else "float32"
     changes = {"device": device.type, "precision": precision}
-    if isinstance(normalization := pretrained.resolve_normalization(training), str):
-        changes["normalization"] = normalization
+    # Of members that are listed it may be another one for each (training.run_folder.networks_of).
+    if isinstance(training.members, int) and isinstance(name := pretrained.resolve_normalization(training), str):
+        changes["normalization"] = name
     return training.model_copy(update=changes)
 
 

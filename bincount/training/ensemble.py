@@ -21,6 +21,7 @@ from bincount.training.calibration import calibrate
 from bincount.training.device import choose_device
 from bincount.training.model import load, save
 from bincount.training.run_folder import Trained, find_finished, read_history
+from bincount.training.spec import ModelSpec
 from bincount.training.validation import measure
 
 logger = logging.getLogger(__name__)
@@ -31,19 +32,16 @@ def combine(
 ) -> Trained:
     """Make one model of two or more trainings, and write it into folder with the files of a training.
 
-    The members were trained on the same snapshot with settings that differ in the seed alone. The temperature is fitted
-    for the mean, on val. history.json has the mean over the members for each epoch. A finished model is not made
-    again.
+    The members were trained on the same snapshot, with settings that may differ in what settings.Member has. pack has
+    the images of the size at which the model decodes a picture, and none of the members' is larger. The temperature is
+    fitted for the mean, on val, by the way that a service predicts. history.json has the mean over the members for each
+    epoch that they have trained. A finished model is not made again.
     """
     trained = find_finished(folder)
     if trained is not None:
         return trained
     networks, specs = zip(*(load(member.checkpoint) for member in members), strict=True)
-    save(
-        folder / "model",
-        nn.ModuleList(networks),
-        specs[0].model_copy(update={"members": len(members), "temperature": 1.0}),
-    )
+    save(folder / "model", nn.ModuleList(networks), ModelSpec.average(specs, pack.image_size))
     val = snapshot.labelled().query("split == 'val'")
     labels = val["label"].to_numpy(np.int64)
     probabilities = calibrate(folder / "model", pack, pack.locate(val["sha256"]), labels, choose_device(device))
@@ -54,7 +52,7 @@ def combine(
     trained = Trained(
         folder=folder,
         best_epoch=statistics.median_low(member.best_epoch for member in members),
-        epochs=members[0].epochs,
+        epochs=max(member.epochs for member in members),
         val_accuracy=scores["val_accuracy"],
         val_loss=scores["val_loss"],
         seconds=seconds,

@@ -19,7 +19,6 @@ from bincount.backbones import TIMM
 from bincount.errors import WeightsUnavailable
 from bincount.files import atomic_write
 from bincount.settings import TrainConfig
-from bincount.training.augment import center_crop, normalize
 from bincount.training.device import exact_convolutions, is_out_of_memory
 from bincount.training.networks import build_backbone, fetch_weights, fit_tensors
 from bincount.training.spec import (
@@ -32,6 +31,7 @@ from bincount.training.spec import (
     weights_digest,
     write_spec,
 )
+from bincount.training.views import prepare
 
 HIDDEN_UNITS = 256
 INFERENCE_BATCH = 128
@@ -44,7 +44,7 @@ def build(spec: ModelSpec) -> nn.Module:
     SettingsError where the network needs a package that is not installed.
     """
     if spec.members > 1:
-        return nn.ModuleList(build(spec.model_copy(update={"members": 1})) for _ in range(spec.members))
+        return nn.ModuleList(build(network) for network in spec.each_network())
     backbone, num_features = build_backbone(spec.model, spec.image_size)
     head = _head(spec.head, spec.dropout, num_features, len(spec.outputs))
     return nn.Sequential(OrderedDict(backbone=backbone, head=head))
@@ -65,8 +65,8 @@ def _head(kind: str, dropout: float, num_features: int, num_classes: int) -> nn.
 def load_weights(model: nn.Module, training_config: TrainConfig, image_size: int) -> None:
     """Load initial weights into the backbone of a network that build made, and into its head when they fit.
 
-    From a model that save wrote, the head is loaded too when it has the same outputs; of several members the seed
-    chooses one. The head of any other file is ignored. Position embeddings are interpolated to image_size. Raises
+    From a model that save wrote, the head is loaded too when it has the same outputs; of several members that fit the
+    seed chooses one. The head of any other file is ignored. Position embeddings are interpolated to image_size. Raises
     SettingsError; WeightsUnavailable when the weights cannot be read or lack a tensor of the backbone; and ModelDamaged
     when a saved model is damaged.
     """
@@ -75,11 +75,10 @@ def load_weights(model: nn.Module, training_config: TrainConfig, image_size: int
         return
     check_initial_weights(training_config)
     tensors = fetch_weights(name, image_size) if weights == "imagenet" else _read_tensors(Path(weights))
-    head = {}
+    head, expected = {}, model.backbone.state_dict()
     if any("backbone." in key for key in tensors):
-        tensors, head = _backbone_and_head(tensors, training_config.seed)
+        tensors, head = _backbone_and_head(tensors, training_config.seed, expected)
     tensors = fit_tensors(name, image_size, model.backbone, tensors)
-    expected = model.backbone.state_dict()
     unfit = [
         key
         for key, tensor in expected.items()
@@ -99,14 +98,29 @@ def load_weights(model: nn.Module, training_config: TrainConfig, image_size: int
         model.head.load_state_dict(head)
 
 
-def _backbone_and_head(tensors: dict[str, Tensor], seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split the tensors of a model that save wrote into the two parts of its network, or of one of its members."""
-    members = {key.partition(".")[0] for key in tensors if key[0].isdecimal()}
-    prefix = f"{seed % len(members)}." if members else ""
+def _backbone_and_head(
+    tensors: dict[str, Tensor], seed: int, expected: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split the tensors of a model that save wrote into the two parts of its network, or of one of its members.
+
+    Of several members it is one with the expected tensors, or else, since position embeddings depend on the size of the
+    images, one that has them in another shape.
+    """
+    wanted = {key: tensor.shape for key, tensor in expected.items()}
+    numbers = sorted({int(key.partition(".")[0]) for key in tensors if key[0].isdecimal()})
+    shapes = {f"{number}.": _shapes(tensors, f"{number}.backbone.") for number in numbers}
+    equal = [prefix for prefix, own in shapes.items() if own == wanted]
+    alike = [prefix for prefix, own in shapes.items() if own.keys() == wanted.keys()]
+    candidates = equal or alike or list(shapes) or [""]
+    prefix = candidates[seed % len(candidates)]
     return tuple(
         {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
         for start in (f"{prefix}backbone.", f"{prefix}head.")
     )
+
+
+def _shapes(tensors: dict[str, Tensor], prefix: str) -> dict[str, torch.Size]:
+    return {key.removeprefix(prefix): tensor.shape for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -185,11 +199,11 @@ def logits(
 
 
 def _apply_to_views(model: nn.Module, spec: ModelSpec, images: Tensor, num_outputs: int) -> Tensor:
-    pixels = normalize(center_crop(images, spec.center_crop), spec.normalization)
-    views = [pixels, pixels.flip(3)] if spec.flip_at_test else [pixels]
-    members = model if spec.members > 1 else [model]
+    views = prepare(images, spec)
+    members = zip(model if spec.members > 1 else [model], spec.each_network(), strict=True)
     # An image that is taken to be of one of the classes has no use for the outputs of the extra names, which are last.
-    return torch.stack([member(view)[:, :num_outputs] for member in members for view in views], dim=1)
+    results = [member(view)[:, :num_outputs] for member, network in members for view in views[network.input]]
+    return torch.stack(results, dim=1)
 
 
 def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:

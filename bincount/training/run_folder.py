@@ -30,6 +30,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.errors import DiskFull, ModelDamaged, ModelNotFound, TrainingFailed
 from bincount.files import read_sealed, write_sealed
 from bincount.settings import ImageConfig, TrainConfig
+from bincount.training import pretrained
 from bincount.training.spec import check_weights, read_spec
 from bincount.workspace import Workspace
 
@@ -100,7 +101,21 @@ def num_threads(folder: Path) -> int | None:
 
 def _has_threads(training: TrainConfig) -> bool:
     """Return whether the number of threads is chosen: not for the small network, which has one, nor for a mean."""
-    return training.device == "cpu" and training.model != "small" and training.members == 1
+    return training.device == "cpu" and training.model != "small" and training.num_members == 1
+
+
+def networks_of(images: ImageConfig, training: TrainConfig) -> list[tuple[ImageConfig, TrainConfig]]:
+    """Return the settings of each network of a model, as they name its folder: of its images, and of its training.
+
+    The settings of the training are resolved (training.device.resolve), which leaves the normalisation of members that
+    are listed to each of them.
+    """
+    return [
+        (own, member.model_copy(update={"normalization": name}))
+        if isinstance(name := pretrained.resolve_normalization(member), str)
+        else (own, member)
+        for own, member in training.networks(images)
+    ]
 
 
 def write_request(request: Request) -> Path:

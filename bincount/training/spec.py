@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from bincount.errors import ModelDamaged, ModelNotFound, ModelUnreadable, Settin
 from bincount.files import read_sealed, write_sealed
 from bincount.frozen import Frozen
 from bincount.problem import Classes
-from bincount.settings import ImageConfig, ModelName, TrainConfig
+from bincount.settings import ImageConfig, ModelName, TrainConfig, name_networks
 from bincount.training import pretrained
 
 WEIGHTS = "model.safetensors"
@@ -21,12 +22,24 @@ NOT_KNOWN = "not known: from {}"  # of a licence
 MOST_NETWORKS = 20  # that a model averages
 
 
+class NetworkSpec(Frozen):
+    """What the networks of one model may differ in."""
+
+    model: ModelName
+    head: Literal["linear", "mlp"]
+    dropout: float = Field(ge=0, lt=1)
+    image_size: int = Field(ge=32, le=1024, multiple_of=32)
+    normalization: NamedNormalization | Normalization
+
+
 class ModelSpec(Frozen):
     """How to rebuild a trained network, and how to prepare images for it as in training.
 
-    extra_names are outputs that the network is trained on beside the classes and that predictions leave out.
-    weights_licence is that of the weights that the training started from. weights_sha256 is the digest of the weights
-    file beside it. Both are empty in models of older releases.
+    extra_names are outputs that the network is trained on beside the classes and that predictions leave out. networks
+    describes each member where they differ; image_size, at which a picture is decoded, is then at least that of each,
+    and the other fields that these have are the first member's. weights_licence is that of the weights that the
+    training started from. weights_sha256 is the digest of the weights file beside it. Both are empty in models of older
+    releases.
     """
 
     model: ModelName
@@ -42,9 +55,8 @@ class ModelSpec(Frozen):
     # The divisor of the logits that calibrates probabilities. Fitted values lie in 0.1..10; far outside these bounds
     # float32 overflows.
     temperature: float = Field(1.0, ge=0.001, le=1000)
-    members: int = Field(
-        1, ge=1, le=MOST_NETWORKS, description="networks of one architecture whose probabilities are averaged"
-    )
+    members: int = Field(1, ge=1, le=MOST_NETWORKS, description="networks whose probabilities are averaged")
+    networks: tuple[NetworkSpec, ...] = ()
     weights_licence: str = ""
     weights_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
 
@@ -55,6 +67,15 @@ class ModelSpec(Frozen):
         if len(set(every)) < len(every):
             raise ValueError(f"the names of all outputs must be distinct, got {', '.join(every)}")
         return names
+
+    @field_validator("networks")
+    @classmethod
+    def _of_all_members(cls, networks: tuple[NetworkSpec, ...], info: ValidationInfo) -> tuple[NetworkSpec, ...]:
+        if networks and len(networks) != info.data.get("members"):
+            raise ValueError(f"{len(networks)} networks are described of {info.data.get('members')} members")
+        if any(network.image_size > info.data.get("image_size", 0) for network in networks):
+            raise ValueError("a network has larger images than the model")
+        return networks
 
     @classmethod
     def make(
@@ -75,6 +96,31 @@ class ModelSpec(Frozen):
             weights_licence=licence_of(training),
         )
 
+    @classmethod
+    def average(cls, specs: Sequence["ModelSpec"], image_size: int) -> "ModelSpec":
+        """Describe the mean of several models of one network each, with pictures decoded at image_size."""
+        whole = specs[0].model_copy(update={"members": len(specs), "image_size": image_size, "temperature": 1.0})
+        licences = dict.fromkeys(filter(None, (spec.weights_licence for spec in specs)))
+        whole = whole.model_copy(update={"weights_licence": "; ".join(licences)})
+        networks = tuple(NetworkSpec.model_validate(spec.model_dump(include=OF_NETWORK)) for spec in specs)
+        if set(networks) == {NetworkSpec.model_validate(whole.model_dump(include=OF_NETWORK))}:
+            return whole
+        return whole.model_copy(update={"networks": networks})
+
+    def each_network(self) -> list["ModelSpec"]:
+        """Describe each member as a model of its own."""
+        alone = self.model_copy(update={"members": 1, "networks": ()})
+        return [alone.model_copy(update=dict(network)) for network in self.networks] or [alone] * self.members
+
+    def describe_networks(self) -> str:
+        """Name the networks as TrainConfig does: `resnet34`, `3 x resnet34`, or `mobilenet_v2 + resnet18`."""
+        return name_networks([network.model for network in self.each_network()])
+
+    @property
+    def input(self) -> tuple:
+        """What the pixels of a network's images follow from, beside what all members of a model have in common."""
+        return self.image_size, self.normalization
+
     @property
     def outputs(self) -> Classes:
         """The meaning of the network's outputs: the classes, followed by the extra names."""
@@ -84,6 +130,9 @@ class ModelSpec(Frozen):
     def images(self) -> ImageConfig:
         """The settings with which images are decoded and resized for this model."""
         return ImageConfig(image_size=self.image_size, resize=self.resize)
+
+
+OF_NETWORK = set(NetworkSpec.model_fields)
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -99,7 +148,8 @@ def is_checkpoint(folder: Path) -> bool:
 
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write model.json into the folder of a model."""
-    write_sealed(folder / "model.json", spec.model_dump(mode="json"))
+    exclude = None if spec.networks else {"networks"}  # as releases write it, and read it, that know one architecture
+    write_sealed(folder / "model.json", spec.model_dump(mode="json", exclude=exclude))
 
 
 def read_spec(folder: Path) -> ModelSpec:

@@ -339,7 +339,7 @@ def _scores(images: LabelledImages, probabilities: np.ndarray) -> dict[str, floa
 
 def _with_seed(training: TrainConfig, number: int) -> TrainConfig:
     """Return the settings of a training with another seed; a model of several members has as many seeds."""
-    return training.model_copy(update={"seed": training.seed + number * training.members})
+    return training.model_copy(update={"seed": training.seed + number * training.num_members})
 
 
 def _images(snapshot: Snapshot, split: str) -> LabelledImages:

@@ -73,9 +73,9 @@ def check(job: Job, classes: Classes | None = None) -> Space:
             "trials that are judged by several scores cannot be stopped early by one; leave --pruner out, or "
             "give one --objective"
         )
-    if job.training.members > 1:
+    if job.training.num_members > 1:
         raise SettingsError(
-            f"a trial trains one network, not --members {job.training.members}; leave it out, and give it when you "
+            f"a trial trains one network, not --members {job.training.num_members}; leave it out, and give it when you "
             "train the winner"
         )
     make_sampler(tuning, job.training.seed, 0)

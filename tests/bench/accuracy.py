@@ -106,7 +106,7 @@ def cross_fit(options: argparse.Namespace, training: TrainConfig, images: ImageC
         fitted = CrossFit(workspace, snapshot, images, resolve(training), options.folds)
         trained = [
             train_in_subprocess(Request(snapshot, pack, images, member, folder, fold))
-            for fold, member, folder in fitted.networks()
+            for fold, _, member, folder in fitted.networks()
         ]
         networks = crossfit.scorers(fitted, *fitted.average(trained, pack))
         predictions = crossfit.predict(snapshot, networks, pack, fitted.folder / crossfit.FOLDER)
