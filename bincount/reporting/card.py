@@ -164,7 +164,7 @@ def _cross_fitted(cross_fitted: CrossFitted | None) -> str:
     return f"## {cross_fit.title(cross_fitted)}\n\n{cross_fit.markdown(cross_fitted)}\n\n"
 
 
-def _reviewed(metrics: Metrics, noun: str) -> str:
+def _reviewed(metrics: Metrics, noun: str = "bin") -> str:
     """Say on which labels the scores are, where people have reviewed some."""
     if not metrics.num_reviewed:
         return ""
