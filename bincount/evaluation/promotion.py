@@ -34,8 +34,8 @@ METRIC_NAMES = {"accuracy": "accuracy", "rmse": "RMSE", "rmse_of_expectation": "
 class Gain(Frozen):
     """How much better the challenger is in one metric: more accuracy, less error; the interval is of the gain.
 
-    Accuracies are shares, errors in unit. detectable is the smallest gain that such a comparison finds significant with a
-    probability of POWER; None of decisions that earlier releases stored, and where no bin tells the models apart.
+    Accuracies are shares, errors in unit. detectable is the smallest gain that such a comparison finds significant with
+    a probability of POWER; None of decisions that earlier releases stored, and where no bin tells the models apart.
     """
 
     metric: str
@@ -69,7 +69,11 @@ class Gain(Frozen):
         """Return the smallest detectable gain as text: `4.1 points`, `0.052 items`; empty where it is not known."""
         if self.detectable is None:
             return ""
-        return f"{100 * self.detectable:.1f} points" if self.metric == "accuracy" else f"{self.detectable:.3f} {self.unit}".rstrip()
+        return (
+            f"{100 * self.detectable:.1f} points"
+            if self.metric == "accuracy"
+            else f"{self.detectable:.3f} {self.unit}".rstrip()
+        )
 
     def describe(self) -> str:
         """Return the gain as text: `accuracy 43.1 % against 40.2 %: +2.9 points (+0.4 to +5.4)`."""
@@ -144,7 +148,8 @@ class Decision(Frozen):
         if not self.gains or not (smallest := self.gains[0].format_detectable()):
             return ""
         gain = f"a gain in {METRIC_NAMES[self.gains[0].metric]} of {smallest} or more"
-        return f"A comparison on these {self.num_bins:,} {self.nouns} finds {gain} with {percent_of_level(POWER)} probability."
+        found = f"finds {gain} with {percent_of_level(POWER)} probability"
+        return f"A comparison on these {self.num_bins:,} {self.nouns} {found}."
 
     def describe(self) -> str:
         """Return the summary and, where models were compared, the evidence in a second line."""
@@ -249,8 +254,8 @@ def explain_undetectable(decision: Decision, promotion_config: PromotionConfig) 
     return (
         f"the {decision.num_bins:,} test {decision.nouns} are too few for min_gain {wanted:g}: a gain in "
         f"{METRIC_NAMES[main.metric]} is found with {percent_of_level(POWER)} probability only from "
-        f"{main.format_detectable()} on; prepare more {decision.nouns}, of which a tenth is for test, or train with --cross-fit 5, "
-        f"whose scores rest on all labelled {decision.nouns}"
+        f"{main.format_detectable()} on; prepare more {decision.nouns}, of which a tenth is for test, or train with "
+        f"--cross-fit 5, whose scores rest on all labelled {decision.nouns}"
     )
 
 
