@@ -162,10 +162,10 @@ def test_one_bad_file_does_not_cost_the_others_and_ends_with_1(checkpoint, tmp_p
 def test_json_has_counts_as_integers_and_names_as_text(checkpoint, tmp_path, capsys):
     photo = write(tmp_path / "1.jpg", jpeg(1))
     kinds = model(tmp_path / "kinds", "good,defective")
-    for folder, kind in ((checkpoint, int), (kinds, str)):
+    for folder, column, kind in ((checkpoint, "count", int), (kinds, "class", str)):
         app(["predict", photo, "--model", str(folder), "--output", "json"], result_action="return_value")
         (row,) = json.loads(capsys.readouterr().out)
-        assert type(row["count"]) is kind
+        assert type(row[column]) is kind
         assert all(type(row[name]) is float for name in row if name.startswith("p_"))
 
 
@@ -175,7 +175,7 @@ def test_csv_holds_no_formulas(tmp_path, capsys, monkeypatch):
     folder = model(tmp_path / "model", "=cmd(),@sum")
     app(["predict", "=1+1.jpg", "--model", str(folder), "--output", "csv"], result_action="return_value")
     header, row = capsys.readouterr().out.splitlines()
-    assert header == "path,count,p_=cmd(),p_@sum"
+    assert header == "path,class,p_=cmd(),p_@sum"
     assert row.split(",")[0] == "'=1+1.jpg"
     assert row.split(",")[1] in ("'=cmd()", "'@sum")
 

@@ -60,10 +60,11 @@ class CrossFitted(Frozen):
     train: Scored
     test: Scored
     num_left_out: int = 0
+    nouns: str = "bins"
 
     def describe_images(self) -> str:
         """Return the images that were predicted: `6,529 images of 4,718 bins`."""
-        return f"{self.every.num_images:,} images of {self.every.num_bins:,} bins"
+        return f"{self.every.num_images:,} images of {self.every.num_bins:,} {self.nouns}"
 
     def summary(self) -> str:
         """Return the accuracy in a sentence, beside that of the test."""
@@ -77,7 +78,7 @@ class CrossFitted(Frozen):
         left_out = f" {self.num_left_out:,} images are left out, of which each network has seen a copy."
         return (
             f"The {self.test.num_images:,} images of the test split are one draw that stays as it is, and may be lucky "
-            "or unlucky: where the two differ, expect the cross-fitted scores on other bins. "
+            f"or unlucky: where the two differ, expect the cross-fitted scores on other {self.nouns}. "
             f"Images of train are predicted by a network that was trained without their fold, one of {self.num_folds}, "
             f"and those of val and test by the mean of all {self.num_networks} networks, which is a little better than "
             f"one.{left_out if self.num_left_out else ''}"
@@ -122,6 +123,7 @@ def evaluate(
         train=score_predictions(predictions[predictions["split"] == "train"], snapshot),
         test=score_predictions(evaluation.predictions, snapshot),
         num_left_out=len(snapshot.labelled()) - len(predictions),
+        nouns=snapshot.problem.nouns,
     )
     write_json(folder / RESULT, result.model_dump(mode="json"))
     logger.info("%s", result.summary())

@@ -34,8 +34,8 @@ METRIC_NAMES = {"accuracy": "accuracy", "rmse": "RMSE", "rmse_of_expectation": "
 class Gain(Frozen):
     """How much better the challenger is in one metric: more accuracy, less error; the interval is of the gain.
 
-    Accuracies are shares, errors items. detectable is the smallest gain that such a comparison finds significant with a
-    probability of POWER; None of decisions that earlier releases stored, and where no bin tells the models apart.
+    Accuracies are shares, errors in unit. detectable is the smallest gain that such a comparison finds significant with
+    a probability of POWER; None of decisions that earlier releases stored, and where no bin tells the models apart.
     """
 
     metric: str
@@ -44,6 +44,7 @@ class Gain(Frozen):
     gain: float
     interval: Interval
     detectable: float | None = None
+    unit: str = "items"
 
     @property
     def is_worse(self) -> bool:
@@ -60,13 +61,19 @@ class Gain(Frozen):
         ends = (self.interval.low, self.interval.high)
         if self.metric == "accuracy":
             return f"{100 * self.gain:+.1f} points", "{:+.1f} to {:+.1f}".format(*(100 * end for end in ends))
-        return f"{0 - self.gain:+.3f} items", "{:+.3f} to {:+.3f}".format(*(0 - end for end in reversed(ends)))
+        return f"{0 - self.gain:+.3f} {self.unit}".rstrip(), "{:+.3f} to {:+.3f}".format(
+            *(0 - end for end in reversed(ends))
+        )
 
     def format_detectable(self) -> str:
         """Return the smallest detectable gain as text: `4.1 points`, `0.052 items`; empty where it is not known."""
         if self.detectable is None:
             return ""
-        return f"{100 * self.detectable:.1f} points" if self.metric == "accuracy" else f"{self.detectable:.3f} items"
+        return (
+            f"{100 * self.detectable:.1f} points"
+            if self.metric == "accuracy"
+            else f"{self.detectable:.3f} {self.unit}".rstrip()
+        )
 
     def describe(self) -> str:
         """Return the gain as text: `accuracy 43.1 % against 40.2 %: +2.9 points (+0.4 to +5.4)`."""
@@ -94,7 +101,7 @@ class Decision(Frozen):
 
     gains are empty where the models could not be compared. is_champion: the version is champion already, and reason
     says since when. is_first: there is no champion, and the scores in its place in gains are those of always predicting
-    majority, the name of a class.
+    majority, the name of a class. num_bins are of what nouns name.
     """
 
     promote: bool
@@ -109,6 +116,7 @@ class Decision(Frozen):
     confidence: float = 0.95
     gains: tuple[Gain, ...] = ()
     class_changes: tuple[ClassChange, ...] = ()
+    nouns: str = "bins"
 
     @property
     def outcome(self) -> Literal["promote", "champion", "waiting", "no champion", "keep"]:
@@ -131,7 +139,7 @@ class Decision(Frozen):
             return ""
         new = f"it was not trained on, against always predicting {self.majority}" if self.is_first else NEW_TO_BOTH
         numbers = "; ".join(gain.describe() for gain in self.gains)
-        compared = f"on {self.num_images:,} images of {self.num_bins:,} bins that {new}"
+        compared = f"on {self.num_images:,} images of {self.num_bins:,} {self.nouns} that {new}"
         detectable = f"; {text[0].lower()}{text[1:-1]}" if (text := self.detectability()) else ""
         return f"{numbers} {compared}, {percent_of_level(self.confidence)} intervals{detectable}"
 
@@ -140,7 +148,8 @@ class Decision(Frozen):
         if not self.gains or not (smallest := self.gains[0].format_detectable()):
             return ""
         gain = f"a gain in {METRIC_NAMES[self.gains[0].metric]} of {smallest} or more"
-        return f"A comparison on these {self.num_bins:,} bins finds {gain} with {percent_of_level(POWER)} probability."
+        found = f"finds {gain} with {percent_of_level(POWER)} probability"
+        return f"A comparison on these {self.num_bins:,} {self.nouns} {found}."
 
     def describe(self) -> str:
         """Return the summary and, where models were compared, the evidence in a second line."""
@@ -243,10 +252,10 @@ def explain_undetectable(decision: Decision, promotion_config: PromotionConfig) 
     if main.detectable is None or factor * main.detectable <= wanted:
         return ""
     return (
-        f"the {decision.num_bins:,} test bins are too few for min_gain {wanted:g}: a gain in "
+        f"the {decision.num_bins:,} test {decision.nouns} are too few for min_gain {wanted:g}: a gain in "
         f"{METRIC_NAMES[main.metric]} is found with {percent_of_level(POWER)} probability only from "
-        f"{main.format_detectable()} on; prepare more bins, of which a tenth is for test, or train with --cross-fit 5, "
-        "whose scores rest on all labelled bins"
+        f"{main.format_detectable()} on; prepare more {decision.nouns}, of which a tenth is for test, or train with "
+        f"--cross-fit 5, whose scores rest on all labelled {decision.nouns}"
     )
 
 
@@ -258,7 +267,9 @@ def refuse(reason: str, promotion_config: PromotionConfig, *, is_first: bool = F
 def _why_not_comparable(images: LabelledImages, new: str, **probabilities: np.ndarray) -> str:
     """Return why the models cannot be compared, or an empty text; probabilities are by whose they are."""
     if images.num_bins < FEWEST_BINS:
-        return f"{images.num_bins} bins that {new} are too few to compare on, {FEWEST_BINS} are needed"
+        return (
+            f"{images.num_bins} {images.problem.nouns} that {new} are too few to compare on, {FEWEST_BINS} are needed"
+        )
     broken = [name for name, of_model in probabilities.items() if not np.isfinite(of_model).all()]
     return f"probabilities of the {' and the '.join(broken)} are not finite numbers" if broken else ""
 
@@ -310,7 +321,7 @@ def _judge(
         return f"{name} is not significantly better: the interval of its gain holds zero", False
     gain = 100 * main.gain if promotion_config.metric == "accuracy" else main.gain
     if gain < promotion_config.min_gain:
-        unit = "points" if promotion_config.metric == "accuracy" else "items"
+        unit = "points" if promotion_config.metric == "accuracy" else main.unit
         return f"the gain in {name} is {gain:.3g} {unit}, less than the {promotion_config.min_gain:g} required", False
     losing = [change for change in class_changes if change.loss > promotion_config.max_class_loss]
     if losing:
@@ -359,6 +370,7 @@ def _gains(
             gain=(points[0][name] - points[1][name]) * sign[name],
             interval=Interval(low=low[name], high=high[name]),
             detectable=smallest_detectable(standard_errors[name], promotion_config.confidence),
+            unit=images.problem.unit,
         )
         for name in names
     ]

@@ -4,7 +4,7 @@ const KEYS = [
   [data.areCounts ? "0 \u2026 9" : `1 \u2026 ${Math.min(9, classes.length)}`, data.areCounts ? "type a count, also of several digits" : "choose a class by its place"],
   ["Enter", "confirm what you typed"], ["Escape", "clear it"],
   ["R", "the record is right"], ["X", "the picture can\u2019t be used"], ["S", "unsure"],
-  ["U", "undo the last verdict"], ["← →, K J", "previous, next bin"], ["T", "next bin without a verdict"],
+  ["U", "undo the last verdict"], ["← →, K J", `previous, next ${data.noun}`], ["T", `next ${data.noun} without a verdict`],
   ["N", "write a note; Escape or Enter leaves it"], ["G", "grid or review"], ["?", "this help"],
 ];
 const COMMANDS = {
@@ -131,7 +131,6 @@ function prepare() {
   byId("choices").className = data.areCounts ? "counts" : "names";
   byId("choices").replaceChildren(...choices);
   byId("entry-label").textContent = data.areCounts ? "Another count" : "Number of the class";
-  if (!data.areCounts) byId("filter-counted").textContent = "Model sees";
   document.querySelector(".with-direction").hidden = !data.ordered && !data.hidden.includes("1");
   for (const [keys, text] of KEYS) byId("keys").append(make("dt", {}, make("kbd", {}, keys)), make("dd", {}, text));
   byId("queue").hidden = false;
