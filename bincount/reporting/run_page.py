@@ -15,8 +15,9 @@ from PIL import Image
 from bincount.data.balance import ClassBalance
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
-from bincount.evaluation.evaluate import Evaluation, find_mistakes
-from bincount.problem import SPLITS
+from bincount.evaluation import curves
+from bincount.evaluation.evaluate import Evaluation, find_mistakes, labelled_images
+from bincount.problem import SPLITS, Classes
 from bincount.reporting import tables, trend
 from bincount.reporting.trend import ScoredVersion
 from bincount.text import escape_markdown, percent
@@ -88,6 +89,21 @@ def draw_pictures(
             sheet = mistakes_sheet(mistakes, snapshot, pack, "Records with the lowest probability", columns=3)
             drawn[MISTAKES] = _image(_jpeg(sheet), "jpeg", _describe_mistakes(mistakes))
     return drawn
+
+
+def curves_figure(evaluation: Evaluation, classes: Classes) -> "Figure | None":
+    """Draw the ROC and the precision-recall curve of the positive class with their bands; None where there are none.
+
+    There are none of more classes than two, and where all test images are of one.
+    """
+    from bincount.reporting import binary_figures
+
+    metrics = evaluation.metrics
+    if metrics.roc_auc is None or metrics.positive is None:
+        return None
+    images, probabilities = labelled_images(evaluation.predictions, classes, metrics.positive)
+    drawn = curves.draw(images, probabilities[:, images.positive])
+    return binary_figures.curves(drawn, evaluation, images)
 
 
 def mistakes_sheet(mistakes: pd.DataFrame, snapshot: Snapshot, pack: Pack, title: str, columns: int = 6) -> "Figure":

@@ -44,6 +44,7 @@ SCORE_LABELS = {
     "calibration_error": "expected calibration error",
     "roc_auc": "ROC AUC",
     "average_precision": "average precision",
+    "cost": "cost per image, in false alarms",
 }
 RANKINGS = {
     "p_wrong": "probability that the record is wrong",

@@ -13,6 +13,7 @@ from bincount.files import read_sealed, write_sealed
 from bincount.frozen import Frozen
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, ModelName, TrainConfig
+from bincount.threshold import Threshold
 
 WEIGHTS = "model.safetensors"
 MOST_NETWORKS = 20  # that a model averages
@@ -42,6 +43,14 @@ class ModelSpec(Frozen):
         1, ge=1, le=MOST_NETWORKS, description="networks of one architecture whose probabilities are averaged"
     )
     weights_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+    threshold: Threshold | None = Field(None, description="of two classes; without, the likeliest is predicted")
+
+    @field_validator("threshold")
+    @classmethod
+    def _of_two(cls, threshold: Threshold | None, info: ValidationInfo) -> Threshold | None:
+        if threshold and "classes" in info.data and len(info.data["classes"]) != 2:
+            raise ValueError(f"a threshold needs two classes, there are {len(info.data['classes'])}")
+        return threshold
 
     @field_validator("extra_names")
     @classmethod
@@ -93,7 +102,8 @@ def is_checkpoint(folder: Path) -> bool:
 
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write model.json into the folder of a model."""
-    write_sealed(folder / "model.json", spec.model_dump(mode="json"))
+    unused = {"threshold"} if spec.threshold is None else None  # so that releases without thresholds can read it
+    write_sealed(folder / "model.json", spec.model_dump(mode="json", exclude=unused))
 
 
 def read_spec(folder: Path) -> ModelSpec:
