@@ -1,11 +1,13 @@
-"""The problem: which classes there are, in which order, and into which splits their images are divided."""
+"""The problem: its classes and their order, the words for what is photographed, and the splits of images."""
 
 import re
+import tomllib
 import unicodedata
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from bincount.errors import SettingsError
 from bincount.frozen import Frozen
@@ -13,6 +15,9 @@ from bincount.frozen import Frozen
 SPLITS = ("train", "val", "test")
 EXTRA = "extra"  # in place of a split: bins whose count is no class and that are trained on all the same
 LONGEST_CLASS_NAME = 100
+LONGEST_WORD, LONGEST_SENTENCE = 40, 300  # in a description
+DESCRIPTION = "problem.toml"  # beside the source
+DEFAULT_CLASSES = "0..5"
 
 
 def normalize_name(name: str) -> str:
@@ -98,3 +103,105 @@ class Classes(Frozen):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+class Problem(Frozen):
+    """What is photographed and what is predicted of it, in the words that people read.
+
+    The defaults are those of counting the items in bins. A file of a description may give the classes too, which a
+    stored description leaves to the snapshot or the model that it is part of.
+    """
+
+    noun: str = Field("bin", min_length=1, max_length=LONGEST_WORD, description="what is photographed: box")
+    nouns: str = Field(
+        default_factory=lambda values: f"{values.get('noun', '')}s",
+        min_length=1,
+        max_length=LONGEST_WORD,
+        description="its plural: boxes [default: with an s]",
+    )
+    purpose: str = Field(
+        "Counts the items in a bin from a photo",
+        min_length=1,
+        max_length=LONGEST_SENTENCE,
+        description="what a model does, before the list of classes",
+    )
+    answer: str = Field("count", min_length=1, max_length=LONGEST_WORD, description="what a class is: condition")
+    unit: str = Field("items", max_length=LONGEST_WORD, description="unit of errors, of classes with an order")
+    classes: str | None = Field(None, description="the classes, as --classes takes them")
+    ordered: bool | None = Field(None, description="whether they have an order, as --ordered says")
+    positive: str | None = Field(None, description="of two classes the one to be found [default: the second]")
+    licence: str = Field("", max_length=LONGEST_SENTENCE, description="sentence on the pictures, for the model card")
+    limits: tuple[str, ...] = Field((), description="sentences on what a model cannot know, for the model card")
+
+    @classmethod
+    def of(cls, classes: Classes) -> "Problem":
+        """Return the description where nobody has given one: counts are of bins, names of whatever is on a picture."""
+        return BINS if classes.are_counts else PICTURES
+
+    def positive_label(self, classes: Classes) -> int | None:
+        """Return the label of the positive class, of two classes that are not counts."""
+        if len(classes) != 2 or classes.are_counts:
+            return None
+        return classes.names.index(self.positive) if self.positive in classes.names else 1
+
+
+BINS = Problem(
+    limits=(
+        "Nothing can be seen of what is hidden behind other items or behind the bin's bands, and records may be wrong: "
+        "neither the model nor the record is proof.",
+        "It was tested on photos from the same source. Another camera, light or kind of bin needs a test of its own.",
+    )
+)
+PICTURES = Problem(
+    noun="picture",
+    purpose="Predicts from a photo which it is",
+    answer="class",
+    unit="classes",
+    limits=(
+        "Nothing can be told of what the photo does not show, and class folders may be wrong: neither the model nor "
+        "the folder is proof.",
+        "It was tested on photos from the same source. Another camera, light or subject needs a test of its own.",
+    ),
+)
+
+
+def find_description(source: str) -> Path | None:
+    """Return the description beside the pictures of a source that is a folder, where it has one."""
+    path = Path(source) / DESCRIPTION
+    return path if "://" not in source and path.is_file() else None
+
+
+def read_description(path: Path) -> Problem:
+    """Read a description. Raises SettingsError where the file cannot be read, or says what cannot be."""
+    try:
+        return _read_description(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        raise SettingsError(f"there is no description of a problem at {path}; correct --problem") from None
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror}); let this user read it") from error
+
+
+@lru_cache(maxsize=8)
+def _read_description(path: Path, _modified: int) -> Problem:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # so are those of TOML and of UTF-8
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{path} is not valid TOML ({reason}); correct it there") from error
+    if isinstance(content.get("classes"), list):
+        content["classes"] = ",".join(map(str, content["classes"]))
+    try:
+        described = Problem.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field, known = ".".join(map(str, first["loc"])), ", ".join(Problem.model_fields)
+        raise SettingsError(f"{path}: {field}: {first['msg']}; a description may have {known}") from None
+    try:
+        classes = Classes.parse(described.classes or DEFAULT_CLASSES, described.ordered)
+    except (SettingsError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise SettingsError(f"{path}: classes: {reason}") from None
+    if described.positive and described.positive not in classes.names:
+        known = ", ".join(classes.names)
+        raise SettingsError(f"{path}: positive: {described.positive} is none of the classes {known}; name one of them")
+    return described

@@ -15,7 +15,7 @@ from pydantic import AliasChoices, Field, field_validator
 from bincount import database
 from bincount.errors import SettingsError, mask_address
 from bincount.frozen import Frozen, accept_earlier_names
-from bincount.problem import Classes
+from bincount.problem import DEFAULT_CLASSES, Classes, Problem, find_description, read_description
 
 MAX_PIXELS = 50_000_000  # of a picture, unless set otherwise
 DEFAULT_WORKSPACE = Path("bincount-data")
@@ -59,13 +59,19 @@ class DataConfig(Frozen, json_schema_extra=accept_earlier_names):
         validation_alias=AliasChoices("retry_quarantined", "retry_set_aside"),
         description="fetch quarantined bins again, although they have not changed",
     )
+    problem: Path | None = Field(
+        None,
+        description="TOML file that describes what is photographed and predicted: nouns, classes, licence, limits "
+        "[default: problem.toml in the folder of the source; else bins]",
+    )
     classes: str = Field(
-        "0..5",
-        description="counts as a range, the smaller first (0..5), or two class names or more (good,defective)",
+        default_factory=lambda settings: _description(settings).classes or DEFAULT_CLASSES,
+        description="counts as a range, the smaller first (0..5), or two class names or more (good,defective) "
+        "[default: those of the problem, else 0..5]",
         json_schema_extra=Classes.RULE,
     )
     ordered: bool | None = Field(
-        None,
+        default_factory=lambda settings: _description(settings).ordered,
         description="whether classes are counts or grades, so that RMSE is meaningful [default: if all are numbers]",
     )
     extra_counts: int = Field(
@@ -112,12 +118,26 @@ class DataConfig(Frozen, json_schema_extra=accept_earlier_names):
         return Classes.parse(self.classes, self.ordered)
 
     @property
+    def description(self) -> Problem:
+        """Return the words of the problem, without the classes, which are settings by now."""
+        path = self.problem or find_description(self.source)
+        if path is None:
+            return Problem.of(self.class_set)
+        return read_description(path).model_copy(update={"classes": None, "ordered": None})
+
+    @property
     def extra_names(self) -> tuple[str, ...]:
         """Return the counts that are no class, but are trained on all the same."""
         classes = self.class_set
         if not (classes.ordered and all(map(str.isdecimal, classes.names))):
             return ()
         return tuple(str(n) for n in range(self.extra_counts + 1) if str(n) not in classes.names)
+
+
+def _description(settings: dict) -> Problem:
+    """Return what describes the problem of settings of data, from which classes follow that are not set."""
+    path = settings.get("problem") or find_description(settings.get("source", ""))
+    return read_description(path) if path else Problem()
 
 
 class ImageConfig(Frozen):

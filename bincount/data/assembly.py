@@ -7,14 +7,16 @@ import pandas as pd
 from bincount.data import advice, copies, forgotten, groups, labels, names, snapshots, splits, sync
 from bincount.data import bins as row_store
 from bincount.data.snapshots import Snapshot
-from bincount.problem import Classes, normalize_name
+from bincount.problem import Classes, Problem, normalize_name
 from bincount.settings import DataConfig
 
 
 def freeze_fetched(dataset: Path, data_config: DataConfig) -> Snapshot:
     """Build the snapshot of all that was fetched, as the settings have it. Raises DatasetError as build does."""
     data, rows = data_config, row_store.merge(dataset)
-    return build(dataset, rows, data.class_set, data.source, data.extra_names, data.keep_splits)
+    return build(
+        dataset, rows, data.class_set, data.source, data.extra_names, data.keep_splits, problem=data.description
+    )
 
 
 def build(
@@ -24,6 +26,7 @@ def build(
     source: str,
     extra_names: tuple[str, ...] = (),
     keep_splits: bool = False,
+    problem: Problem | None = None,
 ) -> Snapshot:
     """Label, group and assign a dataset's bins, and freeze the result.
 
@@ -54,7 +57,7 @@ def build(
         splits.save(dataset, manifest)
         if not keep_splits:
             manifest = copies.keep_in_one_split(manifest)
-        return snapshots.freeze(splits.mark_extra(manifest), classes, source, dataset)
+        return snapshots.freeze(splits.mark_extra(manifest), classes, source, dataset, problem)
 
 
 def _group(bins: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import io
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from bincount.data import bins, tables
 from bincount.data import manifest as manifests
 from bincount.errors import DatasetError, SnapshotNotFound
 from bincount.files import atomic_write, raise_on_disk_full, read_sealed, sealed
-from bincount.problem import EXTRA, SPLITS, Classes
+from bincount.problem import EXTRA, SPLITS, Classes, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,12 @@ class Snapshot:
     @property
     def classes(self) -> Classes:
         return _describe(self.path).classes
+
+    @property
+    def problem(self) -> Problem:
+        """The words for what is photographed and predicted."""
+        description = _describe(self.path)
+        return description.problem or Problem.of(description.classes)
 
     @property
     def source(self) -> str:
@@ -96,13 +102,17 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Description:
-    """The content of snapshot.json; checksum is the manifest's, and empty where an older release has frozen it."""
+    """The content of snapshot.json; checksum is the manifest's, and empty where an older release has frozen it.
+
+    problem is no part of what the digest names; it is None where an older release, or nobody, has described it.
+    """
 
     digest: str
     num_images: int
     classes: Classes
     source: str
     checksum: str = ""
+    problem: Problem | None = None
 
 
 class FileIdentity(NamedTuple):
@@ -119,9 +129,12 @@ class FileIdentity(NamedTuple):
         return cls(path, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
-def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path) -> Snapshot:
+def freeze(
+    manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path, problem: Problem | None = None
+) -> Snapshot:
     """Write a manifest as a Snapshot under dataset/snapshots, named by its digest; the same one twice is one folder.
 
+    problem describes what is photographed; another description of the same manifest takes the place of the earlier one.
     The folder appears whole, by a rename, so that its existence means that it is complete. Raises DiskFull.
     """
     columns = manifests.COLUMNS
@@ -133,7 +146,9 @@ def freeze(manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path)
     folder = dataset / "snapshots" / digest
     num_images = int(manifest["split"].isin(SPLITS).sum())
     if not _is_whole(folder):
-        _write(folder, manifest, Description(digest, num_images, classes, source))
+        _write(folder, manifest, Description(digest, num_images, classes, source, problem=problem))
+    elif (found := _describe(folder)).problem != problem:
+        _describe_anew(folder, replace(found, problem=problem))
     with atomic_write(dataset / "snapshots" / "latest") as pointer:
         pointer.write_text(digest)
     counts = (f"{number:,}" for number in (num_images, len(manifest)))
@@ -167,6 +182,8 @@ def load_description(folder: Path) -> Description:
     try:
         content = read_sealed(path)
         content["classes"] = Classes.model_validate(content["classes"])
+        if content.get("problem"):
+            content["problem"] = Problem.model_validate(content["problem"])
         description = Description(checksum=content.pop("manifest", ""), **content)
     except (ValueError, KeyError, TypeError) as error:
         raise tables.damaged(path, REMEDY, error) from error
@@ -239,7 +256,7 @@ def _write(folder: Path, manifest: pd.DataFrame, description: Description) -> No
             temporary.mkdir(parents=True)
             tables.write_frame(manifest, temporary / MANIFEST)
             with atomic_write(temporary / DESCRIPTION) as path:
-                path.write_text(sealed(_content(description, temporary / MANIFEST)))
+                path.write_text(sealed(_content(description, _checksum(temporary / MANIFEST))))
             if folder.exists():
                 shutil.rmtree(gone, ignore_errors=True)
                 folder.rename(gone)
@@ -250,19 +267,36 @@ def _write(folder: Path, manifest: pd.DataFrame, description: Description) -> No
         raise
 
 
-def _content(description: Description, manifest: Path) -> dict:
-    """Return the content of snapshot.json, with the checksum of the manifest that was written."""
-    xxh3 = xxhash.xxh3_64()
-    with open(manifest, "rb") as file:
-        while chunk := file.read(tables.CHUNK):
-            xxh3.update(chunk)
-    return {
+def _describe_anew(folder: Path, description: Description) -> None:
+    """Write snapshot.json with other words, and with the time at which the snapshot was frozen."""
+    path = folder / DESCRIPTION
+    status = path.stat()
+    with raise_on_disk_full(folder), atomic_write(path) as temporary:
+        temporary.write_text(sealed(_content(description, description.checksum)))
+        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _content(description: Description, checksum: str) -> dict:
+    """Return the content of snapshot.json."""
+    content = {
         "digest": description.digest,
         "num_images": description.num_images,
         "classes": description.classes.model_dump(),
         "source": description.source,
-        "manifest": xxh3.hexdigest(),
     }
+    if checksum:
+        content["manifest"] = checksum
+    if description.problem:
+        content["problem"] = description.problem.model_dump(mode="json")
+    return content
+
+
+def _checksum(manifest: Path) -> str:
+    xxh3 = xxhash.xxh3_64()
+    with open(manifest, "rb") as file:
+        while chunk := file.read(tables.CHUNK):
+            xxh3.update(chunk)
+    return xxh3.hexdigest()
 
 
 def _check_digest(path: Path, rows: pd.DataFrame, description: Description) -> None:

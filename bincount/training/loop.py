@@ -117,7 +117,8 @@ def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]
     manifest, classes = request.snapshot.read(), request.snapshot.classes
     balance.require_images(manifest, classes)  # snapshots of older releases were frozen without this check
     extra_names = manifest.loc[manifest["split"] == EXTRA, "class_name"].unique()
-    spec = ModelSpec.make(request.images, config, classes, tuple(sorted(extra_names, key=int)))
+    names = tuple(sorted(extra_names, key=int))
+    spec = ModelSpec.make(request.images, config, classes, names, request.snapshot.problem)
     if request.fold:  # after the outputs, which are the same without any of the folds
         manifest = manifest[~folds.left_out(request.snapshot, request.fold)]
     train, val = (read_examples(manifest, split, pack, spec.outputs) for split in ("train", "val"))

@@ -11,7 +11,7 @@ from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import ModelDamaged, ModelNotFound, ModelUnreadable, SettingsError, WeightsUnavailable
 from bincount.files import read_sealed, write_sealed
 from bincount.frozen import Frozen
-from bincount.problem import Classes
+from bincount.problem import Classes, Problem
 from bincount.settings import ImageConfig, ModelName, TrainConfig
 from bincount.threshold import Threshold
 
@@ -30,6 +30,9 @@ class ModelSpec(Frozen):
     head: Literal["linear", "mlp"]
     dropout: float = Field(ge=0, lt=1)
     classes: Classes
+    problem: Problem = Field(
+        default_factory=lambda spec: Problem.of(spec["classes"]) if "classes" in spec else Problem()
+    )
     extra_names: tuple[str, ...] = ()
     image_size: int = Field(ge=32, le=1024, multiple_of=32)
     resize: Literal["squash", "crop"]
@@ -62,10 +65,16 @@ class ModelSpec(Frozen):
 
     @classmethod
     def make(
-        cls, images: ImageConfig, training: TrainConfig, classes: Classes, extra_names: tuple[str, ...] = ()
+        cls,
+        images: ImageConfig,
+        training: TrainConfig,
+        classes: Classes,
+        extra_names: tuple[str, ...] = (),
+        problem: Problem | None = None,
     ) -> "ModelSpec":
         """Describe the model that these settings train."""
         return cls(
+            problem=problem or Problem.of(classes),
             model=training.model,
             head=training.head,
             dropout=training.dropout,

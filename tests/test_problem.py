@@ -1,0 +1,110 @@
+"""The description of a problem: where it is found, what it may say, and how it travels."""
+
+import pytest
+from bins import add_thirty_bins, bring
+
+from bincount.data import assembly, bins, snapshots
+from bincount.errors import SettingsError
+from bincount.problem import BINS, PICTURES, Classes, Problem
+from bincount.settings import DataConfig, ImageConfig, TrainConfig
+from bincount.training.spec import ModelSpec, read_spec, write_spec
+
+BOXES = """
+noun = "box"
+nouns = "boxes"
+purpose = "Says in which condition a box is"
+answer = "condition"
+classes = ["intact", "damaged"]
+positive = "damaged"
+licence = "The photos are drawn."
+limits = ["Nothing can be told of the sides that the photo does not show."]
+"""
+
+
+def write(folder, text=BOXES):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "problem.toml").write_text(text)
+    return folder / "problem.toml"
+
+
+def test_a_description_beside_the_pictures_is_found_and_gives_classes_and_words(tmp_path):
+    write(tmp_path / "photos")
+    data = DataConfig(source=str(tmp_path / "photos"))
+
+    assert data.class_set == Classes(names=("intact", "damaged"), ordered=False)
+    assert (data.description.noun, data.description.nouns) == ("box", "boxes")
+    assert data.description.positive_label(data.class_set) == 1
+
+
+def test_a_description_elsewhere_is_named_and_comes_before_the_one_beside_the_pictures(tmp_path):
+    write(tmp_path / "photos")
+    other = write(tmp_path / "other", 'noun = "part"\nclasses = "good,bad,worse"')
+    data = DataConfig(source=str(tmp_path / "photos"), problem=other)
+
+    assert (data.description.nouns, data.classes) == ("parts", "good,bad,worse")
+
+
+def test_classes_that_are_set_come_before_those_of_the_description(tmp_path):
+    write(tmp_path / "photos")
+    assert DataConfig(source=str(tmp_path / "photos"), classes="damaged,intact").classes == "damaged,intact"
+
+
+def test_without_a_description_counts_are_of_bins_and_names_of_pictures(tmp_path):
+    assert DataConfig().classes == "0..5"
+    assert DataConfig().description == BINS
+    assert DataConfig(source=str(tmp_path), classes="good,bad").description == PICTURES
+
+
+def test_of_two_named_classes_the_second_is_positive_unless_said_and_counts_have_no_positive_one():
+    assert Problem().positive_label(Classes.parse("good,bad")) == 1
+    assert Problem(positive="good").positive_label(Classes.parse("good,bad")) == 0
+    assert Problem().positive_label(Classes.parse("good,bad,worse")) is None
+    assert Problem().positive_label(Classes.parse("0..1")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("noun = box", r"problem.toml is not valid TOML \(.*\); correct it there"),
+        ('name = "box"', r"problem.toml: name: Extra inputs are not permitted; a description may have noun, nouns"),
+        ('classes = ["one"]', r"problem.toml: classes: 'one' names fewer than two classes"),
+        ('classes = ["a", "a"]', r"problem.toml: classes: Value error, class names must be distinct"),
+        (BOXES.replace('"damaged"\n', '"torn"\n'), r"positive: torn is none of the classes intact, damaged; name one"),
+    ],
+)
+def test_a_description_that_cannot_be_names_the_file_and_what_to_do(tmp_path, text, said):
+    path = write(tmp_path, text)
+    with pytest.raises(SettingsError, match=said):
+        DataConfig(source=str(tmp_path))
+    with pytest.raises(SettingsError, match=said):
+        DataConfig(problem=path)
+
+
+def test_a_description_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(SettingsError, match=r"no description of a problem at .*no.toml; correct --problem"):
+        DataConfig(problem=tmp_path / "no.toml")
+
+
+def test_a_snapshot_keeps_the_words_and_takes_those_of_a_later_prepare(tmp_path):
+    add_thirty_bins(tmp_path / "bucket")
+    bring(tmp_path / "bucket", tmp_path)
+    classes = Classes.parse("0..5")
+    rows = assembly.build(tmp_path, bins.read(tmp_path), classes, "drawn").read()
+    first = snapshots.freeze(rows, classes, "drawn", tmp_path, Problem(noun="crate"))
+    frozen = first.frozen
+    assert snapshots.open_snapshot(first.path).problem.nouns == "crates"
+
+    again = snapshots.freeze(rows, classes, "drawn", tmp_path, Problem(noun="drawer"))
+    assert (again, again.frozen) == (first, frozen)
+    assert again.problem.nouns == "drawers"
+    assert snapshots.freeze(rows, classes, "drawn", tmp_path).problem == BINS  # as of an earlier release
+
+
+def test_a_model_keeps_the_words_and_one_of_an_earlier_release_is_of_bins(tmp_path):
+    spec = ModelSpec.make(ImageConfig(), TrainConfig(), Classes.parse("good,bad"), problem=Problem(noun="part"))
+    write_spec(tmp_path, spec)
+    assert read_spec(tmp_path).problem.nouns == "parts"
+
+    earlier = spec.model_dump() | {"classes": Classes.parse("0..5")}
+    del earlier["problem"]
+    assert ModelSpec.model_validate(earlier).problem == BINS
