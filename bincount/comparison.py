@@ -17,6 +17,7 @@ from bincount.evaluation.intervals import LabelledImages
 from bincount.evaluation.promotion import Decision
 from bincount.reporting.pages import Champion
 from bincount.settings import Device, Job
+from bincount.threshold import positive_label
 from bincount.tracking import recording
 from bincount.tracking.packaging import MODEL_TAG
 from bincount.tracking.registry import Registry, Version
@@ -55,7 +56,7 @@ def compare(
     except ModelNotFound as error:
         return promotion.refuse(str(error), job.promotion, is_first=is_first)
     labels, groups = predictions[0]["label"].to_numpy(np.int64), predictions[0]["group"].to_numpy()
-    images = LabelledImages(labels, groups, snapshot.classes)
+    images = LabelledImages(labels, groups, snapshot.classes, positive_label(snapshot.problem, snapshot.classes))
     probabilities = [table[probability_columns(snapshot.classes)].to_numpy() for table in predictions]
     num_trained_on = _images_by_class(open_snapshot_of(version, job))
     absent = np.flatnonzero(num_trained_on == 0).tolist()

@@ -11,13 +11,13 @@ from pydantic import Field
 
 from bincount.errors import SettingsError
 from bincount.frozen import Frozen
-from bincount.problem import Classes
+from bincount.problem import Classes, Problem
 from bincount.settings import TrainConfig
 from bincount.text import percent
 
 logger = logging.getLogger(__name__)
 
-POSITIVE = 1  # label
+POSITIVE = 1  # label of the positive class, unless a problem says otherwise
 
 
 class Threshold(Frozen):
@@ -37,6 +37,12 @@ class Threshold(Frozen):
         if self.miss_cost is not None:
             return f"{rule}, since a missed one costs {self.miss_cost:g} false alarms"
         return f"{rule}, so that at least {percent(self.min_precision)} of those on val were right"
+
+
+def positive_label(problem: Problem, classes: Classes) -> int:
+    """Return the label of the class that is looked for, of two classes; of others it means nothing."""
+    label = problem.positive_label(classes)
+    return POSITIVE if label is None else label
 
 
 def predict(probabilities: np.ndarray, threshold: Threshold | None = None) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bincount import threshold
 from bincount.data import bins, tables
 from bincount.data.manifest import REVIEW
 from bincount.data.packs import Pack
@@ -23,6 +22,7 @@ from bincount.problem import Classes, normalize_name
 from bincount.progress import Progress
 from bincount.settings import Device
 from bincount.text import percent
+from bincount.threshold import POSITIVE, Threshold, positive_label, predict
 from bincount.training.spec import read_spec
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def evaluate(
     probabilities = predictions[probability_columns(classes)].to_numpy()
     manifest = snapshot.labelled()
     train, test = (manifest[manifest["split"] == split].reset_index(drop=True) for split in ("train", "test"))
-    images = LabelledImages(test["label"].to_numpy(np.int64), test["group"].to_numpy(), classes)
+    positive = positive_label(snapshot.problem, classes)
+    images = LabelledImages(test["label"].to_numpy(np.int64), test["group"].to_numpy(), classes, positive)
     predicted = predicted_labels(predictions, classes)
     if untested := [name for label, name in enumerate(classes.names) if label not in images.labels]:
         logger.warning("the test has no image of %s: no score covers it", ", ".join(untested))
@@ -121,7 +122,7 @@ def evaluate(
     tables.write_frame(by_slice, folder / "slices.parquet")
     tables.write_frame(slices.values_by_image(test["image_id"], values), folder / IMAGE_SLICES)
     spec = model.spec if not isinstance(model, Path) else read_spec(model)
-    metrics = score_predictions(predictions, classes, spec.threshold)
+    metrics = score_predictions(predictions, classes, positive=positive, **_by_threshold(spec.threshold))
     estimated = intervals.estimate(images, probabilities, predicted=predicted) | _of_two(images, predictions, metrics)
     if metrics.accuracy_on_records is not None:
         estimated["accuracy_on_records"] = _interval_on_records(predictions, classes)
@@ -177,7 +178,7 @@ def predict_test(
         predictions = predictions.assign(**{LABEL_OF_RECORD: record_label, "label_source": test["label_source"]})
     predictions = predictions.join(table)
     if spec.threshold:
-        predictions[PREDICTED] = threshold.predict(predicted, spec.threshold).astype(np.int8)
+        predictions[PREDICTED] = predict(predicted, spec.threshold).astype(np.int8)
     tables.write_frame(predictions, folder / "predictions.parquet")
     return predictions
 
@@ -195,7 +196,7 @@ def labelled_images(
         predictions["label"].to_numpy(np.int64),
         predictions["group"].to_numpy(),
         classes,
-        threshold.POSITIVE if positive is None else classes.names.index(positive),
+        POSITIVE if positive is None else classes.names.index(positive),
     )
     return images, predictions[probability_columns(classes)].to_numpy()
 
@@ -208,15 +209,22 @@ def predicted_labels(predictions: pd.DataFrame, classes: Classes) -> np.ndarray:
 
 
 def score_predictions(
-    predictions: pd.DataFrame, classes: Classes, of_threshold: threshold.Threshold | None = None
+    predictions: pd.DataFrame,
+    classes: Classes,
+    *,
+    positive: int = POSITIVE,
+    threshold: float | None = None,
+    miss_cost: float | None = None,
 ) -> Metrics:
     """Score predictions, as Evaluation has them; where labels are reviewers', against the records too.
 
-    of_threshold is the model's. Raises ValueError when there are none.
+    Of two classes positive, threshold and miss_cost are as for metrics.score. Raises ValueError when there are none.
     """
     probabilities = predictions[probability_columns(classes)].to_numpy()
     labels, predicted = predictions["label"].to_numpy(np.int64), predicted_labels(predictions, classes)
-    metrics = score(labels, probabilities, classes, predicted, threshold=of_threshold)
+    metrics = score(
+        labels, probabilities, classes, predicted, positive=positive, threshold=threshold, miss_cost=miss_cost
+    )
     if LABEL_OF_RECORD not in predictions:
         return metrics
     on_records = _on_records(predictions)
@@ -227,6 +235,10 @@ def score_predictions(
             "num_reviewed": int((predictions["label_source"] == REVIEW).sum()),
         }
     )
+
+
+def _by_threshold(chosen: Threshold | None) -> dict[str, float | None]:
+    return {"threshold": chosen.value, "miss_cost": chosen.miss_cost} if chosen else {}
 
 
 def _of_two(images: LabelledImages, predictions: pd.DataFrame, metrics: Metrics) -> dict[str, Interval]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bincount.frozen import Frozen
 from bincount.problem import Classes
-from bincount.threshold import Threshold
+from bincount.threshold import POSITIVE
 
 CONFIDENCE_BINS = 10  # of equal width, as the calibration error is mostly reported
 
@@ -107,16 +107,17 @@ def score(
     classes: Classes,
     predicted: np.ndarray | None = None,
     *,
-    positive: int = 1,
-    threshold: Threshold | None = None,
+    positive: int = POSITIVE,
+    threshold: float | None = None,
+    miss_cost: float | None = None,
 ) -> Metrics:
     """Score predicted against recorded classes.
 
     labels are (N,) integers in 0..C-1, probabilities are (N, C), and predicted (N,) labels, by default the most
-    probable class. Of two classes positive is the label of that which is looked for. threshold is that by which they
-    were predicted; it says what a missed positive costs. The
-    expectation is the mean count under the probabilities. A class that is never predicted has precision 0.
-    Averages are over the classes that have images. Raises ValueError when N is 0 or the shapes do not fit.
+    probable class. Of two classes positive is the label of that which is looked for, threshold its probability by
+    which they were predicted, and miss_cost what a missed one costs. The expectation is the mean count under the
+    probabilities. A class that is never predicted has precision 0. Averages are over the classes that have images.
+    Raises ValueError when N is 0 or the shapes do not fit.
     """
     from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss  # here, since it takes seconds
 
@@ -134,7 +135,8 @@ def score(
         log_loss=log_loss(labels, probabilities, labels=range(len(classes))),
         brier=brier_score_loss(labels, probabilities, labels=range(len(classes)), scale_by_half=False),
         calibration_error=calibration_error(reliability(labels, probabilities, predictions)),
-        **_binary_scores(labels, predictions, probabilities, classes, positive, threshold),
+        **_binary_scores(labels, predictions, probabilities, classes, positive, miss_cost),
+        threshold=threshold,
         macro=_average(labels, predictions, present, "macro"),
         weighted=_average(labels, predictions, present, "weighted"),
         per_class=_per_class(labels, predictions, classes),
@@ -202,19 +204,17 @@ def costs(labels: np.ndarray, predictions: np.ndarray, positive: int, miss_cost:
     return miss_cost * (is_positive & ~alarm) + (~is_positive & alarm)
 
 
-def _binary_scores(labels, predictions, probabilities, classes: Classes, positive: int, threshold: Threshold | None):
+def _binary_scores(labels, predictions, probabilities, classes: Classes, positive: int, miss_cost: float | None):
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     if len(classes) != 2:
         return {"roc_auc": None, "average_precision": None}
     is_positive, scores = labels == positive, probabilities[:, positive]
     both = is_positive.any() and not is_positive.all()
-    miss_cost = threshold.miss_cost if threshold else None
     return {
         "roc_auc": roc_auc_score(is_positive, scores) if both else None,
         "average_precision": average_precision_score(is_positive, scores) if both else None,
         "positive": classes.names[positive],
-        "threshold": threshold.value if threshold else None,
         "miss_cost": miss_cost,
         "cost": mean_cost(labels, predictions, positive, miss_cost) if miss_cost is not None else None,
     }

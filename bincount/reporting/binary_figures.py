@@ -9,35 +9,33 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.intervals import Interval, LabelledImages
+from bincount.evaluation.intervals import Interval
+from bincount.reporting.binary import operating_point
 from bincount.reporting.figures import BLUE, GREY, INK, ORANGE, STYLE
 
 
-def curves(drawn: Mapping[str, pd.DataFrame], evaluation: Evaluation, images: LabelledImages) -> Figure:
+def curves(drawn: Mapping[str, pd.DataFrame], evaluation: Evaluation) -> Figure:
     """Draw the ROC and the precision-recall curve, each with its 95 % band, and where the model's predictions lie.
 
-    drawn are the tables of evaluation.curves.draw for the images.
+    drawn are the tables of evaluation.curves.draw.
     """
     metrics, known = evaluation.metrics, evaluation.intervals
-    counts = metrics.confusion
-    other = 1 - images.positive
-    found, missed = counts[images.positive][images.positive], counts[images.positive][other]
-    alarms, rejected = counts[other][images.positive], counts[other][other]
-    recall, share = found / (found + missed), (found + missed) / metrics.num_images
+    rate, recall, precision = operating_point(metrics)
+    support = {score.name: score.support for score in metrics.per_class}
+    share = support[metrics.positive] / metrics.num_images
     rule = "likeliest class" if metrics.threshold is None else f"threshold {100 * metrics.threshold:.1f} %"
     with rc_context(STYLE):
         figure = Figure(figsize=(10, 4.8), layout="constrained")
         roc, precision_recall = figure.subplots(ncols=2)
         _curve(roc, drawn["roc"])
         roc.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1, label="by chance")
-        roc.plot(alarms / (alarms + rejected), recall, "o", color=ORANGE, markeredgecolor=INK, label=rule, zorder=4)
+        roc.plot(rate, recall, "o", color=ORANGE, markeredgecolor=INK, label=rule, zorder=4)
         roc.set(xlabel="false alarms, share of the others", ylabel=f"found, share of {metrics.positive}")
         roc.set_title(f"ROC: area {_score(metrics.roc_auc, known.get('roc_auc'))}")
         _curve(precision_recall, drawn["precision_recall"])
         precision_recall.axhline(share, color=GREY, linestyle="--", linewidth=1, label="by chance")
-        if found + alarms:  # without a predicted positive there is no precision
-            place = (recall, found / (found + alarms))
-            precision_recall.plot(*place, "o", color=ORANGE, markeredgecolor=INK, label=rule, zorder=4)
+        if precision is not None:
+            precision_recall.plot(recall, precision, "o", color=ORANGE, markeredgecolor=INK, label=rule, zorder=4)
         precision_recall.set(xlabel=f"recall of {metrics.positive}", ylabel="precision")
         area = _score(metrics.average_precision, known.get("average_precision"))
         precision_recall.set_title(f"Average precision {area}")

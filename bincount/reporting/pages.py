@@ -21,16 +21,16 @@ from bincount.evaluation import intervals
 from bincount.evaluation.evaluate import (
     PREDICTED,
     Evaluation,
+    labelled_images,
     predicted_labels,
     probability_columns,
     score_predictions,
 )
-from bincount.evaluation.intervals import LabelledImages
 from bincount.evaluation.metrics import reliability
 from bincount.evaluation.promotion import Decision
 from bincount.files import atomic_write
 from bincount.problem import Classes
-from bincount.reporting import offline, sections, thumbnails
+from bincount.reporting import binary, offline, sections, thumbnails
 from bincount.reporting.sections import SideBySide
 from bincount.text import escape_html
 
@@ -106,7 +106,9 @@ def evaluation_page(
     image_slices, by_slice = evaluation.image_slices, evaluation.slices
     probabilities = predictions[probability_columns(classes)].to_numpy()
     confidence = reliability(predictions["label"].to_numpy(), probabilities, predicted_labels(predictions, classes))
-    beside = _side_by_side(predictions, champion, classes) if champion and len(champion.predictions) else None
+    beside = (
+        _side_by_side(evaluation, predictions, champion, classes) if champion and len(champion.predictions) else None
+    )
     of_images = _data(predictions, image_slices, classes, pictures, champion if beside else None)
     script = offline.read("common.js") + offline.read("test_page.js")
     return Template(offline.read("test_page.html")).substitute(
@@ -124,6 +126,7 @@ def evaluation_page(
         coverage=sections.coverage(evaluation.coverage) if evaluation.coverage else "",
         coverage_hidden="" if evaluation.coverage else "hidden",
         slices=sections.slices(by_slice, image_slices) if len(by_slice) else "",
+        curves=binary.section(evaluation, classes),
         slices_hidden="" if len(by_slice) else "hidden",
         compared_on=_compared_on(beside),
         scores=sections.scores(evaluation, beside),
@@ -134,13 +137,16 @@ def evaluation_page(
     )
 
 
-def _side_by_side(predictions: pd.DataFrame, champion: Champion, classes: Classes) -> SideBySide:
+def _side_by_side(
+    evaluation: Evaluation, predictions: pd.DataFrame, champion: Champion, classes: Classes
+) -> SideBySide:
     columns = probability_columns(classes)
     compared = predictions[predictions["image_id"].isin(champion.predictions["image_id"])]
     rows = champion.predictions.set_index("image_id").loc[compared["image_id"]]
     of_champion, of_version = rows[columns].to_numpy(), compared[columns].to_numpy()
     champion_labels = predicted_labels(rows, classes)
-    images = LabelledImages(compared["label"].to_numpy(np.int64), compared["group"].to_numpy(), classes)
+    images, _ = labelled_images(compared, classes, evaluation.metrics.positive)
+    of_two = {"positive": images.positive, "miss_cost": evaluation.metrics.miss_cost}  # the cost is one for both
     of_scores, of_changes = intervals.estimate_changes(
         images, of_champion, of_version, predicted=(champion_labels, predicted_labels(compared, classes))
     )
@@ -148,9 +154,11 @@ def _side_by_side(predictions: pd.DataFrame, champion: Champion, classes: Classe
         name=champion.name,
         num_images=len(images),
         is_whole=len(images) == len(predictions),
-        version=score_predictions(compared, classes),
+        version=score_predictions(compared, classes, **of_two),
         champion=score_predictions(
-            compared.assign(**{PREDICTED: champion_labels, **dict(zip(columns, of_champion.T, strict=True))}), classes
+            compared.assign(**{PREDICTED: champion_labels, **dict(zip(columns, of_champion.T, strict=True))}),
+            classes,
+            **of_two,
         ),
         intervals=of_scores,
         changes=of_changes,

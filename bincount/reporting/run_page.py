@@ -15,8 +15,7 @@ from PIL import Image
 from bincount.data.balance import ClassBalance
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
-from bincount.evaluation import curves
-from bincount.evaluation.evaluate import Evaluation, find_mistakes, labelled_images
+from bincount.evaluation.evaluate import Evaluation, find_mistakes
 from bincount.problem import SPLITS, Classes
 from bincount.reporting import tables, trend
 from bincount.reporting.trend import ScoredVersion
@@ -92,18 +91,11 @@ def draw_pictures(
 
 
 def curves_figure(evaluation: Evaluation, classes: Classes) -> "Figure | None":
-    """Draw the ROC and the precision-recall curve of the positive class with their bands; None where there are none.
+    """Draw the ROC and the precision-recall curve of the positive class with their bands; None where there are none."""
+    from bincount.reporting import binary, binary_figures
 
-    There are none of more classes than two, and where all test images are of one.
-    """
-    from bincount.reporting import binary_figures
-
-    metrics = evaluation.metrics
-    if metrics.roc_auc is None or metrics.positive is None:
-        return None
-    images, probabilities = labelled_images(evaluation.predictions, classes, metrics.positive)
-    drawn = curves.draw(images, probabilities[:, images.positive])
-    return binary_figures.curves(drawn, evaluation, images)
+    drawn = binary.draw_curves(evaluation, classes)
+    return binary_figures.curves(drawn, evaluation) if drawn else None
 
 
 def mistakes_sheet(mistakes: pd.DataFrame, snapshot: Snapshot, pack: Pack, title: str, columns: int = 6) -> "Figure":

@@ -16,7 +16,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation, find_mistakes, find_suspects, predicted_labels, probability_columns
 from bincount.evaluation.metrics import reliability
 from bincount.evaluation.promotion import Decision
-from bincount.reporting import card, pages, run_page, tables
+from bincount.reporting import binary, card, pages, run_page, tables
 from bincount.reporting.pages import Champion
 from bincount.settings import Job
 from bincount.tracking import names
@@ -155,6 +155,8 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
         "mistakes": mistakes,
         "suspects": find_suspects(mistakes),
     }
+    if (weighed := binary.costs(metrics)) is not None:
+        logged["costs"] = weighed
     drawn = {
         "confusion_matrix": figures.confusion(metrics),
         "class_scores": figures.class_scores(metrics, evaluation.intervals),

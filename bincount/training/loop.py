@@ -101,7 +101,11 @@ def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
     if world.is_first:
         calibrated = calibrate(trained.checkpoint, request.pack, val.rows, val.labels, world.device)
         chosen = threshold.choose(
-            val.labels, calibrated, threshold.POSITIVE, miss_cost=config.miss_cost, min_precision=config.min_precision
+            val.labels,
+            calibrated,
+            threshold.positive_label(request.snapshot.problem, request.snapshot.classes),
+            miss_cost=config.miss_cost,
+            min_precision=config.min_precision,
         )
         keep_threshold(trained.checkpoint, chosen)
         scores = validation.measure(calibrated, val.labels, trainer.spec.classes)
