@@ -460,7 +460,7 @@ class TuneConfig(Frozen):
         allow_inf_nan=False,
         description="end the search before it has cost more, at `price_per_hour` [default: no limit]",
     )
-    objective: tuple[Literal["log_loss", "accuracy", "rmse"], ...] = Field(
+    objective: tuple[Literal["log_loss", "accuracy", "rmse", "macro_f1", "average_precision"], ...] = Field(
         ("log_loss",),
         min_length=1,
         description="score on val that trials are judged by; of several, which are a trade-off, the first decides",

@@ -95,17 +95,17 @@ def choose(
         distances = np.maximum(np.maximum(lows - best, best - highs), 0)
         distances[costs > costs.min() * (1 + 1e-12)] = np.inf
         place = distances.argmin()
-        value = best if distances[place] == 0 else (lows[place] + highs[place]) / 2
+        value = best if lows[place] < best <= highs[place] else (lows[place] + highs[place]) / 2
         return Threshold(positive=positive, value=value, miss_cost=miss_cost)
     if not num_positive:
         logger.warning("val has no image of the positive class; the likeliest class is predicted, without a threshold")
         return None
-    precisions = found[1:] / (found + wrong)[1:]  # without the cutoff that finds none
+    precisions = found / np.maximum(found + wrong, 1)  # 0 where nothing is predicted positive
     if precisions.max() < min_precision:
         text = "no threshold reaches a precision of %s on val; the most precise one has %s"
         logger.warning(text, percent(min_precision), percent(precisions.max()))
     reached = precisions >= min(min_precision, precisions.max())
-    place = 1 + np.flatnonzero(reached & (found[1:] == found[1:][reached].max()))[0]
+    place = np.flatnonzero(reached & (found == found[reached].max()))[0]
     return Threshold(positive=positive, value=(lows[place] + highs[place]) / 2, min_precision=min_precision)
 
 
@@ -121,4 +121,6 @@ def cutoffs(is_positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np
     found = np.append(0, np.cumsum(hits)[last])
     predicted = np.append(0, last + 1)
     levels = ordered[last]
-    return found, predicted - found, np.append(levels, 0), np.append(1, levels)
+    lows, highs = np.append(levels, 0), np.append(1, levels)
+    first = int(levels[0] >= 1)  # what has a probability of 1 is positive under every threshold
+    return tuple(each[first:] for each in (found, predicted - found, lows, highs))

@@ -44,6 +44,25 @@ def metrics_compared(metric: str, classes: Classes) -> list[str]:
     return [metric, *(name for name in others if name != metric)]
 
 
+def scores_of_images(
+    images: LabelledImages,
+    probabilities: np.ndarray,
+    predicted: np.ndarray | None,
+    names: Collection[str],
+    miss_cost: float | None = None,
+) -> pd.Series:
+    """Return metrics by name: of METRIC_NAMES, and those that intervals.scores_of_sums has.
+
+    predicted are the labels (N,), by default the likeliest; miss_cost is what a missed positive costs in false alarms.
+    Raises SettingsError where the metric is the cost and none is stated.
+    """
+    sums = _terms(images, probabilities, predicted, names, miss_cost).sum().to_frame().T
+    scores = _scores_of_sums(sums, images.classes)
+    if "average_precision" in names:
+        scores["average_precision"] = curves.areas(images, probabilities[:, images.positive])["average_precision"]
+    return scores[list(names)].iloc[0].astype(float)
+
+
 def scores_of_tests(
     images: LabelledImages,
     probabilities: np.ndarray,
@@ -52,35 +71,16 @@ def scores_of_tests(
     miss_cost: float | None = None,
     num: int = intervals.RESAMPLES,
 ) -> tuple[pd.Series, pd.DataFrame]:
-    """Return metrics of METRIC_NAMES by name: on the images, and on num resampled tests, a row a test.
+    """Return metrics by name: on the images, as scores_of_images does, and on num resampled tests, a row a test.
 
-    All models get the same tests. predicted and miss_cost are as for decide. Raises SettingsError where the metric is
-    the cost and none is stated.
+    All models get the same tests.
     """
-    classes = images.classes
-    terms = intervals.image_sums(images, probabilities, predicted)
-    if by_class := {"macro_f1", "balanced_accuracy"}.intersection(names):
-        terms = terms.join(intervals.class_sums(images, probabilities, predicted))
-    if "cost" in names:
-        if miss_cost is None:
-            raise SettingsError("--metric cost needs to know what a missed positive costs; train with --miss-cost")
-        labels = threshold.predict(probabilities) if predicted is None else predicted
-        terms["cost"] = metrics.costs(images.labels, labels, images.positive, miss_cost)
-    scored = []
-    for sums in (terms.sum().to_frame().T, intervals.resample(terms, images.groups, num)):
-        scores = intervals.scores_of_sums(sums, classes)
-        if by_class:
-            of_classes = intervals.class_scores_of_sums(sums, classes)
-            scores["macro_f1"], scores["balanced_accuracy"] = of_classes["macro/f1"], of_classes["macro/recall"]
-        if "cost" in names:
-            scores["cost"] = sums["cost"] / sums["images"]
-        scored.append(scores)
-    of_images, of_tests = scored
+    tests = intervals.resample(_terms(images, probabilities, predicted, names, miss_cost), images.groups, num)
+    scores = _scores_of_sums(tests, images.classes)
     if "average_precision" in names:
-        of_positive = probabilities[:, images.positive]
-        of_images["average_precision"] = curves.areas(images, of_positive)["average_precision"]
-        of_tests["average_precision"] = curves.resampled_areas(images, of_positive, num)["average_precision"]
-    return of_images.iloc[0][list(names)], of_tests[list(names)]
+        areas = curves.resampled_areas(images, probabilities[:, images.positive], num)
+        scores["average_precision"] = areas["average_precision"]
+    return scores_of_images(images, probabilities, predicted, names, miss_cost), scores[list(names)]
 
 
 def unit_of(metric: str) -> str:
@@ -110,3 +110,31 @@ def best_single_prediction(
         missed = miss_cost * shares[images.positive]  # by predicting no positive
         best = images.positive if missed > 1 - shares[images.positive] else 1 - images.positive
     return np.eye(len(classes))[best], classes.names[best]
+
+
+def _terms(
+    images: LabelledImages,
+    probabilities: np.ndarray,
+    predicted: np.ndarray | None,
+    names: Collection[str],
+    miss_cost: float | None,
+) -> pd.DataFrame:
+    terms = intervals.image_sums(images, probabilities, predicted)
+    if {"macro_f1", "balanced_accuracy"}.intersection(names):
+        terms = terms.join(intervals.class_sums(images, probabilities, predicted))
+    if "cost" in names:
+        if miss_cost is None:
+            raise SettingsError("--metric cost needs to know what a missed positive costs; train with --miss-cost")
+        labels = threshold.predict(probabilities) if predicted is None else predicted
+        terms["cost"] = metrics.costs(images.labels, labels, images.positive, miss_cost)
+    return terms
+
+
+def _scores_of_sums(sums: pd.DataFrame, classes: Classes) -> pd.DataFrame:
+    scores = intervals.scores_of_sums(sums, classes)
+    if f"{classes.names[0]}/recorded" in sums:
+        of_classes = intervals.class_scores_of_sums(sums, classes)
+        scores["macro_f1"], scores["balanced_accuracy"] = of_classes["macro/f1"], of_classes["macro/recall"]
+    if "cost" in sums:
+        scores["cost"] = sums["cost"] / sums["images"]
+    return scores

@@ -185,7 +185,8 @@ def _end_epoch(trainer: Trainer, request: Request, val: Examples) -> None:
     world, spec, folder = trainer.world, trainer.spec, request.folder
     shard = models.probabilities(trainer.model, spec, request.pack.images, world.shard(val.rows))
     scores = np.stack(world.gather(list(shard)))
-    record = trainer.end_epoch(validation.measure(scores, val.labels, spec.classes))
+    positive = threshold.positive_label(request.snapshot.problem, spec.classes)
+    record = trainer.end_epoch(validation.measure(scores, val.labels, spec.classes, positive))
     if world.is_first:
         if validation.select_epoch(trainer.history, trainer.config.keep) is record:
             models.save(folder / "model", trainer.model, spec)

@@ -17,10 +17,12 @@ from pydantic import Field
 from bincount.data import packs, tables
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, TrainingFailed
+from bincount.evaluation.compared import scores_of_images
 from bincount.evaluation.evaluate import predict_test, probability_columns
-from bincount.evaluation.intervals import LabelledImages, image_sums, scores_of_sums
+from bincount.evaluation.intervals import LabelledImages
 from bincount.frozen import Frozen
 from bincount.settings import Device, TrainConfig
+from bincount.threshold import positive_label
 from bincount.training.run_folder import Trained
 from bincount.training.spec import model_digest
 from bincount.tuning.gains import (
@@ -34,6 +36,7 @@ from bincount.tuning.gains import (
     format_score,
     measure_gains,
     plain,
+    scores_for,
 )
 from bincount.tuning.search import Search, Trial
 from bincount.workspace import Workspace
@@ -208,7 +211,7 @@ def judge(results: Sequence[Result], snapshot: Snapshot, objective: Sequence[str
         for number, of_trial in _by_trial(_that_ended(results)).items()
     }
     scores = {
-        number: {seed: _scores(images, each) for seed, each in of_trial.items()}
+        number: {seed: _scores(images, each, objective) for seed, each in of_trial.items()}
         for number, of_trial in predicted.items()
     }
     findings = choose(results, scores, objective)
@@ -284,7 +287,9 @@ def _compare(
         [predicted[each.number][seed] for seed in each.seeds] for each in (findings.given, findings.winner)
     )
     order = [*findings.objective, *SCORES]
-    return tuple(sorted(measure_gains(images, given, winner), key=lambda gain: order.index(gain.score)))
+    return tuple(
+        sorted(measure_gains(images, given, winner, findings.objective), key=lambda gain: order.index(gain.score))
+    )
 
 
 def _that_ended(results: Sequence[Result]) -> list[Result]:
@@ -320,10 +325,8 @@ def _candidate(
     )
 
 
-def _scores(images: LabelledImages, probabilities: np.ndarray) -> dict[str, float]:
-    sums = image_sums(images, probabilities).sum().to_frame().T
-    scores = scores_of_sums(sums, images.classes).iloc[0]
-    return {name: float(scores[name]) for name in SCORES if name in scores}
+def _scores(images: LabelledImages, probabilities: np.ndarray, objective: Sequence[str]) -> dict[str, float]:
+    return scores_of_images(images, probabilities, None, scores_for(images.classes, objective)).to_dict()
 
 
 def _with_seed(training: TrainConfig, number: int) -> TrainConfig:
@@ -334,7 +337,8 @@ def _with_seed(training: TrainConfig, number: int) -> TrainConfig:
 def _images(snapshot: Snapshot, split: str) -> LabelledImages:
     rows = snapshot.labelled()
     rows = rows[rows["split"] == split]
-    return LabelledImages(rows["label"].to_numpy(np.int64), rows["group"].to_numpy(), snapshot.classes)
+    positive = positive_label(snapshot.problem, snapshot.classes)
+    return LabelledImages(rows["label"].to_numpy(np.int64), rows["group"].to_numpy(), snapshot.classes, positive)
 
 
 def _predict_val(trial: Trial, trained: Trained, snapshot: Snapshot, device: Device) -> np.ndarray:
