@@ -9,12 +9,14 @@ import pytest
 import served_app
 from bins import jpeg
 from evaluations import evaluation
+from synthetic_training import IMAGES, QUICK, dataset
 
 from bincount import threshold
+from bincount.data import snapshots
 from bincount.data import tables as frames
 from bincount.data.pictures import decode
 from bincount.evaluation import coverage, curves, intervals, metrics, ranking
-from bincount.evaluation.evaluate import Evaluation, find_mistakes, labelled_images, predicted_labels
+from bincount.evaluation.evaluate import Evaluation, evaluate, find_mistakes, labelled_images, predicted_labels
 from bincount.evaluation.predict import predict_images
 from bincount.evaluation.predictor import Model
 from bincount.evaluation.record_errors import RecordErrors
@@ -24,6 +26,9 @@ from bincount.threshold import Threshold
 from bincount.tracking.pyfunc import CountModel, as_input
 from bincount.training import model as models
 from bincount.training.calibration import keep_threshold
+from bincount.training.ensemble import combine
+from bincount.training.loop import fit
+from bincount.training.run_folder import Request
 from bincount.training.spec import read_spec, write_spec
 
 BOXES = Classes.parse("intact,damaged")
@@ -84,6 +89,31 @@ def test_the_answer_of_an_audit_goes_by_the_threshold_and_p_wrong_does_not():
     assert plain["answer"].tolist() == ["intact", "intact"]
     assert dear["answer"].tolist() == ["damaged", "intact"]
     assert dear["p_wrong"].tolist() == plain["p_wrong"].tolist()
+
+
+def test_a_training_chooses_its_threshold_on_val_and_the_evaluation_goes_by_it(tmp_path):
+    counted, pack = dataset(tmp_path, train=48, val=24, test=24)
+    rows = counted.read()
+    rows["label"] = rows["label"].clip(upper=1)
+    rows["class_name"] = np.array(BOXES.names, object)[rows["label"]]
+    snapshot = snapshots.freeze(rows, BOXES, "drawn", tmp_path)
+    config = QUICK.model_copy(update={"epochs": 1, "batch_size": 8, "sampling": "undersampled", "miss_cost": 20.0})
+    trained = [
+        fit(Request(snapshot, pack, IMAGES, config.model_copy(update={"seed": seed}), tmp_path / f"run{seed}"))
+        for seed in (0, 1)
+    ]
+    chosen = [read_spec(each.checkpoint).threshold for each in trained]
+    together = combine(trained, snapshot, pack, tmp_path / "ensemble", "cpu")
+
+    assert [each.miss_cost for each in chosen] == [20, 20]
+    assert read_spec(together.checkpoint).threshold.miss_cost == 20
+    tested = evaluate(snapshot, pack, trained[0].checkpoint, tmp_path / "evaluation", "cpu")
+    of_positive = tested.predictions["p_damaged"]
+    assert tested.metrics.threshold == pytest.approx(chosen[0].value)
+    assert tested.predictions["predicted"].tolist() == (of_positive >= np.float32(chosen[0].value)).astype(int).tolist()
+    assert (tested.metrics.positive, tested.metrics.miss_cost) == ("damaged", 20)
+    assert tested.intervals["cost"].low <= tested.metrics.cost <= tested.intervals["cost"].high
+    assert {"val_macro_f1", "val_average_precision"} <= set(trained[0].history())
 
 
 # --- what people see ------------------------------------------------------------------------------------------------
@@ -157,7 +187,7 @@ def test_tables_have_the_intervals_of_the_areas_and_what_mistakes_cost(tmp_path)
 def test_intervals_that_are_missing_are_explained(tmp_path):
     few = replace(evaluated(tmp_path, share=0.05), intervals={})
 
-    assert "They have no interval, since the rarer class has fewer than 20" in binary.describe(few, BOXES)[-1]
+    assert "have no interval, since the rarer class has fewer than 20" in binary.describe(few, BOXES)[-1]
     assert 'class="band"' not in binary.section(few, BOXES)
 
 

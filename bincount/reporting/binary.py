@@ -24,8 +24,8 @@ def describe(evaluation: Evaluation, classes: Classes) -> list[str]:
         said.append(f"It is predicted from a probability of {percent(metrics.threshold)} on, as chosen on val{costs}.")
     if metrics.roc_auc is not None and "roc_auc" not in evaluation.intervals:
         said.append(
-            f"They have no interval, since the rarer class has fewer than {FEWEST_OF_CLASS} independent images in the "
-            "test."
+            "ROC AUC and average precision have no interval, since the rarer class has fewer than "
+            f"{FEWEST_OF_CLASS} independent images in the test."
         )
     return said
 
@@ -74,18 +74,24 @@ def section(evaluation: Evaluation, classes: Classes) -> str:
     metrics = evaluation.metrics
     rate, recall, precision = operating_point(metrics)
     share = sum(metrics.confusion[classes.names.index(metrics.positive)]) / metrics.num_images
-    plots = _plot(drawn["roc"], (rate, recall), ((0, 0), (1, 1)), "share of the others taken for positive", "found")
+    plots = _plot(drawn["roc"], (rate, recall), ((0, 0), (1, 1)), "false alarms, share of the others", "found", "ROC")
     plots += _plot(
-        drawn["precision_recall"], (recall, precision), ((0, share), (1, share)), "found, the recall", "precision"
+        drawn["precision_recall"],
+        (recall, precision),
+        ((0, share), (1, share)),
+        "found",
+        "precision",
+        "Precision and recall",
     )
     text = escape_html(" ".join(describe(evaluation, classes)))
     table = costs(metrics)
+    band = "; the band is the pointwise 95&nbsp;% interval" if 'class="band"' in plots else ""
     weighed = "" if table is None else f'<div class="scroll">{_html(table)}</div>'
     return (
         '<section aria-labelledby="curves-title"><h2 id="curves-title">'
         f"Finding {escape_html(metrics.positive)}</h2>"
-        f'<p class="hint">{text} The dot is what the model predicts; the broken line is chance, the band the pointwise '
-        f'95&nbsp;% interval.</p><div class="pair even">{plots}</div>{weighed}</section>'
+        f'<p class="hint">{text} The dot is what the model predicts, and the broken line is chance{band}.</p>'
+        f'<div class="pair even">{plots}</div>{weighed}</section>'
     )
 
 
@@ -95,9 +101,10 @@ def _plot(
     chance: tuple[tuple[float, float], tuple[float, float]],
     across: str,
     up: str,
+    title: str,
 ) -> str:
     """Draw a curve with its band, the model's predictions and chance."""
-    left, top, side = 46, 12, 300
+    left, top, side = 64, 30, 300
     x, y = (lambda share: left + side * share), (lambda share: top + side * (1 - share))
     grid = "".join(
         f'<line class="grid" x1="{x(share):.0f}" y1="{y(0):.0f}" x2="{x(share):.0f}" y2="{y(1):.0f}"/>'
@@ -119,8 +126,8 @@ def _plot(
         said = f"{across} {percent(point[0])}, {up} {percent(point[1])}"
         dot = f'<circle class="dot" cx="{x(point[0]):.1f}" cy="{y(point[1]):.1f}" r="5"><title>{said}</title></circle>'
     return (
-        f'<svg class="plot" viewBox="0 0 {left + side + 16} {top + side + 44}" role="img" '
-        f'aria-label="{up} against {across}">{grid}{band}'
+        f'<svg class="plot" viewBox="0 0 {left + side + 28} {top + side + 44}" role="img" '
+        f'aria-label="{title}: {up} against {across}"><text x="{left}" y="16">{title}</text>{grid}{band}'
         f'<line class="diagonal" x1="{x(x1):.1f}" y1="{y(y1):.1f}" x2="{x(x2):.1f}" y2="{y(y2):.1f}"/>'
         f'<polyline class="line" points="{points("value")}"/>{dot}'
         f'<text x="{x(0.5)}" y="{y(0) + 36:.0f}" text-anchor="middle">{across}</text>'
