@@ -55,13 +55,15 @@ def compare(
     except ModelNotFound as error:
         return promotion.refuse(str(error), job.promotion, is_first=is_first)
     labels, groups = predictions[0]["label"].to_numpy(np.int64), predictions[0]["group"].to_numpy()
-    images = LabelledImages(labels, groups, snapshot.classes)
+    images = LabelledImages(labels, groups, snapshot.classes, snapshot.problem)
     probabilities = [table[probability_columns(snapshot.classes)].to_numpy() for table in predictions]
     num_trained_on = _images_by_class(open_snapshot_of(version, job))
     absent = np.flatnonzero(num_trained_on == 0).tolist()
     if is_first:
-        return promotion.decide_first(images, *probabilities, num_trained_on.argmax(), job.promotion, absent)
-    return promotion.decide(images, *probabilities, job.promotion, absent)
+        decision = promotion.decide_first(images, *probabilities, num_trained_on.argmax(), job.promotion, absent)
+    else:
+        decision = promotion.decide(images, *probabilities, job.promotion, absent)
+    return decision.model_copy(update={"nouns": snapshot.problem.nouns})
 
 
 def predict(registry: Registry, version: Version, snapshot: Snapshot, job: Job, device: Device) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -13,6 +13,7 @@ Point = tuple[float, float]
 
 # Everything is drawn on a square canvas of this side, then cropped and reduced to the size asked for.
 CANVAS = 320
+DEFECTS = ("dent", "tear", "tape missing")
 
 COLOURS: dict[str, Colour] = {
     "white": (226, 224, 218),
@@ -74,28 +75,38 @@ def bin_photo(pod: str, items: Iterable[Item], camera: str, size: tuple[int, int
 
 def carton_photo(seed: str, size: tuple[int, int], *, defective: bool) -> bytes:
     """Return a JPEG of size (width, height) of a carton: whole, or dented, torn or without its tape."""
-    rng = random.Random(seed)
+    return _carton(random.Random(seed), size, lambda rng: rng.choice(DEFECTS) if defective else "")
+
+
+def box_photo(seed: str, size: tuple[int, int], condition: str) -> bytes:
+    """Return a JPEG of size (width, height) of a carton that is intact, dented, torn or wet."""
+    return _carton(random.Random(seed), size, lambda _: condition)
+
+
+def _carton(rng: random.Random, size: tuple[int, int], choose_defect: Callable[[random.Random], str]) -> bytes:
     canvas, brush = _new_canvas()
     brush.rectangle((0, 0, CANVAS, CANVAS), fill=vary(rng, (120, 124, 130), 20))
     width, height, depth = rng.randint(130, 190), rng.randint(110, 180), rng.randint(30, 50)
     left, top = rng.randint(20, CANVAS - 20 - width - depth), rng.randint(30 + depth, CANVAS - 20 - height)
     right, bottom = left + width, top + height
     colour = vary(rng, (178, 134, 84), 16)
-    defect = rng.choice(("dent", "tear", "tape missing")) if defective else ""
+    defect = choose_defect(rng)
     brush.ellipse((left - 12, bottom - 14, right + depth, bottom + 12), fill=(20, 20, 20, 90))
     lid = [(left, top), (left + depth, top - depth), (right + depth, top - depth), (right, top)]
     side = [(right, top), (right + depth, top - depth), (right + depth, bottom - depth), (right, bottom)]
     brush.polygon(lid, fill=_shade(colour, 1.2), outline=_shade(colour, 0.5))
     brush.polygon(side, fill=_shade(colour, 0.65), outline=_shade(colour, 0.5))
     brush.rectangle((left, top, right, bottom), fill=colour, outline=_shade(colour, 0.5))
+    if defect == "wet":
+        _draw_stain(brush, rng, (left, right, bottom), height, colour)
     x = rng.randint(left + 10, left + width // 3)
     y = rng.randint(top + height // 2, bottom - 40)
     brush.rectangle((x, y, x + 44, y + 28), fill=(230, 228, 222))
     brush.rectangle((x + 4, y + 4, x + 36, y + 10), fill=(60, 60, 60))
     _draw_tape(brush, (left + width // 2, top), depth, colour, missing=defect == "tape missing")
-    if defect == "dent":
+    if defect in ("dent", "dented"):
         _draw_dent(brush, rng, (right, rng.randint(top + 30, bottom - 30)), colour)
-    elif defect == "tear":
+    elif defect in ("tear", "torn"):
         _draw_tear(brush, rng, (rng.randint(left + 50, right - 50), rng.randint(top + 45, bottom - 40)), colour)
     return _photograph(canvas, rng, size)
 
@@ -241,6 +252,18 @@ def _draw_tear(brush: ImageDraw.ImageDraw, rng: random.Random, middle: Point, co
     rim = [(r * math.cos(a), 0.7 * r * math.sin(a)) for a in angles for r in [rng.uniform(0.5, 1)]]
     for radius, light in ((36, 1.45), (26, 0.25)):
         brush.polygon([(x + radius * dx, y + radius * dy) for dx, dy in rim], fill=_shade(colour, light))
+
+
+def _draw_stain(
+    brush: ImageDraw.ImageDraw, rng: random.Random, edge: tuple[int, int, int], height: int, colour: Colour
+) -> None:
+    """Draw water that rose from the floor: a dark front up to a ragged line, which is darker still where it dries."""
+    left, right, bottom = edge
+    mean = height * rng.uniform(0.25, 0.5)
+    steps = range(9)
+    line = [(left + (right - left) * step / 8, bottom - mean - rng.uniform(-0.07, 0.07) * height) for step in steps]
+    brush.polygon([*line, (right, bottom), (left, bottom)], fill=_shade(colour, rng.uniform(0.6, 0.75)))
+    brush.line(line, fill=_shade(colour, 0.5), width=4)
 
 
 def vary(rng: random.Random, colour: Colour, spread: int) -> Colour:

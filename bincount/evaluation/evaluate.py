@@ -18,7 +18,7 @@ from bincount.evaluation.coverage import CoveragePoint
 from bincount.evaluation.intervals import SHARES, Interval, LabelledImages, Score
 from bincount.evaluation.metrics import Baseline, Metrics, majority, score
 from bincount.files import write_json
-from bincount.problem import Classes, normalize_name
+from bincount.problem import BINS, Classes, Problem, normalize_name
 from bincount.progress import Progress
 from bincount.settings import Device
 from bincount.text import percent
@@ -43,7 +43,7 @@ class Evaluation:
     reviewer's record_label, that of the record, and label_source, as the manifest has it. slices.parquet a row a
     slice, as slices.score_slices returns it; image_slices.parquet the slices of each image; metrics.json the scores.
     intervals are of 95 %, over bins. coverage has the accuracy when only the surest predictions count, from all of them
-    down to a tenth; earlier releases have not kept it.
+    down to a tenth; earlier releases have not kept it. problem has the words for what was tested.
     """
 
     folder: Path
@@ -51,6 +51,7 @@ class Evaluation:
     baseline: Baseline
     intervals: dict[str, Interval]
     coverage: tuple[CoveragePoint, ...] = ()
+    problem: Problem = BINS
 
     @property
     def predictions(self) -> pd.DataFrame:
@@ -108,7 +109,7 @@ def evaluate(
     probabilities = predictions[probability_columns(classes)].to_numpy()
     manifest = snapshot.labelled()
     train, test = (manifest[manifest["split"] == split].reset_index(drop=True) for split in ("train", "test"))
-    images = LabelledImages(test["label"].to_numpy(np.int64), test["group"].to_numpy(), classes)
+    images = LabelledImages(test["label"].to_numpy(np.int64), test["group"].to_numpy(), classes, snapshot.problem)
     if untested := [name for label, name in enumerate(classes.names) if label not in images.labels]:
         logger.warning("the test has no image of %s: no score covers it", ", ".join(untested))
     values = _slice_values(snapshot, pack, test)
@@ -124,6 +125,7 @@ def evaluate(
         baseline=majority(train["label"].to_numpy(np.int64), images.labels, classes),
         intervals=estimated,
         coverage=coverage.curve(images, probabilities),
+        problem=snapshot.problem,
     )
     write_json(
         folder / "metrics.json",

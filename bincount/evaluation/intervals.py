@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bincount.frozen import Frozen
-from bincount.problem import Classes
+from bincount.problem import BINS, Classes, Problem
 
 RESAMPLES = 2000
 FEWEST_BINS = 30  # an interval of fewer would be too narrow
@@ -42,11 +42,15 @@ class Score(Frozen):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """The images that models are evaluated on: their labels (N,), integers in 0..C-1, and the bin of each, (N,)."""
+    """The images that models are evaluated on: their labels (N,), integers in 0..C-1, and the bin of each, (N,).
+
+    problem has the words for what they show.
+    """
 
     labels: np.ndarray
     groups: np.ndarray
     classes: Classes
+    problem: Problem = BINS
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,7 +61,7 @@ class LabelledImages:
 
     def take(self, rows: np.ndarray) -> "LabelledImages":
         """Return the images at these positions, or those of a mask."""
-        return LabelledImages(self.labels[rows], self.groups[rows], self.classes)
+        return LabelledImages(self.labels[rows], self.groups[rows], self.classes, self.problem)
 
 
 def estimate(images: LabelledImages, probabilities: np.ndarray, confidence: float = 0.95) -> dict[str, Interval]:

@@ -33,7 +33,7 @@ METRIC_NAMES = {"accuracy": "accuracy", "rmse": "RMSE", "rmse_of_expectation": "
 class Gain(Frozen):
     """How much better the challenger is in one metric: more accuracy, less error; the interval is of the gain.
 
-    Accuracies are shares, errors items.
+    Accuracies are shares, errors in unit.
     """
 
     metric: str
@@ -41,6 +41,7 @@ class Gain(Frozen):
     challenger: float
     gain: float
     interval: Interval
+    unit: str = "items"
 
     @property
     def is_worse(self) -> bool:
@@ -57,7 +58,9 @@ class Gain(Frozen):
         ends = (self.interval.low, self.interval.high)
         if self.metric == "accuracy":
             return f"{100 * self.gain:+.1f} points", "{:+.1f} to {:+.1f}".format(*(100 * end for end in ends))
-        return f"{0 - self.gain:+.3f} items", "{:+.3f} to {:+.3f}".format(*(0 - end for end in reversed(ends)))
+        return f"{0 - self.gain:+.3f} {self.unit}".rstrip(), "{:+.3f} to {:+.3f}".format(
+            *(0 - end for end in reversed(ends))
+        )
 
     def describe(self) -> str:
         """Return the gain as text: `accuracy 43.1 % against 40.2 %: +2.9 points (+0.4 to +5.4)`."""
@@ -85,7 +88,7 @@ class Decision(Frozen):
 
     gains are empty where the models could not be compared. is_champion: the version is champion already, and reason
     says since when. is_first: there is no champion, and the scores in its place in gains are those of always predicting
-    majority, the name of a class.
+    majority, the name of a class. num_bins are of what nouns name.
     """
 
     promote: bool
@@ -100,6 +103,7 @@ class Decision(Frozen):
     confidence: float = 0.95
     gains: tuple[Gain, ...] = ()
     class_changes: tuple[ClassChange, ...] = ()
+    nouns: str = "bins"
 
     @property
     def outcome(self) -> Literal["promote", "champion", "waiting", "no champion", "keep"]:
@@ -122,7 +126,7 @@ class Decision(Frozen):
             return ""
         new = f"it was not trained on, against always predicting {self.majority}" if self.is_first else NEW_TO_BOTH
         numbers = "; ".join(gain.describe() for gain in self.gains)
-        compared = f"on {self.num_images:,} images of {self.num_bins:,} bins that {new}"
+        compared = f"on {self.num_images:,} images of {self.num_bins:,} {self.nouns} that {new}"
         return f"{numbers} {compared}, {percent_of_level(self.confidence)} intervals"
 
     def describe(self) -> str:
@@ -221,7 +225,9 @@ def refuse(reason: str, promotion_config: PromotionConfig, *, is_first: bool = F
 def _why_not_comparable(images: LabelledImages, new: str, **probabilities: np.ndarray) -> str:
     """Return why the models cannot be compared, or an empty text; probabilities are by whose they are."""
     if images.num_bins < FEWEST_BINS:
-        return f"{images.num_bins} bins that {new} are too few to compare on, {FEWEST_BINS} are needed"
+        return (
+            f"{images.num_bins} {images.problem.nouns} that {new} are too few to compare on, {FEWEST_BINS} are needed"
+        )
     broken = [name for name, of_model in probabilities.items() if not np.isfinite(of_model).all()]
     return f"probabilities of the {' and the '.join(broken)} are not finite numbers" if broken else ""
 
@@ -273,7 +279,7 @@ def _judge(
         return f"{name} is not significantly better: the interval of its gain holds zero", False
     gain = 100 * main.gain if promotion_config.metric == "accuracy" else main.gain
     if gain < promotion_config.min_gain:
-        unit = "points" if promotion_config.metric == "accuracy" else "items"
+        unit = "points" if promotion_config.metric == "accuracy" else main.unit
         return f"the gain in {name} is {gain:.3g} {unit}, less than the {promotion_config.min_gain:g} required", False
     losing = [change for change in class_changes if change.loss > promotion_config.max_class_loss]
     if losing:
@@ -319,6 +325,7 @@ def _gains(
             champion=points[1][name],
             gain=(points[0][name] - points[1][name]) * sign[name],
             interval=Interval(low=low[name], high=high[name]),
+            unit=images.problem.unit,
         )
         for name in names
     ]

@@ -101,12 +101,15 @@ def evaluation_page(
     probabilities = predictions[probability_columns(classes)].to_numpy()
     confidence = reliability(predictions["label"].to_numpy(), probabilities)
     beside = _side_by_side(predictions, champion, classes) if champion and len(champion.predictions) else None
+    nouns = evaluation.problem.nouns
     of_images = _data(predictions, image_slices, classes, pictures, champion if beside else None)
+    of_images |= {"noun": evaluation.problem.noun, "unit": evaluation.problem.unit}
     script = offline.read("common.js") + offline.read("test_page.js")
     return Template(offline.read("test_page.html")).substitute(
         title=escape_html(f"{name}: test" if name else "Test"),
         heading=escape_html(name or "Test"),
-        summary=f"Tested on {metrics.num_images:,} images of {predictions['group'].nunique():,} bins",
+        summary=f"Tested on {metrics.num_images:,} images of {predictions['group'].nunique():,} {escape_html(nouns)}",
+        nouns=escape_html(nouns),
         about=escape_html(about),
         decision=_decision(decision),
         cards=sections.cards(evaluation, beside),
@@ -117,7 +120,7 @@ def evaluation_page(
         reliability=sections.reliability(confidence),
         coverage=sections.coverage(evaluation.coverage) if evaluation.coverage else "",
         coverage_hidden="" if evaluation.coverage else "hidden",
-        slices=sections.slices(by_slice, image_slices) if len(by_slice) else "",
+        slices=sections.slices(by_slice, image_slices, evaluation.problem.unit) if len(by_slice) else "",
         slices_hidden="" if len(by_slice) else "hidden",
         compared_on=_compared_on(beside),
         scores=sections.scores(evaluation, beside),

@@ -334,7 +334,9 @@ def _with_seed(training: TrainConfig, number: int) -> TrainConfig:
 def _images(snapshot: Snapshot, split: str) -> LabelledImages:
     rows = snapshot.labelled()
     rows = rows[rows["split"] == split]
-    return LabelledImages(rows["label"].to_numpy(np.int64), rows["group"].to_numpy(), snapshot.classes)
+    return LabelledImages(
+        rows["label"].to_numpy(np.int64), rows["group"].to_numpy(), snapshot.classes, snapshot.problem
+    )
 
 
 def _predict_val(trial: Trial, trained: Trained, snapshot: Snapshot, device: Device) -> np.ndarray:
