@@ -230,7 +230,10 @@ def _fetch(job: Job, dataset: Path) -> tuple[Plan, SyncReport]:
         return report
 
     # fetch_batch advances it by each bin.
-    with Progress(fetch.FETCHING, plan.num_new, "bins", logger), ThreadPoolExecutor(job.runner.workers) as pool:
+    with (
+        Progress(fetch.FETCHING, plan.num_new, job.data.description.nouns, logger),
+        ThreadPoolExecutor(job.runner.workers) as pool,
+    ):
         report = sum(pool.map(fetch_batch, range(plan.num_batches)), SyncReport())
     if report.unreachable:
         logger.warning("%d bins did not arrive; the next call fetches them", len(report.unreachable))

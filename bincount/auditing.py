@@ -23,8 +23,9 @@ from bincount.evaluation import audit_table
 from bincount.evaluation.audit import MODEL, Audit, Scorer
 from bincount.evaluation.audit_table import Figures
 from bincount.files import write_sealed
+from bincount.problem import Problem
 from bincount.settings import AuditConfig, Job
-from bincount.text import percent
+from bincount.text import capitalize, percent
 from bincount.tracking.champion import ignore_missing
 from bincount.tracking.packaging import MODEL_TAG
 from bincount.tracking.registry import Registry, Version
@@ -233,8 +234,9 @@ def _write_page(
         time=audit.time,
         classes=audit.outputs,
         headline=headline,
-        tiles=[page.Tile(*tile) for tile in _tiles(figures)],
-        tables=_page_tables(table, quality),
+        tiles=[page.Tile(*tile) for tile in _tiles(figures, audit.snapshot.problem.answer)],
+        tables=_page_tables(table, quality, audit.snapshot.problem),
+        problem=audit.snapshot.problem,
     )
     queue = queue.assign(items=_items(dataset, queue["image_id"]))
     page.write(audit.folder / audit_table.PAGE, queue, partial(_take, pack, rows), about)
@@ -244,32 +246,38 @@ def _take(pack: Pack, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return np.take(pack.images, rows[positions], axis=0)
 
 
-def _tiles(figures: Figures) -> list[tuple[str, str, str]]:
-    basis = f"{figures.num_reviewed:,} reviews of random bins" if figures.num_reviewed else "assumed, not reviewed yet"
+def _tiles(figures: Figures, answer: str) -> list[tuple[str, str, str]]:
+    basis = (
+        f"{figures.num_reviewed:,} reviews of random {figures.nouns}"
+        if figures.num_reviewed
+        else "assumed, not reviewed yet"
+    )
     return [
         ("likelier wrong than right", f"{figures.num_likely_wrong:,}", f"of {figures.num_scored:,} records"),
         ("share of wrong records", percent(figures.error_rate), basis),
-        ("to look at", f"{figures.num_to_look:,}", "the model is not sure enough for a count"),
-        ("not scored", f"{figures.num_bins - figures.num_scored:,}", f"of {figures.num_bins:,} bins"),
+        ("to look at", f"{figures.num_to_look:,}", f"the model is not sure enough for a {answer}"),
+        ("not scored", f"{figures.num_bins - figures.num_scored:,}", f"of {figures.num_bins:,} {figures.nouns}"),
     ]
 
 
-def _page_tables(table: pd.DataFrame, quality: Quality) -> dict[str, pd.DataFrame]:
+def _page_tables(table: pd.DataFrame, quality: Quality, problem: Problem) -> dict[str, pd.DataFrame]:
     reasons = table.loc[table["status"] != audits.SCORED, "status"].value_counts()
     found = {}
     if len(quality.found):
-        found["How many records that were made wrong on purpose are found, with 95 % intervals"] = _show(quality.found)
+        caption = "How many records that were made wrong on purpose are found, with 95 % intervals"
+        found[caption] = _show(quality.found, problem.nouns)
     if quality.promise:
         found["Without any label"] = pd.DataFrame({"the probabilities against the records": [quality.promise]})
     if len(reasons):
-        found["Bins that were not scored"] = reasons.rename_axis("why").reset_index(name="bins")
+        caption = f"{capitalize(problem.nouns)} that were not scored"
+        found[caption] = reasons.rename_axis("why").reset_index(name=problem.nouns)
     if table["contradicts"].any():
         caption = "Records that contradict themselves: their items do not add up to their quantity"
-        found[caption] = audit_table.contradicting_bins(table, 100)
+        found[caption] = audit_table.contradicting_bins(table, 100, problem.noun)
     return found
 
 
-def _show(found: pd.DataFrame) -> pd.DataFrame:
+def _show(found: pd.DataFrame, nouns: str) -> pd.DataFrame:
     """Return the figures of each score as people read them, a row a figure."""
     texts = [
         f"{percent(row.value)} ({percent(row.low)} to {percent(row.high)})" for row in found.itertuples(index=False)
@@ -281,7 +289,7 @@ def _show(found: pd.DataFrame) -> pd.DataFrame:
     by_score["times as many as at random"] = ours["lift"].map("{:.1f}".format).reindex(by_score.index)
     by_score = by_score.rename(columns={"p_wrong": "this list", "rarest record": "rarest record first"})
     by_score.index = by_score.index.str.replace("precision at ", "wrong among the first ").str.replace(
-        r"recall at (.*)", r"found by checking \1 of the bins", regex=True
+        r"recall at (.*)", rf"found by checking \1 of the {nouns}", regex=True
     )
     return by_score.rename_axis("", axis=0).reset_index().rename_axis(None, axis=1)
 

@@ -17,7 +17,6 @@ from bincount.evaluation.intervals import LabelledImages
 from bincount.evaluation.promotion import Decision
 from bincount.reporting.pages import Champion
 from bincount.settings import Device, Job
-from bincount.threshold import positive_label
 from bincount.tracking import recording
 from bincount.tracking.packaging import MODEL_TAG
 from bincount.tracking.registry import Registry, Version
@@ -56,7 +55,7 @@ def compare(
     except ModelNotFound as error:
         return promotion.refuse(str(error), job.promotion, is_first=is_first)
     labels, groups = predictions[0]["label"].to_numpy(np.int64), predictions[0]["group"].to_numpy()
-    images = LabelledImages(labels, groups, snapshot.classes, positive_label(snapshot.problem, snapshot.classes))
+    images = LabelledImages(labels, groups, snapshot.classes, snapshot.problem)
     probabilities = [table[probability_columns(snapshot.classes)].to_numpy() for table in predictions]
     num_trained_on = _images_by_class(open_snapshot_of(version, job))
     absent = np.flatnonzero(num_trained_on == 0).tolist()
@@ -64,12 +63,14 @@ def compare(
     miss_cost = _miss_cost(registry, version) if job.promotion.metric == "cost" else None
     if is_first:
         majority = num_trained_on.argmax()
-        return promotion.decide_first(
+        decision = promotion.decide_first(
             images, *probabilities, majority, job.promotion, absent, predicted=predicted[0], miss_cost=miss_cost
         )
-    return promotion.decide(
-        images, *probabilities, job.promotion, absent, predicted=tuple(predicted), miss_cost=miss_cost
-    )
+    else:
+        decision = promotion.decide(
+            images, *probabilities, job.promotion, absent, predicted=tuple(predicted), miss_cost=miss_cost
+        )
+    return decision.model_copy(update={"nouns": snapshot.problem.nouns})
 
 
 def predict(registry: Registry, version: Version, snapshot: Snapshot, job: Job, device: Device) -> pd.DataFrame:

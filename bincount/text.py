@@ -53,6 +53,11 @@ def escape_html(text: object) -> str:
     return html.escape(str(text))
 
 
+def capitalize(words: str) -> str:
+    """Write words as they begin a sentence: the first letter large, the others as they are."""
+    return words[:1].upper() + words[1:]
+
+
 def percent(share: float) -> str:
     """Write a share as people read it everywhere: `41.8 %`."""
     return f"{100 * share:.1f} %"

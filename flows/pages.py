@@ -25,7 +25,7 @@ Sections = dict[str, str]  # Markdown, by title
 
 OWN_TEST = (
     "Each accuracy is on the version's own test, with its 95 % interval. The test grows with the data: which of two "
-    "versions is better is decided on the same bins."
+    "versions is better is decided on the same {nouns}."
 )
 MAY_BE_WRONG = "Of these test images the record has the lowest probability. The model is wrong, or the record is."
 
@@ -42,7 +42,7 @@ def of_run(prepared: "Prepared", model: "TrainedModel") -> Sections:
     rows = summary.of_run(prepared, model)
     return (
         _of_decision(model)
-        | {TREND: OWN_TEST, "Model": body(rows["Model"])}
+        | {TREND: _own_test(prepared), "Model": body(rows["Model"])}
         | _of_data(prepared, rows)
         | _of_test(model)
         | {"Time": body(rows["Time"])}
@@ -65,7 +65,7 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Sections:
         first["Approvals"] = "\n".join(f"- {escape_markdown(each)}." for each in run.approvals)
     return (
         first
-        | {TREND: OWN_TEST, "Nightly run": body(summary.nightly_facts(run))}
+        | {TREND: _own_test(run.prepared), "Nightly run": body(summary.nightly_facts(run))}
         | _of_data(run.prepared, rows)
         | ({"Drift of the new images": tables.drift_list(run.drift)} if run.drift.indices else {})
         | {title: body(table) for title, table in summary.wrong_records(run).items()}
@@ -98,6 +98,10 @@ def _of_decision(model: "TrainedModel", champion: "Version | None" = None) -> Se
     return sections
 
 
+def _own_test(prepared: "Prepared") -> str:
+    return OWN_TEST.format(nouns=escape_markdown(prepared.snapshot.problem.nouns))
+
+
 def _numbers(decision: Decision) -> str:
     """Write the gain that decides, with its interval; nothing where the models were not compared."""
     if not decision.gains:
@@ -108,7 +112,7 @@ def _numbers(decision: Decision) -> str:
     name = METRIC_NAMES[gain.metric]
     against = f"{before} of always predicting {decision.majority}" if decision.is_first else before
     new = "that it was not trained on" if decision.is_first else f"that {NEW_TO_BOTH}"
-    where = f"on {decision.num_images:,} images of {decision.num_bins:,} bins {new}"
+    where = f"on {decision.num_images:,} images of {decision.num_bins:,} {escape_markdown(decision.nouns)} {new}"
     numbers = escape_markdown(f"{name[0].upper()}{name[1:]} {after} against {against}: {change}")
     return f"**{numbers}** ({100 * decision.confidence:g} % interval {interval}), {where}."
 

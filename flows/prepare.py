@@ -55,15 +55,16 @@ def _fetch(data: DataConfig, dataset: Path, plan: Plan, runner: RunnerConfig) ->
         return SyncReport()  # a cluster need not be started for nothing
     each = {"number": range(1, plan.num_batches + 1)}
     shared = {"data": unmapped(data), "dataset": unmapped(dataset), "plan": unmapped(plan)}
-    began = time.monotonic()
+    nouns, began = data.description.nouns, time.monotonic()
     with open_runner(runner) as task_runner:
         batches = task_runner.map(data_tasks.fetch_batch, shared | each)
         report = SyncReport()
-        with Progress(FETCHING, plan.num_new, "bins", logger) as progress:
+        with Progress(FETCHING, plan.num_new, nouns, logger) as progress:
             for number, batch in enumerate(as_completed(list(batches)), start=1):
                 report += batch.result()
                 if runner.runner == "dask":  # where bins are counted in other processes
                     progress.reach(min(number * BATCH, plan.num_new))
         speed = plan.num_new / max(time.monotonic() - began, 1e-9)
-        logger.info("fetched %s of %s bins, %.0f bins/s", f"{report.num_fetched:,}", f"{plan.num_new:,}", speed)
+        numbers = f"{report.num_fetched:,} of {plan.num_new:,}"
+        logger.info("fetched %s %s, %.0f %s/s", numbers, nouns, speed, nouns)
         return report

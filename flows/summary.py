@@ -57,7 +57,7 @@ def of_prepare(prepared: "Prepared") -> Tables:
         *((f"- {reason}", count) for reason, count in quarantined.items()),
     ]
     return {
-        "Images": pd.DataFrame([row for row in images if row[1]], columns=["", "bins"]),
+        "Images": pd.DataFrame([row for row in images if row[1]], columns=["", prepared.snapshot.problem.nouns]),
         "Class balance": class_balance(prepared.balance),
         **of_warnings(prepared.balance.warnings),
         "Time": _times(prepared.timings),
@@ -87,7 +87,7 @@ def nightly_facts(run: "NightlyRun") -> pd.DataFrame:
         changed = f"{reviews.num_changed:,} label{'s' * (reviews.num_changed != 1)} changed by reviews"
         about.append(("verdicts", f"{reviews.num_verdicts:,} {run.new_data.describe()}; {changed}"))
         if reviews.wrong:
-            about.append(("wrong records", reviews.wrong.describe()))
+            about.append(("wrong records", reviews.wrong.describe(run.prepared.snapshot.problem.nouns)))
     if run.drift.num_compared and run.drift.note:
         about.append(("not compared", run.drift.note))
     if run.starts > 1:
@@ -106,7 +106,8 @@ def wrong_records(run: "NightlyRun") -> Tables:
     reviews = run.new_data.reviews
     if not reviews or not reviews.wrong:
         return {}
-    return {review_tables.WRONG_RECORDS: review_tables.rates(reviews.wrong, reviews.months)}
+    nouns = run.prepared.snapshot.problem.nouns
+    return {review_tables.wrong_records(nouns): review_tables.rates(reviews.wrong, reviews.months, nouns)}
 
 
 def nightly_headline(run: "NightlyRun") -> str:
@@ -138,14 +139,14 @@ def of_audit(result: "AuditResult") -> Tables:
     audited, figures = result.audited, result.audited.figures
     facts = [
         ("model", figures.model),
-        ("bins", f"{figures.num_scored:,} of {figures.num_bins:,} scored"),
+        (figures.nouns, f"{figures.num_scored:,} of {figures.num_bins:,} scored"),
         ("- by the networks of folds", f"{figures.num_scored_by_folds:,}"),
         ("trained on, not scored", f"{figures.num_trained_on:,}; --folds has them scored too"),
         ("not answerable", f"{figures.num_not_answerable:,}"),
         ("records that contradict themselves", f"{figures.num_contradicting:,}"),
         *_found_on_purpose(figures),
         ("files", str(audited.folder)),
-        ("page to check bins on", str(audited.folder / audit_table.PAGE)),
+        (f"page to check {figures.nouns} on", str(audited.folder / audit_table.PAGE)),
     ]
     if result.page:
         facts.append(("in MLflow", markdown_link("audit", result.page)))
@@ -155,7 +156,7 @@ def of_audit(result: "AuditResult") -> Tables:
     return registered | {
         "Audit": pd.DataFrame(shown, columns=["", "value"], dtype=object),
         "Time": _times(result.timings),
-        "First to check": audit_table.first_bins(audited.table, NUM_FIRST),
+        "First to check": audit_table.first_bins(audited.table, NUM_FIRST, figures.noun),
         "Result": pd.DataFrame({"": [audited.headline]}),
     }
 
@@ -167,7 +168,7 @@ def _found_on_purpose(figures: "audit_table.Figures") -> list[tuple[str, str]]:
     of_rule = f"; rarest record first: {percent(figures.precision_at_50_rarest or 0)}"
     facts = [("made wrong: among the first 50", percent(figures.precision_at_50) + of_rule)]
     if figures.recall_at_5_percent is not None:
-        facts.append(("- found by checking 5 % of bins", percent(figures.recall_at_5_percent)))
+        facts.append((f"- found by checking 5 % of {figures.nouns}", percent(figures.recall_at_5_percent)))
     return facts
 
 

@@ -104,12 +104,13 @@ def record_audit(job: Job, audit: Audit, audited: Audited, version: Version | No
 def _describe(audited: Audited, page: str) -> str:
     """Return what an audit found in Markdown: the headline, the first bins, and where the files are."""
     table = audited.table
-    where = f"All bins, and the page to check them on, are in {markdown_code(audited.folder)}"
+    noun, nouns = audited.figures.noun, audited.figures.nouns
+    where = f"All {nouns}, and the page to check them on, are in {markdown_code(audited.folder)}"
     where += f" and in {markdown_link('MLflow', page)}." if page else "."
     parts = [f"## {escape_markdown(audited.headline)}", where]
-    parts += ["### First to check", tables.markdown_table(audit_table.first_bins(table, NUM_SHOWN))]
+    parts += ["### First to check", tables.markdown_table(audit_table.first_bins(table, NUM_SHOWN, noun))]
     if contradicting := audited.figures.num_contradicting:
         about = f"{contradicting:,} records contradict themselves: their items do not add up to their quantity."
-        shown = audit_table.contradicting_bins(table, NUM_SHOWN)
+        shown = audit_table.contradicting_bins(table, NUM_SHOWN, noun)
         parts += ["### Records that contradict themselves", about, tables.markdown_table(shown)]
     return "\n\n".join(parts)

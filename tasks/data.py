@@ -26,7 +26,7 @@ BATCH_RETRIES = 3
 
 @task(
     name="list bins",
-    task_run_name="list bins",
+    task_run_name="list {data.description.nouns}",
     cache_policy=NO_CACHE,
     retries=3,
     retry_delay_seconds=[2, 20, 120],
@@ -37,7 +37,7 @@ def plan_sync(data: DataConfig, dataset: Path) -> Plan:
     return sync.plan(dataset, source.open_source(data), data)
 
 
-@task(name="grow dataset", task_run_name="grow by {by} bins", cache_policy=NO_CACHE)
+@task(name="grow dataset", task_run_name="grow by {by} {data.description.nouns}", cache_policy=NO_CACHE)
 def grow(data: DataConfig, dataset: Path, by: int) -> DataConfig:
     """Return the settings with the limit of this nightly run, which never exceeds a limit in the settings."""
     limit = sync.grow(dataset, by, run=str(flow_run.root_flow_run_id or flow_run.id))
@@ -46,7 +46,7 @@ def grow(data: DataConfig, dataset: Path, by: int) -> DataConfig:
 
 @task(
     name="fetch bins",
-    task_run_name="fetch bins, batch {number} of {plan.num_batches}",
+    task_run_name="fetch {data.description.nouns}, batch {number} of {plan.num_batches}",
     cache_policy=NO_CACHE,
     retries=BATCH_RETRIES,
     retry_delay_seconds=[2, 20, 120],

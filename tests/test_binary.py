@@ -8,7 +8,7 @@ from bincount import threshold
 from bincount.errors import SettingsError
 from bincount.evaluation import compared, curves, metrics, promotion
 from bincount.evaluation.intervals import LabelledImages
-from bincount.problem import Classes
+from bincount.problem import Classes, Problem
 from bincount.settings import PromotionConfig, TrainConfig
 from bincount.threshold import Threshold
 
@@ -108,7 +108,7 @@ def test_what_no_threshold_can_be_chosen_for_is_refused(settings, classes, said)
 @pytest.mark.parametrize("positive", [0, 1])
 def test_areas_are_those_of_scikit_learn_with_and_without_equal_scores(digits, positive):
     images, probabilities = made_up(200)
-    images = LabelledImages(images.labels, images.groups, BOXES, positive)
+    images = LabelledImages(images.labels, images.groups, BOXES, Problem(positive=BOXES.names[positive]))
     scores = probabilities[:, positive].round(digits)
     found = curves.areas(images, scores)
 

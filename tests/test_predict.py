@@ -162,10 +162,10 @@ def test_one_bad_file_does_not_cost_the_others_and_ends_with_1(checkpoint, tmp_p
 def test_json_has_counts_as_integers_and_names_as_text(checkpoint, tmp_path, capsys):
     photo = write(tmp_path / "1.jpg", jpeg(1))
     kinds = model(tmp_path / "kinds", "good,defective")
-    for folder, kind in ((checkpoint, int), (kinds, str)):
+    for folder, column, kind in ((checkpoint, "count", int), (kinds, "class", str)):
         app(["predict", photo, "--model", str(folder), "--output", "json"], result_action="return_value")
         (row,) = json.loads(capsys.readouterr().out)
-        assert type(row["count"]) is kind
+        assert type(row[column]) is kind
         assert all(type(row[name]) is float for name in row if name.startswith("p_"))
 
 

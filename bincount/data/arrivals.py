@@ -9,14 +9,14 @@ import pandas as pd
 
 from bincount.data import bins, snapshots
 from bincount.errors import DatasetError
-from bincount.problem import Classes
+from bincount.problem import BINS, Classes, Problem
 
 OTHER = "other"  # bins of no class
 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """The bins of one dataset.
+    """The bins of one dataset, with the words for what they are.
 
     by_day has a row a day (UTC), in order, and a column a class, with the good bins that were fetched on it; a bin that
     was fetched again counts on the later day. Those of no class are in the column `other`, where there are some.
@@ -25,6 +25,7 @@ class Arrivals:
     source: str
     by_day: pd.DataFrame
     quarantined: Counter
+    problem: Problem = BINS
 
     @property
     def num_good(self) -> int:
@@ -33,7 +34,7 @@ class Arrivals:
 
 def measure(dataset: Path) -> Arrivals:
     """Count the bins in a dataset's folder. Raises DatasetError where a file of it is damaged."""
-    source, classes = _describe(dataset)
+    source, classes, problem = _describe(dataset)
     rows = bins.read(dataset, ["image_id", "class_name", "arrived", "status", "reason"])
     is_good = rows["status"] == "ok"
     good, bad = rows[is_good], rows.loc[~is_good, "reason"]
@@ -47,7 +48,7 @@ def measure(dataset: Path) -> Arrivals:
     reasons = Counter()
     for reason, count in bad.fillna("").value_counts().items():
         reasons[bins.reason_kind(reason) or "unknown"] += int(count)
-    return Arrivals(source, by_day.astype(int), reasons)
+    return Arrivals(source, by_day.astype(int), reasons, problem)
 
 
 def find_datasets(datasets: Path) -> list[Path]:
@@ -61,11 +62,12 @@ def _natural(name: str) -> tuple[int, str]:
     return (int(name), "") if name.isdecimal() else (sys.maxsize, name)
 
 
-def _describe(dataset: Path) -> tuple[str, Classes | None]:
-    """Return the source and the classes of the latest snapshot, without reading its table."""
+def _describe(dataset: Path) -> tuple[str, Classes | None, Problem]:
+    """Return the source, the classes and the words of the latest snapshot, without reading its table."""
     try:
         digest = (dataset / "snapshots" / "latest").read_text(errors="replace").strip()
         description = snapshots.load_description(dataset / "snapshots" / digest)
     except (OSError, ValueError, DatasetError):
-        return dataset.name, None
-    return description.source, description.classes
+        return dataset.name, None, BINS
+    problem = description.problem or Problem.of(description.classes)
+    return description.source, description.classes, problem

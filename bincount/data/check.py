@@ -110,6 +110,7 @@ class Diagnosis:
     quarantined: Counter
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...] = ()
+    nouns: str = "bins"
 
 
 def diagnose(dataset: Path, *, quick: bool = False) -> Diagnosis:
@@ -128,14 +129,16 @@ def diagnose(dataset: Path, *, quick: bool = False) -> Diagnosis:
     problems += [*_damaged_reviews(dataset), *_wrong_snapshots(dataset), *_wrong_packs(dataset, quick)]
     problems += _remains(dataset)
     is_good = rows["status"] == "ok"
-    quarantined, warnings = Counter(rows.loc[~is_good, "reason"].map(bins.reason_kind)), []
+    quarantined, warnings, nouns = Counter(rows.loc[~is_good, "reason"].map(bins.reason_kind)), [], "bins"
     if latest := _latest(dataset, problems):
-        manifest = latest.read()
+        manifest, nouns = latest.read(), latest.problem.nouns
         incomplete, abandoned = _incomplete_packs(dataset, manifest)
         problems += [*_wrong_splits(dataset, latest, manifest), *incomplete]
         quarantined += _left_out(manifest, rows.loc[is_good, "image_id"])
         warnings = [advice.contradictions(manifest), *abandoned]
-    return Diagnosis(len(rows) - quarantined.total(), quarantined, tuple(problems), tuple(filter(None, warnings)))
+    return Diagnosis(
+        len(rows) - quarantined.total(), quarantined, tuple(problems), tuple(filter(None, warnings)), nouns
+    )
 
 
 def _left_out(manifest: pd.DataFrame, good_ids: pd.Series) -> Counter:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -13,6 +13,7 @@ Point = tuple[float, float]
 
 # Everything is drawn on a square canvas of this side, then cropped and reduced to the size asked for.
 CANVAS = 320
+DEFECTS = ("dent", "tear", "tape missing")
 
 COLOURS: dict[str, Colour] = {
     "white": (226, 224, 218),
@@ -74,29 +75,53 @@ def bin_photo(pod: str, items: Iterable[Item], camera: str, size: tuple[int, int
 
 def carton_photo(seed: str, size: tuple[int, int], *, defective: bool) -> bytes:
     """Return a JPEG of size (width, height) of a carton: whole, or dented, torn or without its tape."""
-    rng = random.Random(seed)
+    return _carton(random.Random(seed), size, lambda rng: rng.choice(DEFECTS) if defective else "")
+
+
+def box_photo(seed: str, size: tuple[int, int], condition: str) -> bytes:
+    """Return a JPEG of size (width, height) of a carton that is intact, dented, torn or wet.
+
+    Damages are large or small, strong or faint. Some boxes have a handle or a dark print, which are no damages.
+    """
+    return _carton(random.Random(seed), size, lambda _: condition, has_print=True)
+
+
+def _carton(
+    rng: random.Random,
+    size: tuple[int, int],
+    choose_defect: Callable[[random.Random], str],
+    *,
+    has_print: bool = False,
+) -> bytes:
     canvas, brush = _new_canvas()
     brush.rectangle((0, 0, CANVAS, CANVAS), fill=vary(rng, (120, 124, 130), 20))
     width, height, depth = rng.randint(130, 190), rng.randint(110, 180), rng.randint(30, 50)
     left, top = rng.randint(20, CANVAS - 20 - width - depth), rng.randint(30 + depth, CANVAS - 20 - height)
     right, bottom = left + width, top + height
     colour = vary(rng, (178, 134, 84), 16)
-    defect = rng.choice(("dent", "tear", "tape missing")) if defective else ""
+    defect = choose_defect(rng)
     brush.ellipse((left - 12, bottom - 14, right + depth, bottom + 12), fill=(20, 20, 20, 90))
     lid = [(left, top), (left + depth, top - depth), (right + depth, top - depth), (right, top)]
     side = [(right, top), (right + depth, top - depth), (right + depth, bottom - depth), (right, bottom)]
     brush.polygon(lid, fill=_shade(colour, 1.2), outline=_shade(colour, 0.5))
     brush.polygon(side, fill=_shade(colour, 0.65), outline=_shade(colour, 0.5))
     brush.rectangle((left, top, right, bottom), fill=colour, outline=_shade(colour, 0.5))
+    if has_print:
+        _draw_print(brush, rng, (left, top, right, bottom), colour)
+    if defect == "wet":
+        _draw_stain(brush, rng, (left, right, bottom), height, colour)
     x = rng.randint(left + 10, left + width // 3)
     y = rng.randint(top + height // 2, bottom - 40)
     brush.rectangle((x, y, x + 44, y + 28), fill=(230, 228, 222))
     brush.rectangle((x + 4, y + 4, x + 36, y + 10), fill=(60, 60, 60))
     _draw_tape(brush, (left + width // 2, top), depth, colour, missing=defect == "tape missing")
-    if defect == "dent":
-        _draw_dent(brush, rng, (right, rng.randint(top + 30, bottom - 30)), colour)
-    elif defect == "tear":
-        _draw_tear(brush, rng, (rng.randint(left + 50, right - 50), rng.randint(top + 45, bottom - 40)), colour)
+    if defect in ("dent", "dented"):
+        strength = rng.uniform(0.25, 1) if has_print else 1
+        _draw_dent(brush, rng, (right, rng.randint(top + 30, bottom - 30)), colour, strength)
+    elif defect in ("tear", "torn"):
+        strength = rng.uniform(0.3, 1) if has_print else 1
+        middle = (rng.randint(left + 50, right - 50), rng.randint(top + 45, bottom - 40))
+        _draw_tear(brush, rng, middle, colour, strength)
     return _photograph(canvas, rng, size)
 
 
@@ -225,22 +250,56 @@ def _draw_tape(brush: ImageDraw.ImageDraw, edge: tuple[int, int], depth: int, co
     brush.rectangle((x - 10, top, x + 10, top + 34), fill=tape)
 
 
-def _draw_dent(brush: ImageDraw.ImageDraw, rng: random.Random, middle: Point, colour: Colour) -> None:
-    """Draw a crushed edge: rings that grow darker inwards."""
+def _draw_dent(
+    brush: ImageDraw.ImageDraw, rng: random.Random, middle: Point, colour: Colour, strength: float = 1
+) -> None:
+    """Draw a crushed edge: rings that grow darker inwards; a weak dent is small and pale."""
     x, y = middle
-    radius = rng.randint(22, 32)
+    radius = rng.randint(22, 32) * strength
     for ring in range(5):
         r = radius * (1 - ring / 6)
-        brush.ellipse((x - r, y - 0.8 * r, x + 0.6 * r, y + 0.8 * r), fill=_shade(colour, 0.75 - 0.11 * ring))
+        brush.ellipse(
+            (x - r, y - 0.8 * r, x + 0.6 * r, y + 0.8 * r), fill=_shade(colour, 0.75 - 0.11 * ring * strength)
+        )
 
 
-def _draw_tear(brush: ImageDraw.ImageDraw, rng: random.Random, middle: Point, colour: Colour) -> None:
-    """Draw a ragged hole with the pale inner layer around it."""
+def _draw_tear(
+    brush: ImageDraw.ImageDraw, rng: random.Random, middle: Point, colour: Colour, strength: float = 1
+) -> None:
+    """Draw a ragged hole with the pale inner layer around it; a weak one is small."""
     x, y = middle
     angles = [math.tau * spoke / 11 for spoke in range(11)]
     rim = [(r * math.cos(a), 0.7 * r * math.sin(a)) for a in angles for r in [rng.uniform(0.5, 1)]]
     for radius, light in ((36, 1.45), (26, 0.25)):
-        brush.polygon([(x + radius * dx, y + radius * dy) for dx, dy in rim], fill=_shade(colour, light))
+        brush.polygon(
+            [(x + strength * radius * dx, y + strength * radius * dy) for dx, dy in rim], fill=_shade(colour, light)
+        )
+
+
+def _draw_print(
+    brush: ImageDraw.ImageDraw, rng: random.Random, front: tuple[int, int, int, int], colour: Colour
+) -> None:
+    """Draw on some fronts what is no damage: a handle, which is a hole too, or a band along the floor."""
+    left, top, right, bottom = front
+    kind = rng.choice(("", "", "handle", "band"))
+    if kind == "handle":
+        x, y = (left + right) // 2, top + rng.randint(44, 54)
+        brush.ellipse((x - 18, y - 7, x + 18, y + 7), fill=_shade(colour, 0.25))
+    elif kind == "band":
+        y = bottom - rng.randint(14, 40)
+        brush.rectangle((left + 1, y, right - 1, bottom - 1), fill=_shade(colour, rng.uniform(0.72, 0.9)))
+
+
+def _draw_stain(
+    brush: ImageDraw.ImageDraw, rng: random.Random, edge: tuple[int, int, int], height: int, colour: Colour
+) -> None:
+    """Draw water that rose from the floor: a dark front up to a ragged line, which is darker still where it dries."""
+    left, right, bottom = edge
+    mean = height * rng.uniform(0.1, 0.45)
+    steps = range(9)
+    line = [(left + (right - left) * step / 8, bottom - mean - rng.uniform(-0.07, 0.07) * height) for step in steps]
+    brush.polygon([*line, (right, bottom), (left, bottom)], fill=_shade(colour, rng.uniform(0.7, 0.92)))
+    brush.line(line, fill=_shade(colour, rng.uniform(0.55, 0.85)), width=3)
 
 
 def vary(rng: random.Random, colour: Colour, spread: int) -> Colour:

@@ -92,7 +92,9 @@ def plan(dataset: Path, source: Source, data_config: DataConfig) -> Plan:
     settled = _unchanged(dataset, wanted, files, data_config.retry_quarantined)
     new = wanted[~(settled | wanted["image_id"].isin(forgotten.read(dataset).image_ids).to_numpy())]
     counts = (f"{len(each):,}" for each in (listed, wanted, new))
-    logger.info("%s: %s bins listed, %s wanted, %s to fetch", source.url, *counts)
+    listed_now, *others = counts
+    nouns = data_config.description.nouns
+    logger.info("%s: %s %s listed, %s wanted, %s to fetch", source.url, listed_now, nouns, *others)
     _check_space(dataset, new)
     path = dataset / f"plan-{tables.digest(new)}.parquet"
     tables.write(pa.Table.from_pandas(new, preserve_index=False), path, row_group_size=BATCH)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from bincount.data import rendering
 from bincount.data.rendering import COLOURS, Item, Product
+from bincount.problem import DESCRIPTION
 from bincount.progress import track
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,11 @@ BROKEN = {
 }
 # A copy has the bytes and the record of the bin this many positions before it.
 COPY_DISTANCE = 101
+
+CONDITIONS = ("intact", "dented", "torn", "wet")
+CONDITIONS_IN_TURN = ("intact", "dented", "intact", "torn", "intact", "wet")
+BROKEN_BOXES = {44: "image truncated", 121: "in two classes"}  # the latter at the place of a damaged box
+BOXES = Path(__file__).with_name("boxes.toml")
 
 # Widths and heights of each shape in canvas pixels: the smallest is an eighth of the picture wide.
 SHAPES = {"box": ((50, 110), (50, 130)), "book": ((40, 54), (90, 160)), "can": ((42, 70), (60, 130))}
@@ -123,6 +129,31 @@ def generate_folders(
         defective = number % 3 == 0
         path = folder / classes[0 if defective else 1] / f"{number:05d}.jpg"
         _write_once(path, partial(rendering.carton_photo, f"{seed} carton {number}", size, defective=defective))
+
+
+def generate_boxes(
+    folder: Path, num_boxes: int, seed: int = 0, size: tuple[int, int] = (160, 160), *, broken: bool = True
+) -> None:
+    """Write photos of boxes into one folder a condition, with the description of the problem beside them.
+
+    There are three intact boxes for each that is dented, torn or wet. Where broken, of every thousand one file holds
+    half a photo, and one photo stands in two folders. Files that are there already are kept.
+    """
+    for name in CONDITIONS:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    _write_once(folder / DESCRIPTION, BOXES.read_bytes)
+    for number in track(range(1, num_boxes + 1), "generating boxes", num_boxes, "boxes", logger):
+        fault = BROKEN_BOXES.get(number % 1000, "") if broken else ""
+        condition = CONDITIONS_IN_TURN[number % len(CONDITIONS_IN_TURN)]
+        path = folder / condition / f"{number:05d}.jpg"
+        _write_once(path, partial(_box_file, f"{seed} box {number}", size, condition, fault))
+        if fault == "in two classes":
+            _write_once(folder / "intact" / path.name, path.read_bytes)
+
+
+def _box_file(seed: str, size: tuple[int, int], condition: str, fault: str) -> bytes:
+    content = rendering.box_photo(seed, size, condition)
+    return content[: len(content) // 2] if fault == "image truncated" else content
 
 
 def _write_once(path: Path, make: Callable[[], bytes]) -> None:

@@ -228,7 +228,8 @@ def score(
     (audit.folder / PARTS).mkdir(exist_ok=True)  # which another audit of the same may have removed at its end
     network, spec = load(scorer.checkpoint, choose_device(device))
     columns = probability_columns(spec.outputs)
-    with Progress(f"scoring by {scorer.name}", sum(len(_batch(rows, each)) for each in todo), "bins", logger) as bar:
+    num_todo = sum(len(_batch(rows, each)) for each in todo)
+    with Progress(f"scoring by {scorer.name}", num_todo, audit.snapshot.problem.nouns, logger) as bar:
         for number, pictures in _read_ahead(pack, rows, todo):
             predicted = probabilities(network, spec, pictures, on_batch=bar.advance, with_extra=True)
             table = pd.DataFrame(predicted, columns=columns)

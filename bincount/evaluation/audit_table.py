@@ -55,6 +55,8 @@ class Figures(Frozen):
     precision_at_50: float | None = None
     precision_at_50_rarest: float | None = None
     recall_at_5_percent: float | None = None
+    noun: str = "bin"
+    nouns: str = "bins"
 
     @property
     def is_no_better_than_rarest(self) -> bool:
@@ -155,14 +157,21 @@ def measure(audit: Audit, table: pd.DataFrame, error_rate: float, num_reviewed: 
         expected_wrong=float(scored["p_wrong"].sum()),
         error_rate=error_rate,
         num_reviewed=num_reviewed,
+        noun=audit.snapshot.problem.noun,
+        nouns=audit.snapshot.problem.nouns,
     )
 
 
 def headline(figures: Figures, table: pd.DataFrame) -> str:
     """Return what was found in a sentence or two."""
     if not figures.num_scored:
-        return f"None of {figures.num_bins:,} bins could be scored: the model was trained on them, or has no answer"
-    basis = f"{figures.num_reviewed:,} random bins reviewed" if figures.num_reviewed else "assumed, none reviewed"
+        none = f"None of {figures.num_bins:,} {figures.nouns} could be scored"
+        return f"{none}: the model was trained on them, or has no answer"
+    basis = (
+        f"{figures.num_reviewed:,} random {figures.nouns} reviewed"
+        if figures.num_reviewed
+        else "assumed, none reviewed"
+    )
     said = (
         f"About {figures.expected_wrong:,.0f} of {figures.num_scored:,} records are wrong "
         f"({percent(figures.error_rate)}: {basis})"
@@ -185,13 +194,13 @@ def _to_check(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table["status"] == SCORED) & ~table["reviewed"]]
 
 
-def first_bins(table: pd.DataFrame, number: int) -> pd.DataFrame:
+def first_bins(table: pd.DataFrame, number: int, noun: str = "bin") -> pd.DataFrame:
     """Return the first bins to check as people read them."""
     first = _to_check(table).head(number)
     return pd.DataFrame(
         {
             "rank": first["rank"].astype(int),
-            "bin": first["image_id"],
+            noun: first["image_id"],
             "recorded": first["recorded"],
             "counted": first["counted"],
             "answer": first["answer"],
@@ -201,10 +210,10 @@ def first_bins(table: pd.DataFrame, number: int) -> pd.DataFrame:
     )
 
 
-def contradicting_bins(table: pd.DataFrame, number: int) -> pd.DataFrame:
+def contradicting_bins(table: pd.DataFrame, number: int, noun: str = "bin") -> pd.DataFrame:
     """Return the first bins whose record contradicts itself, as people read them."""
     found = table[table["contradicts"]].sort_values("image_id").head(number)
-    return pd.DataFrame({"bin": found["image_id"], "recorded": found["recorded"], "status": found["status"]})
+    return pd.DataFrame({noun: found["image_id"], "recorded": found["recorded"], "status": found["status"]})
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from bincount import threshold
 from bincount.errors import SettingsError
 from bincount.evaluation import curves, intervals, metrics
 from bincount.evaluation.intervals import LabelledImages
-from bincount.problem import Classes
+from bincount.problem import Classes, Problem
 
 Pair = tuple[np.ndarray | None, np.ndarray | None]  # the labels that the challenger and the champion predict
 METRIC_NAMES = {
@@ -83,9 +83,9 @@ def scores_of_tests(
     return scores_of_images(images, probabilities, predicted, names, miss_cost), scores[list(names)]
 
 
-def unit_of(metric: str) -> str:
+def unit_of(metric: str, problem: Problem) -> str:
     """Return the unit of a metric that is no share."""
-    return "false alarms per image" if metric == "cost" else "items"
+    return "false alarms per image" if metric == "cost" else problem.unit
 
 
 def best_single_prediction(

@@ -76,6 +76,7 @@ class Accuracy(Frozen):
     max_loss: float
     num_images: int
     num_bins: int
+    nouns: str = "bins"
 
     @property
     def is_worse(self) -> bool:
@@ -112,8 +113,8 @@ class Drift(Frozen):
             if index.is_shift
         ]
         if self.accuracy and self.accuracy.is_worse:
-            against = f"{percent(self.accuracy.test)} in its test"
-            shifts.append(f"the champion is worse on new bins: accuracy {self.accuracy.describe()} against {against}")
+            against = f"{self.accuracy.describe()} against {percent(self.accuracy.test)} in its test"
+            shifts.append(f"the champion is worse on new {self.accuracy.nouns}: accuracy {against}")
         return tuple(shifts)
 
     def describe(self) -> str:
@@ -229,7 +230,7 @@ def score_new_images(
     model, spec = load(checkpoint, choose_device(device))
     with Progress("predicting new images", len(new), "images", logger) as progress:
         predicted = probabilities(model, spec, pack.images, pack.locate(new["sha256"]), progress.advance)
-    images = LabelledImages(new["label"].to_numpy(np.int64), new["group"].to_numpy(), spec.classes)
+    images = LabelledImages(new["label"].to_numpy(np.int64), new["group"].to_numpy(), spec.classes, snapshot.problem)
     return accuracy_on(images, predicted, test, drift_config, threshold.predict(predicted, spec.threshold))
 
 
@@ -255,6 +256,7 @@ def accuracy_on(
         max_loss=drift_config.max_accuracy_loss,
         num_images=len(images),
         num_bins=images.num_bins,
+        nouns=images.problem.nouns,
     )
 
 

@@ -18,11 +18,11 @@ from bincount.evaluation.coverage import CoveragePoint
 from bincount.evaluation.intervals import SHARES, Interval, LabelledImages, Score
 from bincount.evaluation.metrics import Baseline, Metrics, costs, majority, score
 from bincount.files import write_json
-from bincount.problem import Classes, normalize_name
+from bincount.problem import BINS, Classes, Problem, normalize_name
 from bincount.progress import Progress
 from bincount.settings import Device
 from bincount.text import percent
-from bincount.threshold import POSITIVE, Threshold, positive_label, predict
+from bincount.threshold import POSITIVE, Threshold, predict
 from bincount.training.spec import read_spec
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Evaluation:
     as the manifest has it. slices.parquet a row a slice, as slices.score_slices returns it; image_slices.parquet the
     slices of each image; metrics.json the scores.
     intervals are of 95 %, over bins. coverage has the accuracy when only the surest predictions count, from all of them
-    down to a tenth; earlier releases have not kept it.
+    down to a tenth; earlier releases have not kept it. problem has the words for what was tested.
     """
 
     folder: Path
@@ -55,6 +55,7 @@ class Evaluation:
     baseline: Baseline
     intervals: dict[str, Interval]
     coverage: tuple[CoveragePoint, ...] = ()
+    problem: Problem = BINS
 
     @property
     def predictions(self) -> pd.DataFrame:
@@ -112,8 +113,7 @@ def evaluate(
     probabilities = predictions[probability_columns(classes)].to_numpy()
     manifest = snapshot.labelled()
     train, test = (manifest[manifest["split"] == split].reset_index(drop=True) for split in ("train", "test"))
-    positive = positive_label(snapshot.problem, classes)
-    images = LabelledImages(test["label"].to_numpy(np.int64), test["group"].to_numpy(), classes, positive)
+    images = LabelledImages(test["label"].to_numpy(np.int64), test["group"].to_numpy(), classes, snapshot.problem)
     predicted = predicted_labels(predictions, classes)
     if untested := [name for label, name in enumerate(classes.names) if label not in images.labels]:
         logger.warning("the test has no image of %s: no score covers it", ", ".join(untested))
@@ -122,7 +122,7 @@ def evaluate(
     tables.write_frame(by_slice, folder / "slices.parquet")
     tables.write_frame(slices.values_by_image(test["image_id"], values), folder / IMAGE_SLICES)
     spec = model.spec if not isinstance(model, Path) else read_spec(model)
-    metrics = score_predictions(predictions, classes, positive=positive, **_by_threshold(spec.threshold))
+    metrics = score_predictions(predictions, classes, positive=images.positive, **_by_threshold(spec.threshold))
     estimated = intervals.estimate(images, probabilities, predicted=predicted) | _of_two(images, predictions, metrics)
     if metrics.accuracy_on_records is not None:
         estimated["accuracy_on_records"] = _interval_on_records(predictions, classes)
@@ -132,6 +132,7 @@ def evaluate(
         baseline=majority(train["label"].to_numpy(np.int64), images.labels, classes),
         intervals=estimated,
         coverage=coverage.curve(images, probabilities, predicted),
+        problem=snapshot.problem,
     )
     write_json(
         folder / "metrics.json",
@@ -189,15 +190,10 @@ def probability_columns(classes: Classes) -> list[str]:
 
 
 def labelled_images(
-    predictions: pd.DataFrame, classes: Classes, positive: str | None = None
+    predictions: pd.DataFrame, classes: Classes, problem: Problem = BINS
 ) -> tuple[LabelledImages, np.ndarray]:
-    """Return the images of predictions, and their probabilities (N, C); positive is the name of that class of two."""
-    images = LabelledImages(
-        predictions["label"].to_numpy(np.int64),
-        predictions["group"].to_numpy(),
-        classes,
-        POSITIVE if positive is None else classes.names.index(positive),
-    )
+    """Return the images of predictions, and their probabilities (N, C)."""
+    images = LabelledImages(predictions["label"].to_numpy(np.int64), predictions["group"].to_numpy(), classes, problem)
     return images, predictions[probability_columns(classes)].to_numpy()
 
 

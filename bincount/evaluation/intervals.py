@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from bincount.frozen import Frozen
-from bincount.problem import Classes
+from bincount.problem import BINS, Classes, Problem
+from bincount.threshold import positive_label
 
 RESAMPLES = 2000
 FEWEST_BINS = 30  # an interval of fewer would be too narrow
@@ -44,16 +45,21 @@ class Score(Frozen):
 class LabelledImages:
     """The images that models are evaluated on: their labels (N,), integers in 0..C-1, and the bin of each, (N,).
 
-    positive is the label of the class that is looked for, of two classes.
+    problem has the words for what they show, and of two classes the positive one.
     """
 
     labels: np.ndarray
     groups: np.ndarray
     classes: Classes
-    positive: int = 1
+    problem: Problem = BINS
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def positive(self) -> int:
+        """The label of the class that is looked for, of two classes."""
+        return positive_label(self.problem, self.classes)
 
     @property
     def num_bins(self) -> int:

@@ -50,7 +50,8 @@ def predict_inputs(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Predict pictures: return a row for each that can be read, in their order, and why the others cannot, by name.
 
-    The columns are path and those of predict_images; the count is an integer where all classes are counts. threads are
+    The columns are path and those of predict_images; the count is an integer where all
+    classes are counts, and else the column is class. threads are
     as in predict_pictures. Raises ModelNotFound, and SettingsError as choose_device does.
     """
     model, spec = load(checkpoint, choose_device(device))
@@ -59,6 +60,8 @@ def predict_inputs(
     table.insert(0, "path", [picture.name for n, picture in enumerate(inputs) if n not in unreadable])
     if spec.classes.are_counts:
         table["count"] = table["count"].astype(int)
+    else:
+        table = table.rename(columns={"count": "class"})
     return table, {inputs[position].name: reason for position, reason in unreadable.items()}
 
 

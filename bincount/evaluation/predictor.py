@@ -101,8 +101,8 @@ class Predictions(Sequence[Prediction]):
 
         The columns are path, count, confidence, expected_count where classes are ordered, and p_NAME for each class.
         """
-        counts = self.counts if self.classes.are_counts else np.array(self.class_names, object)
-        columns = {"path": list(self.names), "count": counts, "confidence": self.confidences}
+        answers = {"count": self.counts} if self.classes.are_counts else {"class": np.array(self.class_names, object)}
+        columns = {"path": list(self.names), **answers, "confidence": self.confidences}
         if self.classes.ordered:
             columns["expected_count"] = self._expected_counts
         columns |= {f"p_{name}": self.probabilities[:, label] for label, name in enumerate(self.classes.names)}

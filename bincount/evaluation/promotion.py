@@ -44,7 +44,7 @@ NEW_TO_BOTH = "neither was trained on"
 class Gain(Frozen):
     """How much better the challenger is in one metric: more accuracy, less error; the interval is of the gain.
 
-    Accuracies, macro F1 and average precision are shares, errors items, and a cost is that of an image in false alarms.
+    Accuracies, macro F1 and average precision are shares; errors and costs are in unit.
     """
 
     metric: str
@@ -52,6 +52,7 @@ class Gain(Frozen):
     challenger: float
     gain: float
     interval: Interval
+    unit: str = "items"
 
     @property
     def is_worse(self) -> bool:
@@ -68,7 +69,7 @@ class Gain(Frozen):
         ends = (self.interval.low, self.interval.high)
         if self.metric in SHARES:
             return f"{100 * self.gain:+.1f} points", "{:+.1f} to {:+.1f}".format(*(100 * end for end in ends))
-        return f"{0 - self.gain:+.3f} {unit_of(self.metric)}", "{:+.3f} to {:+.3f}".format(
+        return f"{0 - self.gain:+.3f} {self.unit}".rstrip(), "{:+.3f} to {:+.3f}".format(
             *(0 - end for end in reversed(ends))
         )
 
@@ -98,7 +99,7 @@ class Decision(Frozen):
 
     gains are empty where the models could not be compared. is_champion: the version is champion already, and reason
     says since when. is_first: there is no champion, and the scores in its place in gains are those of always predicting
-    majority, the name of a class.
+    majority, the name of a class. num_bins are of what nouns name.
     """
 
     promote: bool
@@ -113,6 +114,7 @@ class Decision(Frozen):
     confidence: float = 0.95
     gains: tuple[Gain, ...] = ()
     class_changes: tuple[ClassChange, ...] = ()
+    nouns: str = "bins"
 
     @property
     def outcome(self) -> Literal["promote", "champion", "waiting", "no champion", "keep"]:
@@ -135,7 +137,7 @@ class Decision(Frozen):
             return ""
         new = f"it was not trained on, against always predicting {self.majority}" if self.is_first else NEW_TO_BOTH
         numbers = "; ".join(gain.describe() for gain in self.gains)
-        compared = f"on {self.num_images:,} images of {self.num_bins:,} bins that {new}"
+        compared = f"on {self.num_images:,} images of {self.num_bins:,} {self.nouns} that {new}"
         return f"{numbers} {compared}, {percent_of_level(self.confidence)} intervals"
 
     def describe(self) -> str:
@@ -245,7 +247,9 @@ def refuse(reason: str, promotion_config: PromotionConfig, *, is_first: bool = F
 def _why_not_comparable(images: LabelledImages, new: str, **probabilities: np.ndarray) -> str:
     """Return why the models cannot be compared, or an empty text; probabilities are by whose they are."""
     if images.num_bins < FEWEST_BINS:
-        return f"{images.num_bins} bins that {new} are too few to compare on, {FEWEST_BINS} are needed"
+        return (
+            f"{images.num_bins} {images.problem.nouns} that {new} are too few to compare on, {FEWEST_BINS} are needed"
+        )
     broken = [name for name, of_model in probabilities.items() if not np.isfinite(of_model).all()]
     return f"probabilities of the {' and the '.join(broken)} are not finite numbers" if broken else ""
 
@@ -294,7 +298,7 @@ def _judge(
         return f"{name} is not significantly better: the interval of its gain holds zero", False
     gain = 100 * main.gain if promotion_config.metric in SHARES else main.gain
     if gain < promotion_config.min_gain:
-        unit = "points" if promotion_config.metric in SHARES else unit_of(promotion_config.metric)
+        unit = "points" if promotion_config.metric in SHARES else main.unit
         return f"the gain in {name} is {gain:.3g} {unit}, less than the {promotion_config.min_gain:g} required", False
     losing = [change for change in class_changes if change.loss > promotion_config.max_class_loss]
     if losing:
@@ -344,6 +348,7 @@ def _gains(
             champion=champion_points[name],
             gain=(points[name] - champion_points[name]) * sign[name],
             interval=Interval(low=low[name], high=high[name]),
+            unit=unit_of(name, images.problem),
         )
         for name in names
     ]

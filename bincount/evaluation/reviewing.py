@@ -37,10 +37,10 @@ class Rate(BaseModel, frozen=True):
     def value(self) -> float:
         return self.num_wrong / self.num_bins
 
-    def describe(self) -> str:
+    def describe(self, nouns: str = "bins") -> str:
         """Return the rate as text: `5.2 % (2.9 to 9.1), 11 of 212 random bins`."""
         ends = f"{100 * self.low:.1f} to {100 * self.high:.1f}"
-        return f"{percent(self.value)} ({ends}), {self.num_wrong:,} of {self.num_bins:,} random bins"
+        return f"{percent(self.value)} ({ends}), {self.num_wrong:,} of {self.num_bins:,} random {nouns}"
 
 
 @dataclass(frozen=True)

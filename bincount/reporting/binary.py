@@ -18,7 +18,7 @@ def describe(evaluation: Evaluation, classes: Classes) -> list[str]:
     metrics = evaluation.metrics
     if metrics.positive is None or len(classes) != 2:
         return []
-    said = [f"The positive class is {metrics.positive}: ROC AUC and average precision are of finding it."]
+    said = [f"ROC AUC and average precision are of finding {metrics.positive}, the positive class."]
     if metrics.threshold is not None:
         costs = f", since a missed one costs {metrics.miss_cost:g} false alarms" if metrics.miss_cost else ""
         said.append(f"It is predicted from a probability of {percent(metrics.threshold)} on, as chosen on val{costs}.")
@@ -52,7 +52,7 @@ def draw_curves(evaluation: Evaluation, classes: Classes) -> dict[str, pd.DataFr
     metrics = evaluation.metrics
     if metrics.positive is None or metrics.roc_auc is None or len(classes) != 2:
         return {}
-    images, probabilities = labelled_images(evaluation.predictions, classes, metrics.positive)
+    images, probabilities = labelled_images(evaluation.predictions, classes, evaluation.problem)
     return curves.draw(images, probabilities[:, images.positive])
 
 

@@ -8,7 +8,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.metrics import Metrics
 from bincount.evaluation.promotion import Decision
-from bincount.problem import SPLITS, Classes
+from bincount.problem import SPLITS, Classes, Problem
 from bincount.reporting import binary, tables
 from bincount.settings import TrainConfig
 from bincount.text import escape_markdown, markdown_code
@@ -36,33 +36,34 @@ def describe(
     It shows the picture OVERVIEW, which is to lie beside it. balance is of the snapshot; the model was trained on
     num_extra images of other counts too.
     """
-    classes, metrics = snapshot.classes, evaluation.metrics
-    extra = f" Trained on besides: {num_extra:,} images of bins with other counts." if num_extra else ""
+    classes, metrics, problem = snapshot.classes, evaluation.metrics, snapshot.problem
+    noun, nouns = (escape_markdown(word) for word in (problem.noun, problem.nouns))
+    extra = f" Trained on besides: {num_extra:,} images of {nouns} with other counts." if num_extra else ""
     by_class = balance.by_class()
     totals = by_class[list(SPLITS)].sum()
     return f"""\
-{_purpose(classes)}
+{_purpose(problem, classes)}
 
 {OVERVIEW_LINK}
 
-## Test: {metrics.num_images:,} images of bins never trained on
+## Test: {metrics.num_images:,} images of {nouns} never trained on
 
 {tables.markdown_table(tables.overall_scores(evaluation))}
 
-In brackets the interval that holds the score with 95 % confidence, had other bins been drawn for the test.\
-{_reviewed(metrics)}
+In brackets the interval that holds the score with 95 % confidence, had other {nouns} been drawn for the test.\
+{_reviewed(metrics, noun)}
 
 {_of_two(evaluation, classes)}{_coverage(evaluation)}{tables.markdown_table(tables.class_score_text(evaluation))}
 
 ## Data
 
 From {escape_markdown(snapshot.source)}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} images, \
-{", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. All images of one bin are in the same split.\
+{", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. All images of one {noun} are in the same split.\
 {extra}
 
 {tables.markdown_table(by_class[["class", *SPLITS]])}
 {_bullets(balance.warnings)}
-{_license(snapshot.source)}
+{_licence(problem, snapshot.source)}
 
 ## Training
 
@@ -74,11 +75,8 @@ to {spec.image_size} x {spec.image_size} pixels. Logits are divided by a tempera
 
 ## Limits
 
-- It predicts one of the classes above whatever the photo shows, and knows no others.
-- Nothing can be seen of what is hidden behind other items or behind the bin's bands, and records may be wrong: neither
-  the model nor the record is proof.
-- It was tested on photos from the same source. Another camera, light or kind of bin needs a test of its own.
-"""
+- It predicts one of the classes above whatever the photo shows, and knows no others.\
+{_bullets(problem.limits)}"""
 
 
 def comparison(decision: Decision) -> str:
@@ -88,9 +86,10 @@ def comparison(decision: Decision) -> str:
     if decision.gains:
         before = f"always predicting {decision.majority}" if decision.is_first else "champion"
         new = "it was not trained on" if decision.is_first else "neither was trained on"
+        shown = f"{decision.num_images:,} images of {decision.num_bins:,} {escape_markdown(decision.nouns)}"
         parts += [
             tables.markdown_table(tables.gains(decision, before, "this model")),
-            f"On the same {decision.num_images:,} images of {decision.num_bins:,} bins that {new}.",
+            f"On the same {shown} that {new}.",
         ]
     if decision.class_changes:
         changes = tables.class_changes(decision, "champion's accuracy", "this model's accuracy")
@@ -137,10 +136,12 @@ def _without_comparison(card: str) -> str:
     return card
 
 
-def _purpose(classes: Classes) -> str:
-    if classes.are_counts:
-        return f"Counts the items in a bin from a photo: {classes.names[0]} to {classes.names[-1]}."
-    return f"Predicts from a photo which it is: {', '.join(map(escape_markdown, classes.names))}."
+def _purpose(problem: Problem, classes: Classes) -> str:
+    names = [escape_markdown(name) for name in classes.names]
+    listed = f"{names[0]} to {names[-1]}" if classes.are_counts else ", ".join(names)
+    positive = problem.positive_label(classes)
+    found = "" if positive is None else f" The positive class is {names[positive]}."
+    return f"{escape_markdown(problem.purpose)}: {listed}.{found}"
 
 
 def _coverage(evaluation: Evaluation) -> str:
@@ -159,17 +160,19 @@ def _of_two(evaluation: Evaluation, classes: Classes) -> str:
     return "".join(f"{part}\n\n" for part in parts)
 
 
-def _reviewed(metrics: Metrics) -> str:
+def _reviewed(metrics: Metrics, noun: str) -> str:
     """Say on which labels the scores are, where people have reviewed some."""
     if not metrics.num_reviewed:
         return ""
     return (
-        f" The labels of {metrics.num_reviewed:,} of these images are what people found in the bin; the scores are on "
-        "them, and the accuracy against what the records say stands beside."
+        f" The labels of {metrics.num_reviewed:,} of these images are what people found in the {noun}; the scores are "
+        "on them, and the accuracy against what the records say stands beside."
     )
 
 
-def _license(source: str) -> str:
+def _licence(problem: Problem, source: str) -> str:
+    if problem.licence:
+        return escape_markdown(problem.licence)
     if source.startswith("s3://aft-vbi-pds"):
         return "The images are the Amazon Bin Image Dataset, licensed CC BY-NC-SA 3.0 US: not for commercial use."
     return "The license of the images is their owner's."

@@ -109,12 +109,15 @@ def evaluation_page(
     beside = (
         _side_by_side(evaluation, predictions, champion, classes) if champion and len(champion.predictions) else None
     )
+    nouns = evaluation.problem.nouns
     of_images = _data(predictions, image_slices, classes, pictures, champion if beside else None)
+    of_images |= {"noun": evaluation.problem.noun, "unit": evaluation.problem.unit}
     script = offline.read("common.js") + offline.read("test_page.js")
     return Template(offline.read("test_page.html")).substitute(
         title=escape_html(f"{name}: test" if name else "Test"),
         heading=escape_html(name or "Test"),
-        summary=f"Tested on {metrics.num_images:,} images of {predictions['group'].nunique():,} bins",
+        summary=f"Tested on {metrics.num_images:,} images of {predictions['group'].nunique():,} {escape_html(nouns)}",
+        nouns=escape_html(nouns),
         about=escape_html(about),
         decision=_decision(decision),
         cards=sections.cards(evaluation, beside),
@@ -125,7 +128,7 @@ def evaluation_page(
         reliability=sections.reliability(confidence),
         coverage=sections.coverage(evaluation.coverage) if evaluation.coverage else "",
         coverage_hidden="" if evaluation.coverage else "hidden",
-        slices=sections.slices(by_slice, image_slices) if len(by_slice) else "",
+        slices=sections.slices(by_slice, image_slices, evaluation.problem.unit) if len(by_slice) else "",
         curves=binary.section(evaluation, classes),
         slices_hidden="" if len(by_slice) else "hidden",
         compared_on=_compared_on(beside),
@@ -145,7 +148,7 @@ def _side_by_side(
     rows = champion.predictions.set_index("image_id").loc[compared["image_id"]]
     of_champion, of_version = rows[columns].to_numpy(), compared[columns].to_numpy()
     champion_labels = predicted_labels(rows, classes)
-    images, _ = labelled_images(compared, classes, evaluation.metrics.positive)
+    images, _ = labelled_images(compared, classes, evaluation.problem)
     of_two = {"positive": images.positive, "miss_cost": evaluation.metrics.miss_cost}  # the cost is one for both
     of_scores, of_changes = intervals.estimate_changes(
         images, of_champion, of_version, predicted=(champion_labels, predicted_labels(compared, classes))

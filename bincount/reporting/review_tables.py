@@ -16,12 +16,16 @@ MEANINGS = {
     reviews.UNUSABLE: "can't be used",
     reviews.UNSURE: "unsure",
 }
-WRONG_RECORDS = "Wrong records among random bins, with 95 % intervals"
 NUM_PAIRS = 10  # of reviewers
 NUM_MONTHS = 12
 STAMP = "%Y-%m-%d %H:%M"
 LONGEST = 24  # characters of a name in a table
 NO_VERDICT = "No verdict was imported yet; `bincount review import verdicts.csv` takes those of an audit's page."
+
+
+def wrong_records(nouns: str = "bins") -> str:
+    """Return the title of the rates of wrong records."""
+    return f"Wrong records among random {nouns}, with 95 % intervals"
 
 
 def overview(rows: pd.DataFrame, bins: pd.DataFrame, newest: int) -> Tables:
@@ -34,7 +38,7 @@ def overview(rows: pd.DataFrame, bins: pd.DataFrame, newest: int) -> Tables:
     judged = reviews.judge(past)
     tables = {
         "Verdicts": _by_verdict(given, state[given.index], outcomes),
-        WRONG_RECORDS: rates(reviewing.rate_of_wrong(judged), reviewing.rates_by_month(judged)),
+        wrong_records(): rates(reviewing.rate_of_wrong(judged), reviewing.rates_by_month(judged)),
     }
     agreements = reviewing.measure_agreement(past)
     if agreements:
@@ -90,7 +94,7 @@ def agreement(pairs: Sequence[Agreement]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["reviewers", "bins", "say the same", "kappa"])
 
 
-def rates(total: Rate | None, months: dict[str, Rate]) -> pd.DataFrame:
+def rates(total: Rate | None, months: dict[str, Rate], nouns: str = "bins") -> pd.DataFrame:
     """Return the rate of wrong records of each month and of all time, a row each."""
     if total is None:
         return pd.DataFrame({"": ["No random bin was reviewed yet: only of those is the rate known without bias."]})
@@ -99,7 +103,7 @@ def rates(total: Rate | None, months: dict[str, Rate]) -> pd.DataFrame:
         (month, rate.num_bins, rate.num_wrong, percent(rate.value), f"{100 * rate.low:.1f} to {100 * rate.high:.1f}")
         for month, rate in each
     ]
-    return pd.DataFrame(rows, columns=["month", "random bins", "wrong", "rate", "interval"])
+    return pd.DataFrame(rows, columns=["month", f"random {nouns}", "wrong", "rate", "interval"])
 
 
 def _by_verdict(given: pd.DataFrame, state: pd.Series, outcomes: pd.DataFrame) -> pd.DataFrame:

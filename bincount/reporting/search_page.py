@@ -61,6 +61,7 @@ class Content:
     trials: Sequence[TrialRow]
     figures: Sequence[Drawn] = ()
     commands: Mapping[str, str] | None = None
+    nouns: str = "bins"
 
 
 def render(content: Content) -> str:

@@ -15,7 +15,7 @@ from bincount.evaluation.coverage import CoveragePoint
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.intervals import SHARES, Interval
 from bincount.evaluation.metrics import Metrics
-from bincount.reporting.tables import SCORE_LABELS
+from bincount.reporting.tables import score_labels
 from bincount.text import escape_html
 
 CARDS = {
@@ -71,9 +71,9 @@ def percent(share: float) -> str:
 
 def cards(evaluation: Evaluation, beside: SideBySide | None) -> str:
     """Write the main scores, each with its interval and, where both were tested on all images, the champion's."""
-    values = evaluation.metrics.scalars()
+    values, unit = evaluation.metrics.scalars(), evaluation.problem.unit
     return "\n".join(
-        f'<div class="card"><h3>{label}</h3><p class="value">{_score(name, values[name])}</p>'
+        f'<div class="card"><h3>{_with_unit(label, unit)}</h3><p class="value">{_score(name, values[name])}</p>'
         f"{_interval(name, evaluation.intervals.get(name))}{_against(name, beside)}</div>"
         for name, label in CARDS.items()
         if name in values
@@ -85,14 +85,15 @@ def scores(evaluation: Evaluation, beside: SideBySide | None) -> str:
     metrics = beside.version if beside else evaluation.metrics
     intervals = evaluation.intervals if beside is None or beside.is_whole else {}
     values, baseline = metrics.scalars(), evaluation.baseline
-    names = [name for name in SCORE_LABELS if name in values]
+    labels = score_labels(evaluation.problem.unit)
+    names = [name for name in labels if name in values]
     of_majority = {"accuracy": baseline.accuracy, "rmse": baseline.rmse}
     heads = ["", "this version"]
     heads += [escape_html(beside.name), "change"] if beside else []
     heads.append(f"always {escape_html(baseline.class_name)}")
     rows = []
     for name in names:
-        cells = [SCORE_LABELS[name], _score(name, values[name]) + _interval(name, intervals.get(name))]
+        cells = [escape_html(labels[name]), _score(name, values[name]) + _interval(name, intervals.get(name))]
         if beside:
             of_champion = beside.champion.scalars().get(name)
             is_known = of_champion is not None
@@ -125,7 +126,8 @@ def class_scores(evaluation: Evaluation, beside: SideBySide | None) -> str:
     """Write a row a class: its images, accuracy with interval, the champion's, error, precision and F1."""
     has_rmse = evaluation.metrics.rmse is not None
     heads = ["class", "images", "accuracy", *([escape_html(beside.name), "change"] if beside else [])]
-    heads += [*(["RMSE, items"] if has_rmse else []), "precision", "F1"]
+    rmse = _with_unit("RMSE, items", evaluation.problem.unit)
+    heads += [*([rmse] if has_rmse else []), "precision", "F1"]
     rows = []
     for label, score in enumerate(evaluation.metrics.per_class):
         cells = [_filter(score.name, {"recorded": label}), f"{score.support:,}"]
@@ -202,10 +204,10 @@ def coverage(points: Sequence[CoveragePoint]) -> str:
     return _table(["answered", "confidence at least", "images", "accuracy"], rows)
 
 
-def slices(by_slice: pd.DataFrame, image_slices: pd.DataFrame) -> str:
+def slices(by_slice: pd.DataFrame, image_slices: pd.DataFrame, unit: str = "items") -> str:
     """Write a table for each kind of slice, a row a slice: its images, accuracy with interval, and RMSE.
 
-    The arguments are the tables of Evaluation with these names.
+    The tables are those of Evaluation with these names; unit is that of errors.
     """
     kinds = list(image_slices.columns[1:])
     written = []
@@ -218,8 +220,20 @@ def slices(by_slice: pd.DataFrame, image_slices: pd.DataFrame) -> str:
                 name = _filter(row.value, {"slice": f"{kinds.index(kind)}:{values.index(row.value)}"})
             bar = _bar(row.accuracy, Interval(low=row.accuracy_low, high=row.accuracy_high))
             rows.append([name, f"{row.images:,}", bar, *([_number(row.rmse)] if has_rmse else [])])
-        written.append(_table([escape_html(kind), "images", "accuracy", *(["RMSE, items"] if has_rmse else [])], rows))
+        written.append(
+            _table(
+                [escape_html(kind), "images", "accuracy", *([_with_unit("RMSE, items", unit)] if has_rmse else [])],
+                rows,
+            )
+        )
     return f'<div class="grid">{"".join(written)}</div>'
+
+
+def _with_unit(label: str, unit: str) -> str:
+    """Write the name of a score in items with another unit, as HTML."""
+    if unit == "items":
+        return label
+    return label.replace(", items", f", {escape_html(unit)}" if unit else "").replace("one item off", "one class off")
 
 
 def _class_head(scope: str, name: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bincount.evaluation.intervals import SHARES, Interval, Score
+from bincount.evaluation.intervals import FEWEST_BINS, SHARES, Interval, Score
 from bincount.problem import SPLITS
 from bincount.text import escape_markdown, percent, percent_of_level
 
@@ -57,6 +57,14 @@ RANKINGS = {
 }
 
 
+def score_labels(unit: str) -> dict[str, str]:
+    """Return the name of each score for people, with the unit of errors: items, or that of another problem."""
+    if unit == "items":
+        return SCORE_LABELS
+    of_unit = {name: label.replace(", items", f", {unit}" if unit else "") for name, label in SCORE_LABELS.items()}
+    return of_unit | {"within_one": "at most one class off"}
+
+
 # Results as tables
 
 
@@ -96,7 +104,7 @@ def overall_scores(evaluation: "Evaluation") -> pd.DataFrame:
     }
     rows = [
         (label, with_interval(name, values[name], evaluation.intervals.get(name)), of_majority.get(name, ""))
-        for name, label in SCORE_LABELS.items()
+        for name, label in score_labels(evaluation.problem.unit).items()
         if name in values
     ]
     return pd.DataFrame(rows, columns=["", "this model", f"always predicting {baseline.class_name}"])
@@ -105,8 +113,9 @@ def overall_scores(evaluation: "Evaluation") -> pd.DataFrame:
 def class_score_text(evaluation: "Evaluation") -> pd.DataFrame:
     """Return class_scores with its shares in percent, as text."""
     table = class_scores(evaluation)
+    too_few = f"none: fewer than {FEWEST_BINS} {evaluation.problem.nouns}"
     table["95 % interval"] = [
-        f"{percent(interval.low)} to {percent(interval.high)}" if interval else ""
+        f"{percent(interval.low)} to {percent(interval.high)}" if interval else too_few if score.support else ""
         for score in evaluation.metrics.per_class
         for interval in [evaluation.intervals.get(f"class/{score.name}/recall")]
     ]
@@ -226,7 +235,7 @@ def of_comparison(decision: "Decision", first: str, second: str) -> Tables:
     if not decision.gains:
         return {}
     new = "new to it" if decision.is_first else "new to both"
-    title = f"On the same {decision.num_images:,} images of {decision.num_bins:,} bins, {new}"
+    title = f"On the same {decision.num_images:,} images of {decision.num_bins:,} {decision.nouns}, {new}"
     tables = {title: gains(decision, first, second)}
     return tables | ({"Accuracy by class": class_changes(decision, first, second)} if decision.class_changes else {})
 
@@ -264,7 +273,7 @@ def drift_indices(drift: "Drift") -> pd.DataFrame:
     ]
     if accuracy := drift.accuracy:
         allowed = f"{accuracy.max_loss:g} points below {percent(accuracy.test)}"
-        where = f"accuracy on {accuracy.num_images:,} images of {accuracy.num_bins:,} bins"
+        where = f"accuracy on {accuracy.num_images:,} images of {accuracy.num_bins:,} {accuracy.nouns}"
         verdict = "worse" if accuracy.is_worse else "as before"
         rows.append((where, accuracy.describe(), "the interval", allowed, verdict))
     return pd.DataFrame(rows, columns=["what", "index", "by chance", "allowed", "verdict"])
@@ -306,8 +315,8 @@ def predictions(predicted: pd.DataFrame) -> pd.DataFrame:
 def of_diagnosis(diagnosis: "Diagnosis") -> Tables:
     """Return the numbers of good and quarantined bins by reason, and the problems by kind with their remedies."""
     numbers = [
-        ("good bins", diagnosis.num_good),
-        ("bins quarantined", diagnosis.quarantined.total()),
+        (f"good {diagnosis.nouns}", diagnosis.num_good),
+        (f"{diagnosis.nouns} quarantined", diagnosis.quarantined.total()),
         *((f"- {reason}", count) for reason, count in diagnosis.quarantined.most_common()),
         ("problems", len(diagnosis.problems)),
     ]

@@ -30,7 +30,7 @@ const ORDERS = {
   confidence: { name: "confidence", compare: (a, b) => confidence[b] - confidence[a] || a - b, falls: true },
   ...(values && {
     error: {
-      name: "error, items",
+      name: `error, ${data.unit}`,
       compare: (a, b) => Math.abs(errorOf(b)) - Math.abs(errorOf(a)) || byWorst(a, b),
       falls: true,
     },
@@ -138,7 +138,7 @@ function row(image, position) {
 
 function table(images) {
   const heads = [["", ""], ["id", "id"], ["", "recorded"], ["", "predicted"], ["confidence", "confidence"], ["record", "probability of the record"]];
-  if (values) heads.push(["error", "error, items"]);
+  if (values) heads.push(["error", `error, ${data.unit}`]);
   if (champion) heads.push(["", champion.name]);
   const cells = heads.map(([order, text]) => {
     if (!order) return make("th", { scope: "col" }, text);
@@ -257,7 +257,7 @@ function showOpen() {
     ["Recorded", classes[recorded[image]]],
     ["Predicted", `${classes[predicted[image]]}, ${isRight(image) ? "right" : "wrong"}`],
     ["Confidence", percent(confidence[image] / 1e5)],
-    ...(values && !isRight(image) ? [["Error", `${signed(errorOf(image))} items`]] : []),
+    ...(values && !isRight(image) ? [["Error", `${signed(errorOf(image))} ${data.unit}`]] : []),
     ...(champion ? [[champion.name, championFact(image)]] : []),
     ...slices.filter(({ codes }) => codes[image] >= 0).map(({ kind, values: names, codes }) => [kind, names[codes[image]]]),
   ];
@@ -275,7 +275,7 @@ function showOpen() {
 
 function championFact(image) {
   const label = champion.predicted[image];
-  if (label < 0) return "not compared: it may have been trained on this bin";
+  if (label < 0) return `not compared: it may have been trained on this ${data.noun}`;
   const words = { fixed: ", fixed by this version", broken: ", broken by this version" };
   return `${classes[label]}, ${label === recorded[image] ? "right" : "wrong"}${words[changeOf(image)] ?? ""}`;
 }

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from bincount import reporting
 from bincount.evaluation.intervals import Score
 from bincount.frozen import Frozen
+from bincount.problem import Problem
 from bincount.reporting import offline
 from bincount.serving import page
 from bincount.serving.docs import PICTURE_TYPES
@@ -38,6 +39,7 @@ class ModelFacts(Frozen):
     alias is that which the service follows, while it names this version, else empty. Below min_confidence the answer is
     look. scores are of the version's own test; page is where MLflow shows it.
     A request has at most max_images pictures, and max_bytes in all. captures says whether pictures are kept.
+    problem has the words for what is on them.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ModelFacts(Frozen):
     max_images: int
     max_bytes: int
     captures: bool
+    problem: Problem
 
 
 class Asset:
@@ -114,6 +117,7 @@ def router(service: Service, alias: Callable[[], str] = str) -> APIRouter:
             max_images=service.config.max_images,
             max_bytes=most_bytes(service.config.max_images),
             captures=service.config.capture is not None,
+            problem=served.engine.spec.problem,
         )
 
     @routes.post(

@@ -22,7 +22,6 @@ from bincount.evaluation.evaluate import predict_test, probability_columns
 from bincount.evaluation.intervals import LabelledImages
 from bincount.frozen import Frozen
 from bincount.settings import Device, TrainConfig
-from bincount.threshold import positive_label
 from bincount.training.run_folder import Trained
 from bincount.training.spec import model_digest
 from bincount.tuning.gains import (
@@ -337,8 +336,9 @@ def _with_seed(training: TrainConfig, number: int) -> TrainConfig:
 def _images(snapshot: Snapshot, split: str) -> LabelledImages:
     rows = snapshot.labelled()
     rows = rows[rows["split"] == split]
-    positive = positive_label(snapshot.problem, snapshot.classes)
-    return LabelledImages(rows["label"].to_numpy(np.int64), rows["group"].to_numpy(), snapshot.classes, positive)
+    return LabelledImages(
+        rows["label"].to_numpy(np.int64), rows["group"].to_numpy(), snapshot.classes, snapshot.problem
+    )
 
 
 def _predict_val(trial: Trial, trained: Trained, snapshot: Snapshot, device: Device) -> np.ndarray:

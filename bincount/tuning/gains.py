@@ -40,6 +40,7 @@ class Gain(Frozen):
     num_seeds: int
     num_images: int
     num_bins: int
+    nouns: str = "bins"
 
     @property
     def verdict(self) -> str:
@@ -110,7 +111,8 @@ def measure_gains(
             np.mean([frame[score] for frame in resampled[len(given) :]], axis=0)
             - np.mean([frame[score] for frame in resampled[: len(given)]], axis=0)
         )
-        gains.append(compare(score, of_given, of_winner, of_tests.var(ddof=1), len(images), images.num_bins))
+        gain = compare(score, of_given, of_winner, of_tests.var(ddof=1), len(images), images.num_bins)
+        gains.append(gain.model_copy(update={"nouns": images.problem.nouns}))
     return tuple(gains)
 
 

@@ -97,6 +97,7 @@ def draw_content(search: Search, findings: Findings, spent: str) -> Content:
         trials=rows,
         figures=figures(search, findings),
         commands=commands(search),
+        nouns=findings.val[0].nouns if findings.val else search.job.data.description.nouns,
     )
 
 
@@ -328,7 +329,7 @@ def _about_gains(findings: Findings) -> str:
 
 
 def _sizes(findings: Findings) -> str:
-    val = f"{findings.val[0].num_images:,} images of {findings.val[0].num_bins:,} bins in val"
+    val = f"{findings.val[0].num_images:,} images of {findings.val[0].num_bins:,} {findings.val[0].nouns} in val"
     test = f", {findings.test[0].num_images:,} of {findings.test[0].num_bins:,} in the test" if findings.test else ""
     means = "Means " if findings.val[0].num_seeds > 1 else "Trainings "
     return f"{means}{findings.describe_seeds()}, on {val}{test}."

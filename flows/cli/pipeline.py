@@ -1,7 +1,7 @@
 """Commands that make a model: the whole job, the nightly run, their parts, and the demo."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -194,16 +194,26 @@ def train(
 @app.command(sort_key=10)
 def demo(
     *,
-    bins: Annotated[int, Parameter(help="how many bins to generate", validator=Number(gte=300))] = 3000,
+    problem: Annotated[
+        Literal["bins", "boxes"],
+        Parameter(help="bins: count their items; boxes: intact, dented, torn or wet, in one folder a condition"),
+    ] = "bins",
+    bins: Annotated[int, Parameter(help="how many bins or boxes to generate", validator=Number(gte=300))] = 3000,
     epochs: Annotated[int, Parameter(help="passes over the training images", validator=Number(gte=1))] = 15,
-    folder: Annotated[Path, Parameter(help="folder for them and everything made of them")] = Path("demo"),
+    folder: Annotated[
+        Path | None,
+        Parameter(help="folder for them and everything made of them [default: demo, or demo-boxes for boxes]"),
+    ] = None,
 ) -> None:
-    """Generate bins and run the whole job on them: a small network at 64 pixels, about two minutes on two cores."""
+    """Generate bins or boxes and run the whole job on them: a small network at 64 pixels, two minutes on two cores."""
     from bincount.data import synthetic
 
-    synthetic.generate(folder / "bucket", bins)
+    generate = {"bins": synthetic.generate, "boxes": synthetic.generate_boxes}[problem]
+    folder = folder or Path("demo" if problem == "bins" else f"demo-{problem}")
+    source = folder / ("bucket" if problem == "bins" else problem)
+    generate(source, bins)
     run(
-        data=DataConfig(source=str(folder / "bucket")),
+        data=DataConfig(source=str(source)),
         images=ImageConfig(image_size=64),
         training=TrainConfig(
             model="small",

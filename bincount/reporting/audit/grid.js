@@ -34,9 +34,9 @@ function showGrid() {
   const first = state.page * PER_PAGE;
   const bins = state.bins.slice(first, first + PER_PAGE);
   byId("count").textContent =
-    state.bins.length === numBins ? `All ${count(numBins)} bins` : `${count(state.bins.length)} of ${count(numBins)} bins; Review goes through these`;
+    state.bins.length === numBins ? `All ${count(numBins)} ${data.nouns}` : `${count(state.bins.length)} of ${count(numBins)} ${data.nouns}; Review goes through these`;
   byId("gallery").replaceChildren(
-    ...(bins.length ? bins.map((bin, offset) => tile(bin, first + offset, offset)) : [make("p", { className: "empty" }, numBins ? "No bin is like this. Clear a filter to see more." : "There is no bin to check.")]),
+    ...(bins.length ? bins.map((bin, offset) => tile(bin, first + offset, offset)) : [make("p", { className: "empty" }, numBins ? `No ${data.noun} is like this. Clear a filter to see more.` : `There is no ${data.noun} to check.`)]),
   );
   byId("pager").hidden = last === 0;
   byId("page-place").textContent = `Page ${count(state.page + 1)} of ${count(last + 1)}`;
@@ -70,7 +70,7 @@ const MOST_PRINTED = 500;
 
 function fillWalk() {
   const bins = state.bins.filter((bin) => !current.has(bin)).slice(0, MOST_PRINTED);
-  const heads = ["", "bin", "recorded", "model sees", "found", "note"];
+  const heads = ["", data.noun, "recorded", "model sees", "found", "note"];
   const rows = bins.map((bin) => {
     const seen = isHidden(bin) ? "" : data.mustLook[bin] === "1" ? "look" : classes[counted[bin]];
     const cells = [pictureOf(bin, ""), ids[bin], classes[recorded[bin]], seen, "", ""];
@@ -78,7 +78,7 @@ function fillWalk() {
   });
   const head = make("thead", {}, make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, text))));
   byId("walk").replaceChildren(
-    make("h2", {}, `${count(bins.length)} bins to check`),
+    make("h2", {}, `${count(bins.length)} ${data.nouns} to check`),
     make("table", {}, head, make("tbody", {}, ...rows)),
   );
 }

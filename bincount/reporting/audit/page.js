@@ -4,7 +4,7 @@ const KEYS = [
   [data.areCounts ? "0 \u2026 9" : `1 \u2026 ${Math.min(9, classes.length)}`, data.areCounts ? "type a count, also of several digits" : "choose a class by its place"],
   ["Enter", "confirm what you typed"], ["Escape", "clear it"],
   ["R", "the record is right"], ["X", "the picture can\u2019t be used"], ["S", "unsure"],
-  ["U", "undo the last verdict"], ["← →, K J", "previous, next bin"], ["T", "next bin without a verdict"],
+  ["U", "undo the last verdict"], ["← →, K J", `previous, next ${data.noun}`], ["T", `next ${data.noun} without a verdict`],
   ["N", "write a note; Escape or Enter leaves it"], ["G", "grid or review"], ["?", "this help"],
 ];
 const COMMANDS = {

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from bincount.evaluation.evaluate import probability_columns
 from bincount.files import atomic_write
-from bincount.problem import Classes
+from bincount.problem import BINS, Classes, Problem
 from bincount.progress import Progress
 from bincount.reporting import offline, thumbnails
 
@@ -60,6 +60,7 @@ class About:
     headline: str = ""
     tiles: Sequence[Tile] = ()
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    problem: Problem = BINS
 
 
 def write(path: Path, queue: pd.DataFrame, pictures: Pictures, about: About) -> Path:
@@ -75,7 +76,8 @@ def write(path: Path, queue: pd.DataFrame, pictures: Pictures, about: About) -> 
         for picture in _encode(pictures, len(queue)):
             file.write(base64.b64encode(picture).decode() + "\n")
         file.write(after)
-    logger.info("page to check %d bins: %s, %.1f MB", len(queue), path, path.stat().st_size / 1e6)
+    size = path.stat().st_size / 1e6
+    logger.info("page to check %d %s: %s, %.1f MB", len(queue), about.problem.nouns, path, size)
     return path
 
 
@@ -86,6 +88,9 @@ def render(queue: pd.DataFrame, about: About) -> tuple[str, str]:
     content = _content(queue, about)
     context = {
         "about": about,
+        "noun": about.problem.noun,
+        "nouns": about.problem.nouns,
+        "are_counts": about.classes.are_counts,
         "snapshot": about.snapshot[:12],
         "time": pd.to_datetime(about.time, utc=True).strftime("%Y-%m-%d %H:%M UTC"),
         "tiles": [Tile(*tile) for tile in about.tiles],
@@ -129,7 +134,9 @@ def _content(queue: pd.DataFrame, about: About) -> dict:
         "format": thumbnails.FORMAT,
     }
     digest = hashlib.sha256(json.dumps([content, about.snapshot]).encode()).hexdigest()
-    return content | {"key": digest[:32], "hidden": _flags(_hidden(queue["random"].to_numpy(bool), int(digest, 16)))}
+    words = {"noun": about.problem.noun, "nouns": about.problem.nouns}  # which are no part of what verdicts are kept by
+    hidden = _flags(_hidden(queue["random"].to_numpy(bool), int(digest, 16)))
+    return content | {"key": digest[:32], "hidden": hidden} | words
 
 
 def _hidden(is_random: np.ndarray, seed: int) -> np.ndarray:

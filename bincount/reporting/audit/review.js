@@ -26,7 +26,7 @@ function showReview() {
   }
   byId("bin-id").textContent = ids[bin];
   byId("place").textContent = `${count(state.place + 1)} of ${count(state.bins.length)}`;
-  byId("picture").replaceChildren(pictureOf(bin, `Picture of bin ${ids[bin]}`));
+  byId("picture").replaceChildren(pictureOf(bin, `Picture of ${data.noun} ${ids[bin]}`));
   byId("recorded").textContent = classes[recorded[bin]];
   byId("items").textContent = items[bin] ?? "";
   byId("items").hidden = !items[bin];
@@ -83,7 +83,7 @@ function showStrip() {
       {
         type: "button", className: `thumb ${verdict ? "judged" : ""}`, tabIndex: -1, dataset: { place: first + offset },
         title: `${ids[bin]}${verdict ? `: ${verdictText(verdict)}` : ""}`,
-        attributes: { "aria-label": `Bin ${ids[bin]}, ${verdict ? verdictText(verdict) : "to do"}`, ...(isHere && { "aria-current": "true" }) },
+        attributes: { "aria-label": `${data.noun[0].toUpperCase()}${data.noun.slice(1)} ${ids[bin]}, ${verdict ? verdictText(verdict) : "to do"}`, ...(isHere && { "aria-current": "true" }) },
       },
       pictureOf(bin, ""),
       verdict ? make("span", { className: "mark" }, markText(verdict)) : null,
@@ -109,7 +109,7 @@ function judge(verdict, name = "") {
   const text = `${ids[bin]}: ${verdictText(current.get(bin))}`;
   const next = nextToDo();
   if (next !== null) state.place = next;
-  say(next === null ? `${text}. All bins of this list are done: save your verdicts.` : `${text}. Undo: U`);
+  say(next === null ? `${text}. All ${data.nouns} of this list are done: save your verdicts.` : `${text}. Undo: U`);
   refresh();
 }
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from bincount.data.arrivals import Arrivals
 from bincount.evaluation.promotion import Decision
 from bincount.evaluation.reviewing import ReviewFigures
+from bincount.problem import BINS, PICTURES, Problem
 from bincount.reporting.months.charts import Chart
 from bincount.reporting.records import RunRecord
 from bincount.reporting.trend import ScoredVersion
@@ -61,6 +62,12 @@ class Facts:
     reviews: Mapping[str, ReviewFigures] = field(default_factory=dict)
     links: Mapping[int, str] = field(default_factory=dict)
     problems: Sequence[str] = ()
+
+    @property
+    def words(self) -> Problem:
+        """The words for what the datasets hold: those of all of them, else those of pictures."""
+        words = {dataset.problem for dataset in self.datasets}
+        return (words.pop() if words else BINS) if len(words) < 2 else PICTURES
 
 
 class Link(NamedTuple):

@@ -63,7 +63,7 @@ def _tiles(facts: Facts, champion: DecidedVersion | None) -> list[tuple[str, str
                 gain = 100 * (accuracy.value - facts.majority)
                 tiles.append(("above majority class", f"{gain:+.1f} points", f"that has {percent(facts.majority)}"))
         if rmse := champion.scores.get("rmse"):
-            tiles.append(("RMSE", f"{rmse.value:.2f} items", f"{rmse.low:.2f} to {rmse.high:.2f}"))
+            tiles.append(("RMSE", f"{rmse.value:.2f} {facts.words.unit}", f"{rmse.low:.2f} to {rmse.high:.2f}"))
         if since := _champion_since(facts, champion):
             tiles.append(("champion since", f"{since:%Y-%m-%d}", age(since, facts.made)))
         if champion.num_images:
@@ -82,8 +82,8 @@ def _data_tiles(facts: Facts) -> list[tuple[str, str, str]]:
     recent = sum(int(each.by_day[each.by_day.index > since].to_numpy().sum()) for each in facts.datasets)
     bad = sum(dataset.quarantined.total() for dataset in facts.datasets)
     return [
-        ("bins in the dataset", f"{good:,}", f"{recent:,} new in 30 days"),
-        ("quarantined", f"{bad:,}", f"{percent(bad / max(good + bad, 1))} of all bins"),
+        (f"{facts.words.nouns} in the dataset", f"{good:,}", f"{recent:,} new in 30 days"),
+        ("quarantined", f"{bad:,}", f"{percent(bad / max(good + bad, 1))} of all {facts.words.nouns}"),
     ]
 
 

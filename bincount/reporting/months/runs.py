@@ -48,7 +48,7 @@ def drift(facts: Facts) -> Section:
         "Drift",
         "Before each nightly run trains, it compares the images that are new since the champion was trained with those "
         "that it was trained on. Above the dashed line, and beyond what chance explains, a shift is reported; so is an "
-        "accuracy on new bins that is significantly lower than in the test.",
+        f"accuracy on new {facts.words.nouns} that is significantly lower than in the test.",
         drawn,
         [Table(title, columns, rows, numbers=frozenset({1}))] if rows else [],
         _since(facts, bool(rows), "drift") or ("" if drawn else "No run had enough new images to compare yet."),
@@ -99,15 +99,16 @@ def quarantine(facts: Facts) -> Section:
     counted = [record for record in facts.records if record.quarantined is not None]
     drawn = []
     if any(record.quarantined for record in counted):
-        drawn.append(_quarantine_chart(counted))
-    columns = ("reason", "bins", "of all bins")
-    title = f"Quarantined now: {now.total():,} of {total:,} bins"
+        drawn.append(_quarantine_chart(counted, facts.words.nouns))
+    noun, nouns = facts.words.noun, facts.words.nouns
+    columns = ("reason", nouns, f"of all {nouns}")
+    title = f"Quarantined now: {now.total():,} of {total:,} {nouns}"
     tables = [Table(title, columns, rows, is_open=True, numbers=frozenset({1, 2}))] if rows else []
-    note = _since(facts, bool(counted), "quarantine over time") if rows else "No bin is quarantined."
+    note = _since(facts, bool(counted), "quarantine over time") if rows else f"No {noun} is quarantined."
     return Section(
         "quarantine",
         "Quarantine",
-        "A bin whose photo or record cannot be used is quarantined with the reason, and fetched again once it has "
+        f"A {noun} whose photo or record cannot be used is quarantined with the reason, and fetched again once it has "
         "changed in the source.",
         drawn,
         tables,
@@ -187,7 +188,7 @@ def _each_run(facts: Facts) -> Table:
     return Table(f"Each run: {len(rows):,}", columns, rows, numbers=frozenset({3, 4, 5, 6}))
 
 
-def _quarantine_chart(records: Sequence[RunRecord]) -> charts.Chart:
+def _quarantine_chart(records: Sequence[RunRecord], nouns: str) -> charts.Chart:
     most = Counter()
     for record in records:
         most |= Counter(record.quarantined)
@@ -199,7 +200,7 @@ def _quarantine_chart(records: Sequence[RunRecord]) -> charts.Chart:
             Point(record.ended, count, text=f"{name}: {count:,}\n{record.ended:{STAMP}}") for record, count in counts
         ]
         lines.append(Line(name, color, points))
-    return charts.lines("Quarantined bins by reason", lines, "{:,.0f}", start_at_zero=True)
+    return charts.lines(f"Quarantined {nouns} by reason", lines, "{:,.0f}", start_at_zero=True)
 
 
 def _since(facts: Facts, any_recorded: bool, subject: str) -> str:

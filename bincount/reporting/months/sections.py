@@ -111,7 +111,8 @@ def champions(facts: Facts) -> Section:
     return Section(
         "champions",
         "Champions and decisions",
-        "A version becomes champion when it is significantly better than the one in use, on the same images of bins "
+        "A version becomes champion when it is significantly better than the one in use, on the same images of "
+        f"{facts.words.nouns} "
         "that neither was trained on. People can force it, and roll it back.",
         tables=tables,
         note="" if tables else "Nothing was decided yet.",
@@ -122,7 +123,11 @@ def data(facts: Facts) -> Section:
     """Show how the datasets grew, by class and by day."""
     shown = sorted((each for each in facts.datasets if each.num_good), key=lambda each: each.num_good, reverse=True)
     if not shown:
-        return Section("data", "Data", note="No bin was fetched into this workspace yet; `bincount prepare` does that.")
+        return Section(
+            "data",
+            "Data",
+            note=f"No {facts.words.noun} was fetched into this workspace yet; `bincount prepare` does that.",
+        )
     drawn, tables = [], []
     for dataset in shown[:NUM_DATASETS]:
         of = f" of {dataset.source}" if len(shown) > 1 else ""
@@ -153,7 +158,8 @@ def data(facts: Facts) -> Section:
     return Section(
         "data",
         "Data",
-        "Good bins by the day on which they were fetched; those that were quarantined are at the end. A bin whose "
+        f"Good {facts.words.nouns} by the day on which they were fetched; those that were quarantined are at the end. "
+        f"A {facts.words.noun} whose "
         "photo or record has changed counts on the day on which it was fetched again.",
         drawn,
         tables,

@@ -13,6 +13,8 @@ const SHARES = ["accuracy", "within_one"];
 const isUnsure = ({ abstains }) => abstains; // the answer is "look" then, and so may a class be named
 const number = (value) => (Math.abs(value) < 10 ? value.toFixed(2) : value.toFixed(1));
 
+const article = (noun) => (/^[aeiou]/i.test(noun) ? "an" : "a");
+
 function unitOf(answer, model) {
   if (!model.counts) return "";
   return Number(answer.count) === 1 ? "item" : "items";
@@ -36,20 +38,24 @@ function showModel(model) {
   const link = byId("mlflow");
   link.hidden = !/^https?:\/\//.test(model.page);
   if (!link.hidden) link.href = model.page;
-  byId("invitation").textContent = model.counts ? "Drop a picture of a bin here" : "Drop a picture here";
+  const { noun } = model.problem;
+  byId("invitation").textContent = noun === "picture" ? "Drop a picture here" : `Drop a picture of ${article(noun)} ${noun} here`;
+  byId("moves").textContent = `Animated: its first picture is ${model.counts ? "counted" : "looked at"}.`;
+  byId("dropping-text").textContent = model.counts ? "Drop to count" : "Drop to predict";
+  byId("of-its-test").textContent = `On its own test, of ${model.problem.nouns} that it was not trained on; with 95\u00a0% intervals.`;
   const known = Object.keys(SCORES).filter((name) => model.scores[name]);
   byId("quality").hidden = known.length === 0;
-  byId("scores").replaceChildren(...known.map((name) => scoreCard(name, model.scores[name])));
+  byId("scores").replaceChildren(...known.map((name) => scoreCard(name, model.scores[name], model.problem.unit)));
   byId("recorded-place").replaceChildren(recordField(model));
   byId("kept-where").textContent = model.captures ? "This service keeps pictures with their answers." : "They stay in this page until it is closed.";
 }
 
-function scoreCard(name, { value, low, high }) {
+function scoreCard(name, { value, low, high }, unit) {
   const written = SHARES.includes(name) ? percent : number;
   return make(
     "div",
     { className: "card" },
-    make("h3", { textContent: SCORES[name] }),
+    make("h3", { textContent: SCORES[name].replace("items", unit).replace("one item", unit === "items" ? "one item" : "one class") }),
     make("p", { className: "value", textContent: written(value) }),
     make("p", { className: "interval", textContent: `${written(low)} to ${written(high)}` }),
   );
@@ -95,7 +101,7 @@ function showBars(answer, model) {
       make("td", { textContent: percent(share) }),
     ),
   );
-  const caption = make("caption", { textContent: model.counts ? "Probability of each count" : "Probability of each class" });
+  const caption = make("caption", { textContent: model.counts ? "Probability of each count" : `Probability of each ${model.problem.answer}` });
   byId("probabilities").replaceChildren(make("table", { className: model.counts ? "bars counts" : "bars names" }, caption, make("tbody", {}, ...rows)));
 }
 
