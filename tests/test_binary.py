@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
-from bincount import threshold
+from bincount import preflight, threshold
 from bincount.errors import SettingsError
 from bincount.evaluation import compared, curves, metrics, promotion
 from bincount.evaluation.intervals import LabelledImages
 from bincount.problem import Classes, Problem
-from bincount.settings import PromotionConfig, TrainConfig
+from bincount.settings import Job, PromotionConfig, TrainConfig, TuneConfig
 from bincount.threshold import Threshold
+from bincount.training import validation
+from bincount.tuning import gains, search
 
 BOXES = Classes.parse("intact,damaged")
 
@@ -312,3 +314,47 @@ def test_metrics_of_an_earlier_release_are_read_without_a_positive_class():
         scored.pop(name)
 
     assert metrics.Metrics.model_validate(scored).positive is None
+
+
+# --- what is asked for beforehand -----------------------------------------------------------------------------------
+
+
+def test_a_gate_by_cost_needs_the_cost_before_anything_is_trained():
+    quick = TrainConfig(model="small", weights="none", device="cpu")
+    job = Job(training=quick, promotion=PromotionConfig(metric="cost"))
+
+    with pytest.raises(SettingsError, match="give --miss-cost beside it"):
+        preflight.check_training(job, BOXES)
+    preflight.check_training(job.replace(training=quick.model_copy(update={"miss_cost": 5.0})), BOXES)
+
+
+def test_a_search_may_go_by_macro_f1_and_for_two_classes_by_average_precision(tmp_path):
+    space = tmp_path / "balancing.toml"
+    space.write_text(
+        '[training]\nsampling = ["natural", "balanced", "undersampled"]\nclass_weights = ["none", "balanced"]\n'
+    )
+    quick = TrainConfig(model="small", weights="none")
+    jobs = {
+        score: Job(training=quick, tuning=TuneConfig(space=space, objective=(score,)))
+        for score in ("macro_f1", "average_precision")
+    }
+
+    assert list(search.check(jobs["macro_f1"], Classes.parse("a,b,c")).parameters) == [
+        "training.sampling",
+        "training.class_weights",
+    ]
+    assert search.check(jobs["average_precision"], BOXES).parameters["training.class_weights"] == ("none", "balanced")
+    with pytest.raises(SettingsError, match="--objective average_precision is for two classes, and there are 3"):
+        search.check(jobs["average_precision"], Classes.parse("a,b,c"))
+    assert gains.scores_for(BOXES, ()) == ["log_loss", "accuracy", "macro_f1", "average_precision"]
+    assert gains.scores_for(Classes.parse("0..5"), ()) == ["log_loss", "accuracy", "rmse"]
+
+
+def test_epochs_have_macro_f1_and_average_precision_as_scikit_learn_defines_them():
+    images, probabilities = made_up(100)
+    rounded = probabilities.round(1)
+    found = validation.measure(rounded, images.labels, BOXES)
+
+    assert found["val_macro_f1"] == pytest.approx(f1_score(images.labels, rounded.argmax(axis=1), average="macro"))
+    assert found["val_average_precision"] == pytest.approx(average_precision_score(images.labels, rounded[:, 1]))
+    assert "val_average_precision" not in validation.measure(np.eye(3), np.arange(3), Classes.parse("a,b,c"))
