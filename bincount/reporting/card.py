@@ -152,7 +152,7 @@ def _coverage(evaluation: Evaluation) -> str:
     return f"Where only the surest predictions count, and people look at the others:\n\n{table}\n\n"
 
 
-def _reviewed(metrics: Metrics, noun: str) -> str:
+def _reviewed(metrics: Metrics, noun: str = "bin") -> str:
     """Say on which labels the scores are, where people have reviewed some."""
     if not metrics.num_reviewed:
         return ""
