@@ -9,7 +9,7 @@ from PIL import Image
 
 from bincount.data import bins, fetch, source, sync
 from bincount.data.snapshots import Snapshot
-from bincount.problem import Classes
+from bincount.problem import Classes, Problem
 from bincount.settings import DataConfig
 
 
@@ -75,10 +75,13 @@ def bring(folder: Path, dataset: Path, config: DataConfig | None = None) -> fetc
     return sum(batches, fetch.SyncReport())
 
 
-def described_snapshot(folder: Path, classes: Classes, source: str = "s3://aft-vbi-pds") -> Snapshot:
+def described_snapshot(
+    folder: Path, classes: Classes, source: str = "s3://aft-vbi-pds", problem: Problem | None = None
+) -> Snapshot:
     """Write the description of a snapshot, without a manifest."""
     path = folder / "bins" / "snapshots" / "0123456789abcdef0123456789abcdef"
     path.mkdir(parents=True)
     about = {"digest": path.name, "num_images": 1616, "classes": classes.model_dump(), "source": source}
+    about |= {"problem": problem.model_dump()} if problem else {}
     (path / "snapshot.json").write_text(json.dumps(about))
     return Snapshot(path, path.name, 1616)

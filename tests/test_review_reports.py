@@ -15,6 +15,7 @@ from bincount.evaluation import reviewing
 from bincount.evaluation.drift import Drift
 from bincount.evaluation.reviewing import Rate, ReviewFigures
 from bincount.lifecycle import NewData
+from bincount.problem import BINS
 from bincount.reporting import card, records, run_page
 from bincount.reporting.months import page
 from bincount.reporting.months.content import Facts
@@ -54,6 +55,7 @@ def nightly_run(figures):
         starts=1,
         removed=SimpleNamespace(gone=()),
         model=None,
+        prepared=SimpleNamespace(snapshot=SimpleNamespace(problem=BINS)),
     )
 
 

@@ -81,7 +81,7 @@ def carton_photo(seed: str, size: tuple[int, int], *, defective: bool) -> bytes:
 def box_photo(seed: str, size: tuple[int, int], condition: str) -> bytes:
     """Return a JPEG of size (width, height) of a carton that is intact, dented, torn or wet.
 
-    Damages are large or small, strong or faint. Some boxes have a handle or a dark print, which are no damages.
+    Damages are large or small. Some boxes have a handle or a dark print, which are no damages.
     """
     return _carton(random.Random(seed), size, lambda _: condition, has_print=True)
 
@@ -116,10 +116,10 @@ def _carton(
     brush.rectangle((x + 4, y + 4, x + 36, y + 10), fill=(60, 60, 60))
     _draw_tape(brush, (left + width // 2, top), depth, colour, missing=defect == "tape missing")
     if defect in ("dent", "dented"):
-        strength = rng.uniform(0.25, 1) if has_print else 1
+        strength = rng.uniform(0.6, 1) if has_print else 1
         _draw_dent(brush, rng, (right, rng.randint(top + 30, bottom - 30)), colour, strength)
     elif defect in ("tear", "torn"):
-        strength = rng.uniform(0.3, 1) if has_print else 1
+        strength = rng.uniform(0.6, 1) if has_print else 1
         middle = (rng.randint(left + 50, right - 50), rng.randint(top + 45, bottom - 40))
         _draw_tear(brush, rng, middle, colour, strength)
     return _photograph(canvas, rng, size)
@@ -295,11 +295,11 @@ def _draw_stain(
 ) -> None:
     """Draw water that rose from the floor: a dark front up to a ragged line, which is darker still where it dries."""
     left, right, bottom = edge
-    mean = height * rng.uniform(0.1, 0.45)
+    mean = height * rng.uniform(0.2, 0.5)
     steps = range(9)
     line = [(left + (right - left) * step / 8, bottom - mean - rng.uniform(-0.07, 0.07) * height) for step in steps]
-    brush.polygon([*line, (right, bottom), (left, bottom)], fill=_shade(colour, rng.uniform(0.7, 0.92)))
-    brush.line(line, fill=_shade(colour, rng.uniform(0.55, 0.85)), width=3)
+    brush.polygon([*line, (right, bottom), (left, bottom)], fill=_shade(colour, rng.uniform(0.6, 0.82)))
+    brush.line(line, fill=_shade(colour, rng.uniform(0.5, 0.7)), width=4)
 
 
 def vary(rng: random.Random, colour: Colour, spread: int) -> Colour:

@@ -32,6 +32,7 @@ from bincount.data.layouts import Contents, Layout
 from bincount.data.listing import Skipped
 from bincount.data.pictures import PICTURE_SUFFIXES
 from bincount.errors import SettingsError, SourceError, SourceUnavailable
+from bincount.problem import DESCRIPTION
 from bincount.progress import Progress
 from bincount.settings import DataConfig
 
@@ -308,6 +309,8 @@ def _sort_out(page: pa.RecordBatch, wanted: str, above: str, ignored: Counter) -
     ignored[OUTSIDE] += pc.sum(pc.and_not(pc.and_not(is_named, is_hidden), is_placed)).as_py() or 0
     others = page.filter(pc.invert(pc.or_(is_named, is_hidden)))
     for key, tag in zip(others["key"].to_pylist(), others["tag"].to_pylist(), strict=True):
+        if key == DESCRIPTION:  # read already, with the settings
+            continue
         kind = names.suffix(key)
         if not (kind == names.NO_SUFFIX and tag.endswith("/0")):  # an empty object that shows a folder
             ignored[kind] += 1

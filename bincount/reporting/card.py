@@ -160,7 +160,7 @@ def _of_two(evaluation: Evaluation, classes: Classes) -> str:
     return "".join(f"{part}\n\n" for part in parts)
 
 
-def _reviewed(metrics: Metrics, noun: str) -> str:
+def _reviewed(metrics: Metrics, noun: str = "bin") -> str:
     """Say on which labels the scores are, where people have reviewed some."""
     if not metrics.num_reviewed:
         return ""

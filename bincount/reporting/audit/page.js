@@ -131,7 +131,6 @@ function prepare() {
   byId("choices").className = data.areCounts ? "counts" : "names";
   byId("choices").replaceChildren(...choices);
   byId("entry-label").textContent = data.areCounts ? "Another count" : "Number of the class";
-  if (!data.areCounts) byId("filter-counted").textContent = "Model sees";
   document.querySelector(".with-direction").hidden = !data.ordered && !data.hidden.includes("1");
   for (const [keys, text] of KEYS) byId("keys").append(make("dt", {}, make("kbd", {}, keys)), make("dd", {}, text));
   byId("queue").hidden = false;
