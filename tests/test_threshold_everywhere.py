@@ -204,4 +204,6 @@ def test_what_is_shown_of_predictions_is_the_probability_of_the_predicted_class(
     predicted = pd.DataFrame({"count": ["damaged", "intact", "look"], "p_intact": [0.7, 0.9, 0.6]})
     predicted["p_damaged"] = 1 - predicted["p_intact"]
 
-    assert tables.predictions(predicted)["confidence"].tolist() == ["30.0 %", "90.0 %", "60.0 %"]
+    for answer in ("count", "class"):
+        shown = tables.predictions(predicted.rename(columns={"count": answer}))
+        assert shown["confidence"].tolist() == ["30.0 %", "90.0 %", "60.0 %"]

@@ -306,7 +306,9 @@ def predictions(predicted: pd.DataFrame) -> pd.DataFrame:
     It is in percent. Where the answer is to look, it is the highest.
     """
     probabilities = predicted.filter(regex="^p_")
-    places = probabilities.columns.get_indexer("p_" + predicted["count"].astype(str))
+    places = probabilities.columns.get_indexer(
+        "p_" + predicted["class" if "class" in predicted else "count"].astype(str)
+    )
     of_answer = probabilities.to_numpy()[np.arange(len(predicted)), places]
     confidence = probabilities.max(axis=1).where(places < 0, of_answer)
     return predicted.drop(columns=list(probabilities)).assign(confidence=confidence.map(percent))
