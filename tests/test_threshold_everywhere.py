@@ -207,3 +207,5 @@ def test_what_is_shown_of_predictions_is_the_probability_of_the_predicted_class(
     for answer in ("count", "class"):
         shown = tables.predictions(predicted.rename(columns={"count": answer}))
         assert shown["confidence"].tolist() == ["30.0 %", "90.0 %", "60.0 %"]
+        unsure = coverage.abstain(predicted.rename(columns={"count": answer}), min_confidence=0.65)
+        assert unsure[answer].tolist() == ["damaged", "intact", "look"]
