@@ -51,8 +51,8 @@ bench-train: $(READY)  ## how fast loading and training are, beside ImageFolder,
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/train.py
 
-bench-accuracy: $(READY)  ## how well the recipe counts on real bins: SOURCE=FOLDER WEIGHTS=FILE, 2 hours on two cores
-	$(BIN)/python tests/bench/accuracy.py $(SOURCE) --weights $(WEIGHTS)
+bench-accuracy: $(READY)  ## how well the recipe counts on real bins: SOURCE=FOLDER WEIGHTS=FILE FOLDS=5, 2 to 3 hours on two cores
+	$(BIN)/python tests/bench/accuracy.py $(SOURCE) --weights $(WEIGHTS) $(if $(FOLDS),--folds $(FOLDS))
 
 check-image: $(READY)  ## run the steps of deployments/serve/Dockerfile without a container engine, as root: 5 minutes, 8 GB; needs debootstrap; TORCH_BACKEND=cpu
 	$(BIN)/python .ci/check_image.py $${TORCH_BACKEND:+--torch-backend "$$TORCH_BACKEND"}

@@ -31,8 +31,13 @@ def set_defaults() -> None:
     logging.getLogger("bincount").setLevel(logging.INFO)
 
 
-def program(name: str) -> str:
-    """Return how to type a program of this installation here: its bare name where the shell finds it, else its path."""
+def program(name: str, *, from_anywhere: bool = False) -> str:
+    """Return how to type a program of this installation here: its bare name where the shell finds it, else its path.
+
+    from_anywhere writes the whole path, for what is read elsewhere than in this folder.
+    """
     beside_python = Path(sys.executable).with_name(name)
     is_found = shutil.which(name) in (str(beside_python), sys.argv[0])  # pip --user and uv link it elsewhere
-    return name if is_found or not beside_python.exists() else os.path.relpath(beside_python)
+    if is_found or not beside_python.exists():
+        return name
+    return str(beside_python) if from_anywhere else os.path.relpath(beside_python)

@@ -176,7 +176,9 @@ def _without_null(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _word(default: object) -> str:
-    return {True: "yes", False: "no"}[default] if isinstance(default, bool) else str(default)
+    if isinstance(default, bool):
+        return {True: "yes", False: "no"}[default]
+    return ", ".join(map(str, default)) or "none" if isinstance(default, list | dict) else str(default)
 
 
 def title(section: str) -> str:
@@ -205,9 +207,9 @@ WorkspacePath = Annotated[
 _LAST = Field(json_schema_extra={"title": "Other settings"})
 OthersOfPrepare = Annotated[Job | None, Closed("data", "images", "runner"), _LAST]
 _OF_TRAIN = ("data", "images", "training", "registry", "launch", "promotion")
-OthersOfTrain = Annotated[Job | None, Closed(*_OF_TRAIN), _LAST]
-OthersOfRun = Annotated[Job | None, Closed(*_OF_TRAIN, "runner"), _LAST]
-_OF_RETRAIN = (*_OF_TRAIN, "runner", "retraining", "drift", "retention")
+OthersOfTrain = Annotated[Job | None, Closed(*_OF_TRAIN, "evaluation"), _LAST]
+OthersOfRun = Annotated[Job | None, Closed(*_OF_TRAIN, "evaluation", "runner"), _LAST]
+_OF_RETRAIN = (*_OF_TRAIN, "evaluation", "runner", "retraining", "drift", "retention")
 OthersOfRetrain = Annotated[Job | None, Closed(*_OF_RETRAIN), _LAST]
 OthersOfTune = Annotated[Job | None, Closed(*_OF_TRAIN, "runner", "tuning"), _LAST]
 OthersOfAudit = Annotated[Job | None, Closed(*_OF_TRAIN, "runner", "audit"), _LAST]

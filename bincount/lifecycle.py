@@ -152,10 +152,13 @@ def _identifying_settings(job: Job) -> Mapping:
 
     auto may stand for another device or precision on the machine of another run, which alone is no reason to train
     again; a warm start replaces the weights that the settings name. The mean of the networks of folds, each of which
-    has trained on a part, is no training with these settings.
+    has trained on a part, is a training with these settings only where they register it.
     """
     by_machine = {"device"} | ({"precision"} if job.training.precision == "auto" else set())
     settings = {**job.images.model_dump(), **job.training.model_dump(exclude=by_machine), FOLDS_PARAM: ""}
+    if job.evaluation.register_cross_fit:
+        folds = job.evaluation.cross_fit
+        settings |= {"members": job.training.members * folds, FOLDS_PARAM: folds}
     if job.retraining.warm_start:
         del settings["weights"]
     return settings

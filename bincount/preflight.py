@@ -51,6 +51,7 @@ def check_run(job: Job) -> None:
     """Raise an error where the whole job, or a nightly run, cannot work with these settings."""
     check_prepare(job)
     check_training(job, job.data.class_set)
+    check_cross_fit(job)
 
 
 def check_train(job: Job, snapshot: str | None) -> Snapshot:
@@ -58,12 +59,29 @@ def check_train(job: Job, snapshot: str | None) -> Snapshot:
     check_writable(job.workspace)
     asked = find_snapshot(job, snapshot)
     check_training(job, asked.classes)
+    check_cross_fit(job)
     return asked
+
+
+def check_cross_fit(job: Job) -> None:
+    """Raise SettingsError where a model cannot be cross-fitted with these settings."""
+    num_folds = job.evaluation.cross_fit
+    if num_folds:
+        check_folds(job, num_folds, "--cross-fit")
+        if job.retraining.warm_start:
+            raise SettingsError(
+                "with --warm-start a training begins with weights that have seen the bins of all folds, which "
+                "--cross-fit is to leave out; give one of the two"
+            )
+    elif job.evaluation.register_cross_fit:
+        raise SettingsError(
+            "--register-cross-fit needs networks that are trained without a fold each; give --cross-fit 5 beside it"
+        )
 
 
 def check_audit(job: Job, scored_by: str, *, fetch: bool = True) -> None:
     """Raise an error where the bins of a source, or without fetch those of its last snapshot, cannot be scored."""
-    folds, members = job.audit.folds, job.training.members
+    folds = job.audit.folds
     if fetch:
         check_prepare(job)
     else:
@@ -83,13 +101,18 @@ def check_audit(job: Job, scored_by: str, *, fetch: bool = True) -> None:
     if not folds and (scored_by == "folds" or job.audit.register_folds):
         asked = "--scored-by folds" if scored_by == "folds" else "--register-folds"
         raise SettingsError(f"{asked} needs networks that are trained without a fold each; give --folds 4 beside it")
-    if not folds:
-        return
-    check_training(job, job.data.class_set)
-    if folds * members > MOST_NETWORKS:
+    if folds:
+        check_training(job, job.data.class_set)
+        check_folds(job, folds, "--folds")
+
+
+def check_folds(job: Job, num_folds: int, flag: str) -> None:
+    """Raise SettingsError where no networks can be trained without a fold each; flag is what asks for them."""
+    members = job.training.members
+    if num_folds * members > MOST_NETWORKS:
         raise SettingsError(
-            f"{folds} folds of {members} members are {folds * members} networks, more than the {MOST_NETWORKS} that a "
-            "model may average; give fewer --folds or --members"
+            f"{num_folds} folds of {members} members are {num_folds * members} networks, more than the {MOST_NETWORKS} "
+            f"that a model may average; give fewer {flag} or --members"
         )
     if is_own_model(job.training.weights):
         raise SettingsError(

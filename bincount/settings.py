@@ -271,6 +271,21 @@ class TrainConfig(Frozen):
         return [self.model_copy(update={"members": 1, "seed": self.seed + number}) for number in range(self.members)]
 
 
+class EvaluationConfig(Frozen):
+    """How a model that was trained is scored, beside its test."""
+
+    cross_fit: int | None = Field(
+        None,
+        ge=2,
+        le=20,
+        description="train so many networks besides, each without one fold of train, and score every labelled image by "
+        "networks that were not trained on its bin [default: none]",
+    )
+    register_cross_fit: bool = Field(
+        False, description="register the mean of these networks, and train none on all of train"
+    )
+
+
 class LaunchConfig(Frozen):
     """How many processes and hosts a training runs on; its result is the same except for rounding and dropout."""
 
@@ -554,6 +569,7 @@ class Job(Frozen):
     training: TrainConfig = TrainConfig()
     registry: RegistryConfig = RegistryConfig()
     launch: LaunchConfig = LaunchConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
     runner: RunnerConfig = RunnerConfig()
     retraining: RetrainConfig = RetrainConfig()

@@ -7,8 +7,6 @@ from prefect import flow, tags, unmapped
 from prefect.futures import wait
 
 from bincount import auditing, forms, preflight
-from bincount.data.packs import Pack
-from bincount.data.snapshots import Snapshot
 from bincount.environment import TAG
 from bincount.evaluation.audit import Audit, Scorer, num_batches
 from bincount.settings import (
@@ -23,15 +21,13 @@ from bincount.settings import (
     RunnerConfig,
     TrainConfig,
 )
-from bincount.training.crossfit import CrossFit
-from bincount.training.run_folder import Trained
-from bincount.workspace import Workspace
+from flows.folds import Folds
 from flows.naming import name_run
 from flows.prepare import prepare
 from flows.results import AuditResult
 from flows.runners import open_runner
 from flows.timing import Timings
-from flows.train import judge_model
+from flows.train import judge_folds
 from tasks import audit as audit_tasks
 from tasks import data as data_tasks
 from tasks import registration as registration_tasks
@@ -92,7 +88,7 @@ def audit(
             with timings.step("train folds"):
                 job = job.replace(training=training_tasks.choose_arithmetic(job.training))
                 pack = data_tasks.pack_snapshot(snapshot, job.images)
-                folds = _Folds.train(job, snapshot, pack)
+                folds = Folds.train(job, snapshot, pack, job.audit.folds)
             scorers = folds.scorers(scorers)
         planned = audit_tasks.plan_audit(audits, snapshot, scorers, name)
         with timings.step("score"):
@@ -101,38 +97,12 @@ def audit(
         audited = audit_tasks.rank_bins(planned, job)
     registered = None
     if folds and job.audit.register_folds:
-        whole = job.replace(training=folds.cross_fit.whole())
-        registered = judge_model(whole, snapshot, pack, folds.whole, timings, folds.cross_fit)
+        registered = judge_folds(job, pack, folds, timings)
         version = version or registered.version
     elif folds:
-        audit_tasks.end_folds(job, folds.cross_fit.folder)
+        registration_tasks.end_folds(job, folds.cross_fit.folder)
     page = audit_tasks.record_audit(job, planned, audited, version)
     return AuditResult(audited, registered, timings, page)
-
-
-class _Folds:
-    """The networks of the folds, and their mean."""
-
-    def __init__(self, cross_fit: CrossFit, whole: Trained, of_folds: list[Trained]):
-        self.cross_fit, self.whole, self.of_folds = cross_fit, whole, of_folds
-
-    @classmethod
-    def train(cls, job: Job, snapshot: Snapshot, pack: Pack) -> "_Folds":
-        """Train them, one after another."""
-        workspace = Workspace(root=job.workspace)
-        cross_fit = CrossFit(workspace, snapshot, job.images, job.training, job.audit.folds)
-        networks = [
-            training_tasks.train_without_fold(job.replace(training=member), pack, folder, fold, cross_fit)
-            for fold, member, folder in cross_fit.networks()
-        ]
-        return cls(cross_fit, *training_tasks.average_folds(cross_fit, networks, pack))
-
-    def scorers(self, model: tuple[Scorer, ...]) -> tuple[Scorer, ...]:
-        """Return the scorers of an audit: a model, by default the mean of the folds' networks, and these."""
-        snapshot = self.cross_fit.snapshot
-        mean = Scorer(auditing.MODEL, self.whole.checkpoint, (snapshot,))
-        each = zip(self.cross_fit.folds, self.of_folds, strict=True)
-        return *(model or (mean,)), *(Scorer.of_fold(fold, trained.checkpoint, snapshot) for fold, trained in each)
 
 
 def _score(planned: Audit, job: Job) -> None:

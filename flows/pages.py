@@ -8,7 +8,7 @@ from prefect.states import State
 
 from bincount.evaluation.promotion import METRIC_NAMES, NEW_TO_BOTH, Decision
 from bincount.problem import SPLITS
-from bincount.reporting import tables
+from bincount.reporting import cross_fit, tables
 from bincount.reporting.run_page import BALANCE, MISTAKES, TREND, body
 from bincount.settings import RetrainConfig
 from bincount.text import escape_markdown, markdown_link
@@ -59,7 +59,8 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Sections:
         stays = f"; version {champion.version} stays champion" if champion else ""
         first = {f"Nothing was trained{stays}": f"{escape_markdown(run.new_data.skip_reason)}."}
     first[next(iter(first))] += "".join(
-        f"\n\n**Look at this:** {escape_markdown(each)}." for each in run.drift.warnings
+        f"\n\n**Look at this:** {escape_markdown(each)}."
+        for each in filter(None, [*run.drift.warnings, run.undetectable])
     )
     if run.approvals:
         first["Approvals"] = "\n".join(f"- {escape_markdown(each)}." for each in run.approvals)
@@ -92,7 +93,8 @@ def _of_decision(model: "TrainedModel", champion: "Version | None" = None) -> Se
     if decision.gains:
         first = f"version {champion.version}" if champion else "champion so far"
         names = (f"always {decision.majority}" if decision.is_first else first, f"version {version}")
-        sections[f"Compared on the same {decision.num_images:,} test images"] = body(tables.gains(decision, *names))
+        compared = [body(tables.gains(decision, *names)), escape_markdown(decision.detectability())]
+        sections[f"Compared on the same {decision.num_images:,} test images"] = "\n\n".join(filter(None, compared))
         if decision.class_changes:
             sections["Accuracy by class, on the same images"] = body(tables.class_changes(decision, *names))
     return sections
@@ -125,7 +127,10 @@ def _of_data(prepared: "Prepared", rows: tables.Tables) -> Sections:
 def _of_test(model: "TrainedModel") -> Sections:
     version, evaluation = model.version.version, model.evaluation
     title = f"Test of version {version}, {evaluation.metrics.num_images:,} images, with 95 % intervals"
-    return {f"{MISTAKES} of version {version}": MAY_BE_WRONG, title: body(tables.overall_scores(evaluation))}
+    sections = {f"{MISTAKES} of version {version}": MAY_BE_WRONG, title: body(tables.overall_scores(evaluation))}
+    if scored := model.cross_fitted:
+        sections[cross_fit.title(scored)] = cross_fit.markdown(scored)
+    return sections
 
 
 def _counts(balance: "ClassBalance") -> pd.DataFrame:

@@ -7,10 +7,12 @@ the machines share.
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -33,9 +35,11 @@ from bincount.tuning.trial import Pruned, Trial
 from bincount.workspace import Workspace
 from flows.trial import trial as trial_flow
 from flows.trials import Packs, resolve, unresolve
-from tasks.trials import Watch, remove_checkpoints
+from tasks.trials import Watch, remove_unfinished
 
 logger = logging.getLogger("bincount.flows")
+
+T = TypeVar("T")
 
 SECONDS_BETWEEN_LOOKS = 3
 SECONDS_TO_STOP = 60  # that the last trials which were stopped early get, before the search leaves their checkpoints
@@ -78,12 +82,15 @@ class Pool:
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if error and not isinstance(error, Exception):
             for training in self._trainings:
-                _cancel(training.run)
+                try:
+                    _cancel(training.run)
+                except httpx.HTTPError as failure:  # the cancellation is what ends the search, and not this
+                    logger.warning("%s could not be cancelled, and goes on: %s", training.run.name, failure)
         if error:
             return
         until = time.monotonic() + SECONDS_TO_STOP
-        with suppress(httpx.TransportError):
-            while self._remove_checkpoints() and time.monotonic() < until:
+        with suppress(httpx.HTTPError):
+            while self._remove_unfinished() and time.monotonic() < until:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def find(self, trial: Trial) -> Trained | None:
@@ -94,34 +101,50 @@ class Pool:
 
     def start(self, trial: Trial, *, is_own: bool) -> None:
         self._packs.of(trial.job.images)  # once, and not on each machine
+        run, attempt = self._ask_until_answered(lambda: self._find_or_run(trial))
+        self._clock.spend(run.idempotency_key, 0)
+        watch = Watch(trial, self._search if is_own else None, self._clock)
+        self._trainings.append(Training(trial, watch, is_own, run, attempt))
+
+    def _find_or_run(self, trial: Trial) -> tuple[FlowRun, int]:
+        """Return the flow run of a training, the one under way or a new one, and which attempt it is."""
         with get_client(sync_client=True) as client:
             keys = FlowRunFilterIdempotencyKey(any_=[self._key(trial, each) for each in range(1, MOST_ATTEMPTS)])
             before = client.read_flow_runs(flow_run_filter=FlowRunFilter(idempotency_key=keys))
         last = max(before, key=_attempt, default=None)
         if last and not self._is_over(last, trial):
-            run, attempt = last, _attempt(last)
-        else:
-            TrialFile.path(self._search.folder, trial).unlink(missing_ok=True)  # of a run of before
-            attempt = _attempt(last) + 1 if last else 1
-            run = self._run(trial, attempt)
-        self._clock.spend(run.idempotency_key, 0)
-        watch = Watch(trial, self._search if is_own else None, self._clock)
-        self._trainings.append(Training(trial, watch, is_own, run, attempt))
+            return last, _attempt(last)
+        TrialFile.path(self._search.folder, trial).unlink(missing_ok=True)  # of a run of before
+        attempt = _attempt(last) + 1 if last else 1
+        return self._run(trial, attempt), attempt
 
     def wait(self) -> tuple[Trial, Outcome]:
+        while not (ended := self._ask_until_answered(self._look_at_all)):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return ended
+
+    def _look_at_all(self) -> tuple[Trial, Outcome] | None:
+        self._remove_unfinished()
+        for training in self._trainings:
+            if outcome := self._look(training):
+                self._trainings.remove(training)
+                self._clock.end(training.run.idempotency_key, is_complete=bool(outcome.trained))
+                return training.trial, outcome
+        return None
+
+    def _ask_until_answered(self, ask: Callable[[], T]) -> T:
+        """Return what ask returns, which asks Prefect's server; while that is away, ask again."""
         while True:
             try:
-                self._remove_checkpoints()
-                for training in self._trainings:
-                    outcome = self._look(training)
-                    self._is_away = False
-                    if outcome:
-                        self._trainings.remove(training)
-                        self._clock.end(training.run.idempotency_key, is_complete=bool(outcome.trained))
-                        return training.trial, outcome
-            except httpx.TransportError as error:
+                answer = ask()
+            except httpx.HTTPError as error:
+                if not _is_away(error):
+                    raise
                 self._warn_of_absence(error)
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+            else:
+                self._is_away = False
+                return answer
 
     def _look(self, training: Training) -> Outcome | None:
         """Return the outcome of a training that has ended, or is to end now; None of one that goes on."""
@@ -144,13 +167,13 @@ class Pool:
             return Outcome(is_pruned=True, history=history)
         return None
 
-    def _remove_checkpoints(self) -> bool:
-        """Remove the checkpoints of trials that were stopped early and have ended; return whether there are others."""
+    def _remove_unfinished(self) -> bool:
+        """Remove the weights of trials that were stopped early and have ended; return whether there are others."""
         for run, folder in list(self._stopped):
             with get_client(sync_client=True) as client:
                 is_final = client.read_flow_run(run.id).state.is_final()
             if is_final:
-                remove_checkpoints(folder)
+                remove_unfinished(folder)
                 self._stopped.remove((run, folder))
         return bool(self._stopped)
 
@@ -209,7 +232,7 @@ class Pool:
         )
 
     def _key(self, trial: Trial, attempt: int) -> str:
-        return f"{self._search.name} trial {trial.number} seed {trial.job.training.seed} attempt {attempt}"
+        return f"{self._search.study_name} trial {trial.number} seed {trial.job.training.seed} attempt {attempt}"
 
     def _warn_of_lateness(self, training: Training) -> None:
         run = training.run
@@ -268,6 +291,12 @@ def with_absolute_paths(job: Job) -> Job:
     if Path(training.weights).is_file():
         training = training.model_copy(update={"weights": str(Path(training.weights).resolve())})
     return job.replace(data=data, training=training, workspace=job.workspace.resolve())
+
+
+def _is_away(error: httpx.HTTPError) -> bool:
+    """Return whether a server does not answer, or what stands before it says so, and may be back soon."""
+    is_of_server = isinstance(error, httpx.HTTPStatusError) and error.response.status_code >= 500
+    return is_of_server or isinstance(error, httpx.TransportError)
 
 
 def _attempt(run: FlowRun) -> int:

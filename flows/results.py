@@ -10,6 +10,7 @@ from bincount.data.fetch import SyncReport
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.data.sync import Plan
+from bincount.evaluation.crossfit import CrossFitted
 from bincount.evaluation.drift import Drift
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.promotion import Decision
@@ -40,7 +41,8 @@ class Prepared:
 class TrainedModel:
     """A model that was trained, evaluated and registered, and the decision whether it became champion.
 
-    page is the address where MLflow shows the version, empty without a server.
+    page is the address where MLflow shows the version, empty without a server. cross_fitted is None where that was not
+    asked for.
     """
 
     snapshot: Snapshot
@@ -50,6 +52,7 @@ class TrainedModel:
     decision: Decision
     timings: Timings
     page: str = ""
+    cross_fitted: CrossFitted | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class NightlyRun:
 
     model is None where no training was worthwhile, and new_data says why; removed is None where the clean-up failed.
     starts is how often the run was started, where its process was killed. approvals are sentences: what became of
-    versions that people approved or rejected, and which versions wait for that.
+    versions that people approved or rejected, and which versions wait for that. undetectable is a sentence where the
+    test bins are too few to find the gain that is asked for.
     """
 
     prepared: Prepared
@@ -105,3 +109,4 @@ class NightlyRun:
     timings: Timings
     starts: int = 1
     approvals: tuple[str, ...] = ()
+    undetectable: str = ""

@@ -14,11 +14,13 @@ from prefect.states import Completed, State
 
 from bincount import forms, preflight, settings_file
 from bincount.environment import TAG
+from bincount.evaluation import promotion as promotion_rules
 from bincount.files import locked
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
     DriftConfig,
+    EvaluationConfig,
     ImageConfig,
     Job,
     LaunchConfig,
@@ -91,6 +93,7 @@ def retrain(
     training: forms.Training = TrainConfig(),
     registry: forms.Hidden[RegistryConfig] = RegistryConfig(),
     launch: forms.Hidden[LaunchConfig] = LaunchConfig(),
+    evaluation: forms.Hidden[EvaluationConfig] = EvaluationConfig(),
     promotion: forms.Hidden[PromotionConfig] = PromotionConfig(),
     runner: forms.Hidden[RunnerConfig] = RunnerConfig(),
     retraining: forms.Retraining = RetrainConfig(),
@@ -110,6 +113,7 @@ def retrain(
         training=training,
         registry=registry,
         launch=launch,
+        evaluation=evaluation,
         promotion=promotion,
         runner=runner,
         retraining=retraining,
@@ -133,20 +137,33 @@ def retrain(
         with timings.step("drift"):
             new_data = retraining_tasks.find_new_data(job, prepared.snapshot)
             measured = retraining_tasks.measure_drift(job, new_data, prepared.snapshot, prepared.pack)
-        model = None
+        model, undetectable = None, ""
         if not new_data.skip_reason:
             if retraining.warm_start and new_data.champion:
                 with timings.step("start from champion"):
                     job = job.replace(training=retraining_tasks.start_from_champion(job, new_data.champion))
             model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
             timings |= model.timings
+            undetectable = promotion_rules.explain_undetectable(model.decision, job.promotion)
+            if undetectable:
+                logger.warning(undetectable, extra={"in_result": True})
         approvals += promotion_tasks.remind_of_approvals(job)
         with timings.step("clean-up"):  # a nightly run is as good as its model, also where this fails
             cleaned = retraining_tasks.clean_up(job, return_state=True)
         removed = cleaned.result() if cleaned.is_completed() else None
         if removed is None:
             logger.warning("the clean-up failed, and the next nightly run tries again: %s", cleaned.message)
-        result = NightlyRun(prepared, new_data, measured, model, removed, timings, flow_run.run_count, tuple(approvals))
+        result = NightlyRun(
+            prepared,
+            new_data,
+            measured,
+            model,
+            removed,
+            timings,
+            flow_run.run_count,
+            tuple(approvals),
+            undetectable,
+        )
         written = reporting_tasks.write_page(  # likewise
             job,
             PAGE,

@@ -9,6 +9,7 @@ from bincount.environment import TAG
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
+    EvaluationConfig,
     ImageConfig,
     Job,
     LaunchConfig,
@@ -46,6 +47,7 @@ def run(
     training: forms.Training = TrainConfig(),
     registry: forms.Hidden[RegistryConfig] = RegistryConfig(),
     launch: forms.Hidden[LaunchConfig] = LaunchConfig(),
+    evaluation: forms.Hidden[EvaluationConfig] = EvaluationConfig(),
     promotion: forms.Hidden[PromotionConfig] = PromotionConfig(),
     runner: forms.Hidden[RunnerConfig] = RunnerConfig(),
     workspace: forms.WorkspacePath = DEFAULT_WORKSPACE,
@@ -58,6 +60,7 @@ def run(
         training=training,
         registry=registry,
         launch=launch,
+        evaluation=evaluation,
         promotion=promotion,
         runner=runner,
         workspace=workspace,

@@ -1,8 +1,10 @@
 """What a search does with a snapshot: trials, the best again with other seeds, and what is left of it."""
 
 import logging
+from importlib.util import find_spec
 
 from bincount.data.snapshots import Snapshot
+from bincount.environment import program
 from bincount.files import locked
 from bincount.settings import Job
 from bincount.tuning import winner
@@ -20,10 +22,13 @@ from tasks import tuning as tuning_tasks
 logger = logging.getLogger("bincount.flows")
 
 
-def search_settings(given: Job, snapshot: Snapshot, timings: Timings) -> tuple[SearchResult, Job]:
+def search_settings(
+    given: Job, snapshot: Snapshot, timings: Timings, *, register_winner: bool = False
+) -> tuple[SearchResult, Job]:
     """Search the settings of a job on a snapshot; return what was found, and the job with the winner's settings.
 
-    The steps are added to timings. Of two searches in one workspace the second waits.
+    The steps are added to timings. register_winner says that the caller registers the winner next. Of two searches in
+    one workspace the second waits.
     """
     job = given.replace(training=training_tasks.choose_arithmetic(given.training))
     lock = Workspace(root=given.workspace).search_lock
@@ -41,10 +46,10 @@ def search_settings(given: Job, snapshot: Snapshot, timings: Timings) -> tuple[S
                 with timings.step("finalists"):
                     results = train_finalists(search, clock, trainers)
             with timings.step("judge"):
-                findings = tuning_tasks.judge_finalists(job, results, snapshot)
+                findings = tuning_tasks.judge_finalists(search, results, snapshot)
             clock.close()
             best, spent = tuning_tasks.write_winner(given, search, findings), clock.describe()
-            page = tuning_tasks.write_search_page(search, findings, spent)
+            page = tuning_tasks.write_search_page(search, findings, spent, is_registered=register_winner)
             tuning_tasks.end_search(search, snapshot, findings, spent, run_id, page)
     return SearchResult(search, findings, spent, page, None, timings), best
 
@@ -65,5 +70,5 @@ def _announce(search: Search) -> None:
         f", then up to {others} trainings with other seeds" if others else "",
         f", within {' and '.join(limits)}" if limits else "",
     )
-    if search.journal:
-        logger.info("optuna-dashboard %s shows the trials", search.journal)
+    if search.journal and find_spec("optuna_dashboard"):
+        logger.info("%s %s shows the trials", program("optuna-dashboard"), search.journal)

@@ -11,7 +11,7 @@ from bincount.data import bins
 from bincount.database import has_secret, is_server, models_page
 from bincount.environment import program
 from bincount.evaluation import audit_table
-from bincount.reporting import review_tables
+from bincount.reporting import cross_fit, review_tables
 from bincount.reporting.tables import (
     Tables,
     class_balance,
@@ -76,7 +76,7 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Tables:
         tables |= {"New images against those that the champion was trained on": indices}
     tables |= wrong_records(run)
     if run.model:
-        tables |= of_decision(run.model.decision) | of_evaluation(run.model.evaluation)
+        tables |= of_decision(run.model.decision) | of_evaluation(run.model.evaluation) | of_cross_fit(run.model)
     return tables | {"Time and cost": _costs(run.timings, retraining)}
 
 
@@ -130,8 +130,17 @@ def of_train(model: "TrainedModel") -> Tables:
     if trained.members:
         alone = ", ".join(percent(accuracy) for accuracy in trained.members)
         facts.insert(3, (f"{len(trained.members)} members", f"val accuracy alone {alone}"))
-    tables = of_evaluation(model.evaluation) | of_decision(model.decision)
+    tables = of_evaluation(model.evaluation) | of_cross_fit(model) | of_decision(model.decision)
     return tables | {"Model": pd.DataFrame(facts, columns=["", "value"]), "Time": _times(model.timings)}
+
+
+def of_cross_fit(model: "TrainedModel") -> Tables:
+    """Show the cross-fitted scores beside those of the test, and how to read them; nothing without."""
+    scored = model.cross_fitted
+    if scored is None:
+        return {}
+    how = pd.DataFrame({"": [scored.how_to_read()]})
+    return {cross_fit.title(scored): cross_fit.scores(scored), "How to read the cross-fitted scores": how}
 
 
 def of_audit(result: "AuditResult") -> Tables:

@@ -11,6 +11,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
+    EvaluationConfig,
     ImageConfig,
     Job,
     LaunchConfig,
@@ -18,9 +19,9 @@ from bincount.settings import (
     RegistryConfig,
     TrainConfig,
 )
-from bincount.training.crossfit import CrossFit
 from bincount.training.run_folder import Trained, folder_of
 from bincount.workspace import Workspace
+from flows.folds import Folds
 from flows.naming import name_run
 from flows.results import TrainedModel
 from flows.timing import Timings
@@ -30,7 +31,7 @@ from tasks import promotion as promotion_tasks
 from tasks import registration as registration_tasks
 from tasks import training as training_tasks
 
-TRAIN_SECTIONS = ("data", "images", "training", "registry", "launch", "promotion", "workspace")
+TRAIN_SECTIONS = ("data", "images", "training", "registry", "launch", "evaluation", "promotion", "workspace")
 
 
 @flow(name="train", flow_run_name=name_run, persist_result=False)
@@ -41,6 +42,7 @@ def train(
     training: forms.Training = TrainConfig(),
     registry: forms.Hidden[RegistryConfig] = RegistryConfig(),
     launch: forms.Hidden[LaunchConfig] = LaunchConfig(),
+    evaluation: forms.Hidden[EvaluationConfig] = EvaluationConfig(),
     promotion: forms.Hidden[PromotionConfig] = PromotionConfig(),
     workspace: forms.WorkspacePath = DEFAULT_WORKSPACE,
     snapshot: str | None = None,
@@ -57,6 +59,7 @@ def train(
         training=training,
         registry=registry,
         launch=launch,
+        evaluation=evaluation,
         promotion=promotion,
         workspace=workspace,
     ).override(others)
@@ -67,30 +70,56 @@ def train(
         registration_tasks.check_registry(job)
     with timings.step("pack for training"):
         pack = data_tasks.pack_snapshot(trained_on, job.images)
-    with timings.step("train"):
-        trained = _train_members(job, trained_on, pack)
-    return judge_model(job, trained_on, pack, trained, timings)
+    asked = job.evaluation
+    if not asked.register_cross_fit:
+        with timings.step("train"):
+            trained = _train_members(job, trained_on, pack)
+    folds = None
+    if asked.cross_fit:
+        with timings.step("train folds"):
+            folds = Folds.train(job, trained_on, pack, asked.cross_fit)
+    if asked.register_cross_fit:
+        return judge_folds(job, pack, folds, timings)
+    model = judge_model(job, trained_on, pack, trained, timings, folds)
+    if folds:
+        registration_tasks.end_folds(job, folds.cross_fit.folder)
+    return model
+
+
+def judge_folds(job: Job, pack: Pack, folds: Folds, timings: Timings) -> TrainedModel:
+    """Evaluate, register and promote the mean of the networks of folds, as judge_model does."""
+    cross_fit = folds.cross_fit
+    job = job.replace(training=cross_fit.whole())
+    return judge_model(job, cross_fit.snapshot, pack, folds.whole, timings, folds)
 
 
 def judge_model(
-    job: Job, snapshot: Snapshot, pack: Pack, trained: Trained, timings: Timings, cross_fit: CrossFit | None = None
+    job: Job, snapshot: Snapshot, pack: Pack, trained: Trained, timings: Timings, folds: Folds | None = None
 ) -> TrainedModel:
     """Evaluate a model that was trained on a snapshot, register it, and promote it if it is better.
 
-    cross_fit is given for the mean of the networks of folds. The steps are added to timings.
+    With folds, their cross-fitted scores stand beside those of the test; the model may be the mean of their networks.
+    The steps are added to timings.
     """
     with timings.step("evaluate"):
         evaluation = evaluation_tasks.evaluate_model(
             snapshot, pack, trained.checkpoint, trained.folder / "evaluation", job.training.device
         )
+    cross_fitted = None
+    if folds:
+        with timings.step("cross-fit"):
+            cross_fitted = evaluation_tasks.cross_fit_model(
+                folds.cross_fit, folds.scorers(), pack, evaluation, job.training.device
+            )
     with timings.step("register"):
-        version = registration_tasks.register_model(job, snapshot, pack, trained, evaluation, cross_fit)
+        cross_fit = folds.cross_fit if folds and trained is folds.whole else None
+        version = registration_tasks.register_model(job, snapshot, pack, trained, evaluation, cross_fit, cross_fitted)
     with timings.step("promote"):
         compared_on = comparison.find_comparison_snapshot(snapshot)
         known = evaluation if compared_on.digest == snapshot.digest else None
         version, decision = promotion_tasks.promote_model(job, version, compared_on, job.training.device, known)
     page = version.page(Workspace(root=job.workspace).tracking_uri(job.registry))
-    return TrainedModel(snapshot, trained, evaluation, version, decision, timings, page)
+    return TrainedModel(snapshot, trained, evaluation, version, decision, timings, page, cross_fitted)
 
 
 def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:

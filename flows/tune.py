@@ -77,7 +77,7 @@ def tune(
     if fetch:
         timings |= prepare(**given.sections("data", "images", "runner", "workspace")).timings
     snapshot = preflight.find_snapshot(given)
-    found, best = searching.search_settings(given, snapshot, timings)
+    found, best = searching.search_settings(given, snapshot, timings, register_winner=register_winner)
     if register_winner:
         found = replace(found, registered=train(**best.sections(*TRAIN_SECTIONS), snapshot=snapshot.digest))
     return found

@@ -73,12 +73,6 @@ def rank_bins(audit: Audit, job: Job) -> Audited:
     return auditing.finish(audit, job)
 
 
-@task(name="end folds", task_run_name="end the run of the folds", **MLFLOW_RETRIES)
-def end_folds(job: Job, folder: Path) -> None:
-    """End the MLflow run above those of the folds, where nothing is registered."""
-    tracked.end_folds(open_registry(job), folder)
-
-
 @task(name="record audit", task_run_name="record audit", **MLFLOW_RETRIES)
 def record_audit(job: Job, audit: Audit, audited: Audited, version: Version | None) -> str:
     """Record an audit in MLflow, linked with the version, and on the flow run's page; return MLflow's page of it."""

@@ -1,5 +1,6 @@
 """Evaluation as a task."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,10 +10,15 @@ from prefect.cache_policies import NO_CACHE
 
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
+from bincount.evaluation import crossfit
+from bincount.evaluation.audit import Scorer
+from bincount.evaluation.crossfit import CrossFitted
 from bincount.evaluation.evaluate import Evaluation, evaluate, find_mistakes, find_suspects
+from bincount.reporting import cross_fit as cross_fit_tables
 from bincount.reporting import pages, tables
 from bincount.settings import Device, Job
 from bincount.text import escape_markdown, percent
+from bincount.training.crossfit import CrossFit
 from bincount.training.spec import is_checkpoint
 from tasks.registry import open_registry
 from tasks.retry import MLFLOW_RETRIES
@@ -48,6 +54,20 @@ def evaluate_model(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Pat
     about = f"The surest of {len(suspects):,} test images whose record is to be doubted"
     _create_table(suspects.head(NUM_SUSPECTS).drop(columns="group"), "suspects", about)
     return evaluation
+
+
+@task(name="cross-fit model", task_run_name="score by {cross_fit.num_folds} folds", cache_policy=NO_CACHE)
+def cross_fit_model(
+    cross_fit: CrossFit, scorers: Sequence[Scorer], pack: Pack, evaluation: Evaluation, device: Device
+) -> CrossFitted:
+    """Score every labelled image by networks that were not trained on its bin, beside a model's test."""
+    cross_fitted = crossfit.evaluate(cross_fit, scorers, pack, evaluation, device)
+    create_markdown_artifact(
+        key="cross-fitted-scores",
+        markdown=cross_fit_tables.markdown(cross_fitted),
+        description=cross_fitted.summary(),
+    )
+    return cross_fitted
 
 
 @task(name="write test page", task_run_name="write test page", cache_policy=NO_CACHE)

@@ -58,12 +58,7 @@ def average_folds(cross_fit: CrossFit, networks: Sequence[Trained], pack: Pack) 
 
     networks are in the order of CrossFit.networks.
     """
-    members = cross_fit.training.members
-    of_folds = [
-        cross_fit.average_fold(fold, networks[start : start + members], pack)
-        for fold, start in zip(cross_fit.folds, range(0, len(networks), members), strict=True)
-    ]
-    return cross_fit.average_all(networks, pack), of_folds
+    return cross_fit.average(networks, pack)
 
 
 def _train(

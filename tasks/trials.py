@@ -1,6 +1,7 @@
 """The training of one trial of a search as a task. A worker of a pool imports this, and needs no Optuna for it."""
 
 import logging
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from bincount.tracking.client import connect
 from bincount.tracking.live import start_training
 from bincount.tracking.runs import Runs
 from bincount.training.launch import Stop, read_history_so_far
-from bincount.training.run_folder import Request
+from bincount.training.run_folder import RESULT, Request
 from bincount.tuning.outcomes import Outcome
 from bincount.tuning.trial import Pruned, Trial
 from bincount.workspace import Workspace
@@ -94,7 +95,7 @@ def train_trial(
     except Pruned:
         history = read_history_so_far(folder)
         logger.info("trial %d is stopped after epoch %d: others did better by then", trial.number, len(history))
-        remove_checkpoints(folder)
+        remove_unfinished(folder)
         return Outcome(is_pruned=True, history=history)
     except Stop:
         return Outcome()
@@ -105,9 +106,17 @@ def warn_of_failure(trial: Trial, failure: str) -> None:
     logger.warning("trial %d failed, and the search goes on without it: %s", trial.number, mask_credentials(failure))
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a trial that was stopped early, once its trainer has ended."""
+def remove_unfinished(folder: Path) -> None:
+    """Remove the checkpoints and the weights of a trial that was stopped early, once its trainer has ended.
+
+    No search uses them again, extended ones neither: the trial has ended. Its history stays, by which a search that
+    was killed before it recorded that end stops the trial again. Where somebody else has finished the training since,
+    all stays.
+    """
     from bincount.training import checkpoints  # here, since torch takes seconds to import
 
     with files.locked(folder / ".lock", f"another process is training in {folder}"):
+        if (folder / RESULT).exists():
+            return
         checkpoints.remove(folder)
+        shutil.rmtree(folder / "model", ignore_errors=True)

@@ -15,7 +15,7 @@ from bincount.settings import Job
 from bincount.text import escape_markdown
 from bincount.tracking import searches
 from bincount.tracking.runs import status_after
-from bincount.tuning import pages, winner
+from bincount.tuning import looks, pages, winner
 from bincount.tuning.finalists import GIVEN, Findings, Result
 from bincount.tuning.gains import SIGNIFICANT, WORSE
 from bincount.tuning.search import Search
@@ -43,7 +43,7 @@ def recorded_search(job: Job, search: Search, snapshot: Snapshot) -> Iterator[st
 def start_search(job: Job, search: Search, snapshot: Snapshot) -> str:
     """Start the run of a search in MLflow, or resume it; return its id."""
     runs = open_registry(job).runs
-    return searches.start_search(runs, search.name, job, search.space.describe(), snapshot, origin_tags())
+    return searches.start_search(runs, search.study_name, job, search.space.describe(), snapshot, origin_tags())
 
 
 @task(name="end search", task_run_name="end search {search.name}", **MLFLOW_RETRIES)
@@ -57,15 +57,18 @@ def end_search(search: Search, snapshot: Snapshot, findings: Findings, spent: st
         f"{escape_markdown(findings.summary())}\n\n" + searches.describe(search.job, search.space.describe(), snapshot),
         tables={"trials.json": pages.trial_values(search), "finalists.json": pages.finalists(findings)},
         paths={page.name: page, winner.NAME: search.folder / winner.NAME},
+        figures=pages.pictures(search, findings),
     )
 
 
 @task(name="judge finalists", task_run_name="judge finalists", cache_policy=NO_CACHE)
-def judge_finalists(job: Job, results: Sequence[Result], snapshot: Snapshot) -> Findings:
+def judge_finalists(search: Search, results: Sequence[Result], snapshot: Snapshot) -> Findings:
     """Name the winner by its scores on val, and then measure its gain on the test, by which nothing is chosen."""
     from bincount.tuning import finalists  # here, since torch takes seconds to import
 
+    job = search.job
     findings = finalists.judge(results, snapshot, job.tuning.objective, job.training.device)
+    findings = looks.count(search.folder, findings)  # before, since one that is killed may have shown its result
     return finalists.measure_test(findings, results, snapshot, Workspace(root=job.workspace), job.training.device)
 
 
@@ -85,11 +88,14 @@ def write_winner(given: Job, search: Search, findings: Findings) -> Job:
 
 
 @task(name="write search page", task_run_name="write the page of the search", cache_policy=NO_CACHE)
-def write_search_page(search: Search, findings: Findings, spent: str) -> Path:
-    """Write the page of a search into its folder, and its result and trials as artifacts; return the page's path."""
+def write_search_page(search: Search, findings: Findings, spent: str, *, is_registered: bool) -> Path:
+    """Write the page of a search into its folder, and its result and trials as artifacts; return the page's path.
+
+    is_registered says that the winner is registered next.
+    """
     create_markdown_artifact(
         key="search",
-        markdown=pages.as_markdown(search, findings, spent),
+        markdown=pages.as_markdown(search, findings, spent, is_registered=is_registered),
         description=escape_markdown(findings.headline()),
     )
     create_table_artifact(
@@ -97,4 +103,4 @@ def write_search_page(search: Search, findings: Findings, spent: str) -> Path:
         table=tables.records(pages.trials(search, findings)),
         description=f"Trials of the search: {pages.count_states(search.table())}",
     )
-    return pages.write(search, findings, spent)
+    return pages.write(search, findings, spent, is_registered=is_registered)

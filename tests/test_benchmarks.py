@@ -133,3 +133,21 @@ def test_the_benchmark_of_accuracy(monkeypatch, tmp_path, capsys):
 
     rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]]
     assert rows == [["0..5", "random"], ["0..5", "bin"]]
+
+
+def test_the_benchmark_of_cross_fitted_accuracy(monkeypatch, tmp_path, capsys):
+    synthetic.generate(tmp_path / "bins", 300, size=(48, 48))
+    recipe = ["--weights", "none", "--model", "small", "--normalization", "imagenet", "--image-size", 32, "--epochs", 1]
+
+    run(
+        monkeypatch,
+        load("accuracy"),
+        *(tmp_path / "bins", *recipe, "--classes", "0..5", "--folds", 2, "--workspace", tmp_path / "kept"),
+    )
+
+    _, heads, _, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
+    )
+    assert heads[3:6] == ["accuracy", "RMSE, items", "RMSE of the expected count, items"]
+    everything, of_train, others = (int(row[2].replace(",", "")) for row in rows)
+    assert everything == of_train + others

@@ -12,6 +12,7 @@ from bincount.settings import SECTIONS
 from flows.cli import app
 
 MANY = ("run", "retrain", "prepare", "train", "tune", "audit", "config")
+SEARCH = ["source", "classes", "limit", "image-size", "space", "trials", "parallel", "hours", "budget", "workspace"]
 COMMON = [f"--{name.replace('_', '-')}" for names in forms.COMMON.values() for name in names] + ["--workspace"]
 
 
@@ -28,7 +29,8 @@ def flags(shown: str) -> list[str]:
 @pytest.mark.parametrize("flag", ["--help", "-h", "--help-all"])
 def test_help_begins_with_the_common_settings_in_the_order_of_forms(command, flag, capsys):
     shown = flags(help_of(command, capsys, flag))
-    common = [name for name in COMMON if name in shown]
+    order = [f"--{name}" for name in SEARCH] if command == "tune" else COMMON
+    common = [name for name in order if name in shown]
     assert shown[: len(common)] == common
     assert len(common) <= (12 if command == "config" else 10)
 
@@ -41,7 +43,8 @@ def test_help_ends_there_and_says_how_many_more_there_are_and_how_they_are_shown
     assert f"`bincount {command} --help-all` shows them." in " ".join(short.split())
     assert "more settings" not in whole
     own = {"--config", "--snapshot", "--scored-by", "--fetch", "--to", "--register"}
-    assert set(flags(short)) - set(COMMON) <= own
+    searched = {f"--{name}" for name in SEARCH} if command == "tune" else set()
+    assert set(flags(short)) - set(COMMON) - searched <= own
     assert len(short.splitlines()) <= (48 if command == "config" else 45)  # which has those of all commands
 
 
@@ -63,6 +66,16 @@ def test_all_settings_stand_under_their_headings(capsys):
 def test_the_help_of_serve_begins_with_who_may_ask_and_what_is_compared_and_kept(capsys):
     shown = flags(help_of("serve", capsys, "--help"))
     assert shown[:6] == ["--host", "--port", "--insecure", "--shadow", "--capture", "--min-confidence"]
+
+
+def test_the_help_of_a_search_begins_with_what_limits_it(capsys):
+    assert flags(help_of("tune", capsys, "--help"))[: len(SEARCH)] == [f"--{name}" for name in SEARCH]
+
+
+def test_defaults_of_several_values_are_shown_as_they_are_typed(capsys):
+    shown = " ".join(help_of("tune", capsys).replace("│", " ").split())
+    assert "[choices: log_loss, accuracy, rmse] [default: log_loss]" in shown
+    assert not re.search(r"\[default: [({\[]", shown)
 
 
 def test_help_names_bounds(capsys):

@@ -30,8 +30,11 @@ class Server:
 
     def __init__(self):
         self.runs, self.is_away, self.act = [], False, lambda run: None
+        self.absence = []  # the errors of the next questions
 
     def read_flow_runs(self, flow_run_filter):
+        if self.absence:
+            raise self.absence.pop(0)
         return [run for run in self.runs if run.idempotency_key in flow_run_filter.idempotency_key.any_]
 
     def read_flow_run(self, run_id):
@@ -40,10 +43,12 @@ class Server:
         return run
 
     def set_flow_run_state(self, run_id, state: State):
+        if self.is_away:
+            raise httpx.ConnectError("connection refused")
         self.runs[run_id].state = Cancelling()
 
     def add(self, idempotency_key: str, state: State):
-        run = SimpleNamespace(id=len(self.runs), idempotency_key=idempotency_key, state=state)
+        run = SimpleNamespace(id=len(self.runs), idempotency_key=idempotency_key, state=state, name="trial")
         run.estimated_run_time, run.expected_start_time = timedelta(seconds=60), None
         self.runs.append(run)
         return run
@@ -89,7 +94,7 @@ def file_of(search: Search, trial) -> TrialFile:
 
 
 def key(search: Search, trial, attempt: int) -> str:
-    return f"{search.name} trial {trial.number} seed 0 attempt {attempt}"
+    return f"{search.study_name} trial {trial.number} seed 0 attempt {attempt}"
 
 
 def finish(search: Search, trial, monkeypatch) -> Trained:
@@ -132,6 +137,34 @@ def test_a_server_that_is_away_when_a_run_is_started_again_costs_no_attempt(serv
     assert pool.wait()[1].trained == trained
     assert len(looks) == 10
     assert [run.idempotency_key for run in server.runs] == [key(search, trial, attempt) for attempt in (1, 2)]
+
+
+def answer_of_status(code: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "http://127.0.0.1/api/flow_runs/filter")
+    return httpx.HTTPStatusError(f"{code}", request=request, response=httpx.Response(code, request=request))
+
+
+def test_a_server_that_is_away_when_a_trial_starts_is_asked_again(server, search, pool):
+    server.absence = [httpx.ConnectError("refused"), httpx.ReadTimeout("no answer"), answer_of_status(503)]
+    pool.start(search.ask(), is_own=True)
+    assert len(server.runs) == 1
+
+
+def test_a_question_that_the_server_refuses_is_no_absence(server, search, pool):
+    server.absence = [answer_of_status(403)]
+    with pytest.raises(httpx.HTTPStatusError):
+        pool.start(search.ask(), is_own=True)
+
+
+def test_a_cancellation_ends_a_search_also_where_the_server_is_away(server, search, pool):
+    def cancel():
+        with pool:
+            pool.start(search.ask(), is_own=True)
+            server.is_away = True
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cancel()
 
 
 def test_runs_that_a_limit_or_a_cancellation_ended_are_no_crashes(server, search, pool):

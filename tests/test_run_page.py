@@ -20,6 +20,7 @@ from bincount.reporting.run_page import BALANCE, MISTAKES, TREND
 from tasks import reporting as reporting_tasks
 
 WIDEST_TABLE = 5  # columns
+SMALL_GAIN = PROMOTION.model_copy(update={"min_gain": 0.1})  # points, which thirty bins cannot detect
 BALANCE_OF_TWO = ClassBalance(Classes.parse("0..1"), np.array([[80, 10, 10], [160, 20, 20]]))
 # Cells whose text is wider than they are, but for the earlier pages' tables, which scroll.
 CUT_OFF = """
@@ -109,7 +110,7 @@ def nights(api, training_here, tmp_path_factory):
     runs = NightlyRuns(tmp_path_factory.mktemp("nights"))
     first = runs.run(promotion=FORCED).result()
     runs.grow_to(800)  # so that some thirty bins are new to both
-    return [first, runs.run(promotion=PROMOTION).result(), runs.run().result()]
+    return [first, runs.run(promotion=SMALL_GAIN).result(), runs.run().result()]
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +131,20 @@ def test_a_page_begins_with_the_decision_and_its_numbers_and_goes_on_with_the_co
     change, interval = gain.format_change()
     assert second.startswith(f"## {heading}\n\n**Accuracy {100 * gain.challenger:.1f} % against ")
     assert f"{change}** (95 % interval {interval})" in second.split("\n\n")[1]
-    assert second.split("\n\n")[3].startswith("## Compared on the same ")
+    assert second.split("\n\n")[4].startswith("## Compared on the same ")
     assert skipped.startswith("## Nothing was trained; version ")
+
+
+@pytest.mark.services
+def test_a_nightly_run_warns_once_of_bins_that_are_too_few_for_the_gain_that_is_asked_for(nights, artifacts):
+    first, second, skipped = (artifact.data for artifact in artifacts)
+
+    detectable = nights[1].model.decision.gains[0].format_detectable()
+    assert second.count("**Look at this:**") == 1
+    assert "too few for min\\_gain 0.1: a gain in accuracy is found with 80 % probability" in second
+    assert f"only from {detectable} on; prepare more bins" in second
+    assert f"finds a gain in accuracy of {detectable} or more with 80 % probability." in second
+    assert "Look at this" not in first + skipped  # no smallest gain applies to a first champion
 
 
 @pytest.mark.services

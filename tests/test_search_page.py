@@ -298,16 +298,6 @@ def test_mlflow_gets_the_winners_scores_and_its_gains():
     )
 
 
-def test_a_search_in_a_database_is_shown_without_its_password(tmp_path):
-    search = MadeSearch(tmp_path, table(), storage="postgresql+psycopg://ann@db.example.org/searches")
-
-    command = pages.commands(search)["look at the trials live"]
-
-    assert command.endswith("optuna-dashboard 'postgresql+psycopg://***@db.example.org/searches'") or (
-        command.endswith("optuna-dashboard postgresql+psycopg://ann@db.example.org/searches")
-    )
-
-
 def test_figures_of_a_real_search_have_its_trials(tmp_path):
     from synthetic_training import IMAGES, QUICK, dataset
 

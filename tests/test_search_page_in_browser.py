@@ -81,3 +81,12 @@ def test_figures_change_their_colours_with_the_page(page):
     page.wait_for_function(
         "before => getComputedStyle(document.querySelector('.drawing .xtick text')).fill !== before", arg=light
     )
+
+
+def test_a_table_that_is_wider_than_a_phone_says_so_until_it_is_scrolled_to_its_end(phone):
+    table = phone.locator(".wide", has=phone.locator(".trials"))
+    hint = table.locator("xpath=following-sibling::p[1]")
+    expect(hint).to_be_visible()
+    table.evaluate("box => box.scrollLeft = box.scrollWidth")
+    expect(hint).to_be_hidden()
+    assert phone.locator(".trials tbody td:first-child").first.bounding_box()["x"] >= 0  # its number stays in view

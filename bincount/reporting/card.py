@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 from bincount.data.balance import ClassBalance
 from bincount.data.snapshots import Snapshot
+from bincount.evaluation.crossfit import CrossFitted
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.metrics import Metrics
 from bincount.evaluation.promotion import Decision
 from bincount.problem import SPLITS, Classes, Problem
-from bincount.reporting import binary, tables
+from bincount.reporting import binary, cross_fit, tables
 from bincount.settings import TrainConfig
 from bincount.text import escape_markdown, markdown_code
 from bincount.training.spec import ModelSpec
@@ -30,11 +31,12 @@ def describe(
     spec: ModelSpec,
     training: TrainConfig,
     num_extra: int = 0,
+    cross_fitted: CrossFitted | None = None,
 ) -> str:
     """Write what the model predicts, how good it is, what it was trained on, and its limits.
 
     It shows the picture OVERVIEW, which is to lie beside it. balance is of the snapshot; the model was trained on
-    num_extra images of other counts too.
+    num_extra images of other counts too. cross_fitted has the scores on all labelled images, where there are some.
     """
     classes, metrics, problem = snapshot.classes, evaluation.metrics, snapshot.problem
     noun, nouns = (escape_markdown(word) for word in (problem.noun, problem.nouns))
@@ -55,7 +57,7 @@ In brackets the interval that holds the score with 95 % confidence, had other {n
 
 {_of_two(evaluation, classes)}{_coverage(evaluation)}{tables.markdown_table(tables.class_score_text(evaluation))}
 
-## Data
+{_cross_fitted(cross_fitted)}## Data
 
 From {escape_markdown(snapshot.source)}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} images, \
 {", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. All images of one {noun} are in the same split.\
@@ -90,6 +92,7 @@ def comparison(decision: Decision) -> str:
         parts += [
             tables.markdown_table(tables.gains(decision, before, "this model")),
             f"On the same {shown} that {new}.",
+            *filter(None, [escape_markdown(decision.detectability())]),
         ]
     if decision.class_changes:
         changes = tables.class_changes(decision, "champion's accuracy", "this model's accuracy")
@@ -158,6 +161,13 @@ def _of_two(evaluation: Evaluation, classes: Classes) -> str:
     parts = [" ".join(map(escape_markdown, said))] if said else []
     parts += [] if weighed is None else [tables.markdown_table(weighed)]
     return "".join(f"{part}\n\n" for part in parts)
+
+
+def _cross_fitted(cross_fitted: CrossFitted | None) -> str:
+    """Write the cross-fitted scores beside those of the test, as a section of their own."""
+    if cross_fitted is None:
+        return ""
+    return f"## {cross_fit.title(cross_fitted)}\n\n{cross_fit.markdown(cross_fitted)}\n\n"
 
 
 def _reviewed(metrics: Metrics, noun: str = "bin") -> str:

@@ -23,6 +23,7 @@ STATES = {
     "running": TrialState.RUNNING,
 }
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+SLICE = "Slice: "  # how titles of slices begin
 FEWEST_TRIALS = 4  # complete ones, for importances to mean something
 
 Scale = Literal["linear", "log", "choice"]
@@ -47,6 +48,11 @@ class Drawn:
     caption: str
     figure: Figure
     wide: bool = False
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether it shows one setting against the score; these stand together."""
+        return self.title.startswith(SLICE)
 
 
 def draw(
@@ -150,7 +156,7 @@ def _slice(study: optuna.Study, name: str, first: Objective) -> Drawn:
         figure.layout.xaxis.categoryarray = [_unquoted(value) for value in figure.layout.xaxis.categoryarray]
     if figure.layout.xaxis.type == "log":
         figure.update_xaxes(dtick=1, tickformat="~g")
-    return Drawn(f"Slice: {name}", "", figure)
+    return Drawn(f"{SLICE}{name}", "", figure)
 
 
 def _fronts(study: optuna.Study, objectives: Sequence[Objective]) -> list[Drawn]:

@@ -98,3 +98,10 @@ filters.addEventListener("click", (event) => {
   for (const button of filters.children) button.setAttribute("aria-pressed", button === chosen);
   for (const row of body.rows) row.hidden = chosen.dataset.state !== "" && row.dataset.state !== chosen.dataset.state;
 });
+
+// What is wider than the screen scrolls sideways; it fades out at the side where there is more.
+for (const box of document.querySelectorAll(".wide, .scroller")) {
+  const mark = () => box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+  box.addEventListener("scroll", mark, { passive: true });
+  new ResizeObserver(mark).observe(box);
+}

@@ -71,8 +71,8 @@ def render(content: Content) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     text = environment.from_string(offline.read("search_page.html")).render(
         content=content,
-        figures=[drawn for drawn in content.figures if not drawn.title.startswith("Slice")],
-        slices=[drawn for drawn in content.figures if drawn.title.startswith("Slice")],
+        figures=[drawn for drawn in content.figures if not drawn.is_slice],
+        slices=[drawn for drawn in content.figures if drawn.is_slice],
         states=list(dict.fromkeys(row.state for row in content.trials)),
         data=Markup(offline.as_script_data({"figures": [_as_data(drawn) for drawn in content.figures]})),
         style=Markup(offline.read("page.css", months.__name__) + offline.read("search_page.css")),

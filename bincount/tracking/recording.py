@@ -13,6 +13,7 @@ from PIL import Image
 from bincount.data import advice
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
+from bincount.evaluation.crossfit import CrossFitted
 from bincount.evaluation.evaluate import Evaluation, find_mistakes, find_suspects, predicted_labels, probability_columns
 from bincount.evaluation.metrics import reliability
 from bincount.evaluation.promotion import Decision
@@ -43,11 +44,12 @@ def record_model(
     evaluation: Evaluation,
     tags: Mapping[str, str],
     cross_fit: CrossFit | None = None,
+    cross_fitted: CrossFitted | None = None,
 ) -> tuple[Version, str]:
     """Record a training as one run and its model as one version with a card, however often this is tried.
 
     tags are added to those of the run and the version, such as the flow run's id. cross_fit is given for the mean of
-    the networks of folds. Returns the version and its card.
+    the networks of folds, and cross_fitted where the training was cross-fitted. Returns the version and its card.
     """
     # here, since it takes a second, which a run that trains nothing need not wait
     from bincount.reporting import figures
@@ -85,6 +87,7 @@ def record_model(
             spec=read_spec(trained.checkpoint),
             training=job.training,
             num_extra=len(snapshot.extra()),
+            cross_fitted=cross_fitted,
         )
         version = registry.register(
             run_id,
@@ -95,6 +98,7 @@ def record_model(
                 **describe_training(job, snapshot),
                 RUN_TAG: trained.folder.name,
                 "test_images": str(evaluation.metrics.num_images),
+                **(cross_fitted.tags() if cross_fitted else {}),
             },
             _example(snapshot, pack),
             evaluation.scores(),
@@ -103,7 +107,11 @@ def record_model(
         scores = {**evaluation.metrics.scalars(), "majority_accuracy": evaluation.baseline.accuracy}
         registry.runs.log_metrics(
             run_id,
-            {**names.of_training(trained.seconds, trained.best_epoch), **names.of_test(scores)},
+            {
+                **names.of_training(trained.seconds, trained.best_epoch),
+                **names.of_test(scores),
+                **(names.of_cross_fit(cross_fitted.scalars()) if cross_fitted else {}),
+            },
             model_id=version.model_id,
             snapshot=snapshot,
         )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from mlflow.entities import SourceType
@@ -14,6 +15,9 @@ from bincount.settings import Job
 from bincount.text import escape_markdown
 from bincount.tracking.live import describe_training, place
 from bincount.tracking.runs import SEARCH_TAG, Runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # which takes a second to import
 
 # Of the settings of a search, those that decide its trials. MLflow's params never change, and a search can be extended.
 DECISIVE = ("objective", "sampler", "sampler_options", "pruner", "startup_trials")
@@ -53,15 +57,17 @@ def end_search(
     *,
     tables: Mapping[str, pd.DataFrame],
     paths: Mapping[str, Path],
+    figures: Mapping[str, "Figure"],
 ) -> None:
     """Record what a search has found, with tables and files as Runs.log_files takes them, and end its run.
 
-    about is Markdown, and becomes the run's description.
+    about is Markdown, and becomes the run's description. figures are pictures by name, which MLflow's charts show too.
     """
     runs.log_metrics(run_id, metrics)
     for key, value in tags.items():
         runs.client.set_tag(run_id, key, value)
-    runs.log_files(run_id, tables=tables, paths=paths)
+    pictures = {f"{name}.png": figure for name, figure in figures.items()}
+    runs.log_files(run_id, tables=tables, paths=paths, figures=pictures, compared=pictures)
     runs.describe(run_id, about)
     runs.end(run_id, "FINISHED")
 

@@ -54,6 +54,15 @@ class CrossFit:
             for member in self.training.each_member()
         ]
 
+    def average(self, networks: Sequence[Trained], pack: Pack) -> tuple[Trained, list[Trained]]:
+        """Return the mean of all networks, which are in the order of `networks`, and for each fold that of its own."""
+        members = self.training.members
+        of_folds = [
+            self.average_fold(fold, networks[start : start + members], pack)
+            for fold, start in zip(self.folds, range(0, len(networks), members), strict=True)
+        ]
+        return self.average_all(networks, pack), of_folds
+
     def average_fold(self, fold: Fold, members: Sequence[Trained], pack: Pack) -> Trained:
         """Return the network of a fold, or the mean of several, written beside them."""
         if len(members) == 1:

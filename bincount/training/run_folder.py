@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RESULT = "trained.json"  # written last
 HISTORY = "history_xxh3"  # key in trained.json: the checksum of history.json
 
 
@@ -135,7 +136,7 @@ class Trained:
         try:
             return cls(folder=folder, **result | lists)
         except TypeError as error:
-            raise _damaged_training(folder / "trained.json", str(error)) from None
+            raise _damaged_training(folder / RESULT, str(error)) from None
 
     def write(self) -> None:
         """Write trained.json, which marks the training as finished."""
@@ -143,7 +144,7 @@ class Trained:
         del result["folder"]  # it can be moved
         if (self.folder / "history.json").exists():
             result[HISTORY] = _checksum(self.folder / "history.json")
-        write_sealed(self.folder / "trained.json", result)
+        write_sealed(self.folder / RESULT, result)
 
 
 def find_finished(folder: Path) -> Trained | None:
@@ -158,7 +159,7 @@ def find_finished(folder: Path) -> Trained | None:
             check_weights(trained.checkpoint, read_spec(trained.checkpoint))
     except ModelNotFound as error:
         logger.warning("the training in %s is repeated: %s", folder, error)
-        (folder / "trained.json").unlink(missing_ok=True)
+        (folder / RESULT).unlink(missing_ok=True)
         return None
     return trained
 
@@ -181,7 +182,7 @@ def read_history(folder: Path) -> list[dict]:
 
 
 def _read_result(folder: Path) -> dict | None:
-    path = folder / "trained.json"
+    path = folder / RESULT
     try:
         return read_sealed(path)
     except FileNotFoundError:

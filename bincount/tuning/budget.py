@@ -11,13 +11,13 @@ from bincount.errors import DatasetError, SettingsError
 from bincount.files import read_sealed, write_sealed
 from bincount.settings import Job
 from bincount.tuning.finalists import GIVEN, NUM_FINALISTS, best_trials
+from bincount.tuning.identity import CLOCK
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bincount.tuning.search import Search
 
-CLOCK = "clock.json"
 SECONDS_BETWEEN_WRITES = 5
 
 
@@ -112,13 +112,13 @@ class Clock:
                 each = self._expected_of_machines(table) if expected_seconds is None else expected_seconds
                 spent = sum(min(each, self._trainings[training]) for training in self._under_way)
                 machine_seconds = max(0.0, each * (1 + others + len(self._under_way)) - spent)
-            for limit, spent, needed, what in (
-                (self._limit_of_time(), self.seconds, seconds, "time"),
-                (self._limit_of_machines(), self.machine_seconds, machine_seconds, "money"),
+            for limit, spent, needed, what, flag in (
+                (self._limit_of_time(), self.seconds, seconds, "time", "--hours"),
+                (self._limit_of_machines(), self.machine_seconds, machine_seconds, "money", "--budget"),
             ):
                 if spent + needed > limit:
                     seeds = " and for the other seeds of the best" if others else ""
-                    self._stopped = f"there was no {what} left for another training{seeds}"
+                    self._stopped = f"there was no {what} left for another training{seeds}{_remedy(flag)}"
                     return False
             if reserve:  # of an earlier refusal: a training ended sooner than was expected
                 self._stopped = ""
@@ -130,9 +130,9 @@ class Clock:
             if self._now() - self._written >= SECONDS_BETWEEN_WRITES:
                 self._keep()
             if self.seconds >= self._limit_of_time():
-                self._stopped = "the time was over"
+                self._stopped = f"the time was over{_remedy('--hours')}"
             elif self.machine_seconds >= self._limit_of_machines():
-                self._stopped = "the money was spent"
+                self._stopped = f"the money was spent{_remedy('--budget')}"
             else:
                 return False
             return True
@@ -143,7 +143,10 @@ class Clock:
             self._keep()
 
     def describe(self) -> str:
-        """Return the time and the money spent, of what limits they have, and why the search ended early if it did."""
+        """Return the time and the money spent, of what limits they have, and why the search ended early if it did.
+
+        It then says how the search goes on, too.
+        """
         job = self._search.job
         spent = _hours(self.seconds) + (f" of {job.tuning.hours:g} h" if job.tuning.hours else "")
         if self.cost is not None:
@@ -213,6 +216,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise DatasetError(
             f"{path} is damaged ({error}), which has the time that the search took; remove it to count from 0"
         ) from None
+
+
+def _remedy(flag: str) -> str:
+    return f"; with more {flag} the same command goes on"
 
 
 def _hours(seconds: float) -> str:

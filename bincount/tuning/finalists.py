@@ -77,7 +77,8 @@ class Findings(Frozen):
     candidates are the best first. is_flattered says that no other seed was trained, so that the one counts by which
     the trials became finalists. gains on val and test are those of the winner over the given settings, the first
     objective first; both are empty where the given settings are the winner, or have no training to compare with. test
-    is empty before measure_test, too.
+    is empty before measure_test, too. num_tests is how many such comparisons on the test the search has made so far, of
+    any winner (tuning.looks).
     """
 
     objective: tuple[str, ...]
@@ -85,6 +86,7 @@ class Findings(Frozen):
     is_flattered: bool = False
     val: tuple[Gain, ...] = ()
     test: tuple[Gain, ...] = ()
+    num_tests: int = 0
 
     @property
     def winner(self) -> Candidate:
@@ -135,13 +137,14 @@ class Findings(Frozen):
         )
 
     def about_test(self) -> str:
-        """Return in a sentence what the test says; empty where it was left alone."""
+        """Return in sentences what the test says, and how often it was asked; empty where it was left alone."""
         if not self.test:
-            return ""
+            return self._count_tests()
         gain = self.test[0]
         others = "".join(f"; {each.describe()}" for each in self.test[1:])
         verdict = f", {gain.verdict}" if gain.verdict != UNKNOWN else ""
-        return f"On the test, by which nothing was chosen: {gain.describe()}{verdict}{others}."
+        result = f"On the test, by which nothing was chosen: {gain.describe()}{verdict}{others}."
+        return " ".join(filter(None, [result, self._count_tests()]))
 
     def details(self) -> list[str]:
         """Return what the headline leaves out, in sentences: what the test says, and what the limit left."""
@@ -155,6 +158,14 @@ class Findings(Frozen):
         """Return over which seeds the means are, as text: `over 2 fresh seeds`."""
         num, fresh = len(self.winner.seeds), "" if self.is_flattered else "fresh "
         return f"over {num} {fresh}seeds" if num > 1 else f"with one {fresh}seed"
+
+    def _count_tests(self) -> str:
+        if self.num_tests < 2:
+            return "The test was evaluated once in this search." if self.num_tests else ""
+        return (
+            f"The test was evaluated {self.num_tests} times in this search, for other winners or seeds: the more "
+            "often, the less its last result shows."
+        )
 
     def _why_given(self) -> str:
         others = self.candidates[1:]
@@ -188,7 +199,7 @@ def plan(search: Search) -> list[tuple[Trial, TrainConfig]]:
         raise TrainingFailed(
             "the search reached its limit before a trial came to its end; give it more --hours or --budget: trainings "
             "under way go on from their checkpoints"
-            if (states == "running").any()
+            if states.empty or (states == "running").any()
             else f"none of the {len(states)} trials came to its end; the log says why they failed"
         )
     return [

@@ -21,7 +21,7 @@ SCORES = {
 }
 MORE_IS_BETTER = ("accuracy", "macro_f1", "average_precision")
 SIGNIFICANT, NOT_SIGNIFICANT, WORSE = "significant", "not significant", "significantly worse"
-UNKNOWN = "one seed: not known"
+UNKNOWN = "not known"  # of one seed
 
 
 class Gain(Frozen):

@@ -1,17 +1,14 @@
 """A search and its findings in tables and sentences: for its page, the terminal, Prefect's pages and MLflow's."""
 
 import math
-import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bincount.environment import program
-from bincount.errors import mask_credentials
-from bincount.reporting import search_figures, search_page
+from bincount.reporting import search_figures, search_page, search_pictures
 from bincount.reporting.search_figures import Objective, Scale
 from bincount.reporting.search_page import Content, TrialRow
 from bincount.reporting.tables import Tables
@@ -20,8 +17,12 @@ from bincount.text import escape_markdown, markdown_code, percent
 from bincount.tuning import winner
 from bincount.tuning.finalists import GIVEN, Candidate, Findings
 from bincount.tuning.gains import MORE_IS_BETTER, SCORES, SIGNIFICANT, WORSE, format_score, plain
+from bincount.tuning.next_steps import commands
 from bincount.tuning.search import Search
 from bincount.tuning.space import Range, Space
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NUM_SHOWN = 10  # trials in the terminal
 NO_VALUE = ""
@@ -43,8 +44,8 @@ FORMS = {  # of columns of trial_values; other floats have three digits
 }
 
 
-def of_search(search: Search, findings: Findings, spent: str) -> Tables:
-    """Show the best trials, the finalists and the gain in tables, and what comes next; the result last."""
+def of_search(search: Search, findings: Findings, spent: str, *, is_registered: bool = False) -> Tables:
+    """Show the best trials, the finalists and the gain in tables, the result, and what comes next."""
     shown = trials(search, findings)
     places = _places(search.table(), findings.objective[0])
     order = places[places.notna()].sort_values(ascending=False).index[:NUM_SHOWN]
@@ -62,12 +63,12 @@ def of_search(search: Search, findings: Findings, spent: str) -> Tables:
         **({"Winner against the given settings": gains(findings)} if findings.val else {}),
         "Search": pd.DataFrame(about, columns=["", "value"], dtype=object),
         "Result": pd.DataFrame({"": [findings.headline(), *findings.details()]}),
-        "Next": pd.DataFrame([*commands(search).items()], columns=["", "value"]),
+        "Next": pd.DataFrame([*commands(search, findings, is_registered=is_registered).items()], columns=["", "value"]),
     }
 
 
-def draw_content(search: Search, findings: Findings, spent: str) -> Content:
-    """Return what the page of a search shows."""
+def draw_content(search: Search, findings: Findings, spent: str, *, is_registered: bool = False) -> Content:
+    """Return what the page of a search shows; is_registered as next_steps.commands takes it."""
     table, shown, numbers = search.table(), trials(search, findings), trial_values(search)
     places = _places(table, findings.objective[0])
     columns = [name for name in shown if name not in ("trial", "state", "role") and (shown[name] != NO_VALUE).any()]
@@ -87,7 +88,7 @@ def draw_content(search: Search, findings: Findings, spent: str) -> Content:
         made=datetime.now(UTC),
         headline=findings.headline(),
         kind=_kind(findings),
-        detail=" ".join(findings.details()),
+        detail=" ".join([*findings.details(), *_about_end(spent)]),
         tiles=_tiles(search, findings, spent),
         settings=settings(search, findings),
         gains=gains(findings) if findings.val else pd.DataFrame(),
@@ -96,14 +97,15 @@ def draw_content(search: Search, findings: Findings, spent: str) -> Content:
         columns=columns,
         trials=rows,
         figures=figures(search, findings),
-        commands=commands(search),
+        commands=commands(search, findings, is_registered=is_registered, from_anywhere=True),
         nouns=findings.val[0].nouns if findings.val else search.job.data.description.nouns,
     )
 
 
-def write(search: Search, findings: Findings, spent: str) -> Path:
+def write(search: Search, findings: Findings, spent: str, *, is_registered: bool = False) -> Path:
     """Write the page of a search into its folder; return its path. Raises DiskFull."""
-    return search_page.write(draw_content(search, findings, spent), search.folder / search_page.NAME)
+    content = draw_content(search, findings, spent, is_registered=is_registered)
+    return search_page.write(content, search.folder / search_page.NAME)
 
 
 def trials(search: Search, findings: Findings | None = None) -> pd.DataFrame:
@@ -187,6 +189,11 @@ def figures(search: Search, findings: Findings) -> list[search_figures.Drawn]:
     )
 
 
+def pictures(search: Search, findings: Findings) -> dict[str, "Figure"]:
+    """Draw the figures as pictures, by their names in MLflow."""
+    return search_pictures.draw(figures(search, findings))
+
+
 def describe_changes(search: Search, values: Mapping[str, Any]) -> str:
     """Return in words what a trial has in other settings than the given ones: `learning rate 0.004, epochs 12`."""
     given = search.space.given(search.job)
@@ -194,24 +201,10 @@ def describe_changes(search: Search, values: Mapping[str, Any]) -> str:
     return ", ".join(f"{short(name)} {format_value(name, value)}" for name, value in changed.items())
 
 
-def commands(search: Search) -> dict[str, str]:
-    """Return what to type next, by what it does."""
-    best, given = (shlex.quote(str(search.folder / name)) for name in (winner.NAME, winner.GIVEN))
-    found = {
-        "train the winner, and compare it with the champion": f"{program('bincount')} run --config {best}",
-        "extend the search": f"{program('bincount')} tune --config {given} --trials {2 * search.job.tuning.trials}",
-    }
-    if search.journal:
-        found["look at the trials live"] = f"{program('optuna-dashboard')} {shlex.quote(str(search.journal))}"
-    elif search.job.tuning.storage:
-        storage = shlex.quote(mask_credentials(search.job.tuning.storage))
-        found["look at the trials live"] = f"{program('optuna-dashboard')} {storage}"
-    return found
-
-
-def files(search: Search) -> dict[str, str]:
-    """Return where the search lies, by what it is."""
-    return {"page": str(search.folder / search_page.NAME), "settings": str(search.folder / winner.NAME)}
+def files(search: Search, *, from_anywhere: bool = False) -> dict[str, str]:
+    """Return where the search lies, by what it is; from_anywhere writes whole paths."""
+    folder = search.folder.resolve() if from_anywhere else search.folder
+    return {"page": str(folder / search_page.NAME), "settings": str(folder / winner.NAME)}
 
 
 def scales(space: Space) -> dict[str, Scale]:
@@ -256,7 +249,7 @@ def as_metrics(findings: Findings) -> dict[str, float]:
     }
 
 
-def as_markdown(search: Search, findings: Findings, spent: str) -> str:
+def as_markdown(search: Search, findings: Findings, spent: str, *, is_registered: bool = False) -> str:
     """Return a search for Prefect's pages, which are too narrow for its tables: the result, the gain, the finalists."""
     trials_of = {each.number: f"trial {each.number}" for each in findings.candidates} | {GIVEN: "given settings"}
     lines = [
@@ -274,7 +267,10 @@ def as_markdown(search: Search, findings: Findings, spent: str) -> str:
         text = "; ".join(filter(None, [_describe_seeds(each), *scores, changes]))
         candidates.append(f"- **{trials_of[each.number]}:** {escape_markdown(text)}")
     parts += ["### Finalists, on val", "\n".join(candidates)]
-    where = [f"- **{what}:** {markdown_code(text)}" for what, text in {**files(search), **commands(search)}.items()]
+    found = commands(search, findings, is_registered=is_registered, from_anywhere=True)
+    where = [
+        f"- **{what}:** {markdown_code(text)}" for what, text in (files(search, from_anywhere=True) | found).items()
+    ]
     about = f"{count_states(search.table())}; {spent}."
     return "\n\n".join(filter(None, [*parts, "### Trials", escape_markdown(about), "\n".join(where)]))
 
@@ -302,12 +298,13 @@ def _tiles(search: Search, findings: Findings, spent: str) -> list[tuple[str, st
     for split, gained in (("val", findings.val), ("test", findings.test)):
         if gained:
             gain, interval = gained[0].format_gain()
-            tiles.append((f"gain on {split}", gain, interval))
+            often = f"; evaluated {findings.num_tests} times" if split == "test" and findings.num_tests > 1 else ""
+            tiles.append((f"gain on {split}", gain, f"{interval}{often}"))
     complete = int((table["state"] == "complete").sum())
     tiles.append(("trials", f"{len(table):,}", count_states(table) if complete < len(table) else "all complete"))
     trained = table["seconds"].sum() / 3600
     hours = f"{trained:.1f} h" if trained >= 1 else f"{60 * trained:.0f} min"
-    return [*tiles, ("training, all trials", hours, f"the search took {spent}")]
+    return [*tiles, ("training, all trials", hours, f"the search took {spent.partition(';')[0]}")]
 
 
 def _kind(findings: Findings) -> str:
@@ -315,6 +312,12 @@ def _kind(findings: Findings) -> str:
     if findings.test and findings.test[0].verdict == WORSE:
         return "worse"
     return "better" if findings.val and findings.val[0].verdict == SIGNIFICANT else "same"
+
+
+def _about_end(spent: str) -> list[str]:
+    """Return in a sentence why a limit ended the search, of what Clock.describe says; nothing where none did."""
+    _, _, why = spent.partition("; ")
+    return [f"The search ended early: {why}."] if why else []
 
 
 def _about_gains(findings: Findings) -> str:

@@ -3,6 +3,7 @@
     WORKSPACE/tuning/NAME/
         journal.log     Optuna's journal, which optuna-dashboard reads too; not with `--storage`
         clock.json      the time that was spent
+        identity        digits in the name of the study, by which it is no other workspace's
 
 The name follows from what decides the trials and their order: the snapshot, the given settings, the space, the
 objective, the sampler and the pruner. It does not follow from how many trials there are, so that a search is extended
@@ -32,9 +33,10 @@ from bincount.errors import SettingsError, mask_credentials
 from bincount.problem import Classes
 from bincount.settings import Job
 from bincount.training.run_folder import Trained, folder_of, read_history
+from bincount.tuning.identity import JOURNAL, name_study
 from bincount.tuning.samplers import FIRST_EPOCH_THAT_STOPS, make_pruner, make_sampler, options
 from bincount.tuning.space import Space, Value, find_space
-from bincount.tuning.storage import JOURNAL, explain_silence, open_database, open_journal
+from bincount.tuning.storage import explain_silence, open_database, open_journal
 from bincount.tuning.trial import Trial
 from bincount.workspace import Workspace
 
@@ -102,16 +104,17 @@ def _one_at_a_time(method: Callable) -> Callable:
 class Search:
     """The trials of a job so far, and which come next. One process at a time has a search; its threads share it.
 
-    job has the given settings, which are those of trial 0; folder is where the search is kept; study is Optuna's.
+    job has the given settings, which are those of trial 0; folder is where the search is kept; study is Optuna's, and
+    study_name tells the search from those of other workspaces.
     """
 
     def __init__(self, job: Job, space: Space, folder: Path, storage: BaseStorage) -> None:
         self.job, self.space, self.folder = job, space, folder
-        self._storage, self._lock = storage, threading.RLock()
+        self._storage, self._lock, self.study_name = storage, threading.RLock(), name_study(folder)
         self._distributions = space.distributions()
         self._num_steps = space.most_epochs(job)
         self._pruner = make_pruner(job.tuning, self._num_steps)
-        self.study = self._open_study(storage, load_if_exists=True)
+        self.study = self._open_study(self.study_name, storage, load_if_exists=True)
 
     @classmethod
     def open(cls, job: Job, snapshot: Snapshot) -> "Search":
@@ -128,7 +131,7 @@ class Search:
 
     @property
     def name(self) -> str:
-        """The name of the folder, and of the study."""
+        """The name of the folder, which follows from the settings."""
         return self.folder.name
 
     @property
@@ -264,13 +267,13 @@ class Search:
         """Return the complete trials that no other one is better than in all objectives, by number."""
         return [self._trial(found) for found in sorted(self.study.best_trials, key=lambda found: found.number)]
 
-    def _open_study(self, storage: BaseStorage, **options: Any) -> optuna.Study:
+    def _open_study(self, name: str, storage: BaseStorage, **options: Any) -> optuna.Study:
         objectives = self.job.tuning.objective
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # names of objectives are said to be experimental
             study = optuna.create_study(
                 storage=storage,
-                study_name=self.name,
+                study_name=name,
                 directions=[DIRECTIONS[name] for name in objectives],
                 pruner=self._pruner,
                 **options,
@@ -342,7 +345,8 @@ class Search:
     def _copy(
         self, trials: list[FrozenTrial], memory: InMemoryStorage, sampler: optuna.samplers.BaseSampler | None = None
     ) -> optuna.Study:
-        copy = self._open_study(memory, sampler=sampler)
+        # Hyperband draws brackets by the name, which is the same for the same search in any workspace.
+        copy = self._open_study(self.name, memory, sampler=sampler)
         copy.add_trials(trials)
         return copy
 
@@ -355,8 +359,8 @@ class Search:
         self._storage.set_trial_state_values(trial_id, state, values)
 
     def _id(self, number: int, storage: BaseStorage | None = None) -> int:
-        storage = storage or self._storage
-        return storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(self.name), number)
+        name, storage = (self.name, storage) if storage else (self.study_name, self._storage)
+        return storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(name), number)
 
 
 def _lies_in(distribution: BaseDistribution, value: Value) -> bool:

@@ -17,8 +17,6 @@ from bincount.files import raise_on_disk_full
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = "journal.log"
-
 
 class Journal(JournalFileBackend):
     """Optuna's journal, whose last line may be half written by a killed process, or on a full disk.

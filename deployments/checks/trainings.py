@@ -11,6 +11,7 @@ from bincount.errors import ModelNotFound, ServiceUnavailable
 from bincount.settings import RegistryConfig
 from bincount.tracking.connection import open_existing
 from bincount.tracking.registry import Registry
+from bincount.tuning import identity
 from bincount.workspace import Workspace
 from deployments.checks.finding import Finding
 from deployments.checks.versions import check_version
@@ -56,9 +57,9 @@ def _check_trainings(registry: Registry, workspace: Workspace) -> Finding:
 
 def _quiet_seconds(workspace: Workspace, name: str) -> float:
     """Return for how many seconds the training, or the search, in the folder of this name may log nothing."""
-    folder, search = workspace.root / "runs" / name, workspace.tuning / name
-    lock = workspace.search_lock if search.is_dir() else folder / ".lock"
-    if not (folder.is_dir() or search.is_dir()):
+    folder, search = workspace.root / "runs" / name, identity.find_folder(workspace.tuning, name)
+    lock = workspace.search_lock if search else folder / ".lock"
+    if not (folder.is_dir() or search):
         return QUIET_ELSEWHERE_SECONDS
     if not lock.exists():
         return QUIET_SECONDS

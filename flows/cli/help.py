@@ -20,6 +20,10 @@ ORDER = [(section, name) for section, names in forms.COMMON.items() for name in 
 ORDER += [(name, name) for name in forms.COMMON_OUTSIDE]
 SERVICE = [("serving", name) for name in ("host", "port", "insecure", "shadow", "capture")]  # forms have none of it
 SERVICE += [("audit", "min_confidence"), *((name, name) for name in forms.COMMON_OUTSIDE)]
+# Of a search, which finds model, epochs and learning rate itself.
+SEARCH = [("data", "source"), ("data", "classes"), ("data", "limit"), ("images", "image_size")]
+SEARCH += [("tuning", name) for name in ("space", "trials", "parallel", "hours", "budget")]
+SEARCH += [(name, name) for name in forms.COMMON_OUTSIDE]
 
 
 @dataclass
@@ -65,6 +69,8 @@ class Program(App):
             section, name = sections.get(id(argument), ("", ""))
             if section in SECTIONS:
                 _change(argument, help=forms.describe(SECTIONS[section].model_fields[name]))
+            if isinstance(default := argument.field_info.default, tuple | dict):
+                _change(argument, show_default=_as_typed(default))
         if sum(argument.show and argument.parse for argument in arguments) <= MOST:
             return arguments
         return _common_first(arguments, sections)
@@ -86,7 +92,7 @@ def _find_sections(arguments: ArgumentCollection) -> Iterator[tuple[int, tuple[s
 def _common_first(arguments: ArgumentCollection, sections: dict[int, tuple[str, str]]) -> ArgumentCollection:
     """Return the arguments with the common settings in a group of their own, and the other settings hidden or after."""
     here = {section for section, _ in sections.values()}
-    order = SERVICE if "serving" in here and "data" not in here else ORDER
+    order = SERVICE if "serving" in here and "data" not in here else SEARCH if _is_search(here) else ORDER
     for argument in arguments:
         if sections.get(id(argument)) in order:
             _change(argument, group=(COMMON,))
@@ -98,6 +104,16 @@ def _common_first(arguments: ArgumentCollection, sections: dict[int, tuple[str, 
     ranks = {place: rank for rank, place in enumerate(order)}
     arguments.sort(key=lambda argument: ranks.get(sections.get(id(argument), ("", "")), len(ranks)))
     return arguments
+
+
+def _is_search(sections: set[str]) -> bool:
+    return "tuning" in sections and "audit" not in sections  # `bincount config` has those of all
+
+
+def _as_typed(default: tuple | dict) -> str | bool:
+    """Return a default of several values as a command line has them; False, which shows none, where it is empty."""
+    pairs = default.items() if isinstance(default, dict) else ((value,) for value in default)
+    return ", ".join("=".join(map(str, pair)) for pair in pairs) or False
 
 
 def _change(argument: Argument, **options: Any) -> None:

@@ -17,6 +17,7 @@ from bincount.settings import (
     AuditConfig,
     DataConfig,
     DriftConfig,
+    EvaluationConfig,
     ImageConfig,
     Job,
     LaunchConfig,
@@ -79,6 +80,7 @@ Training = Annotated[TrainConfig, _group("training")]
 Launch = Annotated[LaunchConfig, _group("launch")]
 Registry = Annotated[RegistryConfig, _group("registry")]
 Promotion = Annotated[PromotionConfig, _group("promotion")]
+Evaluation = Annotated[EvaluationConfig, _group("evaluation")]
 Comparison = Annotated[ComparisonConfig, _group("promotion")]
 Servers = Annotated[ServerConfig, _group("registry")]
 Retraining = Annotated[RetrainConfig, _group("retraining")]

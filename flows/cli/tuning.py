@@ -89,7 +89,8 @@ def tune(
         from flows import tune as flow
 
         result = flow.tune(**sections(job), fetch=fetch, register_winner=register)
-        console.show(pages.of_search(result.search, result.findings, result.spent))
+        is_registered = result.registered is not None
+        console.show(pages.of_search(result.search, result.findings, result.spent, is_registered=is_registered))
         if result.registered:
             console.show(console.decision_last(summary.of_train(result.registered)))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))

@@ -8,6 +8,10 @@ the temperature, which is fitted on val.
   in train too
 - bin: all images of one bin in one split, as the pipeline assigns them
 
+With --folds K: for each range of classes, K trainings of the first seed on one split by bin, each without a fold of
+train, and a table of cross-fitted scores with 95 % intervals over bins. Each labelled image is predicted by networks
+that were not trained on its bin: one of train by the network of its fold, one of val or test by the mean of all.
+
 Needs real bins, weights of the backbone, and some twenty minutes a training on two cores. What is done is
 kept in --workspace and not done again.
 """
@@ -24,8 +28,11 @@ import pandas as pd
 from bincount.data import bins, fetch, groups, packing, snapshots, source, splits, sync
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
+from bincount.evaluation import crossfit
 from bincount.evaluation.metrics import score
+from bincount.reporting.tables import SCORE_LABELS, with_interval
 from bincount.settings import DataConfig, ImageConfig, TrainConfig
+from bincount.training.crossfit import CrossFit
 from bincount.training.device import resolve
 from bincount.training.ensemble import combine
 from bincount.training.launch import train_in_subprocess
@@ -51,6 +58,7 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", default=["1..5", "0..5"])
     parser.add_argument("--splits", nargs="+", default=["random", "bin"], choices=["random", "bin"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--folds", type=int, help="cross-fit by so many folds, in place of the ways to split")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the training")
@@ -69,6 +77,9 @@ def main() -> None:
     )
     images, workspace = ImageConfig(image_size=options.image_size), Workspace(root=options.workspace)
     print(f"{options.model}, {options.image_size} pixels, {options.epochs} epochs, {' '.join(options.set)}")
+    if options.folds:
+        cross_fit(options, training.model_copy(update={"seed": options.seeds[0]}), images, workspace)
+        return
     print(f"{'classes':10}{'split':10}{'images':>8}{'accuracy, %':>28}{'RMSE, items':>30}{'log loss':>12}", flush=True)
     for classes in options.classes:
         data = DataConfig(source=options.source, classes=classes, extra_counts=options.extra_counts)
@@ -83,6 +94,32 @@ def main() -> None:
             row += [spread([each.rmse_of_expectation for each in results], 3)]
             loss = statistics.mean(each.log_loss for each in results)
             print(f"{classes:10}{way:10}{results[0].num_images:>8}{row[0]:>28}{row[1]:>30}{loss:>12.3f}", flush=True)
+
+
+def cross_fit(options: argparse.Namespace, training: TrainConfig, images: ImageConfig, workspace: Workspace) -> None:
+    """Print the cross-fitted scores of each range of classes, as a table in Markdown."""
+    heads = ["classes", "images, by", "images", *(SCORE_LABELS[name] for name in crossfit.SCORES)]
+    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}", flush=True)
+    for classes in options.classes:
+        data = DataConfig(source=options.source, classes=classes, extra_counts=options.extra_counts)
+        snapshot, pack = prepare(workspace, data, images, "bin", training.seed)
+        fitted = CrossFit(workspace, snapshot, images, resolve(training), options.folds)
+        trained = [
+            train_in_subprocess(Request(snapshot, pack, images, member, folder, fold))
+            for fold, member, folder in fitted.networks()
+        ]
+        networks = crossfit.scorers(fitted, *fitted.average(trained, pack))
+        predictions = crossfit.predict(snapshot, networks, pack, fitted.folder / crossfit.FOLDER)
+        is_train = predictions["split"] == "train"
+        parts = {
+            "all": predictions,
+            "train, the network of its fold": predictions[is_train],
+            f"val and test, the mean of {len(trained)}": predictions[~is_train],
+        }
+        for name, part in parts.items():
+            scored = crossfit.score_predictions(part, snapshot)
+            cells = [with_interval(score, each.value, each) for score, each in scored.scores.items()]
+            print(f"| {classes} | {name} | {scored.num_images:,} | {' | '.join(cells)} |", flush=True)
 
 
 def prepare(workspace: Workspace, data: DataConfig, images: ImageConfig, way: str, seed: int) -> tuple[Snapshot, Pack]:
