@@ -40,9 +40,12 @@ class CoveragePoint(Frozen):
 
 
 def abstain(predictions: pd.DataFrame, min_confidence: float) -> pd.DataFrame:
-    """Return predictions as predict_inputs makes them, with LOOK for the count where no probability is as high."""
+    """Return predictions as predict_inputs makes them, with LOOK as the answer where no probability is as high."""
     confidence = predictions.filter(regex="^p_").max(axis=1)
-    return predictions.assign(count=predictions["count"].astype(object).where(confidence >= min_confidence, LOOK))
+    heading = "count" if "count" in predictions else "class"
+    return predictions.assign(
+        **{heading: predictions[heading].astype(object).where(confidence >= min_confidence, LOOK)}
+    )
 
 
 def curve(images: LabelledImages, probabilities: np.ndarray) -> tuple[CoveragePoint, ...]:
