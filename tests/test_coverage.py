@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from evaluations import evaluation, sure_of
 from made_scores import COUNTS, draw
@@ -163,3 +164,8 @@ def test_of_a_version_its_own_test_says_how_often_it_is_right(tmp_path, monkeypa
     assert find(COUNTS) is None
     (tmp_path / "run" / "predictions.parquet").unlink()
     assert find(COUNTS) is None
+
+
+def test_a_name_that_is_too_unsure_becomes_look_too():
+    table = pd.DataFrame({"class": ["wet", "torn"], "p_wet": [0.9, 0.4], "p_torn": [0.1, 0.6]})
+    assert coverage.abstain(table, 0.7)["class"].tolist() == ["wet", "look"]

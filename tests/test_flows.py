@@ -1,6 +1,7 @@
 """Whole flows, against a real Prefect server."""
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -27,6 +28,7 @@ from bincount.tracking import connection, live, runs
 from bincount.training import launch
 from bincount.training.device import resolve
 from bincount.training.run_folder import Trained
+from bincount.training.spec import read_spec
 from bincount.workspace import Workspace
 from flows import summary
 from flows.cli import app
@@ -232,20 +234,24 @@ def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finish
 
 @pytest.mark.usefixtures("this_training_here")
 def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path):
-    synthetic.generate_folders(tmp_path / "cartons", 150, size=(64, 64))
-    data = DataConfig(source=str(tmp_path / "cartons"), classes="defective,good")
-    done = run(
-        data=data,
+    synthetic.generate_boxes(tmp_path / "boxes", 150, size=(64, 64), broken=False)
+    workspace = tmp_path / "workspace"
+    done = run(  # the classes are those of the problem.toml beside the folders
+        data=DataConfig(source=str(tmp_path / "boxes")),
         images=IMAGES,
         training=QUICK,
-        registry=RegistryConfig(model_name="cartons"),
-        workspace=tmp_path / "workspace",
+        registry=RegistryConfig(model_name="boxes"),
+        workspace=workspace,
     )
-    assert done.model.version.name == "cartons"
+    assert done.model.version.name == "boxes"
     assert done.model.evaluation.metrics.rmse is None
     balance = done.prepared.balance.table().set_index("class")
-    assert balance.loc["all", "total"] == 150
-    assert "RMSE" not in "".join(map(markdown_table, summary.of_run(done.prepared, done.model).values()))
+    assert balance["total"].to_dict() == {"intact": 75, "dented": 25, "torn": 25, "wet": 25, "all": 150}
+    assert read_spec(done.model.trained.checkpoint).problem.nouns == "boxes"
+    card = opened(workspace).client.get_model_version("boxes", "1").description
+    shown = "".join(map(markdown_table, summary.of_run(done.prepared, done.model).values())) + card
+    assert "Says from a photo in which condition a box is: intact, dented, torn, wet." in shown
+    assert not re.search(r"RMSE|\bbins?\b|\bitems?\b", shown)
 
 
 def test_a_source_that_does_not_exist_fails_at_once_with_the_remedy(api, tmp_path):

@@ -175,7 +175,7 @@ def test_csv_holds_no_formulas(tmp_path, capsys, monkeypatch):
     folder = model(tmp_path / "model", "=cmd(),@sum")
     app(["predict", "=1+1.jpg", "--model", str(folder), "--output", "csv"], result_action="return_value")
     header, row = capsys.readouterr().out.splitlines()
-    assert header == "path,count,p_=cmd(),p_@sum"
+    assert header == "path,class,p_=cmd(),p_@sum"
     assert row.split(",")[0] == "'=1+1.jpg"
     assert row.split(",")[1] in ("'=cmd()", "'@sum")
 

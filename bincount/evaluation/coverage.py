@@ -40,10 +40,12 @@ class CoveragePoint(Frozen):
 
 
 def abstain(predictions: pd.DataFrame, min_confidence: float) -> pd.DataFrame:
-    """Return predictions as predict_inputs makes them, with LOOK for the answer where no probability is as high."""
+    """Return predictions as predict_inputs makes them, with LOOK as the answer where no probability is as high."""
     confidence = predictions.filter(regex="^p_").max(axis=1)
-    answer = "class" if "class" in predictions else "count"
-    return predictions.assign(**{answer: predictions[answer].astype(object).where(confidence >= min_confidence, LOOK)})
+    heading = "count" if "count" in predictions else "class"
+    return predictions.assign(
+        **{heading: predictions[heading].astype(object).where(confidence >= min_confidence, LOOK)}
+    )
 
 
 def curve(
