@@ -123,7 +123,7 @@ def finish(audit: Audit, job: Job) -> Audited:
         return Audited(audit.folder, name, Figures.model_validate(result["figures"]), result["headline"])
     (audit.folder / audit_table.FIGURES).unlink(missing_ok=True)
     errors = record_errors.estimate(config.error_rate, reviews.random_share(dataset))
-    ranked = ranking.rank(scores, audit.outputs, errors, config.min_confidence)
+    ranked = ranking.rank(scores, audit.outputs, errors, config.min_confidence, audit.scorers[0].spec.threshold)
     resolved = reviews.resolve(verdicts, bins.read(dataset, ["image_id", "class_name", "record_sha256", "status"]))
     settled = resolved.loc[resolved["outcome"] != "unsure", "image_id"].astype("str")
     table = audit_table.tabulate(audit, ranked, contradictions.find(dataset), settled)

@@ -12,7 +12,7 @@ from bincount.data import packing, packs, snapshots, tables
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, ModelNotFound
 from bincount.evaluation import holdout, promotion
-from bincount.evaluation.evaluate import Evaluation, predict_test, probability_columns
+from bincount.evaluation.evaluate import Evaluation, predict_test, predicted_labels, probability_columns
 from bincount.evaluation.intervals import LabelledImages
 from bincount.evaluation.promotion import Decision
 from bincount.reporting.pages import Champion
@@ -59,10 +59,17 @@ def compare(
     probabilities = [table[probability_columns(snapshot.classes)].to_numpy() for table in predictions]
     num_trained_on = _images_by_class(open_snapshot_of(version, job))
     absent = np.flatnonzero(num_trained_on == 0).tolist()
+    predicted = [predicted_labels(table, snapshot.classes) for table in predictions]
+    miss_cost = _miss_cost(registry, version) if job.promotion.metric == "cost" else None
     if is_first:
-        decision = promotion.decide_first(images, *probabilities, num_trained_on.argmax(), job.promotion, absent)
+        majority = num_trained_on.argmax()
+        decision = promotion.decide_first(
+            images, *probabilities, majority, job.promotion, absent, predicted=predicted[0], miss_cost=miss_cost
+        )
     else:
-        decision = promotion.decide(images, *probabilities, job.promotion, absent)
+        decision = promotion.decide(
+            images, *probabilities, job.promotion, absent, predicted=tuple(predicted), miss_cost=miss_cost
+        )
     return decision.model_copy(update={"nouns": snapshot.problem.nouns})
 
 
@@ -143,6 +150,13 @@ def open_snapshot_of(version: Version, job: Job) -> Snapshot:
             "so that no bin is sure to be new to it"
         )
     return snapshots.open_snapshot(folder)
+
+
+def _miss_cost(registry: Registry, version: Version) -> float | None:
+    """Return what a missed positive costs where a version was trained with such a cost, in false alarms."""
+    with tempfile.TemporaryDirectory() as temporary:
+        chosen = read_spec(registry.checkpoint(version, Path(temporary))).threshold
+    return chosen.miss_cost if chosen else None
 
 
 def _images_by_class(snapshot: Snapshot) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bincount import backbones
+from bincount import backbones, threshold
 from bincount.data import advice, bins, lists, snapshots, source
 from bincount.data.snapshots import Snapshot
 from bincount.errors import ModelNotFound, SettingsError, SnapshotNotFound, mask_credentials
@@ -297,6 +297,9 @@ def check_training(job: Job, classes: Classes) -> None:
         check_backbone(member, images)
         check_initial_weights(member)
     check_device(job.training.device, job.launch.nproc_per_node)
+    threshold.check(job.training, classes)
     promotion_rules.check_metric(job.promotion, classes)
+    if job.promotion.metric == "cost" and job.training.miss_cost is None:
+        raise SettingsError("--metric cost needs to know what a missed positive costs; give --miss-cost beside it")
     if job.launch.nnodes > 1:
         check_url("--rendezvous", f"tcp://{job.launch.rendezvous}", ("tcp",), needs_port=True)

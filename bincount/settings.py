@@ -239,9 +239,24 @@ class TrainConfig(Frozen):
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: the loss weighs a class, and each extra count, by the inverse of its share"
     )
-    sampling: Literal["natural", "balanced"] = Field(
+    sampling: Literal["natural", "balanced", "undersampled"] = Field(
         "natural",
-        description="balanced: each epoch samples every class and extra count equally often, with replacement",
+        description="balanced: each epoch samples every class and extra count equally often, with replacement; "
+        "undersampled: each epoch has as many images of every class as the rarest has, others each time",
+    )
+    miss_cost: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="two classes: what a missed positive costs, in false alarms; the threshold with the least cost on "
+        "val is kept with the model [default: the likeliest class is predicted]",
+    )
+    min_precision: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="two classes: the share of predicted positives that are to be right on val; the threshold that "
+        "finds most of them is kept with the model [default: the likeliest class is predicted]",
     )
     min_crop: float = Field(
         0.6, gt=0, le=1, description="smallest area of the random resized crop, share of the picture"
@@ -422,9 +437,13 @@ class RegistryConfig(Frozen):
 class PromotionConfig(Frozen):
     """When a new model becomes the champion; the first one has to beat predicting the most frequent class of train."""
 
-    metric: Literal["accuracy", "rmse", "rmse_of_expectation"] = Field(
+    metric: Literal[
+        "accuracy", "rmse", "rmse_of_expectation", "macro_f1", "balanced_accuracy", "average_precision", "cost"
+    ] = Field(
         "accuracy",
-        description="what a challenger must be significantly better at; no other metric may get significantly worse",
+        description="what a challenger must be significantly better at; no other metric that is compared may get "
+        "significantly worse. average_precision is of the positive of two classes, cost that of its misses "
+        "(`miss_cost`) and false alarms",
     )
     confidence: float = Field(
         0.95,
@@ -432,7 +451,11 @@ class PromotionConfig(Frozen):
         lt=1,
         description="confidence level of the interval of the gain, which must lie above zero as a whole",
     )
-    min_gain: float = Field(0.0, ge=0, description="smallest gain worth a change: points of accuracy, or items of RMSE")
+    min_gain: float = Field(
+        0.0,
+        ge=0,
+        description="smallest gain worth a change: points of a share, items of RMSE, or false alarms per image of cost",
+    )
     max_class_loss: float = Field(
         5.0, ge=0, description="points of accuracy that a class may lose at most, whatever the others gain"
     )
@@ -561,7 +584,7 @@ class TuneConfig(Frozen):
         allow_inf_nan=False,
         description="end the search before it has cost more, at `price_per_hour` [default: no limit]",
     )
-    objective: tuple[Literal["log_loss", "accuracy", "rmse"], ...] = Field(
+    objective: tuple[Literal["log_loss", "accuracy", "rmse", "macro_f1", "average_precision"], ...] = Field(
         ("log_loss",),
         min_length=1,
         description="score on val that trials are judged by; of several, which are a trade-off, the first decides",

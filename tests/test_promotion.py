@@ -47,9 +47,9 @@ def decide(num_bins: int, challenger: float, champion: float, seed: int, **confi
 
 @pytest.mark.services
 def test_chance_promotes_seldom_and_a_true_gain_of_three_points_mostly(capsys, monkeypatch):
-    draw = intervals._draws
+    draw = intervals.draws
     draws = cache(lambda *words: list(draw(*words)))  # they are the same for each of the decisions
-    monkeypatch.setattr(intervals, "_draws", draws)
+    monkeypatch.setattr(intervals, "draws", draws)
     equal = [decide(600, 0.55, 0.55, seed, max_class_loss=100).promote for seed in range(1000)]
     better = [decide(5000, 0.58, 0.55, seed).promote for seed in range(100)]
     by_chance, by_gain = np.mean(equal), np.mean(better)

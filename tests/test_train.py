@@ -33,7 +33,7 @@ from bincount.training.loop import Stopped, fit
 from bincount.training.model import load
 from bincount.training.monitor import Monitor
 from bincount.training.run_folder import Request, Trained, read_error, read_history, write_request
-from bincount.training.schedule import epoch_order, learning_rate
+from bincount.training.schedule import Schedule, epoch_order, learning_rate
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -444,6 +444,19 @@ def test_balanced_sampling_draws_classes_equally_often():
     natural = epoch_order(labels, weights, QUICK, epoch=0)
     assert sorted(natural) == list(range(10_000))
     assert not np.array_equal(natural, epoch_order(labels, weights, QUICK, epoch=1))
+
+
+def test_an_undersampled_epoch_has_as_many_of_each_class_as_the_rarest_and_others_each_time():
+    labels = np.array([0] * 900 + [1] * 100 + [2] * 300 + [3] * 5)  # 3 is an extra count
+    config = QUICK.model_copy(update={"sampling": "undersampled", "batch_size": 61})
+    schedule = Schedule(config, labels, np.ones(4), num_classes=3)
+    first, second = (epoch_order(labels, np.ones(4), config, epoch, 3) for epoch in (0, 1))
+
+    assert np.bincount(labels[first]).tolist() == [100, 100, 100, 5]
+    assert len(set(first)) == 305 == schedule.images_per_epoch
+    assert set(first[labels[first] == 1]) == set(range(900, 1000))
+    assert set(first[labels[first] == 0]) != set(second[labels[second] == 0])
+    assert schedule.batches(0).shape == (5, 61)
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():

@@ -18,7 +18,7 @@ COVERAGES = tuple(round(tenths / 10, 1) for tenths in range(10, 0, -1))
 
 
 class CoveragePoint(Frozen):
-    """The accuracy on the images whose highest probability is at least min_confidence, and their share of all.
+    """The accuracy on the images whose confidence is at least min_confidence, and their share of all.
 
     The intervals are of 95 %, over bins; None where fewer than 30 bins are left. accuracy is None where no image is.
     """
@@ -48,27 +48,38 @@ def abstain(predictions: pd.DataFrame, min_confidence: float) -> pd.DataFrame:
     )
 
 
-def curve(images: LabelledImages, probabilities: np.ndarray) -> tuple[CoveragePoint, ...]:
+def curve(
+    images: LabelledImages, probabilities: np.ndarray, predicted: np.ndarray | None = None
+) -> tuple[CoveragePoint, ...]:
     """Return the accuracy when 100, 90, ... 10 % of the images are answered, the most confident ones.
 
-    probabilities are (N, C). Images that are as confident as the last one that is answered are answered too, so that a
+    probabilities are (N, C), predicted (N,) the labels, by default the likeliest; the confidence is the
+    probability of that label. Images that are as confident as the last one that is answered are answered too, so that a
     coverage can be larger than its step, and steps without a new image are left out. Raises ValueError when N is 0.
     """
-    confidence = np.sort(_confidence(probabilities))[::-1]
-    last = [max(1, round(coverage * len(confidence))) - 1 for coverage in COVERAGES]
-    thresholds = sorted({float(confidence[position]) for position in last})
-    return _measure(images, probabilities, thresholds)
+    labels = probabilities.argmax(axis=1) if predicted is None else predicted
+    confidence = probabilities[np.arange(len(labels)), labels].astype(float)
+    ordered = np.sort(confidence)[::-1]
+    last = [max(1, round(coverage * len(ordered))) - 1 for coverage in COVERAGES]
+    thresholds = sorted({float(ordered[position]) for position in last})
+    return _measure(images, confidence, labels, thresholds)
 
 
-def at_confidence(images: LabelledImages, probabilities: np.ndarray, min_confidence: float) -> CoveragePoint:
-    """Return the accuracy on the images whose highest probability is at least min_confidence."""
-    return _measure(images, probabilities, [min_confidence])[0]
+def at_confidence(
+    images: LabelledImages, probabilities: np.ndarray, min_confidence: float, predicted: np.ndarray | None = None
+) -> CoveragePoint:
+    """Return the accuracy on the images whose highest probability is at least min_confidence.
+
+    Whatever the predicted labels are: a threshold makes no picture surer.
+    """
+    labels = probabilities.argmax(axis=1) if predicted is None else predicted
+    return _measure(images, probabilities.max(axis=1).astype(float), labels, [min_confidence])[0]
 
 
 def _measure(
-    images: LabelledImages, probabilities: np.ndarray, thresholds: Sequence[float]
+    images: LabelledImages, confidence: np.ndarray, labels: np.ndarray, thresholds: Sequence[float]
 ) -> tuple[CoveragePoint, ...]:
-    confidence, right = _confidence(probabilities), probabilities.argmax(axis=1) == images.labels
+    right = labels == images.labels
     answered = confidence[:, None] >= np.array(thresholds)  # (N, T)
     terms = np.concatenate([np.ones((len(images), 1)), answered, answered & right[:, None]], axis=1)
     sums = intervals.resample(pd.DataFrame(terms), images.groups).to_numpy()
@@ -90,10 +101,6 @@ def _measure(
             )
         )
     return tuple(points)
-
-
-def _confidence(probabilities: np.ndarray) -> np.ndarray:
-    return probabilities.max(axis=1).astype(float)
 
 
 def _interval(drawn: np.ndarray, num_bins: int) -> Interval | None:

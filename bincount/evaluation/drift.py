@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from pydantic import AliasChoices, Field
 
+from bincount import threshold
 from bincount.data import packing
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot, is_in
@@ -230,18 +231,26 @@ def score_new_images(
     with Progress("predicting new images", len(new), "images", logger) as progress:
         predicted = probabilities(model, spec, pack.images, pack.locate(new["sha256"]), progress.advance)
     images = LabelledImages(new["label"].to_numpy(np.int64), new["group"].to_numpy(), spec.classes, snapshot.problem)
-    return accuracy_on(images, predicted, test, drift_config)
+    return accuracy_on(images, predicted, test, drift_config, threshold.predict(predicted, spec.threshold))
 
 
 def accuracy_on(
-    images: LabelledImages, probabilities: np.ndarray, test: Score, drift_config: DriftConfig
+    images: LabelledImages,
+    probabilities: np.ndarray,
+    test: Score,
+    drift_config: DriftConfig,
+    labels: np.ndarray | None = None,
 ) -> Accuracy | None:
-    """Return the accuracy of probabilities (N, C) beside that of a test; None where the images are of too few bins."""
+    """Return the accuracy of a model beside that of a test; None where the images are of too few bins.
+
+    probabilities are (N, C), labels (N,) the predicted ones, by default the likeliest.
+    """
     if images.num_bins < FEWEST_BINS:
         return None
+    labels = threshold.predict(probabilities) if labels is None else labels
     return Accuracy(
-        value=np.mean(probabilities.argmax(axis=1) == images.labels),
-        interval=intervals.estimate(images, probabilities)["accuracy"],
+        value=np.mean(labels == images.labels),
+        interval=intervals.estimate(images, probabilities, predicted=labels)["accuracy"],
         test=test.value,
         test_interval=Interval(low=test.low, high=test.high),
         max_loss=drift_config.max_accuracy_loss,

@@ -13,15 +13,17 @@ from bincount.data.manifest import REVIEW
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
-from bincount.evaluation import coverage, intervals, slices
+from bincount.evaluation import coverage, curves, intervals, slices
 from bincount.evaluation.coverage import CoveragePoint
 from bincount.evaluation.intervals import SHARES, Interval, LabelledImages, Score
-from bincount.evaluation.metrics import Baseline, Metrics, majority, score
+from bincount.evaluation.metrics import Baseline, Metrics, costs, majority, score
 from bincount.files import write_json
 from bincount.problem import BINS, Classes, Problem, normalize_name
 from bincount.progress import Progress
 from bincount.settings import Device
 from bincount.text import percent
+from bincount.threshold import POSITIVE, Threshold, predict
+from bincount.training.spec import read_spec
 
 if TYPE_CHECKING:
     from bincount.evaluation.predictor import Model  # with torch, which takes seconds to import
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 REMEDY = "remove its folder and run again, which evaluates the model again"
 IMAGE_SLICES = "image_slices.parquet"
 HEADLINES = ("accuracy", "rmse", "rmse_of_expectation")  # the scores that tell models apart at a glance
+PREDICTED = "predicted"  # column of predictions, where the model has a threshold
 LABEL_OF_RECORD = "record_label"  # column of predictions
 SURE = 0.9  # probability from which a prediction that is not the record's makes the record suspect
 
@@ -39,9 +42,10 @@ SURE = 0.9  # probability from which a prediction that is not the record's makes
 class Evaluation:
     """Scores on the test images, and the folder that holds them.
 
-    predictions.parquet has a row an image: image_id, group, label and p_NAME for each class, and where any label is a
-    reviewer's record_label, that of the record, and label_source, as the manifest has it. slices.parquet a row a
-    slice, as slices.score_slices returns it; image_slices.parquet the slices of each image; metrics.json the scores.
+    predictions.parquet has a row an image: image_id, group, label and p_NAME for each class; the predicted label where
+    the model has a threshold; and where any label is a reviewer's record_label, that of the record, and label_source,
+    as the manifest has it. slices.parquet a row a slice, as slices.score_slices returns it; image_slices.parquet the
+    slices of each image; metrics.json the scores.
     intervals are of 95 %, over bins. coverage has the accuracy when only the surest predictions count, from all of them
     down to a tenth; earlier releases have not kept it. problem has the words for what was tested.
     """
@@ -110,13 +114,16 @@ def evaluate(
     manifest = snapshot.labelled()
     train, test = (manifest[manifest["split"] == split].reset_index(drop=True) for split in ("train", "test"))
     images = LabelledImages(test["label"].to_numpy(np.int64), test["group"].to_numpy(), classes, snapshot.problem)
+    predicted = predicted_labels(predictions, classes)
     if untested := [name for label, name in enumerate(classes.names) if label not in images.labels]:
         logger.warning("the test has no image of %s: no score covers it", ", ".join(untested))
     values = _slice_values(snapshot, pack, test)
-    by_slice = slices.score_slices(images, probabilities, values)
+    by_slice = slices.score_slices(images, probabilities, values, predicted)
     tables.write_frame(by_slice, folder / "slices.parquet")
     tables.write_frame(slices.values_by_image(test["image_id"], values), folder / IMAGE_SLICES)
-    metrics, estimated = score_predictions(predictions, classes), intervals.estimate(images, probabilities)
+    spec = model.spec if not isinstance(model, Path) else read_spec(model)
+    metrics = score_predictions(predictions, classes, positive=images.positive, **_by_threshold(spec.threshold))
+    estimated = intervals.estimate(images, probabilities, predicted=predicted) | _of_two(images, predictions, metrics)
     if metrics.accuracy_on_records is not None:
         estimated["accuracy_on_records"] = _interval_on_records(predictions, classes)
     evaluation = Evaluation(
@@ -124,7 +131,7 @@ def evaluate(
         metrics=metrics,
         baseline=majority(train["label"].to_numpy(np.int64), images.labels, classes),
         intervals=estimated,
-        coverage=coverage.curve(images, probabilities),
+        coverage=coverage.curve(images, probabilities, predicted),
         problem=snapshot.problem,
     )
     write_json(
@@ -171,6 +178,8 @@ def predict_test(
         record_label = test["recorded"].map(labels).astype("Int8")
         predictions = predictions.assign(**{LABEL_OF_RECORD: record_label, "label_source": test["label_source"]})
     predictions = predictions.join(table)
+    if spec.threshold:
+        predictions[PREDICTED] = predict(predicted, spec.threshold).astype(np.int8)
     tables.write_frame(predictions, folder / "predictions.parquet")
     return predictions
 
@@ -180,23 +189,68 @@ def probability_columns(classes: Classes) -> list[str]:
     return [f"p_{name}" for name in classes.names]
 
 
-def score_predictions(predictions: pd.DataFrame, classes: Classes) -> Metrics:
+def labelled_images(
+    predictions: pd.DataFrame, classes: Classes, problem: Problem = BINS
+) -> tuple[LabelledImages, np.ndarray]:
+    """Return the images of predictions, and their probabilities (N, C)."""
+    images = LabelledImages(predictions["label"].to_numpy(np.int64), predictions["group"].to_numpy(), classes, problem)
+    return images, predictions[probability_columns(classes)].to_numpy()
+
+
+def predicted_labels(predictions: pd.DataFrame, classes: Classes) -> np.ndarray:
+    """Return the label that was predicted of each image, (N,): by the model's threshold, else the likeliest."""
+    if PREDICTED in predictions:
+        return predictions[PREDICTED].to_numpy(np.int64)
+    return predictions[probability_columns(classes)].to_numpy().argmax(axis=1)
+
+
+def score_predictions(
+    predictions: pd.DataFrame,
+    classes: Classes,
+    *,
+    positive: int = POSITIVE,
+    threshold: float | None = None,
+    miss_cost: float | None = None,
+) -> Metrics:
     """Score predictions, as Evaluation has them; where labels are reviewers', against the records too.
 
-    Raises ValueError when there are none.
+    Of two classes positive, threshold and miss_cost are as for metrics.score. Raises ValueError when there are none.
     """
     probabilities = predictions[probability_columns(classes)].to_numpy()
-    metrics = score(predictions["label"].to_numpy(np.int64), probabilities, classes)
+    labels, predicted = predictions["label"].to_numpy(np.int64), predicted_labels(predictions, classes)
+    metrics = score(
+        labels, probabilities, classes, predicted, positive=positive, threshold=threshold, miss_cost=miss_cost
+    )
     if LABEL_OF_RECORD not in predictions:
         return metrics
     on_records = _on_records(predictions)
-    is_right = on_records[probability_columns(classes)].to_numpy().argmax(axis=1) == on_records["label"]
+    is_right = predicted_labels(on_records, classes) == on_records["label"].to_numpy()
     return metrics.model_copy(
         update={
             "accuracy_on_records": float(is_right.mean()) if len(is_right) else None,
             "num_reviewed": int((predictions["label_source"] == REVIEW).sum()),
         }
     )
+
+
+def _by_threshold(chosen: Threshold | None) -> dict[str, float | None]:
+    return {"threshold": chosen.value, "miss_cost": chosen.miss_cost} if chosen else {}
+
+
+def _of_two(images: LabelledImages, predictions: pd.DataFrame, metrics: Metrics) -> dict[str, Interval]:
+    """Estimate the intervals of the scores that two classes have beside: areas of curves, and the cost."""
+    if metrics.positive is None:
+        return {}
+    probabilities = predictions[probability_columns(images.classes)].to_numpy()
+    estimated = curves.estimate(images, probabilities[:, images.positive])
+    if metrics.miss_cost is not None:
+        predicted = predicted_labels(predictions, images.classes)
+        of_images = costs(images.labels, predicted, images.positive, metrics.miss_cost)
+        terms = pd.DataFrame({"cost": of_images, "images": 1.0})
+        sums = intervals.resample(terms, images.groups)
+        low, high = (sums["cost"] / sums["images"]).quantile([0.025, 0.975])
+        estimated["cost"] = Interval(low=low, high=high)
+    return estimated
 
 
 def _on_records(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -208,7 +262,8 @@ def _on_records(predictions: pd.DataFrame) -> pd.DataFrame:
 def _interval_on_records(predictions: pd.DataFrame, classes: Classes) -> Interval:
     known = _on_records(predictions)
     images = LabelledImages(known["label"].to_numpy(), known["group"].to_numpy(), classes)
-    return intervals.estimate(images, known[probability_columns(classes)].to_numpy())["accuracy"]
+    probabilities = known[probability_columns(classes)].to_numpy()
+    return intervals.estimate(images, probabilities, predicted=predicted_labels(known, classes))["accuracy"]
 
 
 def find_mistakes(predictions: pd.DataFrame, classes: Classes) -> pd.DataFrame:
@@ -219,15 +274,16 @@ def find_mistakes(predictions: pd.DataFrame, classes: Classes) -> pd.DataFrame:
     """
     probabilities = predictions[probability_columns(classes)].to_numpy()
     names, labels = np.array(classes.names, object), predictions["label"].to_numpy(np.int64)
+    predicted, rows = predicted_labels(predictions, classes), np.arange(len(labels))
     table = predictions[["image_id", "group"]].assign(
         recorded=names[labels],
-        predicted=names[probabilities.argmax(axis=1)],
-        confidence=probabilities.max(axis=1),
-        p_recorded=probabilities[np.arange(len(labels)), labels],
+        predicted=names[predicted],
+        confidence=probabilities[rows, predicted],
+        p_recorded=probabilities[rows, labels],
     )
     if "label_source" in predictions:
         table["label_source"] = predictions["label_source"]
-    return table[probabilities.argmax(axis=1) != labels].sort_values(["p_recorded", "image_id"], ignore_index=True)
+    return table[predicted != labels].sort_values(["p_recorded", "image_id"], ignore_index=True)
 
 
 def find_suspects(mistakes: pd.DataFrame) -> pd.DataFrame:

@@ -6,13 +6,14 @@ sums over images, so a resampled test costs one row of a matrix product.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from bincount.frozen import Frozen
 from bincount.problem import BINS, Classes, Problem
+from bincount.threshold import positive_label
 
 RESAMPLES = 2000
 FEWEST_BINS = 30  # an interval of fewer would be too narrow
@@ -44,7 +45,7 @@ class Score(Frozen):
 class LabelledImages:
     """The images that models are evaluated on: their labels (N,), integers in 0..C-1, and the bin of each, (N,).
 
-    problem has the words for what they show.
+    problem has the words for what they show, and of two classes the positive one.
     """
 
     labels: np.ndarray
@@ -56,21 +57,29 @@ class LabelledImages:
         return len(self.labels)
 
     @property
+    def positive(self) -> int:
+        """The label of the class that is looked for, of two classes."""
+        return positive_label(self.problem, self.classes)
+
+    @property
     def num_bins(self) -> int:
         return len(np.unique(self.groups))
 
     def take(self, rows: np.ndarray) -> "LabelledImages":
         """Return the images at these positions, or those of a mask."""
-        return LabelledImages(self.labels[rows], self.groups[rows], self.classes, self.problem)
+        return replace(self, labels=self.labels[rows], groups=self.groups[rows])
 
 
-def estimate(images: LabelledImages, probabilities: np.ndarray, confidence: float = 0.95) -> dict[str, Interval]:
+def estimate(
+    images: LabelledImages, probabilities: np.ndarray, confidence: float = 0.95, predicted: np.ndarray | None = None
+) -> dict[str, Interval]:
     """Estimate the interval of each score of Metrics.scalars that sums make: `accuracy`, `macro/f1`, `class/3/recall`.
 
-    probabilities are (N, C). A class in fewer than 30 bins has no interval. Raises ValueError when N is 0.
+    probabilities are (N, C), predicted (N,) the labels, by default the likeliest. A class in fewer than 30 bins has no
+    interval. Raises ValueError when N is 0.
     """
     classes = images.classes
-    sums = image_sums(images, probabilities).join(class_sums(images, probabilities))
+    sums = image_sums(images, probabilities, predicted).join(class_sums(images, probabilities, predicted))
     resampled = resample(sums, images.groups)
     scores = scores_of_sums(resampled, classes).join(class_scores_of_sums(resampled, classes))
     ends = pd.DataFrame(percentile_interval(scores, confidence)).T
@@ -85,14 +94,19 @@ def estimate(images: LabelledImages, probabilities: np.ndarray, confidence: floa
 
 
 def estimate_changes(
-    images: LabelledImages, before: np.ndarray, after: np.ndarray, confidence: float = 0.95
+    images: LabelledImages,
+    before: np.ndarray,
+    after: np.ndarray,
+    confidence: float = 0.95,
+    predicted: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
 ) -> tuple[dict[str, Interval], dict[str, Interval]]:
     """Estimate the intervals of one model's scores, and of the changes from it to another; those of classes left out.
 
-    before and after are their probabilities (N, C). Both are scored on the same resampled tests, so that what is hard
-    about a bin counts for neither (a paired bootstrap). Raises ValueError when N is 0.
+    before and after are their probabilities (N, C), predicted the labels of each as for estimate. Both are scored on
+    the same resampled tests, so that what is hard about a bin counts for neither (a paired bootstrap). Raises
+    ValueError when N is 0.
     """
-    terms = [image_sums(images, probabilities) for probabilities in (before, after)]
+    terms = [image_sums(images, *each) for each in zip((before, after), predicted, strict=True)]
     tests = resample(pd.concat(terms, axis=1, keys=[0, 1]), images.groups)
     of_before, of_after = (scores_of_sums(tests[which], images.classes) for which in (0, 1))
     scores, changes = (
@@ -122,12 +136,15 @@ def wilson(num: int, num_of: int, confidence: float = 0.95) -> Interval:
     return Interval(low=ends.low, high=ends.high)
 
 
-def image_sums(images: LabelledImages, probabilities: np.ndarray) -> pd.DataFrame:
-    """Return the terms that each image adds to the sums that scores are computed from, a row an image."""
+def image_sums(images: LabelledImages, probabilities: np.ndarray, predicted: np.ndarray | None = None) -> pd.DataFrame:
+    """Return the terms that each image adds to the sums that scores are computed from, a row an image.
+
+    predicted (N,) are the predicted labels, by default the likeliest.
+    """
     labels, classes = images.labels, images.classes
     probabilities = probabilities.astype(float)
     probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
-    predictions = probabilities.argmax(axis=1)
+    predictions = probabilities.argmax(axis=1) if predicted is None else predicted
     of_label = probabilities[np.arange(len(labels)), labels]
     columns = {
         "images": np.ones(len(labels)),
@@ -148,9 +165,10 @@ def image_sums(images: LabelledImages, probabilities: np.ndarray) -> pd.DataFram
     return pd.DataFrame(columns, dtype=float)
 
 
-def class_sums(images: LabelledImages, probabilities: np.ndarray) -> pd.DataFrame:
-    """Return the terms that each image adds to the sums of each class, a row an image."""
-    values, predictions = np.array(images.classes.values), probabilities.argmax(axis=1)
+def class_sums(images: LabelledImages, probabilities: np.ndarray, predicted: np.ndarray | None = None) -> pd.DataFrame:
+    """Return the terms that each image adds to the sums of each class, a row an image; predicted as for image_sums."""
+    values = np.array(images.classes.values)
+    predictions = probabilities.argmax(axis=1) if predicted is None else predicted
     columns = {}
     for label, name in enumerate(images.classes.names):
         recorded, predicted = images.labels == label, predictions == label
@@ -172,7 +190,7 @@ def resample(terms: pd.DataFrame, groups: np.ndarray, num: int = RESAMPLES, seed
     if terms.empty:
         raise ValueError("there is no image to draw from")
     by_group = terms.groupby(np.asarray(groups), sort=True).sum().to_numpy()  # (G, K)
-    sums = [weights @ by_group for weights in _draws(len(by_group), num, seed)]
+    sums = [weights @ by_group for weights in draws(len(by_group), num, seed)]
     return pd.DataFrame(np.concatenate(sums), columns=terms.columns)
 
 
@@ -223,7 +241,7 @@ def percentile_interval(resampled: pd.DataFrame, confidence: float) -> tuple[pd.
     return resampled.quantile(outside), resampled.quantile(1 - outside)
 
 
-def _draws(num_groups: int, num: int, seed: int) -> Iterator[np.ndarray]:
+def draws(num_groups: int, num: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
     """Yield how often each test draws each bin: (n, G), in pieces of num rows together."""
     step = max(1, WEIGHTS_AT_ONCE // num_groups)
     for first in range(0, num, step):

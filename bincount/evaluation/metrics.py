@@ -11,6 +11,7 @@ import pandas as pd
 
 from bincount.frozen import Frozen
 from bincount.problem import Classes
+from bincount.threshold import POSITIVE
 
 CONFIDENCE_BINS = 10  # of equal width, as the calibration error is mostly reported
 
@@ -46,8 +47,12 @@ class Metrics(Frozen):
     """Scores of one model on one set of images.
 
     Errors are in items, by Classes.values; they are None where the classes have no order. brier is the sum over the
-    classes, 0 to 2. roc_auc and average_precision are of the second of two classes; None for other numbers of classes,
-    or where the images are all of one. confusion has a row for each recorded and a column for each predicted class.
+    classes, 0 to 2. confusion has a row for each recorded and a column for each predicted class.
+
+    roc_auc and average_precision are of positive, the class of two that is looked for; None for other numbers of
+    classes, or where the images are all of one. threshold is the probability of it from which on it is predicted; None
+    where the likeliest class is. cost is the mean cost of an image where a missed positive costs miss_cost and a false
+    alarm 1; None where no cost was stated.
 
     Where num_reviewed of the labels are reviewers', accuracy_on_records is the accuracy against what the records say,
     on those images whose record is one of the classes; elsewhere both are None. All other scores are on the labels.
@@ -71,10 +76,14 @@ class Metrics(Frozen):
     confusion: tuple[tuple[int, ...], ...]
     accuracy_on_records: float | None = None
     num_reviewed: int | None = None
+    positive: str | None = None
+    threshold: float | None = None
+    miss_cost: float | None = None
+    cost: float | None = None
 
     def scalars(self) -> dict[str, float]:
         """Return the single numbers by name, without those that are None: `accuracy`, `macro/f1`, `class/3/recall`."""
-        numbers = self.model_dump(exclude={"per_class", "confusion"})
+        numbers = self.model_dump(exclude={"per_class", "confusion", "positive", "miss_cost"})
         for average in ("macro", "weighted"):
             numbers |= {f"{average}/{name}": value for name, value in numbers.pop(average).items()}
         for score in self.per_class:
@@ -92,12 +101,23 @@ class Baseline(Frozen):
     rmse: float | None
 
 
-def score(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> Metrics:
+def score(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Classes,
+    predicted: np.ndarray | None = None,
+    *,
+    positive: int = POSITIVE,
+    threshold: float | None = None,
+    miss_cost: float | None = None,
+) -> Metrics:
     """Score predicted against recorded classes.
 
-    labels are (N,) integers in 0..C-1, probabilities are (N, C). The prediction is the most probable class; the
-    expectation is the mean count under the probabilities. A class that is never predicted has precision 0.
-    Averages are over the classes that have images. Raises ValueError when N is 0 or the shapes do not fit.
+    labels are (N,) integers in 0..C-1, probabilities are (N, C), and predicted (N,) labels, by default the most
+    probable class. Of two classes positive is the label of that which is looked for, threshold its probability by
+    which they were predicted, and miss_cost what a missed one costs. The expectation is the mean count under the
+    probabilities. A class that is never predicted has precision 0. Averages are over the classes that have images.
+    Raises ValueError when N is 0 or the shapes do not fit.
     """
     from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss  # here, since it takes seconds
 
@@ -106,7 +126,7 @@ def score(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> Me
         raise ValueError(f"{len(labels)} labels of {len(classes)} classes with probabilities {probabilities.shape}")
     probabilities = probabilities.astype(float)
     probabilities /= probabilities.sum(axis=1, keepdims=True)  # float32 rows miss 1 by more than log_loss allows
-    predictions = probabilities.argmax(axis=1)
+    predictions = probabilities.argmax(axis=1) if predicted is None else predicted
     present = np.unique(labels)
     return Metrics(
         num_images=len(labels),
@@ -114,8 +134,9 @@ def score(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> Me
         **_errors(labels, predictions, probabilities, classes),
         log_loss=log_loss(labels, probabilities, labels=range(len(classes))),
         brier=brier_score_loss(labels, probabilities, labels=range(len(classes)), scale_by_half=False),
-        calibration_error=calibration_error(reliability(labels, probabilities)),
-        **_binary_scores(labels, probabilities),
+        calibration_error=calibration_error(reliability(labels, probabilities, predictions)),
+        **_binary_scores(labels, predictions, probabilities, classes, positive, miss_cost),
+        threshold=threshold,
         macro=_average(labels, predictions, present, "macro"),
         weighted=_average(labels, predictions, present, "weighted"),
         per_class=_per_class(labels, predictions, classes),
@@ -123,15 +144,17 @@ def score(labels: np.ndarray, probabilities: np.ndarray, classes: Classes) -> Me
     )
 
 
-def reliability(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+def reliability(labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray | None = None) -> pd.DataFrame:
     """Return how often predictions of each confidence are right: a row a bin of confidence, low < confidence <= high.
 
     The columns are low, high, images, confidence and accuracy, the last two the means over the bin's images and missing
-    where it has none. labels are (N,) integers in 0..C-1, probabilities (N, C).
+    where it has none. labels are (N,) integers in 0..C-1, probabilities (N, C), predicted
+    (N,) the labels that were predicted, by default the likeliest; the confidence is their probability.
     """
     edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
-    confidence = probabilities.max(axis=1)
-    predictions = pd.DataFrame({"confidence": confidence, "accuracy": probabilities.argmax(axis=1) == labels})
+    predicted = probabilities.argmax(axis=1) if predicted is None else predicted
+    confidence = probabilities[np.arange(len(labels)), predicted]
+    predictions = pd.DataFrame({"confidence": confidence, "accuracy": predicted == labels})
     row = np.clip(np.searchsorted(edges, confidence) - 1, 0, CONFIDENCE_BINS - 1)
     means = predictions.groupby(row).mean().reindex(range(CONFIDENCE_BINS))
     images = np.bincount(row, minlength=CONFIDENCE_BINS)
@@ -170,14 +193,30 @@ def _check(labels: np.ndarray, num_classes: int) -> None:
         raise ValueError(f"labels must be in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
 
 
-def _binary_scores(labels, probabilities) -> dict[str, float | None]:
+def mean_cost(labels: np.ndarray, predictions: np.ndarray, positive: int, miss_cost: float) -> float:
+    """Return the mean cost of an image where a missed positive costs miss_cost and a false alarm 1."""
+    return float(np.mean(costs(labels, predictions, positive, miss_cost)))
+
+
+def costs(labels: np.ndarray, predictions: np.ndarray, positive: int, miss_cost: float) -> np.ndarray:
+    """Return the cost of each prediction, (N,), in false alarms."""
+    is_positive, alarm = labels == positive, predictions == positive
+    return miss_cost * (is_positive & ~alarm) + (~is_positive & alarm)
+
+
+def _binary_scores(labels, predictions, probabilities, classes: Classes, positive: int, miss_cost: float | None):
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    if probabilities.shape[1] != 2 or len(np.unique(labels)) < 2:
+    if len(classes) != 2:
         return {"roc_auc": None, "average_precision": None}
+    is_positive, scores = labels == positive, probabilities[:, positive]
+    both = is_positive.any() and not is_positive.all()
     return {
-        "roc_auc": roc_auc_score(labels, probabilities[:, 1]),
-        "average_precision": average_precision_score(labels, probabilities[:, 1]),
+        "roc_auc": roc_auc_score(is_positive, scores) if both else None,
+        "average_precision": average_precision_score(is_positive, scores) if both else None,
+        "positive": classes.names[positive],
+        "miss_cost": miss_cost,
+        "cost": mean_cost(labels, predictions, positive, miss_cost) if miss_cost is not None else None,
     }
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import Image
 from torch import nn
 
+from bincount import threshold
 from bincount.data import pictures
 from bincount.errors import BadPicture
 from bincount.settings import Device
@@ -37,7 +38,8 @@ class Input(Protocol):
 def predict_images(model: nn.Module, spec: ModelSpec, images: Sequence[np.ndarray]) -> pd.DataFrame:
     """Predict images (S, S, 3) uint8, as pictures.decode returns them with spec.images, on the model's device.
 
-    The columns are count, the name of the most probable class; expected_count, the mean of the counts weighted by their
+    The columns are count, the name of the predicted class: the most probable, or by the model's threshold;
+    expected_count, the mean of the counts weighted by their
     probabilities, only where classes are ordered; and p_NAME for each class.
     """
     return _as_table(spec, _predict(model, spec, images))
@@ -94,7 +96,7 @@ def _predict(model: nn.Module, spec: ModelSpec, images: Sequence[np.ndarray]) ->
 
 
 def _as_table(spec: ModelSpec, predicted: np.ndarray) -> pd.DataFrame:
-    table = pd.DataFrame({"count": np.array(spec.classes.names, object)[predicted.argmax(axis=1)]})
+    table = pd.DataFrame({"count": np.array(spec.classes.names, object)[threshold.predict(predicted, spec.threshold)]})
     if spec.classes.ordered:
         table["expected_count"] = predicted @ np.array(spec.classes.values, np.float32)
     for label, name in enumerate(spec.classes.names):

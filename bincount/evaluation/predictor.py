@@ -22,6 +22,7 @@ from bincount.evaluation.predict import predict_pictures
 from bincount.problem import Classes
 from bincount.settings import DataConfig, Device
 from bincount.text import percent
+from bincount.threshold import Threshold, predict
 from bincount.training.device import choose_device
 from bincount.training.model import load
 from bincount.training.spec import ModelSpec, model_digest
@@ -40,7 +41,8 @@ FORMS = (
 class Prediction:
     """The prediction of one picture.
 
-    class_name is the most probable class and confidence its probability; probabilities has that of each class by name.
+    class_name is the predicted class, the most probable or by the model's threshold, and confidence its probability;
+    probabilities has that of each class by name.
     count is the class as a number and expected_count the mean of the counts weighted by their probabilities; both are
     None where classes are not counts, and expected_count is there for grades too.
     """
@@ -70,11 +72,12 @@ class Predictions(Sequence[Prediction]):
     probabilities: np.ndarray
     positions: tuple[int, ...]
     unreadable: Mapping[int, str] = field(default_factory=dict)
+    threshold: Threshold | None = None
 
     @cached_property
     def labels(self) -> np.ndarray:
         """(N,) int64: the position of each predicted class among the classes."""
-        return self.probabilities.argmax(axis=1)
+        return predict(self.probabilities, self.threshold)
 
     @property
     def class_names(self) -> list[str]:
@@ -91,7 +94,7 @@ class Predictions(Sequence[Prediction]):
     @property
     def confidences(self) -> np.ndarray:
         """(N,) float32: the probability of each predicted class."""
-        return self.probabilities.max(axis=1, initial=0)
+        return self.probabilities[np.arange(len(self)), self.labels]
 
     def to_frame(self) -> pd.DataFrame:
         """Return a row a picture, with its position as index, as `bincount predict --output csv` has them.
@@ -119,7 +122,9 @@ class Predictions(Sequence[Prediction]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             names, positions = self.names[index], self.positions[index]
-            return Predictions(self.classes, names, self.probabilities[index], positions, self.unreadable)
+            return Predictions(
+                self.classes, names, self.probabilities[index], positions, self.unreadable, self.threshold
+            )
         label, shares = self.labels[index], self.probabilities[index]
         return Prediction(
             name=self.names[index],
@@ -195,7 +200,7 @@ class Model:
             raise _unreadable(given, unreadable)
         positions = tuple(position for position in range(len(given)) if position not in unreadable)
         names = tuple(given[position].name for position in positions)
-        return Predictions(self.classes, names, probabilities, positions, unreadable)
+        return Predictions(self.classes, names, probabilities, positions, unreadable, self.spec.threshold)
 
     def __repr__(self) -> str:
         of = self.spec.describe_networks()

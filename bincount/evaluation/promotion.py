@@ -11,8 +11,20 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from bincount import threshold
 from bincount.errors import SettingsError
 from bincount.evaluation import intervals
+from bincount.evaluation.compared import (
+    METRIC_NAMES,
+    OF_ORDER,
+    OF_TWO_CLASSES,
+    SHARES,
+    Pair,
+    best_single_prediction,
+    metrics_compared,
+    scores_of_tests,
+    unit_of,
+)
 from bincount.evaluation.intervals import FEWEST_BINS, Interval, LabelledImages
 from bincount.evaluation.power import POWER, smallest_detectable
 from bincount.frozen import Frozen
@@ -28,14 +40,14 @@ VERDICTS = {
     "keep": "Keep the champion",
 }
 NEW_TO_BOTH = "neither was trained on"
-METRIC_NAMES = {"accuracy": "accuracy", "rmse": "RMSE", "rmse_of_expectation": "RMSE of the expected count"}
 
 
 class Gain(Frozen):
     """How much better the challenger is in one metric: more accuracy, less error; the interval is of the gain.
 
-    Accuracies are shares, errors in unit. detectable is the smallest gain that such a comparison finds significant with
-    a probability of POWER; None of decisions that earlier releases stored, and where no bin tells the models apart.
+    Accuracies, macro F1 and average precision are shares; errors and costs are in unit. detectable is the smallest gain
+    that such a comparison finds significant with a probability of POWER; None of decisions that earlier releases
+    stored, and where no bin tells the models apart.
     """
 
     metric: str
@@ -43,8 +55,8 @@ class Gain(Frozen):
     challenger: float
     gain: float
     interval: Interval
-    detectable: float | None = None
     unit: str = "items"
+    detectable: float | None = None
 
     @property
     def is_worse(self) -> bool:
@@ -53,13 +65,13 @@ class Gain(Frozen):
 
     def format_scores(self) -> tuple[str, str]:
         """Return the champion's score and the challenger's, as text."""
-        form = percent if self.metric == "accuracy" else "{:.3f}".format
+        form = percent if self.metric in SHARES else "{:.3f}".format
         return form(self.champion), form(self.challenger)
 
     def format_change(self) -> tuple[str, str]:
         """Return the change and its interval: `+2.9 points`, `+0.4 to +5.4`; less error is negative."""
         ends = (self.interval.low, self.interval.high)
-        if self.metric == "accuracy":
+        if self.metric in SHARES:
             return f"{100 * self.gain:+.1f} points", "{:+.1f} to {:+.1f}".format(*(100 * end for end in ends))
         return f"{0 - self.gain:+.3f} {self.unit}".rstrip(), "{:+.3f} to {:+.3f}".format(
             *(0 - end for end in reversed(ends))
@@ -69,11 +81,9 @@ class Gain(Frozen):
         """Return the smallest detectable gain as text: `4.1 points`, `0.052 items`; empty where it is not known."""
         if self.detectable is None:
             return ""
-        return (
-            f"{100 * self.detectable:.1f} points"
-            if self.metric == "accuracy"
-            else f"{self.detectable:.3f} {self.unit}".rstrip()
-        )
+        if self.metric in SHARES:
+            return f"{100 * self.detectable:.1f} points"
+        return f"{self.detectable:.3f} {self.unit}".rstrip()
 
     def describe(self) -> str:
         """Return the gain as text: `accuracy 43.1 % against 40.2 %: +2.9 points (+0.4 to +5.4)`."""
@@ -148,8 +158,8 @@ class Decision(Frozen):
         if not self.gains or not (smallest := self.gains[0].format_detectable()):
             return ""
         gain = f"a gain in {METRIC_NAMES[self.gains[0].metric]} of {smallest} or more"
-        found = f"finds {gain} with {percent_of_level(POWER)} probability"
-        return f"A comparison on these {self.num_bins:,} {self.nouns} {found}."
+        probability = percent_of_level(POWER)
+        return f"A comparison on these {self.num_bins:,} {self.nouns} finds {gain} with {probability} probability."
 
     def describe(self) -> str:
         """Return the summary and, where models were compared, the evidence in a second line."""
@@ -162,8 +172,15 @@ def decide(
     champion: np.ndarray,
     promotion_config: PromotionConfig,
     absent: Collection[int] = (),
+    *,
+    predicted: Pair = (None, None),
+    miss_cost: float | None = None,
 ) -> Decision:
     """Compare two models' probabilities (N, C) for the same images.
+
+    predicted are the labels (N,) that the challenger and the champion predict, by default the likeliest. miss_cost is
+    what a missed positive costs in false alarms, for both, where the metric is the cost. The other metrics are those
+    of metrics_compared.
 
     The challenger is promoted when its gain is at least min_gain, the gain's interval lies above zero, no class loses
     more than max_class_loss points, no other metric is significantly worse, and every class has images here but for the
@@ -174,8 +191,8 @@ def decide(
     about = {"num_images": len(images), "num_bins": images.num_bins}
     if reason := _why_not_comparable(images, NEW_TO_BOTH, challenger=challenger, champion=champion):
         return _apply_force(Decision(promote=False, reason=reason, **about), promotion_config)
-    main, *others = _gains(images, challenger, champion, promotion_config)
-    class_changes = _class_changes(images, challenger, champion)
+    main, *others = _gains(images, (challenger, champion), predicted, promotion_config, miss_cost)
+    class_changes = _class_changes(images, (challenger, champion), predicted)
     reason, promote = _judge(main, others, class_changes, promotion_config)
     decision = Decision(
         promote=promote,
@@ -194,13 +211,16 @@ def decide_first(
     majority: int,
     promotion_config: PromotionConfig,
     absent: Collection[int] = (),
+    *,
+    predicted: np.ndarray | None = None,
+    miss_cost: float | None = None,
 ) -> Decision:
     """Decide where there is no champion: compare a model's probabilities with always predicting the label majority.
 
     The arguments are as of decide. The challenger becomes champion when the interval of its gain in the metric of
     promotion_config lies above zero, and every class has images here; or when promotion_config.force says so. Of errors
-    in items the most frequent class is not the least that one prediction for all pictures makes: there it has to beat
-    that prediction too.
+    in items, of macro F1 and of the cost, the most frequent class of train is not always the best that one prediction
+    for all pictures is worth: there it has to beat that prediction too.
     """
     classes = images.classes
     check_metric(promotion_config, classes)
@@ -208,7 +228,7 @@ def decide_first(
     if reason := _why_not_comparable(images, "it was not trained on", challenger=challenger):
         return _apply_force(Decision(promote=False, reason=reason, **about), promotion_config)
     always = np.tile(np.eye(len(classes))[majority], (len(images), 1))
-    main, *others = _gains(images, challenger, always, promotion_config)
+    main, *others = _gains(images, (challenger, always), (predicted, None), promotion_config, miss_cost)
     name, rule = METRIC_NAMES[promotion_config.metric], f"always predicting {classes.names[majority]}"
     confidence = f"at {percent_of_level(promotion_config.confidence)} confidence"
     promote = False
@@ -216,7 +236,7 @@ def decide_first(
         reason = f"{name} is significantly worse than {rule} ({confidence})"
     elif main.interval.low <= 0:
         reason = f"{name} is not significantly better than {rule} ({confidence})"
-    elif reason := _why_no_better_than_one_prediction(images, challenger, promotion_config):
+    elif reason := _why_no_better_than_one_prediction(images, challenger, predicted, promotion_config, miss_cost):
         reason = f"{reason} ({confidence})"
     else:
         promote, reason = True, f"there was no champion, and {name} is significantly better than {rule} ({confidence})"
@@ -233,10 +253,11 @@ def decide_first(
 
 def check_metric(promotion_config: PromotionConfig, classes: Classes) -> None:
     """Raise SettingsError when the metric means nothing for the classes."""
-    if promotion_config.metric != "accuracy" and not classes.ordered:
-        raise SettingsError(
-            f"--metric {promotion_config.metric} needs classes with an order; choose accuracy, or add --ordered"
-        )
+    metric = promotion_config.metric
+    if metric in OF_ORDER and not classes.ordered:
+        raise SettingsError(f"--metric {metric} needs classes with an order; choose accuracy, or add --ordered")
+    if metric in OF_TWO_CLASSES and len(classes) != 2:
+        raise SettingsError(f"--metric {metric} is for two classes, and there are {len(classes)}; choose macro_f1")
 
 
 def explain_undetectable(decision: Decision, promotion_config: PromotionConfig) -> str:
@@ -248,7 +269,7 @@ def explain_undetectable(decision: Decision, promotion_config: PromotionConfig) 
     if decision.is_first or not decision.gains or not wanted:
         return ""
     main = decision.gains[0]
-    factor = 100 if main.metric == "accuracy" else 1
+    factor = 100 if main.metric in SHARES else 1
     if main.detectable is None or factor * main.detectable <= wanted:
         return ""
     return (
@@ -275,28 +296,25 @@ def _why_not_comparable(images: LabelledImages, new: str, **probabilities: np.nd
 
 
 def _why_no_better_than_one_prediction(
-    images: LabelledImages, challenger: np.ndarray, promotion_config: PromotionConfig
+    images: LabelledImages,
+    challenger: np.ndarray,
+    predicted: np.ndarray | None,
+    promotion_config: PromotionConfig,
+    miss_cost: float | None,
 ) -> str:
-    """Return an empty text where the challenger is better than the best single prediction for all pictures.
-
-    Of accuracy that is the most frequent class, which it was compared with already.
-    """
-    if promotion_config.metric == "accuracy":
+    """Return an empty text where the challenger is better than the best single prediction for all pictures."""
+    best = best_single_prediction(images, promotion_config.metric, miss_cost)
+    if best is None:
         return ""
-    classes, labels = images.classes, images.labels
-    values = np.array(classes.values)
-    if promotion_config.metric == "rmse":
-        best = int(np.abs(values - values[labels].mean()).argmin())  # the mean has the least squared error of all
-        one, prediction = np.eye(len(classes))[best], classes.names[best]
-    else:
-        one = np.bincount(labels, minlength=len(classes)) / len(labels)
-        prediction = f"{one @ values:.2f}"
-    gain = _gains(images, challenger, np.tile(one, (len(labels), 1)), promotion_config)[0]
+    one, name = best
+    always = np.tile(one, (len(images), 1))
+    gain = _gains(images, (challenger, always), (predicted, None), promotion_config, miss_cost)[0]
     if gain.interval.low > 0:
         return ""
+    of_one, of_challenger = gain.format_scores()
     return (
-        f"{METRIC_NAMES[promotion_config.metric]} {gain.challenger:.3f} is not significantly better than "
-        f"the {gain.champion:.3f} of predicting {prediction} for every picture"
+        f"{METRIC_NAMES[promotion_config.metric]} {of_challenger} is not significantly better than "
+        f"the {of_one} of predicting {name} for every picture"
     )
 
 
@@ -319,9 +337,9 @@ def _judge(
         return f"{name} is significantly worse", False
     if main.interval.low <= 0:
         return f"{name} is not significantly better: the interval of its gain holds zero", False
-    gain = 100 * main.gain if promotion_config.metric == "accuracy" else main.gain
+    gain = 100 * main.gain if promotion_config.metric in SHARES else main.gain
     if gain < promotion_config.min_gain:
-        unit = "points" if promotion_config.metric == "accuracy" else main.unit
+        unit = "points" if promotion_config.metric in SHARES else main.unit
         return f"the gain in {name} is {gain:.3g} {unit}, less than the {promotion_config.min_gain:g} required", False
     losing = [change for change in class_changes if change.loss > promotion_config.max_class_loss]
     if losing:
@@ -348,42 +366,48 @@ def _apply_force(decision: Decision, promotion_config: PromotionConfig) -> Decis
 
 
 def _gains(
-    images: LabelledImages, challenger: np.ndarray, champion: np.ndarray, promotion_config: PromotionConfig
+    images: LabelledImages,
+    probabilities: tuple[np.ndarray, np.ndarray],
+    predicted: Pair,
+    promotion_config: PromotionConfig,
+    miss_cost: float | None,
 ) -> list[Gain]:
-    """Return the gain in each metric, that of promotion_config.metric first."""
-    classes = images.classes
-    names = [name for name in METRIC_NAMES if name == "accuracy" or classes.ordered]
-    names.sort(key=lambda name: name != promotion_config.metric)
-    terms = [intervals.image_sums(images, probabilities) for probabilities in (challenger, champion)]
-    points = [intervals.scores_of_sums(each.sum().to_frame().T, classes).iloc[0] for each in terms]
-    tests = intervals.resample(pd.concat(terms, axis=1, keys=[0, 1]), images.groups)  # the same tests for both
-    resampled = [intervals.scores_of_sums(tests[which], classes) for which in (0, 1)]
-    sign = pd.Series({name: 1 if name == "accuracy" else -1 for name in names})
-    gains = (resampled[0] - resampled[1])[names] * sign
+    """Return the challenger's gain over the champion in each metric, that of promotion_config.metric first.
+
+    A resampled test that says nothing of the average precision, since it has no positive, counts as no gain.
+    """
+    names = metrics_compared(promotion_config.metric, images.classes)
+    both = [scores_of_tests(images, *each, names, miss_cost) for each in zip(probabilities, predicted, strict=True)]
+    (points, champion_points), resampled = ([each[which] for each in both] for which in (0, 1))
+    sign = pd.Series({name: 1 if name in SHARES else -1 for name in names})
+    gains = (resampled[0] - resampled[1])[names].fillna(0) * sign
     low, high = intervals.percentile_interval(gains, promotion_config.confidence)
     standard_errors = gains.std()
     return [
         Gain(
             metric=name,
-            challenger=points[0][name],
-            champion=points[1][name],
-            gain=(points[0][name] - points[1][name]) * sign[name],
+            challenger=points[name],
+            champion=champion_points[name],
+            gain=(points[name] - champion_points[name]) * sign[name],
             interval=Interval(low=low[name], high=high[name]),
+            unit=unit_of(name, images.problem),
             detectable=smallest_detectable(standard_errors[name], promotion_config.confidence),
-            unit=images.problem.unit,
         )
         for name in names
     ]
 
 
-def _class_changes(images: LabelledImages, challenger: np.ndarray, champion: np.ndarray) -> tuple[ClassChange, ...]:
-    right = [probabilities.argmax(axis=1) == images.labels for probabilities in (champion, challenger)]
+def _class_changes(
+    images: LabelledImages, probabilities: tuple[np.ndarray, np.ndarray], predicted: Pair
+) -> tuple[ClassChange, ...]:
+    """Return the accuracy of the challenger and the champion on each class."""
+    challenger, champion = (
+        (threshold.predict(of_model) if labels is None else labels) == images.labels
+        for of_model, labels in zip(probabilities, predicted, strict=True)
+    )
     return tuple(
         ClassChange(
-            name=name,
-            images=int(here.sum()),
-            champion=right[0][here].mean(),
-            challenger=right[1][here].mean(),
+            name=name, images=int(here.sum()), champion=champion[here].mean(), challenger=challenger[here].mean()
         )
         for label, name in enumerate(images.classes.names)
         if (here := images.labels == label).any()

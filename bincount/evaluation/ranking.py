@@ -19,17 +19,25 @@ import pandas as pd
 from bincount.evaluation.coverage import LOOK
 from bincount.evaluation.record_errors import RecordErrors
 from bincount.problem import Classes
+from bincount.threshold import Threshold, predict
 
 SMALLEST = 1e-12  # probability; float32 gives 0 for what is smaller still
 COMPARISONS = ("p_recorded", "odds", "margin", "expected_difference")
 
 
-def rank(scores: pd.DataFrame, outputs: Classes, errors: RecordErrors, min_confidence: float) -> pd.DataFrame:
+def rank(
+    scores: pd.DataFrame,
+    outputs: Classes,
+    errors: RecordErrors,
+    min_confidence: float,
+    threshold: Threshold | None = None,
+) -> pd.DataFrame:
     """Return the scores of bins with these columns added, in the order of the scores:
 
     - p_wrong: the probability that the record is wrong
     - counted: the likeliest class in the picture, whatever the record says; confidence: its probability
-    - answer: counted, or LOOK where the confidence is below min_confidence
+    - answer: counted, or what the threshold of the model makes of two classes; LOOK where the confidence is below
+      min_confidence
     - expected: the mean count; missing where classes have no order
     - direction: whether the picture shows more or fewer than the record, or the same; empty where there is no order
     - p_recorded, odds, margin, expected_difference: simpler scores, as compare returns them
@@ -40,13 +48,14 @@ def rank(scores: pd.DataFrame, outputs: Classes, errors: RecordErrors, min_confi
     probabilities = scores[[f"p_{name}" for name in outputs.names]].to_numpy(np.float64)
     labels = labels_of(scores, outputs)
     names, values = np.array(outputs.names, object), np.array(outputs.values)
+    answered = predict(probabilities, threshold if len(outputs) == 2 else None)  # extra counts are outputs too
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     p_wrong = posterior(probabilities, labels, errors.likelihood(outputs))
     direction = np.array(["fewer", "same", "more"], object)[np.sign(values[predicted] - values[labels]).astype(int) + 1]
     return scores.assign(
         p_wrong=p_wrong,
         counted=names[predicted],
-        answer=np.where(confidence >= min_confidence, names[predicted], LOOK),
+        answer=np.where(confidence >= min_confidence, names[answered], LOOK),
         confidence=confidence,
         expected=probabilities @ values if outputs.ordered else np.nan,
         direction=direction if outputs.ordered else "",

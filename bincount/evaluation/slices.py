@@ -15,15 +15,21 @@ MOST_ITEMS = 4  # different items; more are one slice
 COLUMNS = ["slice", "value", "images", "accuracy", "accuracy_low", "accuracy_high", "rmse"]
 
 
-def score_slices(images: LabelledImages, probabilities: np.ndarray, values: Mapping[str, pd.Series]) -> pd.DataFrame:
+def score_slices(
+    images: LabelledImages,
+    probabilities: np.ndarray,
+    values: Mapping[str, pd.Series],
+    predicted: np.ndarray | None = None,
+) -> pd.DataFrame:
     """Score each slice of the images, a row each: slice, value, images, accuracy, accuracy_low, accuracy_high and rmse.
 
-    probabilities are (N, C). values has by the kind of a slice the value of each image, (N,), as slice_values returns
-    them: categorical where the order means something, missing where the value is unknown. The interval is of 95 %; rmse
-    is missing where the classes have no order. A value of fewer than 30 bins is left out, and so is a kind with fewer
-    than two values.
+    probabilities are (N, C), predicted (N,) the labels, by default the likeliest. values has by the kind of a slice
+    the value of each image, (N,), as slice_values returns them: categorical where the order means something, missing
+    where the value is unknown. The interval is of 95 %; rmse is missing where the classes have no order. A value of
+    fewer than 30 bins is left out, and so is a kind with fewer than two values.
     """
-    terms = intervals.image_sums(images, probabilities)
+    predicted = probabilities.argmax(axis=1) if predicted is None else predicted
+    terms = intervals.image_sums(images, probabilities, predicted)
     rows = []
     for kind, of_images in values.items():
         large = [(value, where) for value, where in _positions(of_images) if images.take(where).num_bins >= FEWEST_BINS]
@@ -31,7 +37,9 @@ def score_slices(images: LabelledImages, probabilities: np.ndarray, values: Mapp
             continue
         for value, where in large:
             score = intervals.scores_of_sums(terms.iloc[where].sum().to_frame().T, images.classes).iloc[0]
-            interval = intervals.estimate(images.take(where), probabilities[where])["accuracy"]
+            interval = intervals.estimate(images.take(where), probabilities[where], predicted=predicted[where])[
+                "accuracy"
+            ]
             rows.append(
                 {
                     "slice": kind,

@@ -10,7 +10,7 @@ from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.metrics import Metrics
 from bincount.evaluation.promotion import Decision
 from bincount.problem import SPLITS, Classes, Problem
-from bincount.reporting import cross_fit, tables
+from bincount.reporting import binary, cross_fit, tables
 from bincount.settings import TrainConfig, name_networks
 from bincount.text import escape_markdown, markdown_code
 from bincount.training.spec import ModelSpec
@@ -55,7 +55,7 @@ def describe(
 In brackets the interval that holds the score with 95 % confidence, had other {nouns} been drawn for the test.\
 {_reviewed(metrics, noun)}
 
-{_coverage(evaluation)}{tables.markdown_table(tables.class_score_text(evaluation))}
+{_of_two(evaluation, classes)}{_coverage(evaluation)}{tables.markdown_table(tables.class_score_text(evaluation))}
 
 {_cross_fitted(cross_fitted)}## Data
 
@@ -155,6 +155,14 @@ def _coverage(evaluation: Evaluation) -> str:
         return ""
     table = tables.markdown_table(tables.coverage(evaluation.coverage[::3]))
     return f"Where only the surest predictions count, and people look at the others:\n\n{table}\n\n"
+
+
+def _of_two(evaluation: Evaluation, classes: Classes) -> str:
+    """Write what two classes have beside the scores of any."""
+    said, weighed = binary.describe(evaluation, classes), binary.costs(evaluation.metrics)
+    parts = [" ".join(map(escape_markdown, said))] if said else []
+    parts += [] if weighed is None else [tables.markdown_table(weighed)]
+    return "".join(f"{part}\n\n" for part in parts)
 
 
 def _cross_fitted(cross_fitted: CrossFitted | None) -> str:

@@ -18,13 +18,19 @@ import pandas as pd
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation import intervals
-from bincount.evaluation.evaluate import Evaluation, probability_columns, score_predictions
-from bincount.evaluation.intervals import LabelledImages
+from bincount.evaluation.evaluate import (
+    PREDICTED,
+    Evaluation,
+    labelled_images,
+    predicted_labels,
+    probability_columns,
+    score_predictions,
+)
 from bincount.evaluation.metrics import reliability
 from bincount.evaluation.promotion import Decision
 from bincount.files import atomic_write
 from bincount.problem import Classes
-from bincount.reporting import offline, sections, thumbnails
+from bincount.reporting import binary, offline, sections, thumbnails
 from bincount.reporting.sections import SideBySide
 from bincount.text import escape_html
 
@@ -60,7 +66,7 @@ def write(
     predictions, classes = evaluation.predictions, snapshot.classes
     probabilities = predictions[probability_columns(classes)].to_numpy()
     labels = predictions["label"].to_numpy(np.int64)
-    is_right = probabilities.argmax(axis=1) == labels
+    is_right = predicted_labels(predictions, classes) == labels
     chosen = thumbnails.choose(
         is_right,
         probabilities[np.arange(len(labels)), labels],
@@ -99,8 +105,10 @@ def evaluation_page(
     metrics, predictions = evaluation.metrics, evaluation.predictions
     image_slices, by_slice = evaluation.image_slices, evaluation.slices
     probabilities = predictions[probability_columns(classes)].to_numpy()
-    confidence = reliability(predictions["label"].to_numpy(), probabilities)
-    beside = _side_by_side(predictions, champion, classes) if champion and len(champion.predictions) else None
+    confidence = reliability(predictions["label"].to_numpy(), probabilities, predicted_labels(predictions, classes))
+    beside = (
+        _side_by_side(evaluation, predictions, champion, classes) if champion and len(champion.predictions) else None
+    )
     nouns = evaluation.problem.nouns
     of_images = _data(predictions, image_slices, classes, pictures, champion if beside else None)
     of_images |= {"noun": evaluation.problem.noun, "unit": evaluation.problem.unit}
@@ -121,6 +129,7 @@ def evaluation_page(
         coverage=sections.coverage(evaluation.coverage) if evaluation.coverage else "",
         coverage_hidden="" if evaluation.coverage else "hidden",
         slices=sections.slices(by_slice, image_slices, evaluation.problem.unit) if len(by_slice) else "",
+        curves=binary.section(evaluation, classes),
         slices_hidden="" if len(by_slice) else "hidden",
         compared_on=_compared_on(beside),
         scores=sections.scores(evaluation, beside),
@@ -131,19 +140,29 @@ def evaluation_page(
     )
 
 
-def _side_by_side(predictions: pd.DataFrame, champion: Champion, classes: Classes) -> SideBySide:
+def _side_by_side(
+    evaluation: Evaluation, predictions: pd.DataFrame, champion: Champion, classes: Classes
+) -> SideBySide:
     columns = probability_columns(classes)
     compared = predictions[predictions["image_id"].isin(champion.predictions["image_id"])]
-    of_champion = champion.predictions.set_index("image_id").loc[compared["image_id"], columns].to_numpy()
-    of_version = compared[columns].to_numpy()
-    images = LabelledImages(compared["label"].to_numpy(np.int64), compared["group"].to_numpy(), classes)
-    of_scores, of_changes = intervals.estimate_changes(images, of_champion, of_version)
+    rows = champion.predictions.set_index("image_id").loc[compared["image_id"]]
+    of_champion, of_version = rows[columns].to_numpy(), compared[columns].to_numpy()
+    champion_labels = predicted_labels(rows, classes)
+    images, _ = labelled_images(compared, classes, evaluation.problem)
+    of_two = {"positive": images.positive, "miss_cost": evaluation.metrics.miss_cost}  # the cost is one for both
+    of_scores, of_changes = intervals.estimate_changes(
+        images, of_champion, of_version, predicted=(champion_labels, predicted_labels(compared, classes))
+    )
     return SideBySide(
         name=champion.name,
         num_images=len(images),
         is_whole=len(images) == len(predictions),
-        version=score_predictions(compared, classes),
-        champion=score_predictions(compared.assign(**dict(zip(columns, of_champion.T, strict=True))), classes),
+        version=score_predictions(compared, classes, **of_two),
+        champion=score_predictions(
+            compared.assign(**{PREDICTED: champion_labels, **dict(zip(columns, of_champion.T, strict=True))}),
+            classes,
+            **of_two,
+        ),
         intervals=of_scores,
         changes=of_changes,
     )
@@ -158,14 +177,14 @@ def _data(
 ) -> dict:
     """Return what the page's script reads: columns of all images, their probabilities in thousandths, and pictures."""
     columns = probability_columns(classes)
-    probabilities = predictions[columns].to_numpy()
+    probabilities, predicted = predictions[columns].to_numpy(), predicted_labels(predictions, classes)
     data = {
         "classes": classes.names,
         "values": classes.values if classes.ordered else None,
         "ids": predictions["image_id"].tolist(),
         "recorded": predictions["label"].tolist(),
-        "predicted": probabilities.argmax(axis=1).tolist(),
-        "confidence": np.rint(100_000 * probabilities.max(axis=1)).astype(int).tolist(),
+        "predicted": predicted.tolist(),
+        "confidence": np.rint(100_000 * probabilities[np.arange(len(predicted)), predicted]).astype(int).tolist(),
         "probabilities": _thousandths(probabilities),
         "slices": [
             {"kind": kind, "values": values.cat.categories.tolist(), "codes": values.cat.codes.tolist()}
@@ -176,12 +195,11 @@ def _data(
         "champion": None,
     }
     if champion:
-        of_champion = _predictions_of(champion, predictions, classes)
-        is_known = ~np.isnan(of_champion).any(axis=1)
-        of_champion = np.where(is_known[:, None], of_champion, 0)
+        of_champion, labels = _predictions_of(champion, predictions, classes)
+        of_champion = np.nan_to_num(of_champion)
         data["champion"] = {
             "name": champion.name,
-            "predicted": np.where(is_known, of_champion.argmax(axis=1), -1).tolist(),
+            "predicted": labels.tolist(),
             "probabilities": _thousandths(of_champion),
         }
     return data
@@ -193,16 +211,20 @@ def _is_changed(
     """Return whether one of the two models is right and the other is not, (N,)."""
     if champion is None:
         return np.zeros(len(predictions), bool)
-    of_champion = _predictions_of(champion, predictions, classes)
-    is_known = ~np.isnan(of_champion).any(axis=1)
-    was_right = np.nan_to_num(of_champion).argmax(axis=1) == predictions["label"].to_numpy()
-    return is_known & (was_right != is_right)
+    _, labels = _predictions_of(champion, predictions, classes)
+    was_right = labels == predictions["label"].to_numpy()
+    return (labels >= 0) & (was_right != is_right)
 
 
-def _predictions_of(champion: Champion, predictions: pd.DataFrame, classes: Classes) -> np.ndarray:
-    """Return the champion's probabilities of the tested images, (N, C); NaN where it was not compared."""
-    by_id = champion.predictions.set_index("image_id")[probability_columns(classes)]
-    return by_id.reindex(predictions["image_id"]).to_numpy()
+def _predictions_of(champion: Champion, predictions: pd.DataFrame, classes: Classes) -> tuple[np.ndarray, np.ndarray]:
+    """Return the champion's probabilities of the tested images, (N, C), and its labels, (N,).
+
+    They are NaN and -1 where it was not compared.
+    """
+    rows = champion.predictions.assign(**{PREDICTED: predicted_labels(champion.predictions, classes)})
+    by_id = rows.set_index("image_id").reindex(predictions["image_id"])
+    labels = by_id[PREDICTED].fillna(-1).to_numpy(np.int64)
+    return by_id[probability_columns(classes)].to_numpy(), labels
 
 
 def _thousandths(probabilities: np.ndarray) -> list[int]:

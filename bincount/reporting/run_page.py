@@ -16,7 +16,7 @@ from bincount.data.balance import ClassBalance
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation.evaluate import Evaluation, find_mistakes
-from bincount.problem import SPLITS
+from bincount.problem import SPLITS, Classes
 from bincount.reporting import tables, trend
 from bincount.reporting.trend import ScoredVersion
 from bincount.text import escape_markdown, percent
@@ -88,6 +88,14 @@ def draw_pictures(
             sheet = mistakes_sheet(mistakes, snapshot, pack, "Records with the lowest probability", columns=3)
             drawn[MISTAKES] = _image(_jpeg(sheet), "jpeg", _describe_mistakes(mistakes))
     return drawn
+
+
+def curves_figure(evaluation: Evaluation, classes: Classes) -> "Figure | None":
+    """Draw the ROC and the precision-recall curve of the positive class with their bands; None where there are none."""
+    from bincount.reporting import binary, binary_figures
+
+    drawn = binary.draw_curves(evaluation, classes)
+    return binary_figures.curves(drawn, evaluation) if drawn else None
 
 
 def mistakes_sheet(mistakes: pd.DataFrame, snapshot: Snapshot, pack: Pack, title: str, columns: int = 6) -> "Figure":

@@ -24,6 +24,8 @@ CARDS = {
     "rmse": "RMSE, items",
     "mae": "Mean error, items",
     "macro/f1": "Macro F1",
+    "average_precision": "Average precision",
+    "cost": "Cost per image, false alarms",
     "calibration_error": "Calibration error",
 }
 MORE_IS_BETTER = (

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from bincount.evaluation.intervals import FEWEST_BINS, SHARES, Interval, Score
@@ -44,6 +45,7 @@ SCORE_LABELS = {
     "calibration_error": "expected calibration error",
     "roc_auc": "ROC AUC",
     "average_precision": "average precision",
+    "cost": "cost per image, in false alarms",
 }
 RANKINGS = {
     "p_wrong": "probability that the record is wrong",
@@ -301,9 +303,17 @@ def drift_page(drift: "Drift") -> str:
 
 
 def predictions(predicted: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of predict_inputs that people read first: the highest probability alone, in percent."""
+    """Return the columns of predict_inputs that people read first: of the probabilities that of the predicted class.
+
+    It is in percent. Where the answer is to look, it is the highest.
+    """
     probabilities = predicted.filter(regex="^p_")
-    return predicted.drop(columns=list(probabilities)).assign(confidence=probabilities.max(axis=1).map(percent))
+    places = probabilities.columns.get_indexer(
+        "p_" + predicted["class" if "class" in predicted else "count"].astype(str)
+    )
+    of_answer = probabilities.to_numpy()[np.arange(len(predicted)), places]
+    confidence = probabilities.max(axis=1).where(places < 0, of_answer)
+    return predicted.drop(columns=list(probabilities)).assign(confidence=confidence.map(percent))
 
 
 def of_diagnosis(diagnosis: "Diagnosis") -> Tables:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bincount import threshold
 from bincount.errors import BadPicture
 from bincount.evaluation.coverage import LOOK
 from bincount.serving.answers import Answer, RecordCheck
@@ -123,11 +124,11 @@ class Service:
 
     def _answer(self, model: ServedModel, logits: np.ndarray, recorded: str | None) -> Answer:
         classes, probabilities = model.classes, model.probabilities(logits[None])[0]
-        likeliest = int(probabilities.argmax())
-        confidence = float(probabilities[likeliest])
-        name = classes.names[likeliest]
+        predicted = int(threshold.predict(probabilities[None], model.engine.spec.threshold)[0])
+        confidence = float(probabilities[predicted])
+        name = classes.names[predicted]
         count = int(name) if classes.are_counts else name
-        abstains = confidence < self.audit_config.min_confidence
+        abstains = float(probabilities.max()) < self.audit_config.min_confidence  # also where a threshold decides
         judge = Judge(model.engine.spec.outputs, classes, model.output_probabilities(logits[None])[0], bool(abstains))
         record = None if recorded is None else judge.check(recorded, self.audit_config.error_rate)
         answer_id = new_id()

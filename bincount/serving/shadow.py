@@ -6,6 +6,7 @@ from collections import Counter
 
 from fastapi import APIRouter
 
+from bincount import threshold
 from bincount.errors import BadPicture
 from bincount.evaluation.intervals import Score, wilson
 from bincount.frozen import Frozen
@@ -137,7 +138,10 @@ class Shadow:
         image = decoding.decode(answered.content, model.engine.spec.images)
         probabilities = model.probabilities(model.engine.logits(image[None]))[0]
         classes = model.classes
-        served, predicted = str(answer.count), classes.names[int(probabilities.argmax())]
+        served, predicted = (
+            str(answer.count),
+            classes.names[threshold.predict(probabilities[None], model.engine.spec.threshold)[0]],
+        )
         with self._lock:
             tally = self._tallies.setdefault((answered.model.version, model.version), _Tally())
             tally.cells[served, predicted] += 1

@@ -7,16 +7,17 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from bincount.data import advice
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation.crossfit import CrossFitted
-from bincount.evaluation.evaluate import Evaluation, find_mistakes, find_suspects, probability_columns
+from bincount.evaluation.evaluate import Evaluation, find_mistakes, find_suspects, predicted_labels, probability_columns
 from bincount.evaluation.metrics import reliability
 from bincount.evaluation.promotion import Decision
-from bincount.reporting import card, pages, run_page, tables
+from bincount.reporting import binary, card, pages, run_page, tables
 from bincount.reporting.pages import Champion
 from bincount.settings import Job
 from bincount.tracking import names
@@ -149,7 +150,8 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
 
     metrics, predictions, by_slice = evaluation.metrics, evaluation.predictions, evaluation.slices
     probabilities = predictions[probability_columns(snapshot.classes)].to_numpy()
-    confidence = reliability(predictions["label"].to_numpy(), probabilities)
+    labels = predictions["label"].to_numpy(np.int64)
+    confidence = reliability(labels, probabilities, predicted_labels(predictions, snapshot.classes))
     mistakes = find_mistakes(predictions, snapshot.classes)
     worst = mistakes.head(NUM_WORST)
     title = f"The {len(worst)} test images whose record has the lowest probability"
@@ -161,12 +163,16 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
         "mistakes": mistakes,
         "suspects": find_suspects(mistakes),
     }
+    if (weighed := binary.costs(metrics)) is not None:
+        logged["costs"] = weighed
     drawn = {
         "confusion_matrix": figures.confusion(metrics),
         "class_scores": figures.class_scores(metrics, evaluation.intervals),
         "reliability": figures.reliability(confidence, metrics.calibration_error),
         "worst_mistakes": run_page.mistakes_sheet(worst, snapshot, pack, title),
     }
+    if figure := run_page.curves_figure(evaluation, snapshot.classes):
+        drawn["curves"] = figure
     if len(by_slice):
         drawn["slices"] = figures.slices(by_slice, metrics.accuracy)
     return {

@@ -10,7 +10,7 @@ from bincount.data import tables
 from bincount.errors import DatasetError
 from bincount.evaluation import coverage
 from bincount.evaluation.coverage import CoveragePoint
-from bincount.evaluation.evaluate import probability_columns
+from bincount.evaluation.evaluate import predicted_labels, probability_columns
 from bincount.evaluation.intervals import LabelledImages
 from bincount.problem import Classes
 from bincount.settings import RegistryConfig
@@ -39,7 +39,9 @@ def find_coverage(
     if predictions is None or predictions.empty or not {"group", "label", *columns} <= set(predictions):
         return None
     images = LabelledImages(predictions["label"].to_numpy(np.int64), predictions["group"].to_numpy(), classes)
-    return coverage.at_confidence(images, predictions[columns].to_numpy(), min_confidence)
+    return coverage.at_confidence(
+        images, predictions[columns].to_numpy(), min_confidence, predicted_labels(predictions, classes)
+    )
 
 
 def _read_predictions(registry: Registry, version: Version) -> pd.DataFrame | None:

@@ -8,8 +8,9 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from bincount.data.packs import Pack
+from bincount.threshold import Threshold
 from bincount.training.model import load, logits, mean_softmax
-from bincount.training.spec import write_spec
+from bincount.training.spec import read_spec, write_spec
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,15 @@ def calibrate(checkpoint: Path, pack: Pack, rows: np.ndarray, labels: np.ndarray
     write_spec(checkpoint, spec.model_copy(update={"temperature": temperature}))
     logger.info("temperature %.3f, fitted on %d images of val", temperature, len(labels))
     return mean_softmax(val_logits, temperature)
+
+
+def keep_threshold(checkpoint: Path, threshold: Threshold | None) -> None:
+    """Write the threshold that was chosen for a model into its model.json; none where there is none."""
+    if threshold is None:
+        return
+    spec = read_spec(checkpoint)
+    write_spec(checkpoint, spec.model_copy(update={"threshold": threshold}))
+    logger.info("threshold: %s", threshold.describe(spec.classes))
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from bincount import threshold
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.files import write_json
 from bincount.settings import Device
-from bincount.training.calibration import calibrate
+from bincount.training.calibration import calibrate, keep_threshold
 from bincount.training.device import choose_device
 from bincount.training.model import load, save
 from bincount.training.run_folder import Trained, find_finished, read_history
@@ -45,6 +46,11 @@ def combine(
     val = snapshot.labelled().query("split == 'val'")
     labels = val["label"].to_numpy(np.int64)
     probabilities = calibrate(folder / "model", pack, pack.locate(val["sha256"]), labels, choose_device(device))
+    if aim := specs[0].threshold:  # that of a member is not the one of their mean
+        chosen = threshold.choose(
+            labels, probabilities, aim.positive, miss_cost=aim.miss_cost, min_precision=aim.min_precision
+        )
+        keep_threshold(folder / "model", chosen)
     scores = measure(probabilities, labels, snapshot.classes)
     epochs = pd.concat([pd.DataFrame(read_history(member.folder)) for member in members]).groupby("epoch")
     write_json(folder / "history.json", epochs.mean().reset_index().to_dict("records"))

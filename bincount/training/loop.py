@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from filelock import Timeout
 
+from bincount import threshold
 from bincount.data import balance, folds
 from bincount.errors import SettingsError
 from bincount.files import locked, write_json
@@ -25,7 +26,7 @@ from bincount.progress import Progress
 from bincount.text import percent
 from bincount.training import checkpoints, distributed, losses, run_folder, validation
 from bincount.training import model as models
-from bincount.training.calibration import calibrate
+from bincount.training.calibration import calibrate, keep_threshold
 from bincount.training.device import choose_device, reproducible, resolve
 from bincount.training.distributed import World
 from bincount.training.reader import Examples, Reader, read_examples
@@ -97,6 +98,14 @@ def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
     trained = _summarize(trainer, folder)
     if world.is_first:
         calibrated = calibrate(trained.checkpoint, request.pack, val.rows, val.labels, world.device)
+        chosen = threshold.choose(
+            val.labels,
+            calibrated,
+            threshold.positive_label(request.snapshot.problem, request.snapshot.classes),
+            miss_cost=config.miss_cost,
+            min_precision=config.min_precision,
+        )
+        keep_threshold(trained.checkpoint, chosen)
         scores = validation.measure(calibrated, val.labels, trainer.spec.classes)
         trained = replace(trained, val_log_loss=scores["val_loss"])
         trained.write()
@@ -116,7 +125,9 @@ def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]
         manifest = manifest[~folds.left_out(request.snapshot, request.fold)]
     train, val = (read_examples(manifest, split, pack, spec.outputs) for split in ("train", "val"))
     losses.check(config, classes)
-    schedule = Schedule(config, train.labels, balance.weights(np.bincount(train.labels, minlength=len(spec.outputs))))
+    threshold.check(config, classes)
+    weights = balance.weights(np.bincount(train.labels, minlength=len(spec.outputs)))
+    schedule = Schedule(config, train.labels, weights, len(classes))
     if schedule.batch_size < world.size:
         raise SettingsError(
             f"batches of {schedule.batch_size} images cannot be shared by {world.size} processes; "
@@ -169,7 +180,8 @@ def _end_epoch(trainer: Trainer, request: Request, val: Examples) -> None:
     world, spec, folder = trainer.world, trainer.spec, request.folder
     shard = models.probabilities(trainer.model, spec, request.pack.images, world.shard(val.rows))
     scores = np.stack(world.gather(list(shard)))
-    record = trainer.end_epoch(validation.measure(scores, val.labels, spec.classes))
+    positive = threshold.positive_label(request.snapshot.problem, spec.classes)
+    record = trainer.end_epoch(validation.measure(scores, val.labels, spec.classes, positive))
     if world.is_first:
         if validation.select_epoch(trainer.history, trainer.config.keep) is record:
             models.save(folder / "model", trainer.model, spec)

@@ -14,20 +14,31 @@ from bincount.settings import TrainConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of a training on N images: labels (N,) int64, and class_weights (C,), 1 on average."""
+    """The steps of a training on N images: labels (N,) int64, and class_weights (C,), 1 on average.
+
+    The labels from num_classes on, where it is given, are of extra counts.
+    """
 
     config: TrainConfig
     labels: np.ndarray
     class_weights: np.ndarray
+    num_classes: int | None = None
 
     @property
     def batch_size(self) -> int:
-        return min(self.config.batch_size, len(self.labels))
+        return min(self.config.batch_size, self.images_per_epoch)
+
+    @property
+    def images_per_epoch(self) -> int:
+        """The number of images of an epoch: all, or with undersampling as many of each class as the rarest has."""
+        if self.config.sampling != "undersampled":
+            return len(self.labels)
+        return int(_undersampled_counts(self.labels, self.num_classes).sum())
 
     @property
     def steps_per_epoch(self) -> int:
         """The number of whole batches; the rest of an epoch is left out, since batch norm cannot train on one image."""
-        return len(self.labels) // self.batch_size
+        return self.images_per_epoch // self.batch_size
 
     @property
     def num_steps(self) -> int:
@@ -35,7 +46,7 @@ class Schedule:
 
     def batches(self, epoch: int) -> np.ndarray:
         """Return the positions (steps, B) of the images of each batch of an epoch; epochs count from 0."""
-        order = epoch_order(self.labels, self.class_weights, self.config, epoch)
+        order = epoch_order(self.labels, self.class_weights, self.config, epoch, self.num_classes)
         return order[: self.steps_per_epoch * self.batch_size].reshape(self.steps_per_epoch, self.batch_size)
 
     def learning_rate(self, step: int) -> float:
@@ -65,16 +76,39 @@ def _half_cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def epoch_order(labels: np.ndarray, class_weights: np.ndarray, training_config: TrainConfig, epoch: int) -> np.ndarray:
-    """Return the order of an epoch's training images: positions (N,) among the N images.
+def epoch_order(
+    labels: np.ndarray,
+    class_weights: np.ndarray,
+    training_config: TrainConfig,
+    epoch: int,
+    num_classes: int | None = None,
+) -> np.ndarray:
+    """Return the order of an epoch's training images: positions among the N images, (N,) unless it is undersampled.
 
-    Balanced sampling draws with replacement, every class with equal probability.
+    Balanced sampling draws with replacement, every class with equal probability. Undersampled, an epoch has all images
+    of the rarest class and as many of each other, drawn without replacement, other ones in each epoch; of an extra
+    count, a label from num_classes on, at most as many.
     """
     random = np.random.default_rng(seed_for("order", training_config.seed, epoch))
     if training_config.sampling == "natural":
         return random.permutation(len(labels))
+    if training_config.sampling == "undersampled":
+        counts = _undersampled_counts(labels, num_classes)
+        drawn = [
+            random.choice(np.flatnonzero(labels == label), count, replace=False)
+            for label, count in enumerate(counts)
+            if count
+        ]
+        return random.permutation(np.concatenate(drawn))
     chances = class_weights[labels]
     return random.choice(len(labels), len(labels), p=chances / chances.sum())
+
+
+def _undersampled_counts(labels: np.ndarray, num_classes: int | None) -> np.ndarray:
+    """Return how many images of each label an epoch has: of every class those of the rarest that has any."""
+    counts = np.bincount(labels)
+    of_classes = counts[:num_classes]
+    return np.minimum(counts, of_classes[of_classes > 0].min())
 
 
 def seed_for(purpose: str, seed: int, position: int = 0) -> int:

@@ -15,6 +15,7 @@ from bincount.files import read_sealed, write_sealed
 from bincount.frozen import Frozen
 from bincount.problem import Classes, Problem
 from bincount.settings import ImageConfig, ModelName, TrainConfig, name_networks
+from bincount.threshold import Threshold
 from bincount.training import pretrained
 
 WEIGHTS = "model.safetensors"
@@ -62,6 +63,14 @@ class ModelSpec(Frozen):
     networks: tuple[NetworkSpec, ...] = ()
     weights_licence: str = ""
     weights_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+    threshold: Threshold | None = Field(None, description="of two classes; without, the likeliest is predicted")
+
+    @field_validator("threshold")
+    @classmethod
+    def _of_two(cls, threshold: Threshold | None, info: ValidationInfo) -> Threshold | None:
+        if threshold and "classes" in info.data and len(info.data["classes"]) != 2:
+            raise ValueError(f"a threshold needs two classes, there are {len(info.data['classes'])}")
+        return threshold
 
     @field_validator("extra_names")
     @classmethod
@@ -108,9 +117,10 @@ class ModelSpec(Frozen):
     @classmethod
     def average(cls, specs: Sequence["ModelSpec"], image_size: int) -> "ModelSpec":
         """Describe the mean of several models of one network each, with pictures decoded at image_size."""
-        whole = specs[0].model_copy(update={"members": len(specs), "image_size": image_size, "temperature": 1.0})
         licences = dict.fromkeys(filter(None, (spec.weights_licence for spec in specs)))
-        whole = whole.model_copy(update={"weights_licence": "; ".join(licences)})
+        own = {"members": len(specs), "image_size": image_size, "weights_licence": "; ".join(licences)}
+        fitted_later = {"temperature": 1.0, "threshold": None}
+        whole = specs[0].model_copy(update=own | fitted_later)
         networks = tuple(NetworkSpec.model_validate(spec.model_dump(include=OF_NETWORK)) for spec in specs)
         if set(networks) == {NetworkSpec.model_validate(whole.model_dump(include=OF_NETWORK))}:
             return whole
@@ -157,8 +167,9 @@ def is_checkpoint(folder: Path) -> bool:
 
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write model.json into the folder of a model."""
-    exclude = None if spec.networks else {"networks"}  # as releases write it, and read it, that know one architecture
-    write_sealed(folder / "model.json", spec.model_dump(mode="json", exclude=exclude))
+    # As releases write it, and read it, that know neither thresholds nor several architectures.
+    unused = {name for name in ("networks", "threshold") if not getattr(spec, name)}
+    write_sealed(folder / "model.json", spec.model_dump(mode="json", exclude=unused))
 
 
 def read_spec(folder: Path) -> ModelSpec:

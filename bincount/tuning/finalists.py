@@ -17,8 +17,9 @@ from pydantic import Field
 from bincount.data import packs, tables
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, TrainingFailed
+from bincount.evaluation.compared import scores_of_images
 from bincount.evaluation.evaluate import predict_test, probability_columns
-from bincount.evaluation.intervals import LabelledImages, image_sums, scores_of_sums
+from bincount.evaluation.intervals import LabelledImages
 from bincount.frozen import Frozen
 from bincount.settings import Device, TrainConfig
 from bincount.training.run_folder import Trained
@@ -34,6 +35,7 @@ from bincount.tuning.gains import (
     format_score,
     measure_gains,
     plain,
+    scores_for,
 )
 from bincount.tuning.search import Search, Trial
 from bincount.workspace import Workspace
@@ -219,7 +221,7 @@ def judge(results: Sequence[Result], snapshot: Snapshot, objective: Sequence[str
         for number, of_trial in _by_trial(_that_ended(results)).items()
     }
     scores = {
-        number: {seed: _scores(images, each) for seed, each in of_trial.items()}
+        number: {seed: _scores(images, each, objective) for seed, each in of_trial.items()}
         for number, of_trial in predicted.items()
     }
     findings = choose(results, scores, objective)
@@ -295,7 +297,9 @@ def _compare(
         [predicted[each.number][seed] for seed in each.seeds] for each in (findings.given, findings.winner)
     )
     order = [*findings.objective, *SCORES]
-    return tuple(sorted(measure_gains(images, given, winner), key=lambda gain: order.index(gain.score)))
+    return tuple(
+        sorted(measure_gains(images, given, winner, findings.objective), key=lambda gain: order.index(gain.score))
+    )
 
 
 def _that_ended(results: Sequence[Result]) -> list[Result]:
@@ -331,10 +335,8 @@ def _candidate(
     )
 
 
-def _scores(images: LabelledImages, probabilities: np.ndarray) -> dict[str, float]:
-    sums = image_sums(images, probabilities).sum().to_frame().T
-    scores = scores_of_sums(sums, images.classes).iloc[0]
-    return {name: float(scores[name]) for name in SCORES if name in scores}
+def _scores(images: LabelledImages, probabilities: np.ndarray, objective: Sequence[str]) -> dict[str, float]:
+    return scores_of_images(images, probabilities, None, scores_for(images.classes, objective)).to_dict()
 
 
 def _with_seed(training: TrainConfig, number: int) -> TrainConfig:

@@ -1,18 +1,25 @@
 """How much better one kind of training is than another, and whether that is significant."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
-import pandas as pd
 
-from bincount.evaluation.intervals import LabelledImages, image_sums, resample, scores_of_sums
+from bincount.evaluation.compared import scores_of_tests
+from bincount.evaluation.intervals import LabelledImages
 from bincount.frozen import Frozen
+from bincount.problem import Classes
 from bincount.text import percent
 
 CONFIDENCE = 0.95
-SCORES = {"log_loss": "log loss", "accuracy": "accuracy", "rmse": "RMSE, items"}
-MORE_IS_BETTER = ("accuracy",)
+SCORES = {
+    "log_loss": "log loss",
+    "accuracy": "accuracy",
+    "rmse": "RMSE, items",
+    "macro_f1": "macro F1",
+    "average_precision": "average precision",
+}
+MORE_IS_BETTER = ("accuracy", "macro_f1", "average_precision")
 SIGNIFICANT, NOT_SIGNIFICANT, WORSE = "significant", "not significant", "significantly worse"
 UNKNOWN = "not known"  # of one seed
 
@@ -70,25 +77,34 @@ def plain(score: str) -> str:
     return SCORES[score].removesuffix(", items")
 
 
+def scores_for(classes: Classes, objective: Collection[str]) -> list[str]:
+    """Return the scores that trainings are compared in: of counts and grades those of classes only where asked for."""
+    known = {
+        "rmse": classes.ordered,
+        "macro_f1": not classes.ordered or "macro_f1" in objective,
+        "average_precision": len(classes) == 2 and (not classes.ordered or "average_precision" in objective),
+    }
+    return [name for name in SCORES if known.get(name, True)]
+
+
 def measure_gains(
-    images: LabelledImages, given: Sequence[np.ndarray], winner: Sequence[np.ndarray]
+    images: LabelledImages,
+    given: Sequence[np.ndarray],
+    winner: Sequence[np.ndarray],
+    objective: Collection[str] = (),
 ) -> tuple[Gain, ...]:
     """Measure how much better the mean score of some networks is than that of others, on the same images.
 
     Each network is its probabilities (N, C), one a seed. All are scored on the same resampled bins (the paired cluster
-    bootstrap of evaluation.intervals).
+    bootstrap of evaluation.intervals). The scores are those of scores_for.
     """
-    networks = [*given, *winner]
-    sums = pd.concat([image_sums(images, each) for each in networks], axis=1, keys=range(len(networks)))
-    measured, resampled = (
-        [scores_of_sums(each[number], images.classes) for number in range(len(networks))]
-        for each in (sums.sum().to_frame().T, resample(sums, images.groups))
-    )
+    names = scores_for(images.classes, objective)
+    measured, resampled = zip(*(scores_of_tests(images, each, None, names) for each in (*given, *winner)), strict=True)
     gains = []
-    for score in measured[0].columns.intersection(list(SCORES)):
+    for score in names:
         of_given, of_winner = (
-            np.array([frame[score].iloc[0] for frame in frames])
-            for frames in (measured[: len(given)], measured[len(given) :])
+            np.array([of_network[score] for of_network in networks])
+            for networks in (measured[: len(given)], measured[len(given) :])
         )
         sign = 1 if score in MORE_IS_BETTER else -1
         of_tests = sign * (

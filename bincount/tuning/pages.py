@@ -28,7 +28,13 @@ NUM_SHOWN = 10  # trials in the terminal
 NO_VALUE = ""
 IN_SEARCH = "in the search"  # the column of a finalist's score by which it became one
 PERCENT = {"accuracy": "accuracy, %"}  # scores that figures and tables of numbers have in percent
-CURVES = {"log_loss": "val loss", "accuracy": "val accuracy, %", "rmse": "val RMSE, items"}
+CURVES = {
+    "log_loss": "val loss",
+    "accuracy": "val accuracy, %",
+    "rmse": "val RMSE, items",
+    "macro_f1": "val macro F1",
+    "average_precision": "val average precision",
+}
 FORMS = {  # of columns of trial_values; other floats have three digits
     "trial": "{:.0f}",
     "epochs trained": "{:.0f}",

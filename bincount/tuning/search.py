@@ -43,8 +43,14 @@ from bincount.workspace import Workspace
 if TYPE_CHECKING:
     import pandas as pd
 
-DIRECTIONS = {"log_loss": "minimize", "accuracy": "maximize", "rmse": "minimize"}
-CURVES = {"log_loss": "val_loss", "accuracy": "val_accuracy", "rmse": "val_rmse"}  # in the history of a training
+DIRECTIONS = {
+    "log_loss": "minimize",
+    "accuracy": "maximize",
+    "rmse": "minimize",
+    "macro_f1": "maximize",
+    "average_precision": "maximize",
+}
+CURVES = {"log_loss": "val_loss", **{name: f"val_{name}" for name in DIRECTIONS if name != "log_loss"}}  # in histories
 STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -67,6 +73,10 @@ def check(job: Job, classes: Classes | None = None) -> Space:
     if "rmse" in tuning.objective and not classes.ordered:
         raise SettingsError(
             "--objective rmse needs classes with an order; choose log_loss or accuracy, or add --ordered"
+        )
+    if "average_precision" in tuning.objective and len(classes) != 2:
+        raise SettingsError(
+            f"--objective average_precision is for two classes, and there are {len(classes)}; choose macro_f1"
         )
     if len(tuning.objective) > 1 and tuning.pruner != "none":
         raise SettingsError(
@@ -211,8 +221,12 @@ class Search:
         """
         log_loss = trained.val_loss if trained.val_log_loss is None else trained.val_log_loss
         measured = {"log_loss": lambda: log_loss, "accuracy": lambda: trained.val_accuracy}
-        measured["rmse"] = lambda: float(trained.history().loc[trained.best_epoch, CURVES["rmse"]])
-        return {name: measured[name]() for name in self.job.tuning.objective}
+        return {
+            name: measured[name]()
+            if name in measured
+            else float(trained.history().loc[trained.best_epoch, CURVES[name]])
+            for name in self.job.tuning.objective
+        }
 
     @_one_at_a_time
     def table(self) -> "pd.DataFrame":

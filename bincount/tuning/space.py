@@ -40,6 +40,8 @@ NOT_SEARCHED = {
     "training.device": "it says where a trial is trained, not how",
     "training.seed": "a seed is better than another by chance; --seeds-per-trial shows by how much",
     "training.members": "each network costs as much as a trial; set it when you train the winner",
+    "training.miss_cost": "it says what mistakes cost; no score on val follows from it",
+    "training.min_precision": "it says which mistakes are rare; no score on val follows from it",
     "training.debug": "it changes no result",
 }
 BACKBONES = ("resnet18", "resnet34", "mobilenet_v2", "efficientnet_v2_s")
