@@ -238,7 +238,7 @@ def of_comparison(decision: "Decision", first: str, second: str) -> Tables:
     title = f"On the same {decision.num_images:,} images of {decision.num_bins:,} {decision.nouns}, {new}"
     tables = {title: gains(decision, first, second)}
     if sentence := decision.detectability():
-        tables["What these bins can detect"] = pd.DataFrame({"": [sentence]})
+        tables[f"What these {decision.nouns} can detect"] = pd.DataFrame({"": [sentence]})
     return tables | ({"Accuracy by class": class_changes(decision, first, second)} if decision.class_changes else {})
 
 
