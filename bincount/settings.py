@@ -190,8 +190,8 @@ class TrainConfig(Frozen):
 
     model: ModelName = Field(
         "resnet34",
-        description="backbone that `bincount backbones` lists: a name of torchvision's, timm/NAME, or small, a network "
-        "for quick trials without pretrained weights",
+        description="name of a backbone, as `bincount backbones` lists them: torchvision's, timm/NAME, or small, a "
+        "network for quick trials without pretrained weights",
         json_schema_extra=backbones.RULE,
     )
     weights: str = Field(

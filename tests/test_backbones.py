@@ -299,7 +299,7 @@ def test_the_settings_of_a_preset_are_printed_and_can_be_trained(preset, tmp_pat
     (tmp_path / "printed.toml").write_text(shown(["config", "--preset", preset], capsys))
     given = parsed("train", "--config", str(tmp_path / "printed.toml"))
     assert (given["images"], given["training"]) == (PRESETS[preset].images, PRESETS[preset].training)
-    preflight.check_backbone(Job(images=given["images"], training=given["training"]))
+    preflight.check_backbone(given["training"], given["images"])
 
 
 def test_an_unknown_preset_is_an_error_with_those_that_there_are(monkeypatch, capsys):

@@ -66,7 +66,7 @@ def test_class_folders_need_no_records(tmp_path):
         path.write_bytes(jpeg(number))
     bring(tmp_path / "bucket", tmp_path / "data")
     assembly.build(tmp_path / "data", bins.read(tmp_path / "data"), Classes.parse("good,bad"), "bucket")
-    assert check.diagnose(tmp_path / "data") == check.Diagnosis(12, Counter(), ())
+    assert check.diagnose(tmp_path / "data") == check.Diagnosis(12, Counter(), (), nouns="pictures")
 
 
 def test_a_bin_that_joins_two_splits_counts_as_quarantined(bucket, dataset):

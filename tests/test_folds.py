@@ -116,12 +116,12 @@ def test_trainings_of_folds_lie_in_folders_of_their_own(tmp_path):
     workspace, training = Workspace(root=tmp_path), TrainConfig(members=2, weights="none", seed=5)
     cross_fit = CrossFit(workspace, snapshot, IMAGES, training, 3)
     networks = cross_fit.networks()
-    assert [(str(fold), member.seed, member.members) for fold, member, _ in networks[:3]] == [
+    assert [(str(fold), member.seed, member.members) for fold, _, member, _ in networks[:3]] == [
         ("fold 1 of 3", 5, 1),
         ("fold 1 of 3", 6, 1),
         ("fold 2 of 3", 5, 1),
     ]
     plain = [folder_of(workspace, snapshot, IMAGES, each) for each in (training, *training.each_member())]
-    folders = [folder for _, _, folder in networks] + [cross_fit.folder, *plain]
+    folders = [folder for *_, folder in networks] + [cross_fit.folder, *plain]
     assert len(set(folders)) == len(folders)
     assert cross_fit.whole().members == 6

@@ -104,7 +104,7 @@ def test_nothing_is_missing_where_the_project_is_installed_and_an_old_package_is
     assert gpu.missing() == []
     version = gpu.metadata.version
     monkeypatch.setattr(gpu.metadata, "version", lambda name: "2.2.3" if name == "pandas" else version(name))
-    assert gpu.missing()[0].startswith("1 packages are missing here, or too old: pandas 2.2.3 (from 3 on); 12.0 MB")
+    assert gpu.missing()[0].startswith("1 packages are missing here, or too old: pandas 2.2.3 (from 3.0.1 on); 12.0 MB")
 
 
 def test_without_torch_it_says_what_to_do(monkeypatch):

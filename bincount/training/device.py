@@ -122,15 +122,19 @@ def reproducible(device: torch.device) -> Iterator[None]:
     On a GPU operations that have no deterministic implementation are errors, which is_not_deterministic recognises:
     torch's attention has a deterministic backward pass in that mode alone.
     """
+    if (
+        device.type != "cuda"
+    ):  # so are all operations there; and setting it imports torch's compiler, which takes seconds
+        yield
+        return
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.utils.deterministic.fill_uninitialized_memory,
     )
-    if device.type == "cuda":
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without which torch refuses matrix products in that mode
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a help for debugging, which costs time
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without which torch refuses matrix products in that mode
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a help for debugging, which costs time
     try:
         with exact_convolutions():
             yield
