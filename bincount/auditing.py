@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 FOLDS = "folds"  # as a model: the mean of the networks of all folds
 WITHOUT_A_MODEL = "`bincount audit --folds 4 --scored-by folds` trains its own networks, and needs no registered model"
+WEIGHTS_OF_MEMBERS = re.compile(r"['\"]weights['\"]: ['\"]([^'\"]+)")  # in the param of a run that lists its members
 DIGITS_OF_KEPT_WEIGHTS = 16  # of the digest, in the names of Workspace.weights
 MOST_JUDGED = 50_000  # bins by which the ranking is judged: the figures of more differ little, and take minutes
 NOT_OF_CLASSES = ("p_wrong", "p_recorded")  # columns beside the probability p_NAME of each class
@@ -97,14 +98,17 @@ def fetch_scorer(registry: Registry, version: Version, job: Job, folder: Path) -
 
 
 def find_ancestors(registry: Registry, version: Version) -> list[Version]:
-    """Return a version, the one whose weights its training started from, and so on.
+    """Return a version, those whose weights its training and those of its members started from, and so on.
 
     Raises ModelNotFound where such weights are of a model that is not registered any more.
     """
-    found = [version]
-    while (parent := _find_parent(registry, found[-1])) and parent.version not in {each.version for each in found}:
-        found.append(parent)
-    return found
+    found, todo = {}, [version]
+    while todo:
+        each = todo.pop(0)
+        if each.version not in found:
+            found[each.version] = each
+            todo += _find_parents(registry, each)
+    return list(found.values())
 
 
 def finish(audit: Audit, job: Job) -> Audited:
@@ -174,17 +178,23 @@ def _judge(scores: pd.DataFrame, audit: Audit, errors) -> Quality:
     )
 
 
-def _find_parent(registry: Registry, version: Version) -> Version | None:
-    """Return the version whose weights the training of one started from; None where it started from no such model."""
-    weights = None
+def _find_parents(registry: Registry, version: Version) -> list[Version]:
+    """Return the versions whose weights the training of one started from, or of one of its members."""
+    params = None
     with ignore_missing():
-        weights = registry.runs.read_params(version.run_id).get("weights", "")
-    if weights is None:
+        params = registry.runs.read_params(version.run_id)
+    if params is None:
         raise ModelNotFound(
             f"the run of version {version.version} was removed in MLflow, and nothing else says from which weights it "
             f"started, so that no bin is sure to be new to it; {WITHOUT_A_MODEL}"
         )
-    path = Path(weights)
+    each_weights = dict.fromkeys([params.get("weights", ""), *WEIGHTS_OF_MEMBERS.findall(params.get("members", ""))])
+    parents = (_find_parent(registry, version, Path(weights)) for weights in each_weights)
+    return [parent for parent in parents if parent]
+
+
+def _find_parent(registry: Registry, version: Version, path: Path) -> Version | None:
+    """Return the version that a file of weights is of; None where it is of no such model."""
     if path.suffix != ".safetensors":
         return None
     if path.is_file():

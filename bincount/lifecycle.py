@@ -5,7 +5,6 @@ id of the root flow run, or empty: a nightly run whose process was killed starts
 take its own versions for those of an earlier run.
 """
 
-import hashlib
 import logging
 import shutil
 import tempfile
@@ -17,22 +16,18 @@ from pathlib import Path
 from bincount import approval
 from bincount.comparison import compare, find_comparison_snapshot, show_champion
 from bincount.data import snapshots
-from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import ModelNotFound
-from bincount.evaluation import drift, promotion, reviewing
-from bincount.evaluation.drift import Accuracy, Drift
+from bincount.evaluation import promotion, reviewing
 from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.intervals import Score
 from bincount.evaluation.promotion import Decision
 from bincount.evaluation.reviewing import ReviewFigures
-from bincount.files import atomic_write, read_sealed, sealed
+from bincount.files import atomic_write
 from bincount.reporting import card
-from bincount.settings import Device, DriftConfig, Job, TrainConfig
+from bincount.settings import LONGEST_LICENCE, Device, Job, TrainConfig
 from bincount.tracking.approvals import find_closed_by, find_open, is_current
 from bincount.tracking.champion import CHAMPION, AliasChange
 from bincount.tracking.live import FOLDS_PARAM
-from bincount.tracking.packaging import MODEL_TAG
 from bincount.tracking.registry import Registry, Version
 from bincount.tracking.runs import ROOT_FLOW_RUN_TAG
 from bincount.training.spec import read_spec, weights_digest
@@ -132,13 +127,13 @@ def _why_skip(registry: Registry, snapshot: Snapshot, new_data: NewData, job: Jo
             f"Nothing was trained: {new_data.num_new:,} images are {new_data.describe()}, "
             f"and a training needs {job.retraining.min_new_images:,} (min_new_images)"
         )
-    settings = _identifying_settings(job)
+    each_settings = _identifying_settings(job)
     for version in registry.versions_of(snapshot.digest):
         # This run carries out a promotion that another decided and did not come to.
         if (
             _is_of(version, flow_run)
             or not _is_settled(version)
-            or not registry.runs.was_trained_with(version.run_id, settings)
+            or not any(registry.runs.was_trained_with(version.run_id, settings) for settings in each_settings)
         ):
             continue
         rollback = registry.find_rollback(version)
@@ -147,88 +142,35 @@ def _why_skip(registry: Registry, snapshot: Snapshot, new_data: NewData, job: Jo
     return ""
 
 
-def _identifying_settings(job: Job) -> Mapping:
-    """Return the settings by which trainings differ.
+def _identifying_settings(job: Job) -> list[Mapping]:
+    """Return the settings by which trainings differ, in each of the forms that a training with them may have.
 
     auto may stand for another device or precision on the machine of another run, which alone is no reason to train
-    again; a warm start replaces the weights that the settings name. The mean of the networks of folds, each of which
-    has trained on a part, is a training with these settings only where they register it.
+    again; a warm start replaces the weights that the settings name, those of members too, unless the champion was
+    another kind of model. The mean of the networks of folds, each of which has trained on a part, is a training with
+    these settings only where they register it.
     """
     chosen = {name for name in ("precision", "normalization") if getattr(job.training, name) == "auto"}
     no_reason = chosen | {"device", "weights_licence"}
     if job.retraining.warm_start:
         no_reason.add("weights")
-    training = job.training.start_all_from("") if job.retraining.warm_start else job.training
+    trainings = [job.training, *([job.training.start_all_from("")] if job.retraining.warm_start else [])]
     folds = job.evaluation.cross_fit if job.evaluation.register_cross_fit else ""
-    training = training.repeat_members(folds) if folds else training
-    settings = {**job.images.model_dump(), **training.params(), FOLDS_PARAM: folds}
-    return {name: value for name, value in settings.items() if name not in no_reason}
-
-
-def measure_drift(
-    registry: Registry, new_data: NewData, snapshot: Snapshot, pack: Pack, job: Job
-) -> tuple[Drift, Path | None]:
-    """Measure how unlike the new images are to those of the champion.
-
-    Returns the drift, and the file for keep_drift where it was measured now: a drift that is kept is not announced
-    again, so it is kept once it was announced.
-    """
-    champion, workspace = new_data.champion, Workspace(root=job.workspace)
-    folder = champion and workspace.snapshot(champion.snapshot_digest)
-    if folder is None:
-        reason = f"the images of version {champion.version} are not here" if champion else "there is no champion"
-        return Drift(num_new=new_data.num_new, note=f"nothing to compare with: {reason}"), None
-    kept = _drift_file(champion, snapshot, job.drift, workspace)
-    if (measured := _read_drift(kept)) is not None:
-        return measured, None
-    trained_on = snapshots.open_snapshot(folder)
-    accuracy, missing = None, ""
-    if new_data.num_new >= job.drift.min_images and (test := champion.scores.get("accuracy")):
-        try:
-            accuracy = _score_new_images(registry, champion, snapshot, trained_on, test, job)
-        except ModelNotFound as error:
-            missing = f"the champion was not evaluated on the new images: {error}"
-    measured = drift.detect(snapshot, trained_on, pack, job.drift, accuracy)
-    measured = measured.model_copy(update={"note": "; ".join(filter(None, [measured.note, missing]))})
-    return measured, kept
-
-
-def keep_drift(drift: Drift, path: Path) -> None:
-    """Keep a drift in the file that measure_drift named, which the next nightly runs read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(sealed(drift.model_dump(mode="json")))
-
-
-def _score_new_images(
-    registry: Registry, champion: Version, snapshot: Snapshot, trained_on: Snapshot, test: Score, job: Job
-) -> Accuracy | None:
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = registry.checkpoint(champion, Path(folder))
-        return drift.score_new_images(snapshot, trained_on, checkpoint, test, job.drift, job.training.device)
-
-
-def _read_drift(kept: Path) -> Drift | None:
-    """Read the drift that an earlier run has measured; return None where there is none that can be used."""
-    try:
-        return Drift.model_validate(read_sealed(kept))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        logger.warning("%s is damaged (%s); the drift is measured again", kept, str(error).splitlines()[0])
-        return None
-
-
-def _drift_file(champion: Version, snapshot: Snapshot, drift_config: DriftConfig, workspace: Workspace) -> Path:
-    """Name the file by what the measurement follows from."""
-    model = champion.tags.get(MODEL_TAG, champion.run_id)
-    inputs = f"{champion.snapshot_digest} {champion.tags.get('test_accuracy')} {drift_config.model_dump_json()}"
-    name = hashlib.sha256(inputs.encode()).hexdigest()[:12]
-    return workspace.evaluation(snapshot.digest, model) / f"drift-{name}.json"
+    each_settings = [
+        {**job.images.model_dump(), **(training.repeat_members(folds) if folds else training).params()}
+        for training in trainings
+    ]
+    return [
+        {name: value for name, value in settings.items() if name not in no_reason} | {FOLDS_PARAM: folds}
+        for settings in each_settings
+    ]
 
 
 def start_from_champion(registry: Registry, champion: Version, job: Job) -> TrainConfig:
-    """Return the training settings with the champion's weights, or as they are where it is another kind of model."""
+    """Return the training settings with the champion's weights, or as they are where it is another kind of model.
+
+    With the weights comes the licence of those that the champion itself has started from.
+    """
     training = job.training
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -251,7 +193,8 @@ def start_from_champion(registry: Registry, champion: Version, job: Job) -> Trai
         kept.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(kept) as temporary:
             shutil.copyfile(checkpoint / "model.safetensors", temporary)
-    return training.start_all_from(str(kept))
+    licence = spec.weights_licence[:LONGEST_LICENCE] or training.weights_licence
+    return training.start_all_from(str(kept)).model_copy(update={"weights_licence": licence})
 
 
 def promote(

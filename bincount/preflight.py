@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from bincount import backbones, threshold
@@ -22,6 +23,9 @@ from bincount.settings import Device, ImageConfig, Job, RegistryConfig, RunnerCo
 from bincount.training.pretrained import import_timm
 from bincount.training.spec import MOST_NETWORKS, check_initial_weights, is_checkpoint, is_own_model
 from bincount.workspace import Workspace
+
+if TYPE_CHECKING:
+    from bincount.tuning.space import Space
 
 WEB = ("http", "https")
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -136,12 +140,25 @@ def check_tune(job: Job, *, fetch: bool = True) -> None:
         check_writable(job.workspace)
     classes = job.data.class_set if fetch else find_snapshot(job).classes
     check_training(job, classes)
-    search.check(job, classes)
+    check_searched_networks(job, search.check(job, classes))
     budget.check(job)
     if job.tuning.storage:
         storage.open_database(job.tuning.storage)
     if job.launch.nnodes > 1:
         raise SettingsError("a trial trains on one host; leave --nnodes out, or train on several with --on-pool")
+
+
+def check_searched_networks(job: Job, space: "Space") -> None:
+    """Raise SettingsError where a searched network is not there, or does not take each size of images searched."""
+    model, size = "training.model", "images.image_size"
+    where = space.where(model if model in space.parameters else size)
+    for name in space.values(model) or [job.training.model]:
+        training = job.training.model_copy(update={"model": name})
+        for side in space.values(size) or [job.images.image_size]:
+            try:
+                check_backbone(training, job.images.model_copy(update={"image_size": side}))
+            except SettingsError as error:
+                raise SettingsError(f"{where} cannot be searched: {error}; or take it out of the search") from error
 
 
 def check_scorer(job: Job, scored_by: str) -> None:

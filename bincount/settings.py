@@ -31,6 +31,7 @@ from bincount.problem import DEFAULT_CLASSES, Classes, Problem, find_description
 
 MAX_PIXELS = 50_000_000  # of a picture, unless set otherwise
 DEFAULT_WORKSPACE = Path("bincount-data")
+LONGEST_LICENCE = 200  # characters
 WORKSPACE_HELP = "folder that holds everything the pipeline makes"
 ModelName = Annotated[str, AfterValidator(backbones.check_name)]
 
@@ -202,7 +203,7 @@ class TrainConfig(Frozen):
     weights_licence: str | None = Field(
         None,
         min_length=1,
-        max_length=200,
+        max_length=LONGEST_LICENCE,
         description="licence of a file of weights, for the model card [default: not known]",
     )
     normalization: Literal["auto", "imagenet", "symmetric"] = Field(
@@ -327,11 +328,11 @@ class TrainConfig(Frozen):
         return self.model_dump() | {"model": self.model if isinstance(self.members, int) else self.describe_networks()}
 
     def start_all_from(self, weights: str) -> "TrainConfig":
-        """Return the settings with other weights to start from, for each network."""
+        """Return the settings with other weights to start from, for each network, and without the old ones' licence."""
         members = self.members
         if not isinstance(members, int):
-            members = tuple(member.model_copy(update={"weights": None}) for member in members)
-        return self.model_copy(update={"weights": weights, "members": members})
+            members = tuple(member.model_copy(update={"weights": None, "weights_licence": None}) for member in members)
+        return self.model_copy(update={"weights": weights, "weights_licence": None, "members": members})
 
     def describe_networks(self) -> str:
         """Name the networks: `resnet34`, `3 x resnet34`, or `mobilenet_v2 + resnet18`."""

@@ -82,9 +82,10 @@ class Workspace(Frozen):
         (data.pictures.DECODER_VERSION). subset names the images that are trained on, where it is not all of them.
         """
         inputs = f"{images.model_dump_json()}{training.model_dump_json(exclude_none=True)}{decoder}{subset}"
-        if os.path.isfile(training.weights):
-            with open(training.weights, "rb") as file:
-                inputs += hashlib.file_digest(file, "sha256").hexdigest()
+        for weights in dict.fromkeys(member.weights for member in training.each_member()):
+            if os.path.isfile(weights):
+                with open(weights, "rb") as file:
+                    inputs += hashlib.file_digest(file, "sha256").hexdigest()
         return self.root / "runs" / f"{snapshot_digest[:12]}-{_digest(inputs, 12)}"
 
     def tracking_uri(self, registry: RegistryConfig) -> str:

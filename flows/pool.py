@@ -288,6 +288,8 @@ def with_absolute_paths(job: Job) -> Job:
         data = data.model_copy(update={"source": str(Path(data.source).resolve())})
     if data.only_listed:
         data = data.model_copy(update={"only_listed": data.only_listed.resolve()})
+    if data.problem:
+        data = data.model_copy(update={"problem": data.problem.resolve()})
     if Path(training.weights).is_file():
         training = training.model_copy(update={"weights": str(Path(training.weights).resolve())})
     return job.replace(data=data, training=training, workspace=job.workspace.resolve())

@@ -5,7 +5,6 @@ either kind start a training, wait for whichever ends first, and stop what is un
 """
 
 import logging
-import os
 import threading
 from dataclasses import replace
 from functools import cache, partial
@@ -16,6 +15,7 @@ from typing import Protocol
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from bincount import cores
 from bincount.data.snapshots import Snapshot
 from bincount.errors import TrainingFailed
 from bincount.settings import Job
@@ -181,7 +181,7 @@ class Threads:
         parallel = search.job.tuning.parallel
         self._runner = ThreadPoolTaskRunner(max_workers=parallel)
         # A single one has what a training has that is no trial, so that it ends alike.
-        self._threads = max(1, os.cpu_count() // parallel) if parallel > 1 else None
+        self._threads = max(1, cores.num_cores() // parallel) if parallel > 1 else None
 
     def __enter__(self) -> "Threads":
         self._runner.__enter__()
@@ -224,9 +224,12 @@ class Threads:
 
 
 def unresolve(job: Job, given: Job) -> Job:
-    """Return the job of a trial with `auto` where the given settings have it, for another machine to resolve."""
-    machine = {"device": given.training.device, "precision": given.training.precision}
-    return job.replace(training=job.training.model_copy(update=machine))
+    """Return the job of a trial with `auto` where the given settings have it, for another machine to resolve.
+
+    So is the normalisation, which is another one for the weights of another model.
+    """
+    asked = {name: getattr(given.training, name) for name in ("device", "precision", "normalization")}
+    return job.replace(training=job.training.model_copy(update=asked))
 
 
 def resolve(job: Job, given: Job) -> Job:

@@ -7,7 +7,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
-from bincount import lifecycle, retention
+from bincount import champion_drift, lifecycle, retention
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import ModelNotFound
@@ -35,7 +35,7 @@ def find_new_data(job: Job, snapshot: Snapshot) -> NewData:
 @task(name="measure drift", task_run_name="measure drift", **MLFLOW_RETRIES)
 def measure_drift(job: Job, new_data: NewData, snapshot: Snapshot, pack: Pack) -> Drift:
     """Measure how unlike the new images are to the champion's; warn, and emit an event, where it is too much."""
-    drift, file = lifecycle.measure_drift(open_registry(job), new_data, snapshot, pack, job)
+    drift, file = champion_drift.measure(open_registry(job), new_data, snapshot, pack, job)
     create_markdown_artifact(
         key="drift", markdown=tables.drift_page(drift), description=escape_markdown(drift.describe())
     )
@@ -49,7 +49,7 @@ def measure_drift(job: Job, new_data: NewData, snapshot: Snapshot, pack: Pack) -
             payload={"version": champion.version, "words": drift.describe()},
         )
     if file:  # last: until then a run that starts again announces it
-        lifecycle.keep_drift(drift, file)
+        champion_drift.keep(drift, file)
     return drift
 
 

@@ -22,6 +22,7 @@ from bincount.evaluation.audit import MODEL, NOT_ANSWERABLE, SCORED, TRAINED_ON,
 from bincount.evaluation.evaluate import probability_columns
 from bincount.problem import Classes
 from bincount.settings import AuditConfig, Job
+from bincount.tracking.packaging import MODEL_TAG
 from bincount.training import model as models
 from bincount.training.spec import ModelSpec
 
@@ -447,3 +448,23 @@ def test_a_new_review_is_ranked_anew_without_scoring_and_under_another_name(snap
     assert again.figures.num_to_look == again.figures.num_scored
     content = json.loads((again.folder / audit_table.FIGURES).read_text())
     assert content["inputs"]["settings"]["min_confidence"] == 1
+
+
+def test_a_version_has_seen_the_bins_of_all_models_that_its_members_started_from():
+    digests = {number: f"{number}" * 64 for number in range(1, 5)}
+    starts = {
+        1: {"weights": "imagenet", "members": "1"},
+        2: {"weights": f"/gone/{digests[1][:16]}.safetensors"},
+        3: {"weights": "none"},
+        4: {
+            "weights": "imagenet",
+            "members": str([*({"weights": f"/gone/{digests[each][:16]}.safetensors"} for each in (2, 3)), {}]),
+        },
+    }
+    every = [
+        SimpleNamespace(version=number, run_id=number, tags={MODEL_TAG: digest}) for number, digest in digests.items()
+    ]
+    registry = SimpleNamespace(runs=SimpleNamespace(read_params=starts.get), versions=lambda: every)
+
+    assert [each.version for each in auditing.find_ancestors(registry, every[3])] == [4, 2, 3, 1]
+    assert [each.version for each in auditing.find_ancestors(registry, every[0])] == [1]

@@ -19,7 +19,7 @@ from PIL import Image
 from servers import with_database
 from synthetic_training import IMAGES, QUICK, dataset
 
-from bincount import comparison, lifecycle, retention
+from bincount import champion_drift, comparison, retention
 from bincount.data import packs
 from bincount.errors import DatasetError, ModelDamaged, ModelNotFound, ModelUnreadable, TrainingDiverged, TrainingFailed
 from bincount.evaluation.drift import Drift
@@ -397,12 +397,12 @@ def test_a_training_whose_result_cannot_be_read_keeps_what_it_may_average(tmp_pa
 
 def test_a_drift_that_was_kept_and_changed_is_measured_again(tmp_path, caplog):
     path, drift = tmp_path / "drift.json", Drift(num_new=7, note="few")
-    assert lifecycle._read_drift(path) is None
+    assert champion_drift.read(path) is None
     path.write_text(drift.model_dump_json())  # as an older release has
-    assert lifecycle._read_drift(path) == drift
+    assert champion_drift.read(path) == drift
     for content in ("", "{", "[]", '{"num_new": "some"}', path.read_text().replace("num", "nun")):
         path.write_text(content)
-        assert lifecycle._read_drift(path) is None
+        assert champion_drift.read(path) is None
     assert "the drift is measured again" in caplog.text
 
 

@@ -17,10 +17,12 @@ from bincount.errors import DatasetError, SettingsError
 from bincount.evaluation import crossfit, metrics
 from bincount.evaluation.audit import MODEL, Scorer
 from bincount.evaluation.crossfit import CrossFitted, Scored
+from bincount.evaluation.evaluate import PREDICTED
 from bincount.evaluation.intervals import LabelledImages, Score
 from bincount.problem import Classes
 from bincount.reporting import cross_fit as cross_fit_tables
 from bincount.settings import EvaluationConfig, Job, RetrainConfig, TrainConfig
+from bincount.threshold import Threshold
 from bincount.tracking import names
 from bincount.training import model as models
 from bincount.training.crossfit import CrossFit
@@ -29,6 +31,7 @@ from bincount.workspace import Workspace
 
 CLASSES, COUNTS = Classes.parse("0..2"), Classes.parse("0..5")
 NOWHERE = Path("no checkpoint")
+LOAD = models.load
 
 
 def frozen(folder: Path, rows: list[tuple[str, str, str, str]]) -> Snapshot:
@@ -296,7 +299,44 @@ def test_weights_that_have_seen_the_bins_cannot_be_cross_fitted(trained):
 
 def test_a_nightly_run_that_registers_the_mean_of_folds_knows_it_again_by_its_settings():
     job = Job(training=TrainConfig(members=2), evaluation=EvaluationConfig(cross_fit=5, register_cross_fit=True))
-    asked = lifecycle._identifying_settings(job)
+    [asked] = lifecycle._identifying_settings(job)
     assert (asked["members"], asked["folds"]) == (10, 5)
-    plain = lifecycle._identifying_settings(Job(evaluation=EvaluationConfig(cross_fit=5)))
+    [plain] = lifecycle._identifying_settings(Job(evaluation=EvaluationConfig(cross_fit=5)))
     assert (plain["members"], plain["folds"]) == (1, "")
+
+
+# --- two classes with a threshold ----------------------------------------------------------------------------------
+
+
+def test_scores_count_what_thresholds_predict_as_the_test_does():
+    labels, positive = np.array([0, 0, 1, 1]), np.array([0.1, 0.3, 0.3, 0.9])
+    images = LabelledImages(labels, np.arange(4), Classes.parse("good,defective"))
+    probabilities = np.column_stack([1 - positive, positive])
+
+    scores = crossfit.score(images, probabilities, predicted=np.array([0, 1, 1, 1])).scores
+
+    expected = metrics.score(labels, probabilities, images.classes, np.array([0, 1, 1, 1])).scalars()
+    assert scores["accuracy"].value == expected["accuracy"] == 0.75
+    assert scores["calibration_error"].value == pytest.approx(expected["calibration_error"])
+    assert crossfit.score(images, probabilities).scores["log_loss"] == scores["log_loss"]
+
+
+def test_each_network_predicts_by_its_own_threshold(trained, tmp_path, monkeypatch):
+    snapshot, pack, network = trained
+    scorers = scorers_of(snapshot, 2, network)
+    assert PREDICTED not in crossfit.predict(snapshot, scorers, pack, tmp_path / "plain", "cpu")
+    loaded = []
+
+    def load(*words):
+        found, spec = LOAD(*words)
+        loaded.append(Threshold(positive=len(loaded) % 2, value=0, miss_cost=1))
+        return found, spec.model_copy(update={"threshold": loaded[-1]})
+
+    monkeypatch.setattr(models, "load", load)
+    predictions = crossfit.predict(snapshot, scorers, pack, tmp_path / "kept", "cpu")
+    by_scorer = predictions.groupby("scored_by")[PREDICTED].unique().map(list)
+    assert [by_scorer[scorer.name] for scorer in scorers] == [[0], [1], [0]]
+    assert crossfit.predict(snapshot, scorers, pack, tmp_path / "kept", "cpu").equals(predictions)
+    labels = predictions["label"].to_numpy()
+    scored = crossfit.score_predictions(predictions, snapshot)
+    assert scored.scores["accuracy"].value == pytest.approx((predictions[PREDICTED] == labels).mean())

@@ -9,18 +9,19 @@ import pytest
 from servers import with_database
 from synthetic_training import IMAGES, QUICK, dataset
 
-from bincount import lifecycle
+from bincount import champion_drift, lifecycle
 from bincount.data import packs, snapshots
 from bincount.errors import ModelNotFound
 from bincount.evaluation import promotion
 from bincount.evaluation.evaluate import evaluate
 from bincount.evaluation.promotion import Decision
-from bincount.settings import DriftConfig, Job, PromotionConfig, RegistryConfig, RetrainConfig
+from bincount.settings import DriftConfig, Job, Member, PromotionConfig, RegistryConfig, RetrainConfig, TrainConfig
 from bincount.text import escape_markdown
 from bincount.tracking import connection
 from bincount.tracking.facts import DECISION_TAG
 from bincount.training.loop import fit
 from bincount.training.run_folder import Request
+from bincount.training.spec import licence_of
 from bincount.workspace import Workspace
 
 ANY_NUMBER = RetrainConfig(min_new_images=10)
@@ -48,11 +49,11 @@ class Kept:
             self.workspace.tracking_uri(self.config), self.workspace.artifacts, self.config
         )
 
-    def register(self, which: str, name: str = "", snapshot=None, **tags):
+    def register(self, which: str, name: str = "", snapshot=None, training=QUICK, **tags):
         snapshot = snapshot or self.snapshot
         known = {"snapshot": snapshot.digest, "source": snapshot.source, "classes": "0,1,2"}
         known |= {"num_images": str(snapshot.num_images)}
-        params = {**IMAGES.model_dump(), **QUICK.model_dump()}
+        params = {**IMAGES.model_dump(), **training.params()}
         run = self.opened.runs.start(f"{self.config.model_name}-{which}{name}", params, {})
         return self.opened.register(run, self.checkpoints[which], "# Card\n\n## Data\n", {**known, **tags}, example())
 
@@ -270,9 +271,28 @@ def test_a_drift_is_announced_until_it_was_kept(kept):
     job = kept.job(drift=DriftConfig(min_images=30))
     new_data = lifecycle.NewData(champion=version, num_new=0, since=version)
 
-    drift, file = lifecycle.measure_drift(kept.opened, new_data, kept.snapshot, None, job)
+    drift, file = champion_drift.measure(kept.opened, new_data, kept.snapshot, None, job)
     assert file is not None
-    assert lifecycle.measure_drift(kept.opened, new_data, kept.snapshot, None, job)[1] == file
+    assert champion_drift.measure(kept.opened, new_data, kept.snapshot, None, job)[1] == file
 
-    lifecycle.keep_drift(drift, file)
-    assert lifecycle.measure_drift(kept.opened, new_data, kept.snapshot, None, job) == (drift, None)
+    champion_drift.keep(drift, file)
+    assert champion_drift.measure(kept.opened, new_data, kept.snapshot, None, job) == (drift, None)
+
+
+def test_a_warm_start_brings_the_licence_of_the_weights_that_the_champion_started_from(kept):
+    version, _ = kept.promote(kept.register("good"))
+    training = lifecycle.start_from_champion(kept.opened, version, kept.job())
+    assert Path(training.weights).is_file()
+    assert licence_of(training) == "none needed: random weights"
+    assert TrainConfig.model_validate_json(training.model_dump_json()) == training
+
+
+@pytest.mark.parametrize("starts_from_champion", [True, False], ids=["as warm start", "of another kind"])
+def test_a_warm_started_model_of_members_is_not_trained_twice_on_the_same_images(kept, starts_from_champion):
+    training = QUICK.model_copy(update={"members": (Member(weights="none"), Member(weights="imagenet"))})
+    asked = training.start_all_from("/kept.safetensors") if starts_from_champion else training
+    kept.promote(kept.register("bad", training=asked))
+    rules = ANY_NUMBER.model_copy(update={"min_new_images": 0, "warm_start": True})
+    assert "trained on these images already" in kept.look(training=training, rules=rules).skip_reason
+    other = training.model_copy(update={"members": (Member(weights="none"), Member(head="mlp"))})
+    assert kept.look(training=other, rules=rules).skip_reason == ""

@@ -19,6 +19,7 @@ from bincount.problem import Classes
 from bincount.serving import folding
 from bincount.serving.engine import Engine
 from bincount.settings import ImageConfig, Job, Member, TrainConfig
+from bincount.tracking.packaging import packages_of
 from bincount.training import device, ensemble
 from bincount.training import model as models
 from bincount.training.calibration import fit_temperature
@@ -306,3 +307,29 @@ def test_python_predicts_with_it_and_names_it(trained):
     paths = [snapshot.dataset / path for path in snapshot.labelled()["path"][:3]]
     assert len(model.predict(paths)) == 3
     assert "small + mobilenet_v3_small, 64 pixels" in repr(model)
+
+
+def test_a_model_needs_timm_wherever_among_its_members_a_network_of_timm_is():
+    spec = described()
+    first, second = spec.networks
+    mixed = spec.model_copy(update={"networks": (first, second.model_copy(update={"model": "timm/test_vit"}))})
+    assert "timm" in packages_of(mixed)
+    assert "timm" not in packages_of(spec)
+
+
+def test_a_service_loads_a_model_of_which_a_later_member_is_timm_s(tmp_path):
+    pytest.importorskip("timm")
+    members = (Member(), Member(model="timm/test_vit"))
+    spec = described(QUICK.model_copy(update={"weights": "none", "members": members}))
+    engine = Engine.load(saved(tmp_path, spec), "cpu")
+    expected = models.logits(*models.load(tmp_path), squares())
+    np.testing.assert_allclose(engine.logits(squares()), expected, atol=1e-5)
+
+
+def test_the_folder_of_a_mean_follows_from_what_the_members_weights_files_hold(tmp_path):
+    (tmp_path / "some.pth").write_bytes(b"before")
+    training = QUICK.model_copy(update={"members": (Member(weights=str(tmp_path / "some.pth")), Member())})
+    before = Workspace(root=tmp_path).run("5" * 64, LARGE, training)
+    assert Workspace(root=tmp_path).run("5" * 64, LARGE, training) == before
+    (tmp_path / "some.pth").write_bytes(b"after")
+    assert Workspace(root=tmp_path).run("5" * 64, LARGE, training) != before

@@ -11,8 +11,10 @@ from filelock import FileLock
 from made_searches import curve, make_job, make_result, train
 from synthetic_training import dataset
 
+from bincount import cores
 from bincount.errors import DiskFull, SettingsError, TrainingDiverged, TrainingFailed
-from bincount.settings import Job, RetrainConfig, TrainConfig
+from bincount.settings import DataConfig, Job, RetrainConfig, TrainConfig, TuneConfig
+from bincount.training import device
 from bincount.training.launch import Stop
 from bincount.tuning.budget import Clock
 from bincount.tuning.outcomes import Outcome, TrialFile
@@ -20,7 +22,7 @@ from bincount.tuning.search import Search
 from bincount.tuning.trial import Pruned, Trial
 from bincount.workspace import Workspace
 from flows.pool import with_absolute_paths
-from flows.trials import train_finalists, train_trials, unresolve
+from flows.trials import Threads, resolve, train_finalists, train_trials, unresolve
 from tasks import tuning as tuning_tasks
 from tasks.trials import Watch, remove_unfinished
 
@@ -325,12 +327,29 @@ def test_a_worker_says_where_it_trains_and_why_it_failed(tmp_path):
 def test_a_worker_is_asked_for_what_was_given_with_paths_that_are_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some.pth").write_bytes(b"")
-    given = Job(training=TrainConfig(weights="some.pth"), retraining=RetrainConfig(price_per_hour=2))
+    (tmp_path / "boxes.toml").write_text('noun = "box"\n')
+    data = DataConfig(problem="boxes.toml")
+    given = Job(data=data, training=TrainConfig(weights="some.pth"), retraining=RetrainConfig(price_per_hour=2))
     of_trial = given.replace(
         training=given.training.model_copy(update={"device": "cpu", "precision": "bfloat16", "epochs": 3})
     )
     asked = with_absolute_paths(unresolve(of_trial, given))
     assert (asked.training.device, asked.training.precision, asked.training.epochs) == ("auto", "auto", 3)
     assert asked.training.weights == str(tmp_path / "some.pth")
+    assert asked.data.problem == tmp_path / "boxes.toml"
     assert asked.workspace == tmp_path / "bincount-data"
     assert asked.data.source == "s3://aft-vbi-pds"
+
+
+@pytest.mark.parametrize(("normalization", "expected"), [("auto", "symmetric"), ("imagenet", "imagenet")])
+def test_a_trial_with_another_network_normalises_as_that_one_s_weights_expect(normalization, expected):
+    given = Job(training=TrainConfig(model="resnet18", device="cpu", normalization=normalization))
+    searched = device.resolve(given.training)  # as a search has its settings
+    of_trial = given.replace(training=searched.model_copy(update={"model": "efficientnet_v2_l"}))
+    assert resolve(of_trial, given).training.normalization == expected
+
+
+def test_trials_side_by_side_share_the_cores_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(cores, "num_cores", lambda: 6)  # of a container on a larger machine
+    search = SimpleNamespace(job=Job(tuning=TuneConfig(parallel=3)))
+    assert Threads(search.job, search, None, None, "")._threads == 2

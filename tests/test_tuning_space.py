@@ -2,6 +2,7 @@
 
 import pytest
 
+from bincount import preflight
 from bincount.errors import SettingsError
 from bincount.problem import Classes
 from bincount.settings import DataConfig, ImageConfig, Job, TrainConfig, TuneConfig
@@ -227,3 +228,30 @@ def test_mistakes_of_each_kind_are_named_at_once(tmp_path):
         lines[1:], ("min_crop has a range without", "epochs takes", "seed cannot be", "model has small"), strict=True
     ):
         assert part in line
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "[training]\nmodel = ['resnet18', 'maxvit_t']",
+            "[training] model cannot be searched: maxvit_t takes no images of",
+        ),
+        ("[training]\nmodel = ['resnet18', 'alexnet']\n[images]\nimage_size = {low = 32, high = 96}", "of 32 pixels"),
+        (
+            "[images]\nimage_size = [64, 96]",
+            "[images] image_size cannot be searched: inception_v3 takes no images of 64",
+        ),
+    ],
+)
+def test_a_network_is_not_searched_with_images_that_it_does_not_take(tmp_path, text, words):
+    job = Job(images=ImageConfig(image_size=128), training=TrainConfig(model="inception_v3", weights="none"))
+    with pytest.raises(SettingsError, match=r"give --image-size .* or take it out of the search") as refused:
+        preflight.check_searched_networks(job, find(tmp_path, text, job))
+    assert words in str(refused.value)
+
+
+def test_networks_are_searched_with_images_that_each_takes(tmp_path):
+    text = "[training]\nmodel = ['resnet18', 'maxvit_t']\n[images]\nimage_size = [224, 448]"
+    preflight.check_searched_networks(SMALL, find(tmp_path, text))
+    preflight.check_searched_networks(SMALL, find(tmp_path, "[training]\nepochs = [1, 2]"))

@@ -13,13 +13,14 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
+from bincount import threshold
 from bincount.data import tables
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
 from bincount.evaluation import audit, intervals
 from bincount.evaluation.audit import Scorer
-from bincount.evaluation.evaluate import Evaluation, probability_columns
+from bincount.evaluation.evaluate import PREDICTED, Evaluation, labelled_images, predicted_labels, probability_columns
 from bincount.evaluation.intervals import LabelledImages, Score
 from bincount.evaluation.metrics import CONFIDENCE_BINS, calibration_error, reliability
 from bincount.files import read_sealed, write_json, write_sealed
@@ -135,8 +136,9 @@ def predict(
 ) -> pd.DataFrame:
     """Return a row for each labelled image that one of the networks may predict, sorted by image_id.
 
-    The columns are image_id, group, split, label, sha256, scored_by and p_NAME of each class. Raises DatasetError where
-    a network was trained on what it predicts.
+    The columns are image_id, group, split, label, sha256, scored_by and p_NAME of each class, and where the networks
+    have thresholds predicted, the label by that of the network. Raises DatasetError where a network was trained on what
+    it predicts.
     """
     inputs = {"snapshot": snapshot.digest, **{scorer.name: model_digest(scorer.checkpoint) for scorer in networks}}
     kept = _read(folder, inputs)
@@ -164,20 +166,25 @@ def assign(snapshot: Snapshot, networks: Sequence[Scorer]) -> pd.DataFrame:
 
 def score_predictions(predictions: pd.DataFrame, snapshot: Snapshot) -> Scored:
     """Score predictions of a snapshot's images, of a test or of predict."""
-    classes = snapshot.classes
-    images = LabelledImages(predictions["label"].to_numpy(np.int64), predictions["group"].to_numpy(), classes)
-    return score(images, predictions[probability_columns(classes)].to_numpy())
+    images, probabilities = labelled_images(predictions, snapshot.classes, snapshot.problem)
+    return score(images, probabilities, predicted=predicted_labels(predictions, snapshot.classes))
 
 
-def score(images: LabelledImages, probabilities: np.ndarray, confidence: float = 0.95) -> Scored:
+def score(
+    images: LabelledImages, probabilities: np.ndarray, confidence: float = 0.95, predicted: np.ndarray | None = None
+) -> Scored:
     """Score probabilities (N, C), with intervals over bins. Raises ValueError when N is 0.
+
+    predicted (N,) are the predicted labels, by default the likeliest.
 
     The interval of the calibration error is that of the normal distribution about it, with the bootstrap's standard
     error: a resampled test takes its own noise for miscalibration, so that its percentiles lie above the error.
     """
     probabilities = probabilities.astype(float)
     probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
-    sums, gaps = intervals.image_sums(images, probabilities), _confidence_gaps(images.labels, probabilities)
+    predicted = probabilities.argmax(axis=1) if predicted is None else predicted
+    sums = intervals.image_sums(images, probabilities, predicted)
+    gaps = _confidence_gaps(images.labels, probabilities, predicted)
     resampled = intervals.resample(sums.join(gaps), images.groups)
     values = intervals.scores_of_sums(sums.sum().to_frame().T, images.classes).iloc[0].to_dict()
     low, high = intervals.percentile_interval(intervals.scores_of_sums(resampled, images.classes), confidence)
@@ -187,22 +194,22 @@ def score(images: LabelledImages, probabilities: np.ndarray, confidence: float =
             ends = intervals.Interval(low=low[name], high=high[name])
             ends = intervals.widen(name, ends, images.num_bins, confidence)
             scores[name] = Score(value=values[name], low=ends.low, high=ends.high)
-    error = calibration_error(reliability(images.labels, probabilities))
+    error = calibration_error(reliability(images.labels, probabilities, predicted))
     errors = resampled[list(gaps)].abs().sum(axis=1) / resampled["images"]
     half = NormalDist().inv_cdf((1 + confidence) / 2) * float(errors.std())
     scores["calibration_error"] = Score(value=error, low=max(0.0, error - half), high=min(1.0, error + half))
     return Scored(num_images=len(images), num_bins=images.num_bins, scores=scores)
 
 
-def _confidence_gaps(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+def _confidence_gaps(labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
     """Return what each image adds to right minus confidence of its bin of confidence, a column a bin.
 
     The calibration error is the sum of the absolute sums, divided by the images (metrics.reliability).
     """
-    confidence = probabilities.max(axis=1)
+    confidence = probabilities[np.arange(len(labels)), predicted]
     edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
     row = np.clip(np.searchsorted(edges, confidence) - 1, 0, CONFIDENCE_BINS - 1)
-    gap = (probabilities.argmax(axis=1) == labels) - confidence
+    gap = (predicted == labels) - confidence
     return pd.DataFrame({f"gap/{number}": np.where(row == number, gap, 0.0) for number in range(CONFIDENCE_BINS)})
 
 
@@ -212,6 +219,7 @@ def _predict(snapshot: Snapshot, networks: Sequence[Scorer], pack: Pack, device:
 
     rows, columns = assign(snapshot, networks), probability_columns(snapshot.classes)
     predicted = np.zeros((len(rows), len(columns)), np.float32)
+    labels, has_threshold = np.zeros(len(rows), np.int8), False
     with Progress("cross-fitting", len(rows), "images", logger) as progress:
         for scorer in networks:
             mine = (rows["scored_by"] == scorer.name).to_numpy()
@@ -219,7 +227,10 @@ def _predict(snapshot: Snapshot, networks: Sequence[Scorer], pack: Pack, device:
                 network, spec = load(scorer.checkpoint, choose_device(device))
                 located = pack.locate(rows.loc[mine, "sha256"])
                 predicted[mine] = probabilities(network, spec, pack.images, located, progress.advance)
-    return rows.join(pd.DataFrame(predicted, columns=columns))
+                labels[mine] = threshold.predict(predicted[mine], spec.threshold)
+                has_threshold |= spec.threshold is not None
+    rows = rows.join(pd.DataFrame(predicted, columns=columns))
+    return rows.assign(**{PREDICTED: labels}) if has_threshold else rows
 
 
 def _read(folder: Path, inputs: Mapping[str, str]) -> pd.DataFrame | None:

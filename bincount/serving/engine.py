@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bincount.backbones import TIMM
 from bincount.serving.folding import fold, largest_part, part_sizes
 from bincount.settings import Device
 from bincount.training import model as models
@@ -49,7 +48,7 @@ class Engine:
         """
         network, spec = models.load(checkpoint, choose_device(device))
         plain = cls(network, spec, model_digest(checkpoint))
-        if next(network.parameters()).is_cuda or spec.model.startswith(TIMM):  # whose layers are not all traceable
+        if next(network.parameters()).is_cuda or spec.has_timm:  # whose layers are not all traceable
             return plain
         faster = cls(network, spec, plain.digest, fold(network, spec))
         deviation = largest_deviation(plain, faster)

@@ -19,7 +19,6 @@ from mlflow.models import Model, infer_signature
 from packaging.requirements import Requirement
 
 import bincount
-from bincount.backbones import TIMM
 from bincount.files import raise_on_disk_full
 from bincount.tracking import self_check
 from bincount.tracking.self_check import SelfCheck
@@ -92,7 +91,7 @@ def save_model(folder: Path, checkpoint: Path, example: bytes, about: Model) -> 
 
 def packages_of(spec: ModelSpec) -> tuple[str, ...]:
     """Return the packages that a model's predictions need beside this library."""
-    return INFERENCE_PACKAGES + (("timm",) if spec.model.startswith(TIMM) else ())
+    return INFERENCE_PACKAGES + (("timm",) if spec.has_timm else ())
 
 
 def copy_modules(folder: Path) -> Path:

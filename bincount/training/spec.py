@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from bincount.backbones import NamedNormalization, Normalization
+from bincount.backbones import TIMM, NamedNormalization, Normalization
 from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import ModelDamaged, ModelNotFound, ModelUnreadable, SettingsError, WeightsUnavailable
 from bincount.files import read_sealed, write_sealed
@@ -134,6 +134,11 @@ class ModelSpec(Frozen):
     def describe_networks(self) -> str:
         """Name the networks as TrainConfig does: `resnet34`, `3 x resnet34`, or `mobilenet_v2 + resnet18`."""
         return name_networks([network.model for network in self.each_network()])
+
+    @property
+    def has_timm(self) -> bool:
+        """Whether one of the networks is timm's."""
+        return any(network.model.startswith(TIMM) for network in self.each_network())
 
     @property
     def input(self) -> tuple:

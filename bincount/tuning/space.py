@@ -85,6 +85,13 @@ class Space(Frozen):
         """Return the space as Optuna takes it."""
         return {name: _distribution(name, values) for name, values in self.parameters.items()}
 
+    def values(self, name: str) -> list[Value]:
+        """Return all values of a searched setting that has choices or whole numbers; none where it is not searched."""
+        values = self.parameters.get(name, ())
+        if isinstance(values, Range):
+            return list(range(int(values.low), int(values.high) + 1, int(_step(name, values) or 1)))
+        return list(values)
+
     def most_epochs(self, job: Job) -> int:
         """Return the most epochs that a trial of the job can have; those of trial 0 may lie outside the space."""
         epochs = self.parameters.get("training.epochs", (job.training.epochs,))
