@@ -19,11 +19,17 @@ from servers import free_port, give_up
 from synthetic_training import IMAGES, QUICK, OnFirstEpoch, dataset
 
 from bincount.errors import SettingsError, TrainingFailed
+from bincount.problem import Classes
 from bincount.settings import LaunchConfig
+from bincount.training import model as models
+from bincount.training.device import Arithmetic
 from bincount.training.distributed import CpuSyncBatchNorm, World
 from bincount.training.launch import train_in_subprocess
 from bincount.training.loop import fit
 from bincount.training.run_folder import Request, read_history
+from bincount.training.schedule import Schedule
+from bincount.training.spec import ModelSpec
+from bincount.training.trainer import Trainer
 
 TWO = LaunchConfig(nproc_per_node=2)
 # Slow and plain descent: with large steps, or with Adam, rounding alone leads two trainings apart.
@@ -216,3 +222,48 @@ def test_a_batch_norm_of_one_process_is_torchs_own(monkeypatch):
     ]
     for pair in pairs:
         torch.testing.assert_close(*pair, atol=1e-3, rtol=1e-4)
+
+
+class RefusedBackward(torch.autograd.Function):
+    """Passes values on; its backward pass is refused where torch is to be deterministic."""
+
+    @staticmethod
+    def forward(_, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(_, gradient: torch.Tensor) -> torch.Tensor:
+        if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError("some_backward_cuda does not have a deterministic implementation")
+        return gradient
+
+
+class Passes(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return RefusedBackward.apply(images)
+
+
+class InParallel(World):
+    """A world of one process, whose network is wrapped as that of several."""
+
+    def data_parallel(self, model: torch.nn.Module) -> torch.nn.Module:
+        return torch.nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
+
+
+def test_processes_go_on_where_an_operation_of_the_backward_pass_is_not_deterministic(tmp_path, caplog):
+    config, classes = CONFIG.model_copy(update={"batch_size": 6}), Classes.parse("0..2")
+    spec = ModelSpec.make(IMAGES, config, classes)
+    network = models.build(spec)
+    network.backbone.insert(3, Passes())
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        trainer = Trainer(network, spec, Schedule(config, np.arange(12) % 3, np.ones(3)), Arithmetic(), InParallel())
+        torch.use_deterministic_algorithms(True)
+        for _ in range(2):
+            trainer.train_step(torch.zeros(6, 32, 32, 3, dtype=torch.uint8), torch.arange(6) % 3)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.distributed.destroy_process_group()
+    assert trainer.step == 2
+    assert "without a deterministic implementation" in caplog.text

@@ -4,6 +4,7 @@ import inspect
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -78,14 +79,9 @@ class Trainer:
         self.spec, self.schedule, self.config = spec, schedule, schedule.config
         self.arithmetic, self.world, self.device = arithmetic, world, world.device
         self.model = world.sync_batch_norm(model).to(self.device, memory_format=torch.channels_last)
-        self.forward = world.data_parallel(self.model)
         if arithmetic.threads:
             torch.set_num_threads(arithmetic.threads)
-        if arithmetic.compiled:
-            torch._dynamo.config.suppress_errors = True  # a host without a compiler trains uncompiled
-            torch._inductor.config.deterministic = True  # else a resumed run may choose other kernels
-            # Not dynamic: else the kernels of a smaller part would depend on whether a larger one was compiled before.
-            self.forward = torch.compile(self.forward, dynamic=False)
+        self.forward = self._make_forward()
         self.optimizer = make_optimizer(self.model, self.config)
         weights = schedule.class_weights if self.config.class_weights == "balanced" else [1.0] * len(spec.outputs)
         self.values = torch.tensor(spec.outputs.values, device=self.device)
@@ -96,6 +92,15 @@ class Trainer:
         self.learning_rate = 0.0
         self.history: list[dict] = []
         self._begin_epoch()
+
+    def _make_forward(self) -> Callable[[Tensor], Tensor]:
+        forward = self.world.data_parallel(self.model)
+        if not self.arithmetic.compiled:
+            return forward
+        torch._dynamo.config.suppress_errors = True  # a host without a compiler trains uncompiled
+        torch._inductor.config.deterministic = True  # else a resumed run may choose other kernels
+        # Not dynamic: else the kernels of a smaller part would depend on whether a larger one was compiled before.
+        return torch.compile(forward, dynamic=False)
 
     def _begin_epoch(self) -> None:
         self.seconds = self.seconds_waiting = 0.0
@@ -122,18 +127,23 @@ class Trainer:
         while sums is None:
             torch.manual_seed(seed_for("dropout", self.config.seed, self.step * self.world.size + self.world.rank))
             self.optimizer.zero_grad()
+            is_refused = False
             try:
                 sums = [
                     self._accumulate(images[part], shard[part], views[part], total_weight)
                     for part in _parts(len(shard), self.num_parts)
                 ]
             except RuntimeError as error:
-                if is_not_deterministic(error) and not torch.is_deterministic_algorithms_warn_only_enabled():
+                is_refused = is_not_deterministic(error) and not torch.is_deterministic_algorithms_warn_only_enabled()
+                if is_refused:
                     self._allow_nondeterministic(error)
-                    continue
-                if not is_out_of_memory(error):
+                elif not is_out_of_memory(error):
                     raise
-            if sums is None:  # out here the error is gone, and with it the memory that its traceback held
+            # Out here the error is gone, and with it the memory that its traceback held.
+            if is_refused:  # several processes would wait for the gradients of the pass that was given up
+                self.forward = None  # first, since it leaves its hooks with the weights
+                self.forward = self._make_forward()
+            elif sums is None:
                 self._use_smaller_parts(len(shard))
         self.monitor.after_backward(self.step)
         self.optimizer.step()
