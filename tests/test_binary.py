@@ -1,5 +1,7 @@
 """Two classes: the threshold, the curves and their intervals, the cost, and the gate's metrics for them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
@@ -9,10 +11,13 @@ from bincount.errors import SettingsError
 from bincount.evaluation import compared, curves, metrics, promotion
 from bincount.evaluation.intervals import LabelledImages
 from bincount.problem import Classes, Problem
-from bincount.settings import Job, PromotionConfig, TrainConfig, TuneConfig
+from bincount.settings import ImageConfig, Job, PromotionConfig, TrainConfig, TuneConfig
 from bincount.threshold import Threshold
 from bincount.training import validation
+from bincount.training.crossfit import CrossFit
+from bincount.training.run_folder import folder_by_settings
 from bincount.tuning import gains, search
+from bincount.workspace import Workspace
 
 BOXES = Classes.parse("intact,damaged")
 
@@ -358,3 +363,17 @@ def test_epochs_have_macro_f1_and_average_precision_as_scikit_learn_defines_them
     assert found["val_macro_f1"] == pytest.approx(f1_score(images.labels, rounded.argmax(axis=1), average="macro"))
     assert found["val_average_precision"] == pytest.approx(average_precision_score(images.labels, rounded[:, 1]))
     assert "val_average_precision" not in validation.measure(np.eye(3), np.arange(3), Classes.parse("a,b,c"))
+
+
+def test_a_threshold_is_chosen_anew_where_the_description_names_the_other_class_as_positive(tmp_path):
+    workspace, images = Workspace(root=tmp_path), ImageConfig()
+
+    def folders(training: TrainConfig, positive: str | None) -> tuple:
+        snapshot = SimpleNamespace(digest="5" * 32, classes=BOXES, problem=Problem(noun="box", positive=positive))
+        cross_fit = CrossFit(workspace, snapshot, images, training, 3)
+        return folder_by_settings(workspace, snapshot, images, training), cross_fit.folder
+
+    plain, dear = TrainConfig(), TrainConfig(miss_cost=5)
+    assert folders(plain, "intact") == folders(plain, "damaged")
+    assert folders(dear, None) == folders(dear, "damaged")
+    assert not set(folders(dear, "intact")) & set(folders(dear, "damaged"))

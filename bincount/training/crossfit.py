@@ -13,7 +13,7 @@ from bincount.data.packs import Pack
 from bincount.data.pictures import DECODER_VERSION
 from bincount.data.snapshots import Snapshot
 from bincount.settings import ImageConfig, TrainConfig
-from bincount.training.run_folder import Trained, folder_of, networks_of
+from bincount.training.run_folder import Trained, folder_of, name_positive, networks_of
 from bincount.workspace import Workspace
 
 
@@ -39,7 +39,7 @@ class CrossFit:
             self.images,
             self.training,
             decoder=DECODER_VERSION,
-            subset=f"each without one of {self.num_folds} folds",
+            subset=f"each without one of {self.num_folds} folds{name_positive(self.snapshot, self.training)}",
         )
 
     def whole(self) -> TrainConfig:

@@ -62,7 +62,19 @@ def folder_by_settings(
     workspace: Workspace, snapshot: Snapshot, images: ImageConfig, training: TrainConfig, fold: Fold | None = None
 ) -> Path:
     """Return the folder of a snapshot and settings, as Workspace.run names it."""
-    return workspace.run(snapshot.digest, images, training, decoder=DECODER_VERSION, subset=str(fold) if fold else "")
+    subset = f"{fold or ''}{name_positive(snapshot, training)}"
+    return workspace.run(snapshot.digest, images, training, decoder=DECODER_VERSION, subset=subset)
+
+
+def name_positive(snapshot: Snapshot, training: TrainConfig) -> str:
+    """Return the positive class where a threshold is chosen for it, else nothing.
+
+    The description of a problem, which names it, is no part of a snapshot's digest.
+    """
+    if training.miss_cost is None and training.min_precision is None:
+        return ""
+    label = snapshot.problem.positive_label(snapshot.classes)
+    return "" if label is None else f"positive {snapshot.classes.names[label]}"
 
 
 def folder_of(
