@@ -114,6 +114,16 @@ def test_position_embeddings_are_interpolated_to_the_size_of_the_images():
     assert small.encoder.pos_embedding.shape == (1, 5, 8)
 
 
+def test_a_network_whose_layers_ask_for_their_version_is_saved_read_and_started_from(tmp_path):
+    described, file = spec("mnasnet0_5"), tmp_path / "model.safetensors"
+    network = build(described)
+    save(tmp_path, network, described)
+    assert all(torch.equal(*pair) for pair in zip(load(tmp_path)[0].parameters(), network.parameters(), strict=True))
+    other = build(described)
+    load_weights(other, TrainConfig(model="mnasnet0_5", weights=str(file)), described.image_size)
+    assert all(torch.equal(*pair) for pair in zip(other.parameters(), network.parameters(), strict=True))
+
+
 # --- timm ------------------------------------------------------------------------------------------------------------
 
 

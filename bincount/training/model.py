@@ -6,7 +6,7 @@ rebuild the network and how to prepare images for it.
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,7 @@ def load_weights(model: nn.Module, training_config: TrainConfig, image_size: int
         )
     if not all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point()):
         raise WeightsUnavailable(f"{weights} holds numbers that are not finite; give another file")
-    model.backbone.load_state_dict({key: tensors.get(key, tensor) for key, tensor in expected.items()})
+    load_tensors(model.backbone, {key: tensors.get(key, tensor) for key, tensor in expected.items()})
     own = model.head.state_dict()
     if {key: tensor.shape for key, tensor in head.items()} == {key: tensor.shape for key, tensor in own.items()}:
         model.head.load_state_dict(head)
@@ -215,6 +215,16 @@ def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:
     write_spec(folder, spec.model_copy(update={"weights_sha256": weights_digest(folder)}))
 
 
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load tensors into a network, by the names of its own state_dict. Raises as load_state_dict does.
+
+    Beside them that keeps versions of layers, which a file has not, and MNASNet refuses tensors without its own.
+    """
+    versioned = OrderedDict(tensors)
+    versioned._metadata = model.state_dict()._metadata
+    model.load_state_dict(versioned)
+
+
 def load(folder: Path, device: torch.device | None = None) -> tuple[nn.Module, ModelSpec]:
     """Read a model that save wrote, in evaluation mode on the device, by default the CPU.
 
@@ -225,7 +235,7 @@ def load(folder: Path, device: torch.device | None = None) -> tuple[nn.Module, M
     model = build(spec)
     try:
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
-        model.load_state_dict(tensors)
+        load_tensors(model, tensors)
     except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         first_lines = " ".join(str(error).split()[:40])
         raise damaged_model(folder / WEIGHTS, f"they do not fit model.json: {first_lines}") from error

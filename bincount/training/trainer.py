@@ -244,7 +244,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict) -> None:
         """Resume from what state_dict returned. num_parts and num_halvings never fall."""
-        self.model.load_state_dict(state["model"])
+        models.load_tensors(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history = state["step"], state["history"]
         self.seconds, self.seconds_waiting = state["seconds"], state["seconds_waiting"]
