@@ -34,8 +34,9 @@ from bincount.serving.service import Service
 T = TypeVar("T")
 
 DESCRIPTION = """\
-Predict what is on photos: a count, or a class. A picture is a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or AVIF file, and HEIC where the service
-can read it; of an animation the first frame counts, and pictures are turned as their EXIF orientation says.
+Predict what is on photos: a count, or a class. A picture is a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or AVIF file, and
+HEIC where the service can read it; of an animation the first frame counts, and pictures are turned as their EXIF
+orientation says.
 """
 LARGE = 200_000  # bytes of a body that a thread reads, so that other requests do not wait
 

@@ -83,7 +83,7 @@ def table(found: Sequence[Entry], pattern: str) -> dict[str, pd.DataFrame]:
     ).rename(columns=COLUMNS)
     told = [
         "Take one with --model NAME; small is a network for quick trials, without pretrained weights.",
-        "Licences are as torchvision and timm state them; --json has what else they say, and ImageNet has its own terms.",
+        "Licences are as torchvision and timm state them; --json has all they say, and ImageNet has its own terms.",
     ]
     if not pattern:
         told.append("With a filter, as in `bincount backbones dinov2`, the networks of timm are listed too.")
