@@ -1,5 +1,6 @@
 """The problem: its classes and their order, the words for what is photographed, and the splits of images."""
 
+import difflib
 import re
 import tomllib
 import unicodedata
@@ -194,14 +195,25 @@ def _read_description(path: Path, _modified: int) -> Problem:
         described = Problem.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        field, known = ".".join(map(str, first["loc"])), ", ".join(Problem.model_fields)
-        raise SettingsError(f"{path}: {field}: {first['msg']}; a description may have {known}") from None
+        raise SettingsError(f"{path}: {_explain(str(first['loc'][0]), first['type'], first['msg'])}") from None
     try:
         classes = Classes.parse(described.classes or DEFAULT_CLASSES, described.ordered)
     except (SettingsError, ValueError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        reason = first.removeprefix("Value error, ")
         raise SettingsError(f"{path}: classes: {reason}") from None
     if described.positive and described.positive not in classes.names:
         known = ", ".join(classes.names)
         raise SettingsError(f"{path}: positive: {described.positive} is none of the classes {known}; name one of them")
     return described
+
+
+def _explain(name: str, kind: str, message: str) -> str:
+    """Describe a mistake in a description, from pydantic's kind and message of it."""
+    if kind == "extra_forbidden":
+        meant = difflib.get_close_matches(name, Problem.model_fields, n=1)
+        asked = f"; did you mean {meant[0]}?" if meant else ""
+        return f"a description has no {name}{asked}; it may have {', '.join(Problem.model_fields)}"
+    if kind == "tuple_type":
+        return f'{name} takes a list of sentences, as in {name} = ["A sentence."]'
+    return f"{name}: {message[0].lower()}{message[1:]}; correct it there"

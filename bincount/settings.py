@@ -537,7 +537,7 @@ class AuditConfig(Frozen):
         False, description="register the mean of the folds' networks as a version, which may become champion"
     )
     min_confidence: float = Field(
-        0.5, ge=0, le=1, description="below this probability of the likeliest count the answer is to look, and no count"
+        0.5, ge=0, le=1, description="below this probability of the likeliest count or class the answer is look"
     )
     queue: int = Field(
         500, ge=10, le=50_000, description="bins on the page for people to look at, the likeliest errors first"

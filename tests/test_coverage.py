@@ -78,7 +78,7 @@ def test_few_bins_have_no_interval_and_none_no_accuracy():
     assert (few.num_images, few.accuracy_interval) == (20, None)
     none = coverage.at_confidence(images, probabilities, 1)
     assert (none.num_images, none.accuracy) == (0, None)
-    assert none.describe() == "no picture gets a count at a confidence of 100.0 %"
+    assert none.describe() == "no picture is answered at a confidence of 100.0 %"
 
 
 def test_the_page_of_a_test_shows_it_and_those_of_earlier_tests_do_not(tmp_path):

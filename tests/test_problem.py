@@ -66,9 +66,11 @@ def test_of_two_named_classes_the_second_is_positive_unless_said_and_counts_have
     ("text", "said"),
     [
         ("noun = box", r"problem.toml is not valid TOML \(.*\); correct it there"),
-        ('name = "box"', r"problem.toml: name: Extra inputs are not permitted; a description may have noun, nouns"),
+        ('noum = "box"', r"problem.toml: a description has no noum; did you mean noun\?; it may have noun, nouns"),
+        ('noun = ""', r"problem.toml: noun: string should have at least 1 character; correct it there"),
+        ('limits = "One."', r"problem.toml: limits takes a list of sentences, as in limits = \["),
         ('classes = ["one"]', r"problem.toml: classes: 'one' names fewer than two classes"),
-        ('classes = ["a", "a"]', r"problem.toml: classes: Value error, class names must be distinct"),
+        ('classes = ["a", "a"]', r"problem.toml: classes: class names must be distinct"),
         (BOXES.replace('"damaged"\n', '"torn"\n'), r"positive: torn is none of the classes intact, damaged; name one"),
     ],
 )

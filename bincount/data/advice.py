@@ -67,8 +67,10 @@ def contradictions(manifest: pd.DataFrame) -> str:
         f"{row.image_id} as {row.class_name}{row.reason.removeprefix(TWO_CLASSES).replace(':', ' is', 1)}"
         for row in rows.drop_duplicates("sha256").head(NUM_EXAMPLES).itertuples()
     ]
+    photos = rows["sha256"].nunique()
+    why = "they are one photo" if photos == 1 else f"their {photos} photos stand"
     return (
-        f"{len(rows)} images are left out, since their {rows['sha256'].nunique()} photos stand in two classes: "
+        f"{len(rows)} images are left out, since {why} in two classes: "
         f"{'; '.join(examples)}; leave each photo in one class of the source"
     )
 

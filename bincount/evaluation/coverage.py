@@ -13,7 +13,7 @@ from bincount.evaluation.intervals import FEWEST_BINS, Interval, LabelledImages
 from bincount.frozen import Frozen
 from bincount.text import percent
 
-LOOK = "look"  # the answer where a prediction is too unsure for a count: a person is to look at the bin
+LOOK = "look"  # the answer where a prediction is too unsure: a person is to look
 COVERAGES = tuple(round(tenths / 10, 1) for tenths in range(10, 0, -1))
 
 
@@ -31,10 +31,10 @@ class CoveragePoint(Frozen):
     accuracy_interval: Interval | None = None
 
     def describe(self) -> str:
-        """Return in a sentence how many pictures are given a count at this confidence, and how often it is right."""
-        share = f"{percent(self.coverage)}{_between(self.coverage_interval)} of the pictures get a count"
+        """Return in a sentence how many pictures are answered at this confidence, and how often that is right."""
+        share = f"{percent(self.coverage)}{_between(self.coverage_interval)} of the pictures are answered"
         if self.accuracy is None:
-            return f"no picture gets a count at a confidence of {percent(self.min_confidence)}"
+            return f"no picture is answered at a confidence of {percent(self.min_confidence)}"
         right = f"{percent(self.accuracy)}{_between(self.accuracy_interval)} of these are right"
         return f"at a confidence of {percent(self.min_confidence)} or more, {share}, and {right}"
 

@@ -158,7 +158,7 @@ def reliability(table: pd.DataFrame) -> str:
 def reliability_plot(table: pd.DataFrame, error: float) -> str:
     """Draw accuracy against confidence, with the number of images below."""
     used, most = table[table["images"] > 0], max(table["images"].max(), 1)
-    left, top, side, strip = 46, 12, 300, 56
+    left, top, side, strip = 64, 12, 300, 56
     x, y = (lambda share: left + side * share), (lambda share: top + side * (1 - share))
     bottom = top + side + 14 + strip
     ticks = "".join(
@@ -182,7 +182,7 @@ def reliability_plot(table: pd.DataFrame, error: float) -> str:
     )
     label = f"Accuracy against confidence; the expected calibration error is {percent(error)}"
     return (
-        f'<svg class="plot" viewBox="0 0 {left + side + 16} {bottom + 40}" role="img" aria-label="{label}">{ticks}'
+        f'<svg class="plot" viewBox="0 0 {left + side + 28} {bottom + 40}" role="img" aria-label="{label}">{ticks}'
         f'<line class="diagonal" x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}"/>'
         f'<polyline class="line" points="{points}"/>{dots}{bars}'
         f'<text x="{x(0.5)}" y="{bottom + 34}" text-anchor="middle">confidence</text>'

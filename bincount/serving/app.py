@@ -34,8 +34,9 @@ from bincount.serving.service import Service
 T = TypeVar("T")
 
 DESCRIPTION = """\
-Count the items in photos. A picture is a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or AVIF file, and HEIC where the service
-can read it; of an animation the first frame counts, and pictures are turned as their EXIF orientation says.
+Predict what is on photos: a count, or a class. A picture is a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM or AVIF file, and
+HEIC where the service can read it; of an animation the first frame counts, and pictures are turned as their EXIF
+orientation says.
 """
 LARGE = 200_000  # bytes of a body that a thread reads, so that other requests do not wait
 
@@ -74,14 +75,14 @@ def _routes(service: Service) -> APIRouter:
 
     @routes.post(
         "/predict",
-        summary="Count items in photos",
+        summary="Predict on photos",
         tags=["Predict"],
         response_class=Response,
         responses=docs.PREDICTED,
         openapi_extra={"requestBody": docs.form_body(max_images)},
     )
     async def predict(request: Request) -> Response:
-        """Count the items in the pictures of a form.
+        """Predict the count or class of each picture of a form.
 
         Each picture has an answer in its place. One that cannot be read has an error there; where none can be read, the
         status is 422. With `recorded`, each answer says how likely that record is wrong.
@@ -102,7 +103,7 @@ def _routes(service: Service) -> APIRouter:
         openapi_extra={"requestBody": docs.invocation_body(max_images)},
     )
     async def invocations(request: Request) -> Response:
-        """Count the items in pictures, as SageMaker and MLflow ask.
+        """Predict on pictures, as SageMaker and MLflow ask.
 
         The body is a picture file, or JSON with base64 text or data: URLs. A picture file and `image` get the answer
         of /predict, and the other forms that of MLflow's model server, or with `Accept: text/csv` a table.

@@ -13,11 +13,11 @@ from bincount.training import pretrained
 
 COLUMNS = {
     "name": "name",
-    "parameters": "million parameters",
+    "parameters": "parameters, M",
     "gflops": "GFLOPs",
     "size": "pixels",
     "top1": "top-1, %",
-    "licence": "licence of the weights",
+    "licence": "licence",
 }
 
 
@@ -54,7 +54,9 @@ def find(pattern: str = "") -> list[Entry]:
             if importlib.util.find_spec("timm")
             else ", or those of timm with `pip install 'bincount-pipeline[timm]'`"
         )
-        raise SettingsError(f"no network has {pattern!r} in its name; `bincount backbones` lists torchvision's{hint}")
+        raise SettingsError(
+            f"no network has {pattern!r} in its name; `bincount backbones` lists those of torchvision{hint}"
+        )
     return found
 
 
@@ -75,11 +77,19 @@ def table(found: Sequence[Entry], pattern: str) -> dict[str, pd.DataFrame]:
             "gflops": "" if entry.gflops is None else f"{entry.gflops:.2f}",
             "size": str(entry.size),
             "top1": "" if entry.top1 is None else f"{entry.top1:.1f}",
-            "licence": entry.licence,
+            "licence": _name(entry.licence),
         }
         for entry in found
     ).rename(columns=COLUMNS)
-    told = ["Take one with --model NAME; small is a network for quick trials, without pretrained weights."]
+    told = [
+        "Take one with --model NAME; small is a network for quick trials, without pretrained weights.",
+        "Licences are as torchvision and timm state them; --json has all they say, and ImageNet has its own terms.",
+    ]
     if not pattern:
         told.append("With a filter, as in `bincount backbones dinov2`, the networks of timm are listed too.")
     return {"": frame, "How to go on": pd.DataFrame({"": told})}
+
+
+def _name(licence: str) -> str:
+    """Return the name of a licence, which comes before what is said of it."""
+    return licence.partition(", ")[0].removeprefix("torchvision's (").removesuffix(")")

@@ -69,7 +69,7 @@ def predict(
     min_confidence: Annotated[
         float | None,
         Parameter(
-            help="where the likeliest count has a lower probability, the answer is to look, and no count",
+            help="where the likeliest count or class has a lower probability, the answer is look",
             validator=Number(gte=0, lte=1),
         ),
     ] = None,
@@ -78,7 +78,7 @@ def predict(
     workspace: Root = DEFAULT_WORKSPACE,
     config: ConfigFile = None,
 ) -> None:
-    """Count the items in pictures; ends with 1 when one of them cannot be read, after the others are predicted."""
+    """Predict the count or class of pictures; ends with 1 when one cannot be read, after the others are predicted."""
     from bincount import preflight
     from bincount.tracking.connection import find_checkpoint
 
@@ -311,7 +311,7 @@ def _abstain(
     workspace: Workspace,
     registry: RegistryConfig,
 ) -> "pandas.DataFrame":
-    """Put "look" in place of unsure counts, and say on stderr how often the others were right in the model's test."""
+    """Put "look" in place of unsure answers, and say on stderr how often the others were right in the model's test."""
     from bincount.evaluation import coverage
     from bincount.tracking.tested import find_coverage
     from bincount.training.spec import read_spec

@@ -218,7 +218,7 @@ def demo(
         Parameter(help="folder for them and everything made of them [default: demo, or demo-boxes for boxes]"),
     ] = None,
 ) -> None:
-    """Generate bins or boxes and run the whole job on them: a small network at 64 pixels, two minutes on two cores."""
+    """Generate bins or boxes and run the whole job on them: a small network of 64 pixels, in 2 to 4 minutes."""
     from bincount.data import synthetic
 
     generate = {"bins": synthetic.generate, "boxes": synthetic.generate_boxes}[problem]
