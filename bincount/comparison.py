@@ -12,9 +12,9 @@ from bincount.data import packing, packs, snapshots, tables
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, ModelNotFound
 from bincount.evaluation import holdout, promotion
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation, predict_test, predicted_labels, probability_columns
 from bincount.evaluation.intervals import LabelledImages
-from bincount.evaluation.promotion import Decision
 from bincount.reporting.pages import Champion
 from bincount.settings import Device, Job
 from bincount.tracking import recording

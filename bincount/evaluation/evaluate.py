@@ -125,7 +125,7 @@ def evaluate(
     metrics = score_predictions(predictions, classes, positive=images.positive, **_by_threshold(spec.threshold))
     estimated = intervals.estimate(images, probabilities, predicted=predicted) | _of_two(images, predictions, metrics)
     if metrics.accuracy_on_records is not None:
-        estimated["accuracy_on_records"] = _interval_on_records(predictions, classes)
+        estimated["accuracy_on_records"] = _interval_on_records(predictions, classes, snapshot.problem)
     evaluation = Evaluation(
         folder=folder,
         metrics=metrics,
@@ -259,10 +259,9 @@ def _on_records(predictions: pd.DataFrame) -> pd.DataFrame:
     return known.assign(label=known[LABEL_OF_RECORD].to_numpy(np.int64))
 
 
-def _interval_on_records(predictions: pd.DataFrame, classes: Classes) -> Interval:
+def _interval_on_records(predictions: pd.DataFrame, classes: Classes, problem: Problem) -> Interval:
     known = _on_records(predictions)
-    images = LabelledImages(known["label"].to_numpy(), known["group"].to_numpy(), classes)
-    probabilities = known[probability_columns(classes)].to_numpy()
+    images, probabilities = labelled_images(known, classes, problem)
     return intervals.estimate(images, probabilities, predicted=predicted_labels(known, classes))["accuracy"]
 
 

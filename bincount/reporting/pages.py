@@ -18,6 +18,7 @@ import pandas as pd
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation import intervals
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import (
     PREDICTED,
     Evaluation,
@@ -27,7 +28,6 @@ from bincount.evaluation.evaluate import (
     score_predictions,
 )
 from bincount.evaluation.metrics import reliability
-from bincount.evaluation.promotion import Decision
 from bincount.files import atomic_write
 from bincount.problem import Classes
 from bincount.reporting import binary, offline, sections, thumbnails

@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # they import torch and more, which a command that only shows
     from bincount.data.export import Exported
     from bincount.data.repair import RepairReport
     from bincount.evaluation.coverage import CoveragePoint
+    from bincount.evaluation.decision import Decision
     from bincount.evaluation.drift import Drift
     from bincount.evaluation.evaluate import Evaluation
     from bincount.evaluation.metrics import Metrics
-    from bincount.evaluation.promotion import Decision
 
 Tables = dict[str, pd.DataFrame]
 NUM_SHOWN = 5  # places of one kind of problem
@@ -244,7 +244,7 @@ def of_comparison(decision: "Decision", first: str, second: str) -> Tables:
 
 def gains(decision: "Decision", first: str, second: str) -> pd.DataFrame:
     """Return the scores of two compared models, a row a metric; first and second head their columns."""
-    from bincount.evaluation.promotion import METRIC_NAMES
+    from bincount.evaluation.compared import METRIC_NAMES
 
     rows = [(METRIC_NAMES[gain.metric], *gain.format_scores(), *gain.format_change()) for gain in decision.gains]
     return pd.DataFrame(

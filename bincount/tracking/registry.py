@@ -19,8 +19,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from bincount.database import TRAININGS, models_page, pages_of
 from bincount.errors import ModelNotFound, ServiceUnavailable
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.intervals import Score
-from bincount.evaluation.promotion import Decision
 from bincount.reporting import card
 from bincount.tracking import approvals, earlier, facts
 from bincount.tracking.champion import (
