@@ -314,7 +314,7 @@ def test_cross_fitted_scores_are_metrics_with_their_intervals_and_tags_of_the_ve
         ),
         (
             {"evaluation": EvaluationConfig(cross_fit=5), "retraining": RetrainConfig(warm_start=True)},
-            "--warm-start .* have seen the bins of all folds, .* give one of the two",
+            "--warm-start .* have seen the images of all folds, .* give one of the two",
         ),
     ],
 )
@@ -327,7 +327,7 @@ def test_weights_that_have_seen_the_bins_cannot_be_cross_fitted(trained):
     _, _, network = trained
     weights = str(network(0) / "model.safetensors")
     job = Job(evaluation=EvaluationConfig(cross_fit=5), training=TrainConfig(weights=weights))
-    with pytest.raises(SettingsError, match="has seen the bins of all folds"):
+    with pytest.raises(SettingsError, match="has seen the images of all folds"):
         preflight.check_cross_fit(job)
 
 

@@ -94,6 +94,7 @@ def test_a_snapshot_keeps_the_words_and_takes_those_of_a_later_prepare(tmp_path)
     frozen = first.frozen
     assert snapshots.open_snapshot(first.path).problem.nouns == "crates"
 
+    assert snapshots.words_of(tmp_path).nouns == "crates"
     again = snapshots.freeze(rows, classes, "drawn", tmp_path, Problem(noun="drawer"))
     assert (again, again.frozen) == (first, frozen)
     assert again.problem.nouns == "drawers"

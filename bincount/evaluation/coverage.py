@@ -30,11 +30,15 @@ class CoveragePoint(Frozen):
     coverage_interval: Interval | None = None
     accuracy_interval: Interval | None = None
 
-    def describe(self) -> str:
-        """Return in a sentence how many pictures are given a count at this confidence, and how often it is right."""
-        share = f"{percent(self.coverage)}{_between(self.coverage_interval)} of the pictures get a count"
+    def describe(self, answer: str = "count") -> str:
+        """Return in a sentence how many pictures are given a count at this confidence, and how often it is right.
+
+        answer is the word for what a class is, where it is no count.
+        """
+        one = f"a{'n' * answer.lower().startswith(tuple('aeiou'))} {answer}"
+        share = f"{percent(self.coverage)}{_between(self.coverage_interval)} of the pictures get {one}"
         if self.accuracy is None:
-            return f"no picture gets a count at a confidence of {percent(self.min_confidence)}"
+            return f"no picture gets {one} at a confidence of {percent(self.min_confidence)}"
         right = f"{percent(self.accuracy)}{_between(self.accuracy_interval)} of these are right"
         return f"at a confidence of {percent(self.min_confidence)} or more, {share}, and {right}"
 
@@ -53,12 +57,13 @@ def curve(
 ) -> tuple[CoveragePoint, ...]:
     """Return the accuracy when 100, 90, ... 10 % of the images are answered, the most confident ones.
 
-    probabilities are (N, C), predicted (N,) the labels, by default the likeliest; the confidence is the
-    probability of that label. Images that are as confident as the last one that is answered are answered too, so that a
-    coverage can be larger than its step, and steps without a new image are left out. Raises ValueError when N is 0.
+    probabilities are (N, C), predicted (N,) the labels, by default the likeliest; the confidence is the highest
+    probability, as for at_confidence. Images that are as confident as the last one that is answered are answered too,
+    so that a coverage can be larger than its step, and steps without a new image are left out. Raises ValueError when
+    N is 0.
     """
     labels = probabilities.argmax(axis=1) if predicted is None else predicted
-    confidence = probabilities[np.arange(len(labels)), labels].astype(float)
+    confidence = probabilities.max(axis=1).astype(float)
     ordered = np.sort(confidence)[::-1]
     last = [max(1, round(coverage * len(ordered))) - 1 for coverage in COVERAGES]
     thresholds = sorted({float(ordered[position]) for position in last})

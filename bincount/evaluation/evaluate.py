@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 REMEDY = "remove its folder and run again, which evaluates the model again"
 IMAGE_SLICES = "image_slices.parquet"
-HEADLINES = ("accuracy", "rmse", "rmse_of_expectation")  # the scores that tell models apart at a glance
+# The scores that tell models apart at a glance.
+HEADLINES = ("accuracy", "rmse", "rmse_of_expectation", "average_precision")
 PREDICTED = "predicted"  # column of predictions, where the model has a threshold
 LABEL_OF_RECORD = "record_label"  # column of predictions
 SURE = 0.9  # probability from which a prediction that is not the record's makes the record suspect
@@ -71,12 +72,12 @@ class Evaluation:
         return tables.read_frame(self.folder / IMAGE_SLICES, REMEDY)
 
     def scores(self) -> dict[str, Score]:
-        """Return accuracy, rmse and rmse_of_expectation with intervals; errors only where the classes have an order."""
+        """Return the HEADLINES with intervals: errors where the classes have an order, average precision of two."""
         values = self.metrics.scalars()
         return {
             name: Score(value=values[name], low=self.intervals[name].low, high=self.intervals[name].high)
             for name in HEADLINES
-            if name in values
+            if name in values and name in self.intervals
         }
 
     def to_frame(self) -> pd.DataFrame:

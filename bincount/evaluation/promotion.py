@@ -55,7 +55,7 @@ def decide(
     that is the case about once in 40 times, at a confidence of 95 %. Raises SettingsError as check_metric does.
     """
     check_metric(promotion_config, images.classes)
-    about = {"num_images": len(images), "num_bins": images.num_bins}
+    about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.nouns}
     metric = promotion_config.metric
     if reason := _why_not_comparable(images, NEW_TO_BOTH, metric, challenger=challenger, champion=champion):
         return _apply_force(Decision(promote=False, reason=reason, **about), promotion_config)
@@ -92,7 +92,7 @@ def decide_first(
     """
     classes = images.classes
     check_metric(promotion_config, classes)
-    about = {"num_images": len(images), "num_bins": images.num_bins, "is_first": True}
+    about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.nouns, "is_first": True}
     metric = promotion_config.metric
     if reason := _why_not_comparable(images, "it was not trained on", metric, challenger=challenger):
         return _apply_force(Decision(promote=False, reason=reason, **about), promotion_config)

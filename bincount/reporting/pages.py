@@ -126,7 +126,9 @@ def evaluation_page(
         calibration_error=sections.percent(metrics.calibration_error),
         reliability_plot=sections.reliability_plot(confidence, metrics.calibration_error),
         reliability=sections.reliability(confidence),
-        coverage=sections.coverage(evaluation.coverage) if evaluation.coverage else "",
+        coverage=sections.coverage(evaluation.coverage, is_filter=metrics.threshold is None)
+        if evaluation.coverage
+        else "",
         coverage_hidden="" if evaluation.coverage else "hidden",
         slices=sections.slices(by_slice, image_slices, evaluation.problem.unit) if len(by_slice) else "",
         curves=binary.section(evaluation, classes),

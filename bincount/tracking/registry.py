@@ -83,7 +83,7 @@ class Version:
 
     @cached_property
     def scores(self) -> Mapping[str, Score]:
-        """The scores on its own test images, of accuracy, rmse and rmse_of_expectation those that it has."""
+        """The scores on its own test images: of accuracy, errors and average precision those that it has."""
         return facts.read_scores(self.tags)
 
     @cached_property
