@@ -52,12 +52,12 @@ class Prepared:
     pack: Pack
 
     def __repr__(self) -> str:
-        report = self.report
+        report, nouns = self.report, self.snapshot.problem.nouns
         quarantined = f", {report.quarantined.total():,} quarantined" if report.quarantined else ""
         missing = f", {len(report.unreachable):,} did not arrive" if report.unreachable else ""
         return (
-            f"Prepared({report.num_fetched:,} bins fetched{quarantined}{missing}; snapshot {self.snapshot.digest[:12]} "
-            f"of {self.snapshot.num_images:,} images)"
+            f"Prepared({report.num_fetched:,} {nouns} fetched{quarantined}{missing}; "
+            f"snapshot {self.snapshot.digest[:12]} of {self.snapshot.num_images:,} images)"
         )
 
 
@@ -238,7 +238,8 @@ def _fetch(job: Job, dataset: Path) -> tuple[Plan, SyncReport]:
     ):
         report = sum(pool.map(fetch_batch, range(plan.num_batches)), SyncReport())
     if report.unreachable:
-        logger.warning("%d bins did not arrive; the next call fetches them", len(report.unreachable))
+        nouns = job.data.description.nouns
+        logger.warning("%d %s did not arrive; the next call fetches them", len(report.unreachable), nouns)
     return plan, report
 
 

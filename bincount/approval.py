@@ -9,7 +9,7 @@ from typing import Literal
 
 from bincount.data.snapshots import Snapshot
 from bincount.errors import SettingsError
-from bincount.evaluation.promotion import Decision
+from bincount.evaluation.decision import Decision
 from bincount.reporting import card
 from bincount.settings import Job
 from bincount.tracking import approvals, starting

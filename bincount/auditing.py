@@ -186,7 +186,7 @@ def _find_parents(registry: Registry, version: Version) -> list[Version]:
     if params is None:
         raise ModelNotFound(
             f"the run of version {version.version} was removed in MLflow, and nothing else says from which weights it "
-            f"started, so that no bin is sure to be new to it; {WITHOUT_A_MODEL}"
+            f"started, so that no image is sure to be new to it; {WITHOUT_A_MODEL}"
         )
     each_weights = dict.fromkeys([params.get("weights", ""), *WEIGHTS_OF_MEMBERS.findall(params.get("members", ""))])
     parents = (_find_parent(registry, version, Path(weights)) for weights in each_weights)
@@ -207,8 +207,8 @@ def _find_parent(registry: Registry, version: Version, path: Path) -> Version | 
     parent = next(of_weights, None)
     if parent is None:
         raise ModelNotFound(
-            f"version {version.version} started from the weights {path}, and no registered version says which bins "
-            f"these were trained on, so that no bin is sure to be new to it; {WITHOUT_A_MODEL}"
+            f"version {version.version} started from the weights {path}, and no registered version says which images "
+            f"these were trained on, so that no image is sure to be new to it; {WITHOUT_A_MODEL}"
         )
     return parent
 

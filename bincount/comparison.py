@@ -12,9 +12,9 @@ from bincount.data import packing, packs, snapshots, tables
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, ModelNotFound
 from bincount.evaluation import holdout, promotion
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation, predict_test, predicted_labels, probability_columns
 from bincount.evaluation.intervals import LabelledImages
-from bincount.evaluation.promotion import Decision
 from bincount.reporting.pages import Champion
 from bincount.settings import Device, Job
 from bincount.tracking import recording
@@ -63,14 +63,12 @@ def compare(
     miss_cost = _miss_cost(registry, version) if job.promotion.metric == "cost" else None
     if is_first:
         majority = num_trained_on.argmax()
-        decision = promotion.decide_first(
+        return promotion.decide_first(
             images, *probabilities, majority, job.promotion, absent, predicted=predicted[0], miss_cost=miss_cost
         )
-    else:
-        decision = promotion.decide(
-            images, *probabilities, job.promotion, absent, predicted=tuple(predicted), miss_cost=miss_cost
-        )
-    return decision.model_copy(update={"nouns": snapshot.problem.nouns})
+    return promotion.decide(
+        images, *probabilities, job.promotion, absent, predicted=tuple(predicted), miss_cost=miss_cost
+    )
 
 
 def predict(registry: Registry, version: Version, snapshot: Snapshot, job: Job, device: Device) -> pd.DataFrame:
@@ -147,7 +145,7 @@ def open_snapshot_of(version: Version, job: Job) -> Snapshot:
     if folder is None:
         raise ModelNotFound(
             f"the images that version {version.version} was trained on are not in the workspace {workspace.root}, "
-            "so that no bin is sure to be new to it"
+            "so that no image is sure to be new to it"
         )
     return snapshots.open_snapshot(folder)
 

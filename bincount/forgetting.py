@@ -76,4 +76,4 @@ def forget(plan: Plan) -> None:
         if folder.exists():
             folder.rename(gone)
             shutil.rmtree(gone)
-    logger.info("took away %d bins, and %d folders that may have shown them", len(plan.image_ids), len(plan.folders))
+    logger.info("took away %d pictures, and %d folders that may show them", len(plan.image_ids), len(plan.folders))

@@ -19,8 +19,8 @@ from bincount.data import snapshots
 from bincount.data.snapshots import Snapshot
 from bincount.errors import ModelNotFound
 from bincount.evaluation import promotion, reviewing
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.promotion import Decision
 from bincount.evaluation.reviewing import ReviewFigures
 from bincount.files import atomic_write
 from bincount.reporting import card

@@ -75,7 +75,7 @@ def check_cross_fit(job: Job) -> None:
         check_folds(job, num_folds, "--cross-fit")
         if job.retraining.warm_start:
             raise SettingsError(
-                "with --warm-start a training begins with weights that have seen the bins of all folds, which "
+                "with --warm-start a training begins with weights that have seen the images of all folds, which "
                 "--cross-fit is to leave out; give one of the two"
             )
     elif job.evaluation.register_cross_fit:
@@ -101,7 +101,8 @@ def check_audit(job: Job, scored_by: str, *, fetch: bool = True) -> None:
         )
     if is_checkpoint(Path(scored_by)):
         raise SettingsError(
-            f"nothing says which bins the model in {scored_by} was trained on; give the number of a registered version"
+            f"nothing says which images the model in {scored_by} was trained on; "
+            "give the number of a registered version"
         )
     if not folds and (scored_by == "folds" or job.audit.register_folds):
         asked = "--scored-by folds" if scored_by == "folds" else "--register-folds"
@@ -122,7 +123,7 @@ def check_folds(job: Job, num_folds: int, flag: str) -> None:
     own = [member.weights for member in job.training.each_member() if is_own_model(member.weights)]
     if own:
         raise SettingsError(
-            f"the weights {own[0]} are of a model that has seen the bins of all folds, which its "
+            f"the weights {own[0]} are of a model that has seen the images of all folds, which its "
             "successors are to judge; give --weights imagenet or none"
         )
 
@@ -179,8 +180,7 @@ def check_scorer(job: Job, scored_by: str) -> None:
     asked = ",".join(job.data.class_set.names)
     if classes and classes != asked:
         raise SettingsError(
-            f"{scored_by} predicts {classes} and the bins are asked for as {asked}; audit with the same "
-            "--classes as the model has"
+            f"{scored_by} predicts {classes} and is asked for {asked}; audit with the same --classes as the model has"
         )
 
 

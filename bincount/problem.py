@@ -134,16 +134,23 @@ class Problem(Frozen):
     licence: str = Field("", max_length=LONGEST_SENTENCE, description="sentence on the pictures, for the model card")
     limits: tuple[str, ...] = Field((), description="sentences on what a model cannot know, for the model card")
 
+    @field_validator("positive")
+    @classmethod
+    def _as_classes_are(cls, name: str | None) -> str | None:
+        return name and normalize_name(name.strip())
+
     @classmethod
     def of(cls, classes: Classes) -> "Problem":
         """Return the description where nobody has given one: counts are of bins, names of whatever is on a picture."""
         return BINS if classes.are_counts else PICTURES
 
     def positive_label(self, classes: Classes) -> int | None:
-        """Return the label of the positive class, of two classes that are not counts."""
-        if len(classes) != 2 or classes.are_counts:
+        """Return the label of the positive class, of two classes; of counts only where the description names one."""
+        if len(classes) != 2:
             return None
-        return classes.names.index(self.positive) if self.positive in classes.names else 1
+        if self.positive in classes.names:
+            return classes.names.index(self.positive)
+        return None if classes.are_counts else 1
 
 
 BINS = Problem(

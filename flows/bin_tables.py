@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bincount.problem import BINS, Problem
 from bincount.reporting.tables import Tables
 
 if TYPE_CHECKING:  # they import MLflow, which takes seconds
@@ -18,16 +19,16 @@ SHORT = 12  # digits of a digest that people see
 Artifacts = Mapping[str, Sequence["Artifact"]]  # by the id of a bin
 
 
-def of_traced(traced: "Traced", artifacts: Artifacts) -> Tables:
+def of_traced(traced: "Traced", artifacts: Artifacts, noun: str = "bin") -> Tables:
     """Return for each bin what is known of it, its uses, and where its picture lies."""
     tables = {}
     for found in traced.bins:
-        tables |= _of_bin(found, artifacts.get(found.image_id, ()))
+        tables |= _of_bin(found, artifacts.get(found.image_id, ()), noun)
     return tables | ({"Could not be read": _sentences(traced.problems)} if traced.problems else {})
 
 
-def _of_bin(found: "Provenance", artifacts: Sequence["Artifact"]) -> Tables:
-    name = f"Bin {found.image_id}"
+def _of_bin(found: "Provenance", artifacts: Sequence["Artifact"], noun: str) -> Tables:
+    name = f"{noun.capitalize()} {found.image_id}"
     facts = [
         ("record", found.class_name),
         ("status", ": ".join(filter(None, [found.status or "not in the dataset any more", found.reason]))),
@@ -50,11 +51,11 @@ def _of_bin(found: "Provenance", artifacts: Sequence["Artifact"]) -> Tables:
                 )
                 for use in found.uses
             ],
-            columns=["snapshot", "frozen", *(["bin"] if found.copies else []), "picture", "split", "label", "of"],
+            columns=["snapshot", "frozen", *([noun] if found.copies else []), "picture", "split", "label", "of"],
         )
     trainings = {(name, role) for use in found.uses for name, role in use.trainings.items()}
     if trainings:
-        tables[f"{name}: trainings"] = pd.DataFrame(sorted(trainings), columns=["folder in runs/", "the bin was"])
+        tables[f"{name}: trainings"] = pd.DataFrame(sorted(trainings), columns=["folder in runs/", f"the {noun} was"])
     if found.versions:
         tables[f"{name}: versions"] = _sentences([_version(found, version) for version in found.versions])
     if found.verdicts:
@@ -75,7 +76,7 @@ def _artifact(artifact: "Artifact") -> str:
     return f"MLflow, run {artifact.run_name or artifact.run_id} ({artifact.run_id}): {artifact.path}{sure}"
 
 
-def of_plan(plan: "Plan") -> Tables:
+def of_plan(plan: "Plan", problem: Problem = BINS) -> Tables:
     """Return what a plan takes away."""
     same = plan.same_as
     going = [
@@ -88,7 +89,8 @@ def of_plan(plan: "Plan") -> Tables:
         *(f"{name}: its row is overwritten" for name in dict.fromkeys(name for found in bins for name in found.packs)),
         *(f"{name}: removed, and made again when asked for" for name in plan.folders),
     ]
-    tables = {"Bins to be taken away": pd.DataFrame(going, columns=["bin", "why"])}
+    title = f"{problem.nouns.capitalize()} to be taken away"
+    tables = {title: pd.DataFrame(going, columns=[problem.noun, "why"])}
     return tables | ({"What goes": _sentences(list(dict.fromkeys(places)))} if places else {}) | of_what_stays(plan)
 
 

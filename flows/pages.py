@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from prefect.states import State
 
-from bincount.evaluation.promotion import METRIC_NAMES, NEW_TO_BOTH, Decision
+from bincount.evaluation.compared import METRIC_NAMES
+from bincount.evaluation.decision import NEW_TO_BOTH, Decision
 from bincount.problem import SPLITS
 from bincount.reporting import cross_fit, tables
 from bincount.reporting.run_page import BALANCE, MISTAKES, TREND, body

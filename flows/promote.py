@@ -5,7 +5,7 @@ from prefect import flow
 from bincount import forms, preflight
 from bincount.data import snapshots
 from bincount.data.snapshots import Snapshot
-from bincount.evaluation.promotion import Decision
+from bincount.evaluation.decision import Decision
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, PromotionConfig, RegistryConfig
 from bincount.workspace import Workspace
 from flows.naming import name_run

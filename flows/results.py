@@ -11,9 +11,9 @@ from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.data.sync import Plan
 from bincount.evaluation.crossfit import CrossFitted
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.drift import Drift
 from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.promotion import Decision
 from bincount.lifecycle import NewData
 from bincount.retention import Removed
 from bincount.tracking.registry import Version

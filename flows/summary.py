@@ -205,6 +205,9 @@ def of_models(versions: Sequence["Version"], history: Sequence["AliasChange"]) -
         "n": [_format_number(version.tags.get("test_images", "")) for version in versions],
         "accuracy, %": _scores([version.scores.get("accuracy") for version in versions], factor=100, digits=1),
         "RMSE, items": _scores([version.scores.get("rmse") for version in versions], factor=1, digits=2),
+        "average precision": _scores(
+            [version.scores.get("average_precision") for version in versions], factor=1, digits=2
+        ),
         "data": [version.snapshot_digest[:6] for version in versions],
     }
     table = pd.DataFrame({name: cells for name, cells in columns.items() if any(cells)})
@@ -225,23 +228,22 @@ def of_models(versions: Sequence["Version"], history: Sequence["AliasChange"]) -
 def of_versions(first: "Version", second: "Version", params: Sequence[Mapping[str, str]]) -> Tables:
     """Show two versions side by side: their tags and scores, and the settings that differ."""
     kept = ("source", "snapshot", "num_images", "classes", "image_size", "test_images")
+    of_two = ["average_precision"] if "average_precision" in {*first.scores, *second.scores} else []
+    names = ("accuracy", "rmse", "rmse_of_expectation", *of_two)
     facts = [
         {"registered": f"{version.registered:%Y-%m-%d %H:%M} UTC", "alias": version.alias}
         | {name: version.tags.get(name, "") for name in kept}
-        | {
-            f"test_{name}": _score(name, version.scores.get(name))
-            for name in ("accuracy", "rmse", "rmse_of_expectation")
-        }
+        | {f"test_{name}": _score(name, version.scores.get(name)) for name in names}
         | {"git_commit": version.tags.get("git_commit", "")}
         for version in (first, second)
     ]
     rows = [(name.replace("_", " "), *(each[name] for each in facts)) for name in facts[0]]
     settings = [(name, *(each.get(name, "") for each in params)) for name in sorted({*params[0], *params[1]})]
-    names = [f"version {version.version}" for version in (first, second)]
-    tables = {"Versions": pd.DataFrame(rows, columns=["", *names])}
+    heads = [f"version {version.version}" for version in (first, second)]
+    tables = {"Versions": pd.DataFrame(rows, columns=["", *heads])}
     different = [row for row in settings if row[1] != row[2] and row[0] not in facts[0]]
     if different:
-        tables["Settings that differ"] = pd.DataFrame(different, columns=["", *names])
+        tables["Settings that differ"] = pd.DataFrame(different, columns=["", *heads])
     return tables
 
 

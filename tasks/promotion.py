@@ -6,8 +6,8 @@ from prefect.events import emit_event
 
 from bincount import approval, comparison, lifecycle
 from bincount.data.snapshots import Snapshot
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.promotion import Decision
 from bincount.lifecycle import Promotion
 from bincount.reporting import card
 from bincount.settings import Device, Job

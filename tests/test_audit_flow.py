@@ -145,7 +145,7 @@ def test_an_audit_that_is_there_trains_and_scores_nothing_again(by_folds, settin
 def test_weights_of_a_model_that_has_seen_the_bins_are_refused_for_folds(champion, settings):
     weights = str(champion.trained.checkpoint / "model.safetensors")
     job = Job(**settings | {"training": QUICK.model_copy(update={"weights": weights})}, audit=AuditConfig(folds=3))
-    with pytest.raises(SettingsError, match="has seen the bins of all folds"):
+    with pytest.raises(SettingsError, match="has seen the images of all folds"):
         preflight.check_audit(job, "folds")
 
 

@@ -13,6 +13,7 @@ from bincount.evaluation.intervals import LabelledImages
 from bincount.problem import Classes, Problem
 from bincount.settings import ImageConfig, Job, PromotionConfig, TrainConfig, TuneConfig
 from bincount.threshold import Threshold
+from bincount.tracking import facts
 from bincount.training import validation
 from bincount.training.crossfit import CrossFit
 from bincount.training.run_folder import folder_by_settings
@@ -250,10 +251,35 @@ def test_tests_without_a_positive_count_as_no_gain():
     labels = np.eye(100, dtype=int)[0]
     images = LabelledImages(labels, np.arange(100), BOXES)
     right, wrong = of_scores(labels * 0.9), of_scores(0.9 - labels * 0.9)
+    decision = gate(right, wrong, images, "balanced_accuracy")
+
+    assert decision.gains[1].metric == "average_precision"
+    assert decision.gains[1].interval.low == 0
+
+
+def test_an_average_precision_that_has_no_interval_decides_nothing():
+    labels = np.repeat([1, 0], [19, 81])
+    images = LabelledImages(labels, np.arange(100), BOXES)
+    right, wrong = of_scores(labels * 0.9), of_scores(0.9 - labels * 0.9)
     decision = gate(right, wrong, images, "average_precision")
 
     assert not decision.promote
-    assert decision.gains[0].interval.low == 0
+    assert "19 are of the rarer class: too few to compare the average precision on, 20 are needed" in decision.reason
+    assert first(right, images, "average_precision").reason.endswith("20 are needed")
+    assert gate(right, wrong, images, "balanced_accuracy").promote
+
+
+@pytest.mark.parametrize("only", [0, 1])
+@pytest.mark.parametrize("metric", ["macro_f1", "balanced_accuracy", "average_precision", "cost"])
+def test_a_test_of_one_class_makes_no_number_that_is_none(metric, only):
+    images = LabelledImages(np.full(60, only), np.arange(60), BOXES)
+    one, other = (made_up(60, seed=seed)[1] for seed in (1, 2))
+    decision = gate(one, other, images, metric, miss_cost=3.0)
+
+    assert not decision.promote
+    assert "nan" not in decision.describe()
+    assert np.isfinite([gain.gain for gain in decision.gains]).all()
+    assert facts.read_decision(facts.write_decision(decision)) == decision
 
 
 def test_the_metrics_compared_follow_from_the_classes():

@@ -17,18 +17,20 @@ from made_scores import made_scores
 from starlette.testclient import TestClient
 
 from bincount import auditing
-from bincount.data import assembly, check, synthetic
+from bincount.data import assembly, check, snapshots, synthetic
 from bincount.data.arrivals import Arrivals
 from bincount.data.balance import ClassBalance
+from bincount.data.repair import RepairReport
 from bincount.evaluation import audit_table, drift, promotion, ranking, record_errors, reviewing
 from bincount.evaluation.intervals import LabelledImages, Score
-from bincount.problem import Classes, read_description
-from bincount.reporting import card, pages, tables
+from bincount.problem import BINS, Classes, read_description
+from bincount.provenance import Use
+from bincount.reporting import card, dataset_tables, pages, review_tables, tables
 from bincount.reporting.months import page as months
 from bincount.reporting.months.content import Facts
 from bincount.settings import DataConfig, DriftConfig, ImageConfig, PromotionConfig, TrainConfig
 from bincount.training.spec import ModelSpec
-from flows import summary
+from flows import bin_tables, summary
 
 BOXES = read_description(synthetic.BOXES)
 CLASSES = Classes.parse(BOXES.classes)
@@ -100,7 +102,7 @@ def test_the_example_is_read_without_settings_and_names_its_photo_in_two_classes
     assert "123 boxes listed" in caplog.text
     assert "not read" not in caplog.text  # the description is no stray file
     assert snapshot.problem == BOXES.model_copy(update={"classes": None, "ordered": None})
-    shown = "".join(map(tables.markdown_table, tables.of_diagnosis(check.diagnose(tmp_path / "data")).values()))
+    shown = "".join(map(tables.markdown_table, dataset_tables.of_diagnosis(check.diagnose(tmp_path / "data")).values()))
     assert "good boxes" in shown
     assert "stand in two classes: dented/00121.jpg as dented is also intact/00121.jpg as intact" in shown
     assert_speaks_of_boxes(shown)
@@ -266,6 +268,36 @@ def test_the_summary_counts_boxes(tmp_path):
         timings={"sync": 1.0},
     )
     assert summary.of_prepare(prepared)["Images"].columns.tolist() == ["", "boxes"]
+
+
+def test_tables_of_single_boxes_of_reviews_and_of_repairs_speak_of_boxes():
+    noun, nouns = BOXES.noun, BOXES.nouns
+    use = Use(
+        "wet/1.jpg", "ab" * 32, "cd" * 32, datetime(2026, 1, 1, tzinfo=UTC), "wet", "", "train", "", {"r": "train"}
+    )
+    found = SimpleNamespace(image_id="wet/1.jpg", copies=("wet/2.jpg",), uses=(use,), versions=(), verdicts=())
+    found = SimpleNamespace(**vars(found), class_name="wet", status="ok", reason="", digests=(), elsewhere=())
+    found = SimpleNamespace(**vars(found), files=(), packs=(), folders=())
+    traced = SimpleNamespace(bins=(found,), problems=())
+    plan = SimpleNamespace(image_ids=("wet/1.jpg",), same_as={}, folders=(), artifacts=(), elsewhere=(), traced=traced)
+    plan = SimpleNamespace(**vars(plan), trained_versions=())
+    rows = pd.DataFrame({"reviewer": [], "image_id": []})
+    shown = [
+        bin_tables.of_traced(traced, {}, noun),
+        bin_tables.of_plan(plan, BOXES),
+        review_tables.of_import("verdicts.csv", 1, 1, 1, rows, 5, noun),
+        {"": review_tables.rates(None, {}, nouns)},
+        dataset_tables.of_repair(RepairReport(num_bins=1, num_strays=0, num_leftovers=0, left=()), nouns),
+    ]
+    text = " ".join(f"{title} {table.to_string()}" for each in shown for title, table in each.items())
+    assert_speaks_of_boxes(text)
+    assert "Box wet/1.jpg: snapshots" in text
+    assert "Boxes to be taken away" in text
+    assert "None of the random boxes was reviewed yet" in text
+
+
+def test_the_words_of_a_dataset_are_those_of_its_last_snapshot(tmp_path):
+    assert snapshots.words_of(tmp_path) == BINS
 
 
 @pytest.mark.parametrize("classes", ["0..5", "intact,dented,torn,wet"])

@@ -9,9 +9,9 @@ from test_tables import CRUEL, read
 
 from bincount.data.balance import ClassBalance
 from bincount.evaluation import intervals, metrics
+from bincount.evaluation.decision import ClassChange, Decision, Gain
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.intervals import Interval, LabelledImages
-from bincount.evaluation.promotion import ClassChange, Decision, Gain
 from bincount.problem import Classes
 from bincount.reporting import card
 from bincount.settings import ImageConfig, TrainConfig

@@ -14,8 +14,9 @@ from bincount.evaluation import coverage
 from bincount.evaluation.intervals import LabelledImages
 from bincount.problem import Classes
 from bincount.reporting import pages, tables
-from bincount.settings import RegistryConfig
+from bincount.settings import ImageConfig, RegistryConfig, TrainConfig
 from bincount.tracking import tested
+from bincount.training.spec import ModelSpec
 from bincount.workspace import Workspace
 from flows.cli import app
 
@@ -156,7 +157,8 @@ def test_of_a_version_its_own_test_says_how_often_it_is_right(tmp_path, monkeypa
     monkeypatch.setattr(tested, "open_existing", lambda *_: FakeRegistry(tmp_path / "run"))
 
     def find(classes):
-        return tested.find_coverage("champion", classes, 0.6, Workspace(root=tmp_path), RegistryConfig())
+        spec = ModelSpec.make(ImageConfig(), TrainConfig(), classes)
+        return tested.find_coverage("champion", spec, 0.6, Workspace(root=tmp_path), RegistryConfig())
 
     assert find(COUNTS).num_images == (probabilities.max(axis=1) >= 0.6).sum()
     assert find(Classes.parse("0..9")) is None  # of another model

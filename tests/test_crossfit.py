@@ -19,7 +19,7 @@ from bincount.evaluation.audit import MODEL, Scorer
 from bincount.evaluation.crossfit import CrossFitted, Scored
 from bincount.evaluation.evaluate import PREDICTED
 from bincount.evaluation.intervals import LabelledImages, Score
-from bincount.problem import Classes
+from bincount.problem import Classes, Problem
 from bincount.reporting import cross_fit as cross_fit_tables
 from bincount.settings import EvaluationConfig, Job, RetrainConfig, TrainConfig
 from bincount.threshold import Threshold
@@ -212,6 +212,40 @@ def test_the_interval_of_the_calibration_error_is_about_as_wide_as_it_varies_ove
     assert 0.5 < np.mean(half_widths) / (1.96 * spread) < 2
 
 
+def test_a_threshold_decides_what_is_scored(trained, tmp_path):
+    """The network of a fold goes by its own threshold, which it has chosen on val."""
+    snapshot, pack, _ = trained
+    rows = snapshot.read()
+    rows["label"] = rows["label"].clip(upper=1)
+    rows["class_name"] = np.array(["intact", "damaged"], object)[rows["label"]]
+    boxes = Classes.parse("intact,damaged")
+    two = snapshots.freeze(
+        rows, boxes, "drawn", tmp_path / "two", Problem(noun="box", nouns="boxes", positive="intact")
+    )
+
+    def network(number: int) -> Path:
+        spec = ModelSpec.make(IMAGES, QUICK, boxes, ())
+        chosen = Threshold(positive=0, value=float(number > 1), miss_cost=5)  # all are intact, but for the last fold
+        models.save(tmp_path / f"of two {number}", models.build(spec), spec.model_copy(update={"threshold": chosen}))
+        return tmp_path / f"of two {number}"
+
+    predictions = crossfit.predict(two, scorers_of(two, 2, network), pack, tmp_path / "kept", "cpu")
+
+    last = predictions["scored_by"] == "fold 2 of 2"
+    assert (predictions["predicted"] == last).all()
+    expected = (predictions["label"] == last).mean()
+    scores = crossfit.score_predictions(predictions, two).scores
+    assert scores["accuracy"].value == pytest.approx(expected)
+    assert scores["calibration_error"].value == pytest.approx(
+        metrics.score(
+            predictions["label"].to_numpy(),
+            predictions[["p_intact", "p_damaged"]].to_numpy(),
+            boxes,
+            last.to_numpy() * 1,
+        ).calibration_error
+    )
+
+
 def test_classes_without_order_have_no_errors_in_items():
     images, probabilities = made_up(100)
     names_only = LabelledImages(images.labels, images.groups, Classes.parse("a,b,c,d,e,f"))
@@ -280,7 +314,7 @@ def test_cross_fitted_scores_are_metrics_with_their_intervals_and_tags_of_the_ve
         ),
         (
             {"evaluation": EvaluationConfig(cross_fit=5), "retraining": RetrainConfig(warm_start=True)},
-            "--warm-start .* have seen the bins of all folds, .* give one of the two",
+            "--warm-start .* have seen the images of all folds, .* give one of the two",
         ),
     ],
 )
@@ -293,7 +327,7 @@ def test_weights_that_have_seen_the_bins_cannot_be_cross_fitted(trained):
     _, _, network = trained
     weights = str(network(0) / "model.safetensors")
     job = Job(evaluation=EvaluationConfig(cross_fit=5), training=TrainConfig(weights=weights))
-    with pytest.raises(SettingsError, match="has seen the bins of all folds"):
+    with pytest.raises(SettingsError, match="has seen the images of all folds"):
         preflight.check_cross_fit(job)
 
 

@@ -7,8 +7,8 @@ import pytest
 from bins import jpeg
 from test_registry import checkpoint, open_in
 
+from bincount.evaluation.decision import ClassChange, Decision, Gain
 from bincount.evaluation.intervals import Interval, Score
-from bincount.evaluation.promotion import ClassChange, Decision, Gain
 from bincount.tracking import champion, facts
 from bincount.tracking.registry import Registry, Version
 

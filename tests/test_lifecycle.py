@@ -13,8 +13,8 @@ from bincount import champion_drift, lifecycle
 from bincount.data import packs, snapshots
 from bincount.errors import ModelNotFound
 from bincount.evaluation import promotion
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import evaluate
-from bincount.evaluation.promotion import Decision
 from bincount.settings import DriftConfig, Job, Member, PromotionConfig, RegistryConfig, RetrainConfig, TrainConfig
 from bincount.text import escape_markdown
 from bincount.tracking import connection

@@ -14,8 +14,8 @@ from PIL import Image
 from synthetic_training import dataset
 from test_figures import SLICES
 
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.promotion import Decision
 from bincount.problem import Classes
 from bincount.reporting import offline, pages, thumbnails
 from bincount.reporting.pages import Champion

@@ -7,8 +7,8 @@ import pytest
 from test_promotion import decide, decide_first
 
 from bincount.evaluation import intervals, power, promotion
+from bincount.evaluation.decision import Decision, Gain
 from bincount.evaluation.intervals import Interval
-from bincount.evaluation.promotion import Decision, Gain
 from bincount.reporting import card, tables
 from bincount.settings import PromotionConfig
 from bincount.tracking import facts
@@ -49,9 +49,9 @@ def test_four_times_the_bins_detect_half_the_gain():
 
 @pytest.mark.services
 def test_the_gate_finds_a_detectable_gain_in_about_four_comparisons_of_five(monkeypatch, capsys):
-    draw = intervals._draws
+    draw = intervals.draws
     draws = cache(lambda *words: list(draw(*words)))  # they are the same for each of the decisions
-    monkeypatch.setattr(intervals, "_draws", draws)
+    monkeypatch.setattr(intervals, "draws", draws)
     detectable = np.mean([decide(600, 0.60, 0.55, seed).gains[0].detectable for seed in range(1000, 1010)])
     found = np.mean(
         [decide(600, 0.55 + detectable, 0.55, seed).gains[0].interval.low > 0 for seed in range(120)],
@@ -121,9 +121,27 @@ def test_bins_that_are_too_few_for_the_gain_that_is_asked_for_are_named_with_the
 
     assert told == (
         "the 420 test bins are too few for min_gain 1: a gain in accuracy is found with 80 % probability only from 4.1 "
-        "points on; prepare more bins, of which a tenth is for test, or train with "
-        "--cross-fit 5, whose scores rest on all labelled bins"
+        "points on; prepare more bins, of which a tenth is for test, or judge by the scores of --cross-fit 5, which "
+        "rest on all labelled bins and decide nothing"
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "smallest"),
+    [
+        ("rmse", "items", "0.041 items"),
+        ("cost", "false alarms per image", "0.041 false alarms per image"),
+        ("average_precision", "items", "4.1 points"),
+    ],
+)
+def test_the_smallest_gain_is_said_in_the_unit_of_any_metric_and_compared_with_min_gain_in_it(metric, unit, smallest):
+    gain = FEW.gains[0].model_copy(update={"metric": metric, "unit": unit, "detectable": 0.0412})
+    decision, factor = FEW.model_copy(update={"gains": (gain,)}), 100 if smallest.endswith("points") else 1
+
+    assert f"of {smallest} or more with 80 % probability" in decision.detectability()
+    told = promotion.explain_undetectable(decision, PromotionConfig(metric=metric, min_gain=0.04 * factor))
+    assert f"only from {smallest} on" in told
+    assert promotion.explain_undetectable(decision, PromotionConfig(metric=metric, min_gain=0.042 * factor)) == ""
 
 
 @pytest.mark.parametrize("min_gain", [0, 4.2, 10])

@@ -1,11 +1,13 @@
 """The description of a problem: where it is found, what it may say, and how it travels."""
 
+import json
+
 import pytest
 from bins import add_thirty_bins, bring
 
 from bincount.data import assembly, bins, snapshots
 from bincount.errors import SettingsError
-from bincount.problem import BINS, PICTURES, Classes, Problem
+from bincount.problem import BINS, PICTURES, Classes, Problem, read_description
 from bincount.settings import DataConfig, ImageConfig, TrainConfig
 from bincount.training.spec import ModelSpec, read_spec, write_spec
 
@@ -96,6 +98,7 @@ def test_a_snapshot_keeps_the_words_and_takes_those_of_a_later_prepare(tmp_path)
     frozen = first.frozen
     assert snapshots.open_snapshot(first.path).problem.nouns == "crates"
 
+    assert snapshots.words_of(tmp_path).nouns == "crates"
     again = snapshots.freeze(rows, classes, "drawn", tmp_path, Problem(noun="drawer"))
     assert (again, again.frozen) == (first, frozen)
     assert again.problem.nouns == "drawers"
@@ -110,3 +113,23 @@ def test_a_model_keeps_the_words_and_one_of_an_earlier_release_is_of_bins(tmp_pa
     earlier = spec.model_dump() | {"classes": Classes.parse("0..5")}
     del earlier["problem"]
     assert ModelSpec.model_validate(earlier).problem == BINS
+
+
+@pytest.mark.parametrize(
+    ("classes", "positive", "label"),
+    [
+        (["intact", "de\u0301fectueux"], "d\u00e9fectueux", 1),  # é as macOS writes it, and as others do
+        (["d\u00e9fectueux", "intact"], " de\u0301fectueux", 0),
+        (["0", "1"], "0", 0),
+        (["0", "1"], None, None),
+        (["intact", "torn"], None, 1),
+        (["intact", "torn", "wet"], "wet", None),
+    ],
+)
+def test_the_positive_class_is_the_one_that_is_named_however_it_is_spelled(tmp_path, classes, positive, label):
+    named = f"positive = {json.dumps(positive)}" if positive else ""
+    path = tmp_path / "problem.toml"
+    path.write_text(f"classes = {json.dumps(classes)}\n{named}\n")
+
+    described = read_description(path)
+    assert described.positive_label(Classes.parse(described.classes)) == label

@@ -15,9 +15,9 @@ from bincount import report
 from bincount.data import bins
 from bincount.data.arrivals import Arrivals
 from bincount.errors import ModelNotFound, SettingsError
+from bincount.evaluation.decision import Decision, Gain
 from bincount.evaluation.drift import Accuracy, Drift, Index
 from bincount.evaluation.intervals import Interval, Score
-from bincount.evaluation.promotion import Decision, Gain
 from bincount.reporting import records
 from bincount.reporting.months import charts, head, page
 from bincount.reporting.months.charts import Line, Point

@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 import pytest
 from test_tables import printed
 
+from bincount.evaluation.intervals import Score
+from bincount.tracking import facts
 from bincount.tracking.approvals import APPROVAL_DATA_TAG, APPROVAL_TAG, Approval
 from bincount.tracking.registry import Version
 from flows import summary
@@ -60,6 +62,19 @@ def test_versions_of_classes_without_order_and_those_without_scores_are_listed_t
     rows = [line.split() for line in lines if line[:3].strip().isdecimal()]
     assert rows == [["2", "2026-11-27", "53,523", "55.7", "(55.3-56.1)", "012345"], ["1", "2026-11-27", "many"]]
     assert "RMSE" not in "".join(lines)
+
+
+def test_versions_of_two_classes_have_their_average_precision_within_80_columns_and_beside_another():
+    scores = {name: Score(value=0.8123, low=0.7604, high=0.8611) for name in ("accuracy", "average_precision")}
+    tags = {"test_images": "53523", "snapshot": "0123456789" * 6, **facts.write_scores(scores)}
+
+    lines = printed(summary.of_models([version(301, "challenger", **tags)], ()))
+
+    assert max(map(len, lines)) <= 80
+    assert "average precision" in lines[1]
+    assert "0.81 (0.76-0.86)" in lines[3]
+    beside = summary.of_versions(version(2, **tags), version(1, **TAGS), [{}, {}])["Versions"].set_index("")
+    assert beside.loc["test average precision"].tolist() == ["0.812 (0.760 to 0.861)", ""]
 
 
 def test_compared_versions_show_accuracy_in_percent_and_errors_in_items_each_with_its_interval():

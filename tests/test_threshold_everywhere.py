@@ -209,3 +209,18 @@ def test_what_is_shown_of_predictions_is_the_probability_of_the_predicted_class(
         assert shown["confidence"].tolist() == ["30.0 %", "90.0 %", "60.0 %"]
         unsure = coverage.abstain(predicted.rename(columns={"count": answer}), min_confidence=0.65)
         assert unsure[answer].tolist() == ["damaged", "intact", "look"]
+
+
+def test_the_coverage_at_a_confidence_is_that_of_predictions_that_abstain_below_it(tmp_path):
+    """A picture that is predicted by the threshold is as sure as its highest probability, also on the page."""
+    made = evaluated(tmp_path)
+    images, probabilities = labelled_images(made.predictions, BOXES)
+    labels = predicted_labels(made.predictions, BOXES)
+    highest = probabilities.max(axis=1)
+
+    for point in coverage.curve(images, probabilities, labels):
+        assert point == coverage.at_confidence(images, probabilities, point.min_confidence, labels)
+        assert point.num_images == (highest >= point.min_confidence).sum()
+    page = pages.evaluation_page(replace(made, coverage=coverage.curve(images, probabilities, labels)), BOXES)
+    of_coverage = page[page.index("confidence at least") :].partition("</table>")[0]
+    assert "<button" not in of_coverage

@@ -8,10 +8,13 @@ import synthetic_training
 import torch
 
 from bincount import settings_file
+from bincount.data import snapshots
 from bincount.data.snapshots import Snapshot
 from bincount.errors import TrainingFailed
 from bincount.problem import Classes
 from bincount.settings import DataConfig, Job, TrainConfig, TuneConfig
+from bincount.threshold import Threshold
+from bincount.training.calibration import keep_threshold
 from bincount.training.model import build, save
 from bincount.training.run_folder import Trained
 from bincount.training.spec import ModelSpec
@@ -19,6 +22,8 @@ from bincount.tuning import finalists, pages, winner
 from bincount.tuning.finalists import Findings, Result
 from bincount.tuning.search import Search, Trial
 from bincount.workspace import Workspace
+
+CLASSES = Classes.parse("0..2")
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +41,15 @@ def job_in(folder: Path, **tuning) -> Job:
     )
 
 
-def trained(folder: Path, p_of_0: float) -> Trained:
+def trained(folder: Path, p_of_0: float, classes: Classes = CLASSES) -> Trained:
     """A training whose network says of every picture that it has the first class with this probability."""
-    spec = ModelSpec.make(synthetic_training.IMAGES, synthetic_training.QUICK, Classes.parse("0..2"))
+    spec = ModelSpec.make(synthetic_training.IMAGES, synthetic_training.QUICK, classes)
     model = build(spec)
     with torch.no_grad():
         *_, weight, bias = model.parameters()
         weight.zero_()
-        bias.copy_(torch.tensor([p_of_0, (1 - p_of_0) / 2, (1 - p_of_0) / 2]).log())
+        others = [(1 - p_of_0) / (len(classes) - 1)] * (len(classes) - 1)
+        bias.copy_(torch.tensor([p_of_0, *others]).log())
     save(folder / "model", model, spec)
     return Trained(folder, 1, 3, val_accuracy=1 / 3, val_loss=1.0, seconds=1.0, images_per_second=1.0)
 
@@ -216,6 +222,29 @@ def test_the_test_says_what_the_same_trainings_gain_there_and_is_predicted_once(
     times = [path.stat().st_mtime_ns for path in kept]
     assert finalists.measure_test(findings, made, data[1], workspace, "cpu") == tested
     assert [path.stat().st_mtime_ns for path in kept] == times
+
+
+def test_finalists_are_scored_by_what_they_predict_where_a_threshold_decides(tmp_path):
+    counted, _ = synthetic_training.dataset(tmp_path, train=6, val=12, test=12)
+    rows, boxes = counted.read(), Classes.parse("intact,damaged")
+    rows["label"] = rows["label"].clip(upper=1)
+    rows["class_name"] = np.array(boxes.names, object)[rows["label"]]
+    snapshot = snapshots.freeze(rows, boxes, "drawn", tmp_path)
+    made = trained(tmp_path / "run", 0.7, boxes)
+    trial = results(tmp_path / "others", {1: [0.7]})[0][0]
+    images = {split: finalists._images(snapshot, split) for split in ("val", "test")}
+
+    def accuracies() -> list[float]:
+        predicted = {
+            "val": finalists._predict_val(trial, made, snapshot, "cpu"),
+            "test": finalists._predict_test(trial, made, snapshot, Workspace(root=tmp_path), "cpu"),
+        }
+        return [finalists._scores(images[split], each, ["accuracy"])["accuracy"] for split, each in predicted.items()]
+
+    intact = [(each.labels == 0).mean() for each in images.values()]
+    assert accuracies() == pytest.approx(intact)
+    keep_threshold(made.checkpoint, Threshold(positive=1, value=0.2, miss_cost=4))
+    assert accuracies() == pytest.approx([1 - share for share in intact])
 
 
 def test_a_winner_that_is_worse_on_the_test_beyond_noise_is_said_to_be(data, tmp_path):

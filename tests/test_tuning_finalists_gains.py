@@ -124,3 +124,15 @@ def test_searches_in_vain_seldom_find_a_gain_beyond_noise(of_bins):
         assert rate < 0.075  # 2.5 % are nominal; with the seed in it that made the finalists, 8.4 % to 9.6 % on val
         assert mean < 1.1
     assert sum(gain is None for gain, _ in found) / num == pytest.approx(0.25, abs=0.05)  # one of four settings
+
+
+def test_networks_are_scored_by_what_they_predict_where_a_threshold_decides():
+    sure = np.tile([0.7, 0.3], (200, 1))
+    images = LabelledImages(np.arange(200) % 2, np.arange(200), Classes.parse("intact,damaged"))
+    likeliest, lowered = np.zeros(200, int), images.labels
+    gains = measure_gains(images, [sure], [sure], predicted=([likeliest], [lowered]))
+    found = {gain.score: (gain.given, gain.winner) for gain in gains}
+
+    assert found["accuracy"] == (0.5, 1)
+    assert found["macro_f1"] == pytest.approx((1 / 3, 1))
+    assert found["log_loss"][0] == found["log_loss"][1]

@@ -51,8 +51,8 @@ def build(
         manifest["split"] = manifest["image_id"].map(splits.load(dataset))
         if keep_splits:
             manifest = copies.leave_out_moved(manifest, unlisted)
-            before = manifest["split"]
-            manifest["split"] = before.astype("str").where(before.notna(), splits.given(manifest))
+            before, given = manifest["split"], splits.given(manifest, problem or Problem.of(classes))
+            manifest["split"] = before.astype("str").where(before.notna(), given)
         manifest = splits.assign(manifest, extra_names)
         splits.save(dataset, manifest)
         if not keep_splits:

@@ -15,7 +15,7 @@ import pandas as pd
 from bincount.data import tables
 from bincount.data.bins import QUARANTINED
 from bincount.errors import DatasetError
-from bincount.problem import EXTRA, SPLITS
+from bincount.problem import BINS, EXTRA, SPLITS, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def assign(manifest: pd.DataFrame, extra_names: Sequence[str] = ()) -> pd.DataFr
     return manifest
 
 
-def given(manifest: pd.DataFrame) -> pd.Series:
+def given(manifest: pd.DataFrame, problem: Problem = BINS) -> pd.Series:
     """Read the split of each image from the folder that its id begins with, and report bins that two splits share.
 
     Raises DatasetError when one of the three has no image with a label.
@@ -83,9 +83,10 @@ def given(manifest: pd.DataFrame) -> pd.Series:
         images = manifest.loc[usable & manifest["group"].isin(shared)].sort_values(["group", "image_id"])
         _, first = next(iter(images.groupby("group")))
         logger.warning(
-            "%d images show %d bins that the given splits share, such as %s: scores on val and test are too good for "
-            "it; they are kept as given, and without --keep-splits each bin is in one split",
-            *(len(images), len(shared), " and ".join(first["image_id"].head(2))),
+            "%d images show %d %s that the given splits share, such as %s: scores on val and test are too good for "
+            "it; they are kept as given, and without --keep-splits each %s is in one split",
+            *(len(images), len(shared), problem.noun if len(shared) == 1 else problem.nouns),
+            *(" and ".join(first["image_id"].head(2)), problem.noun),
         )
     return found
 

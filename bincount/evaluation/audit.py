@@ -139,8 +139,8 @@ def begin(audits: Path, snapshot: Snapshot, scorers: Sequence[Scorer], model: st
     outputs = outputs_of(scorers)
     if scorers[0].spec.classes != snapshot.classes:
         raise SettingsError(
-            f"the model predicts {', '.join(scorers[0].spec.classes.names)} and the bins have the classes "
-            f"{', '.join(snapshot.classes.names)}; audit with the same --classes as the model has"
+            f"the model predicts {', '.join(scorers[0].spec.classes.names)} and the {snapshot.problem.nouns} have the "
+            f"classes {', '.join(snapshot.classes.names)}; audit with the same --classes as the model has"
         )
     plan = assign_scorers(snapshot, scorers)
     inputs = [tables.digest(plan), *outputs.names]
@@ -170,7 +170,7 @@ def assign_scorers(snapshot: Snapshot, scorers: Sequence[Scorer]) -> pd.DataFram
         can_answer |= chosen & recorded.isin(scorer.spec.outputs.names).to_numpy()
     status = np.where(scored_by == "", TRAINED_ON, np.where(can_answer, SCORED, NOT_ANSWERABLE))
     reason = pd.Series("", index=manifest.index).mask(
-        status == TRAINED_ON, "the model was trained on this bin; --folds has it scored too"
+        status == TRAINED_ON, f"the model was trained on this {snapshot.problem.noun}; --folds has it scored too"
     )
     beyond = "the record is " + recorded.fillna("missing") + ", which is no answer that the model has"
     plan = manifest[["image_id", "group", "split"]].assign(
@@ -285,8 +285,8 @@ def require_unseen(scores: pd.DataFrame, snapshot: Snapshot, scorers: Sequence[S
         bad = pd.concat([bad, mine.loc[seen, "image_id"]])
     if len(bad):
         raise DatasetError(
-            f"{len(bad)} bins, such as {bad.iloc[0]}, were scored by a network that was trained on them, so that their "
-            f"scores say nothing; {REMEDY}"
+            f"{len(bad)} {snapshot.problem.nouns}, such as {bad.iloc[0]}, were scored by a network that was trained on "
+            f"them, so that their scores say nothing; {REMEDY}"
         )
 
 

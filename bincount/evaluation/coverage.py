@@ -53,12 +53,13 @@ def curve(
 ) -> tuple[CoveragePoint, ...]:
     """Return the accuracy when 100, 90, ... 10 % of the images are answered, the most confident ones.
 
-    probabilities are (N, C), predicted (N,) the labels, by default the likeliest; the confidence is the
-    probability of that label. Images that are as confident as the last one that is answered are answered too, so that a
-    coverage can be larger than its step, and steps without a new image are left out. Raises ValueError when N is 0.
+    probabilities are (N, C), predicted (N,) the labels, by default the likeliest; the confidence is the highest
+    probability, as for at_confidence. Images that are as confident as the last one that is answered are answered too,
+    so that a coverage can be larger than its step, and steps without a new image are left out. Raises ValueError when
+    N is 0.
     """
     labels = probabilities.argmax(axis=1) if predicted is None else predicted
-    confidence = probabilities[np.arange(len(labels)), labels].astype(float)
+    confidence = probabilities.max(axis=1).astype(float)
     ordered = np.sort(confidence)[::-1]
     last = [max(1, round(coverage * len(ordered))) - 1 for coverage in COVERAGES]
     thresholds = sorted({float(ordered[position]) for position in last})

@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 REMEDY = "remove its folder and run again, which evaluates the model again"
 IMAGE_SLICES = "image_slices.parquet"
-HEADLINES = ("accuracy", "rmse", "rmse_of_expectation")  # the scores that tell models apart at a glance
+# The scores that tell models apart at a glance.
+HEADLINES = ("accuracy", "rmse", "rmse_of_expectation", "average_precision")
 PREDICTED = "predicted"  # column of predictions, where the model has a threshold
 LABEL_OF_RECORD = "record_label"  # column of predictions
 SURE = 0.9  # probability from which a prediction that is not the record's makes the record suspect
@@ -71,12 +72,12 @@ class Evaluation:
         return tables.read_frame(self.folder / IMAGE_SLICES, REMEDY)
 
     def scores(self) -> dict[str, Score]:
-        """Return accuracy, rmse and rmse_of_expectation with intervals; errors only where the classes have an order."""
+        """Return the HEADLINES with intervals: errors where the classes have an order, average precision of two."""
         values = self.metrics.scalars()
         return {
             name: Score(value=values[name], low=self.intervals[name].low, high=self.intervals[name].high)
             for name in HEADLINES
-            if name in values
+            if name in values and name in self.intervals
         }
 
     def to_frame(self) -> pd.DataFrame:
@@ -125,7 +126,7 @@ def evaluate(
     metrics = score_predictions(predictions, classes, positive=images.positive, **_by_threshold(spec.threshold))
     estimated = intervals.estimate(images, probabilities, predicted=predicted) | _of_two(images, predictions, metrics)
     if metrics.accuracy_on_records is not None:
-        estimated["accuracy_on_records"] = _interval_on_records(predictions, classes)
+        estimated["accuracy_on_records"] = _interval_on_records(predictions, classes, snapshot.problem)
     evaluation = Evaluation(
         folder=folder,
         metrics=metrics,
@@ -259,10 +260,9 @@ def _on_records(predictions: pd.DataFrame) -> pd.DataFrame:
     return known.assign(label=known[LABEL_OF_RECORD].to_numpy(np.int64))
 
 
-def _interval_on_records(predictions: pd.DataFrame, classes: Classes) -> Interval:
+def _interval_on_records(predictions: pd.DataFrame, classes: Classes, problem: Problem) -> Interval:
     known = _on_records(predictions)
-    images = LabelledImages(known["label"].to_numpy(), known["group"].to_numpy(), classes)
-    probabilities = known[probability_columns(classes)].to_numpy()
+    images, probabilities = labelled_images(known, classes, problem)
     return intervals.estimate(images, probabilities, predicted=predicted_labels(known, classes))["accuracy"]
 
 

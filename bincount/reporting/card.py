@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from bincount.data.balance import ClassBalance
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation.crossfit import CrossFitted
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.metrics import Metrics
-from bincount.evaluation.promotion import Decision
 from bincount.problem import SPLITS, Classes, Problem
 from bincount.reporting import binary, cross_fit, tables
 from bincount.settings import TrainConfig, name_networks

@@ -18,6 +18,7 @@ import pandas as pd
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation import intervals
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import (
     PREDICTED,
     Evaluation,
@@ -27,7 +28,6 @@ from bincount.evaluation.evaluate import (
     score_predictions,
 )
 from bincount.evaluation.metrics import reliability
-from bincount.evaluation.promotion import Decision
 from bincount.files import atomic_write
 from bincount.problem import Classes
 from bincount.reporting import binary, offline, sections, thumbnails
@@ -126,7 +126,9 @@ def evaluation_page(
         calibration_error=sections.percent(metrics.calibration_error),
         reliability_plot=sections.reliability_plot(confidence, metrics.calibration_error),
         reliability=sections.reliability(confidence),
-        coverage=sections.coverage(evaluation.coverage) if evaluation.coverage else "",
+        coverage=sections.coverage(evaluation.coverage, is_filter=metrics.threshold is None)
+        if evaluation.coverage
+        else "",
         coverage_hidden="" if evaluation.coverage else "hidden",
         slices=sections.slices(by_slice, image_slices, evaluation.problem.unit) if len(by_slice) else "",
         curves=binary.section(evaluation, classes),

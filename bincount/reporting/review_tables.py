@@ -28,7 +28,7 @@ def wrong_records(nouns: str = "bins") -> str:
     return f"Wrong records among random {nouns}, with 95 % intervals"
 
 
-def overview(rows: pd.DataFrame, bins: pd.DataFrame, newest: int) -> Tables:
+def overview(rows: pd.DataFrame, bins: pd.DataFrame, newest: int, nouns: str = "bins") -> Tables:
     """Show the verdicts, what follows for bins, how often records are wrong, how far reviewers agree, and imports."""
     given = rows[rows["verdict"] != reviews.UNDONE]
     if given.empty:
@@ -37,23 +37,23 @@ def overview(rows: pd.DataFrame, bins: pd.DataFrame, newest: int) -> Tables:
     past = reviews.past_verdicts(rows)
     judged = reviews.judge(past)
     tables = {
-        "Verdicts": _by_verdict(given, state[given.index], outcomes),
-        wrong_records(): rates(reviewing.rate_of_wrong(judged), reviewing.rates_by_month(judged)),
+        "Verdicts": _by_verdict(given, state[given.index], outcomes, nouns),
+        wrong_records(nouns): rates(reviewing.rate_of_wrong(judged), reviewing.rates_by_month(judged), nouns),
     }
     agreements = reviewing.measure_agreement(past)
     if agreements:
-        tables["Agreement of reviewers"] = agreement(agreements[:NUM_PAIRS])
+        tables["Agreement of reviewers"] = agreement(agreements[:NUM_PAIRS], nouns)
     return tables | {"Last imports": _imports(given, state, newest)}
 
 
-def listing(rows: pd.DataFrame, state: pd.Series, newest: int) -> Tables:
+def listing(rows: pd.DataFrame, state: pd.Series, newest: int, noun: str = "bin") -> Tables:
     """Show the newest of some rows, by which `bincount review undo` finds them."""
     shown = rows[::-1].head(newest)
     title = f"Verdicts, the newest {len(shown):,} of {len(rows):,}" if len(shown) < len(rows) else "Verdicts"
     said = (shown["verdict"] + " " + shown["count"]).str.strip()
     table = {
         "id": shown["id"],
-        "bin": shown["image_id"],
+        noun: shown["image_id"],
         "verdict": said.where(shown["verdict"] != reviews.UNDONE, "undoes " + shown["undoes"]),
         "reviewer": shown["reviewer"].str.slice(0, LONGEST),
         "UTC": shown["time"].dt.strftime(STAMP),
@@ -62,11 +62,13 @@ def listing(rows: pd.DataFrame, state: pd.Series, newest: int) -> Tables:
     return {title: pd.DataFrame(table)}
 
 
-def of_import(file: str, num_new: int, num_known: int, num_void: int, rejected: pd.DataFrame, newest: int) -> Tables:
+def of_import(
+    file: str, num_new: int, num_known: int, num_void: int, rejected: pd.DataFrame, newest: int, noun: str = "bin"
+) -> Tables:
     """Show what came of a file of verdicts, and which of its lines cannot be used."""
     rows = [
         ("new verdicts", num_new),
-        ("- void: no such bin, or its record is another now", num_void),
+        (f"- void: no such {noun}, or its record is another now", num_void),
         ("there already", num_known),
         ("lines that cannot be used", len(rejected)),
     ]
@@ -80,7 +82,7 @@ def of_import(file: str, num_new: int, num_known: int, num_void: int, rejected: 
     return tables
 
 
-def agreement(pairs: Sequence[Agreement]) -> pd.DataFrame:
+def agreement(pairs: Sequence[Agreement], nouns: str = "bins") -> pd.DataFrame:
     """Return a row a pair of reviewers: the bins that both saw, how often they say the same, and Cohen's kappa."""
     rows = [
         (
@@ -91,13 +93,14 @@ def agreement(pairs: Sequence[Agreement]) -> pd.DataFrame:
         )
         for pair in pairs
     ]
-    return pd.DataFrame(rows, columns=["reviewers", "bins", "say the same", "kappa"])
+    return pd.DataFrame(rows, columns=["reviewers", nouns, "say the same", "kappa"])
 
 
 def rates(total: Rate | None, months: dict[str, Rate], nouns: str = "bins") -> pd.DataFrame:
     """Return the rate of wrong records of each month and of all time, a row each."""
     if total is None:
-        return pd.DataFrame({"": ["No random bin was reviewed yet: only of those is the rate known without bias."]})
+        nothing = f"None of the random {nouns} was reviewed yet: only of those is the rate known without bias."
+        return pd.DataFrame({"": [nothing]})
     each = [*list(months.items())[-NUM_MONTHS:], ("all", total)]
     rows = [
         (month, rate.num_bins, rate.num_wrong, percent(rate.value), f"{100 * rate.low:.1f} to {100 * rate.high:.1f}")
@@ -106,7 +109,7 @@ def rates(total: Rate | None, months: dict[str, Rate], nouns: str = "bins") -> p
     return pd.DataFrame(rows, columns=["month", f"random {nouns}", "wrong", "rate", "interval"])
 
 
-def _by_verdict(given: pd.DataFrame, state: pd.Series, outcomes: pd.DataFrame) -> pd.DataFrame:
+def _by_verdict(given: pd.DataFrame, state: pd.Series, outcomes: pd.DataFrame, nouns: str) -> pd.DataFrame:
     is_valid = state.isin(["valid", "disputed"])
     rows = [
         (
@@ -121,8 +124,8 @@ def _by_verdict(given: pd.DataFrame, state: pd.Series, outcomes: pd.DataFrame) -
         if number := int((state == which).sum()):
             rows.append((f"- {name}", number, "", ""))
     if disputed := int(outcomes["is_disputed"].sum()):
-        rows.append(("- bins on which reviewers disagree", "", "", disputed))
-    return pd.DataFrame(rows, columns=["", "given", "valid", "bins"]).astype({"given": object})
+        rows.append((f"- {nouns} on which reviewers disagree", "", "", disputed))
+    return pd.DataFrame(rows, columns=["", "given", "valid", nouns]).astype({"given": object})
 
 
 def _imports(given: pd.DataFrame, state: pd.Series, newest: int) -> pd.DataFrame:

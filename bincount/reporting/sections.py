@@ -190,12 +190,21 @@ def reliability_plot(table: pd.DataFrame, error: float) -> str:
     )
 
 
-def coverage(points: Sequence[CoveragePoint]) -> str:
-    """Write a row a coverage: the confidence that a prediction must have, its images, and their accuracy."""
+def coverage(points: Sequence[CoveragePoint], *, is_filter: bool = True) -> str:
+    """Write a row a coverage: the highest probability that a picture must have, its images, and their accuracy.
+
+    is_filter says that the rows select images, by the probabilities of their predictions. Those that a threshold makes
+    are not the highest ones.
+    """
+
+    def cell(point: CoveragePoint) -> str:
+        text = f"{100 * point.min_confidence:.1f} %"
+        return _filter(text, {"low": _below(point.min_confidence), "high": 100}) if is_filter else text
+
     rows = [
         [
             percent(point.coverage),
-            _filter(f"{100 * point.min_confidence:.1f} %", {"low": _below(point.min_confidence), "high": 100}),
+            cell(point),
             f"{point.num_images:,}",
             _bar(point.accuracy, point.accuracy_interval),
         ]

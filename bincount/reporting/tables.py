@@ -18,17 +18,13 @@ from bincount.text import escape_markdown, percent, percent_of_level
 
 if TYPE_CHECKING:  # they import torch and more, which a command that only shows something need not wait for
     from bincount.data.balance import ClassBalance
-    from bincount.data.check import Diagnosis
-    from bincount.data.export import Exported
-    from bincount.data.repair import RepairReport
     from bincount.evaluation.coverage import CoveragePoint
+    from bincount.evaluation.decision import Decision
     from bincount.evaluation.drift import Drift
     from bincount.evaluation.evaluate import Evaluation
     from bincount.evaluation.metrics import Metrics
-    from bincount.evaluation.promotion import Decision
 
 Tables = dict[str, pd.DataFrame]
-NUM_SHOWN = 5  # places of one kind of problem
 SHARE_COLUMNS = ("accuracy", "accuracy_low", "accuracy_high", "precision", "confidence", "p_recorded")
 SCORE_LABELS = {
     "accuracy": "accuracy",
@@ -244,7 +240,7 @@ def of_comparison(decision: "Decision", first: str, second: str) -> Tables:
 
 def gains(decision: "Decision", first: str, second: str) -> pd.DataFrame:
     """Return the scores of two compared models, a row a metric; first and second head their columns."""
-    from bincount.evaluation.promotion import METRIC_NAMES
+    from bincount.evaluation.compared import METRIC_NAMES
 
     rows = [(METRIC_NAMES[gain.metric], *gain.format_scores(), *gain.format_change()) for gain in decision.gains]
     return pd.DataFrame(
@@ -314,53 +310,6 @@ def predictions(predicted: pd.DataFrame) -> pd.DataFrame:
     of_answer = probabilities.to_numpy()[np.arange(len(predicted)), places]
     confidence = probabilities.max(axis=1).where(places < 0, of_answer)
     return predicted.drop(columns=list(probabilities)).assign(confidence=confidence.map(percent))
-
-
-def of_diagnosis(diagnosis: "Diagnosis") -> Tables:
-    """Return the numbers of good and quarantined bins by reason, and the problems by kind with their remedies."""
-    numbers = [
-        (f"good {diagnosis.nouns}", diagnosis.num_good),
-        (f"{diagnosis.nouns} quarantined", diagnosis.quarantined.total()),
-        *((f"- {reason}", count) for reason, count in diagnosis.quarantined.most_common()),
-        ("problems", len(diagnosis.problems)),
-    ]
-    tables = {"Dataset": pd.DataFrame(numbers, columns=["", "number"])} | of_warnings(diagnosis.warnings)
-    if not diagnosis.problems:
-        return tables
-    problems = pd.DataFrame(diagnosis.problems)
-    rows = []
-    for kind, where in problems.groupby("kind", sort=False)["where"]:
-        rows += [(place, kind) for place in where[:NUM_SHOWN]]
-        if len(where) > NUM_SHOWN:
-            rows.append((f"and {len(where) - NUM_SHOWN:,} more", kind))
-    remedies = problems.groupby("remedy", sort=False)["kind"]
-    return tables | {
-        "Problems": pd.DataFrame(rows, columns=["where", "what"]),
-        "What to do": pd.DataFrame({"": [f"{', '.join(kinds.unique())}: {remedy}" for remedy, kinds in remedies]}),
-    }
-
-
-def of_repair(report: "RepairReport") -> Tables:
-    """Return the numbers of what a repair removed or made again."""
-    rows = [
-        ("damaged bins, to be fetched again", report.num_bins),
-        ("stray files", report.num_strays),
-        ("leftovers of killed runs", report.num_leftovers),
-        ("packs of an older decoder", report.num_packs),
-        ("damaged pictures in packs, decoded again where the original is sound", report.num_pictures),
-    ]
-    return {"Removed or repaired": pd.DataFrame(rows, columns=["", "number"])}
-
-
-def of_export(exported: "Exported", where: str) -> Tables:
-    """Return the numbers of files that were copied, and of those that were there before."""
-    rows = [
-        ("copied now", exported.num_copied),
-        ("there already", exported.num_present),
-        ("not of this snapshot, left alone", exported.num_foreign),
-    ]
-    title = f"Exported to {where}, {exported.num_bytes / 1e6:,.1f} MB"
-    return {title: pd.DataFrame(rows, columns=["", "files"])}
 
 
 # Tables as text

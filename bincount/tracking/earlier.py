@@ -5,8 +5,8 @@ Versions and entries of today have all of this as data; nothing else in the libr
 
 import re
 
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.intervals import Score
-from bincount.evaluation.promotion import Decision
 
 DESCRIPTION = "The champion is the version in use, the challenger the newest beside it."  # of a registered model
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from pydantic import TypeAdapter, ValidationError
 
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.intervals import Score
-from bincount.evaluation.promotion import Decision
 from bincount.tracking import earlier
 
 SCORES_TAG = "bincount.scores"

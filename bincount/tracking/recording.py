@@ -14,9 +14,9 @@ from bincount.data import advice
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation.crossfit import CrossFitted
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation, find_mistakes, find_suspects, predicted_labels, probability_columns
 from bincount.evaluation.metrics import reliability
-from bincount.evaluation.promotion import Decision
 from bincount.reporting import binary, card, pages, run_page, tables
 from bincount.reporting.pages import Champion
 from bincount.settings import Job

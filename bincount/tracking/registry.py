@@ -19,8 +19,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from bincount.database import TRAININGS, models_page, pages_of
 from bincount.errors import ModelNotFound, ServiceUnavailable
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.intervals import Score
-from bincount.evaluation.promotion import Decision
 from bincount.reporting import card
 from bincount.tracking import approvals, earlier, facts
 from bincount.tracking.champion import (
@@ -83,7 +83,7 @@ class Version:
 
     @cached_property
     def scores(self) -> Mapping[str, Score]:
-        """The scores on its own test images, of accuracy, rmse and rmse_of_expectation those that it has."""
+        """The scores on its own test images: of accuracy, errors and average precision those that it has."""
         return facts.read_scores(self.tags)
 
     @cached_property

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from bincount import threshold
 from bincount.data import packs, tables
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, TrainingFailed
 from bincount.evaluation.compared import scores_of_images
-from bincount.evaluation.evaluate import predict_test, probability_columns
+from bincount.evaluation.evaluate import predict_test, predicted_labels, probability_columns
 from bincount.evaluation.intervals import LabelledImages
 from bincount.frozen import Frozen
 from bincount.settings import Device, TrainConfig
@@ -43,6 +44,7 @@ from bincount.workspace import Workspace
 NUM_FINALISTS = 3  # beside the given settings
 GIVEN = 0  # the number of the trial of the given settings
 
+Predicted = tuple[np.ndarray, np.ndarray]  # the probabilities (N, C), and the labels (N,) that the model predicts
 Result = tuple[Trial, TrainConfig, Trained | None]  # what plan asks for, and the training; None where that failed
 Scores = Mapping[int, Mapping[int, Mapping[str, float]]]  # on val, of the trainings that ended well: by trial and seed
 
@@ -288,18 +290,18 @@ def measure_test(
 
 
 def _compare(
-    findings: Findings, images: LabelledImages, predicted: Mapping[int, Mapping[int, np.ndarray]]
+    findings: Findings, images: LabelledImages, predicted: Mapping[int, Mapping[int, Predicted]]
 ) -> tuple[Gain, ...]:
     """Measure the winner's gains over the given settings, those of the objective first; none without such."""
     if findings.winner.number == GIVEN or not findings.given or findings.given.seeds != findings.winner.seeds:
         return ()
-    given, winner = (
-        [predicted[each.number][seed] for seed in each.seeds] for each in (findings.given, findings.winner)
+    (given, given_labels), (winner, winner_labels) = (
+        zip(*(predicted[each.number][seed] for seed in each.seeds), strict=True)
+        for each in (findings.given, findings.winner)
     )
+    gains = measure_gains(images, given, winner, findings.objective, (given_labels, winner_labels))
     order = [*findings.objective, *SCORES]
-    return tuple(
-        sorted(measure_gains(images, given, winner, findings.objective), key=lambda gain: order.index(gain.score))
-    )
+    return tuple(sorted(gains, key=lambda gain: order.index(gain.score)))
 
 
 def _that_ended(results: Sequence[Result]) -> list[Result]:
@@ -335,8 +337,8 @@ def _candidate(
     )
 
 
-def _scores(images: LabelledImages, probabilities: np.ndarray, objective: Sequence[str]) -> dict[str, float]:
-    return scores_of_images(images, probabilities, None, scores_for(images.classes, objective)).to_dict()
+def _scores(images: LabelledImages, predicted: Predicted, objective: Sequence[str]) -> dict[str, float]:
+    return scores_of_images(images, *predicted, scores_for(images.classes, objective)).to_dict()
 
 
 def _with_seed(training: TrainConfig, number: int) -> TrainConfig:
@@ -352,23 +354,26 @@ def _images(snapshot: Snapshot, split: str) -> LabelledImages:
     )
 
 
-def _predict_val(trial: Trial, trained: Trained, snapshot: Snapshot, device: Device) -> np.ndarray:
+def _predict_val(trial: Trial, trained: Trained, snapshot: Snapshot, device: Device) -> Predicted:
     from bincount.training.device import choose_device  # here, since torch takes seconds to import
     from bincount.training.model import load, probabilities
 
     rows = snapshot.labelled()
     network, spec = load(trained.checkpoint, choose_device(device))
     pack = packs.open_pack(snapshot.dataset, trial.job.images)
-    return probabilities(network, spec, pack.images, pack.locate(rows.loc[rows["split"] == "val", "sha256"]))
+    of_val = pack.locate(rows.loc[rows["split"] == "val", "sha256"])
+    predicted = probabilities(network, spec, pack.images, of_val)
+    return predicted, threshold.predict(predicted, spec.threshold)
 
 
 def _predict_test(
     trial: Trial, trained: Trained, snapshot: Snapshot, workspace: Workspace, device: Device
-) -> np.ndarray:
+) -> Predicted:
     folder = workspace.evaluation(snapshot.digest, model_digest(trained.checkpoint))
     try:
         predictions = tables.read_frame(folder / "predictions.parquet", "it is made again")
     except (FileNotFoundError, DatasetError):
         pack = packs.open_pack(snapshot.dataset, trial.job.images)
         predictions = predict_test(snapshot, pack, trained.checkpoint, folder, device)
-    return predictions[probability_columns(snapshot.classes)].to_numpy()
+    probabilities = predictions[probability_columns(snapshot.classes)].to_numpy()
+    return probabilities, predicted_labels(predictions, snapshot.classes)

@@ -92,19 +92,25 @@ def measure_gains(
     given: Sequence[np.ndarray],
     winner: Sequence[np.ndarray],
     objective: Collection[str] = (),
+    predicted: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
 ) -> tuple[Gain, ...]:
     """Measure how much better the mean score of some networks is than that of others, on the same images.
 
-    Each network is its probabilities (N, C), one a seed. All are scored on the same resampled bins (the paired cluster
-    bootstrap of evaluation.intervals). The scores are those of scores_for.
+    Each network is its probabilities (N, C), one a seed; predicted are the labels (N,) of each of the given and of the
+    winner, by default the likeliest. All are scored on the same resampled bins (the paired cluster bootstrap of
+    evaluation.intervals). The scores are those of scores_for.
     """
     names = scores_for(images.classes, objective)
-    measured, resampled = zip(*(scores_of_tests(images, each, None, names) for each in (*given, *winner)), strict=True)
+    networks = (*given, *winner)
+    labels = (*predicted[0], *predicted[1]) if predicted else (None,) * len(networks)
+    measured, resampled = zip(
+        *(scores_of_tests(images, *each, names) for each in zip(networks, labels, strict=True)), strict=True
+    )
     gains = []
     for score in names:
         of_given, of_winner = (
-            np.array([of_network[score] for of_network in networks])
-            for networks in (measured[: len(given)], measured[len(given) :])
+            np.array([of_network[score] for of_network in of_settings])
+            for of_settings in (measured[: len(given)], measured[len(given) :])
         )
         sign = 1 if score in MORE_IS_BETTER else -1
         of_tests = sign * (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from bincount.errors import ModelNotFound, SettingsError, SnapshotNotFound
+from bincount.problem import Problem
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, RegistryConfig
 from bincount.workspace import Workspace
 from flows.cli.options import SERVERS, THE_DATASET, ConfigFile, Dataset, Root, Servers, whole
@@ -33,6 +34,7 @@ def where(
 
     A bin is followed by its id and by its picture: one that was replaced, or that another bin has too, is found.
     """
+    from bincount.data.snapshots import words_of
     from bincount.provenance import find_artifacts, trace
     from bincount.reporting import console
     from bincount.tracking.usage import find_versions
@@ -40,12 +42,13 @@ def where(
 
     folders = Workspace(root=workspace)
     opened = _open(folders, whole(RegistryConfig, registry))
-    traced = trace(folders, _dataset(folders, data), image_ids, find_versions(opened) if opened else ())
+    dataset = _dataset(folders, data)
+    traced = trace(folders, dataset, image_ids, find_versions(opened) if opened else ())
     artifacts = {found.image_id: find_artifacts(opened, found) for found in traced.bins} if opened else {}
     if output == "json":
         print(bin_tables.as_json(traced, artifacts))
     else:
-        console.show(bin_tables.of_traced(traced, artifacts))
+        console.show(bin_tables.of_traced(traced, artifacts, words_of(dataset).noun))
 
 
 @app.command(sort_key=12.6)
@@ -66,26 +69,32 @@ def forget(
     goes, and asks. Killed, it is completed by the same command.
     """
     from bincount import forgetting
+    from bincount.data.snapshots import words_of
     from bincount.reporting import console
     from flows import bin_tables
 
     folders = Workspace(root=workspace)
     opened = _open(folders, whole(RegistryConfig, registry))
     planned = forgetting.plan(folders, _dataset(folders, data), image_ids, opened)
-    console.show(bin_tables.of_plan(planned))
-    if not yes and not _agreed(len(planned.image_ids)):
+    problem = words_of(planned.dataset)
+    console.show(bin_tables.of_plan(planned, problem))
+    if not yes and not _agreed(len(planned.image_ids), problem):
         print("Nothing was taken away.")
         return
     forgetting.forget(planned)
-    num_bins = len(planned.image_ids)
-    print(f"Taken away: {num_bins:,} bin{'s' if num_bins > 1 else ''}. `bincount prepare` makes a snapshot without.")
+    taken = _counted(len(planned.image_ids), problem)
+    print(f"Taken away: {taken}. `bincount prepare` makes a snapshot without.")
 
 
-def _agreed(num_bins: int) -> bool:
+def _agreed(num_bins: int, problem: Problem) -> bool:
     if not sys.stdin.isatty():
         raise SettingsError("nobody can be asked here, so that nothing was taken away; give --yes to do so")
-    what = "this bin" if num_bins == 1 else f"these {num_bins:,} bins"
+    what = f"this {problem.noun}" if num_bins == 1 else f"these {_counted(num_bins, problem)}"
     return input(f"Take {what} away for good? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _counted(number: int, problem: Problem) -> str:
+    return f"{number:,} {problem.noun if number == 1 else problem.nouns}"
 
 
 def _dataset(folders: Workspace, data: Dataset) -> Path:

@@ -56,15 +56,15 @@ def doctor(
         return
     from bincount.data.check import diagnose
     from bincount.data.repair import repair
-    from bincount.reporting import console, tables
+    from bincount.reporting import console, dataset_tables
 
     dataset = Workspace(root=workspace).dataset(whole(DataConfig, data))
     diagnosis = diagnose(dataset, quick=quick)
-    console.show(tables.of_diagnosis(diagnosis))
+    console.show(dataset_tables.of_diagnosis(diagnosis))
     problems = diagnosis.problems
     if problems and fix:
         report = repair(dataset, diagnosis)
-        console.show(tables.of_repair(report))
+        console.show(dataset_tables.of_repair(report, diagnosis.nouns))
         problems = report.left
     if problems:
         sys.exit(1)
@@ -88,14 +88,14 @@ def export(
     """
     from bincount.data import snapshots
     from bincount.data.export import to_folder
-    from bincount.reporting import console, tables
+    from bincount.reporting import console, dataset_tables
 
     data = whole(DataConfig, data)
     snapshot = snapshots.latest(Workspace(root=workspace).dataset(data))
     exported = to_folder(
         snapshot, folder, classes=_chosen_classes(data), by_split=by_split, copy=copy, concurrency=data.concurrency
     )
-    console.show(tables.of_export(exported, str(folder)))
+    console.show(dataset_tables.of_export(exported, str(folder)))
 
 
 @app.command(sort_key=13)
@@ -120,7 +120,7 @@ def publish(
     """
     from bincount.data import snapshots
     from bincount.data.export import open_bucket, to_bucket
-    from bincount.reporting import console, tables
+    from bincount.reporting import console, dataset_tables
 
     data = whole(DataConfig, data)
     snapshot = snapshots.latest(Workspace(root=workspace).dataset(data))
@@ -128,7 +128,7 @@ def publish(
     exported = to_bucket(
         snapshot, bucket, classes=_chosen_classes(data), by_split=by_split, concurrency=data.concurrency
     )
-    console.show(tables.of_export(exported, to))
+    console.show(dataset_tables.of_export(exported, to))
 
 
 @app.command(sort_key=14)

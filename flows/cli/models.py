@@ -316,7 +316,8 @@ def _abstain(
     from bincount.tracking.tested import find_coverage
     from bincount.training.spec import read_spec
 
-    point = find_coverage(model, read_spec(checkpoint).classes, min_confidence, workspace, registry)
+    spec = read_spec(checkpoint)
+    point = find_coverage(model, spec, min_confidence, workspace, registry)
     unknown = f"how often {model} is right at this confidence is not known; a registered version's test says so"
     known = f"in its own test, {point.describe()}" if point else unknown
     print(f"bincount: {known}", file=sys.stderr)

@@ -42,7 +42,7 @@ def import_verdicts(
     listed with the reason. What was imported before is not added again. A verdict on a record that is another one by
     now is kept and void. The next prepare takes the labels into its snapshot.
     """
-    from bincount.data import review_files, reviews
+    from bincount.data import review_files, reviews, snapshots
     from bincount.evaluation import reviewing
     from bincount.reporting import console, review_tables
 
@@ -58,7 +58,9 @@ def import_verdicts(
             table["batch"].eq(batch) & table["imported"].eq(table["imported"].max()) if num_new else table["id"].eq("")
         )
         num_void = int((reviews.states(table, bins)[new] == "void").sum())
-        console.show(review_tables.of_import(path.name, num_new, len(good) - num_new, num_void, rejected, newest))
+        counts = num_new, len(good) - num_new, num_void
+        noun = snapshots.words_of(dataset).noun
+        console.show(review_tables.of_import(path.name, *counts, rejected, newest, noun))
         num_rejected += len(rejected)
     if num_rejected:
         sys.exit(1)
@@ -83,20 +85,21 @@ def list_verdicts(
     With a bin, or a state, it lists single verdicts: superseded ones have a later one of the same reviewer, void ones
     are on a record that is another by now, and of disputed ones reviewers say different things.
     """
-    from bincount.data import reviews
+    from bincount.data import reviews, snapshots
     from bincount.evaluation import reviewing
     from bincount.reporting import console, review_tables
 
-    rows, bins = reviewing.tables_of(Workspace(root=workspace).dataset(whole(DataConfig, data)))
+    dataset = Workspace(root=workspace).dataset(whole(DataConfig, data))
+    (rows, bins), problem = reviewing.tables_of(dataset), snapshots.words_of(dataset)
     if bin_id is None and state is None:
-        console.show(review_tables.overview(rows, bins, newest))
+        console.show(review_tables.overview(rows, bins, newest, problem.nouns))
         return
     states = reviews.states(rows, bins)
     if bin_id is not None:
         rows = rows[rows["image_id"] == bin_id]
     if state is not None:
         rows = rows[states[rows.index] == state]
-    console.show(review_tables.listing(rows, states, newest))
+    console.show(review_tables.listing(rows, states, newest, problem.noun))
 
 
 @review.command(sort_key=3)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from bincount.data.arrivals import Arrivals
-from bincount.evaluation.promotion import Decision
+from bincount.evaluation.decision import Decision
 from bincount.evaluation.reviewing import ReviewFigures
 from bincount.problem import BINS, PICTURES, Problem
 from bincount.reporting.months.charts import Chart

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bincount.evaluation.promotion import METRIC_NAMES, Decision
+from bincount.evaluation.compared import METRIC_NAMES
+from bincount.evaluation.decision import Decision
 from bincount.reporting import trend
 from bincount.reporting.months import charts
 from bincount.reporting.months.charts import Chart, Event, Line, Point
