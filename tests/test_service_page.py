@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from bincount.serving import overlays, site
 from bincount.serving.batching import QueueFull
+from bincount.threshold import Threshold
 
 LOCAL = "http://127.0.0.1:8080"
 
@@ -101,6 +102,7 @@ def test_the_facts_are_those_of_the_model_that_answers_now(service, client):
     assert facts["records"] == facts["classes"]
     assert facts["scores"]["accuracy"] == {"value": 0.4182, "low": 0.391, "high": 0.4467}
     assert facts["min_confidence"] == 0.5
+    assert facts["rule"] == ""
     assert facts["max_images"] == 16
     assert not facts["captures"]
 
@@ -109,6 +111,12 @@ def test_the_facts_are_those_of_the_model_that_answers_now(service, client):
     assert (facts["version"], facts["classes"]) == ("8", ["good", "defective"])
     assert not facts["ordered"]
     assert not facts["counts"]
+
+
+def test_the_facts_have_the_rule_of_a_model_with_a_threshold(service, client):
+    chosen = page_service.model("good,defective", 1, 0, threshold=Threshold(positive=1, value=0.094, miss_cost=5))
+    service.replace(chosen)
+    assert client.get("/model").json()["rule"] == "defective from 9.4 % on, since a missed one costs 5 false alarms"
 
 
 def test_the_page_opens_without_the_token_that_the_model_needs():

@@ -37,7 +37,8 @@ class ModelFacts(Frozen):
     classes are in the order of their labels, ordered where that means more or fewer, and counts where they are numbers.
     records are what the record of a picture may say: the classes, and other counts that the network was trained on.
     alias is that which the service follows, while it names this version, else empty. Below min_confidence the answer is
-    look. scores are of the version's own test; page is where MLflow shows it.
+    look. rule says from which probability on a class is predicted, where a threshold was chosen. scores are of the
+    version's own test; page is where MLflow shows it.
     A request has at most max_images pictures, and max_bytes in all. captures says whether pictures are kept.
     problem has the words for what is on them.
     """
@@ -52,6 +53,7 @@ class ModelFacts(Frozen):
     records: tuple[str, ...]
     scores: dict[str, Score]
     min_confidence: float
+    rule: str
     max_images: int
     max_bytes: int
     captures: bool
@@ -114,6 +116,7 @@ def router(service: Service, alias: Callable[[], str] = str) -> APIRouter:
             records=served.engine.spec.outputs.names,
             scores=dict(served.scores),
             min_confidence=service.audit_config.min_confidence,
+            rule=threshold.describe(served.classes) if (threshold := served.engine.spec.threshold) else "",
             max_images=service.config.max_images,
             max_bytes=most_bytes(service.config.max_images),
             captures=service.config.capture is not None,

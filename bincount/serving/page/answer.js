@@ -81,7 +81,7 @@ function showAnswer(answer, model) {
   const mean = model.counts && answer.expected_count !== null && answer.expected_count !== undefined ? `; mean ${number(answer.expected_count)}` : "";
   byId("sure").textContent = unsure
     ? `A person should look. Most likely ${likeliest}, ${percent(answer.confidence)}, and an answer needs ${percent(model.min_confidence)}.`
-    : `${percent(answer.confidence)} sure${mean}`;
+    : `${percent(answer.confidence)} sure${mean}${model.rule ? `; ${model.rule}` : ""}`;
   byId("answer-id").textContent = `Answer ${answer.id} by version ${answer.version}`;
   showBars(answer, model);
   showJudgement(answer.record, model);
