@@ -135,7 +135,8 @@ def class_scores(evaluation: Evaluation, beside: SideBySide | None) -> str:
         if beside:
             now, before = beside.version.per_class[label].recall, beside.champion.per_class[label].recall
             cells += ["", ""] if before is None else [percent(before), _points(now - before)]
-        cells += [*([_number(score.rmse)] if has_rmse else []), _number(score.precision, True), _number(score.f1, True)]
+        f1 = "" if score.f1 is None else f"{score.f1:.3f}"  # as everywhere else
+        cells += [*([_number(score.rmse)] if has_rmse else []), _number(score.precision, True), f1]
         rows.append(cells)
     return _table(heads, rows)
 
