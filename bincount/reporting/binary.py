@@ -24,9 +24,7 @@ def describe(evaluation: Evaluation, classes: Classes) -> list[str]:
         said.append(f"It is predicted from a probability of {percent(metrics.threshold)} on, as chosen on val{costs}.")
     if metrics.roc_auc is not None and "roc_auc" not in evaluation.intervals:
         few = f"the rarer class has fewer than {FEWEST_OF_CLASS} independent images in the test"
-        perfect = (
-            "no picture of the test is on the wrong side, and a resampled test cannot say how often others would be"
-        )
+        perfect = "every positive of the test is more probable than every other, so that resampled tests do not differ"
         why = perfect if metrics.roc_auc == 1 else few
         said.append(f"ROC AUC and average precision have no interval, since {why}.")
     return said
