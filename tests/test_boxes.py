@@ -104,7 +104,7 @@ def test_the_example_is_read_without_settings_and_names_its_photo_in_two_classes
     assert snapshot.problem == BOXES.model_copy(update={"classes": None, "ordered": None})
     shown = "".join(map(tables.markdown_table, dataset_tables.of_diagnosis(check.diagnose(tmp_path / "data")).values()))
     assert "good boxes" in shown
-    assert "stand in two classes: dented/00121.jpg as dented is also intact/00121.jpg as intact" in shown
+    assert "in two classes: dented/00121.jpg as dented is also intact/00121.jpg as intact" in shown
     assert_speaks_of_boxes(shown)
 
 

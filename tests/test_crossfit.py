@@ -19,7 +19,7 @@ from bincount.evaluation.audit import MODEL, Scorer
 from bincount.evaluation.crossfit import CrossFitted, Scored
 from bincount.evaluation.evaluate import PREDICTED
 from bincount.evaluation.intervals import LabelledImages, Score
-from bincount.problem import Classes, Problem
+from bincount.problem import Classes
 from bincount.reporting import cross_fit as cross_fit_tables
 from bincount.settings import EvaluationConfig, Job, RetrainConfig, TrainConfig
 from bincount.threshold import Threshold
@@ -210,40 +210,6 @@ def test_the_interval_of_the_calibration_error_is_about_as_wide_as_it_varies_ove
     spread = np.std([error.value for error in errors])
     half_widths = [(error.high - error.low) / 2 for error in errors]
     assert 0.5 < np.mean(half_widths) / (1.96 * spread) < 2
-
-
-def test_a_threshold_decides_what_is_scored(trained, tmp_path):
-    """The network of a fold goes by its own threshold, which it has chosen on val."""
-    snapshot, pack, _ = trained
-    rows = snapshot.read()
-    rows["label"] = rows["label"].clip(upper=1)
-    rows["class_name"] = np.array(["intact", "damaged"], object)[rows["label"]]
-    boxes = Classes.parse("intact,damaged")
-    two = snapshots.freeze(
-        rows, boxes, "drawn", tmp_path / "two", Problem(noun="box", nouns="boxes", positive="intact")
-    )
-
-    def network(number: int) -> Path:
-        spec = ModelSpec.make(IMAGES, QUICK, boxes, ())
-        chosen = Threshold(positive=0, value=float(number > 1), miss_cost=5)  # all are intact, but for the last fold
-        models.save(tmp_path / f"of two {number}", models.build(spec), spec.model_copy(update={"threshold": chosen}))
-        return tmp_path / f"of two {number}"
-
-    predictions = crossfit.predict(two, scorers_of(two, 2, network), pack, tmp_path / "kept", "cpu")
-
-    last = predictions["scored_by"] == "fold 2 of 2"
-    assert (predictions["predicted"] == last).all()
-    expected = (predictions["label"] == last).mean()
-    scores = crossfit.score_predictions(predictions, two).scores
-    assert scores["accuracy"].value == pytest.approx(expected)
-    assert scores["calibration_error"].value == pytest.approx(
-        metrics.score(
-            predictions["label"].to_numpy(),
-            predictions[["p_intact", "p_damaged"]].to_numpy(),
-            boxes,
-            last.to_numpy() * 1,
-        ).calibration_error
-    )
 
 
 def test_classes_without_order_have_no_errors_in_items():

@@ -191,6 +191,19 @@ def test_intervals_that_are_missing_are_explained(tmp_path):
     assert 'class="band"' not in binary.section(few, BOXES)
 
 
+def test_areas_of_classes_that_are_told_apart_without_a_mistake_are_not_called_certain(tmp_path):
+    labels = np.arange(100) % 2
+    made = evaluation(tmp_path, labels, np.stack([0.9 - 0.8 * labels, 0.1 + 0.8 * labels], axis=1), BOXES)
+    images, probabilities = labelled_images(made.predictions, BOXES)
+
+    assert made.metrics.roc_auc == made.metrics.average_precision == 1
+    assert curves.estimate(images, probabilities[:, 1]) == {}
+    assert (
+        "no interval, since every positive of the test is more probable than every other"
+        in binary.describe(made, BOXES)[-1]
+    )
+
+
 def test_the_figure_of_the_curves_marks_what_is_predicted(tmp_path):
     made = evaluated(tmp_path)
     roc, precision_recall = binary_figures.curves(binary.draw_curves(made, BOXES), made).axes

@@ -37,11 +37,15 @@ def resampled_areas(images: LabelledImages, scores: np.ndarray, num: int = RESAM
 
 
 def estimate(images: LabelledImages, scores: np.ndarray, confidence: float = 0.95) -> dict[str, Interval]:
-    """Estimate the intervals of areas; none where either class is in too few bins (FEWEST_OF_CLASS)."""
+    """Estimate the intervals of areas; none where either class is in too few bins (FEWEST_OF_CLASS).
+
+    Nor is there one where an area is the same in each resampled test, as with classes that the scores tell apart
+    without a mistake: the bootstrap would call it certain.
+    """
     if fewest_bins_of_class(images) < FEWEST_OF_CLASS:
         return {}
     low, high = intervals.percentile_interval(resampled_areas(images, scores), confidence)
-    return {name: Interval(low=low[name], high=high[name]) for name in NAMES}
+    return {name: Interval(low=low[name], high=high[name]) for name in NAMES if low[name] < high[name]}
 
 
 def fewest_bins_of_class(images: LabelledImages) -> int:

@@ -23,10 +23,10 @@ def describe(evaluation: Evaluation, classes: Classes) -> list[str]:
         costs = f", since a missed one costs {metrics.miss_cost:g} false alarms" if metrics.miss_cost else ""
         said.append(f"It is predicted from a probability of {percent(metrics.threshold)} on, as chosen on val{costs}.")
     if metrics.roc_auc is not None and "roc_auc" not in evaluation.intervals:
-        said.append(
-            "ROC AUC and average precision have no interval, since the rarer class has fewer than "
-            f"{FEWEST_OF_CLASS} independent images in the test."
-        )
+        few = f"the rarer class has fewer than {FEWEST_OF_CLASS} independent images in the test"
+        perfect = "every positive of the test is more probable than every other, so that resampled tests do not differ"
+        why = perfect if metrics.roc_auc == 1 else few
+        said.append(f"ROC AUC and average precision have no interval, since {why}.")
     return said
 
 
