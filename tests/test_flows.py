@@ -162,6 +162,33 @@ def test_a_model_is_evaluated_and_asked_by_its_alias(finished, bucket, workspace
 
 
 @pytest.mark.usefixtures("this_training_here")
+def test_a_model_whose_members_differ_is_one_version_that_serves(finished, bucket, workspace):
+    first = finished.model.trained.folder / "trained.json"
+    before = first.stat().st_mtime_ns
+    members = (Member(image_size=32), Member(model="mobilenet_v3_small", epochs=1, learning_rate=1e-3))
+
+    model = train(
+        data=DataConfig(source=str(bucket)),
+        images=ImageConfig(image_size=64),
+        training=QUICK.model_copy(update={"members": members}),
+        registry=RegistryConfig(model_name="mixed"),
+        promotion=FORCED,
+        workspace=workspace,
+    )
+
+    assert first.stat().st_mtime_ns == before  # what was trained alone, at 32 pixels, is a member
+    assert model.trained.member_folders[0] == first.parent.name
+    assert (model.version.version, model.version.alias) == (1, "champion")
+    run = opened(workspace).client.get_run(model.version.run_id)
+    assert run.info.run_name.startswith("small + mobilenet_v3_small on ")
+    assert (run.data.params["model"], run.data.params["image_size"]) == ("small + mobilenet_v3_small", "64")
+    card = opened(workspace).client.get_model_version("mixed", "1").description
+    assert "2 networks: small at 32 pixels + mobilenet_v3_small at 64 pixels" in card
+    served = loading.load("1", Workspace(root=workspace), RegistryConfig(model_name="mixed"), "cpu")
+    assert served.engine.spec.image_size == 64  # it has reproduced the predictions of its test
+
+
+@pytest.mark.usefixtures("this_training_here")
 def test_a_bucket_that_grows_moves_no_image_and_makes_a_challenger(finished, bucket, workspace, tmp_path):
     synthetic.generate(bucket, 400, size=(64, 64))
     grown = run(data=DataConfig(source=str(bucket)), images=IMAGES, training=QUICK, workspace=workspace)
@@ -231,33 +258,6 @@ def test_a_model_of_two_members_trains_what_is_missing_and_is_one_version(finish
         assert (member.info.status, [point.step for point in points]) == ("FINISHED", [1, 2, 3])
         assert member.data.tags["mlflow.parentRunId"] == model.version.run_id
     assert "the mean over 2 networks" in client.get_model_version("pair", "1").description
-
-
-@pytest.mark.usefixtures("this_training_here")
-def test_a_model_whose_members_differ_is_one_version_that_serves(finished, bucket, workspace):
-    first = finished.model.trained.folder / "trained.json"
-    before = first.stat().st_mtime_ns
-    members = (Member(image_size=32), Member(model="mobilenet_v3_small", epochs=1, learning_rate=1e-3))
-
-    model = train(
-        data=DataConfig(source=str(bucket)),
-        images=ImageConfig(image_size=64),
-        training=QUICK.model_copy(update={"members": members}),
-        registry=RegistryConfig(model_name="mixed"),
-        promotion=FORCED,
-        workspace=workspace,
-    )
-
-    assert first.stat().st_mtime_ns == before  # what was trained alone, at 32 pixels, is a member
-    assert model.trained.member_folders[0] == first.parent.name
-    assert (model.version.version, model.version.alias) == (1, "champion")
-    run = opened(workspace).client.get_run(model.version.run_id)
-    assert run.info.run_name.startswith("small + mobilenet_v3_small on ")
-    assert (run.data.params["model"], run.data.params["image_size"]) == ("small + mobilenet_v3_small", "64")
-    card = opened(workspace).client.get_model_version("mixed", "1").description
-    assert "2 networks: small at 32 pixels + mobilenet_v3_small at 64 pixels" in card
-    served = loading.load("1", Workspace(root=workspace), RegistryConfig(model_name="mixed"), "cpu")
-    assert served.engine.spec.image_size == 64  # it has reproduced the predictions of its test
 
 
 @pytest.mark.usefixtures("this_training_here")

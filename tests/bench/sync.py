@@ -161,6 +161,12 @@ def python_server(served: Path) -> Iterator[str]:
                 path = f"/listing/{prefix}-{page}.xml"
             return super().translate_path(path)
 
+        def do_HEAD(self) -> None:  # s5cmd asks for the bucket's region
+            if urllib.parse.urlsplit(self.path).path.rstrip("/") != f"/{BUCKET}":
+                return super().do_HEAD()
+            self.send_response(200)
+            self.end_headers()
+
         def log_message(self, *_: object) -> None:
             pass
 
