@@ -133,7 +133,7 @@ def test_bins_that_given_splits_share_are_reported_and_left_as_they_are(tmp_path
     (folder / "test" / "intact" / "8.jpg").write_bytes((folder / "train" / "intact" / "0.jpg").read_bytes())
     rows = kept(folder, tmp_path / "data")
     assert (rows["split"] == rows.index.str.split("/").str[0]).all()
-    assert "2 images show 1 pictures that the given splits share, such as test/intact/8.jpg and train/intact/0.jpg" in (
+    assert "2 images show 1 picture that the given splits share, such as test/intact/8.jpg and train/intact/0.jpg" in (
         caplog.text
     )
 
