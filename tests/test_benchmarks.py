@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
@@ -56,7 +57,7 @@ def test_the_benchmark_of_a_sync_needs_its_peers_unless_they_may_be_left_out(mon
 @pytest.mark.timeout(900)
 def test_the_benchmark_of_a_training(tmp_path):
     sizes = ["--count", "48", "--image-size", "32", "--batch-size", "4", "--rounds", "1", "--steps", "1"]
-    command = [sys.executable, BENCH / "train.py", *sizes, "--models", "mobilenet_v3_small"]
+    command = [sys.executable, BENCH / "train.py", *sizes, "--models", "mobilenet_v3_small", "--alone"]
 
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"TMPDIR": str(tmp_path)}
@@ -64,9 +65,25 @@ def test_the_benchmark_of_a_training(tmp_path):
 
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [*load("train").LOADERS, "mobilenet_v3_small, ImageFolder recipe, float32", "mobilenet_v3_small, bincount"]
-    rows.append("beside a process that keeps a core busy")
     for row in rows:
         assert f"\n{row}" in done.stdout
+
+
+def test_the_benchmark_of_a_training_beside_another_process_shows_what_is_kept_of_the_quiet_rate(
+    monkeypatch, tmp_path, capsys
+):
+    train = load("train")
+    measured = {"rate": 30.0, "waiting": 0.1, "memory": 100, "files": 1}
+    choice = {"arithmetic": {}, "described": "float32"}
+    monkeypatch.setattr(train, "_measure", lambda name, *_: choice if name == "choose" else measured)
+    quiet = {key: [measured | {"rate": 60.0}] for key in (train.FOLDER, train.AUGMENTED)}
+    quiet |= {("small", recipe): [measured | {"rate": 40.0}] for recipe in train.RECIPES}
+
+    train.compare_beside_another(tmp_path, "small", Namespace(image_size=32, batch_size=4, rounds=1, steps=1), quiet)
+
+    title, *rows = capsys.readouterr().out.strip().splitlines()
+    assert title.startswith("beside a process that keeps a core busy")
+    assert [("0.50" in row, "0.75" in row) for row in rows] == [(True, False)] * 2 + [(False, True)] * 2
 
 
 def test_the_benchmark_of_an_audit(monkeypatch, tmp_path):

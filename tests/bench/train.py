@@ -78,6 +78,9 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="*", default=["resnet18", "resnet34", "mobilenet_v2"], help="on the CPU; none to leave it out"
     )
+    parser.add_argument(
+        "--alone", action="store_true", help="leave out what is measured beside a process that keeps a core busy"
+    )
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)  # one measurement, in a process of its own
     options = parser.parse_args()
     if options.measure:
@@ -101,7 +104,8 @@ def main() -> None:
         if options.models:
             of_cpu = (options.rounds, size, batch_size, options.steps)
             quiet |= compare_training(folder, "cpu", options.models, *of_cpu)
-            compare_beside_another(folder, options.models[0], options, quiet)
+            if not options.alone:
+                compare_beside_another(folder, options.models[0], options, quiet)
         if here["gpu"] is None:
             print("\nno GPU that torch can use, so nothing was measured on one")
             return
