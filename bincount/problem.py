@@ -166,7 +166,7 @@ PICTURES = Problem(
     answer="class",
     unit="classes",
     limits=(
-        "Nothing can be told of what the photo does not show, and class folders may be wrong: neither the model nor "
+        "Nothing can be said about what the photo does not show, and class folders may be wrong: neither the model nor "
         "the folder is proof.",
         "It was tested on photos from the same source. Another camera, light or subject needs a test of its own.",
     ),

@@ -130,7 +130,7 @@ def test_the_card_speaks_of_boxes_and_says_licence_and_limits(tmp_path):
     assert text.startswith("Says from a photo in which condition a box is: intact, dented, torn, wet.")
     assert "images of boxes never trained on" in text
     assert "drawn by" in text
-    assert "- A box with two damages is told as one of them." in text
+    assert "- A box with two damages gets one label." in text
     assert_speaks_of_boxes(text)
 
 

@@ -267,7 +267,7 @@ def test_cross_fitted_scores_are_metrics_with_their_intervals_and_tags_of_the_ve
     assert MADE.tags()["crossfit_accuracy"] == "0.4100 (0.3900 to 0.4300)"
 
 
-# --- mistakes that are told before anything starts -----------------------------------------------------------------
+# --- mistakes that are found before anything starts -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

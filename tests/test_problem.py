@@ -19,7 +19,7 @@ answer = "condition"
 classes = ["intact", "damaged"]
 positive = "damaged"
 licence = "The photos are drawn."
-limits = ["Nothing can be told of the sides that the photo does not show."]
+limits = ["Nothing can be said about the sides that the photo does not show."]
 """
 
 
