@@ -28,7 +28,7 @@ def assign(bins: pd.DataFrame, *, by_picture: bool) -> pd.Series:
     bins has image_id, items (a list of (product, quantity) or null), sha256 and dhash. by_picture links pictures that
     look alike; it is meant for sources without records.
     """
-    links = [_same_content(bins["sha256"]), _neighbours(bins["image_id"], bins["items"])]
+    links = [_same_content(bins["sha256"]), neighbours(bins["image_id"], bins["items"])]
     if by_picture:
         links.append(similar_pictures(bins["dhash"].to_numpy(np.uint64)))
     pairs = np.concatenate(links)  # (L, 2) positions
@@ -37,6 +37,30 @@ def assign(bins: pd.DataFrame, *, by_picture: bool) -> pd.Series:
     component = connected_components(graph, directed=False)[1]
     first = bins["image_id"].groupby(component).min()
     return pd.Series(first.to_numpy()[component], index=bins.index, name="group", dtype="str")
+
+
+def neighbours(image_ids: pd.Series, items: pd.Series) -> np.ndarray:
+    """Return the positions of consecutive padded ids that share enough items, the lower id first, (L, 2)."""
+    padded = is_padded(image_ids) & items.notna().to_numpy()
+    positions = np.flatnonzero(padded)
+    listed = pa.array(items.iloc[positions].tolist(), pa.map_(pa.string(), pa.int64()))
+    lengths = np.diff(listed.offsets.to_numpy())
+    lines = pd.DataFrame(
+        {
+            "number": np.repeat(image_ids.iloc[positions].astype(np.int64).to_numpy(), lengths),
+            "position": np.repeat(positions, lengths),
+            "item": pd.Categorical(listed.keys.to_pandas()).codes,
+            "quantity": listed.items.to_numpy(),
+        }
+    )
+    total = lines.groupby("position")["quantity"].sum()
+    following = lines.assign(number=lines["number"] - 1)
+    both = lines.merge(following, on=["number", "item"], suffixes=("", "_next"))
+    both["shared"] = np.minimum(both["quantity"], both["quantity_next"])
+    pairs = both.groupby(["position", "position_next"])["shared"].sum().reset_index()
+    smaller = np.minimum(total.loc[pairs["position"]].to_numpy(), total.loc[pairs["position_next"]].to_numpy())
+    linked = pairs[pairs["shared"].to_numpy() >= MIN_SHARED * smaller]
+    return linked[["position", "position_next"]].to_numpy(np.int64).reshape(-1, 2)
 
 
 def similar_pictures(hashes: np.ndarray, max_distance: int = MAX_DISTANCE) -> np.ndarray:
@@ -67,30 +91,6 @@ def _same_content(digests: pd.Series) -> np.ndarray:
     positions = pd.Series(np.arange(len(digests)), index=digests.index)
     first = positions.groupby(digests).transform("min").fillna(positions).astype(np.int64)
     return np.stack([first.to_numpy(), positions.to_numpy()], axis=1)[(first != positions).to_numpy()]
-
-
-def _neighbours(image_ids: pd.Series, items: pd.Series) -> np.ndarray:
-    """Return the positions of consecutive padded ids that share enough items, (L, 2)."""
-    padded = is_padded(image_ids) & items.notna().to_numpy()
-    positions = np.flatnonzero(padded)
-    listed = pa.array(items.iloc[positions].tolist(), pa.map_(pa.string(), pa.int64()))
-    lengths = np.diff(listed.offsets.to_numpy())
-    lines = pd.DataFrame(
-        {
-            "number": np.repeat(image_ids.iloc[positions].astype(np.int64).to_numpy(), lengths),
-            "position": np.repeat(positions, lengths),
-            "item": pd.Categorical(listed.keys.to_pandas()).codes,
-            "quantity": listed.items.to_numpy(),
-        }
-    )
-    total = lines.groupby("position")["quantity"].sum()
-    following = lines.assign(number=lines["number"] - 1)
-    both = lines.merge(following, on=["number", "item"], suffixes=("", "_next"))
-    both["shared"] = np.minimum(both["quantity"], both["quantity_next"])
-    pairs = both.groupby(["position", "position_next"])["shared"].sum().reset_index()
-    smaller = np.minimum(total.loc[pairs["position"]].to_numpy(), total.loc[pairs["position_next"]].to_numpy())
-    linked = pairs[pairs["shared"].to_numpy() >= MIN_SHARED * smaller]
-    return linked[["position", "position_next"]].to_numpy(np.int64).reshape(-1, 2)
 
 
 def _pairs_in_runs(values: np.ndarray):
