@@ -52,6 +52,11 @@ def mask_address(address: str) -> str:
     return re.sub(before_host, f"{MASK}@", mask_credentials(address))
 
 
+def holds_credentials(url: str) -> bool:
+    """Return whether a URL has a user, password or token in it."""
+    return mask_address(url) != url
+
+
 class BincountError(Exception):
     """Base of every error that the library raises on purpose."""
 

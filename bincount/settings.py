@@ -1,4 +1,4 @@
-"""Every setting, once: Job, whose sections are the models of this module.
+"""Every setting, once: Job, whose sections are the models of this module, of data_settings and of model_settings.
 
 The command line's flags, files of settings (`--config`), Prefect's forms, the deployments' parameters and MLflow's
 params are made from them; the docstring of a model describes its section. A renamed setting has its earlier name as an
@@ -7,378 +7,56 @@ alias: files and deployments may use it still, and so may the command line, whos
 This module imports nothing heavy, so that `bincount --help` is quick.
 """
 
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    Discriminator,
-    Field,
-    Tag,
-    create_model,
-    field_validator,
-    model_serializer,
-)
-from pydantic.fields import FieldInfo
+from pydantic import Field, field_validator
 
-from bincount import backbones, database
-from bincount.errors import SettingsError, mask_address
-from bincount.frozen import Frozen, accept_earlier_names
-from bincount.problem import DEFAULT_CLASSES, Classes, Problem, find_description, read_description
-
-MAX_PIXELS = 50_000_000  # of a picture, unless set otherwise
-DEFAULT_WORKSPACE = Path("bincount-data")
-LONGEST_LICENCE = 200  # characters
-WORKSPACE_HELP = "folder that holds everything the pipeline makes"
-ModelName = Annotated[str, AfterValidator(backbones.check_name)]
-
-Device = Literal["auto", "cpu", "cuda"]
-WEIGHT_DECAY = {"adamw": 0.1, "adam": 1e-4, "sgd": 1e-4}  # by optimizer, where none is set
-
-
-class DataConfig(Frozen, json_schema_extra=accept_earlier_names):
-    """Where the images come from and what is read from them."""
-
-    source: str = Field(
-        "s3://aft-vbi-pds",
-        description="bucket as s3://NAME[/PREFIX], or a folder: of bins with records, or of one folder a class",
-    )
-    layout: Literal["auto", "bins", "folders", "splits"] = Field(
-        "auto",
-        description="bins: bin-images/ID.jpg with metadata/ID.json; folders: one folder a class; splits: train/, val/ "
-        "and test/ above such folders; auto: detect which",
-    )
-    keep_splits: bool = Field(
-        False, description="keep the splits that the folders train/, val/ and test/ define [default: one pool]"
-    )
-    follow_links: bool = Field(False, description="read files outside the folder that links in it point to")
-    limit: int | None = Field(
-        None,
-        ge=1,
-        description="use only this many bins, always the same first ones, neighbours together [default: all]",
-    )
-    only_listed: Path | None = Field(
-        None,
-        description="use only the bins that this file lists: one id, key or file name a line, a table with a column "
-        "image_id or id, or JSON lists",
-    )
-    retry_quarantined: bool = Field(
-        False,
-        validation_alias=AliasChoices("retry_quarantined", "retry_set_aside"),
-        description="fetch quarantined bins again, although they have not changed",
-    )
-    problem: Path | None = Field(
-        None,
-        description="TOML file that describes what is photographed and predicted: nouns, classes, licence, limits "
-        "[default: problem.toml in the folder of the source; else bins]",
-    )
-    classes: str = Field(
-        default_factory=lambda settings: _description(settings).classes or DEFAULT_CLASSES,
-        description="counts as a range, the smaller first (0..5), or two class names or more (good,defective) "
-        "[default: those of the problem, else 0..5]",
-        json_schema_extra=Classes.RULE,
-    )
-    ordered: bool | None = Field(
-        default_factory=lambda settings: _description(settings).ordered,
-        description="whether classes are counts or grades, so that RMSE is meaningful [default: if all are numbers]",
-    )
-    extra_counts: int = Field(
-        10,
-        ge=0,
-        description="where classes are counts: train also on bins whose count is no class, up to this many items",
-    )
-    region: str | None = Field(
-        None, description="AWS region of the bucket [default: AWS_REGION or AWS_DEFAULT_REGION, else us-east-1]"
-    )
-    endpoint: str | None = Field(
-        None, description="URL of another S3-compatible server [default: AWS_ENDPOINT_URL_S3, else AWS]"
-    )
-    unsigned: bool = Field(True, description="read the bucket without credentials, as public buckets allow")
-    requester_pays: bool = Field(
-        False, description="pay for the requests, which are then signed, as a requester-pays bucket demands"
-    )
-    concurrency: int = Field(32, ge=1, le=512, description="requests in flight at once")
-    max_pixels: int = Field(
-        MAX_PIXELS, ge=1, le=178_000_000, description="larger images are quarantined without being decoded, pixels"
-    )
-
-    @field_validator("source", "endpoint")
-    @classmethod
-    def _without_credentials(cls, url: str | None) -> str | None:
-        if url and holds_credentials(url):
-            raise SettingsError(  # not ValueError, which pydantic shows with the value
-                f"{mask_address(url)} holds credentials, which would be seen in logs and pages; give it without "
-                "them, and them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as a profile by AWS_PROFILE"
-            )
-        return url
-
-    @field_validator("classes")
-    @classmethod
-    def _readable(cls, text: str) -> str:
-        try:
-            Classes.parse(text)
-        except SettingsError as error:
-            raise ValueError(str(error)) from None
-        return text
-
-    @property
-    def class_set(self) -> Classes:
-        return Classes.parse(self.classes, self.ordered)
-
-    @property
-    def description(self) -> Problem:
-        """Return the words of the problem, without the classes, which are settings by now."""
-        path = self.problem or find_description(self.source)
-        if path is None:
-            return Problem.of(self.class_set)
-        return read_description(path).model_copy(update={"classes": None, "ordered": None})
-
-    @property
-    def extra_names(self) -> tuple[str, ...]:
-        """Return the counts that are no class, but are trained on all the same."""
-        classes = self.class_set
-        if not (classes.ordered and all(map(str.isdecimal, classes.names))):
-            return ()
-        return tuple(str(n) for n in range(self.extra_counts + 1) if str(n) not in classes.names)
-
-
-def _description(settings: dict) -> Problem:
-    """Return what describes the problem of settings of data, from which classes follow that are not set."""
-    path = settings.get("problem") or find_description(settings.get("source", ""))
-    return read_description(path) if path else Problem()
-
-
-class ImageConfig(Frozen):
-    """How a picture becomes the square input of a model."""
-
-    image_size: int = Field(224, ge=32, le=1024, multiple_of=32, description="side of the square input, pixels")
-    resize: Literal["squash", "crop"] = Field(
-        "squash",
-        description="squash: the whole picture, distorted to the square; crop: the middle square of it",
-    )
-
-
-class RunnerConfig(Frozen):
-    """On which threads or machines batches of bins are fetched."""
-
-    runner: Literal["threads", "dask"] = Field(
-        "threads", description="threads of this process, or a Dask cluster (pip install 'bincount-pipeline[dask]')"
-    )
-    workers: int = Field(
-        2, ge=1, description="batches at once; with dask, processes of the cluster that is started here"
-    )
-    dask_address: str | None = Field(
-        None,
-        description="tcp://HOST:PORT of a Dask scheduler whose workers share the workspace [default: one started here]",
-    )
-
-    @field_validator("dask_address")
-    @classmethod
-    def _without_credentials(cls, url: str | None) -> str | None:
-        if url and holds_credentials(url):
-            raise SettingsError(  # not ValueError, which pydantic shows with the value
-                f"--dask-address {mask_address(url)} holds credentials, which a scheduler does not ask for and others "
-                "would see; write tcp://HOST:PORT, or tls://HOST:PORT with the certificates in Dask's configuration"
-            )
-        return url
-
-
-class TrainConfig(Frozen):
-    """How a model is trained."""
-
-    model: ModelName = Field(
-        "resnet34",
-        description="name of a backbone, as `bincount backbones` lists them: torchvision's, timm/NAME, or small, a "
-        "network for quick trials without pretrained weights",
-        json_schema_extra=backbones.RULE,
-    )
-    weights: str = Field(
-        "imagenet",
-        description="imagenet: the pretrained ones of torchvision or timm, downloaded once; none: random; or a .pth or "
-        ".safetensors file: a backbone's, or a model.safetensors that was trained here, head included",
-    )
-    weights_licence: str | None = Field(
-        None,
-        min_length=1,
-        max_length=LONGEST_LICENCE,
-        description="licence of a file of weights, for the model card [default: not known]",
-    )
-    normalization: Literal["auto", "imagenet", "symmetric"] = Field(
-        "auto",
-        description="auto: as the backbone's pretrained weights expect it; imagenet: torchvision's mean and deviation; "
-        "symmetric: x / 127.5 - 1, for weights from Keras",
-    )
-    head: Literal["linear", "mlp"] = Field(
-        "linear", description="linear: one layer; mlp: two layers of 256 hidden units"
-    )
-    dropout: float = Field(0.2, ge=0, lt=1, description="share of features dropped before the head in training")
-    epochs: int = Field(20, ge=1, description="passes over the training images")
-    batch_size: int = Field(64, ge=2, description="images in a training step")
-    keep: Literal["best", "last"] = Field(
-        "best", description="best: the weights of the epoch with the highest val accuracy; last: those of the last"
-    )
-    learning_rate: float = Field(3e-3, gt=0, description="peak of the learning rate schedule")
-    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer; sgd has Nesterov momentum 0.9")
-    weight_decay: float = Field(
-        default_factory=lambda settings: WEIGHT_DECAY[settings["optimizer"]],
-        ge=0,
-        description="except norms and biases [default: 0.1, decoupled, for adamw; 1e-4, as L2, for adam and sgd]",
-    )
-    schedule: Literal["one_cycle", "cosine", "constant"] = Field(
-        "one_cycle", description="how the learning rate changes over the steps"
-    )
-    loss: Literal["cross_entropy", "mixed", "ordinal"] = Field(
-        "cross_entropy",
-        description="mixed: cross entropy plus multi-label soft margin; ordinal: soft labels that decay by distance",
-    )
-    label_smoothing: float = Field(
-        0.05, ge=0, lt=1, description="share of the target probability spread over all classes"
-    )
-    class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: the loss weighs a class, and each extra count, by the inverse of its share"
-    )
-    sampling: Literal["natural", "balanced", "undersampled"] = Field(
-        "natural",
-        description="balanced: each epoch samples every class and extra count equally often, with replacement; "
-        "undersampled: each epoch has as many images of every class as the rarest has, others each time",
-    )
-    miss_cost: float | None = Field(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        description="two classes: what a missed positive costs, in false alarms; the threshold with the least cost on "
-        "val is kept with the model [default: the likeliest class is predicted]",
-    )
-    min_precision: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="two classes: the share of predicted positives that are to be right on val; the threshold that "
-        "finds most of them is kept with the model [default: the likeliest class is predicted]",
-    )
-    min_crop: float = Field(
-        0.6, gt=0, le=1, description="smallest area of the random resized crop, share of the picture"
-    )
-    flip: bool = Field(True, description="mirror half of the training images left to right")
-    color_jitter: float = Field(
-        0.0, ge=0, lt=1, description="share by which brightness and contrast vary in training, up and down"
-    )
-    center_crop: float = Field(
-        1.0, gt=0, le=1, description="side of the centre crop in evaluation, share of the picture"
-    )
-    flip_at_test: bool = Field(True, description="predict with the mean over a picture and its mirror image")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="arithmetic of the network in training; auto: bfloat16 on a GPU that has it, and on a CPU that "
-        "has its instructions for resnet18, 34, 50 and efficientnet_v2_s, else float32",
-    )
-    device: Device = Field("auto", description="auto: the GPU when there is one")
-    seed: int = Field(0, ge=0, description="seed of initial weights, order of images and augmentation")
-    members: Annotated[
-        Annotated[int, Field(ge=1, le=20), Tag("number")]
-        | Annotated[tuple["Member", ...], Field(min_length=2, max_length=20), Tag("list")],
-        Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "number"),
-    ] = Field(
-        1,
-        description="networks trained one after another, with seeds from the given one on; the model averages them; in "
-        "a file of settings also a list of what each network has of its own: `[{model = ..., image_size = ...}, ...]`",
-    )
-    debug: bool = Field(
-        False, description="keep gradient norms, dead channels and a profile of some steps with the run; slower"
-    )
-
-    @property
-    def num_members(self) -> int:
-        return self.members if isinstance(self.members, int) else len(self.members)
-
-    def each_member(self) -> list["TrainConfig"]:
-        """Return the settings of each network that the model consists of, but for those of its images."""
-        return [
-            self.model_copy(update={"members": 1, "seed": self.seed + number} | _own_settings(member))
-            for number, member in enumerate(self._listed())
-        ]
-
-    def networks(self, images: ImageConfig) -> list[tuple[ImageConfig, "TrainConfig"]]:
-        """Return the settings of each network that the model consists of: of its images, and of its training.
-
-        Raises SettingsError where a member's images are larger than those of the model.
-        """
-        sizes = [member.image_size or images.image_size for member in self._listed()]
-        for number, size in enumerate(sizes, 1):
-            if size > images.image_size:
-                raise SettingsError(
-                    f"member {number} has images of {size} pixels and the model of {images.image_size}, at which a "
-                    f"picture is decoded once for all members; give --image-size {max(sizes)}"
-                )
-        own_images = [images.model_copy(update={"image_size": size}) for size in sizes]
-        return list(zip(own_images, self.each_member(), strict=True))
-
-    def _listed(self) -> tuple["Member", ...]:
-        return (Member(),) * self.members if isinstance(self.members, int) else self.members
-
-    def repeat_members(self, times: int) -> "TrainConfig":
-        """Return the settings of a model that has each network so many times, each time all of them in turn."""
-        return self.model_copy(update={"members": self.members * times})
-
-    def params(self) -> dict[str, Any]:
-        """Return the settings as records show them: of members that differ, model names all that there are."""
-        return self.model_dump() | {"model": self.model if isinstance(self.members, int) else self.describe_networks()}
-
-    def start_all_from(self, weights: str) -> "TrainConfig":
-        """Return the settings with other weights to start from, for each network, and without the old ones' licence."""
-        members = self.members
-        if not isinstance(members, int):
-            members = tuple(member.model_copy(update={"weights": None, "weights_licence": None}) for member in members)
-        return self.model_copy(update={"weights": weights, "weights_licence": None, "members": members})
-
-    def describe_networks(self) -> str:
-        """Name the networks: `resnet34`, `3 x resnet34`, or `mobilenet_v2 + resnet18`."""
-        return name_networks([member.model for member in self.each_member()])
-
-
-def name_networks(models: list[str]) -> str:
-    """Name several networks by their models, in the order in which these appear."""
-    return " + ".join(f"{number} x {model}" if number > 1 else model for model, number in Counter(models).items())
-
-
-# What a network of a model may have of its own; all else is as in [training].
-OF_MEMBERS = (
-    *("model", "weights", "weights_licence", "normalization", "head"),
-    *("epochs", "batch_size", "learning_rate", "seed"),
+from bincount import database
+from bincount.data_settings import DataConfig, RunnerConfig
+from bincount.errors import SettingsError, holds_credentials, mask_address
+from bincount.frozen import Frozen
+from bincount.model_settings import (
+    LONGEST_LICENCE,
+    MAX_PIXELS,
+    Device,
+    ImageConfig,
+    Member,
+    ModelName,
+    TrainConfig,
+    name_networks,
 )
 
-
-def _own_settings(member: "Member") -> dict[str, Any]:
-    return {name: value for name in OF_MEMBERS if (value := getattr(member, name)) is not None}
-
-
-def _optional(field: FieldInfo) -> tuple[Any, FieldInfo]:
-    """Return a setting, with its bounds, that may be left out."""
-    found = Field(None, description=field.description)
-    found.metadata.extend(field.metadata)
-    return field.annotation | None, found
-
-
-class _WithoutUnset(Frozen):
-    """What one network of a model has of its own; what is left out is as in the sections training and images."""
-
-    @model_serializer(mode="wrap")
-    def _leave_out_unset(self, to_dict: Callable[[Frozen], dict]) -> dict[str, Any]:
-        return {name: value for name, value in to_dict(self).items() if value is not None}
-
-
-Member = create_model(
+__all__ = [
+    "DEFAULT_WORKSPACE",
+    "LONGEST_LICENCE",
+    "MAX_PIXELS",
+    "SECTIONS",
+    "WORKSPACE_HELP",
+    "AuditConfig",
+    "DataConfig",
+    "Device",
+    "DriftConfig",
+    "EvaluationConfig",
+    "ImageConfig",
+    "Job",
+    "LaunchConfig",
     "Member",
-    __base__=_WithoutUnset,
-    __module__=__name__,
-    __doc__=_WithoutUnset.__doc__,
-    image_size=_optional(ImageConfig.model_fields["image_size"]),
-    **{name: _optional(TrainConfig.model_fields[name]) for name in OF_MEMBERS},
-)
-TrainConfig.model_rebuild()
+    "ModelName",
+    "PromotionConfig",
+    "RegistryConfig",
+    "RetentionConfig",
+    "RetrainConfig",
+    "RunnerConfig",
+    "ServeConfig",
+    "TrainConfig",
+    "TuneConfig",
+    "holds_credentials",
+    "name_networks",
+]
+
+DEFAULT_WORKSPACE = Path("bincount-data")
+WORKSPACE_HELP = "folder that holds everything the pipeline makes"
 
 
 class EvaluationConfig(Frozen):
@@ -712,8 +390,3 @@ SECTIONS: dict[str, type[Frozen]] = {
     for name, field in Job.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Frozen)
 }
-
-
-def holds_credentials(url: str) -> bool:
-    """Return whether a URL has a user, password or token in it."""
-    return mask_address(url) != url

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from bincount.errors import SettingsError
 from bincount.frozen import Frozen
+from bincount.model_settings import TrainConfig
 from bincount.problem import Classes, Problem
-from bincount.settings import TrainConfig
 from bincount.text import percent
 
 logger = logging.getLogger(__name__)

@@ -75,24 +75,10 @@ def find_arguments(command: App) -> list[Any]:
 
 
 def find_groups() -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield title and model of every group of settings: a model with a field that has a description and a default.
-
-    The title is the name of its section where a model holds the groups as sections, else its own name.
-    That model comes last, for its settings that are in no section.
-    """
-    models = [model for model in vars(settings).values() if inspect.isclass(model) and issubclass(model, BaseModel)]
-    models = [model for model in models if model.__module__ == settings.__name__ and model is not settings.Member]
-    sections = {
-        kind: name
-        for model in models
-        for name, field in model.model_fields.items()
-        for kind in _kinds(field.annotation)
-        if kind in models
-    }
-    for model in sorted(models, key=_has_sections):
-        if any(field.description and not field.is_required() for field in _plain_fields(model).values()):
-            name = "other_settings" if _has_sections(model) else sections.get(model, model.__name__)
-            yield forms.title(name.removesuffix("Config")), model
+    """Yield title and model of every group of settings: the sections of Job, and at last those that are in none."""
+    for name, model in settings.SECTIONS.items():
+        yield forms.title(name), model
+    yield forms.title("other_settings"), settings.Job
 
 
 def _most_used(options: dict[tuple[str, str], Any]) -> str:

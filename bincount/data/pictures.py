@@ -38,7 +38,7 @@ from PIL import ExifTags, Image
 
 from bincount.data import jpegs
 from bincount.errors import BadPicture
-from bincount.settings import MAX_PIXELS, ImageConfig
+from bincount.model_settings import MAX_PIXELS, ImageConfig
 
 # Raised with every change of what pixels a file gives, so that packs are renewed; 1 wrote no number
 DECODER_VERSION = 2

@@ -18,7 +18,7 @@ from torch import nn
 from bincount import threshold
 from bincount.data import pictures
 from bincount.errors import BadPicture
-from bincount.settings import Device
+from bincount.model_settings import Device
 from bincount.training.device import choose_device
 from bincount.training.model import load, probabilities
 from bincount.training.spec import ModelSpec

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bincount.backbones import NamedNormalization, Normalization
-from bincount.settings import TrainConfig
+from bincount.model_settings import TrainConfig
 
 ASPECT_RATIO = 4 / 3  # the largest of a random crop, in either direction, as in torchvision's RandomResizedCrop
 

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 
 from bincount.errors import SettingsError
-from bincount.settings import Device, TrainConfig
+from bincount.model_settings import Device, TrainConfig
 from bincount.training import pretrained
 
 # Training steps on one core of an AMD EPYC with avx512_bf16, images/s in bfloat16 and in float32, channels last, the

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bincount.backbones import TIMM
 from bincount.errors import WeightsUnavailable
 from bincount.files import atomic_write
-from bincount.settings import TrainConfig
+from bincount.model_settings import TrainConfig
 from bincount.training.device import exact_convolutions, is_out_of_memory
 from bincount.training.networks import build_backbone, fetch_weights, fit_tensors
 from bincount.training.spec import (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bincount import backbones
 from bincount.backbones import SMALL, TIMM, NamedNormalization, Normalization
 from bincount.errors import SettingsError
-from bincount.settings import TrainConfig
+from bincount.model_settings import TrainConfig
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg

@@ -13,8 +13,8 @@ from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import ModelDamaged, ModelNotFound, ModelUnreadable, SettingsError, WeightsUnavailable
 from bincount.files import read_sealed, write_sealed
 from bincount.frozen import Frozen
+from bincount.model_settings import ImageConfig, ModelName, TrainConfig, name_networks
 from bincount.problem import Classes, Problem
-from bincount.settings import ImageConfig, ModelName, TrainConfig, name_networks
 from bincount.threshold import Threshold
 from bincount.training import pretrained
 
