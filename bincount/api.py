@@ -62,16 +62,23 @@ class Prepared:
 
 
 def generate_bins(
-    folder: str | os.PathLike, num_bins: int = 3000, *, seed: int = 0, size: tuple[int, int] = (160, 160)
+    folder: str | os.PathLike,
+    num_bins: int = 3000,
+    *,
+    seed: int = 0,
+    size: tuple[int, int] = (160, 160),
+    num_products: int | None = None,
 ) -> Path:
     """Write synthetic bins with their records into a folder, laid out as the public bucket, and return the folder.
 
     A few of the first three hundred are broken, as in real life. The same seed gives the same bins, and a larger number
-    more of them; what is there already is kept.
+    more of them; what is there already is kept. With num_products, 20 to 300, the bins share so many products, each of
+    which is in many of them and can be told from the others; else a product is in one bin alone. Raises SettingsError
+    where num_products is out of these bounds.
     """
     from bincount.data import synthetic
 
-    synthetic.generate(Path(folder), num_bins, seed, size)
+    synthetic.generate(Path(folder), num_bins, seed, size, num_products=num_products)
     return Path(folder)
 
 

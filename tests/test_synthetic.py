@@ -3,21 +3,37 @@
 import hashlib
 import json
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import ImageFolder
 
-from bincount.data import synthetic
+from bincount.data import products, rendering, synthetic
+from bincount.data.rendering import Item, Product
+from bincount.errors import SettingsError
+from flows.cli.pipeline import demo
 
 NUM_BINS = 320
+NUM_PRODUCTS = 60
+RECORDS = (
+    "7b25b2a57b8e8d7a86207c04fc1af39d77bf6b41a6dd27a96dc8ed38feb3fb4a"  # SHA-256 of all records, one after the other
+)
 
 
 @pytest.fixture(scope="module")
 def bins(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bins")
     synthetic.generate(folder, NUM_BINS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharing_bins(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sharing")
+    synthetic.generate(folder, NUM_BINS, size=(32, 32), num_products=NUM_PRODUCTS)
     return folder
 
 
@@ -51,19 +67,21 @@ def twins(records: dict[str, dict]) -> list[tuple[Counter, Counter]]:
     return [(before, after) for before, after in pairs if before & after]
 
 
-def test_drawing_more_bins_leaves_the_earlier_ones_as_they_were(tmp_path):
-    synthetic.generate(tmp_path / "at once", 100)
-    synthetic.generate(tmp_path / "night by night", 45)
+@pytest.mark.parametrize("num_products", [None, NUM_PRODUCTS])
+def test_drawing_more_bins_leaves_the_earlier_ones_as_they_were(tmp_path, num_products):
+    synthetic.generate(tmp_path / "at once", 100, num_products=num_products)
+    synthetic.generate(tmp_path / "night by night", 45, num_products=num_products)
     first = digests(tmp_path / "night by night")
-    synthetic.generate(tmp_path / "night by night", 55, start=46)
+    synthetic.generate(tmp_path / "night by night", 55, start=46, num_products=num_products)
     grown = digests(tmp_path / "night by night")
     assert grown == digests(tmp_path / "at once")
     assert first.items() < grown.items()
 
 
-def test_another_seed_draws_other_bins_under_the_same_ids(tmp_path):
+@pytest.mark.parametrize("num_products", [None, NUM_PRODUCTS])
+def test_another_seed_draws_other_bins_under_the_same_ids(tmp_path, num_products):
     for seed in (0, 1):
-        synthetic.generate(tmp_path / str(seed), 10, seed=seed)
+        synthetic.generate(tmp_path / str(seed), 10, seed=seed, num_products=num_products)
     one, other = digests(tmp_path / "0"), digests(tmp_path / "1")
     assert one.keys() == other.keys()
     assert not set(one.values()) & set(other.values())
@@ -94,8 +112,9 @@ def test_pictures_have_the_size_that_was_asked_for(tmp_path):
     assert Image.open(image_file(tmp_path, "00001")).size == (120, 90)
 
 
-def test_neighbours_often_show_one_bin_and_never_the_same_contents(bins):
-    records = good_records(bins)
+@pytest.mark.parametrize("source", ["bins", "sharing_bins"])
+def test_neighbours_often_show_one_bin_and_never_the_same_contents(request, source):
+    records = good_records(request.getfixturevalue(source))
     pairs = twins(records)
     assert 0.35 < len(pairs) / len(records) < 0.65
     for before, after in pairs:
@@ -177,3 +196,58 @@ def test_drawn_cartons_are_read_as_one_folder_a_class(tmp_path):
     assert Counter(cartons.targets) == {0: 4, 1: 8}
     image, _ = cartons[0]
     assert image.size == (160, 160)
+
+
+def test_the_records_are_those_of_earlier_releases(bins):
+    paths = sorted((bins / "metadata").iterdir())
+    assert hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest() == RECORDS
+
+
+def test_bins_that_share_a_catalogue_hold_the_same_products_again_under_the_same_ids(sharing_bins):
+    shown = {product.asin: product for product in products.catalogue(NUM_PRODUCTS)}
+    num_bins = Counter()
+    for record in good_records(sharing_bins).values():
+        num_bins.update(record["BIN_FCSKU_DATA"].keys())
+        for asin, entry in record["BIN_FCSKU_DATA"].items():
+            assert entry["name"] == shown[asin].name
+    assert num_bins.keys() == shown.keys()
+    assert sorted(num_bins.values())[NUM_PRODUCTS // 2] >= 8
+
+
+def test_a_product_of_a_catalogue_is_often_in_a_bin_twice_or_three_times(sharing_bins):
+    records = good_records(sharing_bins).values()
+    quantities = Counter(number for record in records for number in contents(record).values())
+    assert quantities[1] < 0.6 * quantities.total()
+    assert quantities[2] > 0.25 * quantities.total()
+    assert quantities[3] > 0.05 * quantities.total()
+
+
+def test_a_larger_catalogue_begins_with_the_smaller_one_and_another_seed_has_other_products():
+    assert products.catalogue(100)[:NUM_PRODUCTS] == products.catalogue(NUM_PRODUCTS)
+    assert not set(products.catalogue(100, seed=1)) & set(products.catalogue(100))
+
+
+def test_products_of_a_catalogue_are_told_apart_in_pictures_of_64_pixels_in_another_light():
+    def colours(product: Product, camera: str) -> np.ndarray:
+        """What stands in the middle of a pod, without its brightness."""
+        photo = rendering.bin_photo(f"{camera} {product.asin}", [Item(product, 160, 270, 0)], camera, (64, 64))
+        pixels = np.asarray(Image.open(BytesIO(photo)).crop((18, 16, 46, 58)), float)
+        return pixels / (pixels.sum(axis=2, keepdims=True) + 20)
+
+    catalogue = products.catalogue(40)
+    asked, known = (np.stack([colours(product, camera) for product in catalogue]) for camera in ("one", "other"))
+    differences = ((asked[:, None] - known) ** 2).sum(axis=(2, 3, 4))
+    assert (differences.argmin(axis=1) == np.arange(40)).mean() > 0.8
+
+
+@pytest.mark.parametrize("num_products", [0, products.FEWEST_PRODUCTS - 1, products.MOST_PRODUCTS + 1])
+def test_a_catalogue_that_is_too_small_or_too_large_is_refused_before_anything_is_written(tmp_path, num_products):
+    with pytest.raises(SettingsError, match="give 20 to 300"):
+        synthetic.generate(tmp_path / "bins", 3, num_products=num_products)
+    assert not (tmp_path / "bins").exists()
+
+
+def test_boxes_have_no_products_to_share(tmp_path):
+    with pytest.raises(SettingsError, match="leave it out"):
+        demo(problem="boxes", products=50, folder=tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()

@@ -10,6 +10,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
+Spans = list[tuple[float, float]]
 
 # Everything is drawn on a square canvas of this side, then cropped and reduced to the size asked for.
 CANVAS = 320
@@ -30,10 +31,39 @@ COLOURS: dict[str, Colour] = {
     "green": (54, 128, 62),
 }
 
+DOT_ROWS = (0.19, 0.5, 0.81)
+
+
+def _dots(u: float) -> Spans:
+    half = _half_height(min(abs(u - 0.27), abs(u - 0.73)), 0.19, 0.13)
+    return [(row - half, row + half) for row in DOT_ROWS] if half else []
+
+
+def _half_height(distance: float, width: float, height: float) -> float:
+    """Return half the height of an ellipse, of half axes width and height, at a distance from its middle."""
+    return height * math.sqrt(max(0, 1 - (distance / width) ** 2))
+
+
+# The patterns that a front may have in a second colour: which spans of its height, 0 at the top to 1, it fills at u, 0
+# at the left edge to 1. They are large enough to be seen where a front is ten pixels wide.
+MARKS: dict[str, Callable[[float], Spans]] = {
+    "stripes": lambda _: [(0.1, 0.26), (0.42, 0.58), (0.74, 0.9)],
+    "bar": lambda u: [(0, 1)] if 0.3 < u < 0.7 else [],
+    "diagonal": lambda u: [(max(0, u - 0.22), min(1, u + 0.22))],
+    "dots": _dots,
+    "disc": lambda u: [(0.5 - (half := _half_height(abs(u - 0.5), 0.4, 0.32)), 0.5 + half)],
+    "cross": lambda u: [(0, 1)] if 0.36 < u < 0.64 else [(0.4, 0.6)],
+    "quarters": lambda u: [(0, 0.5)] if u < 0.5 else [(0.5, 1)],
+    "base": lambda _: [(0.55, 1)],
+}
+
 
 @dataclass(frozen=True)
 class Product:
-    """Something that is sold; width, height and depth in canvas pixels, weight in pounds."""
+    """Something that is sold; width, height and depth in canvas pixels, weight in pounds.
+
+    mark is one of MARKS in mark_colour, or empty: then boxes have a label, and cans a wrapper.
+    """
 
     asin: str
     name: str | None
@@ -43,6 +73,8 @@ class Product:
     height: int
     depth: int
     weight: float | None
+    mark: str = ""
+    mark_colour: Colour = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -161,7 +193,7 @@ def _draw_item(brush: ImageDraw.ImageDraw, item: Item) -> None:
 
 
 def _draw_box(brush: ImageDraw.ImageDraw, rng: random.Random, item: Item) -> None:
-    """Draw front, top and one side in slanted projection; a label, and on books a stripe along the spine."""
+    """Draw front, top and one side in slanted projection; a mark, or a label and on books a stripe along the spine."""
     left, top, right, bottom = item.box
     colour, depth = item.product.colour, item.product.depth * 0.7
     edge = _shade(colour, 0.5)
@@ -178,6 +210,15 @@ def _draw_box(brush: ImageDraw.ImageDraw, rng: random.Random, item: Item) -> Non
     brush.polygon(front, fill=colour, outline=edge, width=2)
 
     width, height = right - left, bottom - top
+    if item.product.mark:
+        columns = 16
+        for column in range(columns):
+            x, x2 = (left + width * (column + step) / columns for step in (0, 1))
+            for span in MARKS[item.product.mark]((column + 0.5) / columns):
+                y, y2 = (top + height * share for share in span)
+                brush.polygon(turned((x, y), (x2, y), (x2, y2), (x, y2)), fill=item.product.mark_colour)
+        brush.polygon(front, outline=edge, width=2)
+        return
     if item.product.shape == "book":
         y = top + height * rng.uniform(0.1, 0.2)
         band = turned((left + 2, y), (right - 2, y), (right - 2, y + height * 0.2), (left + 2, y + height * 0.2))
@@ -190,20 +231,24 @@ def _draw_box(brush: ImageDraw.ImageDraw, rng: random.Random, item: Item) -> Non
 
 
 def _draw_can(brush: ImageDraw.ImageDraw, rng: random.Random, item: Item) -> None:
-    """Draw an upright cylinder: strips from dark over bright to dark, a wrapper, and a lid."""
+    """Draw an upright cylinder: strips from dark over bright to dark, a mark or a wrapper, and a lid."""
     left, top, right, bottom = item.box
     colour = item.product.colour
     rise = (right - left) * 0.14
     strips = 10
-    wrapper = rng.uniform(0.2, 0.35), rng.uniform(0.6, 0.8)  # its upper and lower edge, shares of the height
-    paper = rng.choice(tuple(COLOURS.values()))
+    if item.product.mark:
+        fill, paper = MARKS[item.product.mark], item.product.mark_colour
+    else:
+        wrapper = rng.uniform(0.2, 0.35), rng.uniform(0.6, 0.8)  # its upper and lower edge, shares of the height
+        fill, paper = lambda _: [wrapper], rng.choice(tuple(COLOURS.values()))
     for strip in range(strips):
         x, x2 = (left + (right - left) * (strip + step) / strips for step in (0, 1))
         curve = rise * math.sin(math.pi * (strip + 0.5) / strips)
         light = 0.5 + 0.75 * math.sin(math.pi * (strip + 1.5) / (strips + 3))
         brush.rectangle((x, top, x2, bottom + curve - rise), fill=_shade(colour, light))
-        low, high = (top + curve + (bottom - rise - top) * share for share in wrapper)
-        brush.rectangle((x, low, x2, high), fill=_shade(paper, light))
+        for span in fill((strip + 0.5) / strips):
+            low, high = (top + curve + (bottom - rise - top) * share for share in span)
+            brush.rectangle((x, low, x2, high), fill=_shade(paper, light))
     brush.ellipse((left, top - rise, right, top + rise), fill=_shade(colour, 1.2), outline=_shade(colour, 0.5), width=2)
 
 

@@ -9,6 +9,9 @@ an object is broken.
 
 A bin depends on its position in the sequence and on the seed alone. Generating more of them leaves the earlier ones as
 they were, to the byte: a bucket grows from night to night by calls of `generate` with larger numbers.
+
+Without a catalogue each product is in one bin alone. With one, bins take their items from it, so that a product can be
+looked for in a bin by pictures of others that hold it; then a bin depends on the size of the catalogue too.
 """
 
 import json
@@ -24,14 +27,13 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
-from bincount.data import rendering
-from bincount.data.rendering import COLOURS, Item, Product
+from bincount.data import products, rendering
+from bincount.data.products import PIXELS_PER_INCH
+from bincount.data.rendering import Item, Product
 from bincount.problem import DESCRIPTION
 from bincount.progress import track
 
 logger = logging.getLogger(__name__)
-
-PIXELS_PER_INCH = 18
 
 # Of 40 bins in sequence, 39 have padded ids and come in runs, each showing one bin; the 40th has an unpadded id.
 BLOCK = 40
@@ -65,8 +67,19 @@ CONDITIONS_IN_TURN = ("intact", "dented", "intact", "torn", "intact", "wet")
 BROKEN_BOXES = {44: "image truncated", 121: "in two classes"}  # the latter at the place of a damaged box
 BOXES = Path(__file__).with_name("boxes.toml")
 
-# Widths and heights of each shape in canvas pixels: the smallest is an eighth of the picture wide.
-SHAPES = {"box": ((50, 110), (50, 130)), "book": ((40, 54), (90, 160)), "can": ((42, 70), (60, 130))}
+# How often a product that is put into a bin is there once, twice and three times. It is more often there several times
+# where it is of a catalogue, so that "are two of it in this bin?" is a question.
+COPIES = (70, 24, 6)
+COPIES_OF_CATALOGUE = (30, 40, 30)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Positions in sequence, length of them from first on, that show one bin."""
+
+    first: int
+    length: int
+    gives_way: bool  # to the bins beside it, where they draw from one catalogue
 
 
 @dataclass(frozen=True)
@@ -85,22 +98,28 @@ def generate(
     *,
     start: int = 1,
     broken: bool = True,
+    num_products: int | None = None,
 ) -> None:
     """Write the bins at positions start .. start + num_bins - 1 into folder; files that are there already are kept.
 
-    size is the width and height of the pictures. Without broken, every object can be read.
+    size is the width and height of the pictures. Without broken, every object can be read. With num_products, the items
+    are of a catalogue of so many products (see products.catalogue). Raises SettingsError where that is no size of one.
     """
+    if num_products is not None:
+        products.catalogue(num_products, seed)  # before anything is written
     for part in ("bin-images", "metadata"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for position in track(range(start, start + num_bins), "generating bins", num_bins, "bins", logger):
         fault = BROKEN.get(position % 1000, "") if broken else ""
         shown = position - COPY_DISTANCE if fault == "copy" else position
         image_id = _image_id(position)
+        record = partial(_record_file, shown, seed, fault, num_products)
+        picture = partial(_image_file, shown, seed, size, fault, num_products)
         # The record first: at no moment does a good image lie there without one.
         if fault != "image without record":
-            _write_once(folder / "metadata" / f"{image_id}.json", partial(_record_file, shown, seed, fault))
+            _write_once(folder / "metadata" / f"{image_id}.json", record)
         if fault != "record without image":
-            _write_once(folder / "bin-images" / f"{image_id}.jpg", partial(_image_file, shown, seed, size, fault))
+            _write_once(folder / "bin-images" / f"{image_id}.jpg", picture)
 
 
 def broken_ids(num_bins: int, start: int = 1) -> dict[str, str]:
@@ -172,36 +191,65 @@ def _image_id(position: int) -> str:
     return f"{position:05d}" if position % BLOCK else str(position // BLOCK)
 
 
-def _run(position: int, seed: int) -> tuple[int, int]:
-    """Return the first position and the length of the run that shows the same bin as position."""
+def _run(position: int, seed: int) -> Run:
+    """Return the run that position is in."""
     block, place = divmod(position - 1, BLOCK)
     lengths = list(RUNS)
     random.Random(f"{seed} runs {block}").shuffle(lengths)
     starts = list(accumulate(lengths, initial=0))
     index = bisect_right(starts, place) - 1
-    return block * BLOCK + starts[index] + 1, [*lengths, 1][index]
+    return Run(block * BLOCK + starts[index] + 1, [*lengths, 1][index], bool(index % 2))  # of the 22 runs of a block
 
 
-def _bin(position: int, seed: int) -> Bin:
+def _bin(position: int, seed: int, num_products: int | None) -> Bin:
     """Return the bin at a position. Along a run one item goes at a time, or one comes: no two contents are equal."""
-    first, length = _run(position, seed)
-    pod = f"{seed} bin {first}"
+    run = _run(position, seed)
+    pod = _pod(run, seed)
     rng = random.Random(pod)
-    fewest = rng.choices(range(len(FEWEST[length])), FEWEST[length])[0]
-    items = _fill(rng, fewest + length - 1)
+    fewest, items = _items(rng, run, seed, num_products)
     rng.shuffle(items)  # the order in which they come and go
-    moved = position - first
-    stowed = moved if rng.random() < 0.5 else length - 1 - moved
+    moved = position - run.first
+    stowed = moved if rng.random() < 0.5 else run.length - 1 - moved
     shown = items[: fewest + stowed]
     return Bin(pod, tuple(sorted(shown, key=lambda item: item.y)))
 
 
-def _fill(rng: random.Random, num_items: int) -> list[Item]:
+def _pod(run: Run, seed: int) -> str:
+    return f"{seed} bin {run.first}"
+
+
+def _items(rng: random.Random, run: Run, seed: int, num_products: int | None) -> tuple[int, list[Item]]:
+    """Return how many items a run's bin holds at its emptiest, and all that it holds at its fullest."""
+    fewest = rng.choices(range(len(FEWEST[run.length])), FEWEST[run.length])[0]
+    most = fewest + run.length - 1
+    if num_products is None:
+        return fewest, _fill(rng, most, lambda: products.new(rng), COPIES)
+    stock = _stock(run, seed, num_products)
+    return fewest, _fill(rng, most, lambda: rng.choice(stock), COPIES_OF_CATALOGUE)
+
+
+def _stock(run: Run, seed: int, num_products: int) -> tuple[Product, ...]:
+    """Return the products that a run's bin may hold: those that the bins beside it lack, or they might pass for one.
+
+    Every other run gives way, so that no bin depends on more than those beside it.
+    """
+    stock = products.catalogue(num_products, seed)
+    if not run.gives_way:
+        return stock
+    beside = [_run(position, seed) for position in (run.first - 1, run.first + run.length)]
+    items = [item for each in beside for item in _items(random.Random(_pod(each, seed)), each, seed, num_products)[1]]
+    taken = {item.product for item in items}
+    return tuple(product for product in stock if product not in taken)
+
+
+def _fill(
+    rng: random.Random, num_items: int, choose: Callable[[], Product], copies_weights: tuple[int, int, int]
+) -> list[Item]:
     """Choose products, some of them twice or three times, each piece where it hides only a part of the others."""
     items: list[Item] = []
     while len(items) < num_items:
-        product = _product(rng)
-        copies = rng.choices((1, 2, 3), (70, 24, 6))[0]
+        product = choose()
+        copies = rng.choices((1, 2, 3), copies_weights)[0]
         for _ in range(min(copies, num_items - len(items))):
             items.append(_place(rng, product, items))
     return items
@@ -232,28 +280,11 @@ def _overlap(one: Item, other: Item) -> float:
     return width * height / min(one.product.width * one.product.height, other.product.width * other.product.height)
 
 
-def _product(rng: random.Random) -> Product:
-    shape = rng.choice(tuple(SHAPES))
-    widths, heights = SHAPES[shape]
-    colour_name = rng.choice(tuple(COLOURS))
-    width, height = rng.randint(*widths), rng.randint(*heights)
-    return Product(
-        asin="B0" + "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", k=8)),
-        name=None if rng.random() < 0.02 else f"{colour_name} {shape}, {height / PIXELS_PER_INCH:.1f} in".capitalize(),
-        shape=shape,
-        colour=rendering.vary(rng, COLOURS[colour_name], 16),
-        width=width,
-        height=height,
-        depth=width if shape == "can" else rng.randint(12, 26),
-        weight=None if rng.random() < 0.03 else round(rng.uniform(0.1, 4), 2),
-    )
-
-
 # --- its record ---
 
 
-def _record_file(position: int, seed: int, fault: str) -> bytes:
-    record = _record(position, seed)
+def _record_file(position: int, seed: int, fault: str, num_products: int | None) -> bytes:
+    record = _record(position, seed, num_products)
     quantity = record["EXPECTED_QUANTITY"]
     if fault == "quantity missing":
         del record["EXPECTED_QUANTITY"]
@@ -265,10 +296,10 @@ def _record_file(position: int, seed: int, fault: str) -> bytes:
     return content[: len(content) // 2] if fault == "malformed record" else content
 
 
-def _record(position: int, seed: int) -> dict:
+def _record(position: int, seed: int, num_products: int | None) -> dict:
     image_id = _image_id(position)
     unpadded = not position % BLOCK
-    pieces = Counter(item.product for item in _bin(position, seed).items)
+    pieces = Counter(item.product for item in _bin(position, seed, num_products).items)
     record: dict = {
         "BIN_FCSKU_DATA": {product.asin: _entry(product, count, unpadded) for product, count in pieces.items()},
         "EXPECTED_QUANTITY": pieces.total(),
@@ -299,11 +330,11 @@ def _inches(pixels: int) -> dict:
 # --- its photo ---
 
 
-def _image_file(position: int, seed: int, size: tuple[int, int], fault: str) -> bytes:
+def _image_file(position: int, seed: int, size: tuple[int, int], fault: str, num_products: int | None) -> bytes:
     if fault == "image empty":
         return b""
     if fault == "image is a web page":
         return b"<!DOCTYPE html><html><body><h1>503 Service Unavailable</h1></body></html>"
-    shown = _bin(position, seed)
+    shown = _bin(position, seed, num_products)
     content = rendering.bin_photo(shown.pod, shown.items, f"{seed} photo {position}", size)
     return content[: len(content) * 2 // 3] if fault == "image truncated" else content

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from bincount.errors import SettingsError
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
@@ -212,19 +213,35 @@ def demo(
         Parameter(help="bins: count their items; boxes: intact, dented, torn or wet, in one folder a condition"),
     ] = "bins",
     bins: Annotated[int, Parameter(help="how many bins or boxes to generate", validator=Number(gte=300))] = 3000,
+    products: Annotated[
+        int | None,
+        Parameter(
+            help="let the bins share so many products, 20 to 300, each of which is in many bins, instead of products "
+            "that are in one bin each"
+        ),
+    ] = None,
     epochs: Annotated[int, Parameter(help="passes over the training images", validator=Number(gte=1))] = 15,
     folder: Annotated[
         Path | None,
-        Parameter(help="folder for them and everything made of them [default: demo, or demo-boxes for boxes]"),
+        Parameter(
+            help="folder for them and everything made of them [default: demo, demo-boxes for boxes, or demo-products "
+            "with --products]"
+        ),
     ] = None,
 ) -> None:
     """Generate bins or boxes and run the whole job on them: a small network of 64 pixels, in 2 to 4 minutes."""
     from bincount.data import synthetic
 
-    generate = {"bins": synthetic.generate, "boxes": synthetic.generate_boxes}[problem]
-    folder = folder or Path("demo" if problem == "bins" else f"demo-{problem}")
-    source = folder / ("bucket" if problem == "bins" else problem)
-    generate(source, bins)
+    if problem == "boxes":
+        if products is not None:
+            raise SettingsError("--products are of bins, and boxes hold none; leave it out, or --problem boxes")
+        folder = folder or Path("demo-boxes")
+        source = folder / "boxes"
+        synthetic.generate_boxes(source, bins)
+    else:
+        folder = folder or Path("demo" if products is None else "demo-products")
+        source = folder / "bucket"
+        synthetic.generate(source, bins, num_products=products)
     run(
         data=DataConfig(source=str(source)),
         images=ImageConfig(image_size=64),
