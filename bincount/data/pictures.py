@@ -11,8 +11,8 @@ Nothing else in this library opens files that come from elsewhere. What holds fo
 - Grey values of more than 8 bits are scaled: 16 bits by their full range, 65535 becomes 255. Integers of 32 bits and
   floats do not say what is white. White is the first of these that no value exceeds: 1 (of floats), 255, 65535 (32767
   where the numbers are signed and of 16 bits). Where none does, or values are negative, it is the picture's own range.
-- Transparent areas show BACKGROUND, which is white: shops and catalogues show cut-out pictures of goods on white, and
-  so do browsers, so it is what people saw who labelled them.
+- Transparent areas are white: shops and catalogues show cut-out pictures of goods on white, and so do browsers, so it
+  is what people saw who labelled them.
 - A JPEG is refused where libjpeg-turbo finds its data inconsistent, which Pillow fills with grey or with what was left.
   So is one with data that no pixel came from before its end, with a run of zeros that no encoder writes, and a
   progressive one that lacks scans. Odd values in the header alone are no reason, nor is what follows the end, such as
@@ -25,7 +25,6 @@ import math
 import os
 import re
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
-from bincount.data import jpegs
+from bincount.data import jpegs, other_formats
 from bincount.errors import BadPicture
 from bincount.model_settings import MAX_PIXELS, ImageConfig
 
@@ -49,7 +48,6 @@ PICTURE_SUFFIXES = (  # under which these formats are stored, lower case; what i
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".gif", ".avif", ".heic", ".heif", ".hif"),
 )
 MAX_BYTES = 100_000_000  # larger files are not read
-BACKGROUND = (255, 255, 255)
 
 DAMAGED = "damaged image"  # the kind of fault
 TOO_MANY_PIXELS = "too many pixels"
@@ -75,11 +73,6 @@ UPRIGHT = {  # by the value of EXIF's orientation
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
-SCALE_TO_8_BITS = {  # what Pillow does to the values of a PNG, but not to the one that is transparent
-    "L;2": lambda value: (value & 3) * 85,
-    "L;4": lambda value: (value & 15) * 17,
-    "RGB;16B": lambda values: tuple(value >> 8 for value in values),
 }
 
 # Of sizes, which are checked here, and of odd metadata, which is no reason to say anything
@@ -107,10 +100,10 @@ def decode(
     if isinstance(file, Image.Image):
         with _explained(max_pixels):
             _check_size(file.size, max_pixels)
-            return _square(_upright(file, _flatten(file)), image_config)
+            return _square(_upright(file, other_formats.flatten(file)), image_config)
     data = _content(file)
     with _opened(data, max_pixels) as image:
-        pixels = _decode_jpeg(image, data, image_config.image_size) if _is_jpeg(image) else _flatten(image)
+        pixels = _decode_jpeg(image, data, image_config.image_size) if _is_jpeg(image) else other_formats.flatten(image)
         return _square(_upright(image, pixels), image_config)
 
 
@@ -148,7 +141,7 @@ def inspect(data: bytes, max_pixels: int, *, with_hash: bool) -> Picture:
             image.draft("L", (9, 8))  # it is read to its end but decoded at an eighth of its size
             gray = _upright(image, image.convert("L"))
         else:
-            gray = _upright(image, _flatten(image)).convert("L")
+            gray = _upright(image, other_formats.flatten(image)).convert("L")
             size = gray.size
         values = np.asarray(gray.resize((9, 8), Image.Resampling.BOX), np.int16)
     bits = (values[:, 1:] > values[:, :-1]).ravel()
@@ -195,7 +188,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
             _check_size(image.size, max_pixels)
             _check_size(_tile_size(image), max_pixels)
             if image.format == "PNG":
-                _check_png(data)
+                other_formats.check_png(data)
             yield image
 
 
@@ -314,94 +307,3 @@ def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
     return (height, width) if _orientation(image) >= 5 else (width, height)
-
-
-# Formats other than JPEG: RGB of 8 bits, without holes to see through
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Return an image as RGB, or as L where it is grey, which takes a quarter of the memory."""
-    tiles = getattr(image, "tile", [])  # which an image that was made of pixels lacks
-    raw_mode = tiles[0].args if tiles else None
-    if image.format == "TIFF" and image.tag_v2.get(284) == 2 and image.tag_v2.get(258, (0,))[0] == 16:
-        _read_planes_of_16_bits(image)
-    image.load()
-    if raw_mode in SCALE_TO_8_BITS and "transparency" in image.info:
-        image.info["transparency"] = SCALE_TO_8_BITS[raw_mode](image.info["transparency"])
-    if image.mode.startswith(("I", "F")):
-        return _to_8_bits(image)
-    if not image.has_transparency_data:
-        mode = "L" if image.mode in ("1", "L") else "RGB"
-        return image if image.mode == mode else image.convert(mode)
-    premultiplied = {"La": "LA", "RGBa": "RGBA"}
-    for mode in (premultiplied.get(image.mode, image.mode), "RGBA"):
-        image = image if image.mode == mode else image.convert(mode)
-    flat = Image.new("RGB", image.size, BACKGROUND)
-    flat.paste(image, mask=image)
-    return flat
-
-
-def _read_planes_of_16_bits(image: Image.Image) -> None:
-    """Say that the bands of a TIFF, stored one after the other, have 16 bits: Pillow takes them for 8, uncompressed."""
-    order = "L" if image.tag_v2.prefix == b"II" else "B"
-    image.tile = [
-        tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:]))
-        if tile.codec_name == "raw" and len(tile.args[0]) == 1
-        else tile
-        for tile in image.tile
-    ]
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    tags = image.tag_v2 if image.format == "TIFF" else {}
-    bits, sample_format = tags.get(258, (0,))[0], tags.get(339, (1,))[0]
-    if values.dtype == np.uint16:
-        gray = _scale(np.arange(65536), 0, 4095 if bits == 12 else 65535)[values]
-    else:
-        if bits == 32 and sample_format == 1:
-            values = values.view(np.uint32)  # Pillow has them as signed
-        gray = _scale(values, *_black_and_white(image, values, is_signed=sample_format == 2 and bits == 16))
-    if tags.get(262) == 0:  # white is zero, which Pillow knows of 8 bits only
-        gray = 255 - gray
-    if "transparency" in image.info:
-        gray[values == image.info["transparency"]] = BACKGROUND[0]
-    return Image.fromarray(gray)
-
-
-def _scale(values: np.ndarray, black: float, white: float) -> np.ndarray:
-    scaled = values.astype(np.float32)
-    scaled -= black
-    scaled *= 255 / (white - black)
-    scaled += 0.5
-    return scaled.clip(0, 255, out=scaled).astype(np.uint8)
-
-
-def _black_and_white(image: Image.Image, values: np.ndarray, *, is_signed: bool) -> tuple[float, float]:
-    """Return the values of an image with integers of 32 bits or floats that become 0 and 255."""
-    if image.format == "PPM" and image.mode == "I":  # scaled to 16 bits by its own header
-        return 0, 65535
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise BadPicture(f"{DAMAGED}: some of its values are no numbers")
-    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (32767.0,) if is_signed else (255.0, 65535.0)
-    for white in whites:
-        if low >= 0 and high <= white:
-            return 0, white
-    black = min(low, 0)
-    return black, high if high > black else black + 1
-
-
-def _check_png(data: bytes) -> None:
-    """Compare a PNG's checksums, which Pillow does not for pixels. Raises BadPicture."""
-    view, start = memoryview(data), 8
-    while True:
-        if start + 12 > len(data):
-            raise BadPicture(f"{DAMAGED}: the file is cut off")
-        length = int.from_bytes(view[start : start + 4])
-        end = start + 8 + length
-        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
-            raise BadPicture(f"{DAMAGED}: wrong checksum in a PNG")
-        if view[start + 4 : start + 8] == b"IEND":
-            return
-        start = end + 4
