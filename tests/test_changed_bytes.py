@@ -19,6 +19,7 @@ from bincount.data import (
     assembly,
     bins,
     check,
+    findings,
     packing,
     packs,
     pictures,
@@ -186,7 +187,7 @@ def test_a_digest_that_changed_is_another_files_and_the_image_is_packed_again(bu
         packs.open_pack(dataset, SMALL).locate(digests)
     _, pack = prepare(bucket, dataset)
     assert np.array_equal(pack.images[pack.locate(digests)], expected)
-    assert found(dataset) == [(check.PICTURES, "packs/32-squash-v2/digests.txt")]
+    assert found(dataset) == [(findings.PICTURES, "packs/32-squash-v2/digests.txt")]
     assert repair.repair(dataset, check.diagnose(dataset)).num_pictures == 1
     assert found(dataset) == []
     assert np.array_equal(pack.images[pack.locate(digests)], expected)
@@ -212,7 +213,7 @@ def test_doctor_repairs_a_pack_whose_originals_are_sound_and_a_quick_look_reads_
     assert check.diagnose(dataset, quick=True).problems == ()
     diagnosis = check.diagnose(dataset)
     assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [
-        (check.PICTURES, "packs/32-squash-v2/images.uint8")
+        (findings.PICTURES, "packs/32-squash-v2/images.uint8")
     ]
     assert repair.repair(dataset, diagnosis).num_pictures == 2
     assert (pack.folder / packs.IMAGES).read_bytes() == whole
@@ -255,7 +256,7 @@ def test_a_pack_that_lost_a_file_is_reported_and_made_anew_and_who_has_it_open_r
     pack = packs.open_pack(dataset, SMALL)
     expected = pack.images[:]
     (pack.folder / name).unlink()
-    assert (check.PACK, "packs/32-squash-v2") in found(dataset)
+    assert (findings.PACK, "packs/32-squash-v2") in found(dataset)
     snapshot, again = prepare(bucket, dataset)
     rows = again.locate(snapshot.labelled()["sha256"])
     assert np.array_equal(np.sort(again.images[rows], axis=0), np.sort(expected, axis=0))
@@ -270,7 +271,7 @@ def test_an_interrupted_run_may_have_written_pictures_and_checksums_without_dige
         with open(pack.folder / name, "ab") as file:
             file.write(b"\1" * 10_000)
     assert len(packs.open_pack(dataset, SMALL)) == rows
-    assert found(dataset) == [(check.PACK, "packs/32-squash-v2")]
+    assert found(dataset) == [(findings.PACK, "packs/32-squash-v2")]
     labelled = snapshots.latest(dataset).labelled()
     packing.update(dataset, SMALL, labelled["path"], labelled["sha256"])
     assert found(dataset) == []
@@ -326,7 +327,7 @@ def test_a_pack_of_an_older_decoder_is_reported_and_the_next_prepare_decodes_its
     caplog.set_level(logging.INFO)
     expected = packs.open_pack(dataset, SMALL).images[:]
     older = make_older(dataset)
-    assert (check.OLD_PACK, "packs/32-squash") in found(dataset)
+    assert (findings.OLD_PACK, "packs/32-squash") in found(dataset)
     reading = np.memmap(older / packs.IMAGES, np.uint8, "r")
     _, pack = prepare(bucket, dataset)
     assert np.array_equal(np.sort(pack.images[:], axis=0), np.sort(expected, axis=0))
@@ -502,7 +503,7 @@ def test_a_record_of_the_right_size_that_says_something_else_is_found_and_fetche
         without_digests(dataset)
     assert found(dataset) == []
     path.write_bytes(whole.replace(old, new))
-    assert found(dataset) == [(check.ALTERED, "originals/metadata/00040.json")]
+    assert found(dataset) == [(findings.ALTERED, "originals/metadata/00040.json")]
     repair.repair(dataset, check.diagnose(dataset))
     bring(bucket, dataset)
     assert path.read_bytes() == whole

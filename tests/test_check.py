@@ -9,7 +9,7 @@ import pytest
 from bins import add_bin, add_thirty_bins, bring, jpeg
 from verdicts import say
 
-from bincount.data import assembly, bins, check, packing, repair, reviews, snapshots, source, splits, sync
+from bincount.data import assembly, bins, check, findings, packing, repair, reviews, snapshots, source, splits, sync
 from bincount.errors import DatasetError, SnapshotNotFound
 from bincount.problem import Classes
 from bincount.settings import DataConfig, ImageConfig
@@ -99,11 +99,11 @@ def alter(path):
 @pytest.mark.parametrize(
     ("damage", "where", "kind"),
     [
-        (lose, IMAGE, check.LOST),
-        (lose, RECORD, check.LOST),
-        (truncate, IMAGE, check.WRONG_SIZE),
-        (truncate, RECORD, check.WRONG_SIZE),
-        (alter, IMAGE, check.ALTERED),
+        (lose, IMAGE, findings.LOST),
+        (lose, RECORD, findings.LOST),
+        (truncate, IMAGE, findings.WRONG_SIZE),
+        (truncate, RECORD, findings.WRONG_SIZE),
+        (alter, IMAGE, findings.ALTERED),
     ],
 )
 def test_a_damaged_bin_is_found_removed_and_fetched_again(bucket, dataset, damage, where, kind):
@@ -133,7 +133,7 @@ def test_a_quick_look_sees_sizes_and_no_content(dataset):
     alter(dataset / IMAGE)
     assert found(dataset, quick=True) == []
     truncate(dataset / IMAGE)
-    assert found(dataset, quick=True) == [(check.WRONG_SIZE, IMAGE)]
+    assert found(dataset, quick=True) == [(findings.WRONG_SIZE, IMAGE)]
 
 
 def test_files_that_no_bin_claims_and_leftovers_of_killed_runs_are_found_and_removed(dataset):
@@ -143,8 +143,8 @@ def test_files_that_no_bin_claims_and_leftovers_of_killed_runs_are_found_and_rem
         (dataset / where).write_bytes(b"half")
     (dataset / "snapshots" / ".abc.12").mkdir()
     (dataset / "snapshots" / ".abc.12" / "manifest.parquet").write_bytes(b"half")
-    expected = {(check.STRAY, where) for where in strays}
-    expected |= {(check.LEFTOVER, where) for where in [*leftovers, "snapshots/.abc.12"]}
+    expected = {(findings.STRAY, where) for where in strays}
+    expected |= {(findings.LEFTOVER, where) for where in [*leftovers, "snapshots/.abc.12"]}
     diagnosis = check.diagnose(dataset)
     assert {(problem.kind, problem.where) for problem in diagnosis.problems} == expected
     assert all("`bincount doctor --fix` removes it" in problem.remedy for problem in diagnosis.problems)
@@ -208,7 +208,7 @@ def test_a_snapshot_that_is_not_what_its_digest_names_is_found_and_left_alone(da
     damage(snapshot)
     diagnosis = check.diagnose(dataset)
     assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [
-        (check.SNAPSHOT, f"snapshots/{snapshot.digest}")
+        (findings.SNAPSHOT, f"snapshots/{snapshot.digest}")
     ]
     assert "restore it from a copy, or remove it" in diagnosis.problems[0].remedy
     assert repair.repair(dataset, diagnosis) == repair.RepairReport(0, 0, 0, diagnosis.problems)
@@ -217,7 +217,7 @@ def test_a_snapshot_that_is_not_what_its_digest_names_is_found_and_left_alone(da
 
 def test_a_pointer_to_no_snapshot_is_found(bucket, dataset):
     (dataset / "snapshots" / "latest").write_text("nowhere")
-    assert found(dataset) == [(check.SNAPSHOT, "snapshots/latest")]
+    assert found(dataset) == [(findings.SNAPSHOT, "snapshots/latest")]
     prepare(bucket, dataset)
     assert found(dataset) == []
 
@@ -227,10 +227,10 @@ def test_splits_that_differ_from_the_last_snapshot_are_found(dataset):
     table.loc[0, "split"] = "test" if table.loc[0, "split"] != "test" else "val"
     table.drop(index=1).to_parquet(dataset / "splits.parquet", index=False)
     problems = check.diagnose(dataset).problems
-    assert [(problem.kind, problem.where) for problem in problems] == [(check.SPLITS, "splits.parquet")]
+    assert [(problem.kind, problem.where) for problem in problems] == [(findings.SPLITS, "splits.parquet")]
     assert problems[0].remedy.startswith("2 images, such as ")
     (dataset / "splits.parquet").write_bytes(b"")
-    assert found(dataset) == [(check.SPLITS, "splits.parquet")]
+    assert found(dataset) == [(findings.SPLITS, "splits.parquet")]
 
 
 def test_a_size_that_was_tried_and_left_is_a_warning_while_another_pack_is_whole(dataset):
@@ -242,7 +242,7 @@ def test_a_size_that_was_tried_and_left_is_a_warning_while_another_pack_is_whole
     assert warning.startswith("packs/64-squash")
     assert "`bincount prepare --image-size 64 --resize squash` adds them, or remove the folder" in warning
     shutil.rmtree(dataset / PACK)
-    assert [kind for kind, _ in found(dataset)] == [check.PACK]  # none is whole: the preparation did not end
+    assert [kind for kind, _ in found(dataset)] == [findings.PACK]  # none is whole: the preparation did not end
 
 
 def test_a_pack_is_checked_where_there_is_one(bucket, dataset):
@@ -250,10 +250,10 @@ def test_a_pack_is_checked_where_there_is_one(bucket, dataset):
     with open(folder / "images.uint8", "ab") as images:
         images.write(b"half a picture")
     problems = check.diagnose(dataset).problems
-    assert [(problem.kind, problem.where) for problem in problems] == [(check.PACK, PACK)]
+    assert [(problem.kind, problem.where) for problem in problems] == [(findings.PACK, PACK)]
     assert "`bincount prepare --image-size 32 --resize squash` cuts off" in problems[0].remedy
     os.truncate(folder / "images.uint8", 5 * 32 * 32 * 3)
-    assert found(dataset) == [(check.PACK, PACK)] * 2  # its lengths, and images that it lacks
+    assert found(dataset) == [(findings.PACK, PACK)] * 2  # its lengths, and images that it lacks
     prepare(bucket, dataset)
     assert found(dataset) == []
     for file in folder.iterdir():
@@ -265,7 +265,7 @@ def test_a_pack_is_checked_where_there_is_one(bucket, dataset):
 def test_rows_that_cannot_be_read_are_found_and_files_are_not_taken_for_strays(bucket, dataset):
     os.truncate(dataset / "bins.parquet", 1000)
     diagnosis = check.diagnose(dataset)
-    assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [(check.ROWS, "bins.parquet")]
+    assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [(findings.ROWS, "bins.parquet")]
     with pytest.raises(DatasetError, match="remove it and run `bincount prepare`"):
         repair.repair(dataset, diagnosis)
     (dataset / "bins.parquet").unlink()

@@ -8,7 +8,21 @@ import pytest
 from bins import add_bin, add_thirty_bins, bring, jpeg
 
 from bincount import forgetting
-from bincount.data import assembly, bins, check, export, fetch, forgotten, packing, packs, removal, repair, source, sync
+from bincount.data import (
+    assembly,
+    bins,
+    check,
+    export,
+    fetch,
+    findings,
+    forgotten,
+    packing,
+    packs,
+    removal,
+    repair,
+    source,
+    sync,
+)
 from bincount.errors import DatasetError
 from bincount.settings import DataConfig, ImageConfig
 from bincount.workspace import Workspace
@@ -268,7 +282,7 @@ def test_doctor_names_what_a_killed_removal_has_left(workspace, dataset, monkeyp
         steps_of_a_removal(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             forget(workspace, dataset, ID)
-    left = [problem for problem in check.diagnose(dataset).problems if problem.kind == check.REMAINS]
+    left = [problem for problem in check.diagnose(dataset).problems if problem.kind == findings.REMAINS]
     assert [problem.where for problem in left] == ["packs/32-squash-v2"]
     assert "run it again" in left[0].remedy
     repair.repair(dataset, check.diagnose(dataset))
@@ -284,7 +298,7 @@ def test_a_damaged_file_of_tombstones_stops_a_sync_and_is_named(workspace, datas
     path.write_bytes(data)
     with pytest.raises(DatasetError, match=r"forgotten.parquet is damaged .*restore it from a copy"):
         bring(bucket, dataset)
-    assert (check.REMAINS, forgotten.FILE) in [(each.kind, each.where) for each in check.diagnose(dataset).problems]
+    assert (findings.REMAINS, forgotten.FILE) in [(each.kind, each.where) for each in check.diagnose(dataset).problems]
 
 
 def evaluation_of(workspace, dataset, image_ids):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from bincount.data import bins, check, packs, sync, tables
-from bincount.data.check import REMEDIES, Diagnosis, Problem
+from bincount.data import bins, check_originals, check_packs, findings, packs, sync, tables
+from bincount.data.check import Diagnosis
+from bincount.data.findings import REMEDIES, Problem
 from bincount.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -37,28 +38,29 @@ def repair(dataset: Path, diagnosis: Diagnosis) -> RepairReport:
     are. Raises DatasetError while a sync is at work, whose files would look like strays, and where rows are unreadable.
     """
     places = {kind: [problem.where for problem in diagnosis.problems if problem.kind == kind] for kind in REMEDIES}
-    if places[check.ROWS]:
-        raise DatasetError(f"{places[check.ROWS][0]} in {dataset} cannot be read; {REMEDIES[check.ROWS]}")
+    if places[findings.ROWS]:
+        raise DatasetError(f"{places[findings.ROWS][0]} in {dataset} cannot be read; {REMEDIES[findings.ROWS]}")
     if _sync_is_under_way(dataset):
         raise DatasetError(
             f"a sync of {dataset} has not ended and was at work within the hour; let `bincount prepare` end, or run it "
             "again, and then repair the dataset"
         )
-    damaged = discard(dataset, [where for kind in check.KINDS_OF_FILES for where in places[kind]])
+    damaged = discard(dataset, [where for kind in findings.KINDS_OF_FILES for where in places[kind]])
     if len(damaged):
         for planned in dataset.glob(sync.PLANS):
             planned.unlink(missing_ok=True)  # of a sync that ended; now it would look unfinished
-    claimed = check.claimed_files(check.read_rows(dataset))  # a sync may have ended since the diagnosis
-    strays = [where for where in places[check.STRAY] if where not in claimed]
-    leftovers = [*places[check.LEFTOVER], *places[check.PLAN]]
-    _remove(dataset, [*strays, *leftovers, *places[check.OLD_PACK]])
+    rows = check_originals.read_rows(dataset)  # a sync may have ended since the diagnosis
+    claimed = check_originals.claimed_files(rows)
+    strays = [where for where in places[findings.STRAY] if where not in claimed]
+    leftovers = [*places[findings.LEFTOVER], *places[findings.PLAN]]
+    _remove(dataset, [*strays, *leftovers, *places[findings.OLD_PACK]])
     return RepairReport(
         num_bins=len(damaged),
         num_strays=len(strays),
         num_leftovers=len(leftovers),
         left=tuple(problem for problem in diagnosis.problems if problem.kind not in REMEDIES),
-        num_pictures=sum(_repair_pack(dataset / where) for where in _folders(places[check.PICTURES])),
-        num_packs=len(places[check.OLD_PACK]),
+        num_pictures=sum(_repair_pack(dataset / where) for where in _folders(places[findings.PICTURES])),
+        num_packs=len(places[findings.OLD_PACK]),
     )
 
 
@@ -69,11 +71,11 @@ def discard(dataset: Path, files: Iterable[str]) -> pd.DataFrame:
     """
     bins.merge(dataset)
     with bins.locked(dataset):
-        rows, files = check.read_rows(dataset), set(files)
+        rows, files = check_originals.read_rows(dataset), set(files)
         damaged = rows[rows["path"].isin(files) | rows["record"].isin(files)]
         if len(damaged):
             bins.remove(dataset, damaged["image_id"])
-        _remove(dataset, check.claimed_files(damaged))
+        _remove(dataset, check_originals.claimed_files(damaged))
     return damaged
 
 
@@ -84,7 +86,7 @@ def _folders(files: Iterable[str]) -> list[str]:
 def _repair_pack(folder: Path) -> int:
     """Decode the damaged pictures of a pack again, and give up those whose originals are damaged too."""
     pack = packs.Pack(folder, packs.Name.parse(folder.name).image_size)
-    rows = check.find_damaged_rows(pack)
+    rows = check_packs.find_damaged_rows(pack)
     for row in rows:
         try:
             pack.images.repair(row)
