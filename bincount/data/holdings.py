@@ -11,6 +11,7 @@ in the bin. So references are
 Which are taken follows from hashes: with more bins, few references change.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,8 @@ from bincount.data.ids import is_padded
 from bincount.data.manifest import splits_of_bins
 from bincount.data.snapshots import Snapshot
 from bincount.problem import SPLITS
+
+logger = logging.getLogger(__name__)
 
 MAX_REFERENCES = 8
 NEAR = 2  # ids
@@ -125,6 +128,7 @@ class Holdings:
         yes = pd.concat([piece.iloc[rows] for piece, (rows, _) in zip(pieces, permuted, strict=True)])
         other = pd.concat([piece.iloc[of] for piece, (_, of) in zip(pieces, permuted, strict=True)])
         yes, other = yes.reset_index(drop=True), other.reset_index(drop=True)
+        logger.info("%s items of pictures are not asked: no other to ask no about", f"{len(positives) - len(yes):,}")
         image_id = self.pictures["image_id"].take(yes["picture"])
         no = other.assign(picture=yes["picture"], id=join(image_id, pd.Series(self.names.take(other["item"]))))
         return yes, no

@@ -10,12 +10,13 @@ Nothing but pictures should tell the answer, so that these hold:
   (see holdings).
 - Each item is asked yes and no equally often in each split, with the same references, and so is each picture: the
   item of one yes is asked of the picture of another one, whose bin does not hold it.
-- Each quantity is asked yes and no equally often in each split.
+- Each quantity is asked yes and no equally often in each split, and with each number of references.
 
 What is drawn follows from hashes of ids, so that a dataset that grows keeps nearly all of its questions.
 """
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -63,7 +64,7 @@ def ask_objects(snapshot: Snapshot) -> pd.DataFrame:
     """
     holdings = Holdings.of(snapshot)
     yes, no = holdings.pair_with_negatives(_positives(holdings))
-    return _as_manifest(holdings, pd.concat([yes.assign(label=1), no.assign(label=0)], ignore_index=True))
+    return as_manifest(holdings, pd.concat([yes.assign(label=1), no.assign(label=0)], ignore_index=True))
 
 
 def ask_quantities(snapshot: Snapshot) -> pd.DataFrame:
@@ -73,7 +74,7 @@ def ask_quantities(snapshot: Snapshot) -> pd.DataFrame:
     """
     holdings = Holdings.of(snapshot)
     rows = balance_quantities(_positives(holdings), largest_quantity(snapshot))
-    return _as_manifest(holdings, rows.assign(id=join(rows["id"], rows["asked"].astype("str"))))
+    return as_manifest(holdings, rows.assign(id=join(rows["id"], rows["asked"].astype("str"))))
 
 
 def _positives(holdings: Holdings) -> pd.DataFrame:
@@ -91,21 +92,22 @@ def largest_quantity(snapshot: Snapshot) -> int:
 
 
 def balance_quantities(shown: pd.DataFrame, largest: int) -> pd.DataFrame:
-    """Ask the quantities 1..largest of items that are shown, in each split each as often for a yes as for a no.
+    """Ask the quantities 1..largest of items that are shown, each as often for a yes as for a no.
 
-    shown has id, quantity and split, a row an item of a picture. Returns its rows with asked and label, some of them
-    several times. Where one answer has fewer, so many of the other are taken, those with the smallest hashes.
+    That holds in each split and for each number of references. shown has id, quantity, split and references, a row an
+    item of a picture. Returns its rows with asked and label, some of them several times. Where one answer has fewer, so
+    many of the other are taken, those with the smallest hashes.
     """
+    cell = shown["split"] + " " + shown[REFERENCES].list.len().astype("str")
     asked, num_dropped = [], 0
     for quantity in range(1, largest + 1):
-        rows = shown.assign(asked=quantity, label=(shown["quantity"] == quantity).astype(np.int8))
-        rows = rows.assign(order=hash_ids(rows["id"], quantity)).sort_values("order")
-        place = rows.groupby(["split", "label"]).cumcount()
-        num = rows.groupby(["split", "label"]).size().unstack(fill_value=0).reindex(columns=[0, 1], fill_value=0)
-        kept = place < rows["split"].map(num.min(axis=1))
-        num_dropped += int((~kept & (rows["label"] == 1)).sum())
-        asked.append(rows[kept].drop(columns="order"))
-    logger.info("%s right quantities are not asked: too few pictures for a wrong one", f"{num_dropped:,}")
+        is_right = (shown["quantity"] == quantity).to_numpy()
+        place = pd.Series(hash_ids(shown["id"], quantity), index=shown.index).groupby([cell, is_right]).rank("first")
+        fewer = pd.crosstab(cell, is_right).reindex(columns=[False, True], fill_value=0).min(axis=1)
+        kept = place <= cell.map(fewer)
+        num_dropped += int((is_right & ~kept).sum())
+        asked.append(shown[kept].assign(asked=quantity, label=is_right[kept].astype(int)))
+    logger.info("%s right quantities are not asked: too few pictures with another one", f"{num_dropped:,}")
     return pd.concat(asked, ignore_index=True)
 
 
@@ -177,8 +179,12 @@ def _other_changes(changes: pd.Series, ids: pd.Series) -> pd.Series:
     return pd.Series(np.roll(table["change"], len(table) // 2), index=table.index, dtype=np.int64)
 
 
-def _as_manifest(holdings: Holdings, rows: pd.DataFrame) -> pd.DataFrame:
-    """Write questions as a manifest; rows has id, picture, item, references (positions), label, and asked or not."""
+def as_manifest(holdings: Holdings, rows: pd.DataFrame, beside: Sequence[str] = ()) -> pd.DataFrame:
+    """Write questions as a manifest, sorted by id, with some columns of rows beside.
+
+    rows has id, picture (a position), item (a code), references (positions), label (0 is no, 1 is yes), and asked where
+    quantities are.
+    """
     pictures, positions = holdings.pictures, rows["picture"].to_numpy()
     of_picture = {name: pictures[name].take(positions).reset_index(drop=True) for name in COLUMNS}
     references = as_array(rows[REFERENCES])
@@ -191,8 +197,9 @@ def _as_manifest(holdings: Holdings, rows: pd.DataFrame) -> pd.DataFrame:
         asked=rows.get("asked", pd.NA),
         **_answers(rows["label"]),
         **{REFERENCES: as_list(references.value_lengths(), digests)},
+        **{name: rows[name] for name in beside},
     )
-    return _ordered(table)
+    return _ordered(table, beside)
 
 
 def _answers(labels: pd.Series) -> dict[str, pd.Series]:
@@ -200,7 +207,7 @@ def _answers(labels: pd.Series) -> dict[str, pd.Series]:
     return {"class_name": name, "recorded": name}
 
 
-def _ordered(rows: pd.DataFrame, beside: list[str] | None = None) -> pd.DataFrame:
+def _ordered(rows: pd.DataFrame, beside: Sequence[str] = ()) -> pd.DataFrame:
     columns = COLUMNS | OF_QUESTIONS
-    rows = rows[[*columns, *(beside or [])]].astype(columns)
+    rows = rows[[*columns, *beside]].astype(columns)
     return rows.sort_values("image_id", ignore_index=True)
