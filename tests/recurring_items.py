@@ -31,7 +31,7 @@ def row(image_id: str, items: dict[str, int], sha256: str | None = None, quantit
 
 def build(dataset: Path, rows: list[dict], classes: str = "0..5") -> Snapshot:
     """The snapshot of these bins and of those that the dataset has."""
-    bins.append(dataset, rows, f"{len(rows)}-{rows[0]['image_id']}")
+    bins.append(dataset, rows, f"{len(rows)}-bins")
     return assembly.build(dataset, bins.merge(dataset), Classes.parse(classes), "made up")
 
 

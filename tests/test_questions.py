@@ -257,6 +257,18 @@ def test_without_an_item_in_two_bins_there_is_nothing_to_ask(tmp_path):
         questions.freeze(snapshot, "change")
 
 
+def test_pictures_without_records_cannot_be_asked_about(tmp_path):
+    rows = [
+        row("1", {}, sha256=f"{name} {number}") | {"image_id": f"{name}/{number}", "class_name": name, "items": None}
+        for number in range(9)
+        for name in ("good", "bad")
+    ]
+    snapshot = build(tmp_path, [each | {"dhash": 0} for each in rows], "good,bad")
+    for task in ABOUT_ITEMS:
+        with pytest.raises(DatasetError, match="no item is in a bin of train"):
+            questions.freeze(snapshot, task)
+
+
 # --- real bins -----------------------------------------------------------------------------------------------------
 
 

@@ -227,7 +227,7 @@ def as_array(lists: pd.Series) -> pa.Array:
 
 def hash_ids(ids: pd.Series, seed: int = 0) -> np.ndarray:
     """Return the XXH3 of each id, (N,) uint64: the same in every process."""
-    return np.fromiter((xxhash.xxh3_64_intdigest(name.encode(), seed) for name in ids), np.uint64, len(ids))
+    return np.fromiter((xxhash.xxh3_64_intdigest(name.encode(), seed) for name in ids.to_list()), np.uint64, len(ids))
 
 
 def join(*texts: pd.Series) -> pd.Series:
@@ -237,5 +237,5 @@ def join(*texts: pd.Series) -> pd.Series:
 
 
 def _pieces(lines: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    for start in range(0, len(lines), AT_ONCE):
+    for start in range(0, max(len(lines), 1), AT_ONCE):
         yield lines.iloc[start : start + AT_ONCE]
