@@ -211,6 +211,17 @@ def test_frozen_questions_come_back_as_they_were_asked(snapshot, task):
     assert questions.freeze(snapshot, task) == frozen
 
 
+@pytest.mark.parametrize("task", questions.TASKS)
+def test_every_picture_that_frozen_questions_need_is_listed_with_its_file(snapshot, task):
+    frozen = questions.freeze(snapshot, task)
+    rows = frozen.read()
+    listed = questions.list_pictures(frozen)
+    assert set(listed["sha256"]) == {*rows["sha256"], *rows["references"].explode()}
+    assert not listed["sha256"].duplicated().any()
+    paths = snapshot.read().set_index("sha256")["path"]
+    assert listed["path"].to_list() == paths[listed["sha256"]].to_list()
+
+
 def test_the_bins_stay_the_latest_snapshot(snapshot):
     before = snapshots.latest(snapshot.dataset)
     questions.freeze(snapshot, "object")

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from bincount.data import pairs, snapshots
+from bincount.data import bins, pairs, snapshots
 from bincount.data.holdings import Holdings, as_array, as_list, hash_ids, join
 from bincount.data.manifest import COLUMNS, OF_QUESTIONS, RECORD, REFERENCES
 from bincount.data.snapshots import Snapshot
@@ -55,6 +55,15 @@ def freeze(snapshot: Snapshot, task: str) -> Snapshot:
     words = {"answer": "change", "unit": "items"} if task == CHANGE else {"answer": "answer", "positive": YES}
     problem = Problem(noun="question", purpose=PURPOSES[task], licence=snapshot.problem.licence, **words)
     return snapshots.freeze(table, classes, snapshot.source, snapshot.dataset, problem, as_latest=False)
+
+
+def list_pictures(frozen: Snapshot) -> pd.DataFrame:
+    """List the pictures of frozen questions, the references too: path and sha256 of each, as a pack takes them."""
+    rows = frozen.labelled()
+    used = pd.concat([rows["sha256"], pd.Series(as_array(rows[REFERENCES]).flatten(), dtype="str")]).drop_duplicates()
+    known = bins.read(frozen.dataset, ["image_id", "path", "sha256", "status"])
+    known = known[(known["status"] == "ok") & snapshots.is_in(known["sha256"], used)]
+    return known.drop_duplicates("sha256")[["path", "sha256"]].reset_index(drop=True)
 
 
 def ask_objects(snapshot: Snapshot) -> pd.DataFrame:
