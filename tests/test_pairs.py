@@ -24,6 +24,11 @@ def test_each_picture_is_paired_with_the_one_before(make):
     assert found["sha256_after"].to_list() == [f"{number:064x}" for number in (1001, 1002, 1003)]
 
 
+def test_two_records_that_list_the_same_are_a_pair_without_a_known_change(make):
+    found = pairs.read(make([{"A": 2}, {"A": 2}]))
+    assert (found["change"].to_list(), found["kind"].to_list()) == ([0], ["none"])
+
+
 def test_in_the_opposite_order_every_change_is_the_opposite(make, tmp_path):
     found = pairs.read(make(SEEN))
     back = [row(f"{1000 + number:05d}", items) for number, items in enumerate(reversed(SEEN))]

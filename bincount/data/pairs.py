@@ -11,7 +11,8 @@ from bincount.data import groups, items
 from bincount.data.manifest import splits_of_bins
 from bincount.data.snapshots import Snapshot
 
-PICK, STOW, BOTH = "pick", "stow", "both"  # kinds of change: items taken, items added, or one for another
+# Kinds of change by the items that the records list: items taken, items added, one for another, or the same items.
+PICK, STOW, BOTH, NONE = "pick", "stow", "both", "none"
 
 
 def read(snapshot: Snapshot) -> pd.DataFrame:
@@ -20,7 +21,7 @@ def read(snapshot: Snapshot) -> pd.DataFrame:
     - before, after: image ids; sha256_before, sha256_after: the pictures
     - group, split: those of the bin; split is null where none of its images has one, and train where they are extra
     - count_before, count_after: the items of the records, Int16; change: their difference
-    - kind: pick, stow or both, from the items that the records list
+    - kind: pick, stow, both or none, from the items that the records list
     """
     manifest = snapshot.read()
     good = manifest[(manifest["status"] == "ok") & manifest["quantity"].notna()].reset_index(drop=True)
@@ -57,4 +58,4 @@ def _kinds(listed: pd.Series, positions: np.ndarray) -> pd.Series:
     added, taken = ((changes * sign > 0).groupby("pair").any() for sign in (1, -1))
     everything = np.arange(len(positions))
     added, taken = (found.reindex(everything, fill_value=False).to_numpy() for found in (added, taken))
-    return pd.Series(np.select([added & taken, added], [BOTH, STOW], PICK), dtype="str")
+    return pd.Series(np.select([added & taken, added, taken], [BOTH, STOW, PICK], NONE), dtype="str")
