@@ -72,6 +72,9 @@ check-gpu: $(READY)  ## check and measure training on a GPU, with the targets; t
 bench-accuracy: $(READY)  ## how well the recipe counts on real bins: SOURCE=FOLDER WEIGHTS=FILE FOLDS=5, 2 to 3 hours on two cores
 	$(BIN)/python tests/bench/accuracy.py $(SOURCE) --weights $(WEIGHTS) $(if $(FOLDS),--folds $(FOLDS))
 
+bench-pairs: $(READY)  ## how long the pairs and questions of 535,234 made-up bins take, and their memory: two minutes; BINS=
+	$(BIN)/python tests/bench/pairs.py $${BINS:+--bins "$$BINS"}
+
 check-image: $(READY)  ## run the steps of deployments/serve/Dockerfile without a container engine, as root: 5 minutes, 8 GB; needs debootstrap; TORCH_BACKEND=cpu
 	$(BIN)/python .ci/check_image.py $${TORCH_BACKEND:+--torch-backend "$$TORCH_BACKEND"}
 
@@ -109,4 +112,4 @@ bench-serve: $(READY)  ## how fast `bincount serve` answers, beside mlflow model
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/serve.py $${IMAGES:+--images "$$IMAGES"} $${MEMORY:+--memory $$MEMORY}
 
-.PHONY: help setup demo up down test test-services test-oldest bench-sync bench-train check-gpu bench-nights bench-accuracy bench-audit bench-serve check-image docs pictures outputs lint format lock clean
+.PHONY: help setup demo up down test test-services test-oldest bench-sync bench-train check-gpu bench-nights bench-accuracy bench-audit bench-serve bench-pairs check-image docs pictures outputs lint format lock clean

@@ -92,14 +92,14 @@ class Classes(Frozen):
 
     @cached_property
     def values(self) -> tuple[float, ...]:
-        """The value of each class, for RMSE and expectation: its name as a number, or its position."""
-        if all(map(str.isdecimal, self.names)):
+        """The value of each class, for RMSE and expectation: its name as a number, below zero too, or its position."""
+        if all(name.removeprefix("-").isdecimal() for name in self.names):
             return tuple(float(name) for name in self.names)
         return tuple(float(label) for label in range(len(self.names)))
 
     @property
     def are_counts(self) -> bool:
-        """Whether the names are whole numbers, such as 0..5."""
+        """Whether the names are whole numbers from zero on, such as 0..5."""
         return all(map(str.isdecimal, self.names))
 
     def __len__(self) -> int:

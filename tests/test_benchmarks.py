@@ -54,6 +54,19 @@ def test_the_benchmark_of_a_sync_needs_its_peers_unless_they_may_be_left_out(mon
         sync.compare_clients(tmp_path, 20, 1, skip_absent=False)
 
 
+def test_the_benchmark_of_pairs_and_questions(tmp_path):
+    command = [sys.executable, BENCH / "pairs.py", "--bins", "3000"]
+
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"TMPDIR": str(tmp_path)}
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    for measured in ("pairs ", "questions: object", "questions: quantity", "questions: change,", "to verify", "all: "):
+        assert measured in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.timeout(900)
 def test_the_benchmark_of_a_training(tmp_path):
     sizes = ["--count", "48", "--image-size", "32", "--batch-size", "4", "--rounds", "1", "--steps", "1"]

@@ -14,11 +14,19 @@ sha256      str    its content
 width, height  Int32  pixels
 status      str    ok, or quarantined
 reason      str    why it was quarantined; empty where it was not
+
+A manifest of questions about pictures (see questions) has a row a question, and three columns more:
+
+item        str    the item that is asked about; empty where none is
+asked       Int16  the quantity that is asked; null where none is
+references  list of str  the SHA-256 of other pictures that belong to the question
 """
 
 import hashlib
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from bincount.errors import DatasetError
 from bincount.problem import EXTRA, SPLITS, Classes
@@ -42,6 +50,19 @@ COLUMNS = {
     "status": "str",
     "reason": "str",
 }
+REFERENCES = "references"
+OF_QUESTIONS = {"item": "str", "asked": "Int16", REFERENCES: pd.ArrowDtype(pa.list_(pa.string()))}
+ROWS_IN_PIECE = 50_000  # all lines at once would be gigabytes for millions of questions
+
+
+def columns_of(manifest: pd.DataFrame) -> dict:
+    """Return the columns that a manifest is to have, with their types: those of questions where it has references."""
+    return COLUMNS | OF_QUESTIONS if REFERENCES in manifest else COLUMNS
+
+
+def splits_of_bins(manifest: pd.DataFrame) -> pd.Series:
+    """Return the split of each group that has one; train where its images are extra."""
+    return manifest.dropna(subset="split").drop_duplicates("group").set_index("group")["split"].replace(EXTRA, "train")
 
 
 def with_sources(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -57,7 +78,7 @@ def with_sources(manifest: pd.DataFrame) -> pd.DataFrame:
 
 def check(manifest: pd.DataFrame) -> None:
     """Raise DatasetError unless the manifest keeps the promises that training rests on."""
-    missing = [column for column in COLUMNS if column not in manifest]
+    missing = [column for column in columns_of(manifest) if column not in manifest]
     if missing:
         raise DatasetError(f"the manifest lacks the columns {', '.join(missing)}")
     if manifest["image_id"].duplicated().any():
@@ -81,14 +102,25 @@ def digest(manifest: pd.DataFrame, classes: Classes) -> str:
 
     The picture's own digest is part of it, so that a replaced photo is another snapshot. 32 digits fit MLflow's
     dataset digest, which takes at most 36. What the record says is part of a row where reviewers found another class:
-    one that they confirm is no other snapshot.
+    one that they confirm is no other snapshot. Of a question, what is asked and the references are part of its row.
     """
     assigned = manifest[manifest["split"].notna()].sort_values("image_id")
+    sha = hashlib.sha256(classes.model_dump_json().encode())
+    for start in range(0, len(assigned), ROWS_IN_PIECE):
+        lines = _lines(assigned[start : start + ROWS_IN_PIECE])
+        sha.update(("\n" * (start > 0) + "\n".join(lines)).encode())
+    return sha.hexdigest()[:32]
+
+
+def _lines(assigned: pd.DataFrame) -> pd.Series:
+    """Return what of each row is part of the digest."""
     label = assigned["label"].astype("str").fillna(assigned["class_name"])
     lines = assigned["image_id"].str.cat([label, assigned["group"], assigned["split"], assigned["sha256"]], sep=" ")
     if "label_source" in assigned:  # an older release knew no reviews
         is_corrected = (assigned["label_source"] == REVIEW) & (assigned["recorded"] != assigned["class_name"])
         lines = lines.mask(is_corrected, lines + f" {REVIEW} " + assigned["recorded"].fillna(""))
-    sha = hashlib.sha256(classes.model_dump_json().encode())
-    sha.update("\n".join(lines).encode())
-    return sha.hexdigest()[:32]
+    if REFERENCES in assigned:
+        references = pc.binary_join(pa.array(assigned[REFERENCES]), " ").to_pandas()
+        asked = assigned["asked"].astype("str").fillna("").to_numpy()
+        lines = lines.str.cat([assigned["item"].to_numpy(), asked, references.to_numpy()], sep=" ")
+    return lines

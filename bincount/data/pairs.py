@@ -6,13 +6,13 @@ earlier picture. A bin that was photographed three times has two pairs, which sh
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from bincount.data import bins, groups
+from bincount.data import groups, items
+from bincount.data.manifest import splits_of_bins
 from bincount.data.snapshots import Snapshot
-from bincount.problem import EXTRA
 
-PICK, STOW, BOTH = "pick", "stow", "both"  # kinds of change: items taken, items added, or one for another
+# Kinds of change by the items that the records list: items taken, items added, one for another, or the same items.
+PICK, STOW, BOTH, NONE = "pick", "stow", "both", "none"
 
 
 def read(snapshot: Snapshot) -> pd.DataFrame:
@@ -21,15 +21,15 @@ def read(snapshot: Snapshot) -> pd.DataFrame:
     - before, after: image ids; sha256_before, sha256_after: the pictures
     - group, split: those of the bin; split is null where none of its images has one, and train where they are extra
     - count_before, count_after: the items of the records, Int16; change: their difference
-    - kind: pick, stow or both, from the items that the records list
+    - kind: pick, stow, both or none, from the items that the records list
     """
     manifest = snapshot.read()
-    rows = bins.read(snapshot.dataset, ["image_id", "items"]).set_index("image_id")["items"]
     good = manifest[(manifest["status"] == "ok") & manifest["quantity"].notna()].reset_index(drop=True)
-    items = rows.reindex(good["image_id"]).reset_index(drop=True)
-    positions = groups.neighbours(good["image_id"], items)
+    listed = items.read(snapshot.dataset, good["image_id"])
+    positions = groups.neighbours(good["image_id"], listed)
+    group = good["group"].to_numpy()
+    positions = positions[group[positions[:, 0]] == group[positions[:, 1]]]  # else they were assigned to two splits
     first, second = (good.iloc[positions[:, side]].reset_index(drop=True) for side in (0, 1))
-    of_bins = manifest.dropna(subset="split").drop_duplicates("group").set_index("group")["split"]
     table = pd.DataFrame(
         {
             "before": first["image_id"],
@@ -37,27 +37,19 @@ def read(snapshot: Snapshot) -> pd.DataFrame:
             "sha256_before": first["sha256"],
             "sha256_after": second["sha256"],
             "group": first["group"],
-            "split": first["group"].map(of_bins.replace(EXTRA, "train")).astype("str"),
+            "split": first["group"].map(splits_of_bins(manifest)).astype("str"),
             "count_before": first["quantity"],
             "count_after": second["quantity"],
             "change": second["quantity"] - first["quantity"],
-            "kind": _kinds(items, positions),
+            "kind": _kinds(listed, positions),
         }
     )
     return table.sort_values("after", ignore_index=True)
 
 
-def _kinds(items: pd.Series, positions: np.ndarray) -> pd.Series:
+def _kinds(listed: pd.Series, positions: np.ndarray) -> pd.Series:
     """Return the kind of change of each pair (L, 2) of positions."""
-    lists = pa.array(items.tolist(), pa.map_(pa.string(), pa.int64()))
-    lengths = np.diff(lists.offsets.to_numpy())
-    lines = pd.DataFrame(
-        {
-            "position": np.repeat(np.arange(len(items)), lengths),
-            "item": lists.keys.to_pandas(),
-            "quantity": lists.items.to_numpy(zero_copy_only=False),
-        }
-    )
+    lines = items.lines(listed)
     sides = []
     for side, sign in ((0, -1), (1, 1)):
         pairs = pd.DataFrame({"pair": np.arange(len(positions)), "position": positions[:, side]})
@@ -66,4 +58,4 @@ def _kinds(items: pd.Series, positions: np.ndarray) -> pd.Series:
     added, taken = ((changes * sign > 0).groupby("pair").any() for sign in (1, -1))
     everything = np.arange(len(positions))
     added, taken = (found.reindex(everything, fill_value=False).to_numpy() for found in (added, taken))
-    return pd.Series(np.select([added & taken, added], [BOTH, STOW], PICK), dtype="str")
+    return pd.Series(np.select([added & taken, added, taken], [BOTH, STOW, PICK], NONE), dtype="str")

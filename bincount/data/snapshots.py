@@ -130,14 +130,21 @@ class FileIdentity(NamedTuple):
 
 
 def freeze(
-    manifest: pd.DataFrame, classes: Classes, source: str, dataset: Path, problem: Problem | None = None
+    manifest: pd.DataFrame,
+    classes: Classes,
+    source: str,
+    dataset: Path,
+    problem: Problem | None = None,
+    *,
+    as_latest: bool = True,
 ) -> Snapshot:
     """Write a manifest as a Snapshot under dataset/snapshots, named by its digest; the same one twice is one folder.
 
     problem describes what is photographed; another description of the same manifest takes the place of the earlier one.
-    The folder appears whole, by a rename, so that its existence means that it is complete. Raises DiskFull.
+    The folder appears whole, by a rename, so that its existence means that it is complete. It becomes the dataset's
+    latest one unless as_latest is false, as for questions about the latest. Raises DiskFull.
     """
-    columns = manifests.COLUMNS
+    columns = manifests.columns_of(manifest)
     manifest = (
         manifests.with_sources(manifest)[list(columns)].astype(columns).sort_values("image_id", ignore_index=True)
     )
@@ -149,8 +156,9 @@ def freeze(
         _write(folder, manifest, Description(digest, num_images, classes, source, problem=problem))
     elif (found := _describe(folder)).problem != problem:
         _describe_anew(folder, replace(found, problem=problem))
-    with atomic_write(dataset / "snapshots" / "latest") as pointer:
-        pointer.write_text(digest)
+    if as_latest:
+        with atomic_write(dataset / "snapshots" / "latest") as pointer:
+            pointer.write_text(digest)
     counts = (f"{number:,}" for number in (num_images, len(manifest)))
     logger.info("snapshot %s: %s images with a label, %s rows", digest[:12], *counts)
     return Snapshot(path=folder, digest=digest, num_images=num_images)
@@ -212,7 +220,7 @@ def load_manifest(folder: Path, description: Description) -> pd.DataFrame:
         data = path.read_bytes()  # once, so that what is read is what was compared
         if description.checksum and xxhash.xxh3_64_hexdigest(data) != description.checksum:
             raise tables.damaged(path, REMEDY)
-        rows = manifests.with_sources(pd.read_parquet(io.BytesIO(data)))
+        rows = manifests.with_sources(tables.read_with_lists(io.BytesIO(data)))
     except tables.UNREADABLE as error:
         raise tables.damaged(path, REMEDY, error) from error
     if not description.checksum:

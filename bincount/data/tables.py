@@ -42,7 +42,26 @@ def write(table: pa.Table, path: Path, row_group_size: int | None = None) -> Non
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
     """Write a frame without its index, as DataFrame.to_parquet does. Raises DiskFull."""
-    write(pa.Table.from_pandas(frame, preserve_index=False), path)
+    lists = [name for name, dtype in frame.dtypes.items() if _is_list(dtype)]
+    table = pa.Table.from_pandas(frame.drop(columns=lists), preserve_index=False)  # whose metadata pandas reads again
+    for name in lists:
+        table = table.append_column(name, pa.array(frame[name]))
+    write(table, path)
+
+
+def read_with_lists(file: BinaryIO) -> pd.DataFrame:
+    """Read what write_frame wrote, as pandas.read_parquet does; columns of lists stay in Arrow's memory."""
+    schema = pq.read_schema(file)
+    lists = [field.name for field in schema if pa.types.is_list(field.type)]
+    frame = pd.read_parquet(file, columns=[name for name in schema.names if name not in lists] if lists else None)
+    for name in lists:
+        column = pq.read_table(file, columns=[name])[name]
+        frame[name] = pd.Series(column, dtype=pd.ArrowDtype(pa.list_(pa.string())))
+    return frame
+
+
+def _is_list(dtype: object) -> bool:
+    return isinstance(dtype, pd.ArrowDtype) and pa.types.is_list(dtype.pyarrow_dtype)
 
 
 def read(path: Path, remedy: str, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
