@@ -51,7 +51,7 @@ class Encoder(nn.Module):
 
     def __init__(self, spec: ModelSpec, num_channels: int, num_features: int):
         super().__init__()
-        # Centred, since what all cells have in common would make them all alike.
+        # Centred: what all cells have in common would make them look alike.
         self.project = nn.Sequential(nn.BatchNorm2d(num_channels), nn.Conv2d(num_channels, WIDTH, 1))
         self.summarize = nn.Linear(num_features, WIDTH)
         self.counter = build_head(spec.head, spec.dropout, num_features, spec.counts) if spec.counts else None
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
         if (step := -(-max(cells.shape[2:]) // MOST_CELLS)) > 1:
             cells = functional.avg_pool2d(cells, step, ceil_mode=True)
         projected = self.project(cells).flatten(2).transpose(1, 2)
-        # Each head's share has the same length everywhere, so that a product of two is a cosine.
+        # Each head's share of a vector has the same length everywhere, so that the product of two is their similarity.
         shares = functional.layer_norm(projected.unflatten(2, (HEADS, -1)), (WIDTH // HEADS,))
         vectors = [functional.relu(self.summarize(features))]
         if self.counter is not None:
@@ -73,9 +73,9 @@ class Encoder(nn.Module):
 class Comparison(nn.Module):
     """Compares the cells of one picture with those of another: (B, L, WIDTH) and (B, K, WIDTH) -> (B, width).
 
-    Each cell attends to the cells of the other picture by their similarity (scaled dot product), and is seen beside
-    what it finds there and how similar that is. The most and the mean over the cells are kept: the most says that there
-    is such a cell, the mean how many there are.
+    Each cell attends to the cells of the other picture by their similarity (the scaled dot product of Vaswani et al.,
+    Attention Is All You Need, NeurIPS 2017), and is seen beside what it finds there and how similar that is. The most
+    and the mean over the cells are kept: the most says that there is such a cell, the mean how many there are.
     """
 
     width = 2 * HIDDEN_UNITS
@@ -96,9 +96,9 @@ class Comparison(nn.Module):
 class ReferencesHead(nn.Module):
     """Answers whether an item is on a picture, or so many of it, given other pictures that show it.
 
-    The picture is compared with each reference, in both directions, and the mean over the references decides: their
-    order does not matter, and what they have in common outweighs the other items that each of them shows. Each quantity
-    has logits of its own, of which those of the asked one are the answer.
+    The picture is compared with each reference, in both directions, and the mean over the references decides (Zaheer et
+    al., Deep Sets, NeurIPS 2017): their order does not matter, and what they have in common outweighs the other items
+    that each of them shows. Each quantity has logits of its own, of which those of the asked one are the answer.
     """
 
     def __init__(self, spec: ModelSpec, encoder: Encoder):
