@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
@@ -360,6 +361,18 @@ def test_pictures_that_questions_share_are_kept_once():
     rows, places = Questions(np.array([[7, 3, 9], [7, 9, -1]]), asked_((0, 0))).pictures()
     assert rows.tolist() == [3, 7, 9]
     assert places.tolist() == [[1, 0, 2], [1, 2, -1]]
+
+
+def test_references_are_found_in_lists_of_python_and_of_arrow(data):
+    snapshot, pack = data["object"]
+    rows = snapshot.labelled()
+    lists = [list(each) for each in rows["references"]]
+    arrows = pd.array(lists, dtype=pd.ArrowDtype(pa.list_(pa.string())))
+    one, other = (locate(rows.assign(references=each), pack, "object") for each in (lists, arrows))
+    assert np.array_equal(one.rows, other.rows)
+    digests = [digest.decode() for digest in pack.digests.to_pylist()]
+    for row, sha256, references in zip(one.rows, rows["sha256"], lists, strict=True):
+        assert [digests[place] for place in row if place >= 0] == [sha256, *references]
 
 
 @pytest.mark.parametrize(("task", "together"), [("change", True), ("object", False)])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -70,8 +71,8 @@ def locate(manifest: pd.DataFrame, pack: Pack, task: Task) -> np.ndarray | Quest
     """Find what a manifest's rows are about in the pack: the row of each picture, (N,), or questions.
 
     A manifest of questions has a row a question, with two columns more: asked, a quantity, and references, the digests
-    of the other pictures.
-    Raises SettingsError when the rows are no examples of the task, and DatasetError when a picture is not in the pack.
+    of the other pictures. Raises SettingsError when the rows are no examples of the task, and DatasetError when a
+    picture is not in the pack, or a question has too few pictures, or too many.
     """
     lacks = [column for column in QUESTION_COLUMNS if column not in manifest]
     if task == "counting":
@@ -84,14 +85,14 @@ def locate(manifest: pd.DataFrame, pack: Pack, task: Task) -> np.ndarray | Quest
             "make one, or leave out --task"
         )
     references = pa.array(manifest["references"], pa.list_(pa.string()))
-    numbers = references.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    numbers = pc.list_value_length(references).fill_null(0).to_numpy(zero_copy_only=False)
     if (numbers < 1).any() or (task == "change" and (numbers > 1).any()):
         expected = "exactly one other picture" if task == "change" else "at least one other picture"
         raise DatasetError(f"a question of the task {task} needs {expected}; make the questions again")
     rows = np.full((len(manifest), 1 + numbers.max(initial=1)), -1, np.int64)
     rows[:, 0] = pack.locate(manifest["sha256"])
     is_there = np.arange(rows.shape[1] - 1) < numbers[:, None]
-    rows[:, 1:][is_there] = pack.locate(references.flatten().to_pylist())
+    rows[:, 1:][is_there] = pack.locate(pc.list_flatten(references).to_pylist())
     return Questions(rows, manifest["asked"].fillna(0).to_numpy(np.int64))
 
 
