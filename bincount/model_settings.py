@@ -19,6 +19,7 @@ LONGEST_LICENCE = 200  # characters
 ModelName = Annotated[str, AfterValidator(backbones.check_name)]
 
 Device = Literal["auto", "cpu", "cuda"]
+Task = Literal["counting", "object", "quantity", "change"]
 WEIGHT_DECAY = {"adamw": 0.1, "adam": 1e-4, "sgd": 1e-4}  # by optimizer, where none is set
 
 
@@ -35,6 +36,11 @@ class ImageConfig(Frozen):
 class TrainConfig(Frozen):
     """How a model is trained."""
 
+    task: Task = Field(
+        "counting",
+        description="counting: the class of a picture; or questions about a picture and others: object, is an item in "
+        "the bin; quantity, are there so many of it; change, by how many items has the bin changed",
+    )
     model: ModelName = Field(
         "resnet34",
         description="name of a backbone, as `bincount backbones` lists them: torchvision's, timm/NAME, or small, a "
@@ -150,8 +156,11 @@ class TrainConfig(Frozen):
     def networks(self, images: ImageConfig) -> list[tuple[ImageConfig, "TrainConfig"]]:
         """Return the settings of each network that the model consists of: of its images, and of its training.
 
-        Raises SettingsError where a member's images are larger than those of the model.
+        Raises SettingsError where a member's images are larger than those of the model, and for several networks that
+        answer questions.
         """
+        if self.task != "counting" and self.num_members > 1:
+            raise SettingsError(f"a model of --task {self.task} is one network; leave out --members")
         sizes = [member.image_size or images.image_size for member in self._listed()]
         for number, size in enumerate(sizes, 1):
             if size > images.image_size:

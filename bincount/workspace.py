@@ -81,7 +81,10 @@ class Workspace(Frozen):
         which may be another tomorrow under the same name; so are the pixels of a photo, which follow from the decoder
         (data.pictures.DECODER_VERSION). subset names the images that are trained on, where it is not all of them.
         """
-        inputs = f"{images.model_dump_json()}{training.model_dump_json(exclude_none=True)}{decoder}{subset}"
+        # As releases named folders that knew no other task.
+        unused = {"task"} if training.task == "counting" else None
+        settings = training.model_dump_json(exclude_none=True, exclude=unused)
+        inputs = f"{images.model_dump_json()}{settings}{decoder}{subset}"
         for weights in dict.fromkeys(member.weights for member in training.each_member()):
             if os.path.isfile(weights):
                 with open(weights, "rb") as file:

@@ -10,7 +10,6 @@ probability, and it would cover the whole picture.
 """
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bincount.training.networks import find_layer, shape_of
 from bincount.training.spec import ModelSpec
 from bincount.training.views import prepare
 
@@ -54,44 +54,12 @@ def grad_cam(network: nn.Module, spec: ModelSpec, images: np.ndarray, labels: np
         else:
             chosen = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
     heats = [
-        _heat(*each, chosen, spec, _shape_of(member.backbone)) for each, (member, _) in zip(maps, seen, strict=True)
+        _heat(*each, chosen, spec, shape_of(member.backbone)) for each, (member, _) in zip(maps, seen, strict=True)
     ]
     if spec.flip_at_test:
         heats[1::2] = [heat.flip(2) for heat in heats[1::2]]
     finest = max((heat.shape[1:] for heat in heats), key=max)
     return _fit(torch.stack([_enlarge(heat, finest) for heat in heats]).mean(0), spec).cpu().numpy()
-
-
-# What gives the last feature map of a backbone, by the names of torchvision's families, then of timm's.
-LAYERS = ("features", "layer4", "trunk_output", "conv5", "layers", "inception5b", "Mixed_7c", "blocks", "stages")
-
-
-def find_layer(backbone: nn.Module) -> nn.Module | None:
-    """Return the layer of a backbone whose output has places; None where its kind is not known."""
-    if isinstance(backbone, nn.Sequential):  # small, whose last two layers pool and flatten
-        return backbone[-3]
-    if _is_transformer(backbone):
-        return backbone.encoder.layers[-1].ln_1 if hasattr(backbone, "encoder") else backbone.blocks[-1].norm1
-    layer = next((getattr(backbone, name) for name in LAYERS if hasattr(backbone, name)), None)
-    return layer[-1] if isinstance(layer, nn.ModuleList) else layer
-
-
-def _is_transformer(backbone: nn.Module) -> bool:
-    return hasattr(backbone, "encoder") or (hasattr(backbone, "blocks") and hasattr(backbone.blocks[-1], "norm1"))
-
-
-def _shape_of(backbone: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return what makes (N, F, H, W) of the output of a backbone's layer."""
-    if _is_transformer(backbone):  # (N, T, F): tokens without a place, and those of the places
-        return lambda tokens: _grid(tokens, getattr(backbone, "num_prefix_tokens", 1))
-    if hasattr(backbone, "permute") or getattr(backbone, "output_fmt", "NCHW") == "NHWC":
-        return lambda features: features.permute(0, 3, 1, 2)
-    return lambda features: features
-
-
-def _grid(tokens: Tensor, num_without: int) -> Tensor:
-    side = math.isqrt(tokens.shape[1] - num_without)
-    return tokens[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
 
 
 def split(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:

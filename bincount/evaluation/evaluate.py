@@ -152,11 +152,14 @@ def predict_test(
 ) -> pd.DataFrame:
     """Predict the snapshot's test images with a model, or the one in a checkpoint folder: Evaluation.predictions.
 
-    A model that is loaded computes on its own device. The predictions are written to folder. Raises DatasetError when
-    there are no test images, or when model and snapshot have different classes.
+    Of a snapshot of questions it predicts the answers, with a model that was trained on such questions. A model that is
+    loaded computes on its own device. The predictions are written to folder. Raises DatasetError when there are no test
+    images, or when model and snapshot have different classes, and SettingsError when one of them is for questions and
+    the other is not.
     """
     from bincount.training.device import choose_device  # here, since torch takes seconds to import
     from bincount.training.model import load, probabilities
+    from bincount.training.reader import locate
 
     manifest = snapshot.labelled()
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
@@ -169,8 +172,9 @@ def predict_test(
             f"the model {model.name if is_loaded else f'in {model}'} predicts {', '.join(spec.classes.names)} and the "
             f"snapshot has {', '.join(snapshot.classes.names)}; prepare with the same --classes"
         )
-    with Progress("evaluating", len(test), "images", logger) as progress:
-        predicted = probabilities(network, spec, pack.images, pack.locate(test["sha256"]), progress.advance)
+    unit = "images" if spec.task == "counting" else "questions"
+    with Progress("evaluating", len(test), unit, logger) as progress:
+        predicted = probabilities(network, spec, pack.images, locate(test, pack, spec.task), progress.advance)
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(predicted, columns=probability_columns(spec.classes))
     predictions = test[["image_id", "group", "label"]]

@@ -36,7 +36,7 @@ class Views:
     brightness: Tensor
     contrast: Tensor
 
-    def __getitem__(self, part: slice) -> "Views":
+    def __getitem__(self, part: slice | Tensor) -> "Views":
         return Views(*(getattr(self, field.name)[part] for field in fields(self)))
 
     def to(self, device: torch.device) -> "Views":

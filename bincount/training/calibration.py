@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from bincount.data.packs import Pack
 from bincount.threshold import Threshold
 from bincount.training.model import load, logits, mean_softmax
+from bincount.training.questions import Questions
 from bincount.training.spec import read_spec, write_spec
 
 logger = logging.getLogger(__name__)
@@ -17,11 +18,13 @@ logger = logging.getLogger(__name__)
 MAX_TEMPERATURE = 10.0  # and its inverse the smallest: images that are all right, or all wrong, have no optimum
 
 
-def calibrate(checkpoint: Path, pack: Pack, rows: np.ndarray, labels: np.ndarray, device: torch.device) -> np.ndarray:
+def calibrate(
+    checkpoint: Path, pack: Pack, rows: np.ndarray | Questions, labels: np.ndarray, device: torch.device
+) -> np.ndarray:
     """Fit the temperature of the model in a checkpoint folder on val, and write it into its model.json.
 
-    rows (N,) are the images' rows in the pack, labels (N,) their classes. Returns their calibrated probabilities
-    (N, C).
+    rows (N,) are the images' rows in the pack, or questions about them, labels (N,) their classes. Returns their
+    calibrated probabilities (N, C).
     """
     model, spec = load(checkpoint, device)
     val_logits = logits(model, spec, pack.images, rows)

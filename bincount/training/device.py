@@ -82,7 +82,9 @@ def resolve(training: TrainConfig) -> TrainConfig:
 def choose_arithmetic(training: TrainConfig, num_steps: int) -> Arithmetic:
     """Choose the arithmetic for resolved settings and the number of steps of the training, but for its threads."""
     is_long = num_steps >= COMPILE_STEPS and not training.debug
-    return Arithmetic(training.precision == "bfloat16", compiled=training.device == "cuda" and is_long)
+    has_one_shape = training.task == "counting"  # batches of questions have other numbers of pictures each time
+    compiled = training.device == "cuda" and is_long and has_one_shape
+    return Arithmetic(training.precision == "bfloat16", compiled=compiled)
 
 
 def choose_threads(training: TrainConfig, threads: int | None) -> int | None:

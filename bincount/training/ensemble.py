@@ -16,13 +16,14 @@ from torch import nn
 from bincount import threshold
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
+from bincount.errors import SettingsError
 from bincount.files import write_json
 from bincount.settings import Device
 from bincount.training.calibration import calibrate, keep_threshold
 from bincount.training.device import choose_device
 from bincount.training.model import load, save
 from bincount.training.run_folder import Trained, find_finished, read_history
-from bincount.training.spec import ModelSpec
+from bincount.training.spec import ModelSpec, read_spec
 from bincount.training.validation import measure
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,9 @@ def combine(
     trained = find_finished(folder)
     if trained is not None:
         return trained
+    for member in members:
+        if (task := read_spec(member.checkpoint).task) != "counting":
+            raise SettingsError(f"networks of the task {task} are not averaged; train one, without --members or folds")
     networks, specs = zip(*(load(member.checkpoint) for member in members), strict=True)
     save(folder / "model", nn.ModuleList(networks), ModelSpec.average(specs, pack.image_size))
     val = snapshot.labelled().query("split == 'val'")

@@ -23,13 +23,15 @@ from bincount.errors import SettingsError
 from bincount.files import locked, write_json
 from bincount.problem import EXTRA
 from bincount.progress import Progress
+from bincount.settings import TrainConfig
 from bincount.text import percent
-from bincount.training import checkpoints, distributed, losses, run_folder, validation
+from bincount.training import checkpoints, distributed, losses, questions, run_folder, validation
 from bincount.training import model as models
 from bincount.training.calibration import calibrate, keep_threshold
 from bincount.training.device import choose_device, reproducible, resolve
 from bincount.training.distributed import World
-from bincount.training.reader import Examples, Reader, read_examples
+from bincount.training.questions import Questions
+from bincount.training.reader import Examples, QuestionReader, Reader, read_examples
 from bincount.training.run_folder import Request, Trained
 from bincount.training.schedule import Schedule
 from bincount.training.spec import ModelSpec
@@ -77,10 +79,13 @@ def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
         trainer.monitor.recording(folder / "debug", lambda: trainer.history),
         ExitStack() as training_bar,
     ):
-        reader = Reader(request.pack.images, train.rows, world.device)
+        if isinstance(train.rows, Questions):
+            reader = QuestionReader(request.pack.images, train.rows, world, config.seed)
+        else:
+            reader = Reader(request.pack.images, train.rows, world.device)
         size, num_steps = trainer.schedule.batch_size, trainer.schedule.num_steps
         progress = training_bar.enter_context(
-            Progress("training", num_steps * size, "images", logger, done=trainer.step * size)
+            Progress("training", num_steps * size, _unit(config), logger, done=trainer.step * size)
         )
         while len(trainer.history) < config.epochs:
             try:
@@ -117,13 +122,15 @@ def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]
     """Check the data and the settings, and return the trainer and the images of train and val."""
     config, pack = request.training, request.pack
     manifest, classes = request.snapshot.read(), request.snapshot.classes
-    balance.require_images(manifest, classes)  # snapshots of older releases were frozen without this check
+    if config.task != "change":  # of which the largest may not occur
+        balance.require_images(manifest, classes)  # snapshots of older releases were frozen without this check
+    questions.check(config.task, classes)
     extra_names = manifest.loc[manifest["split"] == EXTRA, "class_name"].unique()
     names = tuple(sorted(extra_names, key=int))
     spec = ModelSpec.make(request.images, config, classes, names, request.snapshot.problem)
     if request.fold:  # after the outputs, which are the same without any of the folds
         manifest = manifest[~folds.left_out(request.snapshot, request.fold)]
-    train, val = (read_examples(manifest, split, pack, spec.outputs) for split in ("train", "val"))
+    train, val = (read_examples(manifest, split, pack, spec.outputs, config.task) for split in ("train", "val"))
     losses.check(config, classes)
     threshold.check(config, classes)
     weights = balance.weights(np.bincount(train.labels, minlength=len(spec.outputs)))
@@ -135,9 +142,10 @@ def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]
         )
     trainer = start(spec, schedule, request.folder, world)
     logger.info(
-        "training %s on %s images of %d pixels, %s for val; %s on %s%s",
+        "training %s on %s %s of %d pixels, %s for val; %s on %s%s",
         config.model,
         f"{len(train.rows):,}",
+        "images" if config.task == "counting" else "questions about images",
         spec.image_size,
         f"{len(val.rows):,}",
         trainer.arithmetic,
@@ -147,7 +155,13 @@ def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]
     return trainer, train, val
 
 
-def train_epoch(trainer: Trainer, reader: Reader, folder: Path, stop: threading.Event, progress: Progress) -> None:
+def _unit(config: TrainConfig) -> str:
+    return "images" if config.task == "counting" else "questions"
+
+
+def train_epoch(
+    trainer: Trainer, reader: Reader | QuestionReader, folder: Path, stop: threading.Event, progress: Progress
+) -> None:
     """Take the remaining steps of the epoch under way, or until stop is set, with checkpoints in between.
 
     Raises trainer.NotFinite when the loss or the weights have diverged.
@@ -156,7 +170,10 @@ def train_epoch(trainer: Trainer, reader: Reader, folder: Path, stop: threading.
     batches = schedule.batches(epoch)[trainer.step - epoch * schedule.steps_per_epoch :]
     before, waited, began = trainer.seconds, trainer.seconds_waiting, time.monotonic()
     saved = began
-    images = reader.batches(batches[:, world.rank :: world.size])
+    if isinstance(reader, QuestionReader):
+        images = reader.batches(batches, trainer.step)
+    else:
+        images = reader.batches(batches[:, world.rank :: world.size])
     labels = torch.from_numpy(schedule.labels[batches]).to(world.device)
     for batch_labels in labels:
         asked = time.monotonic()

@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bincount.backbones import TIMM
-from bincount.errors import WeightsUnavailable
+from bincount.errors import SettingsError, WeightsUnavailable
 from bincount.files import atomic_write
 from bincount.model_settings import TrainConfig
 from bincount.training.device import exact_convolutions, is_out_of_memory
-from bincount.training.networks import build_backbone, fetch_weights, fit_tensors
+from bincount.training.networks import build_backbone, build_head, fetch_weights, fit_tensors
+from bincount.training.questions import Questions
 from bincount.training.spec import (
     WEIGHTS,
     ModelSpec,
@@ -31,44 +32,36 @@ from bincount.training.spec import (
     weights_digest,
     write_spec,
 )
+from bincount.training.verification import Verifier
 from bincount.training.views import prepare
 
-HIDDEN_UNITS = 256
-INFERENCE_BATCH = 128
+INFERENCE_BATCH = 128  # pictures
+COUNTER = "encoder.counter."  # what names of tensors of a counting head begin with, in heads that answer questions
 
 
 def build(spec: ModelSpec) -> nn.Module:
     """Build the network with random weights: (N, 3, S, S) normalised images -> (N, C + E) logits.
 
-    The first C outputs are the classes, the others the extra names. Several members are a ModuleList. Raises
-    SettingsError where the network needs a package that is not installed.
+    The first C outputs are the classes, the others the extra names. Several members are a ModuleList. A network that
+    answers questions is a verification.Verifier, which takes more than images. Raises SettingsError where the network
+    needs a package that is not installed.
     """
     if spec.members > 1:
         return nn.ModuleList(build(network) for network in spec.each_network())
+    if spec.task != "counting":
+        return Verifier(spec)
     backbone, num_features = build_backbone(spec.model, spec.image_size)
-    head = _head(spec.head, spec.dropout, num_features, len(spec.outputs))
+    head = build_head(spec.head, spec.dropout, num_features, len(spec.outputs))
     return nn.Sequential(OrderedDict(backbone=backbone, head=head))
-
-
-def _head(kind: str, dropout: float, num_features: int, num_classes: int) -> nn.Module:
-    if kind == "linear":
-        return nn.Sequential(nn.Dropout(dropout), nn.Linear(num_features, num_classes))
-    return nn.Sequential(
-        nn.Dropout(dropout),
-        nn.Linear(num_features, HIDDEN_UNITS),
-        nn.ReLU(inplace=True),
-        nn.Dropout(dropout),
-        nn.Linear(HIDDEN_UNITS, num_classes),
-    )
 
 
 def load_weights(model: nn.Module, training_config: TrainConfig, image_size: int) -> None:
     """Load initial weights into the backbone of a network that build made, and into its head when they fit.
 
-    From a model that save wrote, the head is loaded too when it has the same outputs; of several members that fit the
-    seed chooses one. The head of any other file is ignored. Position embeddings are interpolated to image_size. Raises
-    SettingsError; WeightsUnavailable when the weights cannot be read or lack a tensor of the backbone; and ModelDamaged
-    when a saved model is damaged.
+    From a model that save wrote, the head is loaded too when it has the same outputs, that of a counting model also as
+    the counting head of a Verifier; of several members that fit the seed chooses one. The head of any other file is
+    ignored. Position embeddings are interpolated to image_size. Raises SettingsError; WeightsUnavailable when the
+    weights cannot be read or lack a tensor of the backbone; and ModelDamaged when a saved model is damaged.
     """
     name, weights = training_config.model, training_config.weights
     if weights == "none":
@@ -93,9 +86,12 @@ def load_weights(model: nn.Module, training_config: TrainConfig, image_size: int
     if not all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point()):
         raise WeightsUnavailable(f"{weights} holds numbers that are not finite; give another file")
     load_tensors(model.backbone, {key: tensors.get(key, tensor) for key, tensor in expected.items()})
-    own = model.head.state_dict()
-    if {key: tensor.shape for key, tensor in head.items()} == {key: tensor.shape for key, tensor in own.items()}:
-        model.head.load_state_dict(head)
+    counter = {key.removeprefix(COUNTER): tensor for key, tensor in head.items() if key.startswith(COUNTER)}
+    own_counter = getattr(model, "counter", None)
+    for part, given in ((model.head, head), (own_counter, head), (own_counter, counter)):
+        if part is not None and _shapes(part.state_dict()) == _shapes(given):
+            part.load_state_dict(given)
+            break
 
 
 def _backbone_and_head(
@@ -106,7 +102,7 @@ def _backbone_and_head(
     Of several members it is one with the expected tensors, or else, since position embeddings depend on the size of the
     images, one that has them in another shape.
     """
-    wanted = {key: tensor.shape for key, tensor in expected.items()}
+    wanted = _shapes(expected)
     numbers = sorted({int(key.partition(".")[0]) for key in tensors if key[0].isdecimal()})
     shapes = {f"{number}.": _shapes(tensors, f"{number}.backbone.") for number in numbers}
     equal = [prefix for prefix, own in shapes.items() if own == wanted]
@@ -119,7 +115,7 @@ def _backbone_and_head(
     )
 
 
-def _shapes(tensors: dict[str, Tensor], prefix: str) -> dict[str, torch.Size]:
+def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, torch.Size]:
     return {key.removeprefix(prefix): tensor.shape for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
@@ -140,16 +136,17 @@ def probabilities(
     model: nn.Module,
     spec: ModelSpec,
     images: np.ndarray,
-    rows: np.ndarray | None = None,
+    rows: np.ndarray | Questions | None = None,
     on_batch: Callable[[int], object] = lambda num_images: None,
     *,
     with_extra: bool = False,
 ) -> np.ndarray:
     """Predict the class probabilities of images (N, S, S, 3) uint8: (N, C) float32, each row adding up to 1.
 
-    With rows, of those images only. They are the mean over the members, and with flip_at_test over each image and its
-    mirror image. on_batch receives the number of images of each batch that is done. With with_extra they are of all
-    outputs, as spec.outputs names them, for images that need not be of one of the classes.
+    With rows, of those images only; with Questions, of each question about them. They are the mean over the members,
+    and with flip_at_test over each image and its mirror image. on_batch receives the number of images, or questions, of
+    each batch that is done. With with_extra they are of all outputs, as spec.outputs names them, for images that need
+    not be of one of the classes.
     """
     return mean_softmax(logits(model, spec, images, rows, on_batch, with_extra=with_extra), spec.temperature)
 
@@ -165,28 +162,41 @@ def logits(
     model: nn.Module,
     spec: ModelSpec,
     images: np.ndarray,
-    rows: np.ndarray | None = None,
+    rows: np.ndarray | Questions | None = None,
     on_batch: Callable[[int], object] = lambda num_images: None,
     *,
     with_extra: bool = False,
 ) -> np.ndarray:
     """Compute the classes' logits for each view of images (N, S, S, 3) uint8: (N, V, C) float32.
 
-    With rows, of those images only, read batch by batch, so that a memory-mapped pack is never loaded whole. V is the
-    number of members, doubled with flip_at_test. With with_extra they are of all outputs, as spec.outputs names them.
-    The arithmetic is float32 whatever the training's was, and the network is left in evaluation mode. When memory runs
-    out, the batches are halved.
+    With rows, of those images only, read batch by batch, so that a memory-mapped pack is never loaded whole. A network
+    that answers questions needs Questions, and sees each picture of a batch of them once. V is the number of members,
+    doubled with flip_at_test. With with_extra they are of all outputs, as spec.outputs names them. The arithmetic is
+    float32 whatever the training's was, and the network is left in evaluation mode. When memory runs out, the batches
+    are halved. Raises SettingsError for images without questions when the network answers these.
     """
+    if spec.task != "counting" and not isinstance(rows, Questions):
+        raise SettingsError(
+            f"the model answers questions of the task {spec.task}, each about several pictures; choose a model that "
+            "was trained with --task counting for single pictures"
+        )
     model.eval()
     device = next(model.parameters()).device
     rows = np.arange(len(images)) if rows is None else rows
     num_outputs = len(spec.outputs if with_extra else spec.classes)
     results = [np.empty((0, spec.members * (1 + spec.flip_at_test), num_outputs), np.float32)]
     start, batch_size = 0, INFERENCE_BATCH
+    if isinstance(rows, Questions):
+        batch_size = max(1, INFERENCE_BATCH // rows.rows.shape[1])
     while start < len(rows):
-        batch = np.take(images, rows[start : start + batch_size], axis=0)
+        batch, question = rows[start : start + batch_size], ()
+        pictures = batch
+        if isinstance(batch, Questions):
+            pictures, places = batch.pictures()
+            question = [torch.from_numpy(each).to(device) for each in (places, batch.asked)]
+        pixels = torch.from_numpy(np.take(images, pictures, axis=0))
         try:
-            batch_logits = _apply_to_views(model, spec, torch.from_numpy(batch).to(device), num_outputs)
+            batch_logits = _apply_to_views(model, spec, pixels.to(device), num_outputs, *question)
         except RuntimeError as error:
             if batch_size == 1 or not is_out_of_memory(error):
                 raise
@@ -198,11 +208,11 @@ def logits(
     return np.concatenate(results)
 
 
-def _apply_to_views(model: nn.Module, spec: ModelSpec, images: Tensor, num_outputs: int) -> Tensor:
+def _apply_to_views(model: nn.Module, spec: ModelSpec, images: Tensor, num_outputs: int, *question: Tensor) -> Tensor:
     views = prepare(images, spec)
     members = zip(model if spec.members > 1 else [model], spec.each_network(), strict=True)
     # An image that is taken to be of one of the classes has no use for the outputs of the extra names, which are last.
-    results = [member(view)[:, :num_outputs] for member, network in members for view in views[network.input]]
+    results = [member(view, *question)[:, :num_outputs] for member, network in members for view in views[network.input]]
     return torch.stack(results, dim=1)
 
 

@@ -3,7 +3,9 @@
 A backbone takes normalised images (N, 3, S, S) and returns features (N, F).
 """
 
+import math
 import sys
+from collections.abc import Callable
 from http.client import HTTPException
 from typing import Any
 
@@ -18,6 +20,7 @@ from bincount.training.pretrained import import_timm, timm_config
 # Families whose classifier has layers of its own before the last one, which belong to the pretrained network. Those of
 # MobileNetV3 do as well, but models of it have always been trained without.
 KEEP_LAYERS = ("alexnet", "vgg", "convnext", "maxvit")
+HIDDEN_UNITS = 256  # of a head of two layers
 POSITIONS = "encoder.pos_embedding"  # of torchvision's vision transformers
 SIZES_TRIED = (96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)  # to name those that a network of timm takes
 WAYS_OUT = "give a file with `--weights FILE`, or start from random weights with `--weights none`"
@@ -154,3 +157,74 @@ def fit_tensors(name: str, image_size: int, backbone: nn.Module, tensors: dict[s
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     return interpolate_embeddings(image_size, backbone.patch_size, dict(tensors))
+
+
+# What gives the last feature map of a backbone, by the names of torchvision's families, then of timm's.
+LAYERS = ("features", "layer4", "trunk_output", "conv5", "layers", "inception5b", "Mixed_7c", "blocks", "stages")
+
+
+def find_layer(backbone: nn.Module) -> nn.Module | None:
+    """Return the layer of a backbone whose output has places; None where its kind is not known."""
+    if isinstance(backbone, nn.Sequential):  # small, whose last two layers pool and flatten
+        return backbone[-3]
+    if _is_transformer(backbone):
+        return backbone.encoder.layers[-1].ln_1 if hasattr(backbone, "encoder") else backbone.blocks[-1].norm1
+    layer = next((getattr(backbone, name) for name in LAYERS if hasattr(backbone, name)), None)
+    return layer[-1] if isinstance(layer, nn.ModuleList) else layer
+
+
+def _is_transformer(backbone: nn.Module) -> bool:
+    return hasattr(backbone, "encoder") or (hasattr(backbone, "blocks") and hasattr(backbone.blocks[-1], "norm1"))
+
+
+def shape_of(backbone: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what makes (N, F, H, W) of the output of a backbone's layer."""
+    if _is_transformer(backbone):  # (N, T, F): tokens without a place, and those of the places
+        return lambda tokens: _grid(tokens, getattr(backbone, "num_prefix_tokens", 1))
+    if hasattr(backbone, "permute") or getattr(backbone, "output_fmt", "NCHW") == "NHWC":
+        return lambda features: features.permute(0, 3, 1, 2)
+    return lambda features: features
+
+
+def _grid(tokens: Tensor, num_without: int) -> Tensor:
+    side = math.isqrt(tokens.shape[1] - num_without)
+    return tokens[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
+
+
+def with_map(backbone: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features (N, F) of normalised images, and the last feature map before them, (N, C, H, W).
+
+    A backbone of a kind that has no known map has one of a single cell: the features.
+    """
+    layer, found = find_layer(backbone), []
+    if layer is None:
+        features = backbone(pixels)
+        return features, features[:, :, None, None]
+    handle = layer.register_forward_hook(lambda *called: found.append(called[-1]))
+    try:
+        features = backbone(pixels)
+    finally:
+        handle.remove()
+    return features, shape_of(backbone)(found[-1])
+
+
+@torch.no_grad()
+def num_channels(backbone: nn.Module, image_size: int) -> int:
+    """Return the channels of the feature map of a new backbone, which is tried on one empty image."""
+    backbone.eval()  # else batch norms would note the image
+    _, cells = with_map(backbone, torch.zeros(1, 3, image_size, image_size))
+    backbone.train()
+    return cells.shape[1]
+
+
+def build_head(kind: str, dropout: float, num_features: int, num_classes: int) -> nn.Module:
+    """Build a classifier of pooled features: (N, F) -> (N, num_classes) logits."""
+    if kind == "linear":
+        return nn.Sequential(nn.Dropout(dropout), nn.Linear(num_features, num_classes))
+    return nn.Sequential(
+        nn.Dropout(dropout),
+        nn.Linear(num_features, HIDDEN_UNITS),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(HIDDEN_UNITS, num_classes),
+    )

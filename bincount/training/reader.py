@@ -3,41 +3,51 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from bincount.data.packs import Pack
-from bincount.errors import DatasetError
+from bincount.errors import DatasetError, SettingsError
 from bincount.problem import EXTRA, Classes
+from bincount.settings import Task
+from bincount.training.distributed import World
+from bincount.training.questions import Questions
+from bincount.training.schedule import seed_for
 
 logger = logging.getLogger(__name__)
 
+QUESTION_COLUMNS = ("asked", "references")  # of a manifest of questions, beside those of all manifests
 MAX_SHARE_OF_GPU = 0.5  # of its free memory that images may take; the rest is for the network
 CHUNK = 2048  # images moved to the GPU at once
 GATHERING_THREADS = min(8, os.cpu_count() or 1)  # for a GPU: one copies some 15,000 images of 224 pixels a second
+MOST_REFERENCES = 3  # of a question in one training step: others each time
 AHEAD = {"cpu": 1, "cuda": 2}  # batches gathered before they are asked for
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The images of one split: their rows in the pack, (N,), and their labels, (N,) int64."""
+    """The images of one split: their rows in the pack, (N,), or questions about them, and the labels, (N,) int64."""
 
-    rows: np.ndarray
+    rows: np.ndarray | Questions
     labels: np.ndarray
 
 
-def read_examples(manifest: pd.DataFrame, split: str, pack: Pack, outputs: Classes) -> Examples:
-    """Find the images of a split in the pack.
+def read_examples(
+    manifest: pd.DataFrame, split: str, pack: Pack, outputs: Classes, task: Task = "counting"
+) -> Examples:
+    """Find the images of a split in the pack, or the questions of a task.
 
     Those of train include the extra images, after the others; their labels are the positions of their names among
     the outputs of the network. Raises DatasetError when the split has too few images to train on, or to choose an
-    epoch by, and when an image is not in the pack.
+    epoch by, and when an image is not in the pack; and SettingsError when the rows are no examples of the task.
     """
     rows = manifest[manifest["split"] == split]
     fewest = 2 if split == "train" else 1
@@ -46,8 +56,8 @@ def read_examples(manifest: pd.DataFrame, split: str, pack: Pack, outputs: Class
             f"the split {split} has {len(rows)} images and needs at least {fewest}; prepare more images "
             "(a larger --limit), or classes that the source has"
         )
-    examples = Examples(rows=pack.locate(rows["sha256"]), labels=rows["label"].to_numpy(np.int64))
-    if split != "train":
+    examples = Examples(rows=locate(rows, pack, task), labels=rows["label"].to_numpy(np.int64))
+    if split != "train" or task != "counting":
         return examples
     extra = manifest[manifest["split"] == EXTRA]
     labels = extra["class_name"].map({name: label for label, name in enumerate(outputs.names)})
@@ -55,6 +65,35 @@ def read_examples(manifest: pd.DataFrame, split: str, pack: Pack, outputs: Class
         rows=np.concatenate([examples.rows, pack.locate(extra["sha256"])]),
         labels=np.concatenate([examples.labels, labels.to_numpy(np.int64)]),
     )
+
+
+def locate(manifest: pd.DataFrame, pack: Pack, task: Task) -> np.ndarray | Questions:
+    """Find what a manifest's rows are about in the pack: the row of each picture, (N,), or questions.
+
+    A manifest of questions has a row a question, with two columns more: asked, a quantity, and references, the digests
+    of the other pictures. Raises SettingsError when the rows are no examples of the task, and DatasetError when a
+    picture is not in the pack, or a question has too few pictures, or too many.
+    """
+    lacks = [column for column in QUESTION_COLUMNS if column not in manifest]
+    if task == "counting":
+        if not lacks:
+            raise SettingsError("the snapshot holds questions; say by --task which, or choose another snapshot")
+        return pack.locate(manifest["sha256"])
+    if lacks:
+        raise SettingsError(
+            f"--task {task} needs a snapshot of questions, and this one has no column {' or '.join(lacks)}; "
+            "make one, or leave out --task"
+        )
+    references = pa.array(manifest["references"], pa.list_(pa.string()))
+    numbers = pc.list_value_length(references).fill_null(0).to_numpy(zero_copy_only=False)
+    if (numbers < 1).any() or (task == "change" and (numbers > 1).any()):
+        expected = "exactly one other picture" if task == "change" else "at least one other picture"
+        raise DatasetError(f"a question of the task {task} needs {expected}; make the questions again")
+    rows = np.full((len(manifest), 1 + numbers.max(initial=1)), -1, np.int64)
+    rows[:, 0] = pack.locate(manifest["sha256"])
+    is_there = np.arange(rows.shape[1] - 1) < numbers[:, None]
+    rows[:, 1:][is_there] = pack.locate(pc.list_flatten(references).to_pylist())
+    return Questions(rows, manifest["asked"].fillna(0).to_numpy(np.int64))
 
 
 class Reader:
@@ -75,11 +114,13 @@ class Reader:
                 self.resident = self._load()
                 logger.info("%d images, %.1f GB, are in the GPU's memory", len(rows), num_bytes / 1e9)
 
-    def batches(self, positions: np.ndarray) -> Iterator[Tensor]:
-        """Yield the batches (B, S, S, 3) uint8 of positions (M, B), on the device."""
+    def batches(self, positions: np.ndarray | Iterable[np.ndarray]) -> Iterator[Tensor]:
+        """Yield the batches (B, S, S, 3) uint8 of positions (M, B), on the device; B may also differ."""
         if self.resident is not None:
-            for batch in torch.from_numpy(positions).to(self.device):
-                yield self.resident.index_select(0, batch)
+            if isinstance(positions, np.ndarray):
+                positions = torch.from_numpy(positions).to(self.device)
+            for batch in positions:
+                yield self.resident.index_select(0, torch.as_tensor(batch, device=self.device))
             return
         with ThreadPoolExecutor(GATHERING_THREADS) as threads, ThreadPoolExecutor(1) as thread:
             upcoming = deque()
@@ -115,6 +156,52 @@ class Reader:
             computing.wait_event(copied)
             batch.record_stream(computing)  # its memory must not be reused before the step has read it
         return batch
+
+
+@dataclass(frozen=True)
+class QuestionBatch:
+    """B questions, and their pictures (M, S, S, 3) uint8, which are on the device, question after question.
+
+    places (B, P) int64 are the pictures of each question among these, -1 for none, and asked (B,) int64 the quantities;
+    both are in the CPU's memory.
+    """
+
+    pictures: Tensor
+    places: Tensor
+    asked: Tensor
+
+
+class QuestionReader:
+    """Reads the pictures of batches of questions for training, with MOST_REFERENCES of each question's references.
+
+    Which ones follows from the seed and the step alone. Pictures that several questions share are kept once, but a
+    batch has them once for each question, since each gets a view of its own.
+    """
+
+    def __init__(self, images: np.ndarray, examples: Questions, world: World, seed: int):
+        rows, self.places = examples.pictures()
+        self.asked, self.world, self.seed = examples.asked, world, seed
+        self.reader = Reader(images, rows, world.device)
+
+    def batches(self, batches: np.ndarray, first_step: int) -> Iterator[QuestionBatch]:
+        """Yield this process's shards of batches of questions (M, B), by position, for the steps from the first on."""
+        chosen = [self._choose(batch, first_step + number) for number, batch in enumerate(batches)]
+        pictures = self.reader.batches(places[places >= 0] for places in chosen)
+        for batch, places, images in zip(batches, chosen, pictures, strict=True):
+            is_there = places >= 0
+            numbered = np.where(is_there, is_there.cumsum().reshape(is_there.shape) - 1, -1)
+            asked = self.asked[self.world.shard(batch)]
+            yield QuestionBatch(images, torch.from_numpy(numbered), torch.from_numpy(asked))
+
+    def _choose(self, batch: np.ndarray, step: int) -> np.ndarray:
+        """Return the places (B, 1 + MOST_REFERENCES) of the pictures of this process's shard of a batch."""
+        places = self.places[batch]
+        if places.shape[1] > 1 + MOST_REFERENCES:
+            order = np.random.default_rng(seed_for("references", self.seed, step)).random(places[:, 1:].shape)
+            order[places[:, 1:] < 0] = 1  # above all others
+            drawn = 1 + np.argsort(order, axis=1)[:, :MOST_REFERENCES]
+            places = np.take_along_axis(places, np.insert(drawn, 0, 0, axis=1), axis=1)
+        return self.world.shard(places)
 
 
 def gather(images: np.ndarray, rows: np.ndarray, threads: ThreadPoolExecutor, *, pin_memory: bool = False) -> Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import ModelDamaged, ModelNotFound, ModelUnreadable, SettingsError, WeightsUnavailable
 from bincount.files import read_sealed, write_sealed
 from bincount.frozen import Frozen
-from bincount.model_settings import ImageConfig, ModelName, TrainConfig, name_networks
+from bincount.model_settings import ImageConfig, ModelName, Task, TrainConfig, name_networks
 from bincount.problem import Classes, Problem
 from bincount.threshold import Threshold
 from bincount.training import pretrained
@@ -38,15 +39,18 @@ class ModelSpec(Frozen):
 
     extra_names are outputs that the network is trained on beside the classes and that predictions leave out. networks
     describes each member where they differ; image_size, at which a picture is decoded, is then at least that of each,
-    and the other fields that these have are the first member's. weights_licence is that of the weights that the
-    training started from. weights_sha256 is the digest of the weights file beside it. Both are empty in models of older
-    releases.
+    and the other fields that these have are the first member's. A network whose task is a kind of question may have the
+    counting head of the model that it started from beside: of the kind `head`, with `counts` outputs. weights_licence
+    is that of the weights that the training started from. weights_sha256 is the digest of the weights file beside it.
+    Both are empty in models of older releases.
     """
 
     model: ModelName
     head: Literal["linear", "mlp"]
     dropout: float = Field(ge=0, lt=1)
     classes: Classes
+    task: Task = "counting"
+    counts: int = Field(0, ge=0)
     problem: Problem = Field(
         default_factory=lambda spec: Problem.of(spec["classes"]) if "classes" in spec else Problem()
     )
@@ -99,10 +103,15 @@ class ModelSpec(Frozen):
         problem: Problem | None = None,
     ) -> "ModelSpec":
         """Describe the model that these settings train."""
+        head, counts = training.head, 0
+        if training.task != "counting":
+            head, counts = _counting_head(training.weights) or (head, counts)
         return cls(
+            task=training.task,
+            counts=counts,
             problem=problem or Problem.of(classes),
             model=training.model,
-            head=training.head,
+            head=head,
             dropout=training.dropout,
             classes=classes,
             extra_names=extra_names,
@@ -172,8 +181,9 @@ def is_checkpoint(folder: Path) -> bool:
 
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write model.json into the folder of a model."""
-    # As releases write it, and read it, that know neither thresholds nor several architectures.
+    # As releases write it, and read it, that know neither thresholds nor several architectures, nor other tasks.
     unused = {name for name in ("networks", "threshold") if not getattr(spec, name)}
+    unused |= {"task", "counts"} if spec.task == "counting" else set()
     write_sealed(folder / "model.json", spec.model_dump(mode="json", exclude=unused))
 
 
@@ -251,6 +261,29 @@ def is_own_model(weights: str | Path) -> bool:
             return any("backbone." in name for name in file.keys())  # noqa: SIM118 - it is no dict
     except (OSError, SafetensorError):
         return False
+
+
+def _counting_head(weights: str) -> tuple[Literal["linear", "mlp"], int] | None:
+    """Return the kind and the number of outputs of the counting head in a file of weights; None where it has none.
+
+    So it is where several members have different heads.
+    """
+    from safetensors import safe_open
+
+    if not is_own_model(weights):
+        return None
+    with safe_open(weights, framework="numpy") as file:
+        layers = {
+            key: (int(found[1]), file.get_slice(key).get_shape()[0])
+            for key in file.keys()  # noqa: SIM118 - it is no dict
+            if (found := re.search(r"^(?:\d+\.)?head\.(?:encoder\.counter\.)?(\d+)\.weight$", key))
+        }
+    last = {key.rpartition("head.")[0]: layer for key, layer in sorted(layers.items())}
+    found = set(last.values())
+    if len(found) != 1:
+        return None
+    position, num_outputs = found.pop()
+    return ("linear" if position == 1 else "mlp"), num_outputs
 
 
 def licence_of(training: TrainConfig) -> str:

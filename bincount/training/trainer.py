@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from bincount.training.device import (
 )
 from bincount.training.distributed import World
 from bincount.training.monitor import Monitor
+from bincount.training.reader import QuestionBatch
 from bincount.training.run_folder import num_threads
 from bincount.training.schedule import Schedule, seed_for
 from bincount.training.spec import ModelSpec
@@ -39,6 +40,35 @@ MAX_HALVINGS = 3  # of the learning rate, after a loss that is not finite
 
 class NotFinite(Exception):
     """The loss or a weight is not a finite number."""
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a shard of a batch is predicted from: images (M, S, S, 3) uint8 and their views.
+
+    Of B questions places (B, P) are those of their pictures among the images, which come question after question, and
+    asked (B,) the quantities, as QuestionBatch has them. Indexing takes a part of the shard.
+    """
+
+    images: Tensor
+    views: Views
+    places: Tensor | None = None
+    asked: Tensor | None = None
+
+    def __getitem__(self, part: slice) -> "_Inputs":
+        if self.places is None:
+            return _Inputs(self.images[part], self.views[part])
+        first = int((self.places[: part.start] >= 0).sum())
+        places = self.places[part]
+        own = slice(first, first + int((places >= 0).sum()))
+        return _Inputs(self.images[own], self.views[own], torch.where(places < 0, -1, places - first), self.asked[part])
+
+    @property
+    def question(self) -> tuple[Tensor, ...]:
+        """What a network takes beside pixels, on their device."""
+        if self.places is None:
+            return ()
+        return self.places.to(self.images.device), self.asked.to(self.images.device)
 
 
 def start(spec: ModelSpec, schedule: Schedule, folder: Path, world: World) -> "Trainer":
@@ -109,14 +139,14 @@ class Trainer:
         # Of the epoch so far, over this process's shards: the sums that _accumulate returns.
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
 
-    def train_step(self, images: Tensor, labels: Tensor) -> None:
+    def train_step(self, images: Tensor | QuestionBatch, labels: Tensor) -> None:
         """Take one optimizer step on a batch.
 
         labels (B,) int64 are those of the whole batch, images (B / world.size, S, S, 3) uint8 are this process's shard
-        of it; both are on the device. When memory runs out, this and all later steps accumulate gradients over twice
-        as many parts.
+        of it, or the questions of that; both are on the device. When memory runs out, this and all later steps
+        accumulate gradients over twice as many parts.
         """
-        views = self._draw_views(len(labels), images.shape[1])
+        inputs = self._augment(images, len(labels))
         self.learning_rate = self.schedule.learning_rate(self.step) / 2**self.num_halvings
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
@@ -130,7 +160,7 @@ class Trainer:
             is_refused = False
             try:
                 sums = [
-                    self._accumulate(images[part], shard[part], views[part], total_weight)
+                    self._accumulate(inputs[part], shard[part], total_weight)
                     for part in _parts(len(shard), self.num_parts)
                 ]
             except RuntimeError as error:
@@ -153,21 +183,32 @@ class Trainer:
         if self.step % STEPS_BETWEEN_CHECKS == 0:
             self.check_finite()
 
-    def _draw_views(self, num_images: int, side: int) -> Views:
-        """Draw the views of a whole batch, and return those of this process's shard on the device."""
-        generator = torch.Generator().manual_seed(seed_for("augmentation", self.config.seed, self.step))
-        views = augment.draw_views(num_images, side, generator, self.config)
-        return self.world.shard(views).to(self.device)
+    def _augment(self, batch: Tensor | QuestionBatch, batch_size: int) -> _Inputs:
+        """Draw the views of a whole batch, and return those of this process's shard, on the device, with its images.
 
-    def _accumulate(self, images: Tensor, labels: Tensor, views: Views, total_weight: Tensor) -> Tensor:
+        The two pictures of a change are mirrored together: they show one bin.
+        """
+        generator = torch.Generator().manual_seed(seed_for("augmentation", self.config.seed, self.step))
+        if not isinstance(batch, QuestionBatch):
+            views = augment.draw_views(batch_size, batch.shape[1], generator, self.config)
+            return _Inputs(batch, self.world.shard(views).to(self.device))
+        shape = (batch_size, batch.places.shape[1])
+        views = augment.draw_views(math.prod(shape), batch.pictures.shape[1], generator, self.config)
+        if self.config.task == "change":
+            views = replace(views, mirrored=views.mirrored.view(shape)[:, :1].expand(shape).flatten())
+        shard = self.world.shard(torch.arange(math.prod(shape)).view(shape))
+        views = views[shard[batch.places >= 0]].to(self.device)
+        return _Inputs(batch.pictures, views, batch.places, batch.asked)
+
+    def _accumulate(self, inputs: _Inputs, labels: Tensor, total_weight: Tensor) -> Tensor:
         """Add the gradients of a part of the batch.
 
         Returns (3,) float64: the sum of losses, the number of images of a class, and the number of correct predictions.
         """
         num_classes = len(self.spec.classes)
-        pixels = cropping.apply_views(images, views, self.spec.normalization)
+        pixels = cropping.apply_views(inputs.images, inputs.views, self.spec.normalization)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic.bfloat16):
-            logits = self.forward(pixels)
+            logits = self.forward(pixels, *inputs.question)
         logits = logits.float()
         targets = losses.targets(labels, self.values, self.config)
         loss = losses.per_image(logits, targets, self.config) * self.class_weights[labels]

@@ -1,0 +1,46 @@
+"""Questions about a picture and others, by the rows of their pictures in a pack."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bincount.errors import SettingsError
+from bincount.problem import Classes
+from bincount.settings import Task
+
+
+@dataclass(frozen=True)
+class Questions:
+    """N questions: their pictures' rows in the pack, (N, P) int64, and the quantities asked, (N,) int64.
+
+    The picture that is asked about comes first, then its references, and -1 where a question has fewer. Of a change the
+    picture is the later one, and its one reference the earlier one; what is asked is not used.
+    """
+
+    rows: np.ndarray
+    asked: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> "Questions":
+        return Questions(self.rows[part], self.asked[part])
+
+    def pictures(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of all pictures, each once, (U,), and the place of each question's among them, (N, P)."""
+        is_there = self.rows >= 0
+        rows, places = np.unique(self.rows[is_there], return_inverse=True)
+        of_questions = np.full(self.rows.shape, -1, np.int64)
+        of_questions[is_there] = places
+        return rows, of_questions
+
+
+def check(task: Task, classes: Classes) -> None:
+    """Raise SettingsError when the classes are no answers to questions of a task."""
+    if task in ("object", "quantity") and len(classes) != 2:
+        raise SettingsError(f"--task {task} is answered by no or yes, and the snapshot has {len(classes)} classes")
+    farthest = len(classes) // 2
+    if task == "change" and classes.names != tuple(map(str, range(-farthest, farthest + 1))):
+        raise SettingsError(
+            f"--task change is answered by -K to K items, and the snapshot has the classes {', '.join(classes.names)}"
+        )

@@ -1,0 +1,153 @@
+"""Networks that answer questions about a picture with the help of others: one backbone for all, and a small head.
+
+The backbone turns each picture into a feature map. Its cells, some 7 x 7, are projected to vectors that can be compared
+from picture to picture; a pooled vector alone would not tell which item of a bin is meant.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bincount.training.networks import build_backbone, build_head, num_channels, with_map
+from bincount.training.spec import ModelSpec
+
+WIDTH = 128  # of the vectors of cells
+HEADS = 4  # of the comparison, each of its share of a vector
+HIDDEN_UNITS = 128
+MOST_CELLS = 12  # on a side; finer maps are averaged
+MOST_ASKED = 20  # items; a question of more is taken for one of that many
+
+
+class Verifier(nn.Module):
+    """A backbone and a head, which answer questions about pictures.
+
+    Pictures are normalised, (M, 3, S, S). Question b of B is about the pictures at places[b], (P,) int64: first the one
+    that is asked about, then its references, -1 for none. asked (B,) int64 is the quantity. Returns logits (B, C).
+    """
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.backbone, num_features = build_backbone(spec.model, spec.image_size)
+        encoder = Encoder(spec, num_channels(self.backbone, spec.image_size), num_features)
+        self.head = ChangeHead(spec, encoder) if spec.task == "change" else ReferencesHead(spec, encoder)
+
+    @property
+    def counter(self) -> nn.Module | None:
+        """The counting head, where the network has one."""
+        return self.head.encoder.counter
+
+    def forward(self, pictures: Tensor, places: Tensor, asked: Tensor) -> Tensor:
+        features, cells = with_map(self.backbone, pictures)
+        return self.head(features, cells, places, asked)
+
+
+class Encoder(nn.Module):
+    """What a head knows of a picture: its cells, and a vector of the whole.
+
+    The vector has the probabilities that a counting model gives its classes, where the weights are one's.
+    """
+
+    def __init__(self, spec: ModelSpec, num_channels: int, num_features: int):
+        super().__init__()
+        # Centred: what all cells have in common would make them look alike.
+        self.project = nn.Sequential(nn.BatchNorm2d(num_channels), nn.Conv2d(num_channels, WIDTH, 1))
+        self.summarize = nn.Linear(num_features, WIDTH)
+        self.counter = build_head(spec.head, spec.dropout, num_features, spec.counts) if spec.counts else None
+        self.width = WIDTH + spec.counts
+
+    def forward(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (M, L, WIDTH) cells and (M, width) vectors of features (M, F) and maps (M, C, H, W)."""
+        if (step := -(-max(cells.shape[2:]) // MOST_CELLS)) > 1:
+            cells = functional.avg_pool2d(cells, step, ceil_mode=True)
+        projected = self.project(cells).flatten(2).transpose(1, 2)
+        # Each head's share of a vector has the same length everywhere, so that the product of two is their similarity.
+        shares = functional.layer_norm(projected.unflatten(2, (HEADS, -1)), (WIDTH // HEADS,))
+        vectors = [functional.relu(self.summarize(features))]
+        if self.counter is not None:
+            vectors.append(self.counter(features).softmax(dim=1))
+        return shares.flatten(2), torch.cat(vectors, dim=1)
+
+
+class Comparison(nn.Module):
+    """Compares the cells of one picture with those of another: (B, L, WIDTH) and (B, K, WIDTH) -> (B, width).
+
+    Each cell attends to the cells of the other picture by their similarity (the scaled dot product of Vaswani et al.,
+    Attention Is All You Need, NeurIPS 2017), and is seen beside what it finds there and how similar that is. The most
+    and the mean over the cells are kept: the most says that there is such a cell, the mean how many there are.
+    """
+
+    width = 2 * HIDDEN_UNITS
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3 * WIDTH + HEADS, HIDDEN_UNITS), nn.ReLU(inplace=True))
+
+    def forward(self, cells: Tensor, others: Tensor) -> Tensor:
+        queries, keys = (each.unflatten(2, (HEADS, -1)).transpose(1, 2) for each in (cells, others))
+        similarity = queries @ keys.transpose(2, 3) / math.sqrt(WIDTH // HEADS)  # (B, HEADS, L, K)
+        found = (similarity.softmax(dim=3) @ keys).transpose(1, 2).flatten(2)  # (B, L, WIDTH)
+        most_similar = similarity.amax(dim=3).transpose(1, 2)  # (B, L, HEADS)
+        compared = self.layers(torch.cat([cells, found, cells * found, most_similar], dim=2))
+        return torch.cat([compared.amax(dim=1), compared.mean(dim=1)], dim=1)
+
+
+class ReferencesHead(nn.Module):
+    """Answers whether an item is on a picture, or so many of it, given other pictures that show it.
+
+    The picture is compared with each reference, in both directions, and the mean over the references decides (Zaheer et
+    al., Deep Sets, NeurIPS 2017): their order does not matter, and what they have in common outweighs the other items
+    that each of them shows. Each quantity has logits of its own, of which those of the asked one are the answer.
+    """
+
+    def __init__(self, spec: ModelSpec, encoder: Encoder):
+        super().__init__()
+        self.encoder, self.of_picture, self.of_reference = encoder, Comparison(), Comparison()
+        self.num_quantities = 1 + MOST_ASKED if spec.task == "quantity" else 1
+        self.answer = _answer(spec, 2 * Comparison.width + encoder.width, self.num_quantities)
+
+    def forward(self, features: Tensor, cells: Tensor, places: Tensor, asked: Tensor) -> Tensor:
+        cells, vectors = self.encoder(features, cells)
+        picture, references = places[:, 0], places[:, 1:]
+        is_there = references >= 0  # (B, R)
+        theirs = cells[references.clamp_min(0)]  # (B, R, L, WIDTH)
+        own = cells[picture][:, None].expand_as(theirs)
+        theirs, own = theirs.flatten(0, 1), own.flatten(0, 1)
+        compared = torch.cat([self.of_picture(own, theirs), self.of_reference(theirs, own)], dim=1)
+        weights = is_there / is_there.sum(dim=1, keepdim=True).clamp_min(1)
+        mean = (compared.unflatten(0, references.shape) * weights[:, :, None]).sum(dim=1)
+        answers = self.answer(torch.cat([mean, vectors[picture]], dim=1)).unflatten(1, (self.num_quantities, -1))
+        quantities = torch.arange(self.num_quantities, device=asked.device)
+        is_asked = asked.clamp(0, self.num_quantities - 1)[:, None] == quantities
+        return (answers * is_asked[:, :, None]).sum(dim=1)
+
+
+class ChangeHead(nn.Module):
+    """Answers by how many items a bin has changed from an earlier picture, the reference, to a later one.
+
+    The logit of d is g(earlier, later)[d] + g(later, earlier)[-d], so that the pictures swapped give the same
+    distribution mirrored.
+    """
+
+    def __init__(self, spec: ModelSpec, encoder: Encoder):
+        super().__init__()
+        self.encoder, self.comparison = encoder, Comparison()
+        self.answer = _answer(spec, 2 * Comparison.width + 2 * encoder.width)
+
+    def forward(self, features: Tensor, cells: Tensor, places: Tensor, _asked: Tensor) -> Tensor:
+        cells, vectors = self.encoder(features, cells)
+        later, earlier = places.unbind(dim=1)
+        added, taken = self.comparison(cells[later], cells[earlier]), self.comparison(cells[earlier], cells[later])
+        forth = self.answer(torch.cat([added, taken, vectors[later], vectors[earlier]], dim=1))
+        back = self.answer(torch.cat([taken, added, vectors[earlier], vectors[later]], dim=1))
+        return forth + back.flip(1)
+
+
+def _answer(spec: ModelSpec, width: int, num_quantities: int = 1) -> nn.Module:
+    return nn.Sequential(
+        nn.Dropout(spec.dropout),
+        nn.Linear(width, HIDDEN_UNITS),
+        nn.ReLU(inplace=True),
+        nn.Linear(HIDDEN_UNITS, num_quantities * len(spec.classes)),
+    )
