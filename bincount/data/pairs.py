@@ -25,8 +25,9 @@ def read(snapshot: Snapshot) -> pd.DataFrame:
     """
     manifest = snapshot.read()
     rows = bins.read(snapshot.dataset, ["image_id", "items"]).set_index("image_id")["items"]
-    good = manifest[(manifest["status"] == "ok") & manifest["quantity"].notna()].reset_index(drop=True)
-    items = rows.reindex(good["image_id"]).reset_index(drop=True)
+    good = manifest[(manifest["status"] == "ok") & manifest["quantity"].notna()]
+    items = rows.reindex(good["image_id"]).set_axis(good.index).dropna()  # a source of folders lists none
+    good, items = good.loc[items.index].reset_index(drop=True), items.reset_index(drop=True)
     positions = groups.neighbours(good["image_id"], items)
     first, second = (good.iloc[positions[:, side]].reset_index(drop=True) for side in (0, 1))
     of_bins = manifest.dropna(subset="split").drop_duplicates("group").set_index("group")["split"]
