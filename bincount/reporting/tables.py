@@ -88,6 +88,8 @@ def of_evaluation(evaluation: "Evaluation") -> Tables:
     shown = {title: overall_scores(evaluation), "Test by class": class_score_text(evaluation)}
     if evaluation.coverage:
         shown["Where only the surest predictions count"] = coverage(evaluation.coverage[::3])
+    if evaluation.history:
+        shown["With the record before"] = pd.DataFrame({"": [evaluation.history.summary()]})
     return shown
 
 

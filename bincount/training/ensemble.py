@@ -40,10 +40,10 @@ def combine(
 ) -> Trained:
     """Make one model of two or more trainings, and write it into folder with the files of a training.
 
-    The members were trained on the same snapshot, all of them without the fold where one is given, with settings that may differ in what settings.Member has. pack has
-    the images of the size at which the model decodes a picture, and none of the members' is larger. The temperature is
-    fitted for the mean, on val, by the way that a service predicts. history.json has the mean over the members for each
-    epoch that they have trained. A finished model is not made again.
+    The members were trained on the same snapshot, without the fold where one is given, with settings that may differ in
+    what settings.Member has. pack has the images of the size at which the model decodes a picture, and none of the
+    members' is larger. The temperature is fitted for the mean, on val, by the way that a service predicts. history.json
+    has the mean over the members for each epoch that they have trained. A finished model is not made again.
     """
     trained = find_finished(folder)
     if trained is not None:
