@@ -4,12 +4,14 @@ import hashlib
 import json
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from bins import jpeg
 from evaluations import evaluation, sure_of
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from synthetic_training import IMAGES, QUICK, draw
 from test_cli import refused
 
@@ -26,7 +28,7 @@ from bincount.history import FARTHEST, RATIO, Changes
 from bincount.problem import Classes
 from bincount.reporting import pages, record_before, tables
 from bincount.settings import DataConfig
-from bincount.tracking import names, pyfunc
+from bincount.tracking import names, packaging, pyfunc
 from bincount.training import changes as kept_changes
 from bincount.training import ensemble
 from bincount.training import model as models
@@ -427,3 +429,12 @@ def test_the_model_as_mlflow_serves_it_takes_a_record_for_each_picture_that_has_
         with pytest.raises(MlflowException, match="column record_before") as caught:
             counter.predict(None, pd.DataFrame({"image": [jpeg(0)], "record_before": [wrong]}))
         assert caught.value.get_http_status_code() == 400
+
+
+def test_a_version_takes_pictures_with_a_record_before_or_without(checkpoint, tmp_path):
+    packaging.save_model(tmp_path / "version", checkpoint, jpeg(0), Model())
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "version"))
+    picture = pyfunc.as_input(jpeg(0))
+    assert "count_with_history" not in loaded.predict(picture)
+    for record_before in (4, 4.0):  # a column where one is missing has floats
+        assert loaded.predict(picture.assign(record_before=record_before))["count_with_history"].tolist() == [3]
