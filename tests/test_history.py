@@ -436,5 +436,5 @@ def test_a_version_takes_pictures_with_a_record_before_or_without(checkpoint, tm
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "version"))
     picture = pyfunc.as_input(jpeg(0))
     assert "count_with_history" not in loaded.predict(picture)
-    for record_before in (4, 4.0):  # a column where one is missing has floats
-        assert loaded.predict(picture.assign(record_before=record_before))["count_with_history"].tolist() == [3]
+    for record in (4, 4.0):  # a column where one is missing has floats
+        assert loaded.predict(picture.assign(record_before=record))["count_with_history"].tolist() == [3]
