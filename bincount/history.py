@@ -107,6 +107,11 @@ class Changes(Frozen):
         return self.update(probabilities, self.given_records(records, error_rate, classes))
 
     @property
+    def num_unchanged(self) -> int:
+        """How many of the pairs have the same count before and after."""
+        return int(np.sum(self.numbers, axis=0)[FARTHEST])
+
+    @property
     def commonest(self) -> int:
         """The change that most pairs have, in items."""
         return int(np.sum(self.numbers, axis=0).argmax()) - FARTHEST

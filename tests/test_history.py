@@ -244,6 +244,9 @@ def test_the_scores_with_the_record_before_are_on_every_page_in_the_terminal_and
     assert text.count("\n| the ") == 4
     assert "changed as most are (-1)" in text
     assert "the 40 of 60 test images whose bin has an earlier picture" in text
+    assert "40 pairs of train. No pair has the same count before and after: where pictures are taken without" in text
+    some = history.model_copy(update={"num_unchanged": 3})
+    assert some.how_to_read().endswith("3 of these pairs have the same count before and after.")
     (sentence,) = tables.of_evaluation(evaluated)["With the record before"][""]
     assert sentence.startswith("Accuracy 100.0 % (")
     assert sentence.endswith("on the 40 of 60 test images that have one")

@@ -24,13 +24,14 @@ class HistoryScores(Frozen):
 
     picture has those of the picture alone, record those of the record before alone, both those of the two together, and
     rule those of adding the commonest change of train to the record. num_tested are all test images, num_pairs the
-    pairs of train that show how counts change.
+    pairs of train that show how counts change, of which num_unchanged do not.
     """
 
     num_images: int
     num_bins: int
     num_tested: int
     num_pairs: int
+    num_unchanged: int
     commonest_change: int
     error_rate: float
     picture: dict[str, Score]
@@ -52,12 +53,16 @@ class HistoryScores(Frozen):
 
     def how_to_read(self) -> str:
         """Return how the scores are to be read, in sentences."""
+        unchanged = f"{self.num_unchanged:,} of these pairs have the same count before and after."
+        if not self.num_unchanged:
+            unchanged = (
+                "No pair has the same count before and after: where pictures are taken without a change, the record "
+                "before is right far more often than here, and the changes are to be counted there."
+            )
         return (
             f"These are the {self.num_images:,} of {self.num_tested:,} test images whose {self.noun} has an earlier "
-            f"picture with a record. How counts change is known from {self.num_pairs:,} pairs of train, and "
-            f"{percent(self.error_rate)} of the records before are taken to be wrong. Two pictures in a row between "
-            "which nothing changed are not in the data: where they are taken, the record before is right far more "
-            "often than here, and the changes are to be counted there."
+            f"picture with a record; {percent(self.error_rate)} of these records are taken to be wrong. How counts "
+            f"change is known from {self.num_pairs:,} pairs of train. {unchanged}"
         )
 
     def scalars(self) -> dict[str, float]:
@@ -116,6 +121,7 @@ def score(
         num_bins=images.num_bins,
         num_tested=len(images),
         num_pairs=changes.num_pairs,
+        num_unchanged=changes.num_unchanged,
         commonest_change=changes.commonest,
         error_rate=error_rate,
         picture=_score(images, probabilities, predicted),

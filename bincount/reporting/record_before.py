@@ -7,7 +7,7 @@ import pandas as pd
 from bincount.evaluation.history import SCORES
 from bincount.reporting.binary import html_table
 from bincount.reporting.tables import markdown_table, score_labels, with_interval
-from bincount.text import escape_html
+from bincount.text import escape_html, escape_markdown
 
 if TYPE_CHECKING:
     from bincount.evaluation.history import HistoryScores
@@ -33,7 +33,7 @@ def scores(history: "HistoryScores", unit: str = "items") -> pd.DataFrame:
 
 def markdown(history: "HistoryScores", unit: str = "items") -> str:
     """Write the scores in Markdown, and how they are to be read."""
-    return f"{markdown_table(scores(history, unit))}\n\n{history.how_to_read()}"
+    return f"{markdown_table(scores(history, unit))}\n\n{escape_markdown(history.how_to_read())}"
 
 
 def section(history: "HistoryScores", unit: str = "items") -> str:
