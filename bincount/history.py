@@ -99,3 +99,19 @@ class Changes(Frozen):
         """Return P(c | picture, record before), (N, C), from P(c | picture) and P(c | record before), (N, C) each."""
         weights = probabilities.astype(float) / np.maximum(self.shares, 1e-6) * given_history
         return weights / weights.sum(axis=1, keepdims=True)
+
+    def given_both(
+        self, probabilities: np.ndarray, records: np.ndarray, error_rate: float, classes: Classes
+    ) -> np.ndarray:
+        """Return P(c | picture, record before), (N, C), from P(c | picture), (N, C), and the records before, (N,)."""
+        return self.update(probabilities, self.given_records(records, error_rate, classes))
+
+    @property
+    def num_unchanged(self) -> int:
+        """How many of the pairs have the same count before and after."""
+        return int(np.sum(self.numbers, axis=0)[FARTHEST])
+
+    @property
+    def commonest(self) -> int:
+        """The change that most pairs have, in items."""
+        return int(np.sum(self.numbers, axis=0).argmax()) - FARTHEST

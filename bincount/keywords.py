@@ -22,7 +22,7 @@ Function = TypeVar("Function", bound=Callable)
 FUNCTIONS = ("prepare", "train")  # that are commands too, with a remedy in the same words
 CODE = re.compile(r"(`[^`]*`)")
 OPTION = re.compile(r"--(no-)?([a-z][a-z-]*)(?:[ =]([^-\s`](?:[^\s`]*[^\s`.,;:)])?))?")
-OTHERS = ("workspace", "snapshot")  # parameters that are in no section
+OTHERS = ("workspace", "snapshot", "record_before")  # parameters that are in no section
 NUMBER = re.compile(r"\d+(\.\d+)?")
 
 

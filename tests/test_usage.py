@@ -138,6 +138,7 @@ OPTIONS = {
         "device",
         "min_confidence",
         "output",
+        "record_before",
         "region",
         "endpoint",
         "unsigned",

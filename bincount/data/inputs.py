@@ -1,18 +1,21 @@
 """Pictures to predict, by the names that people give: files, folders, patterns and s3:// URLs."""
 
+import csv
 import glob
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 from PIL.Image import Image
 
 from bincount.data.client import ObjectMissing, ObjectRefused
 from bincount.data.pictures import PICTURE_SUFFIXES
 from bincount.data.source import Source, open_source, probe
-from bincount.errors import SourceError
+from bincount.errors import SettingsError, SourceError
 from bincount.settings import DataConfig
 
 
@@ -62,6 +65,53 @@ def find(names: Sequence[str], bucket: DataConfig) -> Inputs:
         if len(inputs.pictures) == before:
             inputs.unreadable[_printable(name)] = reason
     return inputs
+
+
+def read_records(given: str) -> int | dict[str, int]:
+    """Return what --record-before gives: a number of items for all pictures, or the record of each in a CSV file.
+
+    The file has the columns path, the names of pictures as they are given to `predict`, and record. Raises
+    SettingsError.
+    """
+    if re.fullmatch("-?[0-9]+", given):
+        return _record(given, "--record-before: ")
+    path = Path(given)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"--record-before takes a number of items, or a CSV file with the columns path and record; {given!r} is "
+            "no number, and there is no such file"
+        ) from None
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"{path} cannot be read as CSV ({reason}); correct --record-before") from error
+    if not rows or not {"path", "record"} <= rows[0].keys():
+        raise SettingsError(f"{path} needs the columns path and record, and a row a picture; correct it there")
+    return {
+        str(row["path"]): _record(row["record"] or "", f"{path}, line {line}: ") for line, row in enumerate(rows, 2)
+    }
+
+
+def records_of(names: Sequence[str], records: int | dict[str, int]) -> pd.Series:
+    """Return the record of each picture, (N,) Int64, of read_records; missing where the file has none of it.
+
+    Raises SettingsError where it has none of any.
+    """
+    if isinstance(records, int):
+        return pd.Series([records] * len(names), dtype="Int64")
+    if names and not records.keys() & set(names):
+        raise SettingsError(
+            f"--record-before has a record of none of these pictures; its column path is to name them as {names[0]}"
+        )
+    return pd.Series([records.get(name) for name in names], dtype="Int64")
+
+
+def _record(text: str, where: str) -> int:
+    if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text):
+        raise SettingsError(f"{where}a record is a whole number of items, 0 or more, got {text!r}; correct it")
+    return int(text)
 
 
 def _file(path: str) -> Input:

@@ -40,12 +40,17 @@ class CoveragePoint(Frozen):
 
 
 def abstain(predictions: pd.DataFrame, min_confidence: float) -> pd.DataFrame:
-    """Return predictions as predict_inputs makes them, with LOOK as the answer where no probability is as high."""
+    """Return predictions as predict_inputs makes them, with LOOK as the answer where no probability is as high.
+
+    So are the counts with history, by their own confidence, where add_history has added some.
+    """
     confidence = predictions.filter(regex="^p_").max(axis=1)
     heading = "count" if "count" in predictions else "class"
-    return predictions.assign(
-        **{heading: predictions[heading].astype(object).where(confidence >= min_confidence, LOOK)}
-    )
+    answers = {heading: predictions[heading].astype(object).where(confidence >= min_confidence, LOOK)}
+    if "count_with_history" in predictions:
+        is_unsure = predictions["confidence_with_history"] < min_confidence
+        answers["count_with_history"] = predictions["count_with_history"].astype(object).mask(is_unsure, LOOK)
+    return predictions.assign(**answers)
 
 
 def curve(

@@ -13,8 +13,9 @@ from bincount.data.manifest import REVIEW
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
-from bincount.evaluation import coverage, curves, intervals, slices
+from bincount.evaluation import coverage, curves, history, intervals, slices
 from bincount.evaluation.coverage import CoveragePoint
+from bincount.evaluation.history import HistoryScores
 from bincount.evaluation.intervals import SHARES, Interval, LabelledImages, Score
 from bincount.evaluation.metrics import Baseline, Metrics, costs, majority, score
 from bincount.files import write_json
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 REMEDY = "remove its folder and run again, which evaluates the model again"
 IMAGE_SLICES = "image_slices.parquet"
+HISTORY = "history.json"
 # The scores that tell models apart at a glance.
 HEADLINES = ("accuracy", "rmse", "rmse_of_expectation", "average_precision")
 PREDICTED = "predicted"  # column of predictions, where the model has a threshold
@@ -48,7 +50,8 @@ class Evaluation:
     as the manifest has it. slices.parquet a row a slice, as slices.score_slices returns it; image_slices.parquet the
     slices of each image; metrics.json the scores.
     intervals are of 95 %, over bins. coverage has the accuracy when only the surest predictions count, from all of them
-    down to a tenth; earlier releases have not kept it. problem has the words for what was tested.
+    down to a tenth; earlier releases have not kept it. problem has the words for what was tested. history has the
+    scores with the record before, history.json too; None where the model or too few test images have one.
     """
 
     folder: Path
@@ -57,6 +60,7 @@ class Evaluation:
     intervals: dict[str, Interval]
     coverage: tuple[CoveragePoint, ...] = ()
     problem: Problem = BINS
+    history: HistoryScores | None = None
 
     @property
     def predictions(self) -> pd.DataFrame:
@@ -134,7 +138,10 @@ def evaluate(
         intervals=estimated,
         coverage=coverage.curve(images, probabilities, predicted),
         problem=snapshot.problem,
+        history=history.measure(snapshot, test["image_id"], images, probabilities, predicted, spec),
     )
+    if evaluation.history:
+        write_json(folder / HISTORY, evaluation.history.model_dump(mode="json"))
     write_json(
         folder / "metrics.json",
         {

@@ -17,8 +17,9 @@ from torch import nn
 
 from bincount import threshold
 from bincount.data import pictures
-from bincount.errors import BadPicture
+from bincount.errors import BadPicture, SettingsError
 from bincount.model_settings import Device
+from bincount.settings import AuditConfig
 from bincount.training.device import choose_device
 from bincount.training.model import load, probabilities
 from bincount.training.spec import ModelSpec
@@ -63,6 +64,50 @@ def predict_inputs(
     else:
         table = table.rename(columns={"count": "class"})
     return table, {inputs[position].name: reason for position, reason in unreadable.items()}
+
+
+def add_history(table: pd.DataFrame, spec: ModelSpec, records: pd.Series) -> pd.DataFrame:
+    """Return predictions, as predict_inputs makes them, with what they are given the records before too.
+
+    records (N,) are items, missing where a picture has none. The new columns are record_before, count_with_history,
+    its probability confidence_with_history, and expected_count_with_history; the others stay those of the picture
+    alone. Raises SettingsError where the model knows no history, or a record is negative.
+    """
+    known = records.notna().to_numpy(bool)
+    probabilities = table[[f"p_{name}" for name in spec.classes.names]].to_numpy()[known]
+    both = given_records(spec, probabilities, records[known].to_numpy(np.int64))
+    counts, labels = np.array(spec.classes.values), threshold.predict(both, spec.threshold)
+    columns = {
+        "count_with_history": pd.array(counts[labels].astype(np.int64), "Int64"),
+        "confidence_with_history": both[np.arange(len(both)), labels],
+        "expected_count_with_history": both @ counts,
+    }
+    found = pd.DataFrame(columns, index=table.index[known]).reindex(table.index)
+    return table.assign(record_before=records.array, **found.to_dict("series"))
+
+
+def given_records(spec: ModelSpec, probabilities: np.ndarray, records: np.ndarray) -> np.ndarray:
+    """Return the probabilities (N, C) of pictures, given the records before, (N,), of their bins too.
+
+    The records may be wrong, as often as an audit assumes. Raises SettingsError as add_history does.
+    """
+    check_history(spec)
+    if (records < 0).any():
+        raise SettingsError(f"a record is a number of items, got {records.min()}; correct --record-before")
+    return spec.history.given_both(probabilities, records, AuditConfig().error_rate, spec.classes)
+
+
+def check_history(spec: ModelSpec) -> None:
+    """Raise SettingsError where a model cannot use a record before."""
+    if not (spec.classes.are_counts and spec.classes.ordered):
+        names = ", ".join(spec.classes.names)
+        raise SettingsError(f"--record-before is for counts, and the model predicts {names}; leave it out")
+    if spec.history is None:
+        raise SettingsError(
+            "the model does not know how counts change from one picture of a bin to the next: it was trained by an "
+            "earlier release, or on too few pairs of such pictures; train it again, on more bins, or leave out "
+            "--record-before"
+        )
 
 
 def predict_pictures(

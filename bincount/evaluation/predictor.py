@@ -4,7 +4,7 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from bincount.data import inputs
 from bincount.data.inputs import Input
 from bincount.errors import BadPicture
-from bincount.evaluation.predict import predict_pictures
+from bincount.evaluation.predict import check_history, given_records, predict_pictures
+from bincount.keywords import in_python_words
 from bincount.problem import Classes
 from bincount.settings import DataConfig, Device
 from bincount.text import percent
@@ -64,7 +65,8 @@ class Predictions(Sequence[Prediction]):
     """The predictions of several pictures, in their order.
 
     probabilities is (N, C) float32. positions (N,) are the places of the pictures among those given, which differ from
-    0..N-1 where some were skipped; unreadable says why those were, by position.
+    0..N-1 where some were skipped; unreadable says why those were, by position. Where the records before were given,
+    records_before has that of each picture, and with_history the predictions from picture and record.
     """
 
     classes: Classes
@@ -73,6 +75,8 @@ class Predictions(Sequence[Prediction]):
     positions: tuple[int, ...]
     unreadable: Mapping[int, str] = field(default_factory=dict)
     threshold: Threshold | None = None
+    records_before: tuple[int, ...] = ()
+    with_history: "Predictions | None" = None
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -100,12 +104,22 @@ class Predictions(Sequence[Prediction]):
         """Return a row a picture, with its position as index, as `bincount predict --output csv` has them.
 
         The columns are path, count, confidence, expected_count where classes are ordered, and p_NAME for each class.
+        With records before these are record_before and, from picture and record, count_with_history,
+        confidence_with_history and expected_count_with_history.
         """
         answers = {"count": self.counts} if self.classes.are_counts else {"class": np.array(self.class_names, object)}
         columns = {"path": list(self.names), **answers, "confidence": self.confidences}
         if self.classes.ordered:
             columns["expected_count"] = self._expected_counts
         columns |= {f"p_{name}": self.probabilities[:, label] for label, name in enumerate(self.classes.names)}
+        both = self.with_history
+        if both is not None:
+            columns |= {
+                "record_before": list(self.records_before),
+                "count_with_history": both.counts,
+                "confidence_with_history": both.confidences,
+                "expected_count_with_history": both._expected_counts,
+            }
         return pd.DataFrame(columns, index=list(self.positions))
 
     @property
@@ -122,8 +136,13 @@ class Predictions(Sequence[Prediction]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             names, positions = self.names[index], self.positions[index]
-            return Predictions(
-                self.classes, names, self.probabilities[index], positions, self.unreadable, self.threshold
+            return replace(
+                self,
+                names=names,
+                probabilities=self.probabilities[index],
+                positions=positions,
+                records_before=self.records_before[index],
+                with_history=None if self.with_history is None else self.with_history[index],
             )
         label, shares = self.labels[index], self.probabilities[index]
         return Prediction(
@@ -179,7 +198,11 @@ class Model:
         return next(self.network.parameters()).device
 
     def predict(
-        self, pictures: Pictures | Iterable[Pictures], *, errors: Literal["raise", "skip"] = "raise"
+        self,
+        pictures: Pictures | Iterable[Pictures],
+        *,
+        record_before: int | Sequence[int] | None = None,
+        errors: Literal["raise", "skip"] = "raise",
     ) -> Predictions:
         """Predict one picture or several; the predictions have the order of the pictures.
 
@@ -188,6 +211,10 @@ class Model:
         folder stands for all pictures below it, a pattern for what it matches, an s3:// URL for what is in the public
         bucket.
 
+        record_before is the number of items that the record of the bin before says, one for all pictures or one for
+        each; the predictions then have `with_history` beside those of the pictures alone. Raises SettingsError where
+        the model knows no history.
+
         Raises BadPicture where one cannot be read; with errors="skip" it is left out and explained in `unreadable`.
         Raises TypeError for what is no picture at all. An iterator, such as a generator, is drawn into memory whole:
         give names of files, or a part at a time, where its pictures would not fit.
@@ -195,12 +222,31 @@ class Model:
         if errors not in ("raise", "skip"):
             raise ValueError(f"errors is 'raise' or 'skip', not {errors!r}")
         given = _as_inputs(pictures)
+        records = None if record_before is None else self._as_records(record_before, len(given))
         probabilities, unreadable = predict_pictures(self.network, self.spec, given)
         if unreadable and errors == "raise":
             raise _unreadable(given, unreadable)
         positions = tuple(position for position in range(len(given)) if position not in unreadable)
         names = tuple(given[position].name for position in positions)
-        return Predictions(self.classes, names, probabilities, positions, unreadable, self.spec.threshold)
+        predictions = Predictions(self.classes, names, probabilities, positions, unreadable, self.spec.threshold)
+        if records is None:
+            return predictions
+        records = records[list(positions)]
+        with in_python_words():
+            both = given_records(self.spec, probabilities, records)
+        with_history = replace(predictions, probabilities=both.astype(np.float32))
+        return replace(predictions, records_before=tuple(records.tolist()), with_history=with_history)
+
+    def _as_records(self, record_before: int | Sequence[int], num_pictures: int) -> np.ndarray:
+        """Return the record of each picture, (N,) int64."""
+        with in_python_words():
+            check_history(self.spec)
+        records = np.array(record_before)
+        if records.dtype.kind not in "iu" or records.ndim > 1:
+            raise TypeError("record_before is a whole number of items, or one for each picture")
+        if records.ndim and len(records) != num_pictures:
+            raise ValueError(f"record_before has {len(records)} numbers, and there are {num_pictures} pictures")
+        return np.broadcast_to(records.astype(np.int64), num_pictures)
 
     def __repr__(self) -> str:
         of = self.spec.describe_networks()
@@ -210,8 +256,9 @@ class Model:
 
 def _formatters(frame: pd.DataFrame) -> dict[str, Callable[[float], str]]:
     """Return what writes the cells of a table of predictions: probabilities in percent."""
-    shares = [name for name in frame if name == "confidence" or name.startswith("p_")]
-    return {"expected_count": "{:.2f}".format, **dict.fromkeys(shares, percent)}
+    shares = [name for name in frame if name.startswith(("confidence", "p_"))]
+    expected = dict.fromkeys(("expected_count", "expected_count_with_history"), "{:.2f}".format)
+    return {**expected, **dict.fromkeys(shares, percent)}
 
 
 def _as_inputs(pictures: Any) -> list[Input]:

@@ -86,7 +86,7 @@ def section(evaluation: Evaluation, classes: Classes) -> str:
     text = escape_html(" ".join(describe(evaluation, classes)))
     table = costs(metrics)
     band = "; the band is the pointwise 95&nbsp;% interval" if 'class="band"' in plots else ""
-    weighed = "" if table is None else f'<div class="scroll">{_html(table)}</div>'
+    weighed = "" if table is None else f'<div class="scroll">{html_table(table)}</div>'
     return (
         '<section aria-labelledby="curves-title"><h2 id="curves-title">'
         f"Finding {escape_html(metrics.positive)}</h2>"
@@ -135,7 +135,8 @@ def _plot(
     )
 
 
-def _html(table: pd.DataFrame) -> str:
+def html_table(table: pd.DataFrame) -> str:
+    """Write a table of text as a test's page shows it, the first column as the names of the rows."""
     heads = "".join(f'<th scope="col">{escape_html(name)}</th>' for name in table.columns)
     rows = "".join(
         f'<tr><th scope="row">{escape_html(row[0])}</th>'

@@ -10,7 +10,7 @@ from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.metrics import Metrics
 from bincount.problem import SPLITS, Classes, Problem
-from bincount.reporting import binary, cross_fit, tables
+from bincount.reporting import binary, cross_fit, record_before, tables
 from bincount.settings import TrainConfig, name_networks
 from bincount.text import escape_markdown, markdown_code
 from bincount.training.spec import ModelSpec
@@ -57,7 +57,7 @@ In brackets the interval that holds the score with 95 % confidence, had other {n
 
 {_of_two(evaluation, classes)}{_coverage(evaluation)}{tables.markdown_table(tables.class_score_text(evaluation))}
 
-{_cross_fitted(cross_fitted)}## Data
+{_cross_fitted(cross_fitted)}{_history(evaluation)}## Data
 
 From {escape_markdown(snapshot.source)}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} images, \
 {", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. All images of one {noun} are in the same split.\
@@ -170,6 +170,13 @@ def _cross_fitted(cross_fitted: CrossFitted | None) -> str:
     if cross_fitted is None:
         return ""
     return f"## {cross_fit.title(cross_fitted)}\n\n{cross_fit.markdown(cross_fitted)}\n\n"
+
+
+def _history(evaluation: Evaluation) -> str:
+    """Write the scores with the record before beside those without, as a section of their own."""
+    if evaluation.history is None:
+        return ""
+    return f"## {record_before.TITLE}\n\n{record_before.markdown(evaluation.history, evaluation.problem.unit)}\n\n"
 
 
 def _reviewed(metrics: Metrics, noun: str = "bin") -> str:

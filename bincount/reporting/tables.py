@@ -88,6 +88,8 @@ def of_evaluation(evaluation: "Evaluation") -> Tables:
     shown = {title: overall_scores(evaluation), "Test by class": class_score_text(evaluation)}
     if evaluation.coverage:
         shown["Where only the surest predictions count"] = coverage(evaluation.coverage[::3])
+    if evaluation.history:
+        shown["With the record before"] = pd.DataFrame({"": [evaluation.history.summary()]})
     return shown
 
 
@@ -309,7 +311,12 @@ def predictions(predicted: pd.DataFrame) -> pd.DataFrame:
     )
     of_answer = probabilities.to_numpy()[np.arange(len(predicted)), places]
     confidence = probabilities.max(axis=1).where(places < 0, of_answer)
-    return predicted.drop(columns=list(probabilities)).assign(confidence=confidence.map(percent))
+    shown = predicted.drop(columns=list(probabilities))
+    first = list(shown).index("record_before") if "record_before" in shown else shown.shape[1]
+    shown.insert(first, "confidence", confidence)
+    shares = [name for name in shown if name.startswith("confidence")]
+    shown[shares] = shown[shares].astype(object).map(percent, na_action="ignore")
+    return shown.rename(columns={name: name.replace("_", " ") for name in shown.columns[first + 1 :]})  # these wrap
 
 
 # Tables as text

@@ -1,4 +1,4 @@
-"""The names of metrics in MLflow: `train/…`, `val/…`, `test/…` and `crossfit/…`; its pages group charts by these.
+"""The names of metrics in MLflow: `train/…`, `val/…`, `test/…`, `crossfit/…`, `history/…`; charts are grouped by these.
 
 The step of a metric of train and val is the epoch. What is measured once, as all of test is, has step 0: the pages draw
 it as bars, one a run, and would draw a lone point at any other step.
@@ -40,6 +40,11 @@ def of_test(scalars: Mapping[str, float]) -> dict[str, float]:
 def of_cross_fit(scalars: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics of cross-fitted scores: accuracy becomes crossfit/accuracy."""
     return {f"crossfit/{name}": value for name, value in scalars.items()}
+
+
+def of_history(scalars: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of scores with the record before: accuracy becomes history/accuracy."""
+    return {f"history/{name}": value for name, value in scalars.items()}
 
 
 def _of_score(name: str) -> str:

@@ -11,11 +11,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
-from mlflow.models import Model, infer_signature
+from mlflow.models import Model, ModelSignature, infer_signature
+from mlflow.types import ColSpec, Schema
+from mlflow.types.schema import AnyType
 from packaging.requirements import Requirement
 
 import bincount
@@ -23,6 +27,9 @@ from bincount.files import raise_on_disk_full
 from bincount.tracking import self_check
 from bincount.tracking.self_check import SelfCheck
 from bincount.training.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from bincount.tracking.pyfunc import CountModel
 
 PACKAGE = Path(bincount.__file__).parent
 MODEL_TAG = "bincount.model"  # SHA-256 of model.safetensors
@@ -83,10 +90,19 @@ def save_model(folder: Path, checkpoint: Path, example: bytes, about: Model) -> 
             python_model=pyfunc.__file__,
             code_paths=[str(copy_modules(Path(code)))],
             artifacts={"weights": str(checkpoint / "model.safetensors"), "spec": str(checkpoint / "model.json")},
-            signature=infer_signature(table, predictor.predict(None, table)),
+            signature=_signature(predictor, table),
             input_example=table,
             pip_requirements=pin(packages_of(predictor.spec)),
         )
+
+
+def _signature(predictor: "CountModel", example: pd.DataFrame) -> ModelSignature:
+    """Describe what a model takes and returns; one that knows how counts change takes the record before, too."""
+    signature = infer_signature(example, predictor.predict(None, example))
+    if predictor.spec.history is None:
+        return signature
+    record_before = ColSpec(AnyType(), "record_before", required=False)  # of integers none could be missing
+    return ModelSignature(Schema([*signature.inputs.inputs, record_before]), signature.outputs)
 
 
 def packages_of(spec: ModelSpec) -> tuple[str, ...]:

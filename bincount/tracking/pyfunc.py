@@ -16,8 +16,8 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from bincount.data import pictures
-from bincount.errors import BadPicture
-from bincount.evaluation.predict import predict_images
+from bincount.errors import BadPicture, SettingsError
+from bincount.evaluation.predict import add_history, predict_images
 from bincount.training import model as models
 
 ROWS_AT_ONCE = 256  # decoded in memory: 38 MB at 224 pixels
@@ -44,9 +44,13 @@ class CountModel(PythonModel):
 
         Paths are opened only where no server asks for others. A picture of more than 50 million pixels is refused.
 
+        A column `record_before`, where there is one, holds the items that the record before says of each bin, empty
+        where that is not known.
+
         Returns a row a picture: count, the name of the likeliest class, an integer where classes are counts;
-        expected_count where they are ordered; p_NAME for each class. Raises MlflowException, which the model server
-        answers as a bad request, for a row that is not a picture.
+        expected_count where they are ordered; p_NAME for each class; with records before also record_before,
+        count_with_history, confidence_with_history and expected_count_with_history. Raises MlflowException, which the
+        model server answers as a bad request, for a row that is not a picture, or where a record cannot be used.
         """
         if "image" not in model_input:
             columns = ", ".join(map(str, model_input.columns))
@@ -61,7 +65,16 @@ class CountModel(PythonModel):
         table = pd.concat(tables).set_axis(model_input.index)
         if all(map(str.isdecimal, self.spec.classes.names)):
             table["count"] = table["count"].astype(int)
+        if "record_before" in model_input:
+            table = self._with_history(table, model_input["record_before"])
         return table
+
+    def _with_history(self, table: pd.DataFrame, records: pd.Series) -> pd.DataFrame:
+        try:
+            return add_history(table, self.spec, pd.to_numeric(records).astype("Int64"))
+        except (SettingsError, TypeError, ValueError) as error:
+            reason = str(error).replace("--record-before", "the column record_before")
+            raise MlflowException.invalid_parameter_value(f"column record_before: {reason}") from error
 
     def _decode(self, row, value: bytes | str) -> np.ndarray:
         try:

@@ -17,7 +17,7 @@ from bincount.evaluation.crossfit import CrossFitted
 from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation, find_mistakes, find_suspects, predicted_labels, probability_columns
 from bincount.evaluation.metrics import reliability
-from bincount.reporting import binary, card, pages, run_page, tables
+from bincount.reporting import binary, card, pages, record_before, run_page, tables
 from bincount.reporting.pages import Champion
 from bincount.settings import Job
 from bincount.tracking import names
@@ -111,6 +111,7 @@ def record_model(
                 **names.of_training(trained.seconds, trained.best_epoch),
                 **names.of_test(scores),
                 **(names.of_cross_fit(cross_fitted.scalars()) if cross_fitted else {}),
+                **(names.of_history(evaluation.history.scalars()) if evaluation.history else {}),
             },
             model_id=version.model_id,
             snapshot=snapshot,
@@ -163,6 +164,8 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
         "mistakes": mistakes,
         "suspects": find_suspects(mistakes),
     }
+    if evaluation.history:
+        logged["record_before"] = record_before.scores(evaluation.history, evaluation.problem.unit)
     if (weighed := binary.costs(metrics)) is not None:
         logged["costs"] = weighed
     drawn = {

@@ -70,7 +70,7 @@ class CrossFit:
         from bincount.training import ensemble  # here, since torch takes seconds to import
 
         folder = folder_of(self.workspace, self.snapshot, self.images, self.training, fold)
-        return ensemble.combine(members, self.snapshot, pack, folder, self.training.device)
+        return ensemble.combine(members, self.snapshot, pack, folder, self.training.device, fold)
 
     def average_all(self, networks: Sequence[Trained], pack: Pack) -> Trained:
         """Return the mean of all networks."""

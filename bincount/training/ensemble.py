@@ -14,11 +14,13 @@ import pandas as pd
 from torch import nn
 
 from bincount import threshold
+from bincount.data.folds import Fold
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import SettingsError
 from bincount.files import write_json
 from bincount.settings import Device
+from bincount.training import changes
 from bincount.training.calibration import calibrate, keep_threshold
 from bincount.training.device import choose_device
 from bincount.training.model import load, save
@@ -30,14 +32,19 @@ logger = logging.getLogger(__name__)
 
 
 def combine(
-    members: Sequence[Trained], snapshot: Snapshot, pack: Pack, folder: Path, device: Device = "auto"
+    members: Sequence[Trained],
+    snapshot: Snapshot,
+    pack: Pack,
+    folder: Path,
+    device: Device = "auto",
+    fold: Fold | None = None,
 ) -> Trained:
     """Make one model of two or more trainings, and write it into folder with the files of a training.
 
-    The members were trained on the same snapshot, with settings that may differ in what settings.Member has. pack has
-    the images of the size at which the model decodes a picture, and none of the members' is larger. The temperature is
-    fitted for the mean, on val, by the way that a service predicts. history.json has the mean over the members for each
-    epoch that they have trained. A finished model is not made again.
+    The members were trained on the same snapshot, without the fold where one is given, with settings that may differ in
+    what settings.Member has. pack has the images of the size at which the model decodes a picture, and none of the
+    members' is larger. The temperature is fitted for the mean, on val, by the way that a service predicts. history.json
+    has the mean over the members for each epoch that they have trained. A finished model is not made again.
     """
     trained = find_finished(folder)
     if trained is not None:
@@ -55,6 +62,7 @@ def combine(
             labels, probabilities, aim.positive, miss_cost=aim.miss_cost, min_precision=aim.min_precision
         )
         keep_threshold(folder / "model", chosen)
+    changes.keep(folder / "model", snapshot, probabilities, fold)
     scores = measure(probabilities, labels, snapshot.classes)
     epochs = pd.concat([pd.DataFrame(read_history(member.folder)) for member in members]).groupby("epoch")
     write_json(folder / "history.json", epochs.mean().reset_index().to_dict("records"))

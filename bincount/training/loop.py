@@ -25,7 +25,7 @@ from bincount.problem import EXTRA
 from bincount.progress import Progress
 from bincount.settings import TrainConfig
 from bincount.text import percent
-from bincount.training import checkpoints, distributed, losses, questions, run_folder, validation
+from bincount.training import changes, checkpoints, distributed, losses, questions, run_folder, validation
 from bincount.training import model as models
 from bincount.training.calibration import calibrate, keep_threshold
 from bincount.training.device import choose_device, reproducible, resolve
@@ -111,6 +111,7 @@ def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
             min_precision=config.min_precision,
         )
         keep_threshold(trained.checkpoint, chosen)
+        changes.keep(trained.checkpoint, request.snapshot, calibrated, request.fold)
         scores = validation.measure(calibrated, val.labels, trainer.spec.classes)
         trained = replace(trained, val_log_loss=scores["val_loss"])
         trained.write()

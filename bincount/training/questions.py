@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bincount.errors import SettingsError
+from bincount.model_settings import Task
 from bincount.problem import Classes
-from bincount.settings import Task
 
 
 @dataclass(frozen=True)

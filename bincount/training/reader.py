@@ -16,8 +16,8 @@ from torch import Tensor
 
 from bincount.data.packs import Pack
 from bincount.errors import DatasetError, SettingsError
+from bincount.model_settings import Task
 from bincount.problem import EXTRA, Classes
-from bincount.settings import Task
 from bincount.training.distributed import World
 from bincount.training.questions import Questions
 from bincount.training.schedule import seed_for

@@ -14,6 +14,7 @@ from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import ModelDamaged, ModelNotFound, ModelUnreadable, SettingsError, WeightsUnavailable
 from bincount.files import read_sealed, write_sealed
 from bincount.frozen import Frozen
+from bincount.history import Changes
 from bincount.model_settings import ImageConfig, ModelName, Task, TrainConfig, name_networks
 from bincount.problem import Classes, Problem
 from bincount.threshold import Threshold
@@ -68,6 +69,7 @@ class ModelSpec(Frozen):
     weights_licence: str = ""
     weights_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     threshold: Threshold | None = Field(None, description="of two classes; without, the likeliest is predicted")
+    history: Changes | None = Field(None, description="how counts change from a picture of a bin to the next")
 
     @field_validator("threshold")
     @classmethod
@@ -75,6 +77,13 @@ class ModelSpec(Frozen):
         if threshold and "classes" in info.data and len(info.data["classes"]) != 2:
             raise ValueError(f"a threshold needs two classes, there are {len(info.data['classes'])}")
         return threshold
+
+    @field_validator("history")
+    @classmethod
+    def _of_the_classes(cls, history: Changes | None, info: ValidationInfo) -> Changes | None:
+        if history and "classes" in info.data and len(info.data["classes"]) != len(history.shares):
+            raise ValueError(f"shares are of {len(history.shares)} classes, there are {len(info.data['classes'])}")
+        return history
 
     @field_validator("extra_names")
     @classmethod
@@ -128,7 +137,7 @@ class ModelSpec(Frozen):
         """Describe the mean of several models of one network each, with pictures decoded at image_size."""
         licences = dict.fromkeys(filter(None, (spec.weights_licence for spec in specs)))
         own = {"members": len(specs), "image_size": image_size, "weights_licence": "; ".join(licences)}
-        fitted_later = {"temperature": 1.0, "threshold": None}
+        fitted_later = {"temperature": 1.0, "threshold": None, "history": None}
         whole = specs[0].model_copy(update=own | fitted_later)
         networks = tuple(NetworkSpec.model_validate(spec.model_dump(include=OF_NETWORK)) for spec in specs)
         if set(networks) == {NetworkSpec.model_validate(whole.model_dump(include=OF_NETWORK))}:
@@ -181,8 +190,8 @@ def is_checkpoint(folder: Path) -> bool:
 
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write model.json into the folder of a model."""
-    # As releases write it, and read it, that know neither thresholds nor several architectures, nor other tasks.
-    unused = {name for name in ("networks", "threshold") if not getattr(spec, name)}
+    # As releases write it, and read it, that know no thresholds, no histories, no several architectures and no tasks.
+    unused = {name for name in ("networks", "threshold", "history") if not getattr(spec, name)}
     unused |= {"task", "counts"} if spec.task == "counting" else set()
     write_sealed(folder / "model.json", spec.model_dump(mode="json", exclude=unused))
 

@@ -73,6 +73,13 @@ def predict(
             validator=Number(gte=0, lte=1),
         ),
     ] = None,
+    record_before: Annotated[
+        str | None,
+        Parameter(
+            help="items that the record before says, for all pictures, or a CSV file with the columns path and record; "
+            "the count with it stands beside that of the picture alone"
+        ),
+    ] = None,
     bucket: Bucket = PUBLIC_BUCKET,
     registry: Registry = RegistryConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
@@ -87,12 +94,19 @@ def predict(
     preflight.check_registry(registry)
     preflight.check_url("--endpoint", data.endpoint, preflight.WEB)
     from bincount.data import inputs
-    from bincount.evaluation.predict import predict_inputs  # with torch
+
+    records = None if record_before is None else inputs.read_records(record_before)
+    from bincount.evaluation.predict import add_history, check_history, predict_inputs  # with torch
+    from bincount.training.spec import read_spec
 
     threads = data.concurrency if any("://" in name for name in pictures) else None
     with find_checkpoint(model, Workspace(root=workspace), registry) as checkpoint:
+        if records is not None:
+            check_history(read_spec(checkpoint))
         found = inputs.find(pictures, data)
         table, bad = predict_inputs(checkpoint, found.pictures, device, threads=threads)
+        if records is not None:
+            table = add_history(table, read_spec(checkpoint), inputs.records_of(list(table["path"]), records))
         if min_confidence is not None:
             table = _abstain(table, min_confidence, model, checkpoint, Workspace(root=workspace), registry)
     if found.pictures:
