@@ -1,0 +1,158 @@
+"""The earlier pictures of the bins of an audit, with their records: a second witness beside the picture now.
+
+The table of changes is counted from the records of train. That of a bin of train is counted without its own fold, so
+that no recorded change speaks for itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bincount.evaluation import joint
+from bincount.evaluation.joint import NONE, PairErrors
+from bincount.evaluation.record_errors import RecordErrors
+from bincount.history import Changes
+from bincount.problem import Classes
+
+FEWEST_PAIRS = 100  # of train: of fewer the table of changes would be little more than assumed
+FOLDS = 5  # of train, for the tables of changes
+
+
+class Located(NamedTuple):
+    """Bins that share a table of changes: their places among the bins that were asked for, and in the table."""
+
+    places: np.ndarray
+    rows: np.ndarray
+    transition: np.ndarray
+    likelihood: np.ndarray
+
+
+@dataclass(frozen=True)
+class EarlierPictures:
+    """What is known of bins that have an earlier picture.
+
+    table has a row for each of H bins: image_id, before (the id of the earlier picture), recorded_before (the name of
+    its record), label_before (its position among the outputs), fold (which of the transitions is its own), and is
+    sorted by image_id. before (H, C) are the probabilities of the earlier picture by the network that scored the bin;
+    where it was not scored they are its shares. shares (H, C) are the mean of that network's scores. transitions
+    (K, C, C) are P(after | before).
+    """
+
+    outputs: Classes
+    table: pd.DataFrame
+    before: np.ndarray
+    shares: np.ndarray
+    transitions: np.ndarray
+    errors: PairErrors = field(default_factory=PairErrors)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def _by_id(self) -> pd.Index:
+        return pd.Index(self.table["image_id"])
+
+    def locate(self, image_ids: pd.Series) -> np.ndarray:
+        """Return the row of each bin in the table, (N,), and -1 where it has no earlier picture."""
+        return self._by_id.get_indexer(image_ids)
+
+    def with_errors(self, errors: PairErrors) -> "EarlierPictures":
+        return replace(self, errors=errors)
+
+    def by_transition(self, image_ids: pd.Series, errors: RecordErrors) -> Iterator[Located]:
+        """Yield the bins among image_ids that have an earlier picture, those that share a table of changes together."""
+        rows = self.locate(image_ids)
+        places = np.flatnonzero(rows >= 0)
+        folds = self.table["fold"].to_numpy()[rows[places]]
+        for fold in np.unique(folds):
+            some = places[folds == fold]
+            transition = self.transitions[fold]
+            likelihood = self.errors.likelihood(errors.likelihood(self.outputs), transition, self.outputs)
+            yield Located(some, rows[some], transition, likelihood)
+
+    def update(
+        self, image_ids: pd.Series, probabilities: np.ndarray, labels: np.ndarray, errors: RecordErrors
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Add what the earlier pictures say of bins to the probabilities (N, C) of their pictures.
+
+        Returns the places of the bins that have one, (M,), the probabilities of their counts given both pictures and
+        the record before, (M, C), and the probability that their records (labels, (N,)) are wrong, (M,).
+        """
+        places, updated, wrong = [np.empty(0, np.int64)], [np.empty((0, len(self.outputs)))], [np.empty(0)]
+        labels_before = self.table["label_before"].to_numpy()
+        for part in self.by_transition(image_ids, errors):
+            given = self.before[part.rows], probabilities[part.places], self.shares[part.rows], part.transition
+            records = np.stack([labels_before[part.rows], labels[part.places]], axis=1)
+            without = np.stack([records[:, 0], np.full(len(records), NONE)], axis=1)
+            places.append(part.places)
+            updated.append(joint.infer(*given, without, part.likelihood).after)
+            wrong.append(joint.infer(*given, records, part.likelihood).wrong_after)
+        return np.concatenate(places), np.concatenate(updated), np.concatenate(wrong)
+
+    def wrong_of_any(self, image_ids: pd.Series, probabilities: np.ndarray, errors: RecordErrors) -> np.ndarray:
+        """Return the probability that a record is wrong, for any record before and after, (H, C, C).
+
+        Rows of bins that are not among image_ids are NaN. probabilities (N, C) are as in update.
+        """
+        num = len(self.outputs)
+        found = np.full((len(self), num, num), np.nan)
+        for part in self.by_transition(image_ids, errors):
+            for start in range(0, len(part.rows), joint.ROWS_AT_ONCE):
+                rows, places = (each[start : start + joint.ROWS_AT_ONCE] for each in (part.rows, part.places))
+                weights = joint.weigh(self.before[rows], probabilities[places], self.shares[rows], part.transition)
+                found[rows] = joint.wrong_after_any(weights, part.likelihood)
+        return found
+
+
+def find(pairs: pd.DataFrame, records: pd.Series, scores: pd.DataFrame, outputs: Classes) -> EarlierPictures | None:
+    """Find the earlier pictures of the bins of scores; None where they are too few, or classes are no counts.
+
+    pairs are those of the snapshot (data.pairs.read), records the names of recorded classes by image_id, and scores
+    those of an audit. A bin whose record before is none of the outputs is left out.
+    """
+    trained = pairs[(pairs["split"] == "train").fillna(False)]
+    if len(trained) < FEWEST_PAIRS or not (outputs.ordered and outputs.are_counts):
+        return None
+    columns = [f"p_{name}" for name in outputs.names]
+    probabilities = scores[columns].to_numpy(np.float64)
+    positions = pd.Index(scores["image_id"])
+    table = pairs[["before", "after", "group", "split"]].rename(columns={"after": "image_id"})
+    table["recorded_before"] = records.reindex(table["before"]).to_numpy()
+    table["label_before"] = pd.Index(outputs.names).get_indexer(table["recorded_before"])
+    found = (table["label_before"] >= 0) & (positions.get_indexer(table["image_id"]) >= 0)
+    table = table[found].sort_values("image_id", ignore_index=True)
+    if table.empty:
+        return None
+    of_scorers = scores.groupby("scored_by")[columns].mean()
+    scored_by = scores["scored_by"].to_numpy()[positions.get_indexer(table["image_id"])]
+    shares = of_scorers.loc[scored_by].to_numpy(np.float64)
+    places = positions.get_indexer(table["before"])
+    known = (places >= 0) & (scores["scored_by"].to_numpy()[places] == scored_by)
+    before = np.where(known[:, None], probabilities[places], shares)
+    folds = _folds(trained["group"])
+    table["fold"] = table["group"].map(folds).fillna(0).astype(int)
+    transitions = _transitions(trained, trained["group"].map(folds).to_numpy(), probabilities.mean(axis=0), outputs)
+    table = table[["image_id", "before", "recorded_before", "label_before", "fold"]]
+    return EarlierPictures(outputs, table, before, shares, transitions)
+
+
+def _folds(groups: pd.Series) -> pd.Series:
+    """Return the fold of each bin of train, 1..FOLDS, by its name; other bins have the table of all of train, 0."""
+    names = np.sort(groups.unique())
+    return pd.Series(np.arange(len(names)) % FOLDS + 1, index=names)
+
+
+def _transitions(trained: pd.DataFrame, folds: np.ndarray, shares: np.ndarray, outputs: Classes) -> np.ndarray:
+    """Return P(after | before) by the pairs of train, and by those outside of each fold, (1 + FOLDS, C, C)."""
+    counts = trained[["count_before", "count_after"]].to_numpy(np.int64)
+    values = np.array(outputs.values).astype(int)
+    return np.stack(
+        [
+            Changes.count(*counts[folds != fold].T, shares).after(values, outputs)  # no pair is in fold 0
+            for fold in range(FOLDS + 1)
+        ]
+    )

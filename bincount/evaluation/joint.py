@@ -1,0 +1,148 @@
+"""Two consecutive pictures of a bin: both counts, and whether their records are wrong, from all that is known together.
+
+With the pictures x and y, the counts b before and a after, and the records r and s of them,
+
+    P(b, a | x, y, r, s)  is proportional to  P(b | x) * P(a | b) * P(a | y) / P(a) * P(r, s | b, a)
+
+where P(a | y) is what the network says of the later picture and P(a) what it says on average, so that their quotient is
+what the picture adds; P(a | b) is the table of changes. Records of one bin do not err independently: a wrong one is
+carried over by every movement that is booked on it, until somebody counts. So P(r, s | b, a) has wrong records of both
+kinds, and only a record that went wrong since is at odds with the record before.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bincount.problem import Classes
+
+NONE = -1  # the label of a record that is not there
+SMALLEST = 1e-12  # probability that a picture leaves to any count
+SMALLEST_SHARE = 1e-6  # of a count in what a network says on average
+CARRIED = 0.5  # share of the wrong records that is taken to have been wrong before, by as much
+ROWS_AT_ONCE = 10_000  # of (C, C) tables: 10 MB with 11 counts
+
+
+@dataclass(frozen=True)
+class PairErrors:
+    """How the records of two consecutive pictures err, each of them as often as one alone.
+
+    carried is the share of the wrong records after that are off by as much as the record before. The others went wrong
+    since. With as_changes these are changes as they occur: a wrong record s after the record r and the count a has a
+    probability proportional to P(s | a) * P(change from r to s), so that its change alone gives no wrong record away.
+    Without it, it is P(s | a), whatever the record before.
+    """
+
+    carried: float = CARRIED
+    as_changes: bool = True
+
+    def rate_since(self, rate: float) -> float:
+        """Return the share of records that are wrong and were not before, among those that carry no error over."""
+        return rate * (1 - self.carried) / (1 - rate * self.carried)
+
+    def likelihood(self, errors: np.ndarray, transition: np.ndarray, outputs: Classes) -> np.ndarray:
+        """Return P(record before, record after | count before, count after), (C, C, C + 1, C + 1).
+
+        The axes are count before, count after, record before and record after; the end of each axis of records, which
+        NONE points at, is for pairs without that record. errors (C, C) is P(record | count) of one picture, and
+        transition (C, C) is P(after | before).
+        """
+        rate = 1 - errors.diagonal().min()
+        same = np.eye(len(outputs))
+        wrong = normalized(errors * (1 - same))  # P(record | count, it is wrong)
+        since = np.broadcast_to(wrong[:, None], (len(outputs),) * 3)  # count after, record before, record after
+        if self.as_changes:
+            since = normalized(since * transition)
+        rate_since = self.rate_since(rate)
+        own = (1 - rate_since) * same[:, None] + rate_since * since
+        values = np.array(outputs.values)
+        offsets = values - values[:, None]  # of a record from the count
+        carried = (offsets[:, None, :, None] == offsets[None, :, None, :]).astype(float)
+        can_carry = carried.any(axis=3, keepdims=True)  # else the record would be none of the outputs
+        after_wrong = np.where(can_carry, self.carried * carried + (1 - self.carried) * own, own)
+        right_before, wrong_before = (each[:, None, :, None] for each in ((1 - rate) * same, rate * wrong))
+        both = right_before * own + wrong_before * after_wrong
+        both = np.concatenate([both, both.sum(axis=2, keepdims=True)], axis=2)
+        return np.concatenate([both, both.sum(axis=3, keepdims=True)], axis=3)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The counts of N pairs of pictures: before and after, (N, C), are their probabilities given all that is known.
+
+    wrong_before and wrong_after, (N,), are the probabilities that the records are wrong; NaN where there is none.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    wrong_before: np.ndarray
+    wrong_after: np.ndarray
+
+
+def infer(
+    before: np.ndarray,
+    after: np.ndarray,
+    shares: np.ndarray,
+    transition: np.ndarray,
+    records: np.ndarray,
+    likelihood: np.ndarray,
+    change_ratios: np.ndarray | None = None,
+) -> Joint:
+    """Infer both counts of N pairs of pictures, and whether their records are wrong.
+
+    before and after (N, C) are the probabilities of each picture alone, and shares (C,) or (N, C) the mean of such
+    predictions; where a picture is missing, its shares stand for it. transition (C, C) is P(after | before), and
+    records (N, 2) are the labels of the records before and after, or NONE. likelihood is as PairErrors.likelihood
+    returns it. change_ratios (N, 2K + 1) is what the two pictures together say of the change, by -K to K labels or
+    more: its probability given them over its probability without them, which the transition has already.
+    """
+    parts = []
+    for start in range(0, max(len(records), 1), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        weights = weigh(before[rows], after[rows], shares if shares.ndim == 1 else shares[rows], transition)
+        if change_ratios is not None:
+            weights = weights * _by_counts(change_ratios[rows], len(transition))
+        of_before, of_after = records[rows].T
+        weights = weights * likelihood[:, :, of_before, of_after].transpose(2, 0, 1)
+        weights /= weights.sum(axis=(1, 2), keepdims=True)
+        both = weights.sum(axis=2), weights.sum(axis=1)
+        wrong = (_sum_of_others(*each) for each in zip(both, records[rows].T, strict=True))
+        parts.append((*both, *wrong))
+    return Joint(*(np.concatenate(pieces) for pieces in zip(*parts, strict=True)))
+
+
+def weigh(before: np.ndarray, after: np.ndarray, shares: np.ndarray, transition: np.ndarray) -> np.ndarray:
+    """Return the weight of each pair of counts by the pictures and the table of changes, (N, C, C), not normalised."""
+    added = np.maximum(after, SMALLEST).astype(float) / np.maximum(shares, SMALLEST_SHARE)
+    return np.maximum(before, SMALLEST).astype(float)[:, :, None] * transition * added[:, None, :]
+
+
+def wrong_after_any(weights: np.ndarray, likelihood: np.ndarray) -> np.ndarray:
+    """Return the probability that the record after is wrong for any two records, (N, C, C): record before, then after.
+
+    weights (N, C, C) are those of weigh.
+    """
+    num = weights.shape[1]
+    of_records = likelihood[:, :, :num, :num]
+    either = weights.reshape(len(weights), -1) @ of_records.reshape(num * num, -1)
+    wrong_only = of_records.copy()
+    wrong_only[:, np.arange(num), :, np.arange(num)] = 0
+    wrong = weights.reshape(len(weights), -1) @ wrong_only.reshape(num * num, -1)
+    return (wrong / either).reshape(weights.shape)
+
+
+def normalized(weights: np.ndarray) -> np.ndarray:
+    """Return weights that add up to 1 along the last axis."""
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def _by_counts(change_ratios: np.ndarray, num: int) -> np.ndarray:
+    """Return the ratio of each count before and after, (N, C, C); a change beyond the last stands for all beyond."""
+    most = change_ratios.shape[1] // 2
+    labels = np.arange(num)
+    return change_ratios[:, np.clip(labels - labels[:, None], -most, most) + most]
+
+
+def _sum_of_others(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    others = np.where(np.arange(probabilities.shape[1]) == labels[:, None], 0, probabilities).sum(axis=1)
+    return np.where(labels == NONE, np.nan, others)
