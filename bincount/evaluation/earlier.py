@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 
 from bincount.evaluation import joint
-from bincount.evaluation.joint import NONE, PairErrors
+from bincount.evaluation.joint import NONE, SMALLEST, PairErrors, normalized
 from bincount.evaluation.record_errors import RecordErrors
 from bincount.history import Changes
 from bincount.problem import Classes
 
 FEWEST_PAIRS = 100  # of train: of fewer the table of changes would be little more than assumed
 FOLDS = 5  # of train, for the tables of changes
+FEWEST_SCORED = 30  # bins of a record, for which the mean of their scores is taken
 
 
 class Located(NamedTuple):
@@ -38,7 +39,7 @@ class EarlierPictures:
     table has a row for each of H bins: image_id, before (the id of the earlier picture), recorded_before (the name of
     its record), label_before (its position among the outputs), fold (which of the transitions is its own), and is
     sorted by image_id. before (H, C) are the probabilities of the earlier picture by the network that scored the bin;
-    where it was not scored they are its shares. shares (H, C) are the mean of that network's scores. transitions
+    where it was not scored they are its shares. shares (H, C) are what that network says on average, and transitions
     (K, C, C) are P(after | before).
     """
 
@@ -127,15 +128,16 @@ def find(pairs: pd.DataFrame, records: pd.Series, scores: pd.DataFrame, outputs:
     table = table[found].sort_values("image_id", ignore_index=True)
     if table.empty:
         return None
-    of_scorers = scores.groupby("scored_by")[columns].mean()
+    counts = trained[["count_before", "count_after"]].to_numpy(np.int64)
+    shares_of = {name: _shares(some, counts, outputs) for name, some in scores.groupby("scored_by")}
     scored_by = scores["scored_by"].to_numpy()[positions.get_indexer(table["image_id"])]
-    shares = of_scorers.loc[scored_by].to_numpy(np.float64)
+    shares = np.stack([shares_of[name] for name in scored_by])
     places = positions.get_indexer(table["before"])
     known = (places >= 0) & (scores["scored_by"].to_numpy()[places] == scored_by)
     before = np.where(known[:, None], probabilities[places], shares)
     folds = _folds(trained["group"])
     table["fold"] = table["group"].map(folds).fillna(0).astype(int)
-    transitions = _transitions(trained, trained["group"].map(folds).to_numpy(), probabilities.mean(axis=0), outputs)
+    transitions = _transitions(counts, trained["group"].map(folds).to_numpy(), outputs)
     table = table[["image_id", "before", "recorded_before", "label_before", "fold"]]
     return EarlierPictures(outputs, table, before, shares, transitions)
 
@@ -146,10 +148,29 @@ def _folds(groups: pd.Series) -> pd.Series:
     return pd.Series(np.arange(len(names)) % FOLDS + 1, index=names)
 
 
-def _transitions(trained: pd.DataFrame, folds: np.ndarray, shares: np.ndarray, outputs: Classes) -> np.ndarray:
-    """Return P(after | before) by the pairs of train, and by those outside of each fold, (1 + FOLDS, C, C)."""
-    counts = trained[["count_before", "count_after"]].to_numpy(np.int64)
+def _shares(scores: pd.DataFrame, counts: np.ndarray, outputs: Classes) -> np.ndarray:
+    """Return what a network says of a bin on average, (C,).
+
+    The bins that it may score are none of its train, and often have none of the counts that it was trained on beside
+    its classes. Of the outputs that are the record of few scored bins, the shares are therefore those of the counts
+    (M, 2) in the pairs of train; the others share what is left as the mean of their scores does.
+    """
+    values = np.array(outputs.values)
+    numbers = (counts.ravel()[:, None] == values).sum(axis=0) + 1  # so that none has no share
+    shares = numbers / numbers.sum()
+    scored = np.array([(scores["recorded"] == name).sum() >= FEWEST_SCORED for name in outputs.names])
+    if not scored.any():
+        return shares
+    names = np.array(outputs.names)[scored]
+    probabilities = scores.loc[scores["recorded"].isin(names), [f"p_{name}" for name in names]].to_numpy(np.float64)
+    shares[scored] = shares[scored].sum() * normalized(np.maximum(probabilities, SMALLEST)).mean(axis=0)
+    return shares
+
+
+def _transitions(counts: np.ndarray, folds: np.ndarray, outputs: Classes) -> np.ndarray:
+    """Return P(after | before) by the pairs of train (M, 2), and by those outside of each fold, (1 + FOLDS, C, C)."""
     values = np.array(outputs.values).astype(int)
+    shares = np.full(len(outputs), 1 / len(outputs))  # which the changes do not follow from
     return np.stack(
         [
             Changes.count(*counts[folds != fold].T, shares).after(values, outputs)  # no pair is in fold 0
