@@ -39,7 +39,7 @@ def rank(
     """Return the scores of bins with these columns added, in the order of the scores:
 
     - p_wrong: the probability that the record is wrong
-    - counted: the likeliest class in the picture, whatever the record says; confidence: its probability
+    - counted: the likeliest class, whatever the record says; confidence: its probability
     - answer: counted, or what the threshold of the model makes of two classes; LOOK where the confidence is below
       min_confidence
     - expected: the mean count; missing where classes have no order
@@ -55,6 +55,7 @@ def rank(
     labels = labels_of(scores, outputs)
     p_wrong = posterior(probabilities, labels, errors.likelihood(outputs))
     if earlier:
+        probabilities = probabilities.copy()  # of one block it is a view that cannot be written
         places, updated, p_wrong_of_these = earlier.update(scores["image_id"], probabilities, labels, errors)
         probabilities[places], p_wrong[places] = updated, p_wrong_of_these
         scores = scores.assign(**dict(zip(columns, probabilities.T.astype(np.float32), strict=True)))
