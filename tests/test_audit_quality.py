@@ -151,16 +151,16 @@ def with_earlier():
 @pytest.mark.parametrize("carried", [0, 0.5, 1])
 def test_earlier_pictures_help_whether_errors_are_carried_over_or_not(with_earlier, carried):
     scores, found = with_earlier
-    of_pairs = PairErrors(carried=carried)
+    of_pairs = PairErrors(carried=carried, not_made=0)
     recalls = figures(scores, ASSUMED, earlier=found, made_of_pairs=of_pairs)["value"]
     assert recalls["p_wrong", RECALL] > recalls["picture alone", RECALL]
 
 
 def test_with_the_record_before_as_a_witness_of_its_own_fewer_errors_are_found_that_were_carried_over(with_earlier):
     scores, found = with_earlier
-    independent = found.with_errors(PairErrors(carried=0))
+    independent = found.with_errors(PairErrors(carried=0, not_made=0))
     recalls = [
-        figures(scores, ASSUMED, earlier=each, made_of_pairs=PairErrors(carried=1))["value"]
+        figures(scores, ASSUMED, earlier=each, made_of_pairs=PairErrors(carried=1, not_made=0))["value"]
         for each in (found, independent)
     ]
     assert recalls[0]["p_wrong", RECALL] > recalls[1]["p_wrong", RECALL]
@@ -169,9 +169,9 @@ def test_with_the_record_before_as_a_witness_of_its_own_fewer_errors_are_found_t
 def test_a_record_is_not_given_away_by_a_change_that_never_occurs(with_earlier):
     """Errors by one often say that nothing was moved, which no pair says: a naive figure counts that as found."""
     scores, found = with_earlier
-    naive = PairErrors(carried=0, as_changes=False)
+    naive = PairErrors(carried=0, not_made=0, as_changes=False)
     easy = figures(scores, BY_ONE, earlier=found.with_errors(naive), made_of_pairs=naive)["value"]
-    fair = figures(scores, BY_ONE, earlier=found, made_of_pairs=PairErrors(carried=0))["value"]
+    fair = figures(scores, BY_ONE, earlier=found, made_of_pairs=PairErrors(carried=0, not_made=0))["value"]
     assert easy["p_wrong", RECALL] > fair["p_wrong", RECALL] + 0.1
 
 
@@ -179,7 +179,7 @@ def test_wrong_records_are_changes_as_they_occur_or_off_by_as_much_as_the_record
     scores, found = with_earlier
     seen = {}
     for carried in (0, 1):
-        trials = audit_quality.Trials(scores, COUNTS, ASSUMED, ANYTHING, found, PairErrors(carried=carried))
+        trials = audit_quality.Trials(scores, COUNTS, ASSUMED, ANYTHING, found, PairErrors(carried=carried, not_made=0))
         rows = np.flatnonzero(found.locate(scores["image_id"]) >= 0)
         true, is_wrong = scores["recorded"].astype(int).to_numpy()[rows], np.ones(len(rows), bool)
         rng = np.random.default_rng(0)

@@ -19,37 +19,51 @@ TRANSITION, SHARES = RNG.dirichlet(np.ones(NUM), NUM), RNG.dirichlet(np.full(NUM
 RECORDS = RNG.integers(0, NUM, (40, 2))
 
 
-def likelihood(carried: float = 0.5, *, as_changes: bool = True, errors: RecordErrors = ERRORS) -> np.ndarray:
-    return PairErrors(carried, as_changes).likelihood(errors.likelihood(COUNTS), TRANSITION, COUNTS)
+def likelihood(**of_pairs) -> np.ndarray:
+    return PairErrors(**of_pairs).likelihood(ERRORS.likelihood(COUNTS), TRANSITION, COUNTS)
 
 
-def chance_of_records(before, after, record_before, record_after, carried, *, as_changes) -> float:
-    """P(records | counts), case by case, as the docstrings say it."""
-    of_one = ERRORS.likelihood(COUNTS)
-    rate = 0.1
-    since = rate * (1 - carried) / (1 - rate * carried)
+def chance_of_pair(before, after, record_before, record_after, carried, not_made, *, as_changes) -> float:
+    """P(count after, records | count before), case by case, as the docstrings say it."""
+    of_one, rate = ERRORS.likelihood(COUNTS), ERRORS.rate
+    not_made = rate * not_made
+    chance = not_made * (before == after) * of_one[before, record_before] * TRANSITION[record_before, record_after]
+    since = ((rate - not_made) / (1 - not_made) - rate * carried) / (1 - rate * carried)
     others = [record for record in range(NUM) if record != after]
     weights = [of_one[after, each] * (TRANSITION[record_before, each] if as_changes else 1) for each in others]
     wrong = dict(zip(others, since * np.array(weights) / sum(weights), strict=True))
-    by_itself = wrong.get(record_after, 1 - since)
-    if record_before == before:
-        return (1 - rate) * by_itself
+    of_record = wrong.get(record_after, 1 - since)
     offset = record_before - before
-    if after + offset not in range(NUM):
-        return of_one[before, record_before] * by_itself
-    kept = record_after == after + offset
-    return of_one[before, record_before] * (carried * kept + (1 - carried) * by_itself)
+    if offset and after + offset in range(NUM):
+        of_record = carried * (record_after == after + offset) + (1 - carried) * of_record
+    return chance + (1 - not_made) * TRANSITION[before, after] * of_one[before, record_before] * of_record
 
 
 @pytest.mark.parametrize("as_changes", [True, False])
-@pytest.mark.parametrize("carried", [0, 0.3, 1])
-def test_records_err_as_they_would_case_by_case(carried, as_changes):
-    found = likelihood(carried, as_changes=as_changes)
-    for counts_and_records in itertools.product(range(NUM), repeat=4):
-        expected = chance_of_records(*counts_and_records, carried, as_changes=as_changes)
-        assert found[counts_and_records] == pytest.approx(expected)
+@pytest.mark.parametrize(("carried", "not_made"), [(0, 0), (0.3, 0.2), (0, 1), (1, 0)])
+def test_records_err_as_they_would_case_by_case(carried, not_made, as_changes):
+    of_pairs = PairErrors(carried, not_made, as_changes)
+    found = of_pairs.likelihood(ERRORS.likelihood(COUNTS), TRANSITION, COUNTS)
+    changes = of_pairs.changes(TRANSITION, ERRORS.rate)
+    for before, after, *records in itertools.product(range(NUM), repeat=4):
+        expected = chance_of_pair(before, after, *records, carried, not_made, as_changes=as_changes)
+        assert changes[before, after] * found[before, after, *records] == pytest.approx(expected)
     assert found[:, :, :NUM, :NUM].sum(axis=(2, 3)) == pytest.approx(np.ones((NUM, NUM)))
     assert found[:, :, NONE, NONE] == pytest.approx(np.ones((NUM, NUM)))
+
+
+def test_a_record_is_wrong_as_often_as_one_alone():
+    """Before were 10 items of at most 20, so that no error is carried beyond the outputs."""
+    wide = Classes.parse("0..20")
+    changes = np.subtract.outer(np.arange(21), np.arange(21))
+    transition = joint.normalized(0.5 ** np.abs(changes) * np.where(changes == 0, 1e-9, 1))
+    errors = RecordErrors(rate=0.1, shares=(1.0,)).likelihood(wide)
+    of_pairs = PairErrors(0.3, 0.2)
+    found = of_pairs.likelihood(errors, transition, wide)[10, :, :21, :21]
+    chances = of_pairs.changes(transition, 0.1)[10][:, None, None] * found
+    right = sum(chances[after, :, after].sum() for after in range(21))
+    assert 1 - right == pytest.approx(0.1, abs=0.003)
+    assert 1 - chances[:, 10].sum() == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("known", [(True, True), (True, False), (False, True), (False, False)], ids=str)
@@ -89,7 +103,7 @@ def test_any_two_records_are_judged_as_those_two_alone():
 def test_without_what_the_earlier_picture_adds_a_record_is_judged_by_its_picture_alone():
     """A table of changes that forgets the count before, and records that err each by itself."""
     transition = np.tile(SHARES, (NUM, 1))
-    of_records = PairErrors(0, as_changes=False).likelihood(ERRORS.likelihood(COUNTS), transition, COUNTS)
+    of_records = PairErrors(0, 0, as_changes=False).likelihood(ERRORS.likelihood(COUNTS), transition, COUNTS)
     found = infer(BEFORE, AFTER, SHARES, transition, RECORDS, of_records)
     alone = ranking.posterior(AFTER, RECORDS[:, 1], ERRORS.likelihood(COUNTS))
     assert found.wrong_after == pytest.approx(alone)
@@ -103,11 +117,24 @@ def test_two_pictures_that_show_one_more_than_the_records_convict_an_error_that_
     records = np.array([[2, 1]])
 
     def wrong(carried: float) -> float:
-        of_records = PairErrors(carried).likelihood(ERRORS.likelihood(COUNTS), transition, COUNTS)
+        of_records = PairErrors(carried, 0).likelihood(ERRORS.likelihood(COUNTS), transition, COUNTS)
         return infer(earlier, nearly, np.full(NUM, 0.25), transition, records, of_records).wrong_after[0]
 
     assert wrong(0.5) > ranking.posterior(nearly, records[:, 1], ERRORS.likelihood(COUNTS))[0]
     assert wrong(0.5) > wrong(0.1) > wrong(0)
+
+
+def test_a_picture_that_shows_what_was_there_before_convicts_a_movement_that_was_not_made():
+    """Of which the records have none, so that the table of changes rules it out."""
+    nearly = np.full((1, NUM), 0.05) + 0.8 * np.eye(NUM)[[2]]
+    transition = joint.normalized(np.full((NUM, NUM), 1e-4) + np.eye(NUM, k=-1))
+    wrong = []
+    for not_made in (0.2, 0):
+        of_pairs = PairErrors(0.4, not_made)
+        of_records = of_pairs.likelihood(ERRORS.likelihood(COUNTS), transition, COUNTS)
+        changes = of_pairs.changes(transition, ERRORS.rate)
+        wrong.append(infer(nearly, nearly, np.full(NUM, 0.25), changes, np.array([[2, 1]]), of_records).wrong_after[0])
+    assert wrong[0] > 0.2 > 2 * wrong[1]
 
 
 def test_a_picture_that_rules_a_count_out_does_not_rule_out_everything():

@@ -7,7 +7,8 @@ a little too low. With it, what the probabilities promise without any label.
 Where bins have an earlier picture, its record is made wrong as often. In the public sample a bin was photographed when
 its record changed, so "no change" is in none of its pairs, and a record that is wrong by one often says just that: the
 change alone would give it away, which is no merit of a ranking. So a record after is made wrong as PairErrors says: by
-as much as the one before, or to another one that changes do lead to.
+as much as the one before, or to another one that changes do lead to. Movements that were booked and not made cannot be
+made up, since there is no picture of them; the other two share their part.
 """
 
 import numpy as np
@@ -167,7 +168,8 @@ class _Pairs:
         self._rows = earlier.locate(scores["image_id"])
         self._before = earlier.table["label_before"].to_numpy()
         self._folds = earlier.table["fold"].to_numpy()
-        self._made, self._errors = made, np.cumsum(errors, axis=1)
+        self._carried = made.carried / (1 - made.not_made)
+        self._errors = np.cumsum(errors, axis=1)
         since = np.broadcast_to(errors[:, None], (*earlier.transitions.shape[:1], *[len(errors)] * 3))
         if made.as_changes:
             since = normalized(since * earlier.transitions[:, None])
@@ -195,8 +197,9 @@ class _Pairs:
         values_before = self._values[before] + self._values[records] - self._values[true]
         positions = (values_before[:, None] == self._values).argmax(axis=1)
         can_carry = self._values[positions] == values_before
-        carried = has_pair & is_wrong & can_carry & (rng.random(len(rows)) < self._made.carried)
-        wrong_before = has_pair & ~carried & (rng.random(len(rows)) < self._made.rate_since(rate))
+        carried = has_pair & is_wrong & can_carry & (rng.random(len(rows)) < self._carried)
+        rate_before = rate * (1 - self._carried) / (1 - rate * self._carried)  # of the others: of all it is the rate
+        wrong_before = has_pair & ~carried & (rng.random(len(rows)) < rate_before)
         before = np.where(carried, positions, before)
         before[wrong_before] = _draw(self._errors[before[wrong_before]], rng)
         since = np.flatnonzero(has_pair & is_wrong & ~carried)

@@ -192,10 +192,12 @@ def headline(figures: Figures, table: pd.DataFrame) -> str:
     to_check = _to_check(table)
     if len(to_check):
         first = to_check.iloc[0]
-        shows = "the model is not sure" if first["answer"] == LOOK else f"the picture shows {first['counted']}"
+        recorded, show = first["recorded"], "the picture shows"
+        if figures.num_with_earlier and pd.notna(first["recorded_before"]):
+            recorded, show = f"{recorded} (before: {first['recorded_before']})", "the pictures show"
+        shows = "the model is not sure" if first["answer"] == LOOK else f"{show} {first['counted']}"
         said += (
-            f". Check {first['image_id']} first: recorded {first['recorded']}, {shows}, {percent(first['p_wrong'])} "
-            "likely wrong"
+            f". Check {first['image_id']} first: recorded {recorded}, {shows}, {percent(first['p_wrong'])} likely wrong"
         )
     if figures.is_no_better_than_rarest:
         said += ". The order is no better than that of the rarest record first: do not rely on it"

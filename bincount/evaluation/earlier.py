@@ -40,7 +40,7 @@ class EarlierPictures:
     its record), label_before (its position among the outputs), fold (which of the transitions is its own), and is
     sorted by image_id. before (H, C) are the probabilities of the earlier picture by the network that scored the bin;
     where it was not scored they are its shares. shares (H, C) are what that network says on average, and transitions
-    (K, C, C) are P(after | before).
+    (K, C, C) are P(after | before) by the records.
     """
 
     outputs: Classes
@@ -71,9 +71,9 @@ class EarlierPictures:
         folds = self.table["fold"].to_numpy()[rows[places]]
         for fold in np.unique(folds):
             some = places[folds == fold]
-            transition = self.transitions[fold]
-            likelihood = self.errors.likelihood(errors.likelihood(self.outputs), transition, self.outputs)
-            yield Located(some, rows[some], transition, likelihood)
+            recorded = self.transitions[fold]
+            likelihood = self.errors.likelihood(errors.likelihood(self.outputs), recorded, self.outputs)
+            yield Located(some, rows[some], self.errors.changes(recorded, errors.rate), likelihood)
 
     def update(
         self, image_ids: pd.Series, probabilities: np.ndarray, labels: np.ndarray, errors: RecordErrors

@@ -6,8 +6,8 @@ With the pictures x and y, the counts b before and a after, and the records r an
 
 where P(a | y) is what the network says of the later picture and P(a) what it says on average, so that their quotient is
 what the picture adds; P(a | b) is the table of changes. Records of one bin do not err independently: a wrong one is
-carried over by every movement that is booked on it, until somebody counts. So P(r, s | b, a) has wrong records of both
-kinds, and only a record that went wrong since is at odds with the record before.
+carried over by every movement that is booked on it, until somebody counts. Nor do they err independently of what
+happened: a movement may have been booked that was not made. PairErrors says how often each is taken to be.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from bincount.problem import Classes
 NONE = -1  # the label of a record that is not there
 SMALLEST = 1e-12  # probability that a picture leaves to any count
 SMALLEST_SHARE = 1e-6  # of a count in what a network says on average
-CARRIED = 0.5  # share of the wrong records that is taken to have been wrong before, by as much
+CARRIED = 0.4  # share of the wrong records that is taken to have been wrong before, by as much
+NOT_MADE = 0.2  # share of the wrong records that is taken to come of movements that were booked and not made
 ROWS_AT_ONCE = 10_000  # of (C, C) tables: 10 MB with 11 counts
 
 
@@ -27,33 +28,39 @@ ROWS_AT_ONCE = 10_000  # of (C, C) tables: 10 MB with 11 counts
 class PairErrors:
     """How the records of two consecutive pictures err, each of them as often as one alone.
 
-    carried is the share of the wrong records after that are off by as much as the record before. The others went wrong
-    since. With as_changes these are changes as they occur: a wrong record s after the record r and the count a has a
-    probability proportional to P(s | a) * P(change from r to s), so that its change alone gives no wrong record away.
-    Without it, it is P(s | a), whatever the record before.
+    carried is the share of the wrong records after that are off by as much as the record before, and not_made that of
+    those whose movement was booked and not made, so that the count after is that before. The others are wrong in what
+    they say of a movement that was made. With as_changes these are changes as they occur: a wrong record s after the
+    record r and the count a has a probability proportional to P(s | a) * P(change from r to s), so that its change
+    alone gives no wrong record away. Without it, it is P(s | a), whatever the record before.
     """
 
     carried: float = CARRIED
+    not_made: float = NOT_MADE
     as_changes: bool = True
 
-    def rate_since(self, rate: float) -> float:
-        """Return the share of records that are wrong and were not before, among those that carry no error over."""
-        return rate * (1 - self.carried) / (1 - rate * self.carried)
+    def changes(self, transition: np.ndarray, rate: float) -> np.ndarray:
+        """Return P(after | before), (C, C), with the movements that were booked and not made.
+
+        transition (C, C) is that of the movements as they are recorded; rate is the share of wrong records.
+        """
+        not_made = rate * self.not_made
+        return (1 - not_made) * transition + not_made * np.eye(len(transition))
 
     def likelihood(self, errors: np.ndarray, transition: np.ndarray, outputs: Classes) -> np.ndarray:
         """Return P(record before, record after | count before, count after), (C, C, C + 1, C + 1).
 
         The axes are count before, count after, record before and record after; the end of each axis of records, which
         NONE points at, is for pairs without that record. errors (C, C) is P(record | count) of one picture, and
-        transition (C, C) is P(after | before).
+        transition (C, C) is P(after | before) as it is recorded.
         """
-        rate = 1 - errors.diagonal().min()
-        same = np.eye(len(outputs))
+        rate, same = 1 - errors.diagonal().min(), np.eye(len(outputs))
+        not_made = rate * self.not_made
+        rate_since = ((rate - not_made) / (1 - not_made) - rate * self.carried) / (1 - rate * self.carried)
         wrong = normalized(errors * (1 - same))  # P(record | count, it is wrong)
         since = np.broadcast_to(wrong[:, None], (len(outputs),) * 3)  # count after, record before, record after
         if self.as_changes:
             since = normalized(since * transition)
-        rate_since = self.rate_since(rate)
         own = (1 - rate_since) * same[:, None] + rate_since * since
         values = np.array(outputs.values)
         offsets = values - values[:, None]  # of a record from the count
@@ -61,7 +68,9 @@ class PairErrors:
         can_carry = carried.any(axis=3, keepdims=True)  # else the record would be none of the outputs
         after_wrong = np.where(can_carry, self.carried * carried + (1 - self.carried) * own, own)
         right_before, wrong_before = (each[:, None, :, None] for each in ((1 - rate) * same, rate * wrong))
-        both = right_before * own + wrong_before * after_wrong
+        both = (1 - not_made) * transition[:, :, None, None] * (right_before * own + wrong_before * after_wrong)
+        both += not_made * same[:, :, None, None] * (right_before + wrong_before) * transition
+        both /= np.maximum(self.changes(transition, rate), SMALLEST)[:, :, None, None]
         both = np.concatenate([both, both.sum(axis=2, keepdims=True)], axis=2)
         return np.concatenate([both, both.sum(axis=3, keepdims=True)], axis=3)
 

@@ -28,16 +28,16 @@ from bincount.settings import AuditConfig
 
 RATE = AuditConfig().error_rate
 OF_PAIRS = {
-    "naively": PairErrors(carried=0, as_changes=False),
-    "since": PairErrors(carried=0),
+    "naively": PairErrors(carried=0, not_made=0, as_changes=False),
+    "since": PairErrors(carried=0, not_made=0),
     "half of them carried over": PairErrors(),
-    "carried over": PairErrors(carried=1),
+    "carried over": PairErrors(carried=1, not_made=0),
 }
 MADE = {"anything": RecordErrors(rate=RATE), "one item": RecordErrors(rate=RATE, shares=(1.0,))}
 ASSUMED = {
     "both pictures and records": PairErrors(),
-    "as if no error were carried over": PairErrors(carried=0),
-    "any change as likely": PairErrors(carried=0, as_changes=False),
+    "as if no error were carried over": PairErrors(carried=0, not_made=0),
+    "any change as likely": PairErrors(carried=0, not_made=0, as_changes=False),
 }
 FIGURES = ("precision at 50", "recall at 5 %", "recall at 10 %")
 
