@@ -7,11 +7,14 @@ from made_scores import COUNTS
 from bincount.problem import Classes
 
 
-def made_pairs(num: int, outputs: Classes = COUNTS, *, seed: int = 0, blur: float = 1.0) -> tuple[pd.DataFrame, ...]:
+def made_pairs(
+    num: int, outputs: Classes = COUNTS, *, seed: int = 0, blur: float = 1.0, alike: float = 0.0
+) -> tuple[pd.DataFrame, ...]:
     """Return pairs of train and test, as data.pairs.read does, and the scores of the pictures of the test.
 
     Of num pairs half are test's. Two in three are picks of one item, the others stows. All records are right, and the
-    probabilities are calibrated: each picture shows the count with a normal error of `blur` items.
+    probabilities are calibrated: each picture shows the count with a normal error of `blur` items, and
+    those of one bin have the correlation `alike`.
     """
     rng = np.random.default_rng(seed)
     values = np.array(outputs.values).astype(int)
@@ -33,7 +36,8 @@ def made_pairs(num: int, outputs: Classes = COUNTS, *, seed: int = 0, blur: floa
     ).astype({"before": "str", "after": "str", "group": "str", "split": "str"})
     counts = np.stack([before, after], axis=1)[split == "test"]
     shares = np.bincount(np.searchsorted(values, counts.ravel()), minlength=len(values)) / counts.size
-    seen = counts.ravel() + blur * rng.normal(size=counts.size)
+    errors = np.sqrt(1 - alike) * rng.normal(size=counts.shape) + np.sqrt(alike) * rng.normal(size=(len(counts), 1))
+    seen = (counts + blur * errors).ravel()
     probabilities = shares * np.exp(-((seen[:, None] - values) ** 2) / (2 * blur**2))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     scores = pd.DataFrame(

@@ -1,5 +1,7 @@
 """The earlier pictures of audited bins, and what they add."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from made_pairs import made_pairs, records_of
@@ -74,6 +76,27 @@ def test_no_recorded_change_of_a_bin_of_train_speaks_for_itself():
     row = found.table.iloc[0]
     assert row["fold"] > 0
     assert found.transitions[row["fold"]][5, 0] < 0.1 * found.transitions[0][5, 0]
+
+
+@pytest.mark.parametrize("alike", [0, 0.7])
+def test_how_alike_a_network_errs_on_both_pictures_is_measured(alike):
+    pairs, scores = made_pairs(3000, Classes.parse("0..9"), alike=alike)
+    found = find(pairs, scores, Classes.parse("0..9"))
+    assert found.correlation == pytest.approx(alike, abs=0.12)
+    few = find(pairs, scores.tail(20), Classes.parse("0..9"))
+    assert abs(few.correlation - earlier.CORRELATION) < abs(few.correlation - alike) + 0.3
+
+
+def test_an_earlier_picture_on_which_a_network_errs_alike_corrects_the_later_one():
+    pairs, scores = made_pairs(3000, blur=1.5, alike=0.7)
+    found = find(pairs, scores)
+    known = {}
+    for name, correlation in (("measured", found.correlation), ("none", 0)):
+        assumed = dataclasses.replace(found, correlation=correlation)
+        report = history_quality.measure(scores, assumed, COUNTS, ERRORS).set_index("known")["log_loss"]
+        known[name] = report["both pictures, record before"], report["picture, record before"]
+    assert known["measured"][0] < known["measured"][1] - 0.02
+    assert known["measured"][0] < known["none"][0] - 0.02
 
 
 def test_the_ranking_uses_both_pictures_and_the_record_before():

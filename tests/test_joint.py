@@ -4,9 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal, norm
 
 from bincount.evaluation import joint, ranking
-from bincount.evaluation.joint import NONE, PairErrors, infer
+from bincount.evaluation.joint import NONE, PairErrors, PairModel, infer
 from bincount.evaluation.record_errors import RecordErrors
 from bincount.problem import Classes
 
@@ -15,12 +16,12 @@ NUM = len(COUNTS)
 ERRORS = RecordErrors.prior(0.1)
 RNG = np.random.default_rng(3)
 BEFORE, AFTER = RNG.dirichlet(np.ones(NUM), 40), RNG.dirichlet(np.ones(NUM), 40)
-TRANSITION, SHARES = RNG.dirichlet(np.ones(NUM), NUM), RNG.dirichlet(np.full(NUM, 9))
+TRANSITION, SHARES = RNG.dirichlet(np.ones(NUM), NUM), np.tile(RNG.dirichlet(np.full(NUM, 9)), (40, 1))
 RECORDS = RNG.integers(0, NUM, (40, 2))
 
 
-def likelihood(**of_pairs) -> np.ndarray:
-    return PairErrors(**of_pairs).likelihood(ERRORS.likelihood(COUNTS), TRANSITION, COUNTS)
+def model(correlation: float = 0) -> PairModel:
+    return PairModel.of(COUNTS, TRANSITION, ERRORS, PairErrors(), correlation)
 
 
 def chance_of_pair(before, after, record_before, record_after, carried, not_made, *, as_changes) -> float:
@@ -67,15 +68,24 @@ def test_a_record_is_wrong_as_often_as_one_alone():
 
 
 @pytest.mark.parametrize("known", [(True, True), (True, False), (False, True), (False, False)], ids=str)
-def test_both_counts_are_those_of_all_ways_to_what_is_known(known):
-    ratios, of_records = RNG.dirichlet(np.ones(3), 40), likelihood()
+@pytest.mark.parametrize("correlation", [0, 0.6])
+def test_both_counts_are_those_of_all_ways_to_what_is_known(known, correlation):
+    ratios = RNG.dirichlet(np.ones(3), 40)
     records = np.where(known, RECORDS, NONE)
-    found = infer(BEFORE, AFTER, SHARES, TRANSITION, records, of_records, ratios)
+    found = infer(model(correlation=correlation), BEFORE, AFTER, SHARES, records, ratios)
+    shown = [joint.normalized(picture / SHARES) for picture in (BEFORE, AFTER)]
+    of_both = multivariate_normal([0, 0], [[1, correlation], [correlation, 1]])
     for n, (r, s) in enumerate(records):
         ways = np.zeros((NUM, NUM))
         for b, a in itertools.product(range(NUM), repeat=2):
             of_change = ratios[n, min(max(a - b, -1), 1) + 1]  # a change by more than one item is one by one or more
-            ways[b, a] = BEFORE[n, b] * TRANSITION[b, a] * AFTER[n, a] / SHARES[a] * of_change * of_records[b, a, r, s]
+            of_records = model().likelihood[b, a, r, s]
+            chance = BEFORE[n, b] * model().transition[b, a] * AFTER[n, a] / SHARES[n, a] * of_change * of_records
+            errors = []
+            for count, picture in zip((b, a), shown, strict=True):
+                mean = picture[n] @ np.arange(NUM)
+                errors.append((count - mean) / max(np.sqrt(picture[n] @ (np.arange(NUM) - mean) ** 2), 0.25))
+            ways[b, a] = chance * of_both.pdf(errors) / np.prod(norm.pdf(errors))
         ways /= ways.sum()
         assert found.before[n] == pytest.approx(ways.sum(axis=1))
         assert found.after[n] == pytest.approx(ways.sum(axis=0))
@@ -84,60 +94,78 @@ def test_both_counts_are_those_of_all_ways_to_what_is_known(known):
 
 
 def test_pairs_are_inferred_the_same_in_parts(monkeypatch):
-    whole = infer(BEFORE, AFTER, SHARES, TRANSITION, RECORDS, likelihood())
+    whole = infer(model(), BEFORE, AFTER, SHARES, RECORDS)
     monkeypatch.setattr(joint, "ROWS_AT_ONCE", 7)
-    parts = infer(BEFORE, AFTER, np.tile(SHARES, (40, 1)), TRANSITION, RECORDS, likelihood())
+    parts = infer(model(), BEFORE, AFTER, SHARES, RECORDS)
     assert parts.after == pytest.approx(whole.after)
     assert parts.wrong_before == pytest.approx(whole.wrong_before)
-    assert infer(BEFORE[:0], AFTER[:0], SHARES, TRANSITION, RECORDS[:0], likelihood()).after.shape == (0, NUM)
+    assert infer(model(), *(each[:0] for each in (BEFORE, AFTER, SHARES, RECORDS))).after.shape == (0, NUM)
 
 
 def test_any_two_records_are_judged_as_those_two_alone():
-    weights = joint.weigh(BEFORE, AFTER, SHARES, TRANSITION)
-    every = joint.wrong_after_any(weights, likelihood())
+    every = joint.wrong_after_any(model(), joint.weigh(model(), BEFORE, AFTER, SHARES))
     for records in itertools.product(range(NUM), repeat=2):
-        alone = infer(BEFORE, AFTER, SHARES, TRANSITION, np.tile(records, (40, 1)), likelihood())
+        alone = infer(model(), BEFORE, AFTER, SHARES, np.tile(records, (40, 1)))
         assert every[:, *records] == pytest.approx(alone.wrong_after)
 
 
 def test_without_what_the_earlier_picture_adds_a_record_is_judged_by_its_picture_alone():
     """A table of changes that forgets the count before, and records that err each by itself."""
-    transition = np.tile(SHARES, (NUM, 1))
-    of_records = PairErrors(0, 0, as_changes=False).likelihood(ERRORS.likelihood(COUNTS), transition, COUNTS)
-    found = infer(BEFORE, AFTER, SHARES, transition, RECORDS, of_records)
-    alone = ranking.posterior(AFTER, RECORDS[:, 1], ERRORS.likelihood(COUNTS))
-    assert found.wrong_after == pytest.approx(alone)
+    forgetful = PairModel.of(COUNTS, np.tile(SHARES[0], (NUM, 1)), ERRORS, PairErrors(0, 0, as_changes=False))
+    found = infer(forgetful, BEFORE, AFTER, SHARES, RECORDS)
+    assert found.wrong_after == pytest.approx(ranking.posterior(AFTER, RECORDS[:, 1], ERRORS.likelihood(COUNTS)))
+
+
+def test_a_missing_picture_has_no_error_in_common_with_the_other():
+    alike, apart = (infer(model(correlation=each), SHARES, AFTER, SHARES, RECORDS).after for each in (0.8, 0))
+    assert alike == pytest.approx(apart)
+
+
+EVEN = np.full((1, NUM), 1 / NUM)
+
+
+def shows(count: int, how_surely: float = 0.6) -> np.ndarray:
+    """The probabilities of one picture."""
+    return (1 - how_surely) * EVEN + how_surely * np.eye(NUM)[[count]]
 
 
 def test_two_pictures_that_show_one_more_than_the_records_convict_an_error_that_was_carried_over():
-    nearly = np.full((1, NUM), 0.1) + 0.6 * np.eye(NUM)[[2]]
-    earlier = np.full((1, NUM), 0.1) + 0.6 * np.eye(NUM)[[3]]
-    one_less = np.full((NUM, NUM), 0.02) + 0.92 * np.eye(NUM, k=-1)
-    transition = one_less / one_less.sum(axis=1, keepdims=True)
+    picks = joint.normalized(np.full((NUM, NUM), 0.02) + np.eye(NUM, k=-1))
     records = np.array([[2, 1]])
 
-    def wrong(carried: float) -> float:
-        of_records = PairErrors(carried, 0).likelihood(ERRORS.likelihood(COUNTS), transition, COUNTS)
-        return infer(earlier, nearly, np.full(NUM, 0.25), transition, records, of_records).wrong_after[0]
+    def wrong(carried: float, correlation: float = 0) -> float:
+        of_picks = PairModel.of(COUNTS, picks, ERRORS, PairErrors(carried, 0), correlation)
+        return infer(of_picks, shows(3, 0.8), shows(2, 0.8), EVEN, records).wrong_after[0]
 
-    assert wrong(0.5) > ranking.posterior(nearly, records[:, 1], ERRORS.likelihood(COUNTS))[0]
+    assert wrong(0.5) > ranking.posterior(shows(2, 0.8), records[:, 1], ERRORS.likelihood(COUNTS))[0]
     assert wrong(0.5) > wrong(0.1) > wrong(0)
+    assert wrong(0.5) > wrong(0.5, correlation=0.6)  # the network may see one too many on both
+
+
+def test_the_error_of_a_network_on_the_earlier_picture_corrects_the_later_one():
+    """The earlier picture seems to show one item more than was there, and so does the later one."""
+    either = joint.normalized(np.full((NUM, NUM), 0.1) + np.eye(NUM, k=-1) + np.eye(NUM, k=1))
+    records = np.array([[1, NONE]])
+    after = [
+        infer(PairModel.of(COUNTS, either, ERRORS, PairErrors(), rho), shows(2), shows(3, 0.4), EVEN, records).after[0]
+        for rho in (0.6, 0)
+    ]
+    assert after[0] @ np.arange(NUM) < after[1] @ np.arange(NUM)
 
 
 def test_a_picture_that_shows_what_was_there_before_convicts_a_movement_that_was_not_made():
     """Of which the records have none, so that the table of changes rules it out."""
-    nearly = np.full((1, NUM), 0.05) + 0.8 * np.eye(NUM)[[2]]
-    transition = joint.normalized(np.full((NUM, NUM), 1e-4) + np.eye(NUM, k=-1))
-    wrong = []
-    for not_made in (0.2, 0):
-        of_pairs = PairErrors(0.4, not_made)
-        of_records = of_pairs.likelihood(ERRORS.likelihood(COUNTS), transition, COUNTS)
-        changes = of_pairs.changes(transition, ERRORS.rate)
-        wrong.append(infer(nearly, nearly, np.full(NUM, 0.25), changes, np.array([[2, 1]]), of_records).wrong_after[0])
-    assert wrong[0] > 0.2 > 2 * wrong[1]
+    picks = joint.normalized(np.full((NUM, NUM), 1e-4) + np.eye(NUM, k=-1))
+    made, not_made = (
+        infer(
+            PairModel.of(COUNTS, picks, ERRORS, PairErrors(0.4, each)), *[shows(2, 0.8)] * 2, EVEN, np.array([[2, 1]])
+        )
+        for each in (0, 0.2)
+    )
+    assert not_made.wrong_after[0] > 0.2 > 2 * made.wrong_after[0]
 
 
 def test_a_picture_that_rules_a_count_out_does_not_rule_out_everything():
-    sure = np.eye(NUM, dtype=np.float32)[[3]]
-    found = infer(sure, sure, SHARES, np.eye(NUM)[::-1], np.array([[3, 0]]), likelihood())
+    sure = np.tile(np.eye(NUM, dtype=np.float32)[3], (40, 1))
+    found = infer(model(correlation=0.9), sure, sure, SHARES, np.tile([3, 0], (40, 1)))
     assert np.isfinite(found.after).all()

@@ -1,7 +1,8 @@
 """The earlier pictures of the bins of an audit, with their records: a second witness beside the picture now.
 
 The table of changes is counted from the records of train. That of a bin of train is counted without its own fold, so
-that no recorded change speaks for itself.
+that no recorded change speaks for itself. How alike a network errs on both pictures of a bin is measured on those whose
+pictures it scored, which it was not trained on.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bincount.evaluation import joint
-from bincount.evaluation.joint import NONE, SMALLEST, PairErrors, normalized
+from bincount.evaluation.joint import NONE, SMALLEST, PairErrors, PairModel, normalized
 from bincount.evaluation.record_errors import RecordErrors
 from bincount.history import Changes
 from bincount.problem import Classes
@@ -21,6 +22,8 @@ from bincount.problem import Classes
 FEWEST_PAIRS = 100  # of train: of fewer the table of changes would be little more than assumed
 FOLDS = 5  # of train, for the tables of changes
 FEWEST_SCORED = 30  # bins of a record, for which the mean of their scores is taken
+CORRELATION, PRIOR_PAIRS = 0.5, 30  # assumed of a network's errors on both pictures, and the pairs that this counts for
+MOST_CORRELATED = 0.9
 
 
 class Located(NamedTuple):
@@ -28,8 +31,7 @@ class Located(NamedTuple):
 
     places: np.ndarray
     rows: np.ndarray
-    transition: np.ndarray
-    likelihood: np.ndarray
+    model: PairModel
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class EarlierPictures:
     its record), label_before (its position among the outputs), fold (which of the transitions is its own), and is
     sorted by image_id. before (H, C) are the probabilities of the earlier picture by the network that scored the bin;
     where it was not scored they are its shares. shares (H, C) are what that network says on average, and transitions
-    (K, C, C) are P(after | before) by the records.
+    (K, C, C) are P(after | before) by the records. correlation is that of the network's errors on both pictures.
     """
 
     outputs: Classes
@@ -48,6 +50,7 @@ class EarlierPictures:
     before: np.ndarray
     shares: np.ndarray
     transitions: np.ndarray
+    correlation: float = CORRELATION
     errors: PairErrors = field(default_factory=PairErrors)
 
     def __len__(self) -> int:
@@ -71,9 +74,8 @@ class EarlierPictures:
         folds = self.table["fold"].to_numpy()[rows[places]]
         for fold in np.unique(folds):
             some = places[folds == fold]
-            recorded = self.transitions[fold]
-            likelihood = self.errors.likelihood(errors.likelihood(self.outputs), recorded, self.outputs)
-            yield Located(some, rows[some], self.errors.changes(recorded, errors.rate), likelihood)
+            model = PairModel.of(self.outputs, self.transitions[fold], errors, self.errors, self.correlation)
+            yield Located(some, rows[some], model)
 
     def update(
         self, image_ids: pd.Series, probabilities: np.ndarray, labels: np.ndarray, errors: RecordErrors
@@ -86,12 +88,12 @@ class EarlierPictures:
         places, updated, wrong = [np.empty(0, np.int64)], [np.empty((0, len(self.outputs)))], [np.empty(0)]
         labels_before = self.table["label_before"].to_numpy()
         for part in self.by_transition(image_ids, errors):
-            given = self.before[part.rows], probabilities[part.places], self.shares[part.rows], part.transition
+            given = part.model, self.before[part.rows], probabilities[part.places], self.shares[part.rows]
             records = np.stack([labels_before[part.rows], labels[part.places]], axis=1)
             without = np.stack([records[:, 0], np.full(len(records), NONE)], axis=1)
             places.append(part.places)
-            updated.append(joint.infer(*given, without, part.likelihood).after)
-            wrong.append(joint.infer(*given, records, part.likelihood).wrong_after)
+            updated.append(joint.infer(*given, without).after)
+            wrong.append(joint.infer(*given, records).wrong_after)
         return np.concatenate(places), np.concatenate(updated), np.concatenate(wrong)
 
     def wrong_of_any(self, image_ids: pd.Series, probabilities: np.ndarray, errors: RecordErrors) -> np.ndarray:
@@ -104,8 +106,8 @@ class EarlierPictures:
         for part in self.by_transition(image_ids, errors):
             for start in range(0, len(part.rows), joint.ROWS_AT_ONCE):
                 rows, places = (each[start : start + joint.ROWS_AT_ONCE] for each in (part.rows, part.places))
-                weights = joint.weigh(self.before[rows], probabilities[places], self.shares[rows], part.transition)
-                found[rows] = joint.wrong_after_any(weights, part.likelihood)
+                weights = joint.weigh(part.model, self.before[rows], probabilities[places], self.shares[rows])
+                found[rows] = joint.wrong_after_any(part.model, weights)
         return found
 
 
@@ -130,16 +132,30 @@ def find(pairs: pd.DataFrame, records: pd.Series, scores: pd.DataFrame, outputs:
         return None
     counts = trained[["count_before", "count_after"]].to_numpy(np.int64)
     shares_of = {name: _shares(some, counts, outputs) for name, some in scores.groupby("scored_by")}
-    scored_by = scores["scored_by"].to_numpy()[positions.get_indexer(table["image_id"])]
-    shares = np.stack([shares_of[name] for name in scored_by])
-    places = positions.get_indexer(table["before"])
-    known = (places >= 0) & (scores["scored_by"].to_numpy()[places] == scored_by)
-    before = np.where(known[:, None], probabilities[places], shares)
+    of_after, of_before = (positions.get_indexer(table[name]) for name in ("image_id", "before"))
+    scored_by = scores["scored_by"].to_numpy()
+    shares = np.stack([shares_of[name] for name in scored_by[of_after]])
+    known = (of_before >= 0) & (scored_by[of_before] == scored_by[of_after])
+    before = np.where(known[:, None], probabilities[of_before], shares)
+    labels = table["label_before"], pd.Index(outputs.names).get_indexer(scores["recorded"].iloc[of_after])
+    correlation = _correlate(
+        *(
+            joint.deviations(shown[known], shares[known], outputs)[np.arange(known.sum()), of_records[known]]
+            for shown, of_records in zip((before, probabilities[of_after]), labels, strict=True)
+        )
+    )
     folds = _folds(trained["group"])
     table["fold"] = table["group"].map(folds).fillna(0).astype(int)
     transitions = _transitions(counts, trained["group"].map(folds).to_numpy(), outputs)
     table = table[["image_id", "before", "recorded_before", "label_before", "fold"]]
-    return EarlierPictures(outputs, table, before, shares, transitions)
+    return EarlierPictures(outputs, table, before, shares, transitions, correlation)
+
+
+def _correlate(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the correlation of the errors (N,) on both pictures; of few pairs it is mostly the assumed one."""
+    found = np.corrcoef(first, second)[0, 1] if len(first) > 1 and first.std() and second.std() else CORRELATION
+    mean = (PRIOR_PAIRS * CORRELATION + len(first) * found) / (PRIOR_PAIRS + len(first))
+    return float(np.clip(mean, 0, MOST_CORRELATED))
 
 
 def _folds(groups: pd.Series) -> pd.Series:

@@ -58,12 +58,12 @@ def _each_way(scores: pd.DataFrame, earlier: EarlierPictures, errors: RecordErro
     for part in earlier.by_transition(scores["image_id"], errors):
         shares = earlier.shares[part.rows]
         for name, known in WAYS.items():
-            before = earlier.before[part.rows] if known.earlier_picture else np.full_like(shares, 1 / shares.shape[1])
+            before = earlier.before[part.rows] if known.earlier_picture else shares
             after = alone[part.places] if known.picture else shares
             records = np.full((len(part.rows), 2), NONE)
             if known.record_before:
                 records[:, 0] = labels_before[part.rows]
-            inferred = joint.infer(before, after, shares, part.transition, records, part.likelihood)
+            inferred = joint.infer(part.model, before, after, shares, records)
             found[name][part.places] = inferred.after
     return [alone, *found.values()]
 

@@ -2,23 +2,32 @@
 
 With the pictures x and y, the counts b before and a after, and the records r and s of them,
 
-    P(b, a | x, y, r, s)  is proportional to  P(b | x) * P(a | b) * P(a | y) / P(a) * P(r, s | b, a)
+    P(b, a | x, y, r, s)  is proportional to  P(b | x) * P(a | b) * P(a | y) / P(a) * k(b, a) * P(r, s | b, a)
 
 where P(a | y) is what the network says of the later picture and P(a) what it says on average, so that their quotient is
-what the picture adds; P(a | b) is the table of changes. Records of one bin do not err independently: a wrong one is
-carried over by every movement that is booked on it, until somebody counts. Nor do they err independently of what
-happened: a movement may have been booked that was not made. PairErrors says how often each is taken to be.
+what the picture adds; P(a | b) is the table of changes.
+
+The pictures show the same items behind the same bands, so that a network errs on both alike: what it sees too many of
+on one, it sees too many of on the other. k is the density of a normal copula (Nelsen, An Introduction to Copulas, 2006,
+section 2.3) of the two errors, each divided by its standard deviation. So an earlier picture whose count is known
+corrects the later one, and two pictures that both show one item more than their records are no two witnesses.
+
+Records of one bin do not err independently either: a wrong one is carried over by every movement that is booked on it,
+until somebody counts. Nor do they err independently of what happened: a movement may have been booked that was not
+made. PairErrors says how often each is taken to be.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from bincount.evaluation.record_errors import RecordErrors
 from bincount.problem import Classes
 
 NONE = -1  # the label of a record that is not there
 SMALLEST = 1e-12  # probability that a picture leaves to any count
 SMALLEST_SHARE = 1e-6  # of a count in what a network says on average
+SMALLEST_DEVIATION = 0.25  # items, of what a picture says
 CARRIED = 0.4  # share of the wrong records that is taken to have been wrong before, by as much
 NOT_MADE = 0.2  # share of the wrong records that is taken to come of movements that were booked and not made
 ROWS_AT_ONCE = 10_000  # of (C, C) tables: 10 MB with 11 counts
@@ -76,6 +85,33 @@ class PairErrors:
 
 
 @dataclass(frozen=True)
+class PairModel:
+    """How two counts, their pictures and their records go together.
+
+    transition (C, C) is P(after | before), likelihood (C, C, C + 1, C + 1) that of the records, as PairErrors returns
+    them, and correlation that of the errors of the network on both pictures.
+    """
+
+    outputs: Classes
+    transition: np.ndarray
+    likelihood: np.ndarray
+    correlation: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        outputs: Classes,
+        recorded: np.ndarray,
+        errors: RecordErrors,
+        of_pairs: PairErrors,
+        correlation: float = 0.0,
+    ) -> "PairModel":
+        """Make the model of records that err as said; recorded (C, C) is P(after | before) as the records have it."""
+        likelihood = of_pairs.likelihood(errors.likelihood(outputs), recorded, outputs)
+        return cls(outputs, of_pairs.changes(recorded, errors.rate), likelihood, correlation)
+
+
+@dataclass(frozen=True)
 class Joint:
     """The counts of N pairs of pictures: before and after, (N, C), are their probabilities given all that is known.
 
@@ -89,30 +125,28 @@ class Joint:
 
 
 def infer(
+    model: PairModel,
     before: np.ndarray,
     after: np.ndarray,
     shares: np.ndarray,
-    transition: np.ndarray,
     records: np.ndarray,
-    likelihood: np.ndarray,
     change_ratios: np.ndarray | None = None,
 ) -> Joint:
     """Infer both counts of N pairs of pictures, and whether their records are wrong.
 
-    before and after (N, C) are the probabilities of each picture alone, and shares (C,) or (N, C) the mean of such
-    predictions; where a picture is missing, its shares stand for it. transition (C, C) is P(after | before), and
-    records (N, 2) are the labels of the records before and after, or NONE. likelihood is as PairErrors.likelihood
-    returns it. change_ratios (N, 2K + 1) is what the two pictures together say of the change, by -K to K labels or
-    more: its probability given them over its probability without them, which the transition has already.
+    before and after (N, C) are the probabilities of each picture alone, and shares (N, C) the mean of such predictions;
+    where a picture is missing, its shares stand for it. records (N, 2) are the labels of the records before and after,
+    or NONE. change_ratios (N, 2K + 1) is what the two pictures together say of the change, by -K to K items or more:
+    its probability given them over its probability without them, which the table of changes has already.
     """
     parts = []
     for start in range(0, max(len(records), 1), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        weights = weigh(before[rows], after[rows], shares if shares.ndim == 1 else shares[rows], transition)
+        weights = weigh(model, before[rows], after[rows], shares[rows])
         if change_ratios is not None:
-            weights = weights * _by_counts(change_ratios[rows], len(transition))
+            weights = weights * _by_counts(change_ratios[rows], model.outputs)
         of_before, of_after = records[rows].T
-        weights = weights * likelihood[:, :, of_before, of_after].transpose(2, 0, 1)
+        weights = weights * model.likelihood[:, :, of_before, of_after].transpose(2, 0, 1)
         weights /= weights.sum(axis=(1, 2), keepdims=True)
         both = weights.sum(axis=2), weights.sum(axis=1)
         wrong = (_sum_of_others(*each) for each in zip(both, records[rows].T, strict=True))
@@ -120,19 +154,41 @@ def infer(
     return Joint(*(np.concatenate(pieces) for pieces in zip(*parts, strict=True)))
 
 
-def weigh(before: np.ndarray, after: np.ndarray, shares: np.ndarray, transition: np.ndarray) -> np.ndarray:
-    """Return the weight of each pair of counts by the pictures and the table of changes, (N, C, C), not normalised."""
-    added = np.maximum(after, SMALLEST).astype(float) / np.maximum(shares, SMALLEST_SHARE)
-    return np.maximum(before, SMALLEST).astype(float)[:, :, None] * transition * added[:, None, :]
+def weigh(model: PairModel, before: np.ndarray, after: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return the weight of each pair of counts by the pictures and the table of changes, (N, C, C), not normalised.
+
+    The arguments are as in infer.
+    """
+    added = np.maximum(after, SMALLEST) / np.maximum(shares, SMALLEST_SHARE)
+    weights = np.maximum(before, SMALLEST)[:, :, None] * model.transition * added[:, None, :]
+    if not model.correlation:
+        return weights
+    first, second = (deviations(each, shares, model.outputs) for each in (before, after))
+    first, second, rho = first[:, :, None], second[:, None, :], model.correlation
+    exponent = rho * (2 * first * second - rho * (first**2 + second**2)) / (2 * (1 - rho**2))
+    missing = np.isclose(before, shares).all(axis=1) | np.isclose(after, shares).all(axis=1)
+    return np.where(missing[:, None, None], weights, weights * np.exp(exponent))
 
 
-def wrong_after_any(weights: np.ndarray, likelihood: np.ndarray) -> np.ndarray:
+def deviations(probabilities: np.ndarray, shares: np.ndarray, outputs: Classes) -> np.ndarray:
+    """Return how far each count is above what a picture shows, in standard deviations of that, (N, C).
+
+    What the picture shows is taken without what counts are frequent. The arguments are as in infer.
+    """
+    values = np.array(outputs.values)
+    shown = normalized(np.maximum(probabilities, SMALLEST) / np.maximum(shares, SMALLEST_SHARE))
+    mean = shown @ values
+    deviation = np.sqrt(np.maximum(shown @ values**2 - mean**2, SMALLEST_DEVIATION**2))
+    return (values - mean[:, None]) / deviation[:, None]
+
+
+def wrong_after_any(model: PairModel, weights: np.ndarray) -> np.ndarray:
     """Return the probability that the record after is wrong for any two records, (N, C, C): record before, then after.
 
     weights (N, C, C) are those of weigh.
     """
     num = weights.shape[1]
-    of_records = likelihood[:, :, :num, :num]
+    of_records = model.likelihood[:, :, :num, :num]
     either = weights.reshape(len(weights), -1) @ of_records.reshape(num * num, -1)
     wrong_only = of_records.copy()
     wrong_only[:, np.arange(num), :, np.arange(num)] = 0
@@ -145,11 +201,11 @@ def normalized(weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _by_counts(change_ratios: np.ndarray, num: int) -> np.ndarray:
+def _by_counts(change_ratios: np.ndarray, outputs: Classes) -> np.ndarray:
     """Return the ratio of each count before and after, (N, C, C); a change beyond the last stands for all beyond."""
     most = change_ratios.shape[1] // 2
-    labels = np.arange(num)
-    return change_ratios[:, np.clip(labels - labels[:, None], -most, most) + most]
+    values = np.array(outputs.values).astype(int)
+    return change_ratios[:, np.clip(values - values[:, None], -most, most) + most]
 
 
 def _sum_of_others(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

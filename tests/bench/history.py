@@ -57,7 +57,10 @@ def main() -> None:
         f"{len(scores):,} pictures of {scores['group'].nunique():,} bins; {len(found):,} have an earlier picture, ",
         end="",
     )
-    print(f"of which {(scores['image_id'].isin(found.table['before'])).sum():,} were scored\n")
+    print(
+        f"of which {(scores['image_id'].isin(found.table['before'])).sum():,} were scored; "
+        f"the correlation of the errors on both is {found.correlation:.2f}\n"
+    )
     show_counts(history_quality.measure(scores, found, snapshot.classes, RecordErrors.prior(RATE)))
     some = scores[found.locate(scores["image_id"]) >= 0].reset_index(drop=True)
     show_audits(scores, found, outputs, "All bins")
