@@ -83,8 +83,8 @@ def test_both_counts_are_those_of_all_ways_to_what_is_known(known, correlation):
             chance = BEFORE[n, b] * model().transition[b, a] * AFTER[n, a] / SHARES[n, a] * of_change * of_records
             errors = []
             for count, picture in zip((b, a), shown, strict=True):
-                mean = picture[n] @ np.arange(NUM)
-                errors.append((count - mean) / max(np.sqrt(picture[n] @ (np.arange(NUM) - mean) ** 2), 0.25))
+                below = picture[n, :count].sum() + picture[n, count] / 2
+                errors.append(norm.ppf(np.clip(below, 1e-4, 1 - 1e-4)))
             ways[b, a] = chance * of_both.pdf(errors) / np.prod(norm.pdf(errors))
         ways /= ways.sum()
         assert found.before[n] == pytest.approx(ways.sum(axis=1))
@@ -100,6 +100,16 @@ def test_pairs_are_inferred_the_same_in_parts(monkeypatch):
     assert parts.after == pytest.approx(whole.after)
     assert parts.wrong_before == pytest.approx(whole.wrong_before)
     assert infer(model(), *(each[:0] for each in (BEFORE, AFTER, SHARES, RECORDS))).after.shape == (0, NUM)
+
+
+def test_the_classes_need_not_be_in_the_order_of_their_counts():
+    turned = Classes(names=COUNTS.names[::-1], ordered=True)
+    in_order = model(correlation=0.6)
+    other = PairModel(turned, in_order.transition[::-1, ::-1], in_order.likelihood[::-1, ::-1], 0.6)
+    ratios, nothing = RNG.dirichlet(np.ones(5), 40), np.full((40, 2), NONE)
+    found = infer(in_order, BEFORE, AFTER, SHARES, nothing, ratios)
+    again = infer(other, *(each[:, ::-1] for each in (BEFORE, AFTER, SHARES)), nothing, ratios)
+    assert again.after[:, ::-1] == pytest.approx(found.after)
 
 
 def test_any_two_records_are_judged_as_those_two_alone():

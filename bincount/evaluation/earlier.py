@@ -140,7 +140,7 @@ def find(pairs: pd.DataFrame, records: pd.Series, scores: pd.DataFrame, outputs:
     labels = table["label_before"], pd.Index(outputs.names).get_indexer(scores["recorded"].iloc[of_after])
     correlation = _correlate(
         *(
-            joint.deviations(shown[known], shares[known], outputs)[np.arange(known.sum()), of_records[known]]
+            joint.normal_scores(shown[known], shares[known], outputs)[np.arange(known.sum()), of_records[known]]
             for shown, of_records in zip((before, probabilities[of_after]), labels, strict=True)
         )
     )

@@ -9,7 +9,7 @@ what the picture adds; P(a | b) is the table of changes.
 
 The pictures show the same items behind the same bands, so that a network errs on both alike: what it sees too many of
 on one, it sees too many of on the other. k is the density of a normal copula (Nelsen, An Introduction to Copulas, 2006,
-section 2.3) of the two errors, each divided by its standard deviation. So an earlier picture whose count is known
+section 2.3), whose correlation is that of the network's errors on pairs. So an earlier picture whose count is known
 corrects the later one, and two pictures that both show one item more than their records are no two witnesses.
 
 Records of one bin do not err independently either: a wrong one is carried over by every movement that is booked on it,
@@ -20,6 +20,7 @@ made. PairErrors says how often each is taken to be.
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtri
 
 from bincount.evaluation.record_errors import RecordErrors
 from bincount.problem import Classes
@@ -27,7 +28,7 @@ from bincount.problem import Classes
 NONE = -1  # the label of a record that is not there
 SMALLEST = 1e-12  # probability that a picture leaves to any count
 SMALLEST_SHARE = 1e-6  # of a count in what a network says on average
-SMALLEST_DEVIATION = 0.25  # items, of what a picture says
+SMALLEST_TAIL = 1e-4  # probability of fewer items, or of more, than a count that a picture all but rules out
 CARRIED = 0.4  # share of the wrong records that is taken to have been wrong before, by as much
 NOT_MADE = 0.2  # share of the wrong records that is taken to come of movements that were booked and not made
 ROWS_AT_ONCE = 10_000  # of (C, C) tables: 10 MB with 11 counts
@@ -163,23 +164,24 @@ def weigh(model: PairModel, before: np.ndarray, after: np.ndarray, shares: np.nd
     weights = np.maximum(before, SMALLEST)[:, :, None] * model.transition * added[:, None, :]
     if not model.correlation:
         return weights
-    first, second = (deviations(each, shares, model.outputs) for each in (before, after))
+    first, second = (normal_scores(each, shares, model.outputs) for each in (before, after))
     first, second, rho = first[:, :, None], second[:, None, :], model.correlation
     exponent = rho * (2 * first * second - rho * (first**2 + second**2)) / (2 * (1 - rho**2))
     missing = np.isclose(before, shares).all(axis=1) | np.isclose(after, shares).all(axis=1)
     return np.where(missing[:, None, None], weights, weights * np.exp(exponent))
 
 
-def deviations(probabilities: np.ndarray, shares: np.ndarray, outputs: Classes) -> np.ndarray:
-    """Return how far each count is above what a picture shows, in standard deviations of that, (N, C).
+def normal_scores(probabilities: np.ndarray, shares: np.ndarray, outputs: Classes) -> np.ndarray:
+    """Return how much each count is above what a picture shows, (N, C), on the scale of a standard normal error.
 
-    What the picture shows is taken without what counts are frequent. The arguments are as in infer.
+    It is the normal quantile of the probability of fewer items and half of that of the count itself, if all counts were
+    as frequent. The arguments are as in infer.
     """
-    values = np.array(outputs.values)
-    shown = normalized(np.maximum(probabilities, SMALLEST) / np.maximum(shares, SMALLEST_SHARE))
-    mean = shown @ values
-    deviation = np.sqrt(np.maximum(shown @ values**2 - mean**2, SMALLEST_DEVIATION**2))
-    return (values - mean[:, None]) / deviation[:, None]
+    order = np.argsort(outputs.values)
+    shown = normalized(np.maximum(probabilities, SMALLEST) / np.maximum(shares, SMALLEST_SHARE))[:, order]
+    below = np.empty_like(shown)
+    below[:, order] = np.cumsum(shown, axis=1) - shown / 2
+    return ndtri(np.clip(below, SMALLEST_TAIL, 1 - SMALLEST_TAIL))
 
 
 def wrong_after_any(model: PairModel, weights: np.ndarray) -> np.ndarray:
