@@ -111,6 +111,7 @@ class Trials:
         probabilities = scores[[f"p_{name}" for name in outputs.names]].to_numpy(float)
         self._urgencies = urgencies(probabilities, outputs, assumed)
         self._pairs = None
+        earlier = earlier and earlier.among(scores["image_id"])
         if earlier:
             self._pairs = _Pairs(scores, probabilities, earlier, made_of_pairs or earlier.errors, assumed, errors)
             self._urgencies[ALONE] = self._urgencies["p_wrong"]
@@ -188,7 +189,8 @@ class _Pairs:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Make the records of earlier pictures wrong, and those after accordingly; return both as labels, (N,) each.
 
-        records are already wrong where is_wrong says so, as those of bins without an earlier picture are.
+        records are already wrong where is_wrong says so, as those of bins without an earlier picture are. The record of
+        an earlier picture that is audited itself is made wrong apart from its own place in the audit.
         """
         pairs = self._rows[rows]
         has_pair = pairs >= 0

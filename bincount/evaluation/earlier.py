@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from bincount.data.snapshots import is_in
 from bincount.evaluation import joint
 from bincount.evaluation.joint import NONE, SMALLEST, PairErrors, PairModel, normalized
 from bincount.evaluation.record_errors import RecordErrors
@@ -64,6 +65,12 @@ class EarlierPictures:
         """Return the row of each bin in the table, (N,), and -1 where it has no earlier picture."""
         return self._by_id.get_indexer(image_ids)
 
+    def among(self, image_ids: pd.Series) -> "EarlierPictures":
+        """Return those of some bins alone."""
+        rows = np.flatnonzero(is_in(self.table["image_id"], image_ids))
+        table = self.table.iloc[rows].reset_index(drop=True)
+        return replace(self, table=table, before=self.before[rows], shares=self.shares[rows])
+
     def with_errors(self, errors: PairErrors) -> "EarlierPictures":
         return replace(self, errors=errors)
 
@@ -99,10 +106,10 @@ class EarlierPictures:
     def wrong_of_any(self, image_ids: pd.Series, probabilities: np.ndarray, errors: RecordErrors) -> np.ndarray:
         """Return the probability that a record is wrong, for any record before and after, (H, C, C).
 
-        Rows of bins that are not among image_ids are NaN. probabilities (N, C) are as in update.
+        image_ids have all of these bins; probabilities (N, C) are as in update.
         """
         num = len(self.outputs)
-        found = np.full((len(self), num, num), np.nan)
+        found = np.empty((len(self), num, num))
         for part in self.by_transition(image_ids, errors):
             for start in range(0, len(part.rows), joint.ROWS_AT_ONCE):
                 rows, places = (each[start : start + joint.ROWS_AT_ONCE] for each in (part.rows, part.places))
