@@ -185,16 +185,12 @@ def _judge(scores: pd.DataFrame, audit: Audit, errors, earlier: "EarlierPictures
     some = scores.sample(min(len(scores), MOST_JUDGED), random_state=0)
     found = audit_quality.measure(some, audit.outputs, errors, errors, earlier=earlier)
     if earlier:
-        with_earlier, alone = (
-            found.loc[(found["score"] == name) & (found["measure"] == DECISIVE), "value"].sum()
-            for name in ("p_wrong", audit_quality.ALONE)
-        )
+        recalls = found[found["measure"] == DECISIVE].set_index("score")["value"]
+        with_earlier, alone = recalls["p_wrong"], recalls[audit_quality.ALONE]
         logger.info("earlier pictures: %s of the wrong records found, %s without", *map(percent, (with_earlier, alone)))
         if with_earlier <= alone:
-            found, earlier = (
-                found[found["score"] != "p_wrong"].replace({"score": {audit_quality.ALONE: "p_wrong"}}),
-                None,
-            )
+            earlier = None
+            found = found[found["score"] != "p_wrong"].replace({"score": {audit_quality.ALONE: "p_wrong"}})
     return Quality(
         found[found["score"].isin(["p_wrong", audit_quality.ALONE, audit_quality.RAREST])],
         audit_quality.promise(some, audit.outputs, errors).describe(),
