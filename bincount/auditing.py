@@ -184,8 +184,8 @@ def _judge(scores: pd.DataFrame, audit: Audit, errors, earlier: "EarlierPictures
         return Quality(pd.DataFrame(), "")
     some = scores.sample(min(len(scores), MOST_JUDGED), random_state=0)
     found = audit_quality.measure(some, audit.outputs, errors, errors, earlier=earlier)
-    if earlier:
-        recalls = found[found["measure"] == DECISIVE].set_index("score")["value"]
+    recalls = found[found["measure"] == DECISIVE].set_index("score")["value"]
+    if audit_quality.ALONE in recalls.index:  # else none of these bins has an earlier picture
         with_earlier, alone = recalls["p_wrong"], recalls[audit_quality.ALONE]
         logger.info("earlier pictures: %s of the wrong records found, %s without", *map(percent, (with_earlier, alone)))
         if with_earlier <= alone:
