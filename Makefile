@@ -108,8 +108,11 @@ bench-audit: $(READY)  ## how well an audit ranks records, beside cleanlab, and 
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/audit.py $(SCORES)
 
+bench-history: $(READY)  ## what the record before and the earlier picture add: DATASET=WORKSPACE/datasets/NAME MODEL=FOLDER
+	$(BIN)/python tests/bench/history.py $(DATASET) $(MODEL)
+
 bench-serve: $(READY)  ## how fast `bincount serve` answers, beside mlflow models serve and LitServe: 8 minutes; needs wrk
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/serve.py $${IMAGES:+--images "$$IMAGES"} $${MEMORY:+--memory $$MEMORY}
 
-.PHONY: help setup demo up down test test-services test-oldest bench-sync bench-train check-gpu bench-nights bench-accuracy bench-audit bench-serve bench-pairs check-image docs pictures outputs lint format lock clean
+.PHONY: help setup demo up down test test-services test-oldest bench-sync bench-train check-gpu bench-nights bench-accuracy bench-audit bench-history bench-serve bench-pairs check-image docs pictures outputs lint format lock clean

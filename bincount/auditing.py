@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bincount.comparison import open_snapshot_of
-from bincount.data import bins, contradictions, packing, tables
+from bincount.data import bins, contradictions, packing, pairs, tables
 from bincount.data.packs import Pack
 from bincount.errors import ModelNotFound
 from bincount.evaluation import audit as audits
@@ -34,6 +34,7 @@ from bincount.workspace import Workspace
 
 if TYPE_CHECKING:
     from bincount.data.review_formats import Tool
+    from bincount.evaluation.earlier import EarlierPictures
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ WITHOUT_A_MODEL = "`bincount audit --folds 4 --scored-by folds` trains its own n
 WEIGHTS_OF_MEMBERS = re.compile(r"['\"]weights['\"]: ['\"]([^'\"]+)")  # in the param of a run that lists its members
 DIGITS_OF_KEPT_WEIGHTS = 16  # of the digest, in the names of Workspace.weights
 MOST_JUDGED = 50_000  # bins by which the ranking is judged: the figures of more differ little, and take minutes
+DECISIVE = "recall at 5 %"  # the figure by which it is decided whether to rank by earlier pictures too
 NOT_OF_CLASSES = ("p_wrong", "p_recorded")  # columns beside the probability p_NAME of each class
 FROM_SETTINGS = {"min_confidence", "queue", "random_share", "error_rate"}  # what the result depends on
 
@@ -114,12 +116,13 @@ def find_ancestors(registry: Registry, version: Version) -> list[Version]:
 def finish(audit: Audit, job: Job) -> Audited:
     """Rank the bins that were scored, and write the files of an audit; what is there already is not made again."""
     from bincount.data import reviews
-    from bincount.evaluation import ranking, record_errors
+    from bincount.evaluation import earlier, ranking, record_errors
 
     dataset, config = audit.snapshot.dataset, job.audit
     scores = audits.collect(audit)
     verdicts = reviews.read(dataset)
     inputs = {"settings": config.model_dump(mode="json", include=FROM_SETTINGS), "verdicts": tables.digest(verdicts)}
+    inputs["earlier_pictures"] = True  # which a result of an older release does without
     name = f"{audit.folder.name}-{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:8]}"
     result = audit_table.read_result(audit.folder)
     if result.get("inputs") == inputs:
@@ -127,13 +130,15 @@ def finish(audit: Audit, job: Job) -> Audited:
         return Audited(audit.folder, name, Figures.model_validate(result["figures"]), result["headline"])
     (audit.folder / audit_table.FIGURES).unlink(missing_ok=True)
     errors = record_errors.estimate(config.error_rate, reviews.random_share(dataset))
-    ranked = ranking.rank(scores, audit.outputs, errors, config.min_confidence, audit.scorers[0].spec.threshold)
+    pairs_of_bins, records = pairs.read(audit.snapshot), audit.plan().set_index("image_id")["recorded"]
+    quality = _judge(scores, audit, errors, earlier.find(pairs_of_bins, records, scores, audit.outputs))
+    threshold = audit.scorers[0].spec.threshold
+    ranked = ranking.rank(scores, audit.outputs, errors, config.min_confidence, threshold, quality.earlier)
     resolved = reviews.resolve(verdicts, bins.read(dataset, ["image_id", "class_name", "record_sha256", "status"]))
     settled = resolved.loc[resolved["outcome"] != "unsure", "image_id"].astype("str")
-    table = audit_table.tabulate(audit, ranked, contradictions.find(dataset), settled)
+    table = audit_table.tabulate(audit, ranked, contradictions.find(dataset), settled, pairs_of_bins)
     tables.write_frame(table, audit.folder / audit_table.TABLE)
     audit_table.write_csv(table, audit.folder / audit_table.CSV)
-    quality = _judge(scores, audit, errors)
     figures = audit_table.measure(audit, table, errors.rate, errors.num_reviewed).model_copy(update=quality.figures())
     headline = audit_table.headline(figures, table)
     queue = audit_table.choose_queue(table, config, settled, seed=audit.folder.name)
@@ -147,10 +152,14 @@ def finish(audit: Audit, job: Job) -> Audited:
 
 @dataclass(frozen=True)
 class Quality:
-    """How many records that were made wrong on purpose the ranking finds, and what the probabilities promise."""
+    """How many records that were made wrong on purpose the ranking finds, and what the probabilities promise.
+
+    earlier are the earlier pictures by which bins are ranked; None where there are none, or they find no more.
+    """
 
     found: pd.DataFrame
     promise: str
+    earlier: "EarlierPictures | None" = None
 
     def figures(self) -> dict[str, float]:
         """Return the figures that stand in the headline, the terminal and MLflow, where the bins are enough."""
@@ -160,21 +169,32 @@ class Quality:
         wanted = {
             "precision_at_50": ("p_wrong", "precision at 50"),
             "precision_at_50_rarest": ("rarest record", "precision at 50"),
-            "recall_at_5_percent": ("p_wrong", "recall at 5 %"),
+            "recall_at_5_percent": ("p_wrong", DECISIVE),
+            "recall_at_5_percent_alone": ("picture alone", DECISIVE),
         }
-        return {name: float(by_score[key]) for name, key in wanted.items() if key in by_score.index}
+        found = {name: float(by_score[key]) for name, key in wanted.items() if key in by_score.index}
+        return found | {"num_with_earlier": len(self.earlier) if self.earlier else 0}
 
 
-def _judge(scores: pd.DataFrame, audit: Audit, errors) -> Quality:
+def _judge(scores: pd.DataFrame, audit: Audit, errors, earlier: "EarlierPictures | None") -> Quality:
+    """Judge the ranking with the earlier pictures, or without them where they find no more wrong records."""
     from bincount.evaluation import audit_quality
 
     if scores.empty:
         return Quality(pd.DataFrame(), "")
     some = scores.sample(min(len(scores), MOST_JUDGED), random_state=0)
-    found = audit_quality.measure(some, audit.outputs, errors, errors)
+    found = audit_quality.measure(some, audit.outputs, errors, errors, earlier=earlier)
+    recalls = found[found["measure"] == DECISIVE].set_index("score")["value"]
+    if audit_quality.ALONE in recalls.index:  # else none of these bins has an earlier picture
+        with_earlier, alone = recalls["p_wrong"], recalls[audit_quality.ALONE]
+        logger.info("earlier pictures: %s of the wrong records found, %s without", *map(percent, (with_earlier, alone)))
+        if with_earlier <= alone:
+            earlier = None
+            found = found[found["score"] != "p_wrong"].replace({"score": {audit_quality.ALONE: "p_wrong"}})
     return Quality(
-        found[found["score"].isin(["p_wrong", audit_quality.RAREST])],
+        found[found["score"].isin(["p_wrong", audit_quality.ALONE, audit_quality.RAREST])],
         audit_quality.promise(some, audit.outputs, errors).describe(),
+        earlier,
     )
 
 

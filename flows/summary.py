@@ -150,6 +150,7 @@ def of_audit(result: "AuditResult") -> Tables:
         ("model", figures.model),
         (figures.nouns, f"{figures.num_scored:,} of {figures.num_bins:,} scored"),
         ("- by the networks of folds", f"{figures.num_scored_by_folds:,}"),
+        ("- by their earlier picture too", f"{figures.num_with_earlier:,}"),
         ("trained on, not scored", f"{figures.num_trained_on:,}; --folds has them scored too"),
         ("not answerable", f"{figures.num_not_answerable:,}"),
         ("records that contradict themselves", f"{figures.num_contradicting:,}"),

@@ -17,7 +17,7 @@ from bincount.data import bins, contradictions, folds, snapshots, tables
 from bincount.data.folds import Fold
 from bincount.errors import DatasetError, SettingsError
 from bincount.evaluation import audit as audits
-from bincount.evaluation import audit_table
+from bincount.evaluation import audit_quality, audit_table, earlier
 from bincount.evaluation.audit import MODEL, NOT_ANSWERABLE, SCORED, TRAINED_ON, Scorer
 from bincount.evaluation.evaluate import probability_columns
 from bincount.problem import Classes
@@ -362,6 +362,59 @@ def test_the_table_has_every_bin_the_first_to_check_first_and_says_by_whom_and_w
     figures = audited.figures
     assert (figures.num_bins, figures.num_scored, figures.num_not_answerable) == (len(FIRST), len(scored), 1)
     assert figures.num_scored_by_folds == 36 + 3
+
+
+def test_the_table_has_the_picture_and_the_record_before_of_each_bin_that_has_one(snapshot, scorers, tmp_path):
+    _, audited = run(tmp_path / "audits", snapshot, scorers)
+    table = audited.table.set_index("image_id")
+    assert table.loc["00011", ["before", "recorded_before"]].tolist() == ["00010", "1"]
+    assert table.loc[["00010", "01000", "09500"], ["before", "recorded_before"]].isna().all(axis=None)
+    assert "00011" in table.index[table["before"].notna()]
+    first = audit_table.first_bins(audited.table, 50).set_index("bin")
+    assert first.loc["00011", "before"] == "1"
+    assert first.loc["00010", "before"] == ""
+
+
+@pytest.mark.parametrize("found_with", [0.3, 0.1])
+def test_bins_are_ranked_by_their_earlier_pictures_where_these_find_more(
+    snapshot, scorers, tmp_path, monkeypatch, found_with
+):
+    def measured(*_, earlier):
+        return pd.DataFrame(
+            {"score": ["p_wrong", "picture alone"], "measure": "recall at 5 %", "value": [found_with, 0.2]}
+        ).assign(low=0.0, high=1.0, lift=2.0)
+
+    _, alone = run(tmp_path / "alone", snapshot, scorers)
+    monkeypatch.setattr(earlier, "FEWEST_PAIRS", 3)
+    monkeypatch.setattr(audit_quality, "measure", measured)
+    _, audited = run(tmp_path / "with", snapshot, scorers)
+
+    assert alone.figures.num_with_earlier == 0
+    assert alone.figures.recall_at_5_percent_alone is None
+    assert audited.figures.recall_at_5_percent == max(found_with, 0.2)
+    tables_of = [each.table.set_index("image_id")["p_wrong"] for each in (alone, audited)]
+    differs = ~np.isclose(*(table.reindex(tables_of[0].index) for table in tables_of), equal_nan=True)
+    if found_with > 0.2:
+        assert audited.figures.num_with_earlier == audited.table["before"].notna().sum() > 0
+        assert audited.figures.recall_at_5_percent_alone == 0.2
+        assert set(tables_of[0].index[differs]) <= set(audited.table.dropna(subset="before")["image_id"])
+        assert differs.any()
+    else:
+        assert audited.figures.num_with_earlier == 0
+        assert not differs.any()
+
+
+def test_the_result_of_a_release_that_knew_no_earlier_pictures_is_made_anew(snapshot, scorers, tmp_path):
+    audit, audited = run(tmp_path / "audits", snapshot, scorers)
+    path = audited.folder / audit_table.FIGURES
+    content = audit_table.read_result(audited.folder)
+    del content["inputs"]["earlier_pictures"]
+    figures = ("num_with_earlier", "recall_at_5_percent_alone")
+    content["figures"] = {name: value for name, value in content["figures"].items() if name not in figures}
+    audit_table.Figures.model_validate(content["figures"])
+    files.write_sealed(path, {name: value for name, value in content.items() if name != "checksum"})
+    assert auditing.finish(audit, JOB) == audited
+    assert audit_table.read_result(audited.folder)["inputs"]["earlier_pictures"]
 
 
 def test_cells_that_a_spreadsheet_would_run_are_made_harmless_and_numbers_stay_numbers(tmp_path):

@@ -132,6 +132,15 @@ def test_the_same_audit_keeps_its_key_and_any_other_has_its_own(tmp_path):
     assert len({first, *others}) == 5
 
 
+def test_a_bin_with_an_earlier_picture_shows_its_record_and_its_id(tmp_path):
+    rows = queue(3)
+    assert "before" not in parsed(write(tmp_path, rows)).data
+    assert "before" not in parsed(write(tmp_path, rows.assign(before=None, recorded_before=None))).data
+
+    rows = rows.assign(before=["00522", "00600", None], recorded_before=["4", None, None])
+    assert parsed(write(tmp_path, rows)).data["before"] == ["4 (00522)", "no record (00600)", ""]
+
+
 def test_figures_and_tables_are_shown_as_they_are_given(tmp_path):
     table = pd.DataFrame({"budget": ["5 %"], "bins": [1633], "lift": [6.84], "none": [np.nan]})
     shown = parsed(

@@ -15,11 +15,14 @@ from bincount.problem import Classes
 pytestmark = pytest.mark.services
 
 NUM = 130
+EARLIER = ["00522", *[None] * (NUM - 1)]  # the first bin has an earlier picture
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("audit"), queue(NUM).assign(items="B0001 × 1"))
+    return write(
+        tmp_path_factory.mktemp("audit"), queue(NUM).assign(items="B0001 × 1", before=EARLIER, recorded_before="4")
+    )
 
 
 @pytest.fixture
@@ -30,8 +33,10 @@ def page(browser, written, request) -> Iterator[Page]:
 
 def test_verdicts_are_given_by_keys_and_each_goes_on_to_the_next_bin(page, tmp_path):
     expect(page.locator("#bin-id")).to_have_text("00000")
+    expect(page.locator("#before")).to_have_text("before: 4 (00522)")
     keys(page, "4", "Enter", "r", "x", "s")
     expect(page.locator("#bin-id")).to_have_text("00004")
+    expect(page.locator("#before")).to_be_hidden()
     keys(page, "1", "2", "Enter")
 
     rows = saved(page, tmp_path)

@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from made_pairs import made_pairs, records_of
 from made_scores import COUNTS, made_scores
 
-from bincount.evaluation import audit_quality
+from bincount.evaluation import audit_quality, earlier
+from bincount.evaluation.joint import PairErrors
 from bincount.evaluation.record_errors import RecordErrors
 from bincount.problem import Classes
 from bincount.reporting import tables
@@ -130,8 +132,73 @@ def test_the_figures_are_shown_with_their_intervals_and_lifts():
     assert shown["found"].iloc[0] == text
     assert shown["over random"].iloc[0].startswith(f"{first['lift']:.1f} times (")
     every = tables.rankings(measured)
-    assert every["ranked by"].tolist() == list(tables.RANKINGS.values())
+    names = [name for score, name in tables.RANKINGS.items() if score != audit_quality.ALONE]
+    assert every["ranked by"].tolist() == names
     assert every.loc[0, "precision at 10"] == text
+
+
+# --- with earlier pictures --------------------------------------------------------------------------------------------
+
+RECALL = "recall at 5 %"
+
+
+@pytest.fixture(scope="module")
+def with_earlier():
+    pairs, scores = made_pairs(3000, blur=1.5)
+    return scores, earlier.find(pairs, records_of(pairs), scores, COUNTS)
+
+
+@pytest.mark.parametrize("carried", [0, 0.5, 1])
+def test_earlier_pictures_help_whether_errors_are_carried_over_or_not(with_earlier, carried):
+    scores, found = with_earlier
+    of_pairs = PairErrors(carried=carried, not_made=0)
+    recalls = figures(scores, ASSUMED, earlier=found, made_of_pairs=of_pairs)["value"]
+    assert recalls["p_wrong", RECALL] > recalls["picture alone", RECALL]
+
+
+def test_with_the_record_before_as_a_witness_of_its_own_fewer_errors_are_found_that_were_carried_over(with_earlier):
+    scores, found = with_earlier
+    independent = found.with_errors(PairErrors(carried=0, not_made=0))
+    recalls = [
+        figures(scores, ASSUMED, earlier=each, made_of_pairs=PairErrors(carried=1, not_made=0))["value"]
+        for each in (found, independent)
+    ]
+    assert recalls[0]["p_wrong", RECALL] > recalls[1]["p_wrong", RECALL]
+
+
+def test_a_record_is_not_given_away_by_a_change_that_never_occurs(with_earlier):
+    """Errors by one often say that nothing was moved, which no pair says: a naive figure counts that as found."""
+    scores, found = with_earlier
+    naive = PairErrors(carried=0, not_made=0, as_changes=False)
+    easy = figures(scores, BY_ONE, earlier=found.with_errors(naive), made_of_pairs=naive)["value"]
+    fair = figures(scores, BY_ONE, earlier=found, made_of_pairs=PairErrors(carried=0, not_made=0))["value"]
+    assert easy["p_wrong", RECALL] > fair["p_wrong", RECALL] + 0.1
+
+
+def test_wrong_records_are_changes_as_they_occur_or_off_by_as_much_as_the_record_before(with_earlier):
+    scores, found = with_earlier
+    seen = {}
+    for carried in (0, 1):
+        trials = audit_quality.Trials(scores, COUNTS, ASSUMED, ANYTHING, found, PairErrors(carried=carried, not_made=0))
+        rows = np.flatnonzero(found.locate(scores["image_id"]) >= 0)
+        true, is_wrong = scores["recorded"].astype(int).to_numpy()[rows], np.ones(len(rows), bool)
+        rng = np.random.default_rng(0)
+        records = (true + rng.integers(1, 6, len(true))) % 6
+        before, after = trials._pairs.make_wrong(rows, true, records, is_wrong, 0.05, rng)
+        true_before = found.table["label_before"].to_numpy()
+        assert (after != true).all()
+        seen[carried] = before, after, before - true_before, after - true
+    before, after, *_ = seen[0]
+    within = (before > 0) & (before < 5)  # else one change alone occurs, and that is the true one
+    assert np.mean(np.abs(after - before)[within] == 1) > 0.9
+    _, _, off_before, off_after = seen[1]
+    kept = off_before == off_after
+    assert 0.5 < kept.mean() < 1  # a record that would be below 0 or above 5 is none
+    assert (off_before[~kept] == 0).mean() > 0.9
+
+
+def test_without_earlier_pictures_nothing_is_said_of_them():
+    assert "picture alone" not in figures(made_scores(300)).index.get_level_values("score")
 
 
 # --- without labels ---------------------------------------------------------------------------------------------------

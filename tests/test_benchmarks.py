@@ -13,6 +13,11 @@ import pytest
 from bins import add_thirty_bins
 
 from bincount.data import synthetic
+from bincount.evaluation import audit_quality
+from bincount.settings import DataConfig, ImageConfig, TrainConfig
+from bincount.training import model as models
+from bincount.training.spec import ModelSpec
+from bincount.workspace import Workspace
 
 pytestmark = pytest.mark.services
 
@@ -110,6 +115,22 @@ def test_the_benchmark_of_an_audit(monkeypatch, tmp_path):
     for measured in ("wrong by one        p_wrong ", "Scoring: ", "Table: 500 rows, 60 bins on the page"):
         assert measured in done.stdout
     assert ("cleanlab is left out" in done.stdout) or done.stdout.count("the order is the same") == 2
+
+
+def test_the_benchmark_of_a_history(monkeypatch, tmp_path, capsys):
+    data = DataConfig(source=str(tmp_path / "bins"))
+    synthetic.generate(tmp_path / "bins", 500, size=(64, 64))
+    snapshot = load("audit").prepare(Workspace(root=tmp_path / "workspace"), data)
+    spec = ModelSpec.make(ImageConfig(image_size=32), TrainConfig(model="small", weights="none"), data.class_set)
+    models.save(tmp_path / "model", models.build(spec), spec)
+    for name in ("DRAWS", "RESAMPLES", "DRAWS_EACH"):
+        monkeypatch.setattr(audit_quality, name, 3)
+
+    run(monkeypatch, load("history"), snapshot.dataset, tmp_path / "model")
+
+    shown = capsys.readouterr().out
+    assert "| both pictures, record before | " in shown
+    assert shown.count("| one item | carried over | both pictures and records | ") == 2
 
 
 SERVE = ["--model", "small", "--image-size", "32", "--count", "4", "--seconds", "1", "--rounds", "1", "--skip-absent"]

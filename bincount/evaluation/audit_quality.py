@@ -3,13 +3,21 @@
 Of bins that were not trained on, a share of the records is replaced as a model of errors says, the bins are ranked, and
 the wrong records are looked for among the first. Records that were wrong before count as right ones, so the figures are
 a little too low. With it, what the probabilities promise without any label.
+
+Where bins have an earlier picture, its record is made wrong as often. In the public sample a bin was photographed when
+its record changed, so "no change" is in none of its pairs, and a record that is wrong by one often says just that: the
+change alone would give it away, which is no merit of a ranking. So a record after is made wrong as PairErrors says: by
+as much as the one before, or to another one that changes do lead to. Movements that were booked and not made cannot be
+made up, since there is no picture of them; the other two share their part.
 """
 
 import numpy as np
 import pandas as pd
 
 from bincount.evaluation import intervals, ranking
+from bincount.evaluation.earlier import EarlierPictures
 from bincount.evaluation.intervals import Score
+from bincount.evaluation.joint import PairErrors, normalized
 from bincount.evaluation.record_errors import RecordErrors
 from bincount.frozen import Frozen
 from bincount.problem import Classes
@@ -18,6 +26,7 @@ from bincount.text import percent
 FIRST = (10, 50, 100)  # bins that are checked
 BUDGETS = (0.01, 0.05, 0.1)  # share of all bins that is checked
 RAREST = "rarest record"  # the rule that needs no picture
+ALONE = "picture alone"  # p_wrong without the earlier pictures
 MOST_BINS = 10_000  # in one made-up audit: more take minutes
 POOL = 100_000  # bins that these are drawn from
 DRAWS, RESAMPLES, DRAWS_EACH = 200, 100, 10
@@ -31,12 +40,21 @@ def measures() -> list[str]:
 
 
 def measure(
-    scores: pd.DataFrame, outputs: Classes, assumed: RecordErrors, made: RecordErrors, *, seed: int = 0
+    scores: pd.DataFrame,
+    outputs: Classes,
+    assumed: RecordErrors,
+    made: RecordErrors,
+    *,
+    seed: int = 0,
+    earlier: EarlierPictures | None = None,
+    made_of_pairs: PairErrors | None = None,
 ) -> pd.DataFrame:
     """Make records wrong as `made` says, rank them as `assumed` says, and return how many are found, a row a figure.
 
-    scores are as ranking.rank takes them, of bins that were not trained on. The columns are score (p_wrong, each of
-    the simpler scores, and RAREST), measure, value, low, high, lift and lift_rarest with their _low and _high: over
+    scores are as ranking.rank takes them, of bins that were not trained on. With earlier pictures, p_wrong ranks by
+    them too, and ALONE does not; made_of_pairs says how records of such bins are made wrong, by default as `earlier`
+    assumes it. The columns are score (p_wrong, ALONE with earlier pictures, each of the simpler scores, which do
+    without these, and RAREST), measure, value, low, high, lift and lift_rarest with their _low and _high: over
     checking at random, and over RAREST. A figure of more bins than there are is left out.
 
     value is the mean over DRAWS audits, each with its own errors. The interval holds it with 95 % confidence, had
@@ -44,7 +62,8 @@ def measure(
     audit, which varies much more. Of more than MOST_BINS bins, each audit has so many.
     """
     rng = np.random.default_rng(seed)
-    trials = Trials(_pool(scores.sort_values("image_id", ignore_index=True), rng), outputs, assumed, made)
+    pool = _pool(scores.sort_values("image_id", ignore_index=True), rng)
+    trials = Trials(pool, outputs, assumed, made, earlier, made_of_pairs)
     plain = np.stack([trials.run(trials.subset(rng), rng) for _ in range(DRAWS)])  # (D, K, M)
     resampled = np.stack(
         [
@@ -74,13 +93,28 @@ def measure(
 class Trials:
     """Made-up audits of the same bins: each makes some records wrong, ranks them by every score, and counts."""
 
-    def __init__(self, scores: pd.DataFrame, outputs: Classes, assumed: RecordErrors, made: RecordErrors):
+    def __init__(
+        self,
+        scores: pd.DataFrame,
+        outputs: Classes,
+        assumed: RecordErrors,
+        made: RecordErrors,
+        earlier: EarlierPictures | None = None,
+        made_of_pairs: PairErrors | None = None,
+    ):
         self._labels = ranking.labels_of(scores, outputs)
         self._rate = made.rate
         errors = made.likelihood(outputs)
         np.fill_diagonal(errors, 0)
-        self._errors = np.cumsum(errors / errors.sum(axis=1, keepdims=True), axis=1)
-        self._urgencies = urgencies(scores[[f"p_{name}" for name in outputs.names]].to_numpy(float), outputs, assumed)
+        errors = normalized(errors)
+        self._errors = np.cumsum(errors, axis=1)
+        probabilities = scores[[f"p_{name}" for name in outputs.names]].to_numpy(float)
+        self._urgencies = urgencies(probabilities, outputs, assumed)
+        self._pairs = None
+        earlier = earlier and earlier.among(scores["image_id"])
+        if earlier:
+            self._pairs = _Pairs(scores, probabilities, earlier, made_of_pairs or earlier.errors, assumed, errors)
+            self._urgencies[ALONE] = self._urgencies["p_wrong"]
         self._num_classes = len(outputs)
         groups = scores["group"].factorize()[0]
         self._by_group = np.argsort(groups, kind="stable")
@@ -106,14 +140,84 @@ class Trials:
         records = self._labels[rows]
         is_wrong = np.zeros(len(rows), bool)
         is_wrong[: max(1, round(self._rate * len(rows)))] = True
-        steps = self._errors[records[is_wrong]]
-        records = records.copy()
-        records[is_wrong] = (steps < rng.random((len(steps), 1))).sum(axis=1).clip(max=self._num_classes - 1)
+        true, records = records, records.copy()
+        records[is_wrong] = _draw(self._errors[records[is_wrong]], rng)
         shuffled = rng.permutation(len(rows))
-        rows, records, is_wrong = rows[shuffled], records[shuffled], is_wrong[shuffled]
-        found = [_count_found(urgency[rows, records], is_wrong) for urgency in self._urgencies.values()]
+        rows, true, records, is_wrong = rows[shuffled], true[shuffled], records[shuffled], is_wrong[shuffled]
+        if self._pairs:
+            before, records = self._pairs.make_wrong(rows, true, records, is_wrong, self._rate, rng)
+        urgent = {name: urgency[rows, records] for name, urgency in self._urgencies.items()}
+        if self._pairs:
+            urgent["p_wrong"] = self._pairs.update(urgent["p_wrong"], rows, before, records)
         frequency = np.bincount(records, minlength=self._num_classes)
-        return np.stack([*found, _count_found(-frequency[records].astype(float), is_wrong)])
+        urgent[RAREST] = -frequency[records].astype(float)
+        return np.stack([_count_found(urgent[name], is_wrong) for name in self.names])
+
+
+class _Pairs:
+    """The bins of made-up audits that have an earlier picture: how their records are made wrong, and ranked."""
+
+    def __init__(
+        self,
+        scores: pd.DataFrame,
+        probabilities: np.ndarray,
+        earlier: EarlierPictures,
+        made: PairErrors,
+        assumed: RecordErrors,
+        errors: np.ndarray,
+    ):
+        self._rows = earlier.locate(scores["image_id"])
+        self._before = earlier.table["label_before"].to_numpy()
+        self._folds = earlier.table["fold"].to_numpy()
+        self._carried = made.carried / (1 - made.not_made)
+        self._errors = np.cumsum(errors, axis=1)
+        since = np.broadcast_to(errors[:, None], (*earlier.transitions.shape[:1], *[len(errors)] * 3))
+        if made.as_changes:
+            since = normalized(since * earlier.transitions[:, None])
+        self._since = np.cumsum(since, axis=3)  # fold, count after, record before, record after
+        self._p_wrong = earlier.wrong_of_any(scores["image_id"], probabilities, assumed)
+        self._values = np.array(earlier.outputs.values)
+
+    def make_wrong(
+        self,
+        rows: np.ndarray,
+        true: np.ndarray,
+        records: np.ndarray,
+        is_wrong: np.ndarray,
+        rate: float,
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make the records of earlier pictures wrong, and those after accordingly; return both as labels, (N,) each.
+
+        records are already wrong where is_wrong says so, as those of bins without an earlier picture are. The record of
+        an earlier picture that is audited itself is made wrong apart from its own place in the audit.
+        """
+        pairs = self._rows[rows]
+        has_pair = pairs >= 0
+        before = np.where(has_pair, self._before[pairs], 0)
+        # A record that would be none of the outputs before is not one that was carried over.
+        values_before = self._values[before] + self._values[records] - self._values[true]
+        positions = (values_before[:, None] == self._values).argmax(axis=1)
+        can_carry = self._values[positions] == values_before
+        carried = has_pair & is_wrong & can_carry & (rng.random(len(rows)) < self._carried)
+        rate_before = rate * (1 - self._carried) / (1 - rate * self._carried)  # of the others: of all it is the rate
+        wrong_before = has_pair & ~carried & (rng.random(len(rows)) < rate_before)
+        before = np.where(carried, positions, before)
+        before[wrong_before] = _draw(self._errors[before[wrong_before]], rng)
+        since = np.flatnonzero(has_pair & is_wrong & ~carried)
+        records = records.copy()
+        records[since] = _draw(self._since[self._folds[pairs[since]], true[since], before[since]], rng)
+        return before, records
+
+    def update(self, p_wrong: np.ndarray, rows: np.ndarray, before: np.ndarray, records: np.ndarray) -> np.ndarray:
+        """Return p_wrong (N,) with that of the bins that have an earlier picture in its place."""
+        pairs = self._rows[rows]
+        return np.where(pairs >= 0, self._p_wrong[pairs, before, records], p_wrong)
+
+
+def _draw(steps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw a label for each row of cumulated probabilities, (N, C)."""
+    return (steps < rng.random((len(steps), 1))).sum(axis=1).clip(max=steps.shape[1] - 1)
 
 
 def _pool(scores: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:

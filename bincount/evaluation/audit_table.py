@@ -55,6 +55,9 @@ class Figures(Frozen):
     precision_at_50: float | None = None
     precision_at_50_rarest: float | None = None
     recall_at_5_percent: float | None = None
+    # Bins that were ranked by their earlier picture and record too, and what the list would find without these.
+    num_with_earlier: int = 0
+    recall_at_5_percent_alone: float | None = None
     noun: str = "bin"
     nouns: str = "bins"
 
@@ -69,17 +72,27 @@ class Figures(Frozen):
 
 
 def tabulate(
-    audit: Audit, ranked: pd.DataFrame, contradicting: pd.Series, reviewed: pd.Series | None = None
+    audit: Audit,
+    ranked: pd.DataFrame,
+    contradicting: pd.Series,
+    reviewed: pd.Series | None = None,
+    pairs: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Return a row for each good bin: those that were scored by rank, then the others, which have no scores.
 
     ranked is what ranking.rank returns. contradicting are the image_ids of the records that contradict themselves, and
-    reviewed those of bins on which people have settled, so that they need not be looked at again.
+    reviewed those of bins on which people have settled, so that they need not be looked at again. pairs, as
+    data.pairs.read returns them, say which bins have an earlier picture: before is its id, and recorded_before what
+    its record says.
     """
     names = probability_columns(audit.outputs)
     found = ["rank", "counted", "answer", "confidence", "expected", "p_wrong", "direction", *names, *FROM_RANKING]
     rows = audit.plan().merge(ranked[["image_id", *found]], on="image_id", how="left", validate="1:1")
+    earlier = pd.Series(dtype="str") if pairs is None else pairs.set_index("after")["before"]
+    before = rows["image_id"].map(earlier).astype("str")
     rows = rows.assign(
+        before=before,
+        recorded_before=before.map(rows.set_index("image_id")["recorded"]).astype("str"),
         rank=rows["rank"].astype("Int64"),
         model=audit.model,
         snapshot=audit.snapshot.digest,
@@ -92,7 +105,7 @@ def tabulate(
         [
             *("rank", "image_id", "record", "recorded", "counted", "answer", "confidence", "expected", "p_wrong"),
             *("direction", *names, *FROM_RANKING, "split", "scored_by", "model", "snapshot", "time", "status"),
-            *("reason", "contradicts", "reviewed"),
+            *("reason", "contradicts", "reviewed", "before", "recorded_before"),
         ]
     ]
 
@@ -179,10 +192,12 @@ def headline(figures: Figures, table: pd.DataFrame) -> str:
     to_check = _to_check(table)
     if len(to_check):
         first = to_check.iloc[0]
-        shows = "the model is not sure" if first["answer"] == LOOK else f"the picture shows {first['counted']}"
+        recorded, show = first["recorded"], "the picture shows"
+        if figures.num_with_earlier and pd.notna(first["recorded_before"]):
+            recorded, show = f"{recorded} (before: {first['recorded_before']})", "the pictures show"
+        shows = "the model is not sure" if first["answer"] == LOOK else f"{show} {first['counted']}"
         said += (
-            f". Check {first['image_id']} first: recorded {first['recorded']}, {shows}, {percent(first['p_wrong'])} "
-            "likely wrong"
+            f". Check {first['image_id']} first: recorded {recorded}, {shows}, {percent(first['p_wrong'])} likely wrong"
         )
     if figures.is_no_better_than_rarest:
         said += ". The order is no better than that of the rarest record first: do not rely on it"
@@ -197,10 +212,12 @@ def _to_check(table: pd.DataFrame) -> pd.DataFrame:
 def first_bins(table: pd.DataFrame, number: int, noun: str = "bin") -> pd.DataFrame:
     """Return the first bins to check as people read them."""
     first = _to_check(table).head(number)
+    before = first["recorded_before"] if "recorded_before" in first else pd.Series(dtype="str")  # of older releases
     return pd.DataFrame(
         {
             "rank": first["rank"].astype(int),
             noun: first["image_id"],
+            **({"before": before.fillna("")} if before.notna().any() else {}),
             "recorded": first["recorded"],
             "counted": first["counted"],
             "answer": first["answer"],

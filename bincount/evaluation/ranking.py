@@ -11,12 +11,15 @@ records, and to undo the mixture would divide by a matrix that is itself assumed
 zeros. So where the network is very sure against a record, p_wrong is lower than it should be, and never higher for
 that reason; the order hardly changes. A count outside the range of the outputs is no output, and its picture looks to
 the network like the nearest one: its record, if within the range, is judged as that one's would be.
+
+Where a bin has an earlier picture, that picture and its record are evidence too: see bincount.evaluation.joint.
 """
 
 import numpy as np
 import pandas as pd
 
 from bincount.evaluation.coverage import LOOK
+from bincount.evaluation.earlier import EarlierPictures
 from bincount.evaluation.record_errors import RecordErrors
 from bincount.problem import Classes
 from bincount.threshold import Threshold, predict
@@ -31,11 +34,12 @@ def rank(
     errors: RecordErrors,
     min_confidence: float,
     threshold: Threshold | None = None,
+    earlier: EarlierPictures | None = None,
 ) -> pd.DataFrame:
     """Return the scores of bins with these columns added, in the order of the scores:
 
     - p_wrong: the probability that the record is wrong
-    - counted: the likeliest class in the picture, whatever the record says; confidence: its probability
+    - counted: the likeliest class, whatever the record says; confidence: its probability
     - answer: counted, or what the threshold of the model makes of two classes; LOOK where the confidence is below
       min_confidence
     - expected: the mean count; missing where classes have no order
@@ -43,14 +47,21 @@ def rank(
     - p_recorded, odds, margin, expected_difference: simpler scores, as compare returns them
     - rank: 1 for the bin to check first; of equal bins the smaller image_id
 
-    scores have image_id, recorded (the name of an output) and p_NAME of each output.
+    scores have image_id, recorded (the name of an output) and p_NAME of each output. Of a bin with an earlier picture,
+    p_NAME becomes what both pictures and the record before say, and all of the above follows from it.
     """
-    probabilities = scores[[f"p_{name}" for name in outputs.names]].to_numpy(np.float64)
+    columns = [f"p_{name}" for name in outputs.names]
+    probabilities = scores[columns].to_numpy(np.float64)
     labels = labels_of(scores, outputs)
+    p_wrong = posterior(probabilities, labels, errors.likelihood(outputs))
+    if earlier:
+        probabilities = probabilities.copy()  # of one block it is a view that cannot be written
+        places, updated, p_wrong_of_these = earlier.update(scores["image_id"], probabilities, labels, errors)
+        probabilities[places], p_wrong[places] = updated, p_wrong_of_these
+        scores = scores.assign(**dict(zip(columns, probabilities.T.astype(np.float32), strict=True)))
     names, values = np.array(outputs.names, object), np.array(outputs.values)
     answered = predict(probabilities, threshold if len(outputs) == 2 else None)  # extra counts are outputs too
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    p_wrong = posterior(probabilities, labels, errors.likelihood(outputs))
     direction = np.array(["fewer", "same", "more"], object)[np.sign(values[predicted] - values[labels]).astype(int) + 1]
     return scores.assign(
         p_wrong=p_wrong,

@@ -45,6 +45,7 @@ SCORE_LABELS = {
 }
 RANKINGS = {
     "p_wrong": "probability that the record is wrong",
+    "picture alone": "the same without earlier pictures",
     "p_recorded": "probability of the record, the lowest first",
     "odds": "odds against the record",
     "margin": "margin over the record",

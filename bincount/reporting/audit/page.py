@@ -67,8 +67,9 @@ def write(path: Path, queue: pd.DataFrame, pictures: Pictures, about: About) -> 
     """Write the page of an audit to path and return it; path is never half a page.
 
     queue has a row a bin in the order of showing: image_id, record, recorded, counted, answer, p_wrong, direction,
-    random, and p_NAME of each class; expected, items (text) and model are used too where there are such columns.
-    pictures returns those at (M,) positions of the queue as (M, S, S, 3) uint8. Raises DiskFull.
+    random, and p_NAME of each class; expected, items (text), model, and before with recorded_before are used
+    too where there are such columns. pictures returns those at (M,) positions of the queue as (M, S, S, 3) uint8.
+    Raises DiskFull.
     """
     before, after = render(queue, about)
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as file:
@@ -133,10 +134,18 @@ def _content(queue: pd.DataFrame, about: About) -> dict:
         "random": _flags(queue["random"]),
         "format": thumbnails.FORMAT,
     }
+    if "before" in queue and queue["before"].notna().any():
+        content["before"] = _earlier(queue)
     digest = hashlib.sha256(json.dumps([content, about.snapshot]).encode()).hexdigest()
     words = {"noun": about.problem.noun, "nouns": about.problem.nouns}  # which are no part of what verdicts are kept by
     hidden = _flags(_hidden(queue["random"].to_numpy(bool), int(digest, 16)))
     return content | {"key": digest[:32], "hidden": hidden} | words
+
+
+def _earlier(queue: pd.DataFrame) -> list[str]:
+    """Return what the record of each bin's earlier picture says, and the id of that picture; empty without one."""
+    records = queue["recorded_before"].fillna("no record")
+    return (records + " (" + queue["before"] + ")").fillna("").tolist()
 
 
 def _hidden(is_random: np.ndarray, seed: int) -> np.ndarray:

@@ -30,6 +30,8 @@ function showReview() {
   byId("recorded").textContent = classes[recorded[bin]];
   byId("items").textContent = items[bin] ?? "";
   byId("items").hidden = !items[bin];
+  byId("before").textContent = data.before?.[bin] ? `before: ${data.before[bin]}` : "";
+  byId("before").hidden = !data.before?.[bin];
   showPrediction(bin);
   byId("verdict").replaceChildren(
     ...(verdict
