@@ -11,6 +11,8 @@ Then each of our recipes (--ours) trains to its end. After each epoch of any of 
 together is taken, and the best counts, so that all are chosen on the same images, and all are a little too good. Ours
 passes a peer in the first epoch whose accuracy is above the best of the peer.
 
+Ours predict with mirror images, as when they are served, and the peers without.
+
 The minutes are those of the epochs. Decoding is in them: of each epoch in the peers', and once, into the pack, in
 ours. Starting processes and predicting are in neither.
 
@@ -223,7 +225,7 @@ class Students:
         dataset = ImageFolder(str(self.pictures / "train"), self._transform(is_training=True), allow_empty=True)
         loader = DataLoader(dataset, self.config.batch_size, shuffle=True, num_workers=WORKERS)
         criterion = nn.CrossEntropyLoss()
-        self.network.train()
+        self.network.train()  # as theirs do: batch norms of a frozen backbone follow the batches, too
         began = time.monotonic()
         total = 0.0
         for images, labels in loader:
