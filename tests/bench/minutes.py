@@ -14,7 +14,7 @@ passes a peer in the first epoch whose accuracy is above the best of the peer.
 Ours predict with mirror images, as when they are served, and the peers without.
 
 The minutes are those of the epochs. Decoding is in them: of each epoch in the peers', and once, into the pack, in
-ours. Starting processes and predicting are in neither.
+ours. Predicting, and what comes before the first epoch, are in neither.
 
 With --val-only the accuracy is that on val: try settings that way, and run it on both once they are chosen. The peers'
 epochs are kept, and are not trained again.
@@ -55,6 +55,7 @@ from bincount.settings import DataConfig, ImageConfig, TrainConfig
 from bincount.text import percent
 from bincount.training import checkpoints
 from bincount.training.augment import IMAGENET_DEVIATION, IMAGENET_MEAN
+from bincount.training.device import choose_device
 from bincount.training.model import build, load, load_weights, probabilities
 from bincount.training.schedule import seed_for
 from bincount.training.spec import ModelSpec
@@ -149,6 +150,7 @@ def main() -> None:
         "seed": options.seed,
         "images_of_train": len(rows) - len(others),
         "scored_on": f"{splits}, {len(images):,} images of {images.num_bins:,} bins",
+        "peers": f"{options.peer_optimizer} at {options.peer_learning_rate:g}, {options.peer_image_size} px",
         "machine": f"{os.cpu_count()} cores, torch {torch.__version__}",
     }
     courses = [each.describe(images) for each in (*peers, *ours)]
@@ -190,6 +192,8 @@ class Students:
         torch.manual_seed(seed_for("students", options.seed))
         self.network = build(ModelSpec.make(images, self.config, self.classes))
         load_weights(self.network, self.config, self.size)
+        self.device = choose_device(self.config.device)
+        self.network.to(self.device)
         self.network.backbone.requires_grad_(peer == "whole")
         trained = [each for each in self.network.parameters() if each.requires_grad]
         if options.peer_optimizer == "adam":
@@ -230,7 +234,7 @@ class Students:
         total = 0.0
         for images, labels in loader:
             self.optimizer.zero_grad()
-            loss = criterion(self.network(images), labels)
+            loss = criterion(self.network(images.to(self.device)), labels.to(self.device))
             loss.backward()
             self.optimizer.step()
             total += loss.item()
@@ -241,7 +245,7 @@ class Students:
         dataset = ImageFolder(str(self.pictures / "others"), self._transform(is_training=False), allow_empty=True)
         self.network.eval()
         batches = DataLoader(dataset, self.config.batch_size, num_workers=WORKERS)
-        outputs = torch.cat([self.network(images).softmax(dim=1) for images, _ in batches])
+        outputs = torch.cat([self.network(images.to(self.device)).softmax(dim=1).cpu() for images, _ in batches])
         predictions = torch.empty_like(outputs)
         positions = [int(Path(path).stem) for path, _ in dataset.samples]
         predictions[positions] = outputs[:, [dataset.class_to_idx[name] for name in self.classes.names]]
