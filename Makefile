@@ -41,8 +41,8 @@ test-services: $(READY)  ## the tests that start servers and workers, break them
 	$(BIN)/python -m pytest -m services --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10
 
 # What depends on torch, and the saved model; the rest is for the locked versions.
-OF_OLDEST := threads device model augment losses calibration reader ensemble train distributed folding loading packaging \
-	pyfunc predict evaluate api
+OF_OLDEST := threads device model backbones augment losses calibration reader ensemble members train crossfit distributed \
+	folding loading packaging pyfunc predict evaluate api
 
 test-oldest: .venv-oldest/.ready  ## the tests of training, models and packaging with the oldest versions that pyproject.toml allows
 	.venv-oldest/bin/python -m pytest -m "not services and not real" --numprocesses 2 --dist loadfile \
@@ -74,6 +74,13 @@ bench-accuracy: $(READY)  ## how well the recipe counts on real bins: SOURCE=FOL
 
 bench-pairs: $(READY)  ## how long the pairs and questions of 535,234 made-up bins take, and their memory: two minutes; BINS=
 	$(BIN)/python tests/bench/pairs.py $${BINS:+--bins "$$BINS"}
+
+bench-minutes: $(READY)  ## how soon ours passes what students' recipes reach in an hour: SOURCE=FOLDER WEIGHTS=FILE PEERS="frozen whole" MINUTES=60
+	$(BIN)/python tests/bench/minutes.py $(SOURCE) --weights $(WEIGHTS) $(if $(PEERS),--peers $(PEERS)) \
+		$(if $(MINUTES),--minutes $(MINUTES))
+
+bench-distil: $(READY)  ## what training on cross-fitted predictions beside the labels gains: SOURCE=FOLDER WEIGHTS=FILE
+	$(BIN)/python tests/bench/distil.py $(SOURCE) --weights $(WEIGHTS)
 
 check-image: $(READY)  ## run the steps of deployments/serve/Dockerfile without a container engine, as root: 5 minutes, 8 GB; needs debootstrap; TORCH_BACKEND=cpu
 	$(BIN)/python .ci/check_image.py $${TORCH_BACKEND:+--torch-backend "$$TORCH_BACKEND"}
@@ -115,4 +122,4 @@ bench-serve: $(READY)  ## how fast `bincount serve` answers, beside mlflow model
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/serve.py $${IMAGES:+--images "$$IMAGES"} $${MEMORY:+--memory $$MEMORY}
 
-.PHONY: help setup demo up down test test-services test-oldest bench-sync bench-train check-gpu bench-nights bench-accuracy bench-audit bench-history bench-serve bench-pairs check-image docs pictures outputs lint format lock clean
+.PHONY: help setup demo up down test test-services test-oldest bench-sync bench-train check-gpu bench-nights bench-accuracy bench-minutes bench-distil bench-audit bench-history bench-serve bench-pairs check-image docs pictures outputs lint format lock clean

@@ -8,14 +8,20 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
+import torch
 from bins import add_thirty_bins
+from synthetic_training import IMAGES, QUICK, dataset
 
 from bincount.data import synthetic
 from bincount.evaluation import audit_quality
 from bincount.settings import DataConfig, ImageConfig, TrainConfig
 from bincount.training import model as models
+from bincount.training.loop import fit
+from bincount.training.run_folder import Request
 from bincount.training.spec import ModelSpec
 from bincount.workspace import Workspace
 
@@ -203,3 +209,96 @@ def test_the_benchmark_of_cross_fitted_accuracy(monkeypatch, tmp_path, capsys):
     assert heads[3:6] == ["accuracy", "RMSE, items", "RMSE of the expected count, items"]
     everything, of_train, others = (int(row[2].replace(",", "")) for row in rows)
     assert everything == of_train + others
+
+
+TINY = ["--weights", "none", "--model", "small", "--normalization", "imagenet"]
+
+
+def test_the_benchmark_of_minutes_is_not_repeated(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(BENCH)
+    minutes = load("minutes")
+    synthetic.generate(tmp_path / "bins", 120, size=(48, 48))
+    sizes = ["--classes", "0..5", "--peer-image-size", 32, "--minutes", 0.001, "--ours", "32:1"]
+    command = [tmp_path / "bins", *TINY, *sizes, "--peers", *minutes.PEERS, "--workspace", tmp_path / "kept"]
+
+    run(monkeypatch, minutes, *command)
+
+    said = capsys.readouterr().out
+    rows = [line.split(" | ")[0] for line in said.splitlines() if line.startswith("| ") and "---" not in line]
+    trainings = [*(f"| {name}" for name in minutes.PEERS.values()), "| bincount, 32 px, 1 epochs"]
+    assert rows == ["| training", *trainings, "| training", trainings[-1], trainings[-1]]
+    assert (tmp_path / "kept" / "minutes-0.json").exists()
+    run(monkeypatch, minutes, *command)
+    assert capsys.readouterr().out == said  # the same minutes, to the digit: nothing was trained again
+
+
+def test_ours_passes_a_peer_in_the_first_epoch_above_its_best(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    course = load("minutes").Course("ours", [1.0, 2.0, 3.0], [0.3, 0.4, 0.5], 2, np.zeros((1, 2)))
+    assert [course.minutes_to(accuracy) for accuracy in (0.2, 0.3, 0.4, 0.5)] == [1.0, 2.0, 3.0, None]
+
+
+def test_a_peer_that_was_stopped_ends_as_one_that_was_not(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCH)
+    minutes = load("minutes")
+    snapshot, _ = dataset(tmp_path)
+    recipe = {"model": "small", "weights": "none", "normalization": "imagenet", "seed": 0}
+    options = Namespace(**recipe, peer_optimizer="adam", peer_learning_rate=1e-3, peer_image_size=32)
+    train_epoch = minutes.Students._train_epoch
+    monkeypatch.setattr(minutes.Students, "_train_epoch", lambda *values: train_epoch(*values) and 1.0)
+
+    def peer(workspace: str) -> object:
+        return minutes.Students("whole", options, snapshot, Workspace(root=tmp_path / workspace))
+
+    unbroken = peer("unbroken").train(3)
+    peer("stopped").train(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(minutes.Students, "_predict", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            peer("stopped").train(3)  # in the second epoch
+
+    continued = peer("stopped").train(3)
+    assert len(continued) == len(unbroken) == 3
+    for one, other in zip(continued, unbroken, strict=True):
+        assert torch.equal(one["predictions"], other["predictions"])
+
+
+def test_the_benchmark_of_distilling(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(BENCH)
+    synthetic.generate(tmp_path / "bins", 300, size=(48, 48))
+    sizes = ["--classes", "0..5", "--image-size", 32, "--epochs", 1, "--folds", 2, "--seeds", 0]
+
+    run(monkeypatch, load("distil"), tmp_path / "bins", *TINY, *sizes, "--workspace", tmp_path / "kept")
+
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert rows == ["| score", "| ---", "| log loss", "| accuracy", "| RMSE, items"]  # of val alone, without --test
+    assert (tmp_path / "kept" / "distil-val.json").exists()
+
+
+def test_soft_targets_reach_the_image_that_they_are_of(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCH)
+    distil = load("distil")
+    snapshot, pack = dataset(tmp_path)
+    labels = snapshot.read().query("split == 'train'")["label"].to_numpy(int)
+    soft = np.eye(3, dtype=np.float32)[labels]
+    soft[::2] = np.nan
+    mixed, mix = [], distil.mix
+    monkeypatch.setattr(distil, "mix", lambda *values: mixed.append((values[3], mix(*values))) or mixed[-1][1])
+
+    distil.train_distilled(snapshot, pack, IMAGES, QUICK, Workspace(root=tmp_path / "kept"), soft, 1.0)
+
+    of_images, targets = (torch.cat(parts) for parts in zip(*mixed, strict=True))
+    assert torch.equal(targets.argmax(dim=1), of_images)
+    is_soft = targets.max(dim=1).values == 1
+    assert is_soft.sum() == (~is_soft).sum() == QUICK.epochs * len(labels) / 2  # the others are smoothed labels
+
+
+def test_a_network_that_is_distilled_by_no_share_is_as_without(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCH)
+    distil = load("distil")
+    snapshot, pack = dataset(tmp_path)
+    soft = np.full((96, 3), 1 / 3, np.float32)
+    alone = fit(Request(snapshot, pack, IMAGES, QUICK, tmp_path / "alone"))
+    for share, equal in ((0.0, True), (0.5, False)):
+        trained = distil.train_distilled(snapshot, pack, IMAGES, QUICK, Workspace(root=tmp_path), soft, share)
+        assert (trained.val_loss == alone.val_loss) == equal

@@ -50,31 +50,17 @@ class Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("source", help="bucket or folder of real bins")
-    parser.add_argument("--weights", required=True, help="a backbone's file, or imagenet")
-    parser.add_argument("--model", default="mobilenet_v2")
-    parser.add_argument("--normalization", default="symmetric", choices=["imagenet", "symmetric"])
+    parser = parser_of(__doc__)
     parser.add_argument("--classes", nargs="+", default=["1..5", "0..5"])
     parser.add_argument("--splits", nargs="+", default=["random", "bin"], choices=["random", "bin"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--folds", type=int, help="cross-fit by so many folds, in place of the ways to split")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the training")
-    parser.add_argument("--extra-counts", type=int, default=DataConfig().extra_counts)
-    parser.add_argument("--workspace", type=Path, default=Path("bench-accuracy"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    training = TrainConfig(
-        model=options.model,
-        weights=options.weights,
-        normalization=options.normalization,
-        epochs=options.epochs,
-        keep="last",
-        **dict(setting.split("=", 1) for setting in options.set),
-    )
+    training = training_of(options, epochs=options.epochs, keep="last")
     images, workspace = ImageConfig(image_size=options.image_size), Workspace(root=options.workspace)
     print(f"{options.model}, {options.image_size} pixels, {options.epochs} epochs, {' '.join(options.set)}")
     if options.folds:
@@ -96,6 +82,25 @@ def main() -> None:
             print(f"{classes:10}{way:10}{results[0].num_images:>8}{row[0]:>28}{row[1]:>30}{loss:>12.3f}", flush=True)
 
 
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the options that all benchmarks on real bins have, and the first line of the description."""
+    parser = argparse.ArgumentParser(description=description.split("\n", 1)[0])
+    parser.add_argument("source", help="bucket or folder of real bins")
+    parser.add_argument("--weights", required=True, help="a backbone's file, imagenet, or none")
+    parser.add_argument("--model", default="mobilenet_v2")
+    parser.add_argument("--normalization", default="symmetric", choices=["imagenet", "symmetric"])
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the training")
+    parser.add_argument("--extra-counts", type=int, default=DataConfig().extra_counts)
+    parser.add_argument("--workspace", type=Path, default=Path("bench-accuracy"))
+    return parser
+
+
+def training_of(options: argparse.Namespace, **settings: object) -> TrainConfig:
+    """Return the settings of a training: those of the options, and these, of which --set overrides any."""
+    settings = {"model": options.model, "weights": options.weights, "normalization": options.normalization, **settings}
+    return TrainConfig(**settings | dict(setting.split("=", 1) for setting in options.set))
+
+
 def cross_fit(options: argparse.Namespace, training: TrainConfig, images: ImageConfig, workspace: Workspace) -> None:
     """Print the cross-fitted scores of each range of classes, as a table in Markdown."""
     heads = ["classes", "images, by", "images", *(SCORE_LABELS[name] for name in crossfit.SCORES)]
@@ -104,17 +109,12 @@ def cross_fit(options: argparse.Namespace, training: TrainConfig, images: ImageC
         data = DataConfig(source=options.source, classes=classes, extra_counts=options.extra_counts)
         snapshot, pack = prepare(workspace, data, images, "bin", training.seed)
         fitted = CrossFit(workspace, snapshot, images, resolve(training), options.folds)
-        trained = [
-            train_in_subprocess(Request(snapshot, pack, images, member, folder, fold))
-            for fold, _, member, folder in fitted.networks()
-        ]
-        networks = crossfit.scorers(fitted, *fitted.average(trained, pack))
-        predictions = crossfit.predict(snapshot, networks, pack, fitted.folder / crossfit.FOLDER)
+        predictions = predict_cross_fitted(fitted, pack)
         is_train = predictions["split"] == "train"
         parts = {
             "all": predictions,
             "train, the network of its fold": predictions[is_train],
-            f"val and test, the mean of {len(trained)}": predictions[~is_train],
+            f"val and test, the mean of {fitted.whole().num_members}": predictions[~is_train],
         }
         for name, part in parts.items():
             scored = crossfit.score_predictions(part, snapshot)
@@ -122,8 +122,24 @@ def cross_fit(options: argparse.Namespace, training: TrainConfig, images: ImageC
             print(f"| {classes} | {name} | {scored.num_images:,} | {' | '.join(cells)} |", flush=True)
 
 
+def predict_cross_fitted(fitted: CrossFit, pack: Pack) -> pd.DataFrame:
+    """Train a network without each fold, and return what crossfit.predict does; what is there is not made anew."""
+    trained = [
+        train_in_subprocess(Request(fitted.snapshot, pack, images, member, folder, fold))
+        for fold, images, member, folder in fitted.networks()
+    ]
+    networks = crossfit.scorers(fitted, *fitted.average(trained, pack))
+    return crossfit.predict(fitted.snapshot, networks, pack, fitted.folder / crossfit.FOLDER)
+
+
 def prepare(workspace: Workspace, data: DataConfig, images: ImageConfig, way: str, seed: int) -> tuple[Snapshot, Pack]:
     """A snapshot with splits of this seed, and the pack; the images are fetched once."""
+    snapshot = freeze(workspace, data, way, seed)
+    return snapshot, packing.pack_snapshot(snapshot, images)
+
+
+def freeze(workspace: Workspace, data: DataConfig, way: str, seed: int) -> Snapshot:
+    """Fetch the images that are not there yet, and freeze a snapshot with splits of this seed."""
     dataset = workspace.dataset(data)
     opened = source.open_source(data)
     plan = sync.plan(dataset, opened, data)
@@ -139,9 +155,7 @@ def prepare(workspace: Workspace, data: DataConfig, images: ImageConfig, way: st
         label=rows["class_name"].map(labels).where(good).astype("Int8"),
     )
     table = splits.mark_extra(splits.assign(table, data.extra_names))
-    snapshot = snapshots.freeze(table, data.class_set, data.source, dataset)
-    wanted = pd.concat([snapshot.labelled(), snapshot.extra()])
-    return snapshot, packing.update(dataset, images, wanted["path"], wanted["sha256"])
+    return snapshots.freeze(table, data.class_set, data.source, dataset)
 
 
 def train(snapshot: Snapshot, pack: Pack, images: ImageConfig, config: TrainConfig, workspace: Workspace) -> Trained:
