@@ -15,6 +15,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\
 MARKUP = re.compile(r"[\\`*_\[\]~|]")
 # What spreadsheets take for the start of a formula (OWASP, CSV Injection), in full width too.
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+COMMAND = re.compile(r"`(bincount [^`]+)`")
 BLANKS = " \u00a0\u2009\u200b\u202f\u3000\ufeff"  # which some programs pass over before they look for a formula
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*([eE][+-]?\d+)?")
 
@@ -51,6 +52,17 @@ def markdown_link(text: object, address: str) -> Markdown:
 def escape_html(text: object) -> str:
     """Write text so that a page shows it as it is, in an element or in a quoted attribute."""
     return html.escape(str(text))
+
+
+def sentence_html(text: object) -> str:
+    """Write a sentence of this program for a page: commands between backticks as code, and the rest as escape_html."""
+    return COMMAND.sub(r"<code>\1</code>", escape_html(text))
+
+
+def sentence_markdown(text: object) -> Markdown:
+    """Write a sentence of this program in Markdown: commands between backticks as code, the rest as escape_markdown."""
+    parts = COMMAND.split(str(text))  # a command at each second place
+    return Markdown("".join((escape_markdown, markdown_code)[place % 2](part) for place, part in enumerate(parts)))
 
 
 def capitalize(words: str) -> str:

@@ -124,7 +124,7 @@ def evaluate(
         train=score_predictions(predictions[predictions["split"] == "train"], snapshot),
         test=score_predictions(evaluation.predictions, snapshot),
         num_left_out=len(snapshot.labelled()) - len(predictions),
-        nouns=snapshot.problem.nouns,
+        nouns=snapshot.problem.group_nouns,
     )
     write_json(folder / RESULT, result.model_dump(mode="json"))
     logger.info("%s", result.summary())

@@ -55,7 +55,7 @@ def decide(
     that is the case about once in 40 times, at a confidence of 95 %. Raises SettingsError as check_metric does.
     """
     check_metric(promotion_config, images.classes)
-    about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.nouns}
+    about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.group_nouns}
     metric = promotion_config.metric
     if reason := _why_not_comparable(images, NEW_TO_BOTH, metric, challenger=challenger, champion=champion):
         return _apply_force(Decision(promote=False, reason=reason, **about), promotion_config)
@@ -92,7 +92,8 @@ def decide_first(
     """
     classes = images.classes
     check_metric(promotion_config, classes)
-    about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.nouns, "is_first": True}
+    about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.group_nouns}
+    about["is_first"] = True
     metric = promotion_config.metric
     if reason := _why_not_comparable(images, "it was not trained on", metric, challenger=challenger):
         return _apply_force(Decision(promote=False, reason=reason, **about), promotion_config)
@@ -156,7 +157,7 @@ def refuse(reason: str, promotion_config: PromotionConfig, *, is_first: bool = F
 
 def _why_not_comparable(images: LabelledImages, new: str, metric: str, **probabilities: np.ndarray) -> str:
     """Return why the models cannot be compared, or an empty text; probabilities are by whose they are."""
-    nouns = images.problem.nouns
+    nouns = images.problem.group_nouns
     if images.num_bins < FEWEST_BINS:
         return f"{images.num_bins} {nouns} that {new} are too few to compare on, {FEWEST_BINS} are needed"
     if metric == "average_precision" and (num := fewest_bins_of_class(images)) < FEWEST_OF_CLASS:
