@@ -9,13 +9,14 @@ import re
 
 import pandas as pd
 
+from bincount.hints import COMMAND
+
 # Line ends, other control characters, signs that turn the direction of writing, and halves of surrogate pairs, which
 # cannot be encoded.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 MARKUP = re.compile(r"[\\`*_\[\]~|]")
 # What spreadsheets take for the start of a formula (OWASP, CSV Injection), in full width too.
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-COMMAND = re.compile(r"`(bincount [^`]+)`")
 BLANKS = " \u00a0\u2009\u200b\u202f\u3000\ufeff"  # which some programs pass over before they look for a formula
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*([eE][+-]?\d+)?")
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
+from bincount import hints
 from bincount.errors import SettingsError
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig
 from bincount.workspace import Workspace
@@ -128,7 +129,8 @@ def undo(
     rows = reviews.read(dataset)
     found = reviews.find(rows, which) if which is not None else reviews.find_import(rows, imported)
     number = reviews.undo(dataset, found["id"].to_list())
-    print(f"{number:,} verdict{'s' * (number != 1)} undone; `bincount prepare` makes the next snapshot without them")
+    undone = f"{number:,} verdict{'s' * (number != 1)} undone"
+    print(hints.complete(f"{undone}; `bincount prepare` makes the next snapshot without them"))
 
 
 @review.command(sort_key=2.5)
