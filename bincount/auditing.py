@@ -119,7 +119,10 @@ def finish(audit: Audit, job: Job) -> Audited:
     dataset, config = audit.snapshot.dataset, job.audit
     scores = audits.collect(audit)
     verdicts = reviews.read(dataset)
-    inputs = {"settings": config.model_dump(mode="json", include=FROM_SETTINGS), "verdicts": tables.digest(verdicts)}
+    inputs = {
+        "settings": config.model_dump(mode="json", include=FROM_SETTINGS),
+        "verdicts": tables.digest(verdicts.drop(columns="picture")),
+    }
     name = f"{audit.folder.name}-{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:8]}"
     result = audit_table.read_result(audit.folder)
     if result.get("inputs") == inputs:
@@ -128,7 +131,7 @@ def finish(audit: Audit, job: Job) -> Audited:
     (audit.folder / audit_table.FIGURES).unlink(missing_ok=True)
     errors = record_errors.estimate(config.error_rate, reviews.random_share(dataset))
     ranked = ranking.rank(scores, audit.outputs, errors, config.min_confidence, audit.scorers[0].spec.threshold)
-    resolved = reviews.resolve(verdicts, bins.read(dataset, ["image_id", "class_name", "record_sha256", "status"]))
+    resolved = reviews.resolve(verdicts, bins.read(dataset, reviews.BIN_COLUMNS))
     settled = resolved.loc[resolved["outcome"] != "unsure", "image_id"].astype("str")
     table = audit_table.tabulate(audit, ranked, contradictions.find(dataset), settled)
     tables.write_frame(table, audit.folder / audit_table.TABLE)

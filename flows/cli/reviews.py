@@ -84,7 +84,7 @@ def list_verdicts(
     """Show how many verdicts there are, how often records are wrong, how far reviewers agree, and the last imports.
 
     With a bin, or a state, it lists single verdicts: superseded ones have a later one of the same reviewer, void ones
-    are on a record that is another by now, and of disputed ones reviewers say different things.
+    are on a record or a photo that is another by now, and of disputed ones reviewers say different things.
     """
     from bincount.data import reviews, snapshots
     from bincount.evaluation import reviewing
