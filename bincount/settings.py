@@ -7,6 +7,7 @@ alias: files and deployments may use it still, and so may the command line, whos
 This module imports nothing heavy, so that `bincount --help` is quick.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from bincount.problem import DEFAULT_CLASSES, Classes, Problem, find_description
 
 MAX_PIXELS = 50_000_000  # of a picture, unless set otherwise
 DEFAULT_WORKSPACE = Path("bincount-data")
+DEFAULT_CLASS_LOSS = 5.0  # points of accuracy
 LONGEST_LICENCE = 200  # characters
 WORKSPACE_HELP = "folder that holds everything the pipeline makes"
 ModelName = Annotated[str, AfterValidator(backbones.check_name)]
@@ -457,8 +459,11 @@ class PromotionConfig(Frozen):
         ge=0,
         description="smallest gain worth a change: points of a share, items of RMSE, or false alarms per image of cost",
     )
-    max_class_loss: float = Field(
-        5.0, ge=0, description="points of accuracy that a class may lose at most, whatever the others gain"
+    max_class_loss: float | None = Field(
+        None,
+        ge=0,
+        description="points of accuracy that a class may lose at most, whatever the others gain [default: 5; any "
+        "number where `metric` is cost, which says what each kind of mistake is worth]",
     )
     force: bool = Field(False, description="promote whatever the comparison says, which is recorded all the same")
     approval: Literal["none", "required"] = Field(
@@ -466,6 +471,13 @@ class PromotionConfig(Frozen):
         description="required: a version that is to be promoted, also with `force`, waits until somebody approves it, "
         "with `bincount approve` or in MLflow",
     )
+
+    @property
+    def class_loss_allowed(self) -> float:
+        """Points of accuracy that a class may lose; infinite for any."""
+        if self.max_class_loss is not None:
+            return self.max_class_loss
+        return math.inf if self.metric == "cost" else DEFAULT_CLASS_LOSS
 
 
 class RetrainConfig(Frozen):
