@@ -52,8 +52,8 @@ def decide(
 
     The challenger is promoted when its gain is at least min_gain, the gain's interval lies above zero, no class loses
     more than class_loss_allowed points, no other metric is significantly worse, and every class has images here but for
-    the labels in absent, of which neither model knows anything; or when promotion_config.force says so. With equal models
-    that is the case about once in 40 times, at a confidence of 95 %. Raises SettingsError as check_metric does.
+    the labels in absent, of which neither model knows anything; or when promotion_config.force says so. With equal
+    models that is the case about once in 40 times, at a confidence of 95 %. Raises SettingsError as check_metric does.
     """
     check_metric(promotion_config, images.classes)
     about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.group_nouns}
