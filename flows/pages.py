@@ -60,11 +60,11 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Sections:
         stays = f"; version {champion.version} stays champion" if champion else ""
         first = {f"Nothing was trained{stays}": f"{sentence_markdown(run.new_data.skip_reason)}."}
     first[next(iter(first))] += "".join(
-        f"\n\n**Look at this:** {escape_markdown(each)}."
+        f"\n\n**Look at this:** {sentence_markdown(each)}."
         for each in filter(None, [*run.drift.warnings, run.undetectable])
     )
     if run.approvals:
-        first["Approvals"] = "\n".join(f"- {escape_markdown(each)}." for each in run.approvals)
+        first["Approvals"] = "\n".join(f"- {sentence_markdown(each)}." for each in run.approvals)
     return (
         first
         | {TREND: _own_test(run.prepared), "Nightly run": body(summary.nightly_facts(run))}
