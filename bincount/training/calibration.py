@@ -15,7 +15,7 @@ from bincount.training.spec import read_spec, write_spec
 logger = logging.getLogger(__name__)
 
 MAX_TEMPERATURE = 10.0  # and its inverse the smallest
-# Of the prior of log temperature, whose mean is 0: 95 % of it are temperatures of 0.14 to 7. Where val has 600 images
+# Of the prior of log temperature, whose mean is 0: 95 % of it are temperatures of 0.14 to 7. Where val has 500 images
 # and ordinary mistakes, the temperature changes by less than 1 %.
 PRIOR_SD = 1.0
 
