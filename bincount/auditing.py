@@ -121,8 +121,11 @@ def finish(audit: Audit, job: Job) -> Audited:
     dataset, config = audit.snapshot.dataset, job.audit
     scores = audits.collect(audit)
     verdicts = reviews.read(dataset)
-    inputs = {"settings": config.model_dump(mode="json", include=FROM_SETTINGS), "verdicts": tables.digest(verdicts)}
-    inputs["earlier_pictures"] = True  # which a result of an older release does without
+    inputs = {
+        "settings": config.model_dump(mode="json", include=FROM_SETTINGS),
+        "verdicts": tables.digest(verdicts.drop(columns="picture")),
+        "earlier_pictures": True,  # which a result of an older release does without
+    }
     name = f"{audit.folder.name}-{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:8]}"
     result = audit_table.read_result(audit.folder)
     if result.get("inputs") == inputs:
@@ -134,7 +137,7 @@ def finish(audit: Audit, job: Job) -> Audited:
     quality = _judge(scores, audit, errors, earlier.find(pairs_of_bins, records, scores, audit.outputs))
     threshold = audit.scorers[0].spec.threshold
     ranked = ranking.rank(scores, audit.outputs, errors, config.min_confidence, threshold, quality.earlier)
-    resolved = reviews.resolve(verdicts, bins.read(dataset, ["image_id", "class_name", "record_sha256", "status"]))
+    resolved = reviews.resolve(verdicts, bins.read(dataset, reviews.BIN_COLUMNS))
     settled = resolved.loc[resolved["outcome"] != "unsure", "image_id"].astype("str")
     table = audit_table.tabulate(audit, ranked, contradictions.find(dataset), settled, pairs_of_bins)
     tables.write_frame(table, audit.folder / audit_table.TABLE)

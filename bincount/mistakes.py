@@ -40,7 +40,10 @@ def explain_values(
         if inside[:1] == ["list"]:
             yield from _explain_list(found, written(name), inside[1:])
         else:
-            yield _explain(found, written(str(name)), _field(model, str(name)))
+            text = _explain(found, written(str(name)), _field(model, str(name)))
+            is_list = inside == ["number"] and str(found["input"]).lstrip().startswith("[")
+            remedy = f"; a list goes into a file for --config, as [training] {name} = ..."
+            yield text + (remedy if is_list and written is flag else "")
 
 
 def _explain(found: ErrorDetails, written: str, field: FieldInfo | None) -> str:

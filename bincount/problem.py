@@ -144,6 +144,16 @@ class Problem(Frozen):
         """Return the description where nobody has given one: counts are of bins, names of whatever is on a picture."""
         return BINS if classes.are_counts else PICTURES
 
+    @property
+    def group_nouns(self) -> str:
+        """The plural of what intervals are over: images of one group are of one bin, or pictures that look alike."""
+        return "groups of look-alike pictures" if self.noun == "picture" else self.nouns
+
+    @property
+    def group_noun(self) -> str:
+        """The singular of group_nouns."""
+        return "group of look-alike pictures" if self.noun == "picture" else self.noun
+
     def positive_label(self, classes: Classes) -> int | None:
         """Return the label of the positive class, of two classes; of counts only where the description names one."""
         if len(classes) != 2:

@@ -7,6 +7,7 @@ alias: files and deployments may use it still, and so may the command line, whos
 This module imports nothing heavy, so that `bincount --help` is quick.
 """
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +57,7 @@ __all__ = [
 ]
 
 DEFAULT_WORKSPACE = Path("bincount-data")
+DEFAULT_CLASS_LOSS = 5.0  # points of accuracy
 WORKSPACE_HELP = "folder that holds everything the pipeline makes"
 
 
@@ -135,8 +137,11 @@ class PromotionConfig(Frozen):
         ge=0,
         description="smallest gain worth a change: points of a share, items of RMSE, or false alarms per image of cost",
     )
-    max_class_loss: float = Field(
-        5.0, ge=0, description="points of accuracy that a class may lose at most, whatever the others gain"
+    max_class_loss: float | None = Field(
+        None,
+        ge=0,
+        description="points of accuracy that a class may lose at most, whatever the others gain [default: 5; any "
+        "number where `metric` is cost, which says what each kind of mistake is worth]",
     )
     force: bool = Field(False, description="promote whatever the comparison says, which is recorded all the same")
     approval: Literal["none", "required"] = Field(
@@ -144,6 +149,13 @@ class PromotionConfig(Frozen):
         description="required: a version that is to be promoted, also with `force`, waits until somebody approves it, "
         "with `bincount approve` or in MLflow",
     )
+
+    @property
+    def class_loss_allowed(self) -> float:
+        """Points of accuracy that a class may lose; infinite for any."""
+        if self.max_class_loss is not None:
+            return self.max_class_loss
+        return math.inf if self.metric == "cost" else DEFAULT_CLASS_LOSS
 
 
 class RetrainConfig(Frozen):

@@ -9,6 +9,8 @@ import re
 
 import pandas as pd
 
+from bincount.hints import COMMAND
+
 # Line ends, other control characters, signs that turn the direction of writing, and halves of surrogate pairs, which
 # cannot be encoded.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
@@ -51,6 +53,17 @@ def markdown_link(text: object, address: str) -> Markdown:
 def escape_html(text: object) -> str:
     """Write text so that a page shows it as it is, in an element or in a quoted attribute."""
     return html.escape(str(text))
+
+
+def sentence_html(text: object) -> str:
+    """Write a sentence of this program for a page: commands between backticks as code, and the rest as escape_html."""
+    return COMMAND.sub(r"<code>\1</code>", escape_html(text))
+
+
+def sentence_markdown(text: object) -> Markdown:
+    """Write a sentence of this program in Markdown: commands between backticks as code, the rest as escape_markdown."""
+    parts = COMMAND.split(str(text))  # a command at each second place
+    return Markdown("".join((escape_markdown, markdown_code)[place % 2](part) for place, part in enumerate(parts)))
 
 
 def capitalize(words: str) -> str:

@@ -33,7 +33,7 @@ class Folds:
             )
             for fold, images, training, folder in cross_fit.networks()
         ]
-        return cls(cross_fit, *training_tasks.average_folds(cross_fit, networks, pack))
+        return cls(cross_fit, *training_tasks.average_folds(job, cross_fit, networks, pack))
 
     def scorers(self, model: tuple[Scorer, ...] = ()) -> tuple[Scorer, ...]:
         """Return a model, by default the mean of all networks, and the network of each fold, as scorers of bins."""

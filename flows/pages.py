@@ -12,7 +12,7 @@ from bincount.problem import SPLITS
 from bincount.reporting import cross_fit, record_before, tables
 from bincount.reporting.run_page import BALANCE, MISTAKES, TREND, body
 from bincount.settings import RetrainConfig
-from bincount.text import escape_markdown, markdown_link
+from bincount.text import escape_markdown, markdown_link, sentence_markdown
 from flows import summary
 
 if TYPE_CHECKING:  # they import torch and MLflow, which a command that only shows something need not wait for
@@ -58,13 +58,13 @@ def of_nightly_run(run: "NightlyRun", retraining: RetrainConfig) -> Sections:
         first = _of_decision(run.model, champion)
     else:
         stays = f"; version {champion.version} stays champion" if champion else ""
-        first = {f"Nothing was trained{stays}": f"{escape_markdown(run.new_data.skip_reason)}."}
+        first = {f"Nothing was trained{stays}": f"{sentence_markdown(run.new_data.skip_reason)}."}
     first[next(iter(first))] += "".join(
-        f"\n\n**Look at this:** {escape_markdown(each)}."
+        f"\n\n**Look at this:** {sentence_markdown(each)}."
         for each in filter(None, [*run.drift.warnings, run.undetectable])
     )
     if run.approvals:
-        first["Approvals"] = "\n".join(f"- {escape_markdown(each)}." for each in run.approvals)
+        first["Approvals"] = "\n".join(f"- {sentence_markdown(each)}." for each in run.approvals)
     return (
         first
         | {TREND: _own_test(run.prepared), "Nightly run": body(summary.nightly_facts(run))}
@@ -87,7 +87,7 @@ def _of_decision(model: "TrainedModel", champion: "Version | None" = None) -> Se
         "no champion": f"Version {version} is not promoted, and there is no champion",
         "keep": f"Version {version} is not promoted; {stays}",
     }[decision.outcome]
-    said = [_numbers(decision), f"{escape_markdown(decision.summary())}."]
+    said = [_numbers(decision), f"{sentence_markdown(decision.summary())}."]
     if model.page:
         said.append(markdown_link(f"Version {version} in MLflow", model.page))
     sections = {heading: "\n\n".join(filter(None, said))}

@@ -41,11 +41,11 @@ from flows.results import NightlyRun
 from flows.timing import Timings
 from flows.train import TRAIN_SECTIONS, train
 from tasks import data as data_tasks
+from tasks import months as month_tasks
 from tasks import promotion as promotion_tasks
 from tasks import registration as registration_tasks
-from tasks import report as report_tasks
-from tasks import reporting as reporting_tasks
 from tasks import retraining as retraining_tasks
+from tasks import run_page as page_tasks
 
 logger = logging.getLogger("bincount.flows")
 
@@ -164,7 +164,7 @@ def retrain(
             tuple(approvals),
             undetectable,
         )
-        written = reporting_tasks.write_page(  # likewise
+        written = page_tasks.write_page(  # likewise
             job,
             PAGE,
             summary.nightly_headline(result),
@@ -176,6 +176,6 @@ def retrain(
             return_state=True,
         )
         # last, since it may wait for MLflow; a nightly run is as good without
-        reported = report_tasks.write_report(job, recording.of_nightly_run(result, job), return_state=True)
+        reported = month_tasks.write_report(job, recording.of_nightly_run(result, job), return_state=True)
         pages.warn_of_missing(written, reported)
         return result if model else Completed(name="Skipped", message=summary.nightly_headline(result), data=result)

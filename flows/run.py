@@ -24,9 +24,9 @@ from flows.prepare import prepare
 from flows.recording import record_end
 from flows.results import Finished
 from flows.train import TRAIN_SECTIONS, train
+from tasks import months as month_tasks
 from tasks import registration as registration_tasks
-from tasks import report as report_tasks
-from tasks import reporting as reporting_tasks
+from tasks import run_page as page_tasks
 
 logger = logging.getLogger("bincount.flows")
 
@@ -71,7 +71,7 @@ def run(
     model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
     finished = Finished(prepared, model)
     logger.info(summary.headline(model), extra={"in_result": True})
-    written = reporting_tasks.write_page(  # a run is as good as its model, also where this fails
+    written = page_tasks.write_page(  # a run is as good as its model, also where this fails
         job,
         "summary",
         f"{model.decision.summary()}. {summary.headline(model)}",
@@ -83,6 +83,6 @@ def run(
         return_state=True,
     )
     # last, since it may wait for MLflow; a run is as good without
-    reported = report_tasks.write_report(job, recording.of_run(finished, job), return_state=True)
+    reported = month_tasks.write_report(job, recording.of_run(finished, job), return_state=True)
     pages.warn_of_missing(written, reported)
     return finished

@@ -17,7 +17,7 @@ from bincount.tracking.live import LiveRun, start_training
 from bincount.tracking.runs import Runs
 from bincount.training.crossfit import CrossFit
 from bincount.training.launch import train_in_subprocess
-from bincount.training.run_folder import Request, Trained
+from bincount.training.run_folder import Request, Trained, read_history
 from bincount.workspace import Workspace
 from tasks.origin import origin_tags
 from tasks.retry import is_retry, is_transient
@@ -53,12 +53,19 @@ def train_without_fold(job: Job, pack: Pack, folder: Path, fold: Fold, cross_fit
 
 
 @task(name="average folds", task_run_name="average {cross_fit.num_folds} folds", cache_policy=NO_CACHE)
-def average_folds(cross_fit: CrossFit, networks: Sequence[Trained], pack: Pack) -> tuple[Trained, list[Trained]]:
+def average_folds(
+    job: Job, cross_fit: CrossFit, networks: Sequence[Trained], pack: Pack
+) -> tuple[Trained, list[Trained]]:
     """Make the mean of all networks, and of each fold the mean of its own; return that of all, and those of the folds.
 
-    networks are in the order of CrossFit.networks.
+    networks are in the order of CrossFit.networks. The run of the mean of all, which began with the first of them, ends
+    as this does.
     """
-    return cross_fit.average(networks, pack)
+    job = job.replace(images=cross_fit.images, training=cross_fit.whole())
+    with LiveRun(
+        _starting(job, cross_fit.snapshot, cross_fit.folder, folds=cross_fit.num_folds), cross_fit.folder / "debug"
+    ):
+        return cross_fit.average(networks, pack)
 
 
 def _train(
@@ -70,15 +77,30 @@ def _train(
     fold: Fold | None = None,
     num_folds: int | None = None,
 ) -> Trained:
+    start = _starting(job, snapshot, folder, member_of, folds=fold, num_folds=num_folds)
+    return train_recorded(Request(snapshot, pack, job.images, job.training, folder, fold), job, start)
+
+
+def _starting(
+    job: Job,
+    snapshot: Snapshot,
+    folder: Path,
+    member_of: tuple[Job, Path] | None = None,
+    *,
+    folds: Fold | int | None = None,
+    num_folds: int | None = None,
+) -> Callable[[], tuple[Runs, str]]:
+    """Return what starts or resumes the run of a training in MLflow, below that of the model that it is a member of."""
+
     def start() -> tuple[Runs, str]:
         runs = connect(Workspace(root=job.workspace), job.registry).open(anew=is_retry()).runs
         tags, parent = origin_tags(), ""
         if member_of:
             whole, whole_folder = member_of
             parent = start_training(runs, whole, snapshot, whole_folder, tags, folds=num_folds)
-        return runs, start_training(runs, job, snapshot, folder, tags, parent, folds=fold)
+        return runs, start_training(runs, job, snapshot, folder, tags, parent, folds=folds)
 
-    return train_recorded(Request(snapshot, pack, job.images, job.training, folder, fold), job, start)
+    return start
 
 
 def train_recorded(
@@ -112,7 +134,13 @@ def choose_arithmetic(training: TrainConfig) -> TrainConfig:
 
 @task(name="average models", task_run_name="average {job.training.num_members} models", cache_policy=NO_CACHE)
 def average_models(job: Job, members: Sequence[Trained], snapshot: Snapshot, pack: Pack, folder: Path) -> Trained:
-    """Make one model of several, which predicts the mean of their probabilities."""
+    """Make one model of several, which predicts the mean of their probabilities.
+
+    Its run in MLflow, which began with the first of them, ends as this does, and not only when it is registered.
+    """
     from bincount.training import ensemble  # here, since torch takes seconds to import
 
-    return ensemble.combine(members, snapshot, pack, folder, job.training.device)
+    with LiveRun(_starting(job, snapshot, folder), folder / "debug") as run:
+        trained = ensemble.combine(members, snapshot, pack, folder, job.training.device)
+        run.log(read_history(folder))
+    return trained

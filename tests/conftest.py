@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import servers
 
+from bincount import hints
 from bincount.settings import DataConfig
 from bincount.tracking import starting
 
@@ -68,6 +69,12 @@ def pytest_unconfigure():
 def own_code_alone():
     """Take the code of models that earlier tests have loaded off the path: processes that a test spawns get it too."""
     sys.path[:] = [folder for folder in sys.path if Path(folder).name != "code"]
+
+
+@pytest.fixture(autouse=True)
+def own_hints_alone():
+    """Forget where the command of an earlier test looked, which commands that are suggested would have."""
+    hints.remember({}, lambda words: frozenset())
 
 
 @pytest.fixture(scope="session", autouse=True)

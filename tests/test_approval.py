@@ -91,7 +91,7 @@ def test_a_better_version_waits_and_its_tag_card_and_decision_say_how_to_approve
     assert version.decision == promoted.decision
     description = versions.opened.client.get_model_version(version.name, "1").description
     assert "Waits for approval" in description
-    assert "approve it with \\`bincount approve 1\\`" in description
+    assert "approve it with `bincount approve 1`" in description
 
 
 def test_a_version_that_is_not_better_or_does_not_start_waits_for_nobody(versions, monkeypatch):

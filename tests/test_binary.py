@@ -247,6 +247,21 @@ def test_a_threshold_for_the_cost_is_better_by_that_cost_alone():
         gate(probabilities, probabilities, images, "cost")
 
 
+def test_the_cost_says_what_a_class_may_lose_unless_a_limit_is_given():
+    images, probabilities = made_up(4000, share=0.1)
+    lowered = {"predicted": (threshold.predict(probabilities, Threshold(positive=1, value=1 / 11)), None)}
+
+    def decide(**settings) -> promotion.Decision:
+        config = PromotionConfig(**settings)
+        return promotion.decide(images, probabilities, probabilities, config, miss_cost=10.0, **lowered)
+
+    decision = decide(metric="cost")
+    assert decision.class_changes[0].loss > 5  # intact boxes that are called damaged
+    assert (decision.promote, decision.reason) == (True, "cost is significantly better")
+    assert "class intact loses" in decide(metric="cost", max_class_loss=5).reason
+    assert "class intact loses" in decide(metric="balanced_accuracy").reason
+
+
 def test_tests_without_a_positive_count_as_no_gain():
     labels = np.eye(100, dtype=int)[0]
     images = LabelledImages(labels, np.arange(100), BOXES)

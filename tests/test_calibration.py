@@ -45,12 +45,45 @@ def test_calibrated_probabilities_match_the_frequency_of_correct_predictions():
     assert error(calibration.fit_temperature(logits, labels)) < 0.03
 
 
+def without_order_of_mistakes(num: int, share_wrong: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (num, 1, 4) that are about 3.5 higher for one class, and labels of which a share is another class."""
+    random = np.random.default_rng(seed)
+    predicted = random.integers(0, 4, num)
+    logits = random.normal(0, 0.5, (num, 1, 4)) + 3.5 * np.eye(4)[predicted][:, None]
+    is_wrong = np.arange(num) < round(share_wrong * num)
+    return logits.astype(np.float32), np.where(is_wrong, (predicted + 1) % 4, predicted)
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_a_few_images_that_are_all_right_or_all_wrong_do_not_run_away(right):
     logits = np.array([[[3.0, 0, 0]]] * 5, np.float32)
     labels = np.zeros(5, int) if right else np.ones(5, int)
 
-    assert 0.1 <= calibration.fit_temperature(logits, labels) <= 10
+    assert 0.2 < calibration.fit_temperature(logits, labels) < 5
+
+
+def test_a_val_without_mistakes_does_not_make_the_mistakes_of_a_test_certain():
+    logits, labels = without_order_of_mistakes(60, share_wrong=0, seed=1)
+    temperature = calibration.fit_temperature(logits, labels)
+    assert 0.2 < temperature < 0.6
+    assert mean_softmax(logits, temperature).max() < 1 - 1e-6
+
+    test_logits, test_labels = without_order_of_mistakes(1000, share_wrong=0.02, seed=2)
+
+    def log_loss(temperature: float) -> float:
+        probabilities = mean_softmax(test_logits, temperature)[np.arange(1000), test_labels]
+        return -np.log(np.maximum(probabilities, 1e-12)).mean()
+
+    assert log_loss(temperature) < 0.6 * log_loss(0.1)  # where the fit would end without a prior
+    assert log_loss(temperature) < 1.5 * log_loss(1)
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1, 3])
+def test_where_val_has_ordinary_mistakes_the_prior_hardly_matters(sharpness, monkeypatch):
+    logits, labels = overconfident(sharpness, num=500)
+    temperature = calibration.fit_temperature(logits, labels)
+    monkeypatch.setattr(calibration, "PRIOR_SD", 1e6)
+    assert temperature == pytest.approx(calibration.fit_temperature(logits, labels), rel=0.01)
 
 
 def test_a_training_keeps_the_temperature_with_its_model_and_predictions_use_it(tmp_path):

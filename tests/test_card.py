@@ -88,6 +88,8 @@ def test_the_card_of_classes_without_order_has_no_errors_in_items(tmp_path):
     text = describe(tmp_path, classes=Classes.parse("good,defective"))
 
     assert "which it is: good, defective" in text
+    assert "## Test: 120 images of groups of look-alike pictures never trained on" in text
+    assert "All images of one group of look-alike pictures are in the same split." in text
     assert "RMSE" not in text
     assert "ROC AUC" in text
 

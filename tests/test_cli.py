@@ -115,7 +115,7 @@ def test_an_error_that_names_its_remedy_is_shown_without_a_traceback(tmp_path, m
     monkeypatch.chdir(tmp_path)
     said = refused(["predict", "one.jpg", "--workspace", "empty"], monkeypatch, capsys)
     assert said.startswith("bincount: nothing was registered in sqlite:///")
-    assert said.endswith("run `bincount run`, or correct --workspace\n")
+    assert said.endswith("run `bincount run --workspace empty`, or correct --workspace\n")
     assert not list(tmp_path.iterdir())
 
 

@@ -321,6 +321,33 @@ def test_scores_count_what_thresholds_predict_as_the_test_does():
     assert crossfit.score(images, probabilities).scores["log_loss"] == scores["log_loss"]
 
 
+def test_two_classes_have_their_average_precision_and_what_mistakes_cost_with_intervals():
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [160, 40])
+    positive = np.clip(0.3 + 0.3 * labels + random.normal(0, 0.2, 200), 0.01, 0.99)
+    images = LabelledImages(labels, np.arange(200), Classes.parse("good,defective"))
+    probabilities, predicted = np.column_stack([1 - positive, positive]), (positive > 0.2).astype(int)
+
+    scores = crossfit.score(images, probabilities, predicted=predicted, miss_cost=5).scores
+
+    expected = metrics.score(labels, probabilities, images.classes, predicted, miss_cost=5).scalars()
+    assert list(scores)[-2:] == ["average_precision", "cost"]
+    for name in ("average_precision", "cost"):
+        assert scores[name].value == pytest.approx(expected[name])
+        assert scores[name].low < scores[name].value < scores[name].high
+    assert "cost" not in crossfit.score(images, probabilities).scores
+
+    few = images.take(np.arange(150, 170))
+    of_few = crossfit.score(few, probabilities[150:170], predicted=predicted[150:170], miss_cost=5)
+    assert "average_precision" not in of_few.scores
+    whole = crossfit.score(images, probabilities, predicted=predicted, miss_cost=5)
+    made = CrossFitted(num_folds=5, num_networks=5, every=whole, train=whole, test=of_few)
+    shown = cross_fit_tables.scores(made).set_index("")
+    assert shown.loc["average precision"].iloc[-1] == ""
+    assert shown.loc["cost per image, in false alarms"].map(bool).all()
+    assert made.tags()["crossfit_cost"] == whole.scores["cost"].describe()
+
+
 def test_each_network_predicts_by_its_own_threshold(trained, tmp_path, monkeypatch):
     snapshot, pack, network = trained
     scorers = scorers_of(snapshot, 2, network)

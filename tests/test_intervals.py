@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from bincount.evaluation import intervals, metrics
+from bincount.evaluation import evaluate, intervals, metrics
 from bincount.evaluation.intervals import LabelledImages, Score
 from bincount.problem import Classes
 
@@ -128,6 +128,21 @@ def test_a_rate_of_one_is_not_certain_for_that():
     wrong = estimate(labels, np.eye(3)[2 - labels], np.arange(100), Classes.parse("0..2"))
     assert wrong["class/0/recall"].low == 0
     assert 0.05 < wrong["class/0/recall"].high < 0.15
+
+
+@pytest.mark.parametrize("miss_cost", [0.2, 20])
+def test_the_cost_of_a_test_without_a_mistake_is_not_certain_for_that(miss_cost):
+    labels = np.arange(200) % 2
+    images = LabelledImages(labels, np.arange(200) // 2, Classes.parse("good,defective"))
+    probabilities = np.eye(2)[labels]
+
+    cost = evaluate.estimate_of_two(images, probabilities, labels, miss_cost)["cost"]
+
+    mistakes = intervals.wilson(0, 100)  # of as many bins
+    assert (cost.low, cost.high) == (0, max(miss_cost, 1) * mistakes.high)
+    with_one = evaluate.estimate_of_two(images, probabilities, np.where(np.arange(200) == 3, 0, labels), miss_cost)
+    assert with_one["cost"].low == 0 < with_one["cost"].high
+    assert evaluate.estimate_of_two(images, probabilities, labels) == {}
 
 
 def test_a_class_in_a_few_bins_has_no_interval():

@@ -16,7 +16,7 @@ from bincount.evaluation import promotion
 from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import evaluate
 from bincount.settings import DriftConfig, Job, Member, PromotionConfig, RegistryConfig, RetrainConfig, TrainConfig
-from bincount.text import escape_markdown
+from bincount.text import sentence_markdown
 from bincount.tracking import connection
 from bincount.tracking.facts import DECISION_TAG
 from bincount.training.loop import fit
@@ -104,7 +104,7 @@ def test_a_first_version_that_does_not_stays_challenger_and_its_card_says_why_an
     assert kept.opened.find_champion() is None
     why = "No champion yet: accuracy is not significantly better than always predicting 0 (at 95 % confidence); "
     why += "`bincount promote 1 --force` makes it champion all the same"
-    assert f"## Against the majority class\n\n**{escape_markdown(why)}.**" in kept.description(version)
+    assert f"## Against the majority class\n\n**{sentence_markdown(why)}.**" in kept.description(version)
     assert version.tags[DECISION_TAG].startswith(why)
     with pytest.raises(
         ModelNotFound, match="is champion; there are: 1 challenger; name one of them, or make it champion"

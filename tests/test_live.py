@@ -1,9 +1,10 @@
 """A training's curves are in MLflow while it runs, whatever becomes of MLflow or of the training."""
 
+import json
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from bincount.settings import ImageConfig, Job, RegistryConfig, TrainConfig
 from bincount.tracking import connection, live, runs
 from bincount.tracking.live import LiveRun, start_training
 from bincount.tracking.registry import Registry
+from bincount.training import ensemble
 from bincount.training.launch import train_in_subprocess
 from bincount.training.run_folder import Request, Trained
 from bincount.workspace import Workspace
@@ -119,6 +121,30 @@ def test_a_training_that_ends_early_says_so_and_a_retry_takes_its_run_up(kept, t
 
     assert find(kept, status).info.run_id == first.info.run_id
     assert (find(kept, status).info.status, epochs(kept, status)) == ("FINISHED", [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("error", [None, TrainingFailed("no checkpoint"), KeyboardInterrupt()])
+def test_the_run_of_a_model_of_members_ends_with_their_mean_whatever_follows(
+    kept, snapshot, workspace, monkeypatch, error
+):
+    status = "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+    folder = workspace.root / "runs" / f"mean-{status}"
+    job = Job(images=IMAGES, training=TRAINING.model_copy(update={"members": 2}), workspace=workspace.root)
+    model = start_training(kept.runs, job, snapshot, folder, {})
+
+    def combine(*_):
+        if error:
+            raise error
+        folder.mkdir(parents=True)
+        (folder / "history.json").write_text(json.dumps(HISTORY))
+        return TRAINED
+
+    monkeypatch.setattr(ensemble, "combine", combine)
+    with pytest.raises(type(error)) if error else nullcontext():
+        training_tasks.average_models.fn(job, [TRAINED, TRAINED], snapshot, None, folder)
+
+    assert kept.client.get_run(model).info.status == status
+    assert epochs(kept, folder.name) == ([] if error else [1, 2, 3, 4])
 
 
 @pytest.mark.parametrize("error", [ServiceUnavailable("no answer"), httpx.HTTPError("Prefect, which knows the run")])

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,7 +17,7 @@ from test_figures import SLICES
 
 from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation
-from bincount.problem import Classes
+from bincount.problem import Classes, Problem
 from bincount.reporting import offline, pages, thumbnails
 from bincount.reporting.pages import Champion
 
@@ -118,6 +119,19 @@ def test_the_page_fetches_nothing_and_may_fetch_nothing(tmp_path):
         "style-src 'unsafe-inline'",
         f"script-src 'sha256-{digest}'",  # no other script runs, whatever a name brings with it
     ]
+
+
+def test_a_command_in_the_decision_is_shown_as_code(tmp_path):
+    decision = Decision(promote=False, reason="it waits; `bincount approve 2` promotes it")
+    text = pages.evaluation_page(scored(tmp_path), COUNTS, decision=decision)
+    assert "it waits; <code>bincount approve 2</code> promotes it</p>" in text
+
+
+def test_intervals_are_over_bins_and_without_a_description_over_pictures_that_look_alike(tmp_path):
+    named = Classes.parse("a,b,c")
+    made = page(replace(scored(tmp_path, classes=named), problem=Problem.of(named)), named)
+    assert "Tested on 9 images of 9 groups of look-alike pictures" in made.text
+    assert "Values of fewer than 30 groups of look-alike pictures are left out" in made.text
 
 
 def test_the_page_begins_with_the_model_and_its_scores_with_intervals(tmp_path):

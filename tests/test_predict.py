@@ -169,6 +169,26 @@ def test_json_has_counts_as_integers_and_names_as_text(checkpoint, tmp_path, cap
         assert all(type(row[name]) is float for name in row if name.startswith("p_"))
 
 
+@pytest.mark.parametrize(
+    ("classes", "columns"),
+    [
+        ("1..2", ["path", "count", "expected_count", "p_1", "p_2"]),
+        ("good,bad", ["path", "class", "p_good", "p_bad"]),
+    ],
+)
+def test_the_answer_has_the_same_heading_in_the_table_in_csv_and_in_json(classes, columns, tmp_path, capsys):
+    photo, folder = write(tmp_path / "1.jpg", jpeg(1)), model(tmp_path / "model", classes)
+
+    def shown(output: str) -> str:
+        app(["predict", photo, "--model", str(folder), "--output", output], result_action="return_value")
+        return capsys.readouterr().out
+
+    assert shown("csv").splitlines()[0].split(",") == columns
+    assert list(json.loads(shown("json"))[0]) == columns
+    of_table = [name for name in columns if not name.startswith("p_")]
+    assert shown("table").splitlines()[0].split() == [*of_table, "confidence"]
+
+
 def test_csv_holds_no_formulas(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "=1+1.jpg", jpeg(1))

@@ -288,6 +288,15 @@ def test_classes_without_order_have_no_rmse():
     assert "Accuracy, % of test images" in words
 
 
+def test_commands_are_shown_as_code():
+    waits = Decision(promote=False, waits=True, reason="it waits; `bincount approve 3`")
+    text = page.render(replace(FULL, versions=(replace(FULL.versions[0], decision=waits), *FULL.versions[1:])))
+
+    assert "<td" in text.partition("it waits; <code>bincount approve 3</code></td>")[0]
+    assert "Version 3 waits for approval; <code>bincount approve 3</code>.</li>" in text
+    assert "<code>bincount run</code> trains a model and registers it." in page.render(empty())
+
+
 def test_what_people_and_data_have_written_stays_text():
     quoted = replace(
         FULL,

@@ -71,7 +71,7 @@ def test_import_says_what_is_new_known_and_void_and_adds_nothing_twice(review, f
     again = review("import", str(file))
 
     assert ["new", "verdicts", "6"] in rows_of(first)
-    assert "- void: no such bin, or its record is another now" in first
+    assert "- void: no such bin, or its record or photo is another now" in first
     assert ["there", "already", "6"] in rows_of(again)
     assert "new verdicts" not in again
     assert len(reviews.read(dataset)) == 6

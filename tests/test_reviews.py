@@ -11,7 +11,7 @@ import pytest
 from bins import add_bin, bring, jpeg
 from verdicts import HEAD, append, digests, say, verdict, write_csv
 
-from bincount.data import assembly, bins, packing, review_files, reviews, snapshots, splits
+from bincount.data import assembly, bins, packing, review_files, reviews, snapshots, splits, tables
 from bincount.errors import DatasetError, SettingsError, SnapshotNotFound
 from bincount.evaluation import reviewing
 from bincount.problem import Classes
@@ -121,6 +121,33 @@ def test_a_changed_record_makes_the_verdict_void(dataset, tmp_path):
 
     assert (row["class_name"], row["label_source"]) == ("2", "record")
     assert reviews.states(reviews.read(dataset), bins.read(dataset)).to_list() == ["void"]
+
+
+def test_a_replaced_photo_makes_the_verdict_void_and_can_be_reviewed_anew(dataset, tmp_path):
+    of_old = verdict(dataset, name(3), "4")
+    append(dataset, [of_old])
+    (tmp_path / "bucket" / "bin-images" / f"{name(3)}.jpg").write_bytes(jpeg(999))
+    bring(tmp_path / "bucket", dataset)
+
+    row = rows_by_id(build(dataset)).loc[name(3)]
+
+    assert (row["class_name"], row["label_source"]) == ("3", "record")
+    assert append(dataset, [of_old]) == 0  # the same file again
+    assert say(dataset, (name(3), "5", "Ann", 3)) == 1
+    assert reviews.states(reviews.read(dataset), bins.read(dataset)).to_list() == ["void", "valid"]
+
+
+def test_a_verdict_of_an_older_release_does_not_know_its_photo_and_counts_by_the_record(dataset, tmp_path):
+    say(dataset, (name(3), "4"))
+    (path,) = reviews.paths(dataset)
+    older = tables.read(path, reviews.REMEDY).drop_columns(["picture"])
+    path.unlink()
+    tables.write(older, path, tables.ROWS_IN_PIECE)
+    (tmp_path / "bucket" / "bin-images" / f"{name(3)}.jpg").write_bytes(jpeg(999))
+    bring(tmp_path / "bucket", dataset)
+
+    assert reviews.read(dataset)["picture"].to_list() == [""]
+    assert outcome(dataset, name(3)) == "count"
 
 
 @pytest.mark.parametrize("said", [[("unusable", "Ann")], [("unsure", "Ann")], [("4", "Ann"), ("right", "Bob")]])

@@ -17,7 +17,7 @@ from bincount.evaluation.intervals import Score
 from bincount.problem import Classes
 from bincount.reporting import run_page, trend
 from bincount.reporting.run_page import BALANCE, MISTAKES, TREND
-from tasks import reporting as reporting_tasks
+from tasks import run_page as page_tasks
 
 WIDEST_TABLE = 5  # columns
 SMALL_GAIN = PROMOTION.model_copy(update={"min_gain": 0.1})  # points, which thirty bins cannot detect
@@ -95,10 +95,10 @@ def test_where_mlflow_does_not_answer_the_page_says_so(monkeypatch):
         raise ServiceUnavailable("MLflow is away; start it")
 
     kept = {}
-    monkeypatch.setattr(reporting_tasks, "open_registry", away)
-    monkeypatch.setattr(reporting_tasks, "create_markdown_artifact", lambda **content: kept.update(content))
+    monkeypatch.setattr(page_tasks, "open_registry", away)
+    monkeypatch.setattr(page_tasks, "create_markdown_artifact", lambda **content: kept.update(content))
 
-    reporting_tasks.write_page.fn(None, "night", "Kept", {"Kept": "why", TREND: ""}, BALANCE_OF_TWO, None, None, None)
+    page_tasks.write_page.fn(None, "night", "Kept", {"Kept": "why", TREND: ""}, BALANCE_OF_TWO, None, None, None)
 
     assert "MLflow did not answer" in kept["markdown"]
     assert kept["key"] == "night"

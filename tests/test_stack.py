@@ -879,7 +879,7 @@ def test_make_up_again_changes_nothing_and_other_settings_are_refused(whole):
     assert supervisors(processes_of(whole["WORKSPACE"])) == before
     other = make("up", **whole | {"PREFECT_PORT": servers.free_port()})
     assert other.returncode != 0
-    assert "`bincount down` first" in other.stdout
+    assert "`bincount down --workspace" in other.stdout
 
 
 @pytest.mark.services

@@ -177,7 +177,8 @@ def test_a_rollback_goes_on_and_says_that_the_champion_of_before_does_not_start(
     assert versions.opened.find_champion().version == 1
     said = capsys.readouterr().err
     assert "version 1 is champion again, but cannot be used here as it is packaged: ImportError" in said
-    assert "`bincount promote VERSION --force` puts another in its place" in said
+    where = f"--workspace {versions.workspace.root} --model-name {versions.config.model_name}"
+    assert f"`bincount promote VERSION --force {where}` puts another in its place" in said
 
 
 def test_what_was_decided_is_kept_with_the_numbers(versions, monkeypatch):

@@ -6,7 +6,16 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from bincount.text import Markdown, escape_html, escape_markdown, harmless_csv, markdown_code, markdown_link
+from bincount.text import (
+    Markdown,
+    escape_html,
+    escape_markdown,
+    harmless_csv,
+    markdown_code,
+    markdown_link,
+    sentence_html,
+    sentence_markdown,
+)
 
 CRUEL = (
     "<script>alert(1)</script>",
@@ -62,6 +71,27 @@ def test_a_link_leads_to_one_address_whatever_its_text(address):
 
 def test_half_a_surrogate_pair_can_be_written_to_a_file():
     escape_markdown("a\ud800b").encode()
+
+
+def test_a_command_in_a_sentence_is_shown_as_code_and_the_rest_as_it_is():
+    sentence = "class a_b <i> lost; `bincount promote 2 --force` makes it champion, `bincount models` shows all"
+
+    assert sentence_html(sentence) == (
+        "class a_b &lt;i&gt; lost; <code>bincount promote 2 --force</code> makes it champion, "
+        "<code>bincount models</code> shows all"
+    )
+    kinds, contents = zip(*shown(sentence_markdown(sentence)), strict=True)
+    assert "".join(contents) == sentence.replace("`", "")
+    assert [content for kind, content in zip(kinds, contents, strict=True) if kind == "code_inline"] == [
+        "bincount promote 2 --force",
+        "bincount models",
+    ]
+
+
+@pytest.mark.parametrize("text", [*CRUEL, "a ` alone", "``", "<b>`<i>`"])
+def test_no_sentence_becomes_a_tag_or_a_link(text):
+    assert {kind for kind, _ in shown(f"Class {sentence_markdown(text)}.")} <= {"text", "code_inline"}
+    assert "<" not in sentence_html(text).replace("<code>", "").replace("</code>", "")
 
 
 def test_a_page_shows_any_text_as_it_is():

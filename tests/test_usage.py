@@ -34,6 +34,11 @@ from flows.cli import app, options
         (["run", "--learning-rate", "-1"], "--learning-rate takes a number of more than 0, not '-1'"),
         (["run", "--epochs", "0"], "--epochs takes a whole number of at least 1, not '0'"),
         (["run", "--epochs", "many"], "--epochs takes a whole number of at least 1, not 'many'"),
+        (
+            ["run", "--members", '[{model = "resnet18"}, {}]'],
+            "--members takes a whole number of at least 1 and at most 20, not '[{model = \"resnet18\"}, {}]'; a list "
+            "goes into a file for --config, as [training] members = ...",
+        ),
         (["run", "--limit", "1.5"], "--limit takes a whole number of at least 1, not '1.5'"),
         (["run", "--dropout", "1"], "--dropout takes a number of at least 0 and less than 1, not '1'"),
         (

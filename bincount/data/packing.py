@@ -80,7 +80,7 @@ def pack_fetched(dataset: Path, images: ImageConfig, data: DataConfig) -> Pack:
     """
     from bincount.data import repair  # here, since it knows sources, which a machine that only trains does without
 
-    fetched = forgotten.leave_out(dataset, bins.read(dataset, [*reviews.BIN_COLUMNS, "path", "sha256"]))
+    fetched = forgotten.leave_out(dataset, bins.read(dataset, [*reviews.BIN_COLUMNS, "path"]))
     rows = labels.take_reviews(dataset, fetched)
     names = [*map(normalize_name, data.class_set.names), *data.extra_names]
     wanted = rows[(rows["status"] == "ok") & rows["class_name"].isin(names)]

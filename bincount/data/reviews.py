@@ -2,8 +2,9 @@
 
     reviews/TIME-DIGEST.parquet   the rows of one import, or of one undo; no file is ever changed
 
-A record and a photo are never edited. A verdict is about one bin and one state of its record, and counts as long as the
-record has the digest that was reviewed; after that it is void. Verdicts that are undone stay, and a row says so.
+A record and a photo are never edited. A verdict is about one bin and one state of it, and counts as long as the record
+has the digest that was reviewed, and the photo the one that it had at the import; after that it is void. Verdicts that
+are undone stay, and a row says so.
 Several processes may append at a time, and others read.
 """
 
@@ -66,12 +67,14 @@ SCHEMA = pa.schema(
         ("imported", pa.timestamp("us")),
         ("file", pa.string()),
         ("batch", pa.string()),  # by which an import is known: the digest of the file's content
+        ("picture", pa.string()),  # SHA-256 of the bin's; empty where an older release has imported it
     ]
 )
 BIN_COLUMNS = [
     "image_id",
     "class_name",
     "record_sha256",
+    "sha256",
     "status",
 ]  # of a dataset's rows, as verdicts are compared with
 
@@ -84,6 +87,7 @@ def read(dataset: Path) -> pd.DataFrame:
     parts = [tables.read(path, REMEDY, schema=SCHEMA) for path in paths(dataset)]
     rows = (pa.concat_tables(parts) if parts else SCHEMA.empty_table()).to_pandas()
     texts = {field.name: "str" for field in SCHEMA if pa.types.is_string(field.type)}
+    rows["picture"] = rows["picture"].fillna("")
     return rows.astype(texts).drop_duplicates("id", ignore_index=True)
 
 
@@ -110,11 +114,13 @@ def append(dataset: Path, rows: pd.DataFrame, *, file: str = "", batch: str = ""
         salted = _ids(rows.assign(imported=str(now)), (*SAID, "imported"))
         new = rows.assign(id=ids.where(~is_in(ids, table["id"]), salted))[is_new]
         current = _current(new, bins)
+        is_same = current["record"] == new["record"]
         _write(
             dataset,
             new.assign(
                 time=new["time"].fillna(now),
-                recorded=current["class_name"].where(current["record"] == new["record"]).fillna(""),
+                recorded=current["class_name"].where(is_same).fillna(""),
+                picture=current["picture"].where(is_same).fillna(""),
                 undoes="",
                 imported=now,
                 file=file,
@@ -186,7 +192,8 @@ def digest_of(path: Path) -> str:
 def resolve(rows: pd.DataFrame, bins: pd.DataFrame) -> pd.DataFrame:
     """Return what verdicts say of bins as their records are now, a row a bin, sorted by image_id; see judge.
 
-    bins have BIN_COLUMNS, as the dataset's rows have them. A verdict on a record that is another one now is void.
+    bins have BIN_COLUMNS, as the dataset's rows have them. A verdict is void where the record or the photo is another
+    one now.
     """
     verdicts = current_verdicts(rows, bins)
     return judge(verdicts).drop(columns="record")
@@ -198,7 +205,8 @@ def current_verdicts(rows: pd.DataFrame, bins: pd.DataFrame) -> pd.DataFrame:
     if alive.empty:  # in most datasets, whose digests would take a second
         return alive
     current = _current(alive, bins)
-    same = current["record"] == alive["record"]
+    has_its_picture = (alive["picture"] == "") | (current["picture"] == alive["picture"])
+    same = (current["record"] == alive["record"]) & has_its_picture
     return alive[same].assign(recorded=current.loc[same, "class_name"])
 
 
@@ -304,13 +312,14 @@ def _is_in_force(rows: pd.DataFrame, ids: pd.Series, table: pd.DataFrame, now: p
 
 
 def _current(rows: pd.DataFrame, bins: pd.DataFrame) -> pd.DataFrame:
-    """Return digest and class name of the record that each row's bin has now, missing where there is none."""
+    """Return the record's digest and class name and the picture's digest of each row's bin now, missing without any."""
     good = bins[bins["status"] == "ok"]
     spellings = {name: normalize_name(name) for name in good["class_name"].dropna().unique()}
     records = pd.DataFrame(
         {
             "record": row_store.record_digests(good).to_numpy(),
             "class_name": good["class_name"].map(spellings).to_numpy(),
+            "picture": good["sha256"].to_numpy(),
         },
         index=good["image_id"].to_numpy(),
     )

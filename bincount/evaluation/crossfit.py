@@ -18,11 +18,18 @@ from bincount.data import tables
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
-from bincount.evaluation import audit, intervals
+from bincount.evaluation import audit, curves, intervals
 from bincount.evaluation.audit import Scorer
-from bincount.evaluation.evaluate import PREDICTED, Evaluation, labelled_images, predicted_labels, probability_columns
+from bincount.evaluation.evaluate import (
+    PREDICTED,
+    Evaluation,
+    estimate_of_two,
+    labelled_images,
+    predicted_labels,
+    probability_columns,
+)
 from bincount.evaluation.intervals import LabelledImages, Score
-from bincount.evaluation.metrics import CONFIDENCE_BINS, calibration_error, reliability
+from bincount.evaluation.metrics import CONFIDENCE_BINS, calibration_error, mean_cost, reliability
 from bincount.files import read_sealed, write_json, write_sealed
 from bincount.frozen import Frozen
 from bincount.progress import Progress
@@ -35,6 +42,7 @@ from bincount.training.spec import model_digest
 logger = logging.getLogger(__name__)
 
 SCORES = ("accuracy", "rmse", "rmse_of_expectation", "log_loss", "calibration_error")
+OF_TWO = ("average_precision", "cost")  # besides, of two classes
 FOLDER, PREDICTIONS, DONE, RESULT = "crossfit", "predictions.parquet", "predictions.json", "scores.json"
 REMEDY = "remove its folder and run again, which predicts anew"
 
@@ -62,6 +70,7 @@ class CrossFitted(Frozen):
     test: Scored
     num_left_out: int = 0
     nouns: str = "bins"
+    unit: str = "items"
 
     def describe_images(self) -> str:
         """Return the images that were predicted: `6,529 images of 4,718 bins`."""
@@ -116,15 +125,17 @@ def evaluate(
     files are in a folder of the mean's training. Raises DatasetError where a network was trained on what it predicts.
     """
     snapshot, folder = cross_fit.snapshot, cross_fit.folder / FOLDER
-    predictions = predict(snapshot, networks, pack, folder, device)
+    predictions, miss_cost = predict(snapshot, networks, pack, folder, device), evaluation.metrics.miss_cost
+    of_train = predictions[predictions["split"] == "train"]
     result = CrossFitted(
         num_folds=cross_fit.num_folds,
         num_networks=cross_fit.whole().num_members,
-        every=score_predictions(predictions, snapshot),
-        train=score_predictions(predictions[predictions["split"] == "train"], snapshot),
-        test=score_predictions(evaluation.predictions, snapshot),
+        every=score_predictions(predictions, snapshot, miss_cost),
+        train=score_predictions(of_train, snapshot, miss_cost),
+        test=score_predictions(evaluation.predictions, snapshot, miss_cost),
         num_left_out=len(snapshot.labelled()) - len(predictions),
-        nouns=snapshot.problem.nouns,
+        nouns=snapshot.problem.group_nouns,
+        unit=snapshot.problem.unit,
     )
     write_json(folder / RESULT, result.model_dump(mode="json"))
     logger.info("%s", result.summary())
@@ -164,18 +175,24 @@ def assign(snapshot: Snapshot, networks: Sequence[Scorer]) -> pd.DataFrame:
     return rows[rows["scored_by"] != ""].sort_values("image_id", ignore_index=True)
 
 
-def score_predictions(predictions: pd.DataFrame, snapshot: Snapshot) -> Scored:
-    """Score predictions of a snapshot's images, of a test or of predict."""
+def score_predictions(predictions: pd.DataFrame, snapshot: Snapshot, miss_cost: float | None = None) -> Scored:
+    """Score predictions of a snapshot's images, of a test or of predict; miss_cost as for score."""
     images, probabilities = labelled_images(predictions, snapshot.classes, snapshot.problem)
-    return score(images, probabilities, predicted=predicted_labels(predictions, snapshot.classes))
+    predicted = predicted_labels(predictions, snapshot.classes)
+    return score(images, probabilities, predicted=predicted, miss_cost=miss_cost)
 
 
 def score(
-    images: LabelledImages, probabilities: np.ndarray, confidence: float = 0.95, predicted: np.ndarray | None = None
+    images: LabelledImages,
+    probabilities: np.ndarray,
+    confidence: float = 0.95,
+    predicted: np.ndarray | None = None,
+    miss_cost: float | None = None,
 ) -> Scored:
     """Score probabilities (N, C), with intervals over bins. Raises ValueError when N is 0.
 
-    predicted (N,) are the predicted labels, by default the likeliest.
+    predicted (N,) are the predicted labels, by default the likeliest. Two classes have the average precision too, where
+    it has an interval (evaluation.curves), and the cost where a missed positive is said to cost miss_cost.
 
     The interval of the calibration error is that of the normal distribution about it, with the bootstrap's standard
     error: a resampled test takes its own noise for miscalibration, so that its percentiles lie above the error.
@@ -198,7 +215,30 @@ def score(
     errors = resampled[list(gaps)].abs().sum(axis=1) / resampled["images"]
     half = NormalDist().inv_cdf((1 + confidence) / 2) * float(errors.std())
     scores["calibration_error"] = Score(value=error, low=max(0.0, error - half), high=min(1.0, error + half))
+    scores |= _of_two(images, probabilities, predicted, miss_cost, confidence)
     return Scored(num_images=len(images), num_bins=images.num_bins, scores=scores)
+
+
+def _of_two(
+    images: LabelledImages,
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    miss_cost: float | None,
+    confidence: float,
+) -> dict[str, Score]:
+    """Return the scores that two classes have beside, those that have an interval.
+
+    The average precision ranks the images of several networks together, which calibration has made comparable.
+    """
+    estimated = estimate_of_two(images, probabilities, predicted, miss_cost, confidence)
+    values = curves.areas(images, probabilities[:, images.positive]) if estimated else {}
+    if "cost" in estimated:
+        values["cost"] = mean_cost(images.labels, predicted, images.positive, miss_cost)
+    return {
+        name: Score(value=values[name], low=estimated[name].low, high=estimated[name].high)
+        for name in OF_TWO
+        if name in estimated
+    }
 
 
 def _confidence_gaps(labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:

@@ -256,7 +256,7 @@ def accuracy_on(
         max_loss=drift_config.max_accuracy_loss,
         num_images=len(images),
         num_bins=images.num_bins,
-        nouns=images.problem.nouns,
+        nouns=images.problem.group_nouns,
     )
 
 

@@ -128,7 +128,8 @@ def evaluate(
     tables.write_frame(slices.values_by_image(test["image_id"], values), folder / IMAGE_SLICES)
     spec = model.spec if not isinstance(model, Path) else read_spec(model)
     metrics = score_predictions(predictions, classes, positive=images.positive, **_by_threshold(spec.threshold))
-    estimated = intervals.estimate(images, probabilities, predicted=predicted) | _of_two(images, predictions, metrics)
+    estimated = intervals.estimate(images, probabilities, predicted=predicted)
+    estimated |= estimate_of_two(images, probabilities, predicted, metrics.miss_cost)
     if metrics.accuracy_on_records is not None:
         estimated["accuracy_on_records"] = _interval_on_records(predictions, classes, snapshot.problem)
     evaluation = Evaluation(
@@ -245,24 +246,32 @@ def score_predictions(
     )
 
 
+def estimate_of_two(
+    images: LabelledImages,
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    miss_cost: float | None = None,
+    confidence: float = 0.95,
+) -> dict[str, Interval]:
+    """Estimate the intervals of the scores that two classes have beside: areas of curves, and the cost.
+
+    probabilities are (N, 2), predicted (N,) the labels, and miss_cost what a missed positive costs; None for no cost.
+    More classes have none of these, and of areas it is as curves.estimate says.
+    """
+    if len(images.classes) != 2:
+        return {}
+    estimated = curves.estimate(images, probabilities[:, images.positive], confidence)
+    if miss_cost is not None:
+        terms = pd.DataFrame({"cost": costs(images.labels, predicted, images.positive, miss_cost), "images": 1.0})
+        sums = intervals.resample(terms, images.groups)
+        low, high = intervals.percentile_interval(sums[["cost"]].div(sums["images"], axis=0), confidence)
+        of_cost = Interval(low=low["cost"], high=high["cost"])
+        estimated["cost"] = intervals.widen_cost(of_cost, images.num_bins, miss_cost, confidence)
+    return estimated
+
+
 def _by_threshold(chosen: Threshold | None) -> dict[str, float | None]:
     return {"threshold": chosen.value, "miss_cost": chosen.miss_cost} if chosen else {}
-
-
-def _of_two(images: LabelledImages, predictions: pd.DataFrame, metrics: Metrics) -> dict[str, Interval]:
-    """Estimate the intervals of the scores that two classes have beside: areas of curves, and the cost."""
-    if metrics.positive is None:
-        return {}
-    probabilities = predictions[probability_columns(images.classes)].to_numpy()
-    estimated = curves.estimate(images, probabilities[:, images.positive])
-    if metrics.miss_cost is not None:
-        predicted = predicted_labels(predictions, images.classes)
-        of_images = costs(images.labels, predicted, images.positive, metrics.miss_cost)
-        terms = pd.DataFrame({"cost": of_images, "images": 1.0})
-        sums = intervals.resample(terms, images.groups)
-        low, high = (sums["cost"] / sums["images"]).quantile([0.025, 0.975])
-        estimated["cost"] = Interval(low=low, high=high)
-    return estimated
 
 
 def _on_records(predictions: pd.DataFrame) -> pd.DataFrame:

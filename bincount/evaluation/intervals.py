@@ -128,6 +128,17 @@ def widen(name: str, interval: Interval, num_bins: int, confidence: float) -> In
     return wilson(int(num_bins * interval.low), int(num_bins), confidence)
 
 
+def widen_cost(interval: Interval, num_bins: int, miss_cost: float, confidence: float) -> Interval:
+    """Replace the interval of a mean cost where a test has no mistake, which the bootstrap would call certain.
+
+    Its upper end is that of Wilson's interval of the share of mistakes, a bin counting as one image, times the dearer
+    of the two kinds: a missed positive costs miss_cost and a false alarm 1.
+    """
+    if interval.low != interval.high or interval.low != 0:
+        return interval
+    return Interval(low=0, high=max(miss_cost, 1) * wilson(0, num_bins, confidence).high)
+
+
 def wilson(num: int, num_of: int, confidence: float = 0.95) -> Interval:
     """Estimate Wilson's interval of the share num / num_of. Raises ValueError where num_of is 0."""
     from scipy.stats import binomtest  # here, since it takes seconds to import

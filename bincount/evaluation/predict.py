@@ -40,8 +40,8 @@ def predict_images(model: nn.Module, spec: ModelSpec, images: Sequence[np.ndarra
     """Predict images (S, S, 3) uint8, as pictures.decode returns them with spec.images, on the model's device.
 
     The columns are count, the name of the predicted class: the most probable, or by the model's threshold;
-    expected_count, the mean of the counts weighted by their
-    probabilities, only where classes are ordered; and p_NAME for each class.
+    expected_count, the mean of the counts weighted by their probabilities, only where classes are ordered; and p_NAME
+    for each class.
     """
     return _as_table(spec, _predict(model, spec, images))
 
@@ -51,9 +51,9 @@ def predict_inputs(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Predict pictures: return a row for each that can be read, in their order, and why the others cannot, by name.
 
-    The columns are path and those of predict_images; the count is an integer where all
-    classes are counts, and else the column is class. threads are
-    as in predict_pictures. Raises ModelNotFound, and SettingsError as choose_device does.
+    The columns are path and those of predict_images; the count is an integer where all classes are counts, and of
+    named classes the column is class, in whatever form it is shown. threads are as in predict_pictures. Raises
+    ModelNotFound, and SettingsError as choose_device does.
     """
     model, spec = load(checkpoint, choose_device(device))
     predicted, unreadable = predict_pictures(model, spec, inputs, threads=threads)

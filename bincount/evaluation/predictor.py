@@ -101,11 +101,11 @@ class Predictions(Sequence[Prediction]):
         return self.probabilities[np.arange(len(self)), self.labels]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row a picture, with its position as index, as `bincount predict --output csv` has them.
+        """Return a row a picture, with its position as index: what `bincount predict --output csv` has, and more.
 
-        The columns are path, count, confidence, expected_count where classes are ordered, and p_NAME for each class.
-        With records before these are record_before and, from picture and record, count_with_history,
-        confidence_with_history and expected_count_with_history.
+        The columns are path, count (of named classes class), confidence, expected_count where classes are ordered, and
+        p_NAME for each class. With records before these are record_before and, from picture and record,
+        count_with_history, confidence_with_history and expected_count_with_history.
         """
         answers = {"count": self.counts} if self.classes.are_counts else {"class": np.array(self.class_names, object)}
         columns = {"path": list(self.names), **answers, "confidence": self.confidences}

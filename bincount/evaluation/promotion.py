@@ -5,6 +5,7 @@ bins, and takes the difference of the two models in each resampled test (a paire
 yet, always predicting the most frequent class of train, which needs no picture, stands in for it.
 """
 
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -50,12 +51,12 @@ def decide(
     of metrics_compared.
 
     The challenger is promoted when its gain is at least min_gain, the gain's interval lies above zero, no class loses
-    more than max_class_loss points, no other metric is significantly worse, and every class has images here but for the
-    labels in absent, of which neither model knows anything; or when promotion_config.force says so. With equal models
-    that is the case about once in 40 times, at a confidence of 95 %. Raises SettingsError as check_metric does.
+    more than class_loss_allowed points, no other metric is significantly worse, and every class has images here but for
+    the labels in absent, of which neither model knows anything; or when promotion_config.force says so. With equal
+    models that is the case about once in 40 times, at a confidence of 95 %. Raises SettingsError as check_metric does.
     """
     check_metric(promotion_config, images.classes)
-    about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.nouns}
+    about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.group_nouns}
     metric = promotion_config.metric
     if reason := _why_not_comparable(images, NEW_TO_BOTH, metric, challenger=challenger, champion=champion):
         return _apply_force(Decision(promote=False, reason=reason, **about), promotion_config)
@@ -92,7 +93,8 @@ def decide_first(
     """
     classes = images.classes
     check_metric(promotion_config, classes)
-    about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.nouns, "is_first": True}
+    about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.group_nouns}
+    about["is_first"] = True
     metric = promotion_config.metric
     if reason := _why_not_comparable(images, "it was not trained on", metric, challenger=challenger):
         return _apply_force(Decision(promote=False, reason=reason, **about), promotion_config)
@@ -156,7 +158,7 @@ def refuse(reason: str, promotion_config: PromotionConfig, *, is_first: bool = F
 
 def _why_not_comparable(images: LabelledImages, new: str, metric: str, **probabilities: np.ndarray) -> str:
     """Return why the models cannot be compared, or an empty text; probabilities are by whose they are."""
-    nouns = images.problem.nouns
+    nouns = images.problem.group_nouns
     if images.num_bins < FEWEST_BINS:
         return f"{images.num_bins} {nouns} that {new} are too few to compare on, {FEWEST_BINS} are needed"
     if metric == "average_precision" and (num := fewest_bins_of_class(images)) < FEWEST_OF_CLASS:
@@ -214,22 +216,21 @@ def _judge(
     if gain < promotion_config.min_gain:
         unit = "points" if promotion_config.metric in SHARES else main.unit
         return f"the gain in {name} is {gain:.3g} {unit}, less than the {promotion_config.min_gain:g} required", False
-    losing = [change for change in class_changes if change.loss > promotion_config.max_class_loss]
+    allowed = promotion_config.class_loss_allowed
+    losing = [change for change in class_changes if change.loss > allowed]
     if losing:
         worst = max(losing, key=lambda change: change.loss)
         return (
             f"class {worst.name} loses {worst.loss:.1f} points of accuracy on {worst.images:,} images, "
-            f"more than the {promotion_config.max_class_loss:g} that a class may lose",
+            f"more than the {allowed:g} that a class may lose",
             False,
         )
     worse = [METRIC_NAMES[gain.metric] for gain in others if gain.is_worse]
     if worse:
         verb = "is" if len(worse) == 1 else "are"
         return f"{name} is better, but {' and '.join(worse)} {verb} significantly worse", False
-    return (
-        f"{name} is significantly better, and no class loses more than {promotion_config.max_class_loss:g} points",
-        True,
-    )
+    and_classes = f", and no class loses more than {allowed:g} points" if math.isfinite(allowed) else ""
+    return f"{name} is significantly better{and_classes}", True
 
 
 def _apply_force(decision: Decision, promotion_config: PromotionConfig) -> Decision:

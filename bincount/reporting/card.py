@@ -12,7 +12,7 @@ from bincount.evaluation.metrics import Metrics
 from bincount.problem import SPLITS, Classes, Problem
 from bincount.reporting import binary, cross_fit, record_before, tables
 from bincount.settings import TrainConfig, name_networks
-from bincount.text import escape_markdown, markdown_code
+from bincount.text import escape_markdown, markdown_code, sentence_markdown
 from bincount.training.spec import ModelSpec
 
 END = "\n---\n\n"  # of the comparison on a version's page: a rule
@@ -39,7 +39,7 @@ def describe(
     num_extra images of other counts too. cross_fitted has the scores on all labelled images, where there are some.
     """
     classes, metrics, problem = snapshot.classes, evaluation.metrics, snapshot.problem
-    noun, nouns = (escape_markdown(word) for word in (problem.noun, problem.nouns))
+    noun, nouns, groups = map(escape_markdown, (problem.noun, problem.nouns, problem.group_nouns))
     extra = f" Trained on besides: {num_extra:,} images of {nouns} with other counts." if num_extra else ""
     by_class = balance.by_class()
     totals = by_class[list(SPLITS)].sum()
@@ -48,11 +48,11 @@ def describe(
 
 {OVERVIEW_LINK}
 
-## Test: {metrics.num_images:,} images of {nouns} never trained on
+## Test: {metrics.num_images:,} images of {groups} never trained on
 
 {tables.markdown_table(tables.overall_scores(evaluation))}
 
-In brackets the interval that holds the score with 95 % confidence, had other {nouns} been drawn for the test.\
+In brackets the interval that holds the score with 95 % confidence, had other {groups} been drawn for the test.\
 {_reviewed(metrics, noun)}
 
 {_of_two(evaluation, classes)}{_coverage(evaluation)}{tables.markdown_table(tables.class_score_text(evaluation))}
@@ -60,7 +60,8 @@ In brackets the interval that holds the score with 95 % confidence, had other {n
 {_cross_fitted(cross_fitted)}{_history(evaluation)}## Data
 
 From {escape_markdown(snapshot.source)}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} images, \
-{", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. All images of one {noun} are in the same split.\
+{", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. \
+All images of one {escape_markdown(problem.group_noun)} are in the same split.\
 {extra}
 
 {tables.markdown_table(by_class[["class", *SPLITS]])}
@@ -86,7 +87,7 @@ to {spec.image_size} x {spec.image_size} pixels. Logits are divided by a tempera
 def comparison(decision: Decision) -> str:
     """Write how the model compares with the champion, or without one with the majority class, as a part of a card."""
     heading = FIRST_COMPARISON if decision.is_first else COMPARISON
-    parts = [heading, f"**{escape_markdown(decision.summary())}.**"]
+    parts = [heading, f"**{sentence_markdown(decision.summary())}.**"]
     if decision.gains:
         before = f"always predicting {decision.majority}" if decision.is_first else "champion"
         new = "it was not trained on" if decision.is_first else "neither was trained on"

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bincount import hints
 from bincount.reporting.tables import Tables, format_cell
 from bincount.text import CONTROL, Markdown
 
@@ -97,4 +98,4 @@ def _hanging(bullet: str, text: Text) -> Table:
 
 def _text(value: object) -> Text:
     """Return text as it is: rich would read brackets as its own markup, and a terminal control characters as orders."""
-    return Text(CONTROL.sub(" ", str(value)))
+    return Text(CONTROL.sub(" ", hints.complete(str(value))))

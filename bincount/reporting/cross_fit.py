@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from bincount.reporting.tables import SCORE_LABELS, markdown_table, with_interval
+from bincount.reporting.tables import markdown_table, score_labels, with_interval
 
 if TYPE_CHECKING:  # it imports torch, which a command that only shows something need not wait for
     from bincount.evaluation.crossfit import CrossFitted
@@ -22,11 +22,17 @@ def scores(cross_fitted: "CrossFitted") -> pd.DataFrame:
         f"of these train, {cross_fitted.train.num_images:,}": cross_fitted.train,
         f"this model, test, {cross_fitted.test.num_images:,}": cross_fitted.test,
     }
+    # The average precision has none where a class is too rare, which it may be in the test alone.
+    shown = list(dict.fromkeys(score for part in parts.values() for score in part.scores))
     columns = {
-        name: [with_interval(score, each.value, each) for score, each in part.scores.items()]
+        name: [
+            with_interval(score, part.scores[score].value, part.scores[score]) if score in part.scores else ""
+            for score in shown
+        ]
         for name, part in parts.items()
     }
-    return pd.DataFrame({"": [SCORE_LABELS[score] for score in cross_fitted.every.scores], **columns})
+    labels = score_labels(cross_fitted.unit)
+    return pd.DataFrame({"": [labels[score] for score in shown], **columns})
 
 
 def markdown(cross_fitted: "CrossFitted") -> str:

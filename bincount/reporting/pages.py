@@ -32,7 +32,7 @@ from bincount.files import atomic_write
 from bincount.problem import Classes
 from bincount.reporting import binary, offline, record_before, sections, thumbnails
 from bincount.reporting.sections import SideBySide
-from bincount.text import escape_html
+from bincount.text import escape_html, sentence_html
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def evaluation_page(
     beside = (
         _side_by_side(evaluation, predictions, champion, classes) if champion and len(champion.predictions) else None
     )
-    nouns = evaluation.problem.nouns
+    nouns = evaluation.problem.group_nouns
     of_images = _data(predictions, image_slices, classes, pictures, champion if beside else None)
     of_images |= {"noun": evaluation.problem.noun, "unit": evaluation.problem.unit}
     script = offline.read("common.js") + offline.read("test_page.js")
@@ -238,7 +238,7 @@ def _decision(decision: Decision | None) -> str:
     if decision is None:
         return ""
     kind = "better" if decision.promote else "same"
-    return f'<p class="decision {kind}">{escape_html(decision.summary())}</p>'
+    return f'<p class="decision {kind}">{sentence_html(decision.summary())}</p>'
 
 
 def _compared_on(beside: SideBySide | None) -> str:

@@ -68,7 +68,7 @@ def of_import(
     """Show what came of a file of verdicts, and which of its lines cannot be used."""
     rows = [
         ("new verdicts", num_new),
-        (f"- void: no such {noun}, or its record is another now", num_void),
+        (f"- void: no such {noun}, or its record or photo is another now", num_void),
         ("there already", num_known),
         ("lines that cannot be used", len(rejected)),
     ]

@@ -112,7 +112,7 @@ def overall_scores(evaluation: "Evaluation") -> pd.DataFrame:
 def class_score_text(evaluation: "Evaluation") -> pd.DataFrame:
     """Return class_scores with its shares in percent, as text."""
     table = class_scores(evaluation)
-    too_few = f"none: fewer than {FEWEST_BINS} {evaluation.problem.nouns}"
+    too_few = f"none: fewer than {FEWEST_BINS} {evaluation.problem.group_nouns}"
     table["95 % interval"] = [
         f"{percent(interval.low)} to {percent(interval.high)}" if interval else too_few if score.support else ""
         for score in evaluation.metrics.per_class

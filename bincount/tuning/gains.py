@@ -118,7 +118,7 @@ def measure_gains(
             - np.mean([frame[score] for frame in resampled[: len(given)]], axis=0)
         )
         gain = compare(score, of_given, of_winner, of_tests.var(ddof=1), len(images), images.num_bins)
-        gains.append(gain.model_copy(update={"nouns": images.problem.nouns}))
+        gains.append(gain.model_copy(update={"nouns": images.problem.group_nouns}))
     return tuple(gains)
 
 

@@ -98,7 +98,7 @@ def draw_content(search: Search, findings: Findings, spent: str, *, is_registere
         trials=rows,
         figures=figures(search, findings),
         commands=commands(search, findings, is_registered=is_registered, from_anywhere=True),
-        nouns=findings.val[0].nouns if findings.val else search.job.data.description.nouns,
+        nouns=findings.val[0].nouns if findings.val else search.job.data.description.group_nouns,
     )
 
 

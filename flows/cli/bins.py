@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from bincount import hints
 from bincount.errors import ModelNotFound, SettingsError, SnapshotNotFound
 from bincount.problem import Problem
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, RegistryConfig
@@ -83,7 +84,7 @@ def forget(
         return
     forgetting.forget(planned)
     taken = _counted(len(planned.image_ids), problem)
-    print(f"Taken away: {taken}. `bincount prepare` makes a snapshot without.")
+    print(hints.complete(f"Taken away: {taken}. `bincount prepare` makes a snapshot without."))
 
 
 def _agreed(num_bins: int, problem: Problem) -> bool:

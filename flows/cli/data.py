@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from bincount import hints
 from bincount.problem import Classes
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, RegistryConfig, RetentionConfig
 from bincount.workspace import Workspace
@@ -169,7 +170,7 @@ def _examine_services(registry: RegistryConfig, workspace: Path, prefect_file: P
     findings = (health.repair if fix else health.examine)(Workspace(root=workspace), registry, prefect_file)
     console.show({"Services": health.table(findings)})
     if problems := health.remedies(findings):
-        print("What to do", *problems, sep="\n- ")
+        print("What to do", *map(hints.complete, problems), sep="\n- ")
         sys.exit(1)
 
 

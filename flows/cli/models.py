@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from bincount import hints
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Job, PromotionConfig, RegistryConfig
 from bincount.workspace import Workspace
 from flows.cli.flow_runs import flow_runs
@@ -246,9 +247,8 @@ def approve(
     try:
         preflight.check_comparison(job, device)
     except SnapshotNotFound as error:
-        print(
-            f"Version {version.version} is approved. The next nightly run compares and promotes it, since here {error}"
-        )
+        said = f"Version {version.version} is approved. The next nightly run compares and promotes it, since here"
+        print(hints.complete(f"{said} {error}"))
         return
     with flow_runs(registry, workspace, "flows.promote"):
         from flows import promote as flow
@@ -279,11 +279,11 @@ def rollback(
     previous = model_registry.rollback(by=who(), reason=reason)
     # Only now: in an emergency seconds count, and what was in use before is worth more than what is known to be wrong.
     if failure := starting.explain_failure(model_registry, previous):
-        print(
+        said = (
             f"bincount: version {previous.version} is champion again, but cannot be used here as it is packaged: "
-            f"{failure}; `bincount promote VERSION --force` puts another in its place",
-            file=sys.stderr,
+            f"{failure}; `bincount promote VERSION --force` puts another in its place"
         )
+        print(hints.complete(said), file=sys.stderr)
     console.show(summary.of_models(model_registry.versions(5), model_registry.history()[-5:]))
 
 

@@ -9,6 +9,7 @@ from cyclopts import CycloptsError
 from pydantic import ValidationError
 from rich.text import Text
 
+from bincount import hints
 from bincount.errors import BincountError
 from deployments.stack.running import sign_in
 from flows import interrupts, usage
@@ -79,4 +80,4 @@ def main() -> None:
 
 def _fail(text: str) -> NoReturn:
     name = "bincount: "
-    usage.fail(terminal.fit(f"{name}{text}", len(name)).removeprefix(name))
+    usage.fail(terminal.fit(f"{name}{hints.complete(text)}", len(name)).removeprefix(name))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
+from bincount import hints
 from bincount.errors import SettingsError
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig
 from bincount.workspace import Workspace
@@ -83,7 +84,7 @@ def list_verdicts(
     """Show how many verdicts there are, how often records are wrong, how far reviewers agree, and the last imports.
 
     With a bin, or a state, it lists single verdicts: superseded ones have a later one of the same reviewer, void ones
-    are on a record that is another by now, and of disputed ones reviewers say different things.
+    are on a record or a photo that is another by now, and of disputed ones reviewers say different things.
     """
     from bincount.data import reviews, snapshots
     from bincount.evaluation import reviewing
@@ -128,7 +129,8 @@ def undo(
     rows = reviews.read(dataset)
     found = reviews.find(rows, which) if which is not None else reviews.find_import(rows, imported)
     number = reviews.undo(dataset, found["id"].to_list())
-    print(f"{number:,} verdict{'s' * (number != 1)} undone; `bincount prepare` makes the next snapshot without them")
+    undone = f"{number:,} verdict{'s' * (number != 1)} undone"
+    print(hints.complete(f"{undone}; `bincount prepare` makes the next snapshot without them"))
 
 
 @review.command(sort_key=2.5)

@@ -5,12 +5,15 @@ from pathlib import Path
 
 from cyclopts import App, Argument, ArgumentCollection, Token
 
+from bincount import hints
 from bincount.presets import PRESETS
-from bincount.settings import SECTIONS, Job
+from bincount.settings import DEFAULT_WORKSPACE, SECTIONS, Job
 from bincount.settings_file import read
 
 # Parameters of commands that are settings of a section under another name, but for those in NOT_OF.
 SECTIONS_OF = {"bucket": "data", "device": "training"}
+# Options that say where a command looks, with their defaults.
+WHERE = {"--workspace": str(DEFAULT_WORKSPACE), "--tracking-uri": "None", "--model-name": "bincount"}
 NOT_OF = {"bucket": ("limit",)}  # of `predict`: so many pictures of each bucket, where `data` limits the bins
 
 
@@ -26,6 +29,34 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
     name = _given(roots, "preset")
     if name in PRESETS:  # of another name cyclopts says which there are
         _take(PRESETS[name], f"--preset {name}", roots)
+    hints.remember(_where(roots), _flags_of)
+
+
+def _where(roots: dict[str, Argument]) -> dict[str, str]:
+    """Return the options that say where the command looks, by flag, where they are not the default."""
+    registry = roots["registry"].children if "registry" in roots else []
+    found = {}
+    for argument in (*(roots[name] for name in ("workspace",) if name in roots), *registry):
+        if argument.name in WHERE and argument.tokens:
+            token = argument.tokens[0]
+            value = str(token.value or token.implicit_value)
+            if value != WHERE[argument.name]:
+                found[argument.name] = value
+    return found
+
+
+def _flags_of(words: list[str]) -> frozenset[str]:
+    """Return the flags that a command takes, by the words that are typed for it; none of what is no command."""
+    from flows.cli.program import app  # which reads its settings by this module
+
+    command = app
+    for word in words:
+        if word.startswith("-") or word not in command:
+            break
+        command = command[word]
+    if command is app or command.default_command is None:
+        return frozenset()
+    return frozenset(name for argument in command.assemble_argument_collection() for name in argument.names)
 
 
 def _given(roots: dict[str, Argument], name: str) -> str:

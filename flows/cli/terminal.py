@@ -15,6 +15,7 @@ import time
 
 from rich.text import Text
 
+from bincount import hints
 from bincount.environment import RUN_LOGGERS
 from bincount.errors import BincountError, TrainingFailed
 from bincount.progress import console, format_seconds
@@ -99,7 +100,7 @@ def describe(record: logging.LogRecord) -> tuple[int, str]:
     elif record.exc_info and not isinstance(record.exc_info[1], BincountError):
         message += f"\n{logging.Formatter().formatException(record.exc_info)}"
     word = f"{logging.getLevelName(level).lower()}: " if level >= logging.WARNING else ""
-    return level, f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {word}{message}"
+    return level, f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {word}{hints.complete(message)}"
 
 
 def describe_error(error: BincountError) -> str:

@@ -11,6 +11,7 @@ from bincount.reporting import offline
 from bincount.reporting.months import head, reviewed, runs, sections
 from bincount.reporting.months.charts import HEIGHT, WIDTH
 from bincount.reporting.months.content import Facts, Link
+from bincount.text import sentence_html
 
 SECTIONS = (
     sections.scores,
@@ -34,6 +35,7 @@ def render(facts: Facts) -> str:
         head=head.of(facts),
         sections=[section(facts) for section in SECTIONS],
         kind_of=_kind_of,
+        as_code=lambda sentence: Markup(sentence_html(sentence)),
         is_link=lambda cell: isinstance(cell, Link),
         style=Markup(offline.read("page.css", __package__)),
         script=Markup(script),

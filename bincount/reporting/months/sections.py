@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from bincount.evaluation.compared import METRIC_NAMES
 from bincount.evaluation.decision import Decision
@@ -13,6 +14,7 @@ from bincount.reporting.months import charts
 from bincount.reporting.months.charts import Chart, Event, Line, Point
 from bincount.reporting.months.content import ChampionChange, DecidedVersion, Facts, Section, Table
 from bincount.reporting.months.words import STAMP, at, link_to, name_period, per_period, with_interval
+from bincount.text import sentence_html
 
 OUTCOMES = {
     "promote": "promoted",
@@ -87,7 +89,7 @@ def champions(facts: Facts) -> Section:
                 f"{change.action}{' to' * (change.action == 'rolled back')} version {change.version}",
                 f"version {change.over}" if change.over else "",
                 change.by,
-                change.reason,
+                Markup(sentence_html(change.reason)),
             )
             for change in reversed(facts.changes)
         ]
@@ -102,7 +104,7 @@ def champions(facts: Facts) -> Section:
                 OUTCOMES[decision.outcome],
                 _main_change(decision),
                 f"{decision.num_images:,}" if decision.num_images else "",
-                decision.reason,
+                Markup(sentence_html(decision.reason)),
             )
             for version, decision in decided[:NUM_DECISIONS]
         ]

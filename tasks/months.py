@@ -11,7 +11,7 @@ from bincount.reporting import records
 from bincount.reporting.months import head
 from bincount.reporting.records import RunRecord
 from bincount.settings import Job
-from bincount.text import escape_markdown, markdown_code, markdown_link
+from bincount.text import escape_markdown, markdown_code, markdown_link, sentence_markdown
 from bincount.workspace import Workspace
 from tasks.registry import open_registry
 
@@ -36,9 +36,9 @@ def write_report(job: Job, record: RunRecord) -> Path:
     where = (
         markdown_link("The whole report", link) if link else f"The whole report is in {markdown_code(workspace.report)}"
     )
-    attention = "\n".join(f"- {escape_markdown(sentence)}" for sentence in top.attention)
+    attention = "\n".join(f"- {sentence_markdown(sentence)}" for sentence in top.attention)
     tiles = "\n".join(f"- {escape_markdown(f'{name}: {value} ({detail})')}" for name, value, detail in top.tiles)
-    parts = [f"## {escape_markdown(top.headline)}", escape_markdown(top.detail), where, tiles]
+    parts = [f"## {escape_markdown(top.headline)}", sentence_markdown(top.detail), where, tiles]
     create_markdown_artifact(
         key="report",
         markdown="\n\n".join([*parts, *([f"### Needs attention\n\n{attention}"] if attention else [])]),
