@@ -9,8 +9,8 @@ what the picture adds; P(a | b) is the table of changes.
 
 The pictures show the same items behind the same bands, so that a network errs on both alike: what it sees too many of
 on one, it sees too many of on the other. k is the density of a normal copula (Nelsen, An Introduction to Copulas,
-2006), whose correlation is that of the errors on pairs. So an earlier picture whose count is known corrects the
-later one, and two pictures that both show one item more than their records are no two witnesses.
+2006), whose correlation is that of the network's errors on pairs. So an earlier picture whose count is known corrects
+the later one, and two pictures that both show one item more than their records are no two witnesses.
 
 Records of one bin do not err independently either: a wrong one is carried over by every movement that is booked on it,
 until somebody counts. Nor do they err independently of what happened: a movement may have been booked that was not
