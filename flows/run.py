@@ -66,6 +66,7 @@ def run(
         workspace=workspace,
     ).override(others)
     preflight.check_run(job)
+    job = job.registered_by_task()
     registration_tasks.check_registry(job)
     prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
     model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)

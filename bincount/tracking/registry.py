@@ -37,7 +37,7 @@ from bincount.tracking.download import download_checkpoint
 from bincount.tracking.facts import LONGEST_TAG
 from bincount.tracking.packaging import MODEL_TAG, upload_model
 from bincount.tracking.runs import Runs
-from bincount.tracking.self_check import SelfCheck
+from bincount.tracking.self_check import Example, SelfCheck
 from bincount.training.spec import weights_digest
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,11 @@ class Version:
         return self.tags.get("snapshot", "")
 
     @property
+    def task(self) -> str:
+        """What it does, as TrainConfig.task names it."""
+        return self.tags.get("task", "counting")
+
+    @property
     def num_images(self) -> int:
         """The number of images of that snapshot, 0 where nothing says so."""
         number = self.tags.get("num_images", "")
@@ -139,16 +144,16 @@ class Registry:
         checkpoint: Path,
         description: str,
         tags: Mapping[str, str],
-        input_example: bytes,
+        input_example: bytes | Example,
         scores: Mapping[str, Score] = {},
         check: SelfCheck | None = None,
     ) -> Version:
         """Make a version of the model in a checkpoint folder, and the newest one challenger.
 
-        description is Markdown, input_example a small JPEG file, check what shows whether a loaded copy predicts as in
-        its test. The same weights from the same run are one version, however often they are registered. A version
-        appears when all its files are there; what an attempt that was killed has left is used, or removed where it is
-        half a model.
+        description is Markdown, input_example a small JPEG file, or a question, check what shows whether a loaded copy
+        predicts as in its test. The same weights from the same run are one version, however often they are registered.
+        A version appears when all its files are there; what an attempt that was killed has left is used, or removed
+        where it is half a model.
         """
         digest = weights_digest(checkpoint)
         self.champion_alias.history.ensure_model(DESCRIPTION.format(name=self.model_name), earlier.DESCRIPTION)
