@@ -106,7 +106,8 @@ class CountModel(PythonModel):
 
     def _listed(self, row, references) -> list[bytes | str]:
         """Return the references of a row as a list: one for a change, else some."""
-        listed = [references] if isinstance(references, bytes | str) else list(references)
+        one = [references] if isinstance(references, bytes | str) else []
+        listed = list(references) if isinstance(references, list | tuple | np.ndarray) else one
         most = 1 if self.spec.task == "change" else MOST_REFERENCES
         if not 1 <= len(listed) <= most:
             raise MlflowException.invalid_parameter_value(
