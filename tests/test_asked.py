@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from recurring_items import build, runs
 
-from bincount import preflight
+from bincount import preflight, provenance
 from bincount.data import questions, synthetic
 from bincount.data.questions import LARGEST_CHANGE
 from bincount.errors import DatasetError, SettingsError
@@ -117,6 +117,20 @@ def test_the_bins_of_test_questions_are_new_to_a_model_of_train_and_val(bins):
     assert not used & set(rows.query("split == 'test'")["group"])
     shown = rows.explode("references").merge(bins.read(), left_on="references", right_on="sha256")
     assert used >= set(shown["group_y"])
+
+
+@pytest.mark.parametrize("task", ["object", "change"])
+def test_a_bin_is_found_in_questions_that_show_it(bins, task, tmp_path):
+    frozen = questions.freeze(bins, task)
+    question = frozen.labelled().query("split == 'train'").iloc[-1]
+    shown = bins.read().set_index("sha256").loc[[question["sha256"], *question["references"]], "image_id"]
+
+    traced = provenance.trace(Workspace(root=tmp_path), bins.dataset, shown.tolist())
+
+    for image_id, found in zip(shown, traced.bins, strict=True):
+        [use] = [use for use in found.uses if use.snapshot == frozen.digest]
+        assert (use.bin_id, use.split, use.label) == (image_id, "train", "questions")
+        assert not found.copies
 
 
 def test_the_scores_of_rules_stand_below_those_of_the_model(bins):
