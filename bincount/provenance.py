@@ -163,11 +163,10 @@ def _read_uses(
 
 
 def _pictures_of_questions(dataset: Path, questions: pd.DataFrame) -> pa.Table:
-    """Return a row a bin whose picture questions show, also as a reference, with their split: train where any has."""
+    """Return the bins whose pictures questions show, also as references: a row a bin and split of such questions."""
     own, beside = questions[["sha256", "split"]], questions[[REFERENCES, "split"]].explode(REFERENCES)
     beside = beside.rename(columns={REFERENCES: "sha256"}).astype({"sha256": "str"})
-    shown = pd.concat([own, beside]).sort_values("split", key=lambda names: names != "train", kind="stable")
-    shown = shown.dropna().drop_duplicates("sha256")
+    shown = pd.concat([own, beside]).dropna().drop_duplicates()
     columns = ["image_id", "sha256", "path"]
     known = pd.concat([bins.read(dataset, columns), forgotten.read_rows(dataset)[columns]]).drop_duplicates("sha256")
     rows = shown.merge(known, on="sha256").assign(class_name="questions", group="", reason="", label_source=RECORD)

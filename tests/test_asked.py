@@ -128,8 +128,9 @@ def test_a_bin_is_found_in_questions_that_show_it(bins, task, tmp_path):
     traced = provenance.trace(Workspace(root=tmp_path), bins.dataset, shown.tolist())
 
     for image_id, found in zip(shown, traced.bins, strict=True):
-        [use] = [use for use in found.uses if use.snapshot == frozen.digest]
-        assert (use.bin_id, use.split, use.label) == (image_id, "train", "questions")
+        uses = [use for use in found.uses if use.snapshot == frozen.digest]
+        assert {(use.bin_id, use.label) for use in uses} == {(image_id, "questions")}
+        assert "train" in {use.split for use in uses}
         assert not found.copies
 
 
