@@ -173,8 +173,7 @@ def retrain(
             pages.of_nightly_run(result, retraining),
             prepared.balance,
             model.evaluation if model else None,
-            prepared.snapshot,
-            prepared.pack,
+            model.snapshot if model else prepared.snapshot,
             return_state=True,
         )
         # last, since it may wait for MLflow; a nightly run is as good without

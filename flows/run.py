@@ -79,8 +79,7 @@ def run(
         pages.of_run(prepared, model),
         prepared.balance,
         model.evaluation,
-        prepared.snapshot,
-        prepared.pack,
+        model.snapshot,
         return_state=True,
     )
     # last, since it may wait for MLflow; a run is as good without

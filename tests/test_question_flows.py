@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from nightly_runs import opened
+from nightly_runs import opened, pages
 from servers import with_database
 
 from bincount.data import synthetic
@@ -102,4 +102,7 @@ def test_a_nightly_run_counts_the_pictures_of_new_questions(bins):
     assert before == 1
     assert (bins.workspace / "report-bincount-object.html").exists()
     assert not Workspace(root=bins.workspace).report.exists()
+    page = pages()[-1]
+    assert "Beside rules that see no picture" in page
+    assert "Worst mistakes" in page
     assert pd.read_parquet(grown.evaluation.folder / "predictions.parquet")["image_id"].str.contains(" ").all()
