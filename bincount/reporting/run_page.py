@@ -71,8 +71,8 @@ def draw_pictures(
 ) -> dict[str, str]:
     """Draw the accuracy of versions over time, the class balance, and the worst mistakes of a test, as Markdown images.
 
-    There is no trend where no version has scores, and without a test there are no mistakes, and pack is not used. What an image shows is said
-    in its alternative text.
+    There is no trend where no version has scores. Without a test there are no mistakes, and pack may be None. What an
+    image shows is said in its alternative text.
     """
     from bincount.reporting import figures  # here, since it takes a second
 
