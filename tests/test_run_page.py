@@ -75,7 +75,7 @@ def test_what_has_two_columns_is_a_list_with_the_parts_of_a_row_below_it():
 def test_charts_are_small_and_say_their_numbers_to_whom_sees_no_pictures():
     versions = [version(number, 0.4 + number / 100, "champion" * (number == 28)) for number in range(1, 31)]
 
-    drawn = run_page.draw_pictures(versions, BALANCE_OF_TWO, None, None)
+    drawn = run_page.draw_pictures(versions, BALANCE_OF_TWO, None, None, None)
 
     assert list(drawn) == [TREND, BALANCE]
     assert "version 28, the champion: 68.0 % (63.0 to 73.0); version 30: 70.0 % (65.0 to 75.0)" in drawn[TREND]
@@ -98,7 +98,7 @@ def test_where_mlflow_does_not_answer_the_page_says_so(monkeypatch):
     monkeypatch.setattr(page_tasks, "open_registry", away)
     monkeypatch.setattr(page_tasks, "create_markdown_artifact", lambda **content: kept.update(content))
 
-    page_tasks.write_page.fn(None, "night", "Kept", {"Kept": "why", TREND: ""}, BALANCE_OF_TWO, None, None, None)
+    page_tasks.write_page.fn(None, "night", "Kept", {"Kept": "why", TREND: ""}, BALANCE_OF_TWO, None, None)
 
     assert "MLflow did not answer" in kept["markdown"]
     assert kept["key"] == "night"
