@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bincount import preflight
-from bincount.data import advice, assembly, fetch, packing, snapshots, source, sync
+from bincount.data import advice, assembly, fetch, packing, questions, snapshots, source, sync
 from bincount.data.balance import ClassBalance
 from bincount.data.fetch import SyncReport
 from bincount.data.packs import Pack
@@ -151,13 +151,15 @@ def train(
 
     The folder is in the snapshot's workspace and named by the settings, so that a training that was interrupted
     resumes, and one that is finished is not repeated. Nothing is registered; `bincount train` with the same settings
-    does that, and does not train again. on_epoch receives the records of all epochs so far, after each epoch. Raises
-    DatasetError, SettingsError, WeightsUnavailable and TrainingFailed.
+    does that, and does not train again. With another task than counting, its questions about the snapshot are frozen
+    beside it first. on_epoch receives the records of all epochs so far, after each epoch. Raises DatasetError,
+    SettingsError, WeightsUnavailable and TrainingFailed.
     """
     with in_python_words():
         from bincount.training import device, ensemble  # with torch, which takes seconds to import
 
         asked = _job(job, settings, _workspace_of(snapshot))
+        snapshot = questions.ask(snapshot, asked.training.task)
         preflight.check_training(asked, snapshot.classes)
         images, training = asked.images, device.resolve(asked.training)
         pack = packing.pack_snapshot(snapshot, images)
@@ -187,9 +189,11 @@ def evaluate(
 
         root = _workspace_of(snapshot)
         loaded = model if isinstance(model, Model) else _load_model(model, Job(workspace=root), device)
+        bins, snapshot = snapshot, questions.ask(snapshot, loaded.spec.task)
         pack = packing.pack_snapshot(snapshot, loaded.spec.images)
         folder = Workspace(root=root).evaluation(snapshot.digest, loaded.digest)
-        return evaluation.evaluate(snapshot, pack, loaded, folder, device)
+        about = None if bins == snapshot else bins
+        return evaluation.evaluate(snapshot, pack, loaded, folder, device, about)
 
 
 @settings_of("registry")

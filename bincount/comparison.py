@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bincount.data import packing, packs, snapshots, tables
+from bincount.data import packing, packs, questions, snapshots, tables
+from bincount.data.questions import COUNTING
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError, ModelNotFound
 from bincount.evaluation import holdout, promotion
 from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation, predict_test, predicted_labels, probability_columns
 from bincount.evaluation.intervals import LabelledImages
+from bincount.model_settings import Task
 from bincount.reporting.pages import Champion
 from bincount.settings import Device, Job
 from bincount.tracking import recording
@@ -26,9 +28,14 @@ from bincount.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 
-def find_comparison_snapshot(snapshot: Snapshot) -> Snapshot:
-    """Return the last snapshot of the dataset, which has the most test bins, or the given one where classes differ."""
+def find_comparison_snapshot(snapshot: Snapshot, bins: Snapshot | None = None, task: Task = COUNTING) -> Snapshot:
+    """Return the last snapshot of the dataset, which has the most test bins, or the given one where classes differ.
+
+    Of questions of a task, which come with the snapshot of the bins that they are about, it is those about the last.
+    """
     latest = snapshots.latest(snapshot.dataset)
+    if bins:
+        return snapshot if latest.digest == bins.digest else questions.ask(latest, task)
     return latest if latest.classes == snapshot.classes else snapshot
 
 
@@ -88,9 +95,7 @@ def predict(registry: Registry, version: Version, snapshot: Snapshot, job: Job, 
                 return tables.read_frame(kept, "the model is evaluated again")
             except DatasetError as error:
                 logger.warning("%s", error)
-        images = snapshot.labelled()
-        images = images[images["split"] == "test"]  # the others need not be packed at this model's size
-        pack = packing.update(snapshot.dataset, spec.images, images["path"], images["sha256"])
+        pack = packing.pack_snapshot(snapshot, spec.images, "test")  # the others need not be, at this model's size
         return predict_test(snapshot, pack, checkpoint, folder, device)
 
 

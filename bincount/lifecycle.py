@@ -16,6 +16,7 @@ from pathlib import Path
 from bincount import approval
 from bincount.comparison import compare, find_comparison_snapshot, show_champion
 from bincount.data import snapshots
+from bincount.data.manifest import REFERENCES
 from bincount.data.snapshots import Snapshot
 from bincount.errors import ModelNotFound
 from bincount.evaluation import promotion, reviewing
@@ -78,14 +79,15 @@ def find_new_data(registry: Registry, snapshot: Snapshot, job: Job, *, flow_run:
     champion = _find_champion_before(registry, flow_run)
     since = champion or _find_last(registry, snapshot, flow_run)
     if since is None:
-        return NewData(None, snapshot.num_images, reviews=reviewing.measure(snapshot, None, None))
+        reviews = None if _is_of_questions(snapshot) else reviewing.measure(snapshot, None, None)
+        return NewData(None, snapshot.num_images, reviews=reviews)
     folder = Workspace(root=job.workspace).snapshot(since.snapshot_digest)
     if folder:
         earlier = snapshots.open_snapshot(folder)
-        num_new, frozen = len(snapshot.since(earlier)), min(earlier.frozen, since.registered)
+        num_new, frozen = _count_new(snapshot, earlier), min(earlier.frozen, since.registered)
     else:  # it was trained elsewhere
         earlier, num_new, frozen = None, max(0, snapshot.num_images - since.num_images), since.registered
-    reviews = reviewing.measure(snapshot, earlier, frozen)
+    reviews = None if _is_of_questions(snapshot) else reviewing.measure(snapshot, earlier, frozen)
     new_data = NewData(champion, num_new, since=since, reviews=reviews)
     # A version that is neither champion nor decided about is compared by this run, also where nothing is new.
     if champion or _is_settled(since):
@@ -94,6 +96,18 @@ def find_new_data(registry: Registry, snapshot: Snapshot, job: Job, *, flow_run:
         "%s images are %s", f"{num_new:,}", ". ".join(filter(None, [new_data.describe(), new_data.skip_reason]))
     )
     return new_data
+
+
+def _count_new(snapshot: Snapshot, earlier: Snapshot) -> int:
+    """Count the images that are new since an earlier snapshot; of questions those that none of the earlier is about."""
+    if not _is_of_questions(snapshot):
+        return len(snapshot.since(earlier))
+    pictures = snapshot.labelled()["sha256"].drop_duplicates()
+    return int((~snapshots.is_in(pictures, earlier.labelled()["sha256"])).sum())
+
+
+def _is_of_questions(snapshot: Snapshot) -> bool:
+    return REFERENCES in snapshot.read()
 
 
 def _find_champion_before(registry: Registry, flow_run: str) -> Version | None:

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from bincount.data import bins, removal, reviews, tables
+from bincount.data.ids import with_bins_of_questions
 from bincount.errors import BincountError
 from bincount.workspace import Workspace
 
@@ -71,7 +72,7 @@ class Places:
                     continue
                 try:
                     table = pq.read_table(folder / name, columns=["image_id"])
-                    found[self._relative(folder)] = set(table["image_id"].to_pylist())
+                    found[self._relative(folder)] = with_bins_of_questions(table["image_id"].to_pylist())
                 except tables.UNREADABLE:
                     found[self._relative(folder)] = UNKNOWN
         return found

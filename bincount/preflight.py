@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from bincount import backbones, threshold
-from bincount.data import advice, bins, lists, snapshots, source
+from bincount.data import advice, bins, lists, questions, snapshots, source
 from bincount.data.snapshots import Snapshot
 from bincount.errors import ModelNotFound, SettingsError, SnapshotNotFound, mask_credentials
 from bincount.evaluation import promotion as promotion_rules
@@ -55,15 +55,36 @@ def check_classes(job: Job) -> None:
 def check_run(job: Job) -> None:
     """Raise an error where the whole job, or a nightly run, cannot work with these settings."""
     check_prepare(job)
-    check_training(job, job.data.class_set)
+    check_task(job)
+    check_training(job, questions.classes_of(job.training.task, job.data.class_set))
     check_cross_fit(job)
+
+
+def check_task(job: Job) -> None:
+    """Raise SettingsError where a task asks about items and the source has no records of them."""
+    task = job.training.task
+    if task == questions.COUNTING:
+        return
+    if job.data.layout in ("folders", "splits") or source.class_folders(job.data) is not None:
+        raise SettingsError(
+            f"--task {task} asks about items that records list, and {job.data.source} has classes in folders; leave "
+            "out --task, or give a --source with bin-images/ and metadata/"
+        )
+
+
+def check_counting(job: Job, command: str) -> None:
+    """Raise SettingsError where a command that is for counting models alone is asked for another task."""
+    if job.training.task != questions.COUNTING:
+        raise SettingsError(f"{command} is for models that count, and not for --task {job.training.task}; leave it out")
 
 
 def check_train(job: Job, snapshot: str | None) -> Snapshot:
     """Return the snapshot with this digest, or the last one; raise an error where it cannot be trained on."""
     check_writable(job.workspace)
-    asked = find_snapshot(job, snapshot)
-    check_training(job, asked.classes)
+    asked, task = find_snapshot(job, snapshot), job.training.task
+    if task != questions.COUNTING:
+        questions.require_records(asked)
+    check_training(job, questions.classes_of(task, asked.classes))
     check_cross_fit(job)
     return asked
 
@@ -72,6 +93,7 @@ def check_cross_fit(job: Job) -> None:
     """Raise SettingsError where a model cannot be cross-fitted with these settings."""
     num_folds = job.evaluation.cross_fit
     if num_folds:
+        check_counting(job, "--cross-fit")
         check_folds(job, num_folds, "--cross-fit")
         if job.retraining.warm_start:
             raise SettingsError(
@@ -87,6 +109,7 @@ def check_cross_fit(job: Job) -> None:
 def check_audit(job: Job, scored_by: str, *, fetch: bool = True) -> None:
     """Raise an error where the bins of a source, or without fetch those of its last snapshot, cannot be scored."""
     folds = job.audit.folds
+    check_counting(job, "bincount audit")
     if fetch:
         check_prepare(job)
     else:
@@ -133,6 +156,7 @@ def check_tune(job: Job, *, fetch: bool = True) -> None:
     for package in ("optuna", "plotly"):
         if importlib.util.find_spec(package) is None:
             raise SettingsError(f"bincount tune needs {package}; run `pip install 'bincount-pipeline[tune]'`")
+    check_counting(job, "bincount tune")
     from bincount.tuning import budget, search, storage  # here, since it is an extra that others need not have
 
     if fetch:
@@ -196,7 +220,9 @@ def check_comparison(job: Job, device: Device) -> None:
     """Raise an error where models cannot be compared on the last snapshot, or there is no such device."""
     check_device(device)
     check_registry(job.registry)
-    promotion_rules.check_metric(job.promotion, find_snapshot(job).classes)
+    snapshot = find_snapshot(job)
+    if not job.registry.is_of_questions:  # whose flow knows the answers
+        promotion_rules.check_metric(job.promotion, snapshot.classes)
 
 
 def check_model(job: Job, model: str) -> None:

@@ -145,13 +145,22 @@ class Problem(Frozen):
         return BINS if classes.are_counts else PICTURES
 
     @property
+    def examples(self) -> str:
+        """What is predicted, one by one: images, or questions about them."""
+        return "questions" if self.noun == "question" else "images"
+
+    @property
     def group_nouns(self) -> str:
         """The plural of what intervals are over: images of one group are of one bin, or pictures that look alike."""
+        if self.noun == "question":
+            return "bins"
         return "groups of look-alike pictures" if self.noun == "picture" else self.nouns
 
     @property
     def group_noun(self) -> str:
         """The singular of group_nouns."""
+        if self.noun == "question":
+            return "bin"
         return "group of look-alike pictures" if self.noun == "picture" else self.noun
 
     def positive_label(self, classes: Classes) -> int | None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bincount.data import bins, folds, forgotten, ids, snapshots, tables
+from bincount.data.manifest import REFERENCES
 from bincount.errors import BincountError, DatasetError
 from bincount.places import SHORT, Places
 from bincount.problem import EXTRA
@@ -147,8 +148,11 @@ def _read_uses(
     found = {}
     for folder in sorted(path for path in dataset.glob("snapshots/[!.]*") if path.is_dir()):
         try:
-            snapshots.load_description(folder)
-            table = tables.read(folder / snapshots.MANIFEST, snapshots.REMEDY, schema=SCHEMA)
+            description = snapshots.load_description(folder)
+            if description.problem and description.problem.examples == "questions":
+                table = _pictures_of_questions(dataset, snapshots.load_manifest(folder, description))
+            else:
+                table = tables.read(folder / snapshots.MANIFEST, snapshots.REMEDY, schema=SCHEMA)
         except (BincountError, OSError) as error:
             problems[f"snapshot {folder.name[:SHORT]}: {error}"] = None
             continue
@@ -156,6 +160,17 @@ def _read_uses(
         is_meant = (pc.is_in(column, values) for column, values in zip(columns, ids_and_digests, strict=True))
         found[folder] = table.filter(pc.or_(*is_meant)).to_pandas()
     return found
+
+
+def _pictures_of_questions(dataset: Path, questions: pd.DataFrame) -> pa.Table:
+    """Return the bins whose pictures questions show, also as references: a row a bin and split of such questions."""
+    own, beside = questions[["sha256", "split"]], questions[[REFERENCES, "split"]].explode(REFERENCES)
+    beside = beside.rename(columns={REFERENCES: "sha256"}).astype({"sha256": "str"})
+    shown = pd.concat([own, beside]).dropna().drop_duplicates()
+    columns = ["image_id", "sha256", "path"]
+    known = pd.concat([bins.read(dataset, columns), forgotten.read_rows(dataset)[columns]]).drop_duplicates("sha256")
+    rows = shown.merge(known, on="sha256").assign(class_name="questions", group="", reason="", label_source=RECORD)
+    return pa.Table.from_pandas(rows[SCHEMA.names], SCHEMA, preserve_index=False)
 
 
 def _describe(

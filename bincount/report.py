@@ -42,6 +42,7 @@ def gather(registry: Registry | None, registry_config: RegistryConfig, workspace
             logger.warning("%s", error)
             problems.append(f"The reviews of a dataset are left out: {error}")
     runs, damaged = records.read_all(workspace.root)
+    runs = [run for run in runs if run.model_name in ("", registry_config.model_name)]
     problems += [f"The record of a run is damaged and left out: {path}; remove it" for path in damaged]
     tracking_uri = workspace.tracking_uri(registry_config)
     facts = Facts(

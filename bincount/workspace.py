@@ -108,6 +108,10 @@ class Workspace(Frozen):
         """The page over months that nightly runs write anew."""
         return self.root / "report.html"
 
+    def report_of(self, registry: RegistryConfig) -> Path:
+        """Return the path of the page over months of a registered model; those of questions have their own."""
+        return self.root / f"report-{registry.model_name}.html" if registry.is_of_questions else self.report
+
     @property
     def artifacts(self) -> Path:
         """The folder where MLflow keeps files when it runs on the workspace's own SQLite."""

@@ -37,8 +37,10 @@ def evaluate(
     snapshot = snapshots.latest(folders.dataset(data))
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = evaluation_tasks.fetch_model(job, model, Path(temporary))
-        pack = data_tasks.pack_snapshot(snapshot, read_spec(checkpoint).images)
+        spec = read_spec(checkpoint)
+        bins, snapshot = snapshot, data_tasks.ask_questions(snapshot, spec.task)
+        pack = data_tasks.pack_snapshot(snapshot, spec.images)
         folder = folders.evaluation(snapshot.digest, model_digest(checkpoint))
-        evaluation = evaluation_tasks.evaluate_model(snapshot, pack, checkpoint, folder, device)
+        evaluation = evaluation_tasks.evaluate_model(snapshot, pack, checkpoint, folder, device, bins)
         evaluation_tasks.write_page(evaluation, snapshot, pack, model)
         return evaluation

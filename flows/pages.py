@@ -9,7 +9,7 @@ from prefect.states import State
 from bincount.evaluation.compared import METRIC_NAMES
 from bincount.evaluation.decision import NEW_TO_BOTH, Decision
 from bincount.problem import SPLITS
-from bincount.reporting import cross_fit, record_before, tables
+from bincount.reporting import cross_fit, record_before, rules, tables
 from bincount.reporting.run_page import BALANCE, MISTAKES, TREND, body
 from bincount.settings import RetrainConfig
 from bincount.text import escape_markdown, markdown_link, sentence_markdown
@@ -127,10 +127,13 @@ def _of_data(prepared: "Prepared", rows: tables.Tables) -> Sections:
 
 def _of_test(model: "TrainedModel") -> Sections:
     version, evaluation = model.version.version, model.evaluation
-    title = f"Test of version {version}, {evaluation.metrics.num_images:,} images, with 95 % intervals"
+    tested = f"{evaluation.metrics.num_images:,} {evaluation.problem.examples}"
+    title = f"Test of version {version}, {tested}, with 95 % intervals"
     sections = {f"{MISTAKES} of version {version}": MAY_BE_WRONG, title: body(tables.overall_scores(evaluation))}
     if scored := model.cross_fitted:
         sections[cross_fit.title(scored)] = cross_fit.markdown(scored)
+    if evaluation.asked:
+        sections[rules.TITLE] = rules.markdown(evaluation)
     if evaluation.history:
         sections[record_before.TITLE] = record_before.markdown(evaluation.history, evaluation.problem.unit)
     return sections

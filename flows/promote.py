@@ -5,10 +5,13 @@ from prefect import flow
 from bincount import forms, preflight
 from bincount.data import snapshots
 from bincount.data.snapshots import Snapshot
+from bincount.evaluation import promotion as promotion_rules
 from bincount.evaluation.decision import Decision
 from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Device, Job, PromotionConfig, RegistryConfig
+from bincount.tracking.registry import Version
 from bincount.workspace import Workspace
 from flows.naming import name_run
+from tasks import data as data_tasks
 from tasks import promotion as promotion_tasks
 
 
@@ -31,7 +34,7 @@ def promote(
     job = Job(data=data, registry=registry, promotion=promotion, workspace=workspace)
     preflight.check_comparison(job, device)
     version = promotion_tasks.find_version(job, model)
-    return promotion_tasks.promote_model(job, version, _last_snapshot(job), device)[1]
+    return promotion_tasks.promote_model(job, version, _last_snapshot(job, version), device)[1]
 
 
 @flow(name="compare", flow_run_name=name_run, persist_result=False)
@@ -54,8 +57,13 @@ def compare(
     """
     job = Job(data=data, registry=registry, promotion=promotion, workspace=workspace)
     preflight.check_comparison(job, device)
-    return promotion_tasks.compare_models(job, first, second, _last_snapshot(job), device)
+    snapshot = _last_snapshot(job, promotion_tasks.find_version(job, second))
+    return promotion_tasks.compare_models(job, first, second, snapshot, device)
 
 
-def _last_snapshot(job: Job) -> Snapshot:
-    return snapshots.latest(Workspace(root=job.workspace).dataset(job.data))
+def _last_snapshot(job: Job, version: Version) -> Snapshot:
+    """Return what a version is tested on now: the last snapshot, or the questions of its task about that."""
+    latest = snapshots.latest(Workspace(root=job.workspace).dataset(job.data))
+    asked = data_tasks.ask_questions(latest, version.task)
+    promotion_rules.check_metric(job.promotion, asked.classes)
+    return asked

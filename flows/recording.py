@@ -104,6 +104,7 @@ def _record(
         outcome="trained" if model else "skipped",
         summary=text,
         source=job.data.source,
+        model_name=job.registry.model_name,
         version=model.version.version if model else None,
         promoted=bool(model and model.decision.promote),
         num_images=prepared.snapshot.num_images,

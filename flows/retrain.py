@@ -123,6 +123,7 @@ def retrain(
     ).override(others)
     job, retraining = settings_file.fill(job, job.retraining.settings), job.retraining
     preflight.check_run(job)
+    job = job.registered_by_task()
     timings = Timings()
     with only_nightly_run(workspace):
         registration_tasks.check_registry(job)
@@ -132,10 +133,11 @@ def retrain(
             )
         prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
         timings |= prepared.timings
+        asked = data_tasks.ask_questions(prepared.snapshot, job.training.task)
         with timings.step("approvals"):
-            approvals = promotion_tasks.carry_out_approvals(job, prepared.snapshot, job.training.device)
+            approvals = promotion_tasks.carry_out_approvals(job, asked, job.training.device)
         with timings.step("drift"):
-            new_data = retraining_tasks.find_new_data(job, prepared.snapshot)
+            new_data = retraining_tasks.find_new_data(job, asked)
             measured = retraining_tasks.measure_drift(job, new_data, prepared.snapshot, prepared.pack)
         model, undetectable = None, ""
         if not new_data.skip_reason:
@@ -171,8 +173,7 @@ def retrain(
             pages.of_nightly_run(result, retraining),
             prepared.balance,
             model.evaluation if model else None,
-            prepared.snapshot,
-            prepared.pack,
+            model.snapshot if model else prepared.snapshot,
             return_state=True,
         )
         # last, since it may wait for MLflow; a nightly run is as good without

@@ -66,6 +66,7 @@ def run(
         workspace=workspace,
     ).override(others)
     preflight.check_run(job)
+    job = job.registered_by_task()
     registration_tasks.check_registry(job)
     prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
     model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
@@ -78,8 +79,7 @@ def run(
         pages.of_run(prepared, model),
         prepared.balance,
         model.evaluation,
-        prepared.snapshot,
-        prepared.pack,
+        model.snapshot,
         return_state=True,
     )
     # last, since it may wait for MLflow; a run is as good without

@@ -186,7 +186,8 @@ def headline(model: "TrainedModel") -> str:
     """Return the test result of a model in a sentence."""
     version, metrics, baseline = model.version, model.evaluation.metrics, model.evaluation.baseline
     name = f"{version.name} version {version.version}, {version.alias or 'without alias'}"
-    result = f"accuracy {percent(metrics.accuracy)} on {metrics.num_images:,} test images"
+    examples = model.evaluation.problem.examples
+    result = f"accuracy {percent(metrics.accuracy)} on {metrics.num_images:,} test {examples}"
     return f"{name}: {result}; always predicting {baseline.class_name}: {percent(baseline.accuracy)}"
 
 

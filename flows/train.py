@@ -1,5 +1,6 @@
 """From a snapshot to a registered model."""
 
+from contextlib import nullcontext
 from functools import partial
 
 from prefect import flow
@@ -7,6 +8,7 @@ from prefect.runtime import flow_run
 
 from bincount import comparison, forms, preflight
 from bincount.data.packs import Pack
+from bincount.data.questions import COUNTING
 from bincount.data.snapshots import Snapshot
 from bincount.settings import (
     DEFAULT_WORKSPACE,
@@ -53,21 +55,27 @@ def train(
     Args:
         snapshot: digest of the snapshot to train on; the last one that was prepared when left out
     """
-    job = Job(
-        data=data,
-        images=images,
-        training=training,
-        registry=registry,
-        launch=launch,
-        evaluation=evaluation,
-        promotion=promotion,
-        workspace=workspace,
-    ).override(others)
-    trained_on = preflight.check_train(job, snapshot)
+    job = (
+        Job(
+            data=data,
+            images=images,
+            training=training,
+            registry=registry,
+            launch=launch,
+            evaluation=evaluation,
+            promotion=promotion,
+            workspace=workspace,
+        )
+        .override(others)
+        .registered_by_task()
+    )
+    bins = preflight.check_train(job, snapshot)
     job = job.replace(training=training_tasks.choose_arithmetic(job.training))
     timings = Timings()
     if not flow_run.parent_flow_run_id:  # else the flow that this is a part of has done so, before it fetched
         registration_tasks.check_registry(job)
+    with timings.step("ask questions") if job.training.task != COUNTING else nullcontext():
+        trained_on = data_tasks.ask_questions(bins, job.training.task)
     with timings.step("pack for training"):
         pack = data_tasks.pack_snapshot(trained_on, job.images)
     asked = job.evaluation
@@ -80,7 +88,7 @@ def train(
             folds = Folds.train(job, trained_on, pack, asked.cross_fit)
     if asked.register_cross_fit:
         return judge_folds(job, pack, folds, timings)
-    model = judge_model(job, trained_on, pack, trained, timings, folds)
+    model = judge_model(job, trained_on, pack, trained, timings, folds, bins)
     if folds:
         registration_tasks.end_folds(job, folds.cross_fit.folder)
     return model
@@ -94,16 +102,23 @@ def judge_folds(job: Job, pack: Pack, folds: Folds, timings: Timings) -> Trained
 
 
 def judge_model(
-    job: Job, snapshot: Snapshot, pack: Pack, trained: Trained, timings: Timings, folds: Folds | None = None
+    job: Job,
+    snapshot: Snapshot,
+    pack: Pack,
+    trained: Trained,
+    timings: Timings,
+    folds: Folds | None = None,
+    bins: Snapshot | None = None,
 ) -> TrainedModel:
     """Evaluate a model that was trained on a snapshot, register it, and promote it if it is better.
 
     With folds, their cross-fitted scores stand beside those of the test; the model may be the mean of their networks.
-    The steps are added to timings.
+    Of questions bins is the snapshot that they are about. The steps are added to timings.
     """
+    asked_of = bins if job.training.task != COUNTING else None
     with timings.step("evaluate"):
         evaluation = evaluation_tasks.evaluate_model(
-            snapshot, pack, trained.checkpoint, trained.folder / "evaluation", job.training.device
+            snapshot, pack, trained.checkpoint, trained.folder / "evaluation", job.training.device, asked_of
         )
     cross_fitted = None
     if folds:
@@ -115,7 +130,7 @@ def judge_model(
         cross_fit = folds.cross_fit if folds and trained is folds.whole else None
         version = registration_tasks.register_model(job, snapshot, pack, trained, evaluation, cross_fit, cross_fitted)
     with timings.step("promote"):
-        compared_on = comparison.find_comparison_snapshot(snapshot)
+        compared_on = comparison.find_comparison_snapshot(snapshot, asked_of, job.training.task)
         known = evaluation if compared_on.digest == snapshot.digest else None
         version, decision = promotion_tasks.promote_model(job, version, compared_on, job.training.device, known)
     page = version.page(Workspace(root=job.workspace).tracking_uri(job.registry))

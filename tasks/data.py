@@ -9,12 +9,14 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run, task_run
 
-from bincount.data import advice, assembly, fetch, packing, source, sync
+from bincount.data import advice, assembly, fetch, packing, questions, source, sync
 from bincount.data.balance import ClassBalance
 from bincount.data.fetch import SyncReport
 from bincount.data.packs import Pack
+from bincount.data.questions import COUNTING
 from bincount.data.snapshots import Snapshot
 from bincount.data.sync import Plan
+from bincount.model_settings import Task
 from bincount.reporting import tables
 from bincount.settings import DataConfig, ImageConfig, TrainConfig
 from bincount.text import escape_markdown
@@ -92,6 +94,23 @@ def measure_balance(snapshot: Snapshot) -> ClassBalance:
         description="\n\n".join([about, *(f"Warning: {escape_markdown(warning)}" for warning in balance.warnings)]),
     )
     return balance
+
+
+def ask_questions(snapshot: Snapshot, task: Task) -> Snapshot:
+    """Return what models of a task are trained on: questions about a snapshot's pictures, or for counting itself."""
+    return snapshot if task == COUNTING else freeze_questions(snapshot, task)
+
+
+@task(
+    name="ask questions",
+    task_run_name="ask questions about {task}",
+    cache_policy=NO_CACHE,
+    retries=1,
+    retry_condition_fn=is_transient,
+)
+def freeze_questions(snapshot: Snapshot, task: Task) -> Snapshot:
+    """Freeze the questions of a task about the pictures of a snapshot, beside it."""
+    return questions.freeze(snapshot, task)
 
 
 @task(

@@ -36,9 +36,11 @@ def fetch_model(job: Job, reference: str, folder: Path) -> Path:
 
 
 @task(name="evaluate model", task_run_name="evaluate on test", cache_policy=NO_CACHE)
-def evaluate_model(snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: Device) -> Evaluation:
-    """Score a model on the test images, with the results on the run's page."""
-    evaluation = evaluate(snapshot, pack, checkpoint, folder, device)
+def evaluate_model(
+    snapshot: Snapshot, pack: Pack, checkpoint: Path, folder: Path, device: Device, bins: Snapshot | None = None
+) -> Evaluation:
+    """Score a model on the test images, with the results on the run's page; bins is what questions are about."""
+    evaluation = evaluate(snapshot, pack, checkpoint, folder, device, bins)
     metrics, baseline = evaluation.metrics, evaluation.baseline
     create_markdown_artifact(
         key="test-scores",

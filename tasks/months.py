@@ -30,12 +30,11 @@ def write_report(job: Job, record: RunRecord) -> Path:
     records.keep(record, workspace.root)  # first: the page can be written again, from the records
     registry = open_registry(job)
     facts = report.gather(registry, job.registry, workspace)
-    page = report.write(facts, workspace.report)
+    path = workspace.report_of(job.registry)
+    page = report.write(facts, path)
     link = registry.keep_report(page)
     top = head.of(facts)
-    where = (
-        markdown_link("The whole report", link) if link else f"The whole report is in {markdown_code(workspace.report)}"
-    )
+    where = markdown_link("The whole report", link) if link else f"The whole report is in {markdown_code(path)}"
     attention = "\n".join(f"- {sentence_markdown(sentence)}" for sentence in top.attention)
     tiles = "\n".join(f"- {escape_markdown(f'{name}: {value} ({detail})')}" for name, value, detail in top.tiles)
     parts = [f"## {escape_markdown(top.headline)}", sentence_markdown(top.detail), where, tiles]
@@ -44,4 +43,4 @@ def write_report(job: Job, record: RunRecord) -> Path:
         markdown="\n\n".join([*parts, *([f"### Needs attention\n\n{attention}"] if attention else [])]),
         description="Report over months",
     )
-    return workspace.report
+    return path

@@ -7,8 +7,8 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from bincount.data import packs
 from bincount.data.balance import ClassBalance
-from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import ServiceUnavailable
 from bincount.evaluation.evaluate import Evaluation
@@ -32,9 +32,12 @@ def write_page(
     balance: ClassBalance,
     evaluation: Evaluation | None,
     snapshot: Snapshot,
-    pack: Pack,
 ) -> None:
-    """Leave the page of a run as an artifact: sections as run_page.compose takes them, with their pictures."""
+    """Leave the page of a run as an artifact: sections as run_page.compose takes them, with their pictures.
+
+    snapshot has the images, or the questions, that are evaluated.
+    """
+    pack = packs.open_pack(snapshot.dataset, job.images) if evaluation else None
     versions = _read_versions(job)
     pictures = run_page.draw_pictures(versions or [], balance, evaluation, snapshot, pack)
     if versions is None:

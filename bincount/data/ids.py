@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -60,3 +61,8 @@ def _core(image_id: str) -> str:
 def _hash(name: str) -> int:
     # sha1, not hash(): the same order in every process
     return int.from_bytes(hashlib.sha1(name.encode()).digest()[:8])
+
+
+def with_bins_of_questions(image_ids: Iterable[str]) -> set[str]:
+    """Return ids with those of the bins that they are about, where they are of questions: `00523 B00ABC 2`."""
+    return {part for image_id in image_ids for part in (image_id, *image_id.split(" "))}

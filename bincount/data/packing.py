@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from bincount import files
-from bincount.data import bins, forgotten, labels, packs, reviews
+from bincount.data import bins, forgotten, labels, packs, questions, reviews
+from bincount.data.manifest import REFERENCES
 from bincount.data.packs import CHECKSUM_LENGTH, CHECKSUMS, DIGESTS, IMAGES, Damaged, Name, Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
-from bincount.problem import normalize_name
+from bincount.problem import EXTRA, SPLITS, normalize_name
 from bincount.progress import Progress
 from bincount.settings import MAX_PIXELS, DataConfig, ImageConfig
 
@@ -100,12 +100,17 @@ def pack_fetched(dataset: Path, images: ImageConfig, data: DataConfig) -> Pack:
         return packs.open_pack(dataset, images)
 
 
-def pack_snapshot(snapshot: Snapshot, images: ImageConfig) -> Pack:
-    """Pack what the pack lacks of a snapshot's images, of as many pixels as they were allowed when fetched.
+def pack_snapshot(snapshot: Snapshot, images: ImageConfig, split: str | None = None) -> Pack:
+    """Pack what the pack lacks of a snapshot's images, or of those of one split.
 
-    Raises Undecodable and DiskFull as update does.
+    Of questions it packs the references too. Images may have as many pixels as they were allowed when fetched. Raises
+    Undecodable and DiskFull as update does.
     """
-    wanted = pd.concat([snapshot.labelled(), snapshot.extra()])
+    rows = snapshot.read()
+    if REFERENCES in rows:
+        wanted = questions.list_pictures(snapshot, split)
+    else:
+        wanted = rows[rows["split"].isin([split] if split else [*SPLITS, EXTRA])]
     pixels = wanted["width"].to_numpy("int64") * wanted["height"].to_numpy("int64")
     max_pixels = int(pixels.max(initial=MAX_PIXELS))
     return update(snapshot.dataset, images, wanted["path"], wanted["sha256"], max_pixels)

@@ -32,6 +32,7 @@ from bincount.problem import Classes, Problem
 
 logger = logging.getLogger(__name__)
 
+COUNTING = "counting"  # the task without questions
 OBJECT, QUANTITY, CHANGE = TASKS = ("object", "quantity", "change")
 NO, YES = "no", "yes"
 ANSWERS = Classes(names=(NO, YES), ordered=False)
@@ -50,20 +51,52 @@ def freeze(snapshot: Snapshot, task: str) -> Snapshot:
 
     Raises DatasetError where there is no question, and as Snapshot.read does.
     """
+    require_records(snapshot)
     table = {OBJECT: ask_objects, QUANTITY: ask_quantities, CHANGE: ask_changes}[task](snapshot)
-    classes = CHANGES if task == CHANGE else ANSWERS
+    classes = classes_of(task, snapshot.classes)
     words = {"answer": "change", "unit": "items"} if task == CHANGE else {"answer": "answer", "positive": YES}
-    problem = Problem(noun="question", purpose=PURPOSES[task], licence=snapshot.problem.licence, **words)
+    about = snapshot.problem
+    problem = Problem(noun="question", purpose=PURPOSES[task], licence=about.licence, limits=about.limits, **words)
     return snapshots.freeze(table, classes, snapshot.source, snapshot.dataset, problem, as_latest=False)
 
 
-def list_pictures(frozen: Snapshot) -> pd.DataFrame:
-    """List the pictures of frozen questions, the references too: path and sha256 of each, as a pack takes them."""
+def ask(snapshot: Snapshot, task: str) -> Snapshot:
+    """Return what models of a task are trained on: questions about a snapshot's pictures, or for counting itself.
+
+    A snapshot of questions is returned as it is. Raises as freeze does.
+    """
+    return snapshot if task == COUNTING or REFERENCES in snapshot.read() else freeze(snapshot, task)
+
+
+def require_records(snapshot: Snapshot) -> None:
+    """Raise DatasetError where nothing can be asked about a snapshot's pictures: no record says what is in a bin."""
+    manifest = snapshot.read()
+    if REFERENCES in manifest:
+        raise DatasetError("the snapshot holds questions already; give --snapshot of the bins that they are about")
+    if manifest["quantity"].isna().all():
+        raise DatasetError(
+            f"{snapshot.source} has no records of items, and only these are asked about; leave out --task"
+        )
+
+
+def classes_of(task: str, classes: Classes) -> Classes:
+    """Return the answers to the questions of a task; for counting the classes themselves."""
+    return classes if task == COUNTING else CHANGES if task == CHANGE else ANSWERS
+
+
+def list_pictures(frozen: Snapshot, split: str | None = None) -> pd.DataFrame:
+    """List the pictures of frozen questions, or of those of one split, the references too.
+
+    Each has path, sha256, width and height, as a pack takes them.
+    """
     rows = frozen.labelled()
+    if split:
+        rows = rows[rows["split"] == split]
     used = pd.concat([rows["sha256"], pd.Series(as_array(rows[REFERENCES]).flatten(), dtype="str")]).drop_duplicates()
-    known = bins.read(frozen.dataset, ["image_id", "path", "sha256", "status"])
+    columns = ["path", "sha256", "width", "height"]
+    known = bins.read(frozen.dataset, ["image_id", *columns, "status"])
     known = known[(known["status"] == "ok") & snapshots.is_in(known["sha256"], used)]
-    return known.drop_duplicates("sha256")[["path", "sha256"]].reset_index(drop=True)
+    return known.drop_duplicates("sha256")[columns].reset_index(drop=True)
 
 
 def ask_objects(snapshot: Snapshot) -> pd.DataFrame:

@@ -8,25 +8,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from bincount.data import bins, tables
-from bincount.data.manifest import REVIEW
+from bincount.data import bins as row_store
+from bincount.data import tables
+from bincount.data.manifest import REFERENCES, REVIEW
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
-from bincount.evaluation import coverage, curves, history, intervals, slices
+from bincount.evaluation import asked, coverage, curves, history, intervals, slices
+from bincount.evaluation.asked import AskedScores
 from bincount.evaluation.coverage import CoveragePoint
 from bincount.evaluation.history import HistoryScores
 from bincount.evaluation.intervals import SHARES, Interval, LabelledImages, Score
 from bincount.evaluation.metrics import Baseline, Metrics, costs, majority, score
 from bincount.files import write_json
+from bincount.model_settings import Task
 from bincount.problem import BINS, Classes, Problem, normalize_name
 from bincount.progress import Progress
 from bincount.settings import Device
 from bincount.text import percent
 from bincount.threshold import POSITIVE, Threshold, predict
-from bincount.training.spec import read_spec
+from bincount.training.spec import ModelSpec, read_spec
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bincount.evaluation.predictor import Model  # with torch, which takes seconds to import
 
 logger = logging.getLogger(__name__)
@@ -34,6 +39,7 @@ logger = logging.getLogger(__name__)
 REMEDY = "remove its folder and run again, which evaluates the model again"
 IMAGE_SLICES = "image_slices.parquet"
 HISTORY = "history.json"
+RULES = "rules.json"
 # The scores that tell models apart at a glance.
 HEADLINES = ("accuracy", "rmse", "rmse_of_expectation", "average_precision")
 PREDICTED = "predicted"  # column of predictions, where the model has a threshold
@@ -51,7 +57,9 @@ class Evaluation:
     slices of each image; metrics.json the scores.
     intervals are of 95 %, over bins. coverage has the accuracy when only the surest predictions count, from all of them
     down to a tenth; earlier releases have not kept it. problem has the words for what was tested. history has the
-    scores with the record before, history.json too; None where the model or too few test images have one.
+    scores with the record before, history.json too; None where the model or too few test images have one. asked has, of
+    questions, the scores of rules that see no picture, rules.json too; None where it is not known which bins they are
+    about.
     """
 
     folder: Path
@@ -61,6 +69,7 @@ class Evaluation:
     coverage: tuple[CoveragePoint, ...] = ()
     problem: Problem = BINS
     history: HistoryScores | None = None
+    asked: AskedScores | None = None
 
     @property
     def predictions(self) -> pd.DataFrame:
@@ -107,11 +116,17 @@ class Evaluation:
 
 
 def evaluate(
-    snapshot: Snapshot, pack: Pack, model: "Path | Model", folder: Path, device: Device = "auto"
+    snapshot: Snapshot,
+    pack: Pack,
+    model: "Path | Model",
+    folder: Path,
+    device: Device = "auto",
+    bins: Snapshot | None = None,
 ) -> Evaluation:
     """Score a model, or the one in a checkpoint folder, on the snapshot's test images, beside the majority class.
 
-    Raises DatasetError as predict_test does.
+    Of questions bins is the snapshot that they are about; with it, rules that see no picture are scored too. Raises
+    DatasetError as predict_test does.
     """
     classes = snapshot.classes
     predictions = predict_test(snapshot, pack, model, folder, device)
@@ -140,7 +155,10 @@ def evaluate(
         coverage=coverage.curve(images, probabilities, predicted),
         problem=snapshot.problem,
         history=history.measure(snapshot, test["image_id"], images, probabilities, predicted, spec),
+        asked=_score_rules(snapshot, bins, pack, model, device, spec.task),
     )
+    if evaluation.asked:
+        write_json(folder / RULES, evaluation.asked.model_dump(mode="json"))
     if evaluation.history:
         write_json(folder / HISTORY, evaluation.history.model_dump(mode="json"))
     write_json(
@@ -165,24 +183,18 @@ def predict_test(
     images, or when model and snapshot have different classes, and SettingsError when one of them is for questions and
     the other is not.
     """
-    from bincount.training.device import choose_device  # here, since torch takes seconds to import
-    from bincount.training.model import load, probabilities
-    from bincount.training.reader import locate
-
     manifest = snapshot.labelled()
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
     if test.empty:
         raise DatasetError("the split test has no images; prepare more (a larger --limit), or classes the source has")
+    network, spec = _load(model, device)
     is_loaded = not isinstance(model, Path)
-    network, spec = (model.network, model.spec) if is_loaded else load(model, choose_device(device))
     if spec.classes != snapshot.classes:
         raise DatasetError(
             f"the model {model.name if is_loaded else f'in {model}'} predicts {', '.join(spec.classes.names)} and the "
             f"snapshot has {', '.join(snapshot.classes.names)}; prepare with the same --classes"
         )
-    unit = "images" if spec.task == "counting" else "questions"
-    with Progress("evaluating", len(test), unit, logger) as progress:
-        predicted = probabilities(network, spec, pack.images, locate(test, pack, spec.task), progress.advance)
+    predicted = _predict(test, pack, network, spec)
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(predicted, columns=probability_columns(spec.classes))
     predictions = test[["image_id", "group", "label"]]
@@ -195,6 +207,33 @@ def predict_test(
         predictions[PREDICTED] = predict(predicted, spec.threshold).astype(np.int8)
     tables.write_frame(predictions, folder / "predictions.parquet")
     return predictions
+
+
+def _load(model: "Path | Model", device: Device) -> "tuple[nn.Module, ModelSpec]":
+    from bincount.training.device import choose_device  # here, since torch takes seconds to import
+    from bincount.training.model import load
+
+    return load(model, choose_device(device)) if isinstance(model, Path) else (model.network, model.spec)
+
+
+def _predict(rows: pd.DataFrame, pack: Pack, network: "nn.Module", spec: ModelSpec) -> np.ndarray:
+    """Predict the probabilities (N, C) of rows of a manifest."""
+    from bincount.training.model import probabilities  # here, since torch takes seconds to import
+    from bincount.training.reader import locate
+
+    unit = "images" if spec.task == "counting" else "questions"
+    with Progress("evaluating", len(rows), unit, logger) as progress:
+        return probabilities(network, spec, pack.images, locate(rows, pack, spec.task), progress.advance)
+
+
+def _score_rules(
+    snapshot: Snapshot, bins: Snapshot | None, pack: Pack, model: "Path | Model", device: Device, task: Task
+) -> AskedScores | None:
+    """Score the rules that see no picture on the questions of a snapshot; None for images, and without bins."""
+    if bins is None or task == "counting":
+        return None
+    network, spec = _load(model, device)
+    return asked.measure(snapshot, bins, task, lambda rows: _predict(rows, pack, network, spec))
 
 
 def probability_columns(classes: Classes) -> list[str]:
@@ -318,6 +357,7 @@ def find_suspects(mistakes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _slice_values(snapshot: Snapshot, pack: Pack, test: pd.DataFrame) -> dict[str, pd.Series]:
-    rows = bins.read(snapshot.dataset, ["image_id", "items", "arrived"]).set_index("image_id")
+    by = "path" if REFERENCES in test else "image_id"  # questions have ids of their own
+    rows = row_store.read(snapshot.dataset, [by, "items", "arrived"]).drop_duplicates(by).set_index(by)
     stats = slices.image_stats(pack.images, pack.locate(test["sha256"]))
-    return slices.slice_values(test, rows.reindex(test["image_id"]).reset_index(drop=True), stats)
+    return slices.slice_values(test, rows.reindex(test[by]).reset_index(drop=True), stats)

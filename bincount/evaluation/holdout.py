@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from bincount.data.manifest import REFERENCES
 from bincount.data.snapshots import Snapshot, is_in
 from bincount.problem import SPLITS
 
@@ -15,8 +16,9 @@ from bincount.problem import SPLITS
 def bins_trained_on(snapshot: Snapshot, trained_on: Sequence[Snapshot], *, with_val: bool = True) -> pd.Series:
     """Return the groups of a snapshot's manifest of which a model trained on one of these snapshots has used an image.
 
-    An image is known by its content, and within one source by its id and by its bin. Images of val count as used, since
-    the epoch and the temperature are chosen on them; without with_val only those count by which weights were changed.
+    An image is known by its content, also where a question shows it beside another; within one source by its id and by
+    its bin too. Images of val count as used, since the epoch and the temperature are chosen on them; without with_val
+    only those count by which weights were changed.
     """
     not_used = ["test"] if with_val else ["test", "val"]
     manifest = snapshot.read()
@@ -28,6 +30,8 @@ def bins_trained_on(snapshot: Snapshot, trained_on: Sequence[Snapshot], *, with_
         used = other.read()
         used = used[_is_used(used, not_used)]
         used_here |= is_in(manifest["sha256"], used["sha256"])
+        if REFERENCES in used:
+            used_here |= is_in(manifest["sha256"], pd.Series(used[REFERENCES].explode(), dtype="str"))
         if other.source == snapshot.source:  # else the same id is another bin
             used_here |= is_in(manifest["image_id"], used["image_id"])
             groups.append(used["group"])

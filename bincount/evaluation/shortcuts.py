@@ -46,7 +46,7 @@ def score(snapshot: Snapshot, task: str, questions: pd.DataFrame, split: str = "
         rules |= _answer_changes(snapshot, train, asked)
     else:
         rules |= _answer_about_items(snapshot, train, asked, with_quantity=task != OBJECT)
-    return tuple(_score(name, asked, answers) for name, answers in rules.items())
+    return tuple(score_answers(name, asked, answers) for name, answers in rules.items())
 
 
 def score_leaks(questions: pd.DataFrame) -> RuleScore:
@@ -55,7 +55,7 @@ def score_leaks(questions: pd.DataFrame) -> RuleScore:
     Those with the answer no count as much together as those with yes, as in the published test.
     """
     weights = 1 / questions.groupby("label")["label"].transform("size")
-    return _score("an id at most 2 away holds the item", questions, questions[LEAKS].astype(int), weights)
+    return score_answers("an id at most 2 away holds the item", questions, questions[LEAKS].astype(int), weights)
 
 
 def _answer_about_items(
@@ -132,9 +132,10 @@ def _fit_threshold(feature: np.ndarray, labels: np.ndarray):
     return lambda wanted: ((wanted >= limit) == (gain[best] >= 0)).astype(int)
 
 
-def _score(
+def score_answers(
     name: str, questions: pd.DataFrame, answers: np.ndarray | pd.Series, weights: pd.Series | None = None
 ) -> RuleScore:
+    """Score the answers (N,), labels, to questions, which are rows of a manifest; weights (N,) are of these."""
     weights = np.ones(len(questions)) if weights is None else weights.to_numpy()
     right = np.asarray(answers) == questions["label"].to_numpy(int)
     sums = pd.DataFrame({"right": right * weights, "all": weights})

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from bincount.data.manifest import REFERENCES
 from bincount.evaluation import intervals
 from bincount.evaluation.intervals import FEWEST_BINS, LabelledImages
 
@@ -69,6 +70,9 @@ def slice_values(test: pd.DataFrame, bins: pd.DataFrame, stats: pd.DataFrame) ->
     }
     if test["quantity"].notna().any():
         values["quantity"] = test["quantity"]
+    if REFERENCES in test:  # of questions
+        values["asked quantity"] = test["asked"]
+        values["references"] = test[REFERENCES].list.len()
     return values
 
 

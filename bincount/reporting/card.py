@@ -10,7 +10,7 @@ from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.metrics import Metrics
 from bincount.problem import SPLITS, Classes, Problem
-from bincount.reporting import binary, cross_fit, record_before, tables
+from bincount.reporting import binary, cross_fit, record_before, rules, tables
 from bincount.settings import TrainConfig, name_networks
 from bincount.text import escape_markdown, markdown_code, sentence_markdown
 from bincount.training.spec import ModelSpec
@@ -40,6 +40,7 @@ def describe(
     """
     classes, metrics, problem = snapshot.classes, evaluation.metrics, snapshot.problem
     noun, nouns, groups = map(escape_markdown, (problem.noun, problem.nouns, problem.group_nouns))
+    of = "of" if problem.examples == "images" else "about"
     extra = f" Trained on besides: {num_extra:,} images of {nouns} with other counts." if num_extra else ""
     by_class = balance.by_class()
     totals = by_class[list(SPLITS)].sum()
@@ -48,7 +49,7 @@ def describe(
 
 {OVERVIEW_LINK}
 
-## Test: {metrics.num_images:,} images of {groups} never trained on
+## Test: {metrics.num_images:,} {problem.examples} {of} {groups} never trained on
 
 {tables.markdown_table(tables.overall_scores(evaluation))}
 
@@ -57,11 +58,11 @@ In brackets the interval that holds the score with 95 % confidence, had other {g
 
 {_of_two(evaluation, classes)}{_coverage(evaluation)}{tables.markdown_table(tables.class_score_text(evaluation))}
 
-{_cross_fitted(cross_fitted)}{_history(evaluation)}## Data
+{_asked(evaluation)}{_cross_fitted(cross_fitted)}{_history(evaluation)}## Data
 
-From {escape_markdown(snapshot.source)}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} images, \
+From {escape_markdown(snapshot.source)}, snapshot `{snapshot.digest}`: {snapshot.num_images:,} {problem.examples}, \
 {", ".join(f"{totals[split]:,} {split}" for split in SPLITS)}. \
-All images of one {escape_markdown(problem.group_noun)} are in the same split.\
+All {problem.examples} {of} one {escape_markdown(problem.group_noun)} are in the same split.\
 {extra}
 
 {tables.markdown_table(by_class[["class", *SPLITS]])}
@@ -171,6 +172,13 @@ def _cross_fitted(cross_fitted: CrossFitted | None) -> str:
     if cross_fitted is None:
         return ""
     return f"## {cross_fit.title(cross_fitted)}\n\n{cross_fit.markdown(cross_fitted)}\n\n"
+
+
+def _asked(evaluation: Evaluation) -> str:
+    """Write the scores of rules without pictures beside the model's, as a section of their own."""
+    if evaluation.asked is None:
+        return ""
+    return f"## {rules.TITLE}\n\n{rules.markdown(evaluation)}\n\n"
 
 
 def _history(evaluation: Evaluation) -> str:

@@ -30,7 +30,7 @@ from bincount.evaluation.evaluate import (
 from bincount.evaluation.metrics import reliability
 from bincount.files import atomic_write
 from bincount.problem import Classes
-from bincount.reporting import binary, offline, record_before, sections, thumbnails
+from bincount.reporting import binary, offline, record_before, rules, sections, thumbnails
 from bincount.reporting.sections import SideBySide
 from bincount.text import escape_html, sentence_html
 
@@ -132,6 +132,7 @@ def evaluation_page(
         coverage_hidden="" if evaluation.coverage else "hidden",
         slices=sections.slices(by_slice, image_slices, evaluation.problem.unit) if len(by_slice) else "",
         curves=binary.section(evaluation, classes),
+        rules=rules.section(evaluation) if evaluation.asked else "",
         history=record_before.section(evaluation.history, evaluation.problem.unit) if evaluation.history else "",
         slices_hidden="" if len(by_slice) else "hidden",
         compared_on=_compared_on(beside),

@@ -30,9 +30,10 @@ class RunRecord(BaseModel, frozen=True):
     """What one run found, did, decided and cost; fields of a later release are passed over.
 
     flow is retrain (a nightly run) or run; ended is UTC; outcome is trained, skipped, failed, crashed or cancelled;
-    summary says it in a sentence. version is the one that was registered, and promoted says whether it became champion.
-    quarantined counts the bins of the dataset by kind of reason. reviews are None where nothing was reviewed. timings
-    are seconds by step, of the last start. price_per_hour is 0 where it was not known.
+    summary says it in a sentence. model_name is that of the registered model, empty where it is not known. version is
+    the one that was registered, and promoted says whether it became champion. quarantined counts the bins of the
+    dataset by kind of reason. reviews are None where nothing was reviewed. timings are seconds by step, of the last
+    start. price_per_hour is 0 where it was not known.
     """
 
     flow_run: str
@@ -41,6 +42,7 @@ class RunRecord(BaseModel, frozen=True):
     outcome: str
     summary: str
     source: str = ""
+    model_name: str = ""
     version: int | None = None
     promoted: bool = False
     num_images: int | None = None

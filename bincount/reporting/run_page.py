@@ -67,12 +67,12 @@ def draw_pictures(
     balance: ClassBalance,
     evaluation: Evaluation | None,
     snapshot: Snapshot,
-    pack: Pack,
+    pack: Pack | None,
 ) -> dict[str, str]:
     """Draw the accuracy of versions over time, the class balance, and the worst mistakes of a test, as Markdown images.
 
-    There is no trend where no version has scores, and there are no mistakes without a test. What an image shows is said
-    in its alternative text.
+    There is no trend where no version has scores. Without a test there are no mistakes, and pack may be None. What an
+    image shows is said in its alternative text.
     """
     from bincount.reporting import figures  # here, since it takes a second
 

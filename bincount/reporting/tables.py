@@ -85,10 +85,16 @@ def of_warnings(warnings: Sequence[str]) -> Tables:
 
 def of_evaluation(evaluation: "Evaluation") -> Tables:
     """Return the scores of the test beside the majority class, and those of each class."""
-    title = f"Test, {evaluation.metrics.num_images:,} images, with 95 % intervals"
+    title = f"Test, {evaluation.metrics.num_images:,} {evaluation.problem.examples}, with 95 % intervals"
     shown = {title: overall_scores(evaluation), "Test by class": class_score_text(evaluation)}
     if evaluation.coverage:
         shown["Where only the surest predictions count"] = coverage(evaluation.coverage[::3])
+    if evaluation.asked:
+        from bincount.reporting import rules  # here, since it uses this module
+
+        shown[rules.TITLE] = rules.scores(evaluation)
+        if (verified := rules.verified(evaluation)) is not None:
+            shown[rules.VERIFIED] = verified
     if evaluation.history:
         shown["With the record before"] = pd.DataFrame({"": [evaluation.history.summary()]})
     return shown

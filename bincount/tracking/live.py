@@ -132,6 +132,7 @@ def describe_training(job: Job, snapshot: Snapshot) -> dict[str, str]:
         "classes": ",".join(snapshot.classes.names),
         "image_size": str(job.images.image_size),
         "num_images": str(snapshot.num_images),
+        **({} if job.training.task == "counting" else {"task": job.training.task}),
         "weights_licence": "; ".join(filter(None, licences)),
         **code_tags(),
     }

@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 import bincount
 from bincount.files import raise_on_disk_full
 from bincount.tracking import self_check
-from bincount.tracking.self_check import SelfCheck
+from bincount.tracking.self_check import Example, SelfCheck
 from bincount.training.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def upload_model(
     run_id: str,
     checkpoint: Path,
     digest: str,
-    example: bytes,
+    example: bytes | Example,
     check: SelfCheck | None = None,
 ) -> LoggedModel:
     """Keep the model of a checkpoint folder with a run, or find it where an earlier attempt has uploaded all of it.
 
-    digest is that of the weights, example a small image file, check what a loaded copy is compared with. What an
-    attempt has left half done is removed.
+    digest is that of the weights, example a small image file, or a question about some, check what a loaded copy is
+    compared with. What an attempt has left half done is removed.
     """
     ours = f"source_run_id = '{run_id}' AND tags.`{MODEL_TAG}` = '{digest}'"
     for logged in client.search_logged_models([experiment_id], ours):
@@ -76,11 +76,12 @@ def upload_model(
     return client.finalize_logged_model(logged.model_id, "READY")
 
 
-def save_model(folder: Path, checkpoint: Path, example: bytes, about: Model) -> None:
+def save_model(folder: Path, checkpoint: Path, example: bytes | Example, about: Model) -> None:
     """Write the folder of an MLflow model that predicts as the checkpoint does."""
     from bincount.tracking import pyfunc  # here, since torch takes seconds to import
 
-    predictor, table = pyfunc.CountModel(), pyfunc.as_input(example)
+    question = example if isinstance(example, Example) else Example(example)
+    predictor, table = pyfunc.CountModel(), pyfunc.as_input(question.picture, question.references, question.asked)
     predictor.load(checkpoint)
     with tempfile.TemporaryDirectory() as code, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # hints that integers cannot be missing, and MLflow's own use of pandas

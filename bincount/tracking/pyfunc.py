@@ -6,6 +6,7 @@ beside a copy of the modules that it imports (packaging.find_modules), so that e
 
 import base64
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -17,10 +18,12 @@ from mlflow.pyfunc import PythonModel
 
 from bincount.data import pictures
 from bincount.errors import BadPicture, SettingsError
-from bincount.evaluation.predict import add_history, predict_images
+from bincount.evaluation.predict import add_history, answer_questions, predict_images
 from bincount.training import model as models
 
 ROWS_AT_ONCE = 256  # decoded in memory: 38 MB at 224 pixels
+QUESTIONS_AT_ONCE = 32  # each of several pictures
+MOST_REFERENCES = 16  # of a question that somebody sends
 # Unless each of these is unset, empty or has such a value, paths are not opened: they come from whoever may ask, and
 # name this host's files. A value that is not known here refuses them.
 PATHS_ALLOWED = {
@@ -47,16 +50,18 @@ class CountModel(PythonModel):
         A column `record_before`, where there is one, holds the items that the record before says of each bin, empty
         where that is not known.
 
-        Returns a row a picture: count, the name of the likeliest class, an integer where classes are counts;
+        A model that answers questions takes a column `references` too, a list of other pictures in the same forms: of
+        other bins that hold the item, or of a change the picture before; and a column `asked`, the quantity that is
+        asked. It returns a row a question: answer, the name of the likeliest one; of changes expected_change; p_NAME.
+
+        Otherwise it returns a row a picture: count, the likeliest class, an integer where classes are counts;
         expected_count where they are ordered; p_NAME for each class; with records before also record_before,
         count_with_history, confidence_with_history and expected_count_with_history. Raises MlflowException, which the
         model server answers as a bad request, for a row that is not a picture, or where a record cannot be used.
         """
-        if "image" not in model_input:
-            columns = ", ".join(map(str, model_input.columns))
-            raise MlflowException.invalid_parameter_value(
-                f"no column `image` but {columns or 'none'}; send the pictures in a column of that name"
-            )
+        self._require(model_input, "image", "pictures")
+        if self.spec.task != "counting":
+            return self._answer(model_input)
         rows = list(model_input["image"].items())
         tables = [predict_images(self.model, self.spec, [])]
         for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -68,6 +73,47 @@ class CountModel(PythonModel):
         if "record_before" in model_input:
             table = self._with_history(table, model_input["record_before"])
         return table
+
+    def _require(self, model_input: pd.DataFrame, column: str, content: str) -> None:
+        if column not in model_input:
+            columns = ", ".join(map(str, model_input.columns))
+            raise MlflowException.invalid_parameter_value(
+                f"no column `{column}` but {columns or 'none'}; send the {content} in a column of that name"
+            )
+
+    def _answer(self, model_input: pd.DataFrame) -> pd.DataFrame:
+        """Answer questions about pictures with the help of others."""
+        what = (
+            "picture before, as a list of one," if self.spec.task == "change" else "pictures of other bins, as lists,"
+        )
+        self._require(model_input, "references", what)
+        if self.spec.task == "quantity":
+            self._require(model_input, "asked", "quantities")
+        numbers = model_input["asked"] if "asked" in model_input else pd.Series(0, index=model_input.index)
+        try:
+            asked = numbers.astype("Int64").fillna(0).to_numpy(np.int64)
+        except (TypeError, ValueError) as error:
+            raise MlflowException.invalid_parameter_value(f"column asked: {error}; send whole numbers") from error
+        tables = [answer_questions(self.model, self.spec, [], asked[:0])]
+        rows = list(zip(model_input.index, model_input["image"], model_input["references"], strict=True))
+        for start in range(0, len(rows), QUESTIONS_AT_ONCE):
+            part = [
+                [self._decode(row, value) for value in (image, *self._listed(row, references))]
+                for row, image, references in rows[start : start + QUESTIONS_AT_ONCE]
+            ]
+            tables.append(answer_questions(self.model, self.spec, part, asked[start : start + QUESTIONS_AT_ONCE]))
+        return pd.concat(tables).set_axis(model_input.index)
+
+    def _listed(self, row, references) -> list[bytes | str]:
+        """Return the references of a row as a list: one for a change, else some."""
+        one = [references] if isinstance(references, bytes | str) else []
+        listed = list(references) if isinstance(references, list | tuple | np.ndarray) else one
+        most = 1 if self.spec.task == "change" else MOST_REFERENCES
+        if not 1 <= len(listed) <= most:
+            raise MlflowException.invalid_parameter_value(
+                f"row {row} has {len(listed)} references; send 1{f' to {most}' if most > 1 else ', the picture before'}"
+            )
+        return listed
 
     def _with_history(self, table: pd.DataFrame, records: pd.Series) -> pd.DataFrame:
         try:
@@ -86,9 +132,19 @@ class CountModel(PythonModel):
             ) from error
 
 
-def as_input(picture: bytes) -> pd.DataFrame:
-    """Return an image file as the model's input, in the form that JSON can carry."""
-    return pd.DataFrame({"image": [base64.b64encode(picture).decode()]})
+def as_input(picture: bytes, references: Sequence[bytes] = (), asked: int | None = None) -> pd.DataFrame:
+    """Return an image file as the model's input, in the form that JSON can carry; of a question its other pictures too.
+
+    asked is the quantity that is asked, where one is.
+    """
+    content = {"image": [_as_text(picture)]}
+    if references:
+        content["references"] = [[_as_text(reference) for reference in references]]
+    return pd.DataFrame(content | ({} if asked is None else {"asked": [asked]}))
+
+
+def _as_text(picture: bytes) -> str:
+    return base64.b64encode(picture).decode()
 
 
 def _may_open_paths() -> bool:

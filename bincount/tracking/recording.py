@@ -8,28 +8,31 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from bincount.data import advice
+from bincount.data.manifest import REFERENCES
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation.crossfit import CrossFitted
 from bincount.evaluation.decision import Decision
 from bincount.evaluation.evaluate import Evaluation, find_mistakes, find_suspects, predicted_labels, probability_columns
 from bincount.evaluation.metrics import reliability
-from bincount.reporting import binary, card, pages, record_before, run_page, tables
+from bincount.reporting import binary, card, pages, record_before, rules, run_page, tables
 from bincount.reporting.pages import Champion
 from bincount.settings import Job
 from bincount.tracking import names
 from bincount.tracking.live import describe_training, start_training
 from bincount.tracking.registry import Registry, Version
 from bincount.tracking.runs import RUN_TAG
-from bincount.tracking.self_check import SelfCheck
+from bincount.tracking.self_check import Example, SelfCheck
 from bincount.training.crossfit import CrossFit
 from bincount.training.run_folder import Trained, networks_of, read_history
 from bincount.training.spec import read_spec
 
 NUM_WORST = 30  # mistakes on the sheet
+NUM_REFERENCES = 2  # of the question that shows what a model takes
 OVERVIEW = ("training_curves", "confusion_matrix", "class_balance")  # in the card's picture
 OVERVIEW_HEIGHTS = (400, 480)  # pixels of its rows
 COMPARED = ("training_curves.png", "confusion_matrix.png", "class_scores.png", "reliability.png")
@@ -111,6 +114,7 @@ def record_model(
                 **names.of_training(trained.seconds, trained.best_epoch),
                 **names.of_test(scores),
                 **(names.of_cross_fit(cross_fitted.scalars()) if cross_fitted else {}),
+                **(names.of_test(evaluation.asked.scalars()) if evaluation.asked else {}),
                 **(names.of_history(evaluation.history.scalars()) if evaluation.history else {}),
             },
             model_id=version.model_id,
@@ -164,6 +168,8 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
         "mistakes": mistakes,
         "suspects": find_suspects(mistakes),
     }
+    if evaluation.asked:
+        logged["rules"] = rules.scores(evaluation)
     if evaluation.history:
         logged["record_before"] = record_before.scores(evaluation.history, evaluation.problem.unit)
     if (weighed := binary.costs(metrics)) is not None:
@@ -185,10 +191,17 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
     }
 
 
-def _example(snapshot: Snapshot, pack: Pack) -> bytes:
-    """Return one test image as a small JPEG, to show what the model takes."""
+def _example(snapshot: Snapshot, pack: Pack) -> Example:
+    """Return one test image as a small JPEG, or a question with its pictures, to show what the model takes."""
     manifest = snapshot.labelled()
-    row = pack.locate(manifest.loc[manifest["split"] == "test", "sha256"].head(1))[0]
+    row = manifest[manifest["split"] == "test"].iloc[0]
+    if REFERENCES not in manifest:
+        return Example(_as_jpeg(pack, row["sha256"]))
+    references = tuple(_as_jpeg(pack, digest) for digest in list(row[REFERENCES])[:NUM_REFERENCES])
+    return Example(_as_jpeg(pack, row["sha256"]), references, None if pd.isna(row["asked"]) else int(row["asked"]))
+
+
+def _as_jpeg(pack: Pack, digest: str) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pack.images[row]).save(file, "JPEG", quality=85)
+    Image.fromarray(pack.images[pack.locate([digest])[0]]).save(file, "JPEG", quality=85)
     return file.getvalue()

@@ -37,8 +37,8 @@ from bincount.tracking.download import download_checkpoint
 from bincount.tracking.facts import LONGEST_TAG
 from bincount.tracking.packaging import MODEL_TAG, upload_model
 from bincount.tracking.runs import Runs
-from bincount.tracking.self_check import SelfCheck
-from bincount.training.spec import weights_digest
+from bincount.tracking.self_check import Example, SelfCheck
+from bincount.training.spec import read_spec, weights_digest
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,14 @@ DESCRIPTION = """\
 **champion** is the version in use, **challenger** the newest beside it. Each version's page says how good it is, how it
 compares with the champion of then, and what it was trained on. To use the champion in Python:
 
-    mlflow.pyfunc.load_model("models:/{name}@champion").predict(pandas.DataFrame({{"image": ["photo.jpg"]}}))
+    mlflow.pyfunc.load_model("models:/{name}@champion").predict(pandas.DataFrame({{{columns}}}))
 """
+COLUMNS = {  # of an input, by task
+    "counting": '"image": ["photo.jpg"]',
+    "object": '"image": ["photo.jpg"], "references": [["other_bin_with_the_item.jpg"]]',
+    "quantity": '"image": ["photo.jpg"], "references": [["other_bin_with_the_item.jpg"]], "asked": [2]',
+    "change": '"image": ["after.jpg"], "references": [["before.jpg"]]',
+}
 LONGEST_DESCRIPTION = 5000
 VERSIONS_AT_ONCE = 10_000  # in one answer of a server
 NUM_NAMED = 20  # versions in an error
@@ -107,6 +113,11 @@ class Version:
         return self.tags.get("snapshot", "")
 
     @property
+    def task(self) -> str:
+        """What it does, as TrainConfig.task names it."""
+        return self.tags.get("task", "counting")
+
+    @property
     def num_images(self) -> int:
         """The number of images of that snapshot, 0 where nothing says so."""
         number = self.tags.get("num_images", "")
@@ -139,19 +150,20 @@ class Registry:
         checkpoint: Path,
         description: str,
         tags: Mapping[str, str],
-        input_example: bytes,
+        input_example: bytes | Example,
         scores: Mapping[str, Score] = {},
         check: SelfCheck | None = None,
     ) -> Version:
         """Make a version of the model in a checkpoint folder, and the newest one challenger.
 
-        description is Markdown, input_example a small JPEG file, check what shows whether a loaded copy predicts as in
-        its test. The same weights from the same run are one version, however often they are registered. A version
-        appears when all its files are there; what an attempt that was killed has left is used, or removed where it is
-        half a model.
+        description is Markdown, input_example a small JPEG file, or a question, check what shows whether a loaded copy
+        predicts as in its test. The same weights from the same run are one version, however often they are registered.
+        A version appears when all its files are there; what an attempt that was killed has left is used, or removed
+        where it is half a model.
         """
         digest = weights_digest(checkpoint)
-        self.champion_alias.history.ensure_model(DESCRIPTION.format(name=self.model_name), earlier.DESCRIPTION)
+        shown = DESCRIPTION.format(name=self.model_name, columns=COLUMNS[read_spec(checkpoint).task])
+        self.champion_alias.history.ensure_model(shown, earlier.DESCRIPTION)
         found = self.client.search_model_versions(
             f"name = '{self.model_name}' and run_id = '{run_id}' and tags.`{MODEL_TAG}` = '{digest}'"
         )

@@ -18,6 +18,8 @@ import pandas as pd
 from mlflow import MlflowClient
 from PIL import Image
 
+from bincount.data import bins
+from bincount.data.manifest import REFERENCES
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
 from bincount.errors import BincountError, ModelChanged, ModelDamaged, ServiceUnavailable, mask_credentials
@@ -38,14 +40,30 @@ NUM_PICTURES = 12
 TOLERANCE = 0.005
 
 
+@dataclass(frozen=True)
+class Example:
+    """An input of a model: a picture file, and of a question its references and the quantity that is asked."""
+
+    picture: bytes
+    references: tuple[bytes, ...] = ()
+    asked: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class SelfCheck:
-    """Picture files with the probabilities (N, C) of the classes that a version gave them in its test."""
+    """Picture files with the probabilities (N, C) of the classes that a version gave them in its test.
+
+    Where the version answers questions, references has the other pictures of each, reference_ids their bins, and asked
+    the quantities, 0 where none is asked; else they are empty.
+    """
 
     image_ids: tuple[str, ...]
     pictures: tuple[bytes, ...]
     probabilities: np.ndarray
     classes: Classes
+    references: tuple[tuple[bytes, ...], ...] = ()
+    reference_ids: tuple[tuple[str, ...], ...] = ()
+    asked: tuple[int, ...] = ()
 
     @classmethod
     def choose(cls, snapshot: Snapshot, pack: Pack, predictions: pd.DataFrame) -> "SelfCheck":
@@ -56,13 +74,24 @@ class SelfCheck:
         )
         places = np.linspace(0, len(by_confidence) - 1, min(NUM_PICTURES, len(by_confidence))).round().astype(int)
         chosen = by_confidence.iloc[places]
-        digests = snapshot.labelled().set_index("image_id")["sha256"].loc[chosen["image_id"]]
-        pixels = pack.images.take(pack.locate(digests.tolist()))
+        rows = snapshot.labelled().set_index("image_id").loc[chosen["image_id"]]
+        image_ids, of_questions = tuple(chosen["image_id"]), {}
+        if REFERENCES in rows:
+            known = bins.read(snapshot.dataset, ["image_id", "sha256"]).drop_duplicates("sha256")
+            bin_of = known.set_index("sha256")["image_id"]
+            references = [list(digests) for digests in rows[REFERENCES]]
+            image_ids = tuple(bin_of[rows["sha256"]])
+            of_questions = {
+                "references": tuple(_as_files(pack, digests) for digests in references),
+                "reference_ids": tuple(tuple(bin_of[digests]) for digests in references),
+                "asked": tuple(rows["asked"].fillna(0).astype(int)),
+            }
         return cls(
-            image_ids=tuple(chosen["image_id"]),
-            pictures=tuple(_as_png(picture) for picture in pixels),
+            image_ids=image_ids,
+            pictures=_as_files(pack, rows["sha256"].tolist()),
             probabilities=chosen[columns].to_numpy(np.float32),
             classes=snapshot.classes,
+            **of_questions,
         )
 
     def compare(self, probabilities: np.ndarray, name: str) -> float:
@@ -85,17 +114,23 @@ def write(folder: Path, check: SelfCheck) -> None:
     within = folder / FOLDER
     within.mkdir(parents=True, exist_ok=True)
     names = [f"{number:02d}.png" for number in range(len(check.pictures))]
+    entries = [
+        {"file": name, "image_id": image_id, "probabilities": probabilities}
+        for name, image_id, probabilities in zip(names, check.image_ids, check.probabilities.tolist(), strict=True)
+    ]
+    files = dict(zip(names, check.pictures, strict=True))
+    for number, references in enumerate(check.references):
+        own = [f"{number:02d}-{place}.png" for place in range(len(references))]
+        files |= dict(zip(own, references, strict=True))
+        listed = zip(own, check.reference_ids[number], strict=True)
+        entries[number] |= {
+            "references": [{"file": name, "image_id": image_id} for name, image_id in listed],
+            "asked": check.asked[number],
+        }
     with raise_on_disk_full(within):
-        for name, picture in zip(names, check.pictures, strict=True):
+        for name, picture in files.items():
             (within / name).write_bytes(picture)
-    content = {
-        "classes": list(check.classes.names),
-        "ordered": check.classes.ordered,
-        "pictures": [
-            {"file": name, "image_id": image_id, "probabilities": probabilities}
-            for name, image_id, probabilities in zip(names, check.image_ids, check.probabilities.tolist(), strict=True)
-        ],
-    }
+    content = {"classes": list(check.classes.names), "ordered": check.classes.ordered, "pictures": entries}
     write_sealed(within / FILE, content)
 
 
@@ -134,14 +169,28 @@ def read_folder(folder: Path) -> SelfCheck | None:
     """
     try:
         content = read_sealed(folder / FILE)
-        entries = [entry for entry in content["pictures"] if (folder / entry["file"]).exists()]
+        entries = [
+            entry
+            for entry in content["pictures"]
+            if all((folder / each["file"]).exists() for each in (entry, *entry.get("references", ())))
+        ]
         if not entries:
             return None
+        of_questions = {}
+        if "references" in entries[0]:
+            of_questions = {
+                "references": tuple(
+                    tuple((folder / each["file"]).read_bytes() for each in entry["references"]) for entry in entries
+                ),
+                "reference_ids": tuple(tuple(each["image_id"] for each in entry["references"]) for entry in entries),
+                "asked": tuple(entry["asked"] for entry in entries),
+            }
         return SelfCheck(
             image_ids=tuple(entry["image_id"] for entry in entries),
             pictures=tuple((folder / entry["file"]).read_bytes() for entry in entries),
             probabilities=np.array([entry["probabilities"] for entry in entries], np.float32),
             classes=Classes(names=tuple(content["classes"]), ordered=content["ordered"]),
+            **of_questions,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelDamaged(f"{folder.name}/{FILE} of a version is damaged ({error}); {REMEDY}") from error
@@ -160,8 +209,13 @@ def find_pictures(client: MlflowClient, experiment_ids: Sequence[str], run_id: s
             )
             entries = read_sealed(Path(path))["pictures"]
         place = f"{FOLDER}/{{}} of the model {model.model_id}"
-        found |= {entry["image_id"]: place.format(entry["file"]) for entry in entries if entry["file"] in names}
+        every = [each for entry in entries for each in (entry, *entry.get("references", ()))]
+        found |= {entry["image_id"]: place.format(entry["file"]) for entry in every if entry["file"] in names}
     return found
+
+
+def _as_files(pack: Pack, digests: list[str]) -> tuple[bytes, ...]:
+    return tuple(_as_png(picture) for picture in pack.images.take(pack.locate(digests)))
 
 
 def _as_png(pixels: np.ndarray) -> bytes:

@@ -15,9 +15,9 @@ NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "sock
 
 
 def main(package: Path, pictures: Path, answers: Path) -> None:
-    """Ask the model in the folder package about pictures, a list of base64 in JSON, and write what it answers.
+    """Ask the model in the folder package about pictures, base64 in JSON by column, and write what it answers.
 
-    Where the list is empty, the model is asked about the example that it was saved with.
+    Where there are none, the model is asked about the example that it was saved with.
     """
     gc.disable()  # it imports much and ends soon
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -28,7 +28,7 @@ def main(package: Path, pictures: Path, answers: Path) -> None:
 
     model = mlflow.pyfunc.load_model(str(package))
     asked = json.loads(pictures.read_text())
-    table = pd.DataFrame({"image": asked}) if asked else Model.load(package).load_input_example(str(package))
+    table = pd.DataFrame(asked) if asked else Model.load(package).load_input_example(str(package))
     predicted = model.predict(table)
     loaded = [module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "bincount"]
     content = {

@@ -67,8 +67,10 @@ def explain_failure(registry: "Registry", version: "Version", pictures: Sequence
             package = download_model(registry.client, version.name, version.version, folder / "model")
             kept = package / self_check.FOLDER
             check = self_check.read_folder(kept) if kept.is_dir() else None
-            answers = _ask(package, check.pictures if check else pictures, folder)
-            predicted = _read(answers, check.classes.names if check else _classes_of(version))
+            is_counting = version.task == "counting"
+            answers = _ask(package, _columns(check, pictures if is_counting else ()), folder)
+            answer = "count" if is_counting else "answer"
+            predicted = _read(answers, check.classes.names if check else _classes_of(version), answer)
             if check:
                 _compare(predicted, check, self_check.TOLERANCE)
         except (ModelNotFound, _Refused) as error:
@@ -87,10 +89,22 @@ def _classes_of(version: "Version") -> tuple[str, ...]:
     return tuple(filter(None, version.tags.get("classes", "").split(",")))
 
 
-def _ask(package: Path, pictures: Sequence[bytes], folder: Path) -> dict:
+def _columns(check: "SelfCheck | None", pictures: Sequence[bytes]) -> dict[str, list]:
+    """Return what a model is asked, by column, as JSON carries it: the questions of a check, else pictures."""
+    columns = {"image": _as_text(check.pictures if check else pictures)}
+    if check and check.references:
+        columns |= {"references": [_as_text(each) for each in check.references], "asked": list(check.asked)}
+    return columns if columns["image"] else {}
+
+
+def _as_text(pictures: Sequence[bytes]) -> list[str]:
+    return [base64.b64encode(picture).decode() for picture in pictures]
+
+
+def _ask(package: Path, columns: dict[str, list], folder: Path) -> dict:
     """Have a packaged model answer in a process of its own, which uses folder; return what start_process writes."""
     asked = folder / "pictures.json"
-    asked.write_text(json.dumps([base64.b64encode(each).decode() for each in pictures]))
+    asked.write_text(json.dumps(columns))
     home, answers = folder / "home", folder / "answers.json"
     home.mkdir()
     with (folder / "stderr").open("w+b") as stderr:
@@ -140,18 +154,21 @@ def _explain(code: int, lines: Sequence[str]) -> str:
     return lines[-1].strip() if lines else f"its process ended with code {code}"
 
 
-def _read(answers: dict, classes: Sequence[str]) -> np.ndarray:
+def _read(answers: dict, classes: Sequence[str], answer: str = "count") -> np.ndarray:
     """Return the probabilities (N, C) of answers that have the right form.
 
-    classes are the names of the C classes, or none where they are not known. Raises _Refused.
+    answer is the column with the answer, classes are the names of the C classes, or none where they are not known.
+    Raises _Refused.
     """
     if answers["foreign"]:
         raise _Refused(f"it uses code that is not in its package: {answers['foreign'][0]}")
     table = pd.DataFrame(answers["rows"], columns=answers["columns"])
     columns = [name for name in table if name.startswith("p_")]
     expected = [f"p_{name}" for name in classes] or columns
-    if "count" not in table or not columns or columns != expected:
-        raise _Refused(f"it answers with the columns {', '.join(table)}, and not with count and {', '.join(expected)}")
+    if answer not in table or not columns or columns != expected:
+        raise _Refused(
+            f"it answers with the columns {', '.join(table)}, and not with {answer} and {', '.join(expected)}"
+        )
     if len(table) != answers["asked"]:
         raise _Refused(f"it gives {len(table)} answers about {answers['asked']} pictures")
     predicted = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)

@@ -9,6 +9,7 @@ from pathlib import Path
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import ViewType
 
+from bincount.data.ids import with_bins_of_questions
 from bincount.errors import BincountError, ServiceUnavailable, mask_credentials
 from bincount.tracking import self_check
 from bincount.tracking.lineage import all_versions, tags_of_runs
@@ -120,7 +121,7 @@ def _on_sheet(client: MlflowClient, run_id: str) -> set[str]:
     with tempfile.TemporaryDirectory() as folder:
         table = json.loads(Path(client.download_artifacts(run_id, MISTAKES, folder)).read_bytes())
     column = table["columns"].index("image_id")
-    return {row[column] for row in table["data"][:NUM_WORST]}
+    return with_bins_of_questions([row[column] for row in table["data"][:NUM_WORST]])
 
 
 def _unreadable(client: MlflowClient, error: Exception) -> ServiceUnavailable:

@@ -312,7 +312,7 @@ def report(
     file = database.sqlite_path(folders.tracking_uri(registry))
     is_new = file is not None and not file.exists()  # a dataset alone is worth a page
     model_registry = None if is_new else open_existing(folders, registry)
-    path = output or folders.report
+    path = output or folders.report_of(registry)
     months.write(months.gather(model_registry, registry, folders), path)
     print(path)
 
