@@ -120,7 +120,7 @@ def _lines(assigned: pd.DataFrame) -> pd.Series:
         is_corrected = (assigned["label_source"] == REVIEW) & (assigned["recorded"] != assigned["class_name"])
         lines = lines.mask(is_corrected, lines + f" {REVIEW} " + assigned["recorded"].fillna(""))
     if REFERENCES in assigned:
-        references = pc.binary_join(pa.array(assigned[REFERENCES]), " ").to_pandas()
+        references = pc.binary_join(pa.array(assigned[REFERENCES], pa.list_(pa.string())), " ").to_pandas()
         asked = assigned["asked"].astype("str").fillna("").to_numpy()
         lines = lines.str.cat([assigned["item"].to_numpy(), asked, references.to_numpy()], sep=" ")
     return lines
