@@ -9,7 +9,7 @@ This module imports nothing heavy, so that `bincount --help` is quick.
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -24,6 +24,7 @@ from bincount.model_settings import (
     ImageConfig,
     Member,
     ModelName,
+    Task,
     TrainConfig,
     name_networks,
 )
@@ -113,6 +114,21 @@ class RegistryConfig(Frozen):
         )
         # Not ValueError, of which pydantic would make an error that shows the value.
         raise SettingsError(f"--tracking-uri has a password in it, which others could read; {remedy}")
+
+    @property
+    def is_of_questions(self) -> bool:
+        """Whether the name is one that of_task gives to models that answer questions."""
+        return any(self.of_task(task) is self for task in get_args(Task) if task != "counting")
+
+    def of_task(self, task: Task) -> "RegistryConfig":
+        """Return where the models of a task are recorded: those that answer questions under names of their own.
+
+        It is the name of the counting model with the task behind it, as bincount-object; a name that ends so stays.
+        """
+        ending = f"-{task}"
+        if task == "counting" or self.model_name.endswith(ending):
+            return self
+        return self.model_copy(update={"model_name": f"{self.model_name}{ending}"})
 
 
 class PromotionConfig(Frozen):
@@ -387,6 +403,10 @@ class Job(Frozen):
     def replace(self, **sections: object) -> "Job":
         """Return the job with other sections."""
         return self.model_copy(update=sections)
+
+    def registered_by_task(self) -> "Job":
+        """Return the job with the name of its task's models, as RegistryConfig.of_task says."""
+        return self.replace(registry=self.registry.of_task(self.training.task))
 
     def override(self, changes: "Job | None") -> "Job":
         """Return the job with those settings replaced that are set in another one; what follows from them, follows."""

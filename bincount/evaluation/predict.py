@@ -22,6 +22,7 @@ from bincount.model_settings import Device
 from bincount.settings import AuditConfig
 from bincount.training.device import choose_device
 from bincount.training.model import load, probabilities
+from bincount.training.questions import Questions
 from bincount.training.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,24 @@ def predict_images(model: nn.Module, spec: ModelSpec, images: Sequence[np.ndarra
     for each class.
     """
     return _as_table(spec, _predict(model, spec, images))
+
+
+def answer_questions(
+    model: nn.Module, spec: ModelSpec, pictures: Sequence[Sequence[np.ndarray]], asked: np.ndarray
+) -> pd.DataFrame:
+    """Answer questions about pictures (S, S, 3) uint8, as pictures.decode returns them, on the model's device.
+
+    Each question has its picture first, then its references; asked (N,) are quantities. The columns are answer, the
+    name of the most probable one, or by the model's threshold; expected_change, where answers have an order; and p_NAME
+    for each.
+    """
+    lengths = np.array([len(each) for each in pictures], np.int64)
+    rows = np.full((len(pictures), lengths.max(initial=1)), -1, np.int64)
+    rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.arange(lengths.sum())
+    every = [picture for each in pictures for picture in each]
+    images = np.array(every, np.uint8).reshape(len(every), spec.image_size, spec.image_size, 3)
+    table = _as_table(spec, probabilities(model, spec, images, Questions(rows, asked)))
+    return table.rename(columns={"count": "answer", "expected_count": "expected_change"})
 
 
 def predict_inputs(
