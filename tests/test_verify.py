@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -408,3 +409,10 @@ def test_help_says_what_is_asked_with_what(capsys):
     for flag in ("--item", "--quantity", "--references", "--image-before", "--change", "--model", "--output"):
         assert flag in shown
     assert "no-references" not in shown
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(workspace, checkpoints, tmp_path, monkeypatch, capsys):
+    fill(workspace, 12)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    words = ["--item", ITEM, "--workspace", str(workspace.root), "--model", str(checkpoints["object"])]
+    assert "empty image" in refused(["verify", str(tmp_path / "pipe.jpg"), *words], monkeypatch, capsys)

@@ -85,18 +85,19 @@ def verify(
     _check_registered(model, task, folders, registry)
     where = whole(DataConfig, data)
     with find_checkpoint(model, folders, registry) as checkpoint:
-        questions.check_task(read_spec(checkpoint), task)
+        spec = read_spec(checkpoint)
+        questions.check_task(spec, task)
         picture = _find_one(image, where, folders)
+        pixels = questions.read(picture, spec)  # before a dataset is searched for others
         if image_before is not None:
             shown = [_find_one(image_before, where, folders)]
         elif references:
             shown = _find_several(references, where)
         else:
             shown = _of_dataset(item, picture, where, folders)
+        others = [questions.read(each, spec) for each in shown]
         network, spec = load(checkpoint, choose_device(device))
-        asked = change if task == "change" else quantity
-        first, *others = [questions.read(each, spec) for each in (picture, *shown)]
-        answer = questions.ask(network, spec, first, others, asked)
+        answer = questions.ask(network, spec, pixels, others, change if task == "change" else quantity)
     _show(_as_table(answer, picture.name, item, [each.name for each in shown]), output)
 
 
@@ -154,14 +155,10 @@ def _find_several(names: "Sequence[str]", data: DataConfig) -> "Sequence[Input]"
 def _of_dataset(item: str, picture: "Input", data: DataConfig, folders: Workspace) -> "Sequence[Input]":
     """Find pictures of the dataset that show an item, apart from the picture that is asked about."""
     from bincount.data import inputs, references, snapshots
-    from bincount.errors import BadPicture
 
-    snapshot = snapshots.latest(folders.dataset(data))
-    try:
-        content = picture.read()
-        found = references.find(snapshot, item, content if isinstance(content, bytes) else content.read_bytes())
-    except (BadPicture, OSError) as error:
-        raise BadPicture(f"{picture.name} is not an image that can be read ({error}); give another file") from error
+    content = picture.read()
+    content = content if isinstance(content, bytes) else content.read_bytes()
+    found = references.find(snapshots.latest(folders.dataset(data)), item, content)
     return [inputs.Input(image_id, partial(Path, file)) for image_id, file in found.items()]
 
 
