@@ -24,6 +24,7 @@ COMMANDS = (
     "tune",
     "evaluate",
     "predict",
+    "verify",
     "serve",
     "audit",
     "report",

@@ -41,6 +41,7 @@ FLOWS = (
 )
 WORDS = {
     "predict": ["x.jpg"],
+    "verify": ["x.jpg"],
     "approve": ["1"],
     "where": ["1"],
     "forget": ["1"],

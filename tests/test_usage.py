@@ -153,6 +153,10 @@ OPTIONS = {
     }
     | ALL[RegistryConfig]
     | {"workspace"},
+    "verify": {"image", "item", "quantity", "references", "image_before", "change", "model", "device", "output"}
+    | DATASET
+    | ALL[RegistryConfig]
+    | {"workspace"},
     "serve": {"model", "device", "min_confidence", "error_rate", "workspace"} | ALL[ServeConfig] | ALL[RegistryConfig],
     "models": {"newest"} | ALL[RegistryConfig] | {"workspace"},
     "compare": {"first", "second", "device", "workspace"}

@@ -326,6 +326,20 @@ def predictions(predicted: pd.DataFrame) -> pd.DataFrame:
     return shown.rename(columns={name: name.replace("_", " ") for name in shown.columns[first + 1 :]})  # these wrap
 
 
+def verified(answers: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of answers to questions that people read first, with probabilities in percent.
+
+    Of the pictures that show the item it is their number.
+    """
+    of_answers = [name for name in answers if name.startswith("p_") and name != "p_asked"]
+    shown = answers.drop(columns=of_answers)
+    if "references" in shown:
+        shown["references"] = shown["references"].map(len)
+    shares = [name for name in ("confidence", "p_asked") if name in shown]
+    shown[shares] = shown[shares].astype(object).map(percent)
+    return shown.rename(columns={"p_asked": "probability of it", "expected_change": "expected change"})
+
+
 # Tables as text
 
 

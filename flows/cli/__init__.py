@@ -18,6 +18,7 @@ from flows.cli import (  # noqa: F401 - they register their commands
     serving,
     stack,
     tuning,
+    verify,
 )
 from flows.cli.program import app, main
 

@@ -40,6 +40,7 @@ KEPT = {
     "approve": "what was approved is, and the champion is changed as a whole or not at all",
     "rollback": "the champion is changed as a whole or not at all",
     "predict": "nothing was changed",
+    "verify": "nothing was changed",
     "serve": "nothing was changed",
     "models": "nothing was changed",
     "report": "the page of before is kept",
