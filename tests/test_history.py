@@ -99,9 +99,14 @@ def test_a_swap_of_before_and_after_mirrors_the_changes():
         assert there[count, FARTHEST + change] == back[count + change, FARTHEST - change]
 
 
-def test_a_count_that_no_pair_had_before_changes_as_most_do_and_more_than_most_as_the_most():
-    given = picked().after(np.array([12, 13, 400, FARTHEST]), Classes.parse("0..25"))
-    assert given.argmax(axis=1).tolist() == [11, 12, FARTHEST - 1, FARTHEST - 1]
+def test_a_count_that_no_pair_had_before_changes_as_most_do_however_large_it_is():
+    many = Classes.parse("0..40")
+    records = np.array([12, FARTHEST, FARTHEST + 5, 40])
+    changes = picked(shares=np.full(len(many), 1 / len(many)))
+    assert changes.after(records, many).argmax(axis=1).tolist() == [11, FARTHEST - 1, FARTHEST + 4, 39]
+    assert changes.given_records(records, SELDOM_WRONG, many).argmax(axis=1).tolist() == [11, 19, 24, 39]
+    assert changes.given_records(np.array([400]), SELDOM_WRONG, many).argmax() == 40  # the nearest that it may be
+    assert picked().given_records(np.array([400]), SELDOM_WRONG, COUNTS).argmax() == 5
     none = Changes.count(np.array([]), np.array([]), EVEN).after(np.array([3]), COUNTS)[0]
     assert none[3] > none[2] == none[4] > none[1] == none[5]  # without pairs, what is assumed: a little more or less
 
