@@ -365,6 +365,7 @@ def test_what_is_unsure_with_the_record_too_is_left_to_people(checkpoint, photos
         ("records.csv", "photo,items\n0.jpg,3\n", "needs the columns path and record"),
         ("records.csv", "", "needs the columns path and record"),
         ("records.csv", "path,record\n0.jpg,3\n1.jpg,2.5\n", "line 3: a record is a whole number of items"),
+        ("records.csv", "path,record\n0.jpg,3\n0.jpg,4\n", "line 3: 0.jpg has two records, 3 and 4"),
         ("records.csv", "path,record\nphotos/0.jpg,3\n", "a record of none of these pictures; .* name them as 0.jpg"),
     ],
 )
@@ -433,7 +434,7 @@ def test_the_model_as_mlflow_serves_it_takes_a_record_for_each_picture_that_has_
     table = counter.predict(None, pd.DataFrame({"image": [jpeg(0), jpeg(1)], "record_before": [4, None]}))
     assert table["count_with_history"].tolist() == [3, pd.NA]
     assert "count_with_history" not in counter.predict(None, pd.DataFrame({"image": [jpeg(0)]}))
-    for wrong in (-1, 2.5, "four"):
+    for wrong in (-1, 2.5, np.inf, "four"):
         with pytest.raises(MlflowException, match="column record_before") as caught:
             counter.predict(None, pd.DataFrame({"image": [jpeg(0)], "record_before": [wrong]}))
         assert caught.value.get_http_status_code() == 400
