@@ -17,7 +17,7 @@ from bincount.errors import SettingsError
 from bincount.frozen import Frozen
 from bincount.problem import Classes
 
-FARTHEST = 20  # items; of a change that is larger, or a bin that holds more, as if it were that many
+FARTHEST = 20  # items; a change by more counts as one by so many, and a bin that holds more changes as one of so many
 PRIOR_PAIRS = 1.0  # pairs that the assumed changes count for, in the whole table
 PRIOR_OF_COUNT = 20.0  # pairs of any count that count for the pairs of one count
 RATIO = 0.5  # of the assumed changes: by d items with a probability proportional to RATIO ** |d|
@@ -68,15 +68,17 @@ class Changes(Frozen):
 
         It is that of the classes alone: a count beyond them is ruled out, as it is for the network.
         """
-        return self._matrix(classes)[np.clip(np.asarray(before, np.int64), 0, FARTHEST)]
+        matrix = self._matrix(classes)
+        return matrix[np.clip(np.asarray(before, np.int64), 0, len(matrix) - 1)]
 
     def _matrix(self, classes: Classes) -> np.ndarray:
-        """P(class after | count before), (F + 1, C)."""
+        """P(class after | count before), (M + 1, C), for the counts 0..M: to FARTHEST beyond the largest class."""
         if not classes.ordered:
             raise SettingsError("only counts have a history; these classes have no order")
         counts = np.array(classes.values).astype(int)
-        offsets = np.clip(counts - np.arange(FARTHEST + 1)[:, None], -FARTHEST, FARTHEST) + FARTHEST
-        matrix = np.take_along_axis(self._table, offsets, axis=1)
+        before = np.arange(max(counts) + FARTHEST + 1)
+        offsets = np.clip(counts - before[:, None], -FARTHEST, FARTHEST) + FARTHEST
+        matrix = self._table[np.minimum(before, FARTHEST)[:, None], offsets]
         return matrix / matrix.sum(axis=1, keepdims=True)
 
     def given_records(self, records: np.ndarray, error_rate: float, classes: Classes) -> np.ndarray:
@@ -84,13 +86,15 @@ class Changes(Frozen):
 
         A share error_rate of them is: by d items with a probability proportional to RATIO ** |d|, more or fewer.
         """
-        return self.before_given(records, error_rate) @ self._matrix(classes)
+        matrix = self._matrix(classes)
+        each, positions = np.unique(np.asarray(records, np.int64), return_inverse=True)
+        return (self.before_given(each, error_rate, len(matrix) - 1) @ matrix)[positions]
 
     @staticmethod
-    def before_given(records: np.ndarray, error_rate: float) -> np.ndarray:
-        """Return the probability of each true count 0..FARTHEST before, (N, F + 1), given the records, (N,)."""
-        counts = np.arange(FARTHEST + 1)
-        distances = np.abs(np.clip(np.asarray(records, np.int64), 0, FARTHEST)[:, None] - counts)
+    def before_given(records: np.ndarray, error_rate: float, most: int = FARTHEST) -> np.ndarray:
+        """Return the probability of each true count 0..most before, (N, most + 1), given the records, (N,)."""
+        counts = np.arange(most + 1)
+        distances = np.abs(np.clip(np.asarray(records, np.int64), 0, most)[:, None] - counts)
         wrong = np.where(distances > 0, RATIO**distances, 0.0)
         wrong /= wrong.sum(axis=1, keepdims=True)
         return (1 - error_rate) * (distances == 0) + error_rate * wrong

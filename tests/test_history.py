@@ -99,9 +99,14 @@ def test_a_swap_of_before_and_after_mirrors_the_changes():
         assert there[count, FARTHEST + change] == back[count + change, FARTHEST - change]
 
 
-def test_a_count_that_no_pair_had_before_changes_as_most_do_and_more_than_most_as_the_most():
-    given = picked().after(np.array([12, 13, 400, FARTHEST]), Classes.parse("0..25"))
-    assert given.argmax(axis=1).tolist() == [11, 12, FARTHEST - 1, FARTHEST - 1]
+def test_a_count_that_no_pair_had_before_changes_as_most_do_however_large_it_is():
+    many = Classes.parse("0..40")
+    records = np.array([12, FARTHEST, FARTHEST + 5, 40])
+    changes = picked(shares=np.full(len(many), 1 / len(many)))
+    assert changes.after(records, many).argmax(axis=1).tolist() == [11, FARTHEST - 1, FARTHEST + 4, 39]
+    assert changes.given_records(records, SELDOM_WRONG, many).argmax(axis=1).tolist() == [11, 19, 24, 39]
+    assert changes.given_records(np.array([400]), SELDOM_WRONG, many).argmax() == 40  # the nearest that it may be
+    assert picked().given_records(np.array([400]), SELDOM_WRONG, COUNTS).argmax() == 5
     none = Changes.count(np.array([]), np.array([]), EVEN).after(np.array([3]), COUNTS)[0]
     assert none[3] > none[2] == none[4] > none[1] == none[5]  # without pairs, what is assumed: a little more or less
 
@@ -360,6 +365,7 @@ def test_what_is_unsure_with_the_record_too_is_left_to_people(checkpoint, photos
         ("records.csv", "photo,items\n0.jpg,3\n", "needs the columns path and record"),
         ("records.csv", "", "needs the columns path and record"),
         ("records.csv", "path,record\n0.jpg,3\n1.jpg,2.5\n", "line 3: a record is a whole number of items"),
+        ("records.csv", "path,record\n0.jpg,3\n0.jpg,4\n", "line 3: 0.jpg has two records, 3 and 4"),
         ("records.csv", "path,record\nphotos/0.jpg,3\n", "a record of none of these pictures; .* name them as 0.jpg"),
     ],
 )
@@ -428,7 +434,7 @@ def test_the_model_as_mlflow_serves_it_takes_a_record_for_each_picture_that_has_
     table = counter.predict(None, pd.DataFrame({"image": [jpeg(0), jpeg(1)], "record_before": [4, None]}))
     assert table["count_with_history"].tolist() == [3, pd.NA]
     assert "count_with_history" not in counter.predict(None, pd.DataFrame({"image": [jpeg(0)]}))
-    for wrong in (-1, 2.5, "four"):
+    for wrong in (-1, 2.5, np.inf, "four"):
         with pytest.raises(MlflowException, match="column record_before") as caught:
             counter.predict(None, pd.DataFrame({"image": [jpeg(0)], "record_before": [wrong]}))
         assert caught.value.get_http_status_code() == 400

@@ -60,5 +60,10 @@ def test_pictures_that_were_assigned_as_two_bins_are_no_pair(make):
     assert pairs.read(torn)["after"].to_list() == ["01001"]
 
 
+def test_a_picture_that_follows_two_ids_of_one_number_has_one_before_it(tmp_path):
+    rows = [row(image_id, {"A": items}) for image_id, items in (("001000", 3), ("01000", 3), ("01001", 2))]
+    assert pairs.read(build(tmp_path, rows))["after"].to_list() == ["01001"]
+
+
 def test_without_consecutive_pictures_there_is_no_pair(tmp_path):
     assert pairs.read(build(tmp_path, [row("00001", {"A": 1}), row("00007", {"A": 1})])).empty

@@ -89,9 +89,14 @@ def read_records(given: str) -> int | dict[str, int]:
         raise SettingsError(f"{path} cannot be read as CSV ({reason}); correct --record-before") from error
     if not rows or not {"path", "record"} <= rows[0].keys():
         raise SettingsError(f"{path} needs the columns path and record, and a row a picture; correct it there")
-    return {
-        str(row["path"]): _record(row["record"] or "", f"{path}, line {line}: ") for line, row in enumerate(rows, 2)
-    }
+    records = {}
+    for line, row in enumerate(rows, 2):
+        name, record = str(row["path"]), _record(row["record"] or "", f"{path}, line {line}: ")
+        if records.setdefault(name, record) != record:
+            raise SettingsError(
+                f"{path}, line {line}: {name} has two records, {records[name]} and {record}; correct it"
+            )
+    return records
 
 
 def records_of(names: Sequence[str], records: int | dict[str, int]) -> pd.Series:

@@ -1,7 +1,8 @@
 """Pairs of consecutive pictures of one bin: before and after an item was picked or stowed.
 
 Neighbouring ids of the padded series whose records share enough items show one bin (see groups). The lower id is the
-earlier picture. A bin that was photographed three times has two pairs, which share a picture.
+earlier picture. A bin that was photographed three times has two pairs, which share a picture. A picture has at most one
+before it.
 """
 
 import numpy as np
@@ -44,7 +45,8 @@ def read(snapshot: Snapshot) -> pd.DataFrame:
             "kind": _kinds(listed, positions),
         }
     )
-    return table.sort_values("after", ignore_index=True)
+    # 00010 and 000010 have the same number, and 00011 follows both
+    return table.sort_values(["after", "before"], ignore_index=True).drop_duplicates("after", ignore_index=True)
 
 
 def _kinds(listed: pd.Series, positions: np.ndarray) -> pd.Series:

@@ -22,6 +22,7 @@ from bincount.problem import Classes
 
 FEWEST_PAIRS = 100  # of train: of fewer the table of changes would be little more than assumed
 FOLDS = 5  # of train, for the tables of changes
+MOST_OUTPUTS = 40  # the table of two counts and two records has a number for any four, 20 MB of 40 and 2 GB of 128
 FEWEST_SCORED = 30  # bins of a record, for which the mean of their scores is taken
 CORRELATION, PRIOR_PAIRS = 0.5, 30  # assumed of a network's errors on both pictures, and the pairs that this counts for
 MOST_CORRELATED = 0.9
@@ -119,13 +120,13 @@ class EarlierPictures:
 
 
 def find(pairs: pd.DataFrame, records: pd.Series, scores: pd.DataFrame, outputs: Classes) -> EarlierPictures | None:
-    """Find the earlier pictures of the bins of scores; None where they are too few, or classes are no counts.
+    """Find the earlier pictures of the bins of scores; None where they are too few, or outputs no counts, or many.
 
     pairs are those of the snapshot (data.pairs.read), records the names of recorded classes by image_id, and scores
     those of an audit. A bin whose record before is none of the outputs is left out.
     """
     trained = pairs[(pairs["split"] == "train").fillna(False)]
-    if len(trained) < FEWEST_PAIRS or not (outputs.ordered and outputs.are_counts):
+    if len(trained) < FEWEST_PAIRS or not (outputs.ordered and outputs.are_counts) or len(outputs) > MOST_OUTPUTS:
         return None
     columns = [f"p_{name}" for name in outputs.names]
     probabilities = scores[columns].to_numpy(np.float64)

@@ -90,7 +90,7 @@ def measure(
     """
     if spec.history is None:
         return None
-    table = pairs.read(snapshot).drop_duplicates("after").set_index("after")["count_before"]
+    table = pairs.read(snapshot).set_index("after")["count_before"]
     records = table.reindex(image_ids).reset_index(drop=True)
     has_record = records.notna().to_numpy(bool)
     those = images.take(has_record)

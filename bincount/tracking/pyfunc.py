@@ -118,7 +118,7 @@ class CountModel(PythonModel):
     def _with_history(self, table: pd.DataFrame, records: pd.Series) -> pd.DataFrame:
         try:
             return add_history(table, self.spec, pd.to_numeric(records).astype("Int64"))
-        except (SettingsError, TypeError, ValueError) as error:
+        except (SettingsError, TypeError, ValueError, OverflowError) as error:
             reason = str(error).replace("--record-before", "the column record_before")
             raise MlflowException.invalid_parameter_value(f"column record_before: {reason}") from error
 
