@@ -24,7 +24,7 @@ import xxhash
 
 from bincount.data import items
 from bincount.data.ids import is_padded
-from bincount.data.manifest import splits_of_bins
+from bincount.data.manifest import is_corrected, splits_of_bins
 from bincount.data.snapshots import Snapshot
 from bincount.problem import SPLITS
 
@@ -81,8 +81,12 @@ class Holdings:
         return cls(pictures, lines, names)
 
     def find_positives(self) -> pd.DataFrame:
-        """Return the lines that have references, with these: lists of positions among pictures, in Arrow's memory."""
-        lines = self.lines.assign(key=self._ring_keys())
+        """Return the lines that have references, with these: lists of positions among pictures, in Arrow's memory.
+
+        Lines of records that reviewers found wrong are neither of the two.
+        """
+        refuted = is_corrected(self.pictures).to_numpy()[self.lines["picture"]]
+        lines = self.lines.assign(key=self._ring_keys())[~refuted].reset_index(drop=True)
         holders = lines[lines["split"] == "train"].sort_values("key")
         bin_of_holder = self.pictures["bin"].to_numpy()[holders["picture"]]
         holders = holders[~pd.DataFrame({"item": holders["item"], "bin": bin_of_holder}).duplicated()]
