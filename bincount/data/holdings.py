@@ -132,7 +132,12 @@ class Holdings:
         yes = pd.concat([piece.iloc[rows] for piece, (rows, _) in zip(pieces, permuted, strict=True)])
         other = pd.concat([piece.iloc[of] for piece, (_, of) in zip(pieces, permuted, strict=True)])
         yes, other = yes.reset_index(drop=True), other.reset_index(drop=True)
-        logger.info("%s items of pictures are not asked: no other to ask no about", f"{len(positives) - len(yes):,}")
+        if num_left_out := len(positives) - len(yes):
+            logger.info(
+                "%s questions with the answer yes are left out: there is no other picture to ask about the same item "
+                "with the answer no",
+                f"{num_left_out:,}",
+            )
         image_id = self.pictures["image_id"].take(yes["picture"])
         no = other.assign(picture=yes["picture"], id=join(image_id, pd.Series(self.names.take(other["item"]))))
         return yes, no

@@ -174,7 +174,11 @@ def balance_quantities(shown: pd.DataFrame, largest: int) -> pd.DataFrame:
         kept = place <= cell.map(fewer)
         num_dropped += int((is_right & ~kept).sum())
         asked.append(shown[kept].assign(asked=quantity, label=is_right[kept].astype(int)))
-    logger.info("%s right quantities are not asked: too few pictures with another one", f"{num_dropped:,}")
+    if num_dropped:
+        logger.info(
+            "%s questions with the answer yes are left out: too few pictures show another quantity of an item",
+            f"{num_dropped:,}",
+        )
     return pd.concat(asked, ignore_index=True)
 
 
