@@ -5,7 +5,7 @@ before, and a copy under another id is the same picture.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bincount.data import bins, folds, forgotten, ids, snapshots, tables
+from bincount.data.holdings import as_array
 from bincount.data.manifest import REFERENCES
 from bincount.errors import BincountError, DatasetError
 from bincount.places import SHORT, Places
@@ -145,31 +146,49 @@ def _read_uses(
 ) -> dict[Path, pd.DataFrame]:
     """Return by snapshot's folder the rows of bins, and those with their pictures; one snapshot at a time is held."""
     ids_and_digests = pa.array(image_ids, pa.string()), pa.array(sorted(digests), pa.string())
-    found = {}
+    found, of_questions = {}, {}
     for folder in sorted(path for path in dataset.glob("snapshots/[!.]*") if path.is_dir()):
-        try:
+        with _noted(folder, problems):
             description = snapshots.load_description(folder)
             if description.problem and description.problem.examples == "questions":
-                table = _pictures_of_questions(dataset, snapshots.load_manifest(folder, description))
-            else:
-                table = tables.read(folder / snapshots.MANIFEST, snapshots.REMEDY, schema=SCHEMA)
-        except (BincountError, OSError) as error:
-            problems[f"snapshot {folder.name[:SHORT]}: {error}"] = None
-            continue
-        columns = table["image_id"], table["sha256"]
-        is_meant = (pc.is_in(column, values) for column, values in zip(columns, ids_and_digests, strict=True))
-        found[folder] = table.filter(pc.or_(*is_meant)).to_pandas()
+                of_questions[folder] = description
+                continue
+            table = tables.read(folder / snapshots.MANIFEST, snapshots.REMEDY, schema=SCHEMA)
+            found[folder] = _filter(table, *ids_and_digests)
+    columns = ["image_id", "sha256", "path"]
+    # Those of snapshots last: a picture that was replaced has no other row.
+    pieces = [bins.read(dataset, columns), forgotten.read_rows(dataset), *found.values()] if of_questions else []
+    for folder, description in of_questions.items():
+        with _noted(folder, problems):
+            known = pd.concat([piece[columns] for piece in pieces]).drop_duplicates(["image_id", "sha256"])
+            table = _pictures_of_questions(snapshots.load_manifest(folder, description), known)
+            found[folder] = _filter(table, *ids_and_digests)
     return found
 
 
-def _pictures_of_questions(dataset: Path, questions: pd.DataFrame) -> pa.Table:
+@contextmanager
+def _noted(folder: Path, problems: dict[str, None]) -> Iterator[None]:
+    """Note in problems what keeps a snapshot from being read."""
+    try:
+        yield
+    except (BincountError, OSError) as error:
+        problems[f"snapshot {folder.name[:SHORT]}: {error}"] = None
+
+
+def _filter(table: pa.Table, image_ids: pa.Array, digests: pa.Array) -> pd.DataFrame:
+    is_meant = pc.or_(pc.is_in(table["image_id"], image_ids), pc.is_in(table["sha256"], digests))
+    return table.filter(is_meant).to_pandas()
+
+
+def _pictures_of_questions(questions: pd.DataFrame, known: pd.DataFrame) -> pa.Table:
     """Return the bins whose pictures questions show, also as references: a row a bin and split of such questions."""
-    own, beside = questions[["sha256", "split"]], questions[[REFERENCES, "split"]].explode(REFERENCES)
-    beside = beside.rename(columns={REFERENCES: "sha256"}).astype({"sha256": "str"})
-    shown = pd.concat([own, beside]).dropna().drop_duplicates()
-    columns = ["image_id", "sha256", "path"]
-    known = pd.concat([bins.read(dataset, columns), forgotten.read_rows(dataset)[columns]]).drop_duplicates("sha256")
-    rows = shown.merge(known, on="sha256").assign(class_name="questions", group="", reason="", label_source=RECORD)
+    shown = []
+    for split, rows in questions.groupby("split"):
+        # In Arrow's memory: half a million bins have millions of questions, each with several references.
+        digests = [pa.array(rows["sha256"], pa.string()), as_array(rows[REFERENCES]).flatten().cast(pa.string())]
+        shown.append(pd.DataFrame({"sha256": pa.concat_arrays(digests).unique().to_pandas(), "split": split}))
+    rows = pd.concat(shown).merge(known, on="sha256")
+    rows = rows.assign(class_name="questions", group="", reason="", label_source=RECORD)
     return pa.Table.from_pandas(rows[SCHEMA.names], SCHEMA, preserve_index=False)
 
 

@@ -134,6 +134,21 @@ def test_a_bin_is_found_in_questions_that_show_it(bins, task, tmp_path):
         assert not found.copies
 
 
+def test_a_bin_is_found_in_questions_that_show_a_picture_that_it_had_before(tmp_path):
+    bins = build(tmp_path / "dataset", runs(100))
+    frozen = questions.freeze(bins, "object")
+    [sha256, *_] = frozen.labelled().query("split == 'val'")["references"].iloc[0]
+    before = bins.read().set_index("sha256").loc[sha256]
+    [now] = [each for each in runs(100) if each["image_id"] == before["image_id"]]
+    build(bins.dataset, [now | {"sha256": "f" * 64}])
+
+    [found] = provenance.trace(Workspace(root=tmp_path), bins.dataset, [before["image_id"]]).bins
+
+    assert {"f" * 64, sha256} <= set(found.digests)
+    assert "val" in {use.split for use in found.uses if use.snapshot == frozen.digest}
+    assert not found.copies
+
+
 def test_the_scores_of_rules_stand_below_those_of_the_model(bins):
     scores = asked.measure(questions.freeze(bins, "change"), bins, "change", knowing)
     made = SimpleNamespace(

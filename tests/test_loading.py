@@ -145,11 +145,11 @@ def test_pictures_that_were_taken_away_for_good_are_missing_in_the_check_and_the
 ):
     version = register(registry, tmp_path, None)
     folder = next((tmp_path / "artifacts").rglob("check.json")).parent
-    shown = self_check.find_pictures(registry.client, [registry.experiment_id], version.run_id)
+    shown = dict(self_check.find_pictures(registry.client, [registry.experiment_id], version.run_id))
     assert set(shown) == {str(number) for number in range(6)}
     assert shown["3"] == f"check/03.png of the model {version.model_id}"
     (folder / "03.png").unlink()
-    assert "3" not in self_check.find_pictures(registry.client, [registry.experiment_id], version.run_id)
+    assert "3" not in dict(self_check.find_pictures(registry.client, [registry.experiment_id], version.run_id))
     assert self_check.read(registry, version).image_ids == ("0", "1", "2", "4", "5")
     assert load("1").version == "1"
     for path in folder.glob("*.png"):

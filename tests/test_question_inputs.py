@@ -2,6 +2,7 @@
 
 import base64
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -124,3 +125,24 @@ def test_a_check_keeps_the_pictures_of_questions_with_the_bins_that_they_are_of(
 
     (tmp_path / "check" / "00-1.png").unlink()  # as `bincount forget` asks for
     assert self_check.read_folder(tmp_path / "check").image_ids == ("00002",)
+
+
+def test_a_bin_that_is_the_reference_of_several_questions_is_found_in_each_file(tmp_path):
+    check = SelfCheck(
+        image_ids=("00001", "00002"),
+        pictures=(b"one", b"two"),
+        probabilities=np.array([[0.2, 0.8], [0.5, 0.5]], np.float32),
+        classes=ANSWERS,
+        references=((b"three",), (b"three",)),
+        reference_ids=(("00003",), ("00003",)),
+        asked=(0, 0),
+    )
+    self_check.write(tmp_path, check)
+    files = [SimpleNamespace(path=f"check/{path.name}") for path in (tmp_path / "check").iterdir()]
+    client = SimpleNamespace(
+        tracking_uri=None,
+        search_logged_models=lambda *_: [SimpleNamespace(model_id="m-1", artifact_location=str(tmp_path))],
+        list_logged_model_artifacts=lambda *_: files,
+    )
+    paths = [path for image_id, path in self_check.find_pictures(client, ["0"], "run") if image_id == "00003"]
+    assert paths == [f"check/{number}-0.png of the model m-1" for number in ("00", "01")]

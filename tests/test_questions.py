@@ -70,6 +70,20 @@ def test_group_and_split_are_the_bins_and_the_picture_is_the_one_in_question(sna
     assert set(table["split"]) == {"train", "val", "test"}
 
 
+@pytest.mark.parametrize("task", questions.TASKS)
+def test_records_that_reviewers_found_wrong_are_neither_asked_about_nor_references(tmp_path, task):
+    snapshot = build(tmp_path, runs(240))
+    before, rows = ASK[task](snapshot), snapshot.read()
+    sha256 = before["references"].explode().min()
+    is_wrong = rows["sha256"] == sha256
+    other = str((rows.loc[is_wrong, "quantity"].iloc[0] + 1) % 6)
+    for column, found in {"class_name": other, "label": int(other), "label_source": "review"}.items():
+        rows[column] = rows[column].mask(is_wrong, found)
+    table = ASK[task](snapshots.freeze(rows, snapshot.classes, "made up", tmp_path))
+    assert sha256 not in {*table["sha256"], *table["references"].explode()}
+    assert len(table) > 0.9 * len(before)
+
+
 # --- nothing tells the answer --------------------------------------------------------------------------------------
 
 
@@ -266,6 +280,28 @@ def test_without_an_item_in_two_bins_there_is_nothing_to_ask(tmp_path):
             questions.freeze(snapshot, task)
     with pytest.raises(DatasetError, match="no bin has two pictures"):
         questions.freeze(snapshot, "change")
+
+
+def test_a_split_without_questions_is_named_before_anything_is_frozen(tmp_path):
+    alike = build(tmp_path / "alike", [row(f"{10 * number:05d}", {"A": 1}) for number in range(9)])
+    for task in ABOUT_ITEMS:  # every bin holds the item, always once
+        with pytest.raises(
+            DatasetError, match=rf"no questions for --task {task} about bins of train, val, test; fetch"
+        ):
+            questions.freeze(alike, task)
+    few = build(tmp_path / "few", [row("00010", {"A": 3}), row("00011", {"A": 2})])
+    with pytest.raises(DatasetError, match="no questions for --task change about bins of val, test; fetch more bins"):
+        questions.freeze(few, "change")
+    assert len(list((few.dataset / "snapshots").glob("[!.]*/"))) == 1
+
+
+def test_questions_of_another_task_are_not_taken_for_those_that_are_asked(snapshot):
+    for task in questions.TASKS:
+        frozen = questions.freeze(snapshot, task)
+        assert questions.ask(frozen, task) == questions.ask(snapshot, task) == frozen
+        for other in set(questions.TASKS) - {task}:
+            with pytest.raises(DatasetError, match=rf"holds questions of the task {task}; give --task {task}, or"):
+                questions.ask(frozen, other)
 
 
 def test_pictures_without_records_cannot_be_asked_about(tmp_path):

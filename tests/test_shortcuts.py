@@ -1,5 +1,6 @@
 """Rules that answer questions without a look at a picture."""
 
+import pandas as pd
 import pytest
 from recurring_items import build, row, runs
 
@@ -78,6 +79,12 @@ def test_without_questions_in_a_split_the_error_says_so(snapshot):
         shortcuts.score(snapshot, "object", table[table["split"] != "test"])
     with pytest.raises(DatasetError, match="no questions in train; fetch more bins"):
         shortcuts.score(snapshot, "object", table[table["split"] != "train"])
+
+
+def test_the_commonest_value_of_each_key_is_the_least_of_several_and_that_of_all_where_the_key_is_new():
+    keys, values = pd.Series(["a", "a", "a", "b", "b"]), pd.Series([2, 1, 2, 3, 1], index=[9, 8, 7, 6, 5])
+    found = shortcuts._most_frequent_by(keys, values, pd.Series(["b", "a", "new"]))
+    assert found.tolist() == [1, 2, 1]
 
 
 # --- the challenge's questions -------------------------------------------------------------------------------------

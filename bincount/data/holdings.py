@@ -24,7 +24,7 @@ import xxhash
 
 from bincount.data import items
 from bincount.data.ids import is_padded
-from bincount.data.manifest import splits_of_bins
+from bincount.data.manifest import is_corrected, splits_of_bins
 from bincount.data.snapshots import Snapshot
 from bincount.problem import SPLITS
 
@@ -81,8 +81,12 @@ class Holdings:
         return cls(pictures, lines, names)
 
     def find_positives(self) -> pd.DataFrame:
-        """Return the lines that have references, with these: lists of positions among pictures, in Arrow's memory."""
-        lines = self.lines.assign(key=self._ring_keys())
+        """Return the lines that have references, with these: lists of positions among pictures, in Arrow's memory.
+
+        Lines of records that reviewers found wrong are neither of the two.
+        """
+        refuted = is_corrected(self.pictures).to_numpy()[self.lines["picture"]]
+        lines = self.lines.assign(key=self._ring_keys())[~refuted].reset_index(drop=True)
         holders = lines[lines["split"] == "train"].sort_values("key")
         bin_of_holder = self.pictures["bin"].to_numpy()[holders["picture"]]
         holders = holders[~pd.DataFrame({"item": holders["item"], "bin": bin_of_holder}).duplicated()]
@@ -128,7 +132,12 @@ class Holdings:
         yes = pd.concat([piece.iloc[rows] for piece, (rows, _) in zip(pieces, permuted, strict=True)])
         other = pd.concat([piece.iloc[of] for piece, (_, of) in zip(pieces, permuted, strict=True)])
         yes, other = yes.reset_index(drop=True), other.reset_index(drop=True)
-        logger.info("%s items of pictures are not asked: no other to ask no about", f"{len(positives) - len(yes):,}")
+        if num_left_out := len(positives) - len(yes):
+            logger.info(
+                "%s questions with the answer yes are left out: there is no other picture to ask about the same item "
+                "with the answer no",
+                f"{num_left_out:,}",
+            )
         image_id = self.pictures["image_id"].take(yes["picture"])
         no = other.assign(picture=yes["picture"], id=join(image_id, pd.Series(self.names.take(other["item"]))))
         return yes, no

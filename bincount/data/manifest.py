@@ -76,6 +76,11 @@ def with_sources(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest
 
 
+def is_corrected(manifest: pd.DataFrame) -> pd.Series:
+    """Return of which rows reviewers found another class than the record's, (N,) bool."""
+    return (manifest["label_source"] == REVIEW) & (manifest["recorded"] != manifest["class_name"])
+
+
 def check(manifest: pd.DataFrame) -> None:
     """Raise DatasetError unless the manifest keeps the promises that training rests on."""
     missing = [column for column in columns_of(manifest) if column not in manifest]
@@ -117,8 +122,8 @@ def _lines(assigned: pd.DataFrame) -> pd.Series:
     label = assigned["label"].astype("str").fillna(assigned["class_name"])
     lines = assigned["image_id"].str.cat([label, assigned["group"], assigned["split"], assigned["sha256"]], sep=" ")
     if "label_source" in assigned:  # an older release knew no reviews
-        is_corrected = (assigned["label_source"] == REVIEW) & (assigned["recorded"] != assigned["class_name"])
-        lines = lines.mask(is_corrected, lines + f" {REVIEW} " + assigned["recorded"].fillna(""))
+        corrected = lines + f" {REVIEW} " + assigned["recorded"].fillna("")
+        lines = lines.mask(is_corrected(assigned), corrected)
     if REFERENCES in assigned:
         references = pc.binary_join(pa.array(assigned[REFERENCES], pa.list_(pa.string())), " ").to_pandas()
         asked = assigned["asked"].astype("str").fillna("").to_numpy()

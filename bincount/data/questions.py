@@ -12,6 +12,8 @@ Nothing but pictures should tell the answer, so that these hold:
   item of one yes is asked of the picture of another one, whose bin does not hold it.
 - Each quantity is asked yes and no equally often in each split, and with each number of references.
 
+The answer is the record's. Pictures whose record reviewers found wrong are not asked about, and are no references.
+
 What is drawn follows from hashes of ids, so that a dataset that grows keeps nearly all of its questions.
 """
 
@@ -24,11 +26,11 @@ import pyarrow as pa
 
 from bincount.data import bins, pairs, snapshots
 from bincount.data.holdings import Holdings, as_array, as_list, hash_ids, join
-from bincount.data.manifest import COLUMNS, OF_QUESTIONS, RECORD, REFERENCES
+from bincount.data.manifest import COLUMNS, OF_QUESTIONS, RECORD, REFERENCES, is_corrected
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
 from bincount.history import FARTHEST
-from bincount.problem import Classes, Problem
+from bincount.problem import SPLITS, Classes, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +51,15 @@ PURPOSES = {
 def freeze(snapshot: Snapshot, task: str) -> Snapshot:
     """Freeze the questions of a task about the pictures of a snapshot, beside it; the snapshot stays the latest.
 
-    Raises DatasetError where there is no question, and as Snapshot.read does.
+    Raises DatasetError where a split has no question, and as Snapshot.read does.
     """
     require_records(snapshot)
     table = {OBJECT: ask_objects, QUANTITY: ask_quantities, CHANGE: ask_changes}[task](snapshot)
+    if missing := [split for split in SPLITS if not (table["split"] == split).any()]:
+        raise DatasetError(
+            f"there are no questions for --task {task} about bins of {', '.join(missing)}; fetch more bins "
+            "(a larger --limit)"
+        )
     classes = classes_of(task, snapshot.classes)
     words = {"answer": "change", "unit": "items"} if task == CHANGE else {"answer": "answer", "positive": YES}
     about = snapshot.problem
@@ -63,9 +70,27 @@ def freeze(snapshot: Snapshot, task: str) -> Snapshot:
 def ask(snapshot: Snapshot, task: str) -> Snapshot:
     """Return what models of a task are trained on: questions about a snapshot's pictures, or for counting itself.
 
-    A snapshot of questions is returned as it is. Raises as freeze does.
+    A snapshot of questions of the task is returned as it is. Raises DatasetError for one of another task, and as freeze
+    does.
     """
-    return snapshot if task == COUNTING or REFERENCES in snapshot.read() else freeze(snapshot, task)
+    if task == COUNTING:
+        return snapshot
+    manifest = snapshot.read()
+    if REFERENCES not in manifest:
+        return freeze(snapshot, task)
+    if (found := _task_of(manifest)) != task:
+        raise DatasetError(
+            f"the snapshot holds questions of the task {found}; give --task {found}, or --snapshot of the bins that "
+            "they are about"
+        )
+    return snapshot
+
+
+def _task_of(manifest: pd.DataFrame) -> str:
+    """Return the task of a manifest's questions, by its columns: changes have no item, and objects no quantity."""
+    if (manifest["item"] == "").all():
+        return CHANGE
+    return OBJECT if manifest["asked"].isna().all() else QUANTITY
 
 
 def require_records(snapshot: Snapshot) -> None:
@@ -149,7 +174,11 @@ def balance_quantities(shown: pd.DataFrame, largest: int) -> pd.DataFrame:
         kept = place <= cell.map(fewer)
         num_dropped += int((is_right & ~kept).sum())
         asked.append(shown[kept].assign(asked=quantity, label=is_right[kept].astype(int)))
-    logger.info("%s right quantities are not asked: too few pictures with another one", f"{num_dropped:,}")
+    if num_dropped:
+        logger.info(
+            "%s questions with the answer yes are left out: too few pictures show another quantity of an item",
+            f"{num_dropped:,}",
+        )
     return pd.concat(asked, ignore_index=True)
 
 
@@ -183,8 +212,10 @@ def verify_changes(snapshot: Snapshot) -> pd.DataFrame:
 
 
 def _used_pairs(snapshot: Snapshot) -> pd.DataFrame:
-    found = pairs.read(snapshot)
-    found = found[found["split"].notna()].reset_index(drop=True)
+    found, manifest = pairs.read(snapshot), snapshot.read()
+    wrong = manifest.loc[is_corrected(manifest), "image_id"]
+    refuted = snapshots.is_in(found["before"], wrong) | snapshots.is_in(found["after"], wrong)
+    found = found[found["split"].notna() & ~refuted].reset_index(drop=True)
     if found.empty:
         raise DatasetError("no bin has two pictures, before and after a change; questions about changes need them")
     return found

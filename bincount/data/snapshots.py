@@ -160,7 +160,8 @@ def freeze(
         with atomic_write(dataset / "snapshots" / "latest") as pointer:
             pointer.write_text(digest)
     counts = (f"{number:,}" for number in (num_images, len(manifest)))
-    logger.info("snapshot %s: %s images with a label, %s rows", digest[:12], *counts)
+    examples = problem.examples if problem else "images"
+    logger.info("snapshot %s: %s %s with a label, %s rows", digest[:12], next(counts), examples, next(counts))
     return Snapshot(path=folder, digest=digest, num_images=num_images)
 
 

@@ -72,7 +72,7 @@ def _answer_about_items(
     for name, (of_train, of_asked) in features.items():
         rules[name] = _fit_threshold(of_train.to_numpy(int), train["label"].to_numpy(int))(of_asked.to_numpy(int))
     if with_quantity:
-        usual = lines.groupby("item")["quantity"].agg(_mode).rename(index=dict(enumerate(names)))
+        usual = _modes(lines["item"], lines["quantity"]).rename(index=dict(enumerate(names)))
         rules |= {
             "yes where one is asked": (asked["asked"] == 1).to_numpy(int),
             "the quantity that is asked": _most_frequent_by(train["asked"], train["label"], asked["asked"]),
@@ -115,10 +115,16 @@ def _mode(values: pd.Series) -> int:
     return int(values.mode().iloc[0])
 
 
+def _modes(keys: pd.Series, values: pd.Series) -> pd.Series:
+    """Return the commonest value of each key, the least of several; without a loop, since items are many."""
+    numbers = pd.DataFrame({"key": keys.to_numpy(), "value": values.to_numpy()}).value_counts().reset_index()
+    ordered = numbers.sort_values(["count", "value"], ascending=[False, True])
+    return ordered.drop_duplicates("key").set_index("key")["value"]
+
+
 def _most_frequent_by(keys: pd.Series, values: pd.Series, wanted: pd.Series) -> np.ndarray:
     """Return the commonest value of each wanted key, that of all where it is unknown, (N,)."""
-    by_key = values.groupby(keys.to_numpy()).agg(_mode)
-    return wanted.map(by_key).fillna(_mode(values)).to_numpy(int)
+    return wanted.map(_modes(keys, values)).fillna(_mode(values)).to_numpy(int)
 
 
 def _fit_threshold(feature: np.ndarray, labels: np.ndarray):

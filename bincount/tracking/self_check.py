@@ -196,9 +196,12 @@ def read_folder(folder: Path) -> SelfCheck | None:
         raise ModelDamaged(f"{folder.name}/{FILE} of a version is damaged ({error}); {REMEDY}") from error
 
 
-def find_pictures(client: MlflowClient, experiment_ids: Sequence[str], run_id: str) -> dict[str, str]:
-    """Return where the models of a run show test images in their checks: the path in MLflow, by image_id."""
-    found = {}
+def find_pictures(client: MlflowClient, experiment_ids: Sequence[str], run_id: str) -> list[tuple[str, str]]:
+    """Return where the models of a run show bins in their checks: pairs of image_id and a path in MLflow.
+
+    A bin that is a reference of several questions has a path for each.
+    """
+    found = []
     for model in client.search_logged_models(list(experiment_ids), f"source_run_id = '{run_id}'"):
         names = {Path(file.path).name for file in client.list_logged_model_artifacts(model.model_id, FOLDER)}
         if FILE not in names:
@@ -210,7 +213,7 @@ def find_pictures(client: MlflowClient, experiment_ids: Sequence[str], run_id: s
             entries = read_sealed(Path(path))["pictures"]
         place = f"{FOLDER}/{{}} of the model {model.model_id}"
         every = [each for entry in entries for each in (entry, *entry.get("references", ()))]
-        found |= {entry["image_id"]: place.format(entry["file"]) for entry in every if entry["file"] in names}
+        found += [(entry["image_id"], place.format(entry["file"])) for entry in every if entry["file"] in names]
     return found
 
 

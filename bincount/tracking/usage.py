@@ -112,7 +112,7 @@ def _artifacts(client: MlflowClient, snapshot: str, image_ids: set[str], *, is_t
             yield from (Artifact(*about, name, is_sure=False) for name in pages)
             if is_tested:
                 shown = self_check.find_pictures(client, experiments, run.info.run_id)
-                paths = [path for image_id, path in shown.items() if image_id in image_ids]
+                paths = [path for image_id, path in shown if image_id in image_ids]
                 yield from (Artifact(*about, path, is_sure=True) for path in paths)
 
 

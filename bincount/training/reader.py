@@ -52,8 +52,9 @@ def read_examples(
     rows = manifest[manifest["split"] == split]
     fewest = 2 if split == "train" else 1
     if len(rows) < fewest:
+        what = "images" if task == "counting" else "questions"
         raise DatasetError(
-            f"the split {split} has {len(rows)} images and needs at least {fewest}; prepare more images "
+            f"the split {split} has {len(rows)} {what} and needs at least {fewest}; prepare more images "
             "(a larger --limit), or classes that the source has"
         )
     examples = Examples(rows=locate(rows, pack, task), labels=rows["label"].to_numpy(np.int64))
