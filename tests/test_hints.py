@@ -5,6 +5,7 @@ import pytest
 from test_cli import refused
 
 from bincount import hints
+from bincount.errors import SettingsError
 from bincount.reporting import console
 from flows.cli import app
 
@@ -49,6 +50,12 @@ def test_a_suggested_command_finds_the_models_of_the_task_that_was_given():
 
     typed("train", "--task", "counting")
     assert hints.complete("`bincount approve 2`") == "`bincount approve 2`"
+
+
+def test_a_password_that_is_refused_is_in_no_suggested_command():
+    with pytest.raises(SettingsError, match="has a password in it"):
+        typed("models", "--tracking-uri", "http://ann:secret@mlflow:5000", "--workspace", "there")
+    assert hints.complete("`bincount promote 3`") == "`bincount promote 3 --workspace there`"
 
 
 def test_the_workspace_of_a_file_of_settings_is_suggested_too(tmp_path):

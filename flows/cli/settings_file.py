@@ -6,7 +6,7 @@ from typing import get_args
 
 from cyclopts import App, Argument, ArgumentCollection, Token
 
-from bincount import hints
+from bincount import database, hints
 from bincount.model_settings import Task
 from bincount.presets import PRESETS
 from bincount.settings import DEFAULT_WORKSPACE, SECTIONS, Job, RegistryConfig
@@ -49,6 +49,8 @@ def _where(roots: dict[str, Argument]) -> dict[str, str]:
         *(argument for name in ("registry", "training") if name in roots for argument in roots[name].children),
     ]
     values = {argument.name: _value(argument) for argument in arguments if argument.name in WHERE and argument.tokens}
+    if database.has_secret(values.get("--tracking-uri", "")):  # which is refused, and repeated nowhere
+        del values["--tracking-uri"]
     if (task := values.get("--task")) in get_args(Task):
         name = values.get("--model-name", WHERE["--model-name"])
         values["--model-name"] = RegistryConfig.model_construct(model_name=name).of_task(task).model_name
