@@ -29,10 +29,9 @@ def require_start(registry: Registry, version: Version, snapshot: Snapshot, deci
     failure = starting.explain_failure(registry, version, _test_pictures(snapshot))
     if not failure:
         return decision
-    number = version.version
     reason = (
         f"{decision.reason}, but it cannot be used as it is packaged: {failure}; put that right, or train again, then "
-        f"`bincount promote {number}`, where --force does not help, since the version could serve nobody"
+        f"`bincount promote {version.argument}`, where --force does not help, since the version could serve nobody"
     )
     return decision.model_copy(update={"promote": False, "starts": False, "reason": reason})
 
@@ -58,8 +57,8 @@ def require_approval(
         approvals.ask(registry, version, is_forced=force, flow_run=flow_run, supersedes=older)
     is_new = not waits or bool(flow_run and approval.asked_by == flow_run)  # an earlier try may not have said so
     remedy = (
-        f"approve it with `bincount approve {version.version}`, or set its tag {APPROVAL_TAG} in MLflow to approved or "
-        "rejected; the next nightly run carries that out"
+        f"approve it with `bincount approve {version.argument}`, or set its tag {APPROVAL_TAG} in MLflow to approved "
+        "or rejected; the next nightly run carries that out"
     )
     return decision.model_copy(
         update={"promote": False, "waits": True, "reason": f"{decision.reason}; {remedy}"}
@@ -125,8 +124,8 @@ def answer(
         raise SettingsError(f"version {number} is champion; `bincount rollback` puts the one before in its place")
     if approval is None or approval.is_promoted or (approval.is_done and approval.state == "approved"):
         raise SettingsError(
-            f"version {number} does not wait for approval; `bincount promote {number} --approval required` compares "
-            "it with the champion, and asks"
+            f"version {number} does not wait for approval; `bincount promote {version.argument} --approval required` "
+            "compares it with the champion, and asks"
         )
     if approval.state == state and not approval.unclear:
         raise SettingsError(f"version {number} was {approval.describe()}; `bincount models` shows all versions")
@@ -144,7 +143,7 @@ def record_rejection(registry: Registry, version: Version, flow_run: str = "") -
 def describe_open(version: Version) -> str:
     """Return in a sentence that a version waits for approval since when, and what to do."""
     approval, number = version.approval, version.version
-    how = f"run `bincount approve {number}`, or set its tag {APPROVAL_TAG} in MLflow to approved or rejected"
+    how = f"run `bincount approve {version.argument}`, or set its tag {APPROVAL_TAG} in MLflow to approved or rejected"
     if approval.unclear:
         return (
             f'The tag {APPROVAL_TAG} of version {number} says "{approval.unclear}", which is neither approved nor '

@@ -42,6 +42,6 @@ def _complete(command: str) -> str:
     words = command.split()[1:]
     if not words or words[0] in NOT_ASKED or "--help" in words:
         return command
-    known = _typed.takes(words)
-    options = [(flag, value) for flag, value in _typed.given.items() if flag in known and flag not in words]
+    known, has = _typed.takes(words), {word.partition("=")[0] for word in words}
+    options = [(flag, value) for flag, value in _typed.given.items() if flag in known and flag not in has]
     return " ".join([command, *(f"{flag} {shlex.quote(value)}" for flag, value in options)])

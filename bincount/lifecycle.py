@@ -338,7 +338,7 @@ def _decided_by_people(registry: Registry, version: Version, champion: Version |
     if rejection := approval.find_rejection(version):
         return promotion.refuse(f"it was {rejection}", job.promotion, is_first=champion is None)
     if champion is None and registry.history():
-        reason = f"the champion was removed in MLflow; `bincount promote {version.version} --force` makes it this one"
+        reason = f"the champion was removed in MLflow; `bincount promote {version.argument} --force` makes it this one"
         return promotion.refuse(reason, job.promotion)
     return None
 
@@ -347,5 +347,5 @@ def _with_remedy(decision: Decision, version: Version) -> Decision:
     """Say how to have a champion all the same: without one nothing else does."""
     if decision.promote or not decision.is_first:
         return decision
-    remedy = f"`bincount promote {version.version} --force` makes it champion all the same"
+    remedy = f"`bincount promote {version.argument} --force` makes it champion all the same"
     return decision.model_copy(update={"reason": f"{decision.reason}; {remedy}"})

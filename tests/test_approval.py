@@ -496,7 +496,7 @@ def test_long_reasons_fit_into_the_tags(versions):
 
 
 def test_only_waiting_versions_are_described_as_such():
-    said = approval.describe_open(SimpleNamespace(version=7, approval=WAITS))
+    said = approval.describe_open(SimpleNamespace(version=7, argument="7", approval=WAITS))
     assert said == (
         "Version 7 waits for approval since 2026-11-28 02:17:00 UTC: run `bincount approve 7`, or set its tag "
         "bincount.approval in MLflow to approved or rejected"

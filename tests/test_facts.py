@@ -1,6 +1,7 @@
 """Tests of the tags and the history: kept as data, and as text by earlier releases."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -25,6 +26,11 @@ FLOW_RUN = "0190f6e2-5bd1-7c3a-8000-3f1f0a9ad1c2"
 
 def version(**tags: str) -> Version:
     return Version("bincount", 1, "", "m-1", "run", datetime(2026, 11, 27, tzinfo=UTC), tags)
+
+
+def test_a_suggested_command_names_the_model_of_a_version_that_answers_questions():
+    assert version().argument == "1"
+    assert replace(version(task="object"), name="bincount-object").argument == "1 --model-name bincount-object"
 
 
 def change(label: int) -> ClassChange:

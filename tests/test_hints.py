@@ -5,6 +5,7 @@ import pytest
 from test_cli import refused
 
 from bincount import hints
+from bincount.errors import SettingsError
 from bincount.reporting import console
 from flows.cli import app
 
@@ -19,7 +20,8 @@ def test_a_suggested_command_has_the_workspace_that_was_given_where_it_takes_one
 
     assert hints.complete("it waits; `bincount approve 2`") == "it waits; `bincount approve 2 --workspace 'my data'`"
     assert hints.complete("`bincount review list` shows it") == "`bincount review list --workspace 'my data'` shows it"
-    for text in ("`bincount backbones`", "`bincount run --workspace here`", "`bincount run --help`", "`folder`"):
+    has_its_own = ("`bincount run --workspace here`", "`bincount run --workspace=here`")
+    for text in ("`bincount backbones`", *has_its_own, "`bincount run --help`", "`folder`"):
         assert hints.complete(text) == text
 
 
@@ -36,6 +38,24 @@ def test_a_suggested_command_has_the_registry_that_was_given_and_not_that_of_the
 
     typed("models")
     assert hints.complete("`bincount promote 3`") == "`bincount promote 3`"
+
+
+def test_a_suggested_command_finds_the_models_of_the_task_that_was_given():
+    typed("train", "--task", "object")
+    assert hints.complete("`bincount approve 2`") == "`bincount approve 2 --model-name bincount-object`"
+    assert hints.complete("`bincount run`") == "`bincount run --model-name bincount-object --task object`"
+
+    typed("train", "--task", "object", "--model-name", "shelves-object")
+    assert hints.complete("`bincount approve 2`") == "`bincount approve 2 --model-name shelves-object`"
+
+    typed("train", "--task", "counting")
+    assert hints.complete("`bincount approve 2`") == "`bincount approve 2`"
+
+
+def test_a_password_that_is_refused_is_in_no_suggested_command():
+    with pytest.raises(SettingsError, match="has a password in it"):
+        typed("models", "--tracking-uri", "http://ann:secret@mlflow:5000", "--workspace", "there")
+    assert hints.complete("`bincount promote 3`") == "`bincount promote 3 --workspace there`"
 
 
 def test_the_workspace_of_a_file_of_settings_is_suggested_too(tmp_path):

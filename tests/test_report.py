@@ -297,6 +297,15 @@ def test_commands_are_shown_as_code():
     assert "<code>bincount run</code> trains a model and registers it." in page.render(empty())
 
 
+def test_commands_name_the_model_where_it_answers_questions():
+    waits = Decision(promote=False, waits=True, reason="it waits")
+    asked = replace(FULL.versions[0], decision=waits, tags={"task": "object"})
+    text = page.render(replace(FULL, model_name="bincount-object", versions=(asked,)))
+
+    assert "<code>bincount approve 3 --model-name bincount-object</code>" in text
+    assert "<code>bincount promote 3 --model-name bincount-object --force</code>" in text
+
+
 def test_what_people_and_data_have_written_stays_text():
     quoted = replace(
         FULL,

@@ -137,7 +137,7 @@ def ask(registry: "Registry", version: "Version", *, is_forced: bool, flow_run: 
     approval = Approval(state="waiting", since=_now(), is_forced=is_forced, asked_by=flow_run)
     text = (
         f"waiting for approval since {approval.since} UTC; set this to approved or rejected, or run "
-        f"`bincount approve {version.version}`"
+        f"`bincount approve {version.argument}`"
     )
     text = f"{text}{f'; it supersedes version {supersedes}' if supersedes else ''}"
     _write(registry, version, approval, text, text_first=True)

@@ -6,6 +6,7 @@ Everything goes through one explicit client; MLflow's global tracking URI is nei
 import json
 import logging
 import re
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -116,6 +117,14 @@ class Version:
     def task(self) -> str:
         """What it does, as TrainConfig.task names it."""
         return self.tags.get("task", "counting")
+
+    @property
+    def argument(self) -> str:
+        """The version as a suggested command names it: `3`, and `3 --model-name bincount-object` where a task has one.
+
+        Pages keep such commands, and without the name the version of that number that counts would be promoted.
+        """
+        return f"{self.version}" if self.task == "counting" else f"{self.version} --model-name {shlex.quote(self.name)}"
 
     @property
     def num_images(self) -> int:

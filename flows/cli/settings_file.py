@@ -2,18 +2,25 @@
 
 import os
 from pathlib import Path
+from typing import get_args
 
 from cyclopts import App, Argument, ArgumentCollection, Token
 
-from bincount import hints
+from bincount import database, hints
+from bincount.model_settings import Task
 from bincount.presets import PRESETS
-from bincount.settings import DEFAULT_WORKSPACE, SECTIONS, Job
+from bincount.settings import DEFAULT_WORKSPACE, SECTIONS, Job, RegistryConfig
 from bincount.settings_file import read
 
 # Parameters of commands that are settings of a section under another name, but for those in NOT_OF.
 SECTIONS_OF = {"bucket": "data", "device": "training"}
 # Options that say where a command looks, with their defaults.
-WHERE = {"--workspace": str(DEFAULT_WORKSPACE), "--tracking-uri": "None", "--model-name": "bincount"}
+WHERE = {
+    "--workspace": str(DEFAULT_WORKSPACE),
+    "--tracking-uri": "None",
+    "--model-name": "bincount",
+    "--task": "counting",
+}
 NOT_OF = {"bucket": ("limit",)}  # of `predict`: so many pictures of each bucket, where `data` limits the bins
 
 
@@ -33,16 +40,26 @@ def fill(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> 
 
 
 def _where(roots: dict[str, Argument]) -> dict[str, str]:
-    """Return the options that say where the command looks, by flag, where they are not the default."""
-    registry = roots["registry"].children if "registry" in roots else []
-    found = {}
-    for argument in (*(roots[name] for name in ("workspace",) if name in roots), *registry):
-        if argument.name in WHERE and argument.tokens:
-            token = argument.tokens[0]
-            value = str(token.value or token.implicit_value)
-            if value != WHERE[argument.name]:
-                found[argument.name] = value
-    return found
+    """Return the options that say where the command looks, by flag, where they are not the default.
+
+    Models that answer questions are recorded under names of their own, which most commands know by --model-name alone.
+    """
+    arguments = [
+        *(roots[name] for name in ("workspace",) if name in roots),
+        *(argument for name in ("registry", "training") if name in roots for argument in roots[name].children),
+    ]
+    values = {argument.name: _value(argument) for argument in arguments if argument.name in WHERE and argument.tokens}
+    if database.has_secret(values.get("--tracking-uri", "")):  # which is refused, and repeated nowhere
+        del values["--tracking-uri"]
+    if (task := values.get("--task")) in get_args(Task):
+        name = values.get("--model-name", WHERE["--model-name"])
+        values["--model-name"] = RegistryConfig.model_construct(model_name=name).of_task(task).model_name
+    return {flag: values[flag] for flag in WHERE if flag in values and values[flag] != WHERE[flag]}
+
+
+def _value(argument: Argument) -> str:
+    token = argument.tokens[0]
+    return str(token.value or token.implicit_value)
 
 
 def _flags_of(words: list[str]) -> frozenset[str]:

@@ -1,5 +1,6 @@
 """The top of the report: which version is in use, how good it is, and what needs attention."""
 
+import shlex
 from collections import Counter
 from datetime import datetime, timedelta
 
@@ -24,8 +25,9 @@ def _headline(facts: Facts, champion: DecidedVersion | None) -> tuple[str, str]:
     if champion is None:
         if not facts.versions:
             return "No version is registered yet", "`bincount run` trains a model and registers it."
-        newest = facts.versions[0].version
-        remedy = f"`bincount promote {newest} --force` makes the newest, version {newest}, champion all the same."
+        newest = facts.versions[0]
+        command = f"`bincount promote {_argument(facts, newest)} --force`"
+        remedy = f"{command} makes the newest, version {newest.version}, champion all the same."
         return "No version is champion", remedy
     since = _champion_since(facts, champion)
     when = f", for {age(since, facts.made)}" if since else ""
@@ -105,12 +107,20 @@ def _run_tiles(facts: Facts) -> list[tuple[str, str, str]]:
     return [*tiles, ("time in 30 days", time, "price of an hour not given")]
 
 
+def _argument(facts: Facts, version: DecidedVersion) -> str:
+    """Return a version as a command names it, with the name of a model that answers questions."""
+    is_counting = version.tags.get("task", "counting") == "counting"
+    return f"{version.version}" if is_counting else f"{version.version} --model-name {shlex.quote(facts.model_name)}"
+
+
 def _attention(facts: Facts, champion: DecidedVersion | None) -> list[str]:
     found = list(facts.problems)
     if facts.versions and champion is None:
         found.append("No version is champion, so nothing predicts for `champion`.")
     waiting = [version for version in facts.versions if version.decision and version.decision.waits]
-    found += [f"Version {each.version} waits for approval; `bincount approve {each.version}`." for each in waiting]
+    found += [
+        f"Version {each.version} waits for approval; `bincount approve {_argument(facts, each)}`." for each in waiting
+    ]
     accuracy = champion.scores.get("accuracy") if champion else None
     if accuracy and facts.majority is not None and accuracy.low <= facts.majority:
         found.append("The champion is not significantly better than always predicting the most frequent class.")
