@@ -1,6 +1,7 @@
 """Where a network looked: on the evidence, and with nothing of it kept."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -147,6 +148,23 @@ def test_a_network_without_places_shows_nothing_and_says_so(caplog):
 def alive() -> int:
     gc.collect()
     return sum(issubclass(type(each), Tensor) for each in gc.get_objects())
+
+
+def test_another_thread_may_predict_with_the_network_in_the_middle():
+    network, images = sees_colours(spec()), np.stack([picture(red=(12, 12)), picture(blue=(52, 12))])
+    undisturbed, predicted = grad_cam(network, spec(), images), logits(network, spec(), images)
+    others = []
+
+    def predict(*_called) -> None:
+        if not others:
+            others.append(None)  # which is called in the other thread too
+            with ThreadPoolExecutor(1) as thread:
+                others.append(thread.submit(logits, network, spec(), images).result())
+
+    with network.head.register_forward_pre_hook(predict):
+        disturbed = grad_cam(network, spec(), images)
+    np.testing.assert_array_equal(disturbed, undisturbed)
+    np.testing.assert_array_equal(others[1], predicted)
 
 
 def test_nothing_is_kept_of_an_overlay():

@@ -11,14 +11,13 @@ probability, and it would cover the whole picture.
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bincount.training.networks import find_layer, shape_of
+from bincount.training.networks import calling, find_layer, shape_of
 from bincount.training.spec import ModelSpec
 from bincount.training.views import prepare
 
@@ -66,17 +65,13 @@ def split(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the output of the layer with places, and the logits that follow from it, by autograd too."""
     found: list[Tensor] = []
 
-    def begin_here(*called: Any) -> Tensor:
-        found.append(called[-1].detach().requires_grad_())
+    def begin_here(output: Tensor) -> Tensor:
+        found.append(output.detach().requires_grad_())
         torch.set_grad_enabled(True)
         return found[-1].clone()  # what comes next may work in place
 
-    handle = find_layer(network.backbone).register_forward_hook(begin_here)
-    try:
-        with torch.no_grad():  # up to there
-            logits = network(pixels)
-    finally:
-        handle.remove()
+    with calling(find_layer(network.backbone), begin_here), torch.no_grad():  # up to there
+        logits = network(pixels)
     return found[-1], logits
 
 

@@ -5,7 +5,9 @@ A backbone takes normalised images (N, 3, S, S) and returns features (N, F).
 
 import math
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from typing import Any
 
@@ -200,12 +202,27 @@ def with_map(backbone: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     if layer is None:
         features = backbone(pixels)
         return features, features[:, :, None, None]
-    handle = layer.register_forward_hook(lambda *called: found.append(called[-1]))
-    try:
+    with calling(layer, found.append):
         features = backbone(pixels)
+    return features, shape_of(backbone)(found[-1])
+
+
+@contextmanager
+def calling(layer: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Call a function with each output of a layer; what it returns, unless None, takes the output's place.
+
+    That is for this thread alone: a hook is a module's, and others may predict with the same network meanwhile.
+    """
+    own = threading.get_ident()
+
+    def hook(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
+        return function(output) if threading.get_ident() == own else None
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
     finally:
         handle.remove()
-    return features, shape_of(backbone)(found[-1])
 
 
 @torch.no_grad()
