@@ -33,8 +33,8 @@ def test_in_the_default_workspace_suggestions_stay_short(words):
 
 def test_a_suggested_command_has_the_registry_that_was_given_and_not_that_of_the_command_before():
     typed("models", "--tracking-uri", "http://mlflow:5000", "--model-name", "boxes")
-    told = "`bincount promote 3 --tracking-uri http://mlflow:5000 --model-name boxes`"
-    assert hints.complete("`bincount promote 3`") == told
+    completed = "`bincount promote 3 --tracking-uri http://mlflow:5000 --model-name boxes`"
+    assert hints.complete("`bincount promote 3`") == completed
 
     typed("models")
     assert hints.complete("`bincount promote 3`") == "`bincount promote 3`"

@@ -358,7 +358,7 @@ def test_what_is_unsure_with_the_record_too_is_left_to_people(checkpoint, photos
 
 
 @pytest.mark.parametrize(
-    ("given", "content", "told"),
+    ("given", "content", "message"),
     [
         ("-3", "", "a record is a whole number of items, 0 or more, got '-3'"),
         ("four", "", "'four' is no number, and there is no such file"),
@@ -370,27 +370,31 @@ def test_what_is_unsure_with_the_record_too_is_left_to_people(checkpoint, photos
     ],
 )
 def test_a_record_that_cannot_be_is_an_error_that_says_where(
-    checkpoint, photos, tmp_path, monkeypatch, capsys, given, content, told
+    checkpoint, photos, tmp_path, monkeypatch, capsys, given, content, message
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "records.csv").write_text(content)
     said = refused(["predict", "0.jpg", "--model", str(checkpoint), f"--record-before={given}"], monkeypatch, capsys)
     assert said.startswith("bincount: ")
     assert len(said.splitlines()) == 1
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=message):
         inputs.records_of(["0.jpg"], inputs.read_records(given))
 
 
 @pytest.mark.parametrize(
-    ("classes", "told"),
+    ("classes", "message"),
     [
         ("good,defective", "--record-before is for counts, and the model predicts good, defective; leave it out"),
         ("0..5", "earlier release, or on too few pairs of such pictures; train it again, on more bins, or leave out"),
     ],
 )
-def test_a_model_that_can_use_no_record_says_why_and_what_to_do(tmp_path, photos, monkeypatch, capsys, classes, told):
+def test_a_model_that_can_use_no_record_says_why_and_what_to_do(
+    tmp_path, photos, monkeypatch, capsys, classes, message
+):
     folder = model(tmp_path / "model", classes, history=False)
-    assert told in refused(["predict", photos[0], "--model", str(folder), "--record-before", "4"], monkeypatch, capsys)
+    assert message in refused(
+        ["predict", photos[0], "--model", str(folder), "--record-before", "4"], monkeypatch, capsys
+    )
     with pytest.raises(SettingsError, match="record_before") as raised:
         load_model(folder).predict(photos[0], record_before=4)
     assert "--record-before" not in str(raised.value)
@@ -416,15 +420,15 @@ def test_python_has_both_predictions(checkpoint, photos):
 
 
 @pytest.mark.parametrize(
-    ("record_before", "error", "told"),
+    ("record_before", "error", "message"),
     [
         (-1, SettingsError, "a record is a number of items, got -1; correct record_before"),
         ([1], ValueError, "has 1 numbers, and there are 2 pictures"),
         (2.5, TypeError, "a whole number of items"),
     ],
 )
-def test_a_record_that_cannot_be_is_an_error_in_python_too(checkpoint, photos, record_before, error, told):
-    with pytest.raises(error, match=told):
+def test_a_record_that_cannot_be_is_an_error_in_python_too(checkpoint, photos, record_before, error, message):
+    with pytest.raises(error, match=message):
         load_model(checkpoint).predict(photos, record_before=record_before)
 
 
