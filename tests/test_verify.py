@@ -136,6 +136,21 @@ def test_a_change_has_happened_where_no_other_one_is_likelier():
     assert (farther.p_asked, farther.asked) == (shares["-1"], -7)
 
 
+def test_the_change_of_one_item_is_that_of_its_quantity_on_two_pictures():
+    model, spec = network("quantity")
+    references = [pixels(2), pixels(3)]
+    forth = verify.ask_change_of_item(model, spec, pixels(0), pixels(1), references)
+    back = verify.ask_change_of_item(model, spec, pixels(1), pixels(0), references)
+    assert list(forth.probabilities) == list(map(str, range(-5, 6)))
+    assert sum(forth.probabilities.values()) == pytest.approx(1)
+    mirrored = {str(-int(name)): share for name, share in back.probabilities.items()}
+    assert forth.probabilities == pytest.approx(mirrored)
+    assert forth.expected_change == pytest.approx(-back.expected_change)
+    asked = verify.ask_change_of_item(model, spec, pixels(0), pixels(1), references, -1)
+    assert (asked.task, asked.asked, asked.p_asked) == ("change", -1, asked.probabilities["-1"])
+    assert asked.answer in ("yes", "no")
+
+
 @pytest.mark.parametrize(
     ("task", "num_references", "asked", "reason"),
     [

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from bincount.data import pictures
+from bincount.data.questions import CHANGES, LARGEST_CHANGE
 from bincount.errors import BadPicture, SettingsError
 from bincount.evaluation.predict import Input, answer_questions
 from bincount.frozen import Frozen
@@ -114,13 +115,55 @@ def ask(
             asked=asked,
         )
     of_change = {"probabilities": probabilities, "expected_change": float(row["expected_change"])}
+    return _of_change(probabilities, asked)
+
+
+def ask_change_of_item(
+    model: nn.Module,
+    spec: ModelSpec,
+    picture: np.ndarray,
+    before: np.ndarray,
+    references: Sequence[np.ndarray],
+    change: int | None = None,
+) -> Answer:
+    """Ask a model of quantities by how many pieces of one item a bin changed from the picture before to this one.
+
+    Pictures are as of ask; references show the item. change is asked as a change is there; without it, the answer is
+    the likeliest one. How many there are is asked of each picture, and the two are taken to be independent. Raises
+    SettingsError where the model answers no questions of quantity, or there is no reference.
+    """
+    check_task(spec, "quantity")
+    if not references:
+        raise SettingsError("no references; give pictures that show the item")
+    earlier, later = (_quantities(model, spec, each, references) for each in (before, picture))
+    joint = np.outer(earlier, later)
+    changes = np.arange(len(later))[None, :] - np.arange(len(earlier))[:, None]
+    places = changes.clip(-LARGEST_CHANGE, LARGEST_CHANGE) + LARGEST_CHANGE
+    shares = np.bincount(places.ravel(), joint.ravel(), minlength=len(CHANGES))
+    return _of_change(dict(zip(CHANGES.names, shares.tolist(), strict=True)), change)
+
+
+def _quantities(
+    model: nn.Module, spec: ModelSpec, picture: np.ndarray, references: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Return how probable it is that none of an item is on a picture, one, two, and so on."""
+    asked = np.arange(1, 1 + LARGEST_CHANGE)
+    yes = answer_questions(model, spec, [[picture, *references]] * len(asked), asked)["p_yes"].to_numpy(float)
+    odds = np.append(1.0, yes / np.maximum(1 - yes, 1e-6))
+    return odds / odds.sum()
+
+
+def _of_change(probabilities: dict[str, float], asked: int | None) -> Answer:
+    """Answer by the probabilities of changes: that one has happened which is asked, or the likeliest."""
+    likeliest = max(probabilities, key=probabilities.__getitem__)
+    expected = sum(int(name) * share for name, share in probabilities.items())
+    of_change = {"task": "change", "probabilities": probabilities, "expected_change": expected}
     if asked is None:
-        return Answer(task="change", answer=int(answer), confidence=probabilities[answer], **of_change)
-    farthest = int(max(spec.classes.values))
+        return Answer(answer=int(likeliest), confidence=probabilities[likeliest], **of_change)
+    farthest = max(map(int, probabilities))
     p_asked = probabilities[str(min(max(asked, -farthest), farthest))]
-    happened = p_asked >= max(probabilities.values())
+    happened = p_asked >= probabilities[likeliest]
     return Answer(
-        task="change",
         answer=YES if happened else NO,
         confidence=p_asked if happened else 1 - p_asked,
         asked=asked,
