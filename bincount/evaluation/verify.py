@@ -114,7 +114,6 @@ def ask(
             probabilities=probabilities,
             asked=asked,
         )
-    of_change = {"probabilities": probabilities, "expected_change": float(row["expected_change"])}
     return _of_change(probabilities, asked)
 
 
@@ -143,9 +142,7 @@ def ask_change_of_item(
     return _of_change(dict(zip(CHANGES.names, shares.tolist(), strict=True)), change)
 
 
-def _quantities(
-    model: nn.Module, spec: ModelSpec, picture: np.ndarray, references: Sequence[np.ndarray]
-) -> np.ndarray:
+def _quantities(model: nn.Module, spec: ModelSpec, picture: np.ndarray, references: Sequence[np.ndarray]) -> np.ndarray:
     """Return how probable it is that none of an item is on a picture, one, two, and so on."""
     asked = np.arange(1, 1 + LARGEST_CHANGE)
     yes = answer_questions(model, spec, [[picture, *references]] * len(asked), asked)["p_yes"].to_numpy(float)
