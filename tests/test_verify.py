@@ -241,7 +241,7 @@ def test_a_picture_that_was_taken_away_is_no_reference(workspace):
 
 def test_an_item_that_no_record_lists_is_named_with_how_many_there_are(workspace):
     snapshot = fill(workspace, 12)
-    with pytest.raises(SettingsError, match=r"no bin holds an item B00ABD \(B00ABC\?\).* list 13 items.*--references"):
+    with pytest.raises(SettingsError, match=r"no bin holds an item B00ABD \(B00ABC\?\).* list 13 items.*as references"):
         references.find(snapshot, "B00ABD", jpeg(999))
 
 
