@@ -2,29 +2,35 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import question_models
 import served_app
 from bins import jpeg
 from fastapi.testclient import TestClient
+from question_models import answer_of
 from served_app import asked
 from test_verify import ITEM, TASKS, fill, network
 
 from bincount.data import pictures, references
-from bincount.errors import SettingsError
+from bincount.errors import ModelChanged, SettingsError
 from bincount.evaluation import verify
 from bincount.model_settings import Task
 from bincount.serving import loading, verification
 from bincount.serving.batching import QueueFull
 from bincount.serving.bodies import Question
 from bincount.serving.engine import Engine
-from bincount.serving.follower import warm_up
+from bincount.serving.follower import Follower, warm_up
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel
 from bincount.serving.service import Service
-from bincount.serving.verification import Items, NotThere, Verification
+from bincount.serving.verification import Items
 from bincount.settings import AuditConfig, RegistryConfig, ServeConfig
+from bincount.tracking import connection
+from bincount.tracking.champion import CHAMPION
+from bincount.tracking.self_check import SelfCheck
 from bincount.training import model as models
 from bincount.workspace import Workspace
 
@@ -41,8 +47,8 @@ def folders(tmp_path_factory) -> dict[Task, Path]:
 
 
 @pytest.fixture(scope="module")
-def questions(folders) -> dict[Task, ServedModel]:
-    return {task: ServedModel(f"bincount-{task}", "3", Engine.load(folder, "cpu")) for task, folder in folders.items()}
+def questions() -> dict[Task, ServedModel]:
+    return question_models.all_served()
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +81,6 @@ def ask(client: TestClient, *fields: tuple[str, bytes | str]):
     return client.post("/verify", files=files, data={name: text for name, text in fields if isinstance(text, str)})
 
 
-def expected(model: ServedModel, *contents: bytes, number: int | None = None) -> verify.Answer:
-    pixels = [pictures.decode(content, model.engine.spec.images) for content in contents]
-    return verify.ask(model.engine.network, model.engine.spec, pixels[0], pixels[1:], number)
-
-
 # --- the answer -------------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +99,7 @@ def test_a_question_gets_the_answer_of_its_tasks_model_as_verify_gives_it(client
     assert answered.status_code == 200
     given = answered.json()
     shown = [content for _, content in fields if isinstance(content, bytes)]
-    of_verify = expected(questions[task], PHOTO, *shown, number=number)
+    of_verify = answer_of(questions[task], PHOTO, *shown, number=number)
     assert (given.pop("model"), given.pop("version"), given.pop("references")) == (f"bincount-{task}", "3", [])
     probabilities = given.pop("probabilities")
     assert probabilities == pytest.approx(of_verify.probabilities, abs=1e-5)
@@ -136,7 +137,7 @@ def test_an_item_that_is_named_is_shown_by_photos_of_the_dataset(counter, questi
         answered = ask(client, ("image", jpeg(999)), ("item", ITEM))
         assert client.get("/model").json()["items"]
     found = items.find(ITEM, jpeg(999))
-    of_verify = expected(questions["object"], jpeg(999), *(file.read_bytes() for file in found.values()))
+    of_verify = answer_of(questions["object"], jpeg(999), *(file.read_bytes() for file in found.values()))
     assert answered.json()["references"] == list(found)
     assert answered.json()["probabilities"] == pytest.approx(of_verify.probabilities, abs=1e-5)
 
@@ -174,7 +175,7 @@ def test_without_a_dataset_an_item_cannot_be_named_and_it_is_said_what_can_be_do
         ([("image", PHOTO)], 400, "nothing is asked"),
         ([("image", PHOTO), ("image", OTHER), ("references", OTHER)], 400, "several fields `image`"),
         ([("image", PHOTO), ("image_before", OTHER), ("quantity", "1")], 400, "one question at a time"),
-        ([("image", PHOTO), ("references", OTHER), ("change", "1")], 400, "give the picture before too"),
+        ([("image", PHOTO), ("references", OTHER), ("change", "1")], 400, "give the picture before"),
         ([("image", PHOTO), ("references", OTHER), ("item", ITEM)], 400, "an item and references; send one of them"),
         ([("image", PHOTO), ("references", OTHER), ("quantity", "0")], 400, "`quantity` is 1 or more, got 0"),
         ([("image", PHOTO), ("references", OTHER), ("quantity", "two")], 400, "`quantity` is a whole number"),
@@ -298,9 +299,10 @@ def test_a_token_is_needed_as_elsewhere(counter, questions):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_model_that_answers_questions_is_loaded_unfolded_and_warmed_up(questions, task):
-    assert questions[task].engine.folded is None
-    warm_up(questions[task], 32)
+def test_a_model_that_answers_questions_is_loaded_unfolded_and_warmed_up(folders, task):
+    model = ServedModel("bincount-questions", "3", Engine.load(folders[task], "cpu"))
+    assert model.engine.folded is None
+    warm_up(model, 32)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -309,6 +311,75 @@ def test_a_service_is_not_started_with_a_model_that_answers_questions(folders, t
         loading.load(str(folders[task]), Workspace(root=tmp_path), RegistryConfig(), "cpu")
 
 
-def test_a_question_that_no_model_is_there_for_is_no_turn_of_others(counter):
-    with pytest.raises(NotThere):
-        asyncio.run(Verification(Metrics(), Items()).answer(Question(PHOTO, before=BEFORE), 60))
+@pytest.mark.parametrize("task", TASKS)
+def test_a_model_must_answer_the_questions_of_its_test_as_it_did_there(questions, task):
+    model, check = questions[task], question_models.check_of(questions[task])
+    assert loading.verify(model, check) < 1e-5
+    others = replace(check, references=tuple((jpeg(99),) for _ in check.references))
+    with pytest.raises(ModelChanged, match="does not predict as in its test"):
+        loading.verify(model, others)
+    with pytest.raises(ModelChanged, match="does not predict as in its test"):
+        loading.verify(model, replace(check, probabilities=1 - check.probabilities))
+
+
+class Followed:
+    """A registry, and a service that follows the champion of a task's models in it."""
+
+    def __init__(self, folder: Path, task: Task, counter: ServedModel) -> None:
+        config = RegistryConfig().of_task(task)
+        self.folder, self.task, self.service = folder, task, service(counter)
+        self.registry = connection.open_registry(f"sqlite:///{folder}/mlflow.db", folder / "artifacts", config)
+        self.follower = Follower(
+            CHAMPION,
+            self.service.verification.use,
+            None,
+            Workspace(root=folder),
+            config,
+            self.service.config,
+            self.service.metrics,
+            "cpu",
+            task,
+        )
+
+    def register(self, model: ServedModel, check: SelfCheck | None = None) -> None:
+        """Register a model and make it champion, and look."""
+        version = question_models.register(self.registry, self.folder / "model", model, check)
+        self.registry.client.set_registered_model_alias(self.registry.model_name, CHAMPION, str(version.version))
+        self.follower.look()
+
+    @property
+    def version(self) -> str | None:
+        model = self.service.verification.models.get(self.task)
+        return model and model.version
+
+
+@pytest.mark.services
+def test_the_champion_of_a_task_is_followed_once_there_is_one_and_its_absence_is_no_fault(
+    tmp_path, counter, questions, caplog
+):
+    followed = Followed(tmp_path, "quantity", counter)
+    followed.follower.look()
+    assert (followed.version, caplog.text) == (None, "")
+    followed.register(questions["quantity"])
+    assert followed.version == "1"
+    spoiled = replace(question_models.check_of(questions["quantity"]), asked=(9, 9, 9))
+    followed.register(questions["quantity"], spoiled)
+    assert followed.version == "1"
+    assert "models:/bincount-quantity/2 is champion and cannot be used, version 1 stays" in caplog.text
+    assert followed.service.model is counter
+    followed.register(questions["quantity"])
+    assert followed.version == "3"
+    switches = followed.service.metrics.registry.get_sample_value
+    for outcome, number in (("switched", 2), ("failed", 1)):
+        assert switches("bincount_switches_total", {"role": "quantity", "outcome": outcome}) == number
+
+
+@pytest.mark.services
+def test_a_model_of_another_task_under_its_name_is_refused_with_how_one_is_trained(
+    tmp_path, counter, questions, caplog
+):
+    followed = Followed(tmp_path, "object", counter)
+    followed.register(questions["change"])
+    assert followed.version is None
+    assert "says by how many items a count changed, and under this name" in caplog.text
+    assert "`bincount train --task object`" in caplog.text

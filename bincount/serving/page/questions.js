@@ -22,20 +22,20 @@ function questionOf({ before, number }) {
   const asked = (words) => ({ fields, words });
   if (before && hasItem) {
     if (!has.quantity) return { missing: "For the change of one item this service has no model; remove the photo before, or the item." };
-    return asked(given === "" ? "By how many of this item has the bin changed?" : `Has the bin changed by just ${signed(wanted)} of this item?`);
+    return asked(given === "" ? "By how many of this item has the bin changed?" : `Has the bin changed by exactly ${signed(wanted)} of this item?`);
   }
   if (before) {
     if (!has.change) return { missing: "Add photos of an item: for changes of all items this service has no model." };
-    return asked(given === "" ? "By how many items has the bin changed?" : `Has the bin changed by just ${signed(wanted)}?`);
+    return asked(given === "" ? "By how many items has the bin changed?" : `Has the bin changed by exactly ${signed(wanted)}?`);
   }
   if (hasItem && given === "") return has.object ? asked("Is this item in the bin?") : { missing: "Give how many of it there should be." };
   if (hasItem && wanted < 1) return { missing: "Give 1 or more, or nothing to ask whether it is there." };
-  if (hasItem) return has.quantity ? asked(`Are just ${wanted} of this item in the bin?`) : { missing: "Leave the number out: this service has no model of quantities." };
+  if (hasItem) return has.quantity ? asked(`Are exactly ${wanted} of this item in the bin?`) : { missing: "Leave the number out: this service has no model of quantities." };
   return { missing: waysToAsk(has) };
 }
 
 function waysToAsk({ object, quantity, change }) {
-  const item = model.items ? "photos of an item or its number" : "photos of an item";
+  const item = model.items ? "photos of an item or its identifier" : "photos of an item";
   if (!object && !quantity) return "Add the photo before to ask what has changed.";
   return change || quantity ? `Add ${item}, the photo before, or both.` : `Add ${item}, to ask whether it is there.`;
 }
@@ -43,7 +43,7 @@ function waysToAsk({ object, quantity, change }) {
 /** Say an answer in words: a headline, and a sentence. */
 function inWords({ task, asked, answer, confidence, p_asked: share, expected_change: mean }, isOfItem) {
   if (task === "object") return [verdict(answer, confidence), answer === "yes" ? "The item is in the bin." : "The item is not in the bin."];
-  if (task === "quantity") return [verdict(answer, confidence), answer === "yes" ? `Just ${asked} of the item are in the bin.` : `There are not just ${asked} of the item in the bin: fewer or more.`];
+  if (task === "quantity") return [verdict(answer, confidence), answer === "yes" ? `Exactly ${asked} of the item are in the bin.` : `There are not exactly ${asked} of the item in the bin: fewer or more.`];
   const of = isOfItem ? " of the item" : "";
   if (asked === null) return [answer === 0 ? "No change" : `${more(answer)}${of}`, `${percent(confidence)} sure; mean ${signed(Number(mean.toFixed(2)))}`];
   const likelier = answer === "yes" ? ", and no other change is likelier" : "";
@@ -63,7 +63,7 @@ function renderQuestions() {
   byId("with-item").hidden = !tasks.includes("object") && !tasks.includes("quantity");
   byId("by-name").hidden = !model.items;
   byId("number").value = state.number;
-  byId("number-label").textContent = state.before ? "Changed by just (optional; \u22121: one was taken)" : "Just so many of it (optional)";
+  byId("number-label").textContent = state.before ? "Changed by exactly (optional; \u22121: one was taken)" : "Exactly so many of it (optional)";
   byId("number-place").hidden = tasks.length === 1 && tasks[0] === "object";
   byId("before-shot").replaceChildren(...(state.before ? [shot(state.before, "the photo before", () => setBefore(null))] : []));
   byId("reference-shots").replaceChildren(...asks.references.map((reference, n) => shot(reference, `photo ${n + 1} of the item`, () => removeReference(reference))));

@@ -69,7 +69,7 @@ function explain({ status, headers }, detail, name) {
   const after = Math.min(Math.max(Number.parseInt(headers.get("Retry-After") ?? "", 10) || 0, 0), 600);
   if (status === 401) return new Problem("A token is needed", "Try again, and give the token of this service.", { status });
   if (status === 409) return new Problem("The service cannot answer this question", "What it needs is not there; whoever runs the service can add it.", { detail, status });
-  if (status === 422 && /^no (other )?bin /.test(detail)) return new Problem("No photo shows this item", "Check its number, or add photos that show it.", { detail, status });
+  if (status === 422 && /^no (other )?bin /.test(detail)) return new Problem("No photo shows this item", "Check its identifier, or add photos that show it.", { detail, status });
   if (status === 413) return new Problem("The picture is too large", "Make it smaller, or take it at a lower resolution.", { detail, again: false, status });
   if (status === 415 || status === 422) return unreadable(detail, name, status);
   if (status === 408) return new Problem("The picture came too slowly", "Try again where the network is better, or make the picture smaller.", { detail, status });
