@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from bins import jpeg
 from test_verify import TASKS, network
 
@@ -20,11 +19,7 @@ from bincount.training.questions import Questions
 
 
 def served(task: Task, version: str = "3") -> ServedModel:
-    """A network whose probabilities are far from even, as those of a trained one."""
-    untrained, spec = network(task)
-    with torch.no_grad():
-        untrained.head.answer[-1].weight *= 50
-    return ServedModel(f"bincount-{task}", version, Engine(untrained, spec, "0" * 64))
+    return ServedModel(f"bincount-{task}", version, Engine(*network(task), "0" * 64))
 
 
 def all_served() -> dict[Task, ServedModel]:

@@ -62,7 +62,8 @@ class Background(Generic[T]):
             logger.warning("%s: %d items were left undone at the end", self._thread.name, self._queue.qsize())
 
     def _run(self) -> None:
-        give_way()
+        with suppress(AttributeError, OSError):  # Linux has it of threads; those that the thread starts inherit it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         while (taken := self._queue.get()) is not None and not self._is_given_up:
             item, size = taken
             try:
@@ -71,12 +72,6 @@ class Background(Generic[T]):
                 logger.exception("%s: an item could not be handled", self._thread.name)
             with self._lock:
                 self._num_bytes -= size
-
-
-def give_way() -> None:
-    """Let other threads of this process go before the present one, where the system knows that of threads."""
-    with suppress(AttributeError, OSError):  # Linux has it of threads; those that the thread starts inherit it
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def is_sampled(answer_id: str, share: float) -> bool:

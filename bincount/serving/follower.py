@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal, get_args
 
 import numpy as np
@@ -28,6 +29,7 @@ WARM_UP = 8  # pictures; an engine predicts more in parts
 Role = Literal["served", "shadow"] | Task
 ROLES = {"served": "answers now", "shadow": "is asked beside the version that answers"}
 QUESTIONS: tuple[Task, ...] = tuple(task for task in get_args(Task) if task != "counting")  # roles, too
+_one_look = threading.Lock()  # of the followers of questions, so that models do not load side by side
 SECONDS_TO_STOP = 5  # a load that is under way ends with the process
 
 
@@ -153,7 +155,8 @@ class Follower:
 
     def _run(self) -> None:
         while not self._is_stopped.is_set():
-            self.look()
+            with nullcontext() if self.role in ROLES else _one_look:
+                self.look()
             self._woken.wait(self._poll)
 
 

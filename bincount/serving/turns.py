@@ -8,20 +8,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from bincount.serving.background import give_way
 from bincount.serving.batching import QueueFull
 
 T = TypeVar("T")
 
 
 class Turns:
-    """A thread that does one thing at a time, and gives way to predictions.
-
-    most says how many may be done or wait; what has no room is refused.
-    """
+    """A thread that does one thing at a time; most says how many may be done or wait. What has no room is refused."""
 
     def __init__(self, name: str, most: int) -> None:
-        self._thread = ThreadPoolExecutor(1, name, give_way)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._room, self._most = threading.BoundedSemaphore(most), most
         self._seconds = 1.0  # that the last one took
 

@@ -1,7 +1,7 @@
 """Questions about pictures: answered beside counts, by the models of their tasks, as `bincount verify` answers them.
 
-They are answered one at a time in a thread of their own that gives way to what counts, and few may wait, so that
-however many are asked, pictures are counted. A model of a task may be there or not, and be replaced at any time.
+They are answered one at a time in a thread of their own, and few may wait, so that pictures are counted however many
+are asked. A model of a task may be there or not, and be replaced at any time.
 """
 
 import threading
