@@ -26,12 +26,12 @@ def locate(dataset: Path, image_id: str) -> Path | None:
     return dataset / found.iloc[0] if len(found) else None
 
 
-def find(snapshot: Snapshot, item: str, picture: bytes) -> dict[str, Path]:
-    """Return the files of pictures that show an item to somebody who is asked about another picture, by their ids.
+def find(snapshot: Snapshot, item: str, *pictures: bytes) -> dict[str, Path]:
+    """Return the files of pictures that show an item to somebody who is asked about other pictures, by their ids.
 
-    picture is the content of the file in question. The dataset's own pictures are known by their bytes; a copy of one
-    that shows the item, smaller or encoded anew, by how it looks. Raises SettingsError where there is no reference,
-    BadPicture where the picture cannot be read, and as Snapshot.read does.
+    pictures are the contents of the files in question: one, or with that before two. The dataset's own pictures are
+    known by their bytes; a copy of one that shows the item, smaller or encoded anew, by how it looks. Raises
+    SettingsError where there is no reference, BadPicture where a picture cannot be read, and as Snapshot.read does.
     """
     holdings = Holdings.of(snapshot)
     code = holdings.names.get_indexer([item])[0]
@@ -40,7 +40,8 @@ def find(snapshot: Snapshot, item: str, picture: bytes) -> dict[str, Path]:
     lines = holdings.lines
     holders = lines.loc[(lines["item"] == code) & (lines["split"] == "train"), "picture"]
     candidates = _newest_first(holdings.pictures.iloc[holders], snapshot.dataset)
-    found = candidates[_are_apart(candidates, _own(snapshot, candidates, picture))]
+    own = pd.concat(_own(snapshot, candidates, picture) for picture in pictures)
+    found = candidates[_are_apart(candidates, own)]
     found = found.drop_duplicates("group").drop_duplicates("sha256").head(MAX_REFERENCES)
     if found.empty:
         raise SettingsError(
