@@ -27,9 +27,9 @@ def locate(dataset: Path, image_id: str) -> Path | None:
     return dataset / found.iloc[0] if len(found) else None
 
 
-def find(snapshot: Snapshot, item: str, picture: bytes) -> dict[str, Path]:
+def find(snapshot: Snapshot, item: str, *pictures: bytes) -> dict[str, Path]:
     """Return what ItemPhotos.find does, of a snapshot. Raises as it and Snapshot.read do."""
-    return ItemPhotos.read(snapshot).find(item, picture)
+    return ItemPhotos.read(snapshot).find(item, *pictures)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +62,18 @@ class ItemPhotos:
         holders |= {holdings.names[code]: found for code, found in of_items.items()}
         return cls(snapshot.dataset, snapshot.read()[["image_id", "group", "sha256"]], pictures, holders)
 
-    def find(self, item: str, picture: bytes) -> dict[str, Path]:
-        """Return the files of pictures that show an item to somebody who is asked about another picture, by their ids.
+    def find(self, item: str, *pictures: bytes) -> dict[str, Path]:
+        """Return the files of pictures that show an item to somebody who is asked about other pictures, by their ids.
 
-        picture is the content of the file in question. The dataset's own pictures are known by their bytes; a copy of
-        one that shows the item, smaller or encoded anew, by how it looks. Raises SettingsError where there is no
-        reference, and BadPicture where the picture cannot be read.
+        pictures are the contents of the files in question: one, or with that before two. The dataset's own pictures are
+        known by their bytes; a copy of one that shows the item, smaller or encoded anew, by how it looks. Raises
+        SettingsError where there is no reference, and BadPicture where a picture cannot be read.
         """
         if item not in self.holders:
             raise SettingsError(_unknown(item, list(self.holders)))
         candidates = self._newest_first(self.pictures.iloc[self.holders[item]])
-        found = candidates[_are_apart(candidates, self._own(candidates, picture))]
+        own = pd.concat(self._own(candidates, picture) for picture in pictures)
+        found = candidates[_are_apart(candidates, own)]
         found = found.drop_duplicates("group").drop_duplicates("sha256").head(MAX_REFERENCES)
         if found.empty:
             raise SettingsError(

@@ -50,7 +50,7 @@ class Items:
         """Whether there is a snapshot, so that items can be found."""
         return self.dataset is not None and (self.dataset / "snapshots" / "latest").exists()
 
-    def find(self, item: str, picture: bytes) -> dict[str, Path]:
+    def find(self, item: str, *pictures: bytes) -> dict[str, Path]:
         """Return what ItemPhotos.find does. Raises NotThere, UnknownItem and BadPicture."""
         if not self.are_there:
             raise NotThere(
@@ -61,7 +61,7 @@ class Items:
         if self._read is None or self._read[0] != snapshot.digest:
             self._read = snapshot.digest, ItemPhotos.read(snapshot)
         try:
-            return self._read[1].find(item, picture)
+            return self._read[1].find(item, *pictures)
         except SettingsError as error:
             raise UnknownItem(str(error)) from error
 
@@ -108,7 +108,8 @@ class Verification:
         spec = model.engine.spec
         picture = _decode(question.image, spec, "image")
         before = None if question.before is None else _decode(question.before, spec, "image_before")
-        found = {} if question.item is None else self.items.find(question.item, question.image)
+        contents = [question.image] if question.before is None else [question.image, question.before]
+        found = {} if question.item is None else self.items.find(question.item, *contents)
         shown = [_decode(content, spec, f"references, file {n}") for n, content in enumerate(question.references, 1)]
         shown += [_decode(file.read_bytes(), spec, f"bin {image_id}") for image_id, file in found.items()]
         answer = _ask(model, question, picture, before, shown)
@@ -116,13 +117,13 @@ class Verification:
 
 
 def task_of(question: Question) -> Task:
-    """Return the task of the model that answers a question. Raises BadBody where it is none, or several."""
-    has_item = bool(question.item or question.references)
-    if question.before is not None and has_item and question.quantity is None:
-        return "quantity"  # of the item, on both pictures
+    """Return the task of the model that answers a question. Raises BadBody where nothing is asked, or too much."""
     try:
         return verify.choose_task(
-            before=question.before is not None, item=has_item, quantity=question.quantity, change=question.change
+            before=question.before is not None,
+            item=bool(question.item or question.references),
+            quantity=question.quantity,
+            change=question.change,
         )
     except SettingsError as error:
         raise BadBody(str(error)) from error

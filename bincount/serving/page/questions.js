@@ -46,8 +46,7 @@ function inWords({ task, asked, answer, confidence, p_asked: share, expected_cha
   if (task === "quantity") return [verdict(answer, confidence), answer === "yes" ? `Exactly ${asked} of the item are in the bin.` : `There are not exactly ${asked} of the item in the bin: fewer or more.`];
   const of = isOfItem ? " of the item" : "";
   if (asked === null) return [answer === 0 ? "No change" : `${more(answer)}${of}`, `${percent(confidence)} sure; mean ${signed(Number(mean.toFixed(2)))}`];
-  const likelier = answer === "yes" ? ", and no other change is likelier" : "";
-  return [verdict(answer, confidence), `A change by ${signed(asked)}${of} has a probability of ${percent(share)}${likelier}.`];
+  return [verdict(answer, confidence), `A change by ${signed(asked)}${of} has a probability of ${percent(share)}.`];
 }
 
 const verdict = (answer, confidence) => `${answer === "yes" ? "Yes" : "No"}, with ${percent(confidence)}`;
