@@ -159,7 +159,7 @@ def train(
         from bincount.training import device, ensemble  # with torch, which takes seconds to import
 
         asked = _job(job, settings, _workspace_of(snapshot))
-        snapshot = questions.ask(snapshot, asked.training.task)
+        bins, snapshot = snapshot, questions.ask(snapshot, asked.training.task)
         preflight.check_training(asked, snapshot.classes)
         images, training = asked.images, device.resolve(asked.training)
         pack = packing.pack_snapshot(snapshot, images)
@@ -167,7 +167,8 @@ def train(
         for own_images, member in networks_of(images, training):
             own_pack = pack if own_images == images else packing.pack_snapshot(snapshot, own_images)
             folder = folder_of(_folders(asked), snapshot, own_images, member)
-            request = Request(snapshot, own_pack, own_images, member, folder)
+            about = None if bins == snapshot else bins
+            request = Request(snapshot, own_pack, own_images, member, folder, bins=about)
             members.append(train_in_subprocess(request, on_epoch or _ignore, asked.launch))
         if len(members) == 1:
             return members[0]

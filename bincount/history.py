@@ -119,3 +119,15 @@ class Changes(Frozen):
     def commonest(self) -> int:
         """The change that most pairs have, in items."""
         return int(np.sum(self.numbers, axis=0).argmax()) - FARTHEST
+
+
+def difference(earlier: np.ndarray, later: np.ndarray, largest: int) -> np.ndarray:
+    """Return the probability of each change -largest..largest, (N, 2 largest + 1), farther ones counting as these.
+
+    earlier and later (N, Q + 1) are those of the quantities 0..Q before and after. The two are taken to be independent,
+    and nothing is assumed of how often a quantity changes.
+    """
+    quantities = np.arange(earlier.shape[1])
+    changes = np.clip(quantities - quantities[:, None], -largest, largest).ravel() + largest
+    joint = (earlier[:, :, None] * later[:, None, :]).reshape(len(earlier), -1)
+    return joint @ (changes[:, None] == np.arange(2 * largest + 1))

@@ -124,3 +124,15 @@ def cutoffs(is_positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np
     lows, highs = np.append(levels, 0), np.append(1, levels)
     first = int(levels[0] >= 1)  # what has a probability of 1 is positive under every threshold
     return tuple(each[first:] for each in (found, predicted - found, lows, highs))
+
+
+def choose_limit(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the probability from which on yes is right most often, given probabilities (N,) and labels (N,), 1 is yes.
+
+    Of several that are, it is the highest.
+    """
+    values, place = np.unique(probabilities, return_inverse=True)
+    surplus = np.bincount(place, 2 * labels - 1, minlength=len(values))  # of yes over no
+    from_here = surplus[::-1].cumsum()[::-1]
+    best = len(values) - 1 - int(from_here[::-1].argmax())
+    return float(values[best])

@@ -81,7 +81,7 @@ def train(
     asked = job.evaluation
     if not asked.register_cross_fit:
         with timings.step("train"):
-            trained = _train_members(job, trained_on, pack)
+            trained = _train_members(job, trained_on, pack, bins)
     folds = None
     if asked.cross_fit:
         with timings.step("train folds"):
@@ -137,8 +137,8 @@ def judge_model(
     return TrainedModel(snapshot, trained, evaluation, version, decision, timings, page, cross_fitted)
 
 
-def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:
-    """Train each network of the model, and average them where there are several."""
+def _train_members(job: Job, snapshot: Snapshot, pack: Pack, bins: Snapshot) -> Trained:
+    """Train each network of the model, and average them where there are several; bins is what questions are about."""
     folder = partial(folder_of, Workspace(root=job.workspace), snapshot)
     whole = folder(job.images, job.training)
     networks = networks_of(job.images, job.training)
@@ -150,6 +150,7 @@ def _train_members(job: Job, snapshot: Snapshot, pack: Pack) -> Trained:
             packs[images],
             folder(images, training),
             (job, whole) if len(networks) > 1 else None,
+            None if bins == snapshot else bins,
         )
         for images, training in networks
     ]

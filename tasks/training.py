@@ -35,14 +35,19 @@ RETRIES = {
 
 @task(name="train model", task_run_name="train {job.training.model}, seed {job.training.seed}", **RETRIES)
 def train_model(
-    job: Job, snapshot: Snapshot, pack: Pack, folder: Path, member_of: tuple[Job, Path] | None = None
+    job: Job,
+    snapshot: Snapshot,
+    pack: Pack,
+    folder: Path,
+    member_of: tuple[Job, Path] | None = None,
+    bins: Snapshot | None = None,
 ) -> Trained:
     """Train in processes of its own, with the curves live in MLflow; a retry resumes from the last checkpoint.
 
-    member_of are the settings and the folder of the model that the network is a member of, whose run in MLflow has this
-    one below it.
+    Of questions bins is the snapshot that they are about. member_of are the settings and the folder of the model that
+    the network is a member of, whose run in MLflow has this one below it.
     """
-    return _train(job, snapshot, pack, folder, member_of)
+    return _train(job, snapshot, pack, folder, member_of, bins=bins)
 
 
 @task(name="train without fold", task_run_name="train without {fold}, seed {job.training.seed}", **RETRIES)
@@ -76,9 +81,10 @@ def _train(
     member_of: tuple[Job, Path] | None,
     fold: Fold | None = None,
     num_folds: int | None = None,
+    bins: Snapshot | None = None,
 ) -> Trained:
     start = _starting(job, snapshot, folder, member_of, folds=fold, num_folds=num_folds)
-    return train_recorded(Request(snapshot, pack, job.images, job.training, folder, fold), job, start)
+    return train_recorded(Request(snapshot, pack, job.images, job.training, folder, fold, bins), job, start)
 
 
 def _starting(

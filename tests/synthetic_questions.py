@@ -60,11 +60,11 @@ def dataset(folder: Path, task: str, train: int = 16, val: int = 8, test: int = 
                 label = place % 3
                 before = random.choice(COLORS, 2).tolist()
                 after = [before[:1], before[::-1], [*before, str(random.choice(COLORS))]][label]
-                sha256, others, asked, item = add(after), [add(before)], pd.NA, ""
+                sha256, others, asked, held, item = add(after), [add(before)], pd.NA, pd.NA, ""
             else:
                 item = str(random.choice(COLORS))
                 beside = [color for color in COLORS if color != item]
-                there = int(random.integers(1, 3)) if task == "quantity" else label
+                held = there = int(random.integers(1, 3)) if task == "quantity" else label
                 sha256 = add([item] * there + random.choice(beside, 3 - there, replace=False).tolist())
                 asked = (there if label else 3 - there) if task == "quantity" else pd.NA
                 others = random.choice(references[item], 1 + place % 5, replace=False).tolist()
@@ -84,6 +84,7 @@ def dataset(folder: Path, task: str, train: int = 16, val: int = 8, test: int = 
                     "reason": "",
                     "item": item,
                     "asked": asked,
+                    "held": held,
                     "references": others,
                 }
             )
@@ -93,7 +94,7 @@ def dataset(folder: Path, task: str, train: int = 16, val: int = 8, test: int = 
 
 def write(table: pd.DataFrame, classes: Classes, folder: Path) -> Snapshot:
     """Write a snapshot with the columns of questions beside those of all manifests."""
-    columns = manifests.COLUMNS | {"item": "str", "asked": "Int16"}
+    columns = manifests.COLUMNS | {"item": "str", "asked": "Int16", "held": "Int16"}
     table = manifests.with_sources(table.assign(quantity=pd.NA)).astype(columns)
     table = table[[*columns, "references"]].sort_values("image_id", ignore_index=True)
     digest = manifests.digest(table, classes)

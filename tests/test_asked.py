@@ -7,12 +7,13 @@ import pytest
 from recurring_items import build, runs
 
 from bincount import preflight, provenance
-from bincount.data import questions, synthetic
+from bincount.data import item_changes, questions, synthetic
 from bincount.data.questions import LARGEST_CHANGE
 from bincount.errors import DatasetError, SettingsError
 from bincount.evaluation import asked, holdout
 from bincount.reporting import rules
 from bincount.settings import AuditConfig, DataConfig, EvaluationConfig, Job, RegistryConfig, TrainConfig
+from bincount.threshold import choose_limit
 from bincount.tracking import names
 from bincount.workspace import Workspace
 
@@ -48,7 +49,10 @@ def test_rules_are_scored_on_the_questions_of_the_test(bins, task):
 
 def test_changes_are_verified_by_the_distribution_of_the_change(bins):
     frozen = questions.freeze(bins, "change")
-    sure, unsure = (asked.measure(frozen, bins, "change", predict) for predict in (knowing, knowing_nothing))
+    sure, unsure = (
+        asked.measure(frozen, bins, "change", asked.verify_changes(frozen, bins, predict))
+        for predict in (knowing, knowing_nothing)
+    )
 
     assert sure.verified.model.accuracy == 1
     assert 0 < sure.verified.min_probability <= 1
@@ -60,10 +64,35 @@ def test_changes_are_verified_by_the_distribution_of_the_change(bins):
     assert sure.best.accuracy == max(rule.accuracy for rule in sure.rules) < 1
 
 
+def test_changes_are_verified_by_the_limit_of_the_model_where_it_has_one(bins):
+    frozen = questions.freeze(bins, "change")
+    never = asked.verify_changes(frozen, bins, knowing_nothing, limit=0.5)
+    assert never.min_probability == 0.5
+    assert never.model.accuracy == 0.5
+
+
+def test_changes_of_items_are_verified_by_how_many_are_on_both_pictures(bins):
+    every = item_changes.find(bins)
+
+    def find(split):
+        return every[every["split"] == split].reset_index(drop=True)
+
+    def know(rows):
+        return np.eye(2 * LARGEST_CHANGE + 1)[rows["change"] + LARGEST_CHANGE]
+
+    found = asked.verify_item_changes(bins, find, know)
+    assert found.of_item
+    assert found.model.accuracy == 1
+    assert found.num_questions == len(item_changes.verify(find("test")))
+    assert all(rule.accuracy == 0.5 for rule in found.rules if "count before" in rule.name)
+    assert "of the item" in found.describe()
+    assert asked.verify_item_changes(bins, lambda split: find(split).head(0), know) is None
+
+
 def test_the_probability_from_which_on_the_answer_is_yes_is_right_most_often():
-    assert asked.choose_limit(np.array([0.1, 0.2, 0.3, 0.9]), np.array([0, 1, 0, 1])) == 0.9
-    assert asked.choose_limit(np.array([0.1, 0.2, 0.3, 0.9]), np.array([0, 1, 1, 1])) == 0.2
-    assert asked.choose_limit(np.array([0.4, 0.4]), np.array([0, 1])) == 0.4
+    assert choose_limit(np.array([0.1, 0.2, 0.3, 0.9]), np.array([0, 1, 0, 1])) == 0.9
+    assert choose_limit(np.array([0.1, 0.2, 0.3, 0.9]), np.array([0, 1, 1, 1])) == 0.2
+    assert choose_limit(np.array([0.4, 0.4]), np.array([0, 1])) == 0.4
 
 
 def test_models_of_each_task_have_a_name_of_their_own(tmp_path):
@@ -150,7 +179,8 @@ def test_a_bin_is_found_in_questions_that_show_a_picture_that_it_had_before(tmp_
 
 
 def test_the_scores_of_rules_stand_below_those_of_the_model(bins):
-    scores = asked.measure(questions.freeze(bins, "change"), bins, "change", knowing)
+    frozen = questions.freeze(bins, "change")
+    scores = asked.measure(frozen, bins, "change", asked.verify_changes(frozen, bins, knowing))
     made = SimpleNamespace(
         asked=scores, metrics=SimpleNamespace(accuracy=0.9), intervals={"accuracy": scores.verified.model}
     )

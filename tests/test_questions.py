@@ -43,11 +43,29 @@ def test_the_answer_is_what_the_record_says(snapshot, items):
     for question in questions.ask_objects(snapshot).itertuples():
         image_id, item = question.image_id.split(" ")
         assert question.item == item
+        assert question.held == items[image_id].get(item, 0)
         assert (question.class_name, question.label) == (("yes", 1) if item in items[image_id] else ("no", 0))
     for question in questions.ask_quantities(snapshot).itertuples():
         image_id, item, asked = question.image_id.split(" ")
         assert (question.item, question.asked) == (item, int(asked))
-        assert question.class_name == ("yes" if items[image_id][item] == int(asked) else "no")
+        assert question.held == items[image_id].get(item, 0)
+        assert question.class_name == ("yes" if question.held == int(asked) else "no")
+
+
+def test_some_pictures_of_train_are_asked_for_none_of_an_item_which_nobody_is_judged_by(snapshot, items):
+    table = questions.ask_quantities(snapshot)
+    none = table[table["asked"] == 0]
+    assert 0.1 < len(none) / len(table) < 0.3
+    assert set(none["split"]) == {"extra"}
+    assert none["label"].isna().all()
+    bins = snapshot.read().set_index("image_id").loc[none["image_id"].str.split(" ").str[0]]
+    assert set(bins["split"]) == {"train"}
+    of_bins = (
+        snapshot.read().groupby("group")["image_id"].agg(lambda ids: {item for name in ids for item in items[name]})
+    )
+    assert not any(item in of_bins[group] for item, group in zip(none["item"], none["group"], strict=True))
+    frozen = questions.freeze(snapshot, "quantity")
+    assert len(frozen.labelled()) == len(table) - len(none)
 
 
 def test_a_picture_is_asked_about_an_item_only_where_no_picture_of_its_bin_shows_it(snapshot, items):
@@ -62,6 +80,7 @@ def test_a_picture_is_asked_about_an_item_only_where_no_picture_of_its_bin_shows
 @pytest.mark.parametrize("task", ABOUT_ITEMS)
 def test_group_and_split_are_the_bins_and_the_picture_is_the_one_in_question(snapshot, task):
     table = ASK[task](snapshot)
+    table = table[table["split"] != "extra"]
     bins = snapshot.read().set_index("image_id").loc[table["image_id"].str.split(" ").str[0]]
     for column in ("group", "sha256", "path", "quantity"):
         assert table[column].to_list() == bins[column].to_list()
@@ -144,7 +163,7 @@ def test_they_are_so_even_where_some_items_are_in_most_bins(tmp_path, seed):
 
 
 def test_each_quantity_is_asked_yes_and_no_equally_often(snapshot):
-    table = questions.ask_quantities(snapshot)
+    table = questions.ask_quantities(snapshot).query("split != 'extra'")
     table = table.assign(references=table["references"].list.len())
     numbers = table.groupby(["split", "asked", "references", "class_name"]).size().unstack(fill_value=0)
     assert (numbers["yes"] == numbers["no"]).all()
@@ -219,7 +238,7 @@ def test_frozen_questions_come_back_as_they_were_asked(snapshot, task):
     assert read.equals(ASK[task](snapshot))
     assert list(read) == [*COLUMNS, *OF_QUESTIONS]
     assert read["references"].iloc[0] == ASK[task](snapshot)["references"].iloc[0]
-    assert frozen.num_images == len(read) == len(frozen.labelled())
+    assert frozen.num_images == (read["split"] != "extra").sum() == len(frozen.labelled())
     assert frozen.classes == (questions.CHANGES if task == "change" else questions.ANSWERS)
     assert frozen.problem.noun == "question"
     assert questions.freeze(snapshot, task) == frozen
@@ -249,6 +268,7 @@ def test_another_item_quantity_or_reference_is_another_snapshot(snapshot):
         rows,
         rows.assign(item=rows["item"].mask(rows.index == 3, "another")),
         rows.assign(asked=rows["asked"].mask(rows.index == 3, 9)),
+        rows.assign(held=rows["held"].mask(rows.index == 3, 9)),
         rows.assign(references=[[*first, "0" * 64], *rows["references"].iloc[1:]]),
     ]
     digests = {

@@ -400,7 +400,7 @@ def test_ids_sort_as_they_were_made_and_say_when():
 def test_the_description_names_every_path_and_what_it_answers(client):
     described = client.get("/openapi.json").json()
 
-    assert {"/predict", "/invocations", "/ping", "/metrics", "/model", "/overlay"} <= set(described["paths"])
+    assert {"/predict", "/verify", "/invocations", "/ping", "/metrics", "/model", "/overlay"} <= set(described["paths"])
     assert "422" in described["paths"]["/predict"]["post"]["responses"]
     forms = described["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
     assert [form["title"] for form in forms] == [

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.services
 EXAMPLES = 40  # of each operation, of what is allowed and what is not
 OPERATIONS = (
     "POST /predict",
+    "POST /verify",
     "POST /record",
     "POST /invocations",
     "GET /ping",

@@ -157,7 +157,10 @@ OPTIONS = {
     | DATASET
     | ALL[RegistryConfig]
     | {"workspace"},
-    "serve": {"model", "device", "min_confidence", "error_rate", "workspace"} | ALL[ServeConfig] | ALL[RegistryConfig],
+    "serve": {"model", "device", "min_confidence", "error_rate", "workspace"}
+    | DATASET
+    | ALL[ServeConfig]
+    | ALL[RegistryConfig],
     "models": {"newest"} | ALL[RegistryConfig] | {"workspace"},
     "compare": {"first", "second", "device", "workspace"}
     | DATASET

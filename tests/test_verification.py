@@ -20,14 +20,14 @@ from bincount.errors import DatasetError, SettingsError
 from bincount.evaluation.evaluate import predict_test
 from bincount.problem import Classes
 from bincount.settings import ImageConfig, LaunchConfig, TrainConfig
-from bincount.training import ensemble, reader
+from bincount.training import ensemble, losses, reader
 from bincount.training import model as models
 from bincount.training.device import choose_arithmetic
 from bincount.training.distributed import World
 from bincount.training.launch import train_in_subprocess
 from bincount.training.loop import Stopped, fit
 from bincount.training.model import build, load, load_weights, probabilities, save
-from bincount.training.questions import Questions
+from bincount.training.questions import MOST_ASKED, NOT_KNOWN, Questions
 from bincount.training.reader import QuestionBatch, QuestionReader, locate
 from bincount.training.run_folder import Request, Trained, read_history
 from bincount.training.schedule import Schedule
@@ -112,7 +112,7 @@ def test_every_kind_of_backbone_answers_from_its_feature_map(model, channels):
     with torch.device("meta"):  # without memory for the weights
         asking = build(spec("object", model=model).model_copy(update={"image_size": 64})).eval()
         places, asked = torch.from_numpy(PLACES).to("meta"), torch.zeros(2, dtype=torch.long)
-        assert asking(torch.zeros(8, 3, 64, 64), places, asked).shape == (2, 2)
+        assert asking(torch.zeros(8, 3, 64, 64), places, asked).shape == (2, 2 + 1 + MOST_ASKED)
     assert asking.head.encoder.project[1].in_channels == channels
 
 
@@ -136,6 +136,36 @@ def test_a_question_of_quantity_depends_on_the_quantity_and_others_do_not():
         first, second = answer(task, same, (1, 3))
         assert np.allclose(first, second, atol=1e-6) != depends
     assert np.isfinite(answer("quantity", PLACES, (0, 999))).all()
+
+
+def test_an_answer_follows_from_the_distribution_of_how_many_there_are():
+    pixels, same = pictures(8), np.repeat(PLACES[:1], 2, axis=0)
+    shares = models.quantities(network("object"), spec("object"), pixels, Questions(PLACES, asked_((0, 0))))
+    assert shares.shape == (2, 1 + MOST_ASKED)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
+    plain = {"flip_at_test": False}  # a mean over views is none of odds
+    np.testing.assert_allclose(
+        answer("object", PLACES, **plain)[:, 0],
+        models.quantities(network("object"), spec("object", **plain), pixels, Questions(PLACES, asked_((0, 0))))[:, 0],
+        atol=1e-5,
+    )
+    [of_two] = models.quantities(
+        network("quantity"), spec("quantity", **plain), pixels, Questions(PLACES[:1], asked_((0,)))
+    )
+    _, yes = answer("quantity", same, (1, 2), **plain)[:, 1]
+    assert yes == pytest.approx(of_two[2], abs=1e-5)  # before a training has learned how often each quantity is asked
+
+
+def test_models_of_earlier_releases_which_knew_no_quantities_still_answer(tmp_path):
+    for task in ("object", "quantity"):
+        earlier = spec(task).model_copy(update={"quantities": 0})
+        save(tmp_path / task, build(earlier), earlier)
+        assert "quantities" not in json.loads((tmp_path / task / "model.json").read_text())
+        loaded, described = load(tmp_path / task)
+        asking = Questions(PLACES, asked_((1, 2)))
+        assert probabilities(loaded, described, pictures(8), asking).shape == (2, 2)
+        with pytest.raises(SettingsError, match=r"does not say how many.*--task quantity"):
+            models.quantities(loaded, described, pictures(8), asking)
 
 
 def test_pictures_swapped_give_the_mirrored_distribution_of_the_change():
@@ -249,6 +279,18 @@ def test_the_small_network_learns_whether_an_item_is_there(tmp_path):
     assert done.val_accuracy > 0.9
 
 
+def test_the_small_network_learns_how_many_of_an_item_are_there(tmp_path):
+    questions = dataset(tmp_path, "quantity", train=300, val=100)
+    done = fit(Request(*questions, IMAGES, quick("quantity", epochs=12, batch_size=16), tmp_path / "run"))
+    assert done.val_accuracy > 0.7
+
+
+def test_a_question_of_which_nobody_knows_how_many_there_are_is_learned_from_by_its_answer_alone():
+    logits, held = torch.zeros(3, 4), torch.tensor([2, NOT_KNOWN, 9])  # 9 are taken for the largest
+    loss = losses.of_quantities(logits, held)
+    assert loss.tolist() == pytest.approx([np.log(4), 0, np.log(4)])
+
+
 def test_the_small_network_learns_what_has_changed(tmp_path):
     questions = dataset(tmp_path, "change", train=150, val=60)
     done = fit(Request(*questions, IMAGES, quick("change", epochs=8, batch_size=16), tmp_path / "run"))
@@ -271,7 +313,7 @@ class Plain(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.backbone, self.head = torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2)
+        self.backbone, self.head = torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2 + 1 + MOST_ASKED)
 
     def forward(self, pixels, places, asked):
         is_there = (places >= 0)[:, :, None]
@@ -341,6 +383,20 @@ def test_a_step_has_the_picture_and_at_most_three_references_of_each_question():
             assert len(set(rows)) == len(rows) == (3 if question == 0 else 1 + reader.MOST_REFERENCES)
 
 
+def test_a_step_has_how_many_of_the_item_each_question_has_where_that_is_known(data):
+    pack = np.zeros((72, 2, 2, 3), np.uint8)
+    batches = np.array([[3, 0, 5]])
+    known = Questions(MANY.rows, MANY.asked, 10 * MANY.asked)
+    [batch] = QuestionReader(pack, known, ALONE, seed=0).batches(batches, 0)
+    assert batch.held.tolist() == [30, 0, 50]
+    [batch] = QuestionReader(pack, MANY, ALONE, seed=0).batches(batches, 0)
+    assert set(batch.held.tolist()) == {NOT_KNOWN}
+    snapshot, pack = data["quantity"]
+    rows = snapshot.labelled()
+    assert locate(rows, pack, "quantity").held.tolist() == rows["held"].tolist()
+    assert set(locate(rows.drop(columns="held"), pack, "quantity").held) == {NOT_KNOWN}
+
+
 def test_the_references_of_a_step_follow_from_its_number():
     _, second = read(first_step=5)
     [resumed] = read(first_step=6, batches=((4, 5, 6, 7),))
@@ -383,7 +439,8 @@ def test_the_two_pictures_of_a_change_are_mirrored_together_and_others_are_not(t
         network(task), spec(task), Schedule(config, labels, np.ones(2)), choose_arithmetic(config, 1), World()
     )
     places = torch.arange(128).view(64, 2)
-    batch = QuestionBatch(torch.zeros(128, 32, 32, 3, dtype=torch.uint8), places, torch.zeros(64, dtype=torch.long))
+    numbers = torch.zeros(64, dtype=torch.long)
+    batch = QuestionBatch(torch.zeros(128, 32, 32, 3, dtype=torch.uint8), places, numbers, numbers)
     views = trainer._augment(batch, 64).views
     alike = views.mirrored.view(64, 2)[:, 0] == views.mirrored.view(64, 2)[:, 1]
     assert bool(alike.all()) == together

@@ -65,6 +65,8 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
         ({"item": True, "quantity": 2}, "quantity"),
         ({"before": True}, "change"),
         ({"before": True, "change": 0}, "change"),
+        ({"before": True, "item": True}, "quantity"),
+        ({"before": True, "item": True, "change": -1}, "quantity"),
     ],
 )
 def test_what_is_given_says_what_is_asked(given, task):
@@ -75,9 +77,9 @@ def test_what_is_given_says_what_is_asked(given, task):
     ("given", "reason"),
     [
         ({}, "nothing is asked"),
-        ({"before": True, "item": True}, "one question at a time"),
         ({"before": True, "quantity": 1}, "one question at a time"),
-        ({"item": True, "change": -1}, "one question at a time"),
+        ({"before": True, "item": True, "quantity": 1}, "one question at a time"),
+        ({"item": True, "change": -1}, "give the picture before too"),
         ({"change": -1}, "give the picture before too"),
         ({"quantity": 1}, "give the item, or references"),
     ],
@@ -134,6 +136,34 @@ def test_a_change_has_happened_where_no_other_one_is_likelier():
         assert answer.confidence == (answer.p_asked if answer.answer == "yes" else 1 - answer.p_asked)
     farther = verify.ask(model, spec, pixels(0), [pixels(1)], -7)  # counts as the largest
     assert (farther.p_asked, farther.asked) == (shares["-1"], -7)
+
+
+def test_the_change_of_one_item_is_that_of_its_quantity_on_two_pictures():
+    model, spec = network("quantity")
+    references = [pixels(2), pixels(3)]
+    forth = verify.ask_change_of_item(model, spec, pixels(0), pixels(1), references)
+    back = verify.ask_change_of_item(model, spec, pixels(1), pixels(0), references)
+    assert list(forth.probabilities) == list(map(str, range(-5, 6)))
+    assert sum(forth.probabilities.values()) == pytest.approx(1)
+    mirrored = {str(-int(name)): share for name, share in back.probabilities.items()}
+    assert forth.probabilities == pytest.approx(mirrored)
+    assert forth.expected_change == pytest.approx(-back.expected_change)
+    asked = verify.ask_change_of_item(model, spec, pixels(0), pixels(1), references, -1)
+    assert (asked.task, asked.asked, asked.p_asked) == ("change", -1, asked.probabilities["-1"])
+    assert asked.answer in ("yes", "no")
+    for task, needed in (("change", "--task quantity"), ("object", "--task quantity")):
+        with pytest.raises(SettingsError, match=needed):
+            verify.ask_change_of_item(*network(task), pixels(0), pixels(1), references)
+    with pytest.raises(SettingsError, match="no references"):
+        verify.ask_change_of_item(model, spec, pixels(0), pixels(1), [])
+
+
+def test_a_change_has_happened_from_the_probability_on_that_the_model_keeps():
+    for task, ask in (("change", verify.ask), ("quantity", verify.ask_change_of_item)):
+        others = [[pixels(1)]] if task == "change" else [pixels(1), [pixels(2)]]
+        answers = {limit: ask(*network(task, change_limit=limit), pixels(0), *others, 1) for limit in (0.0, 0.999)}
+        assert {limit: answer.answer for limit, answer in answers.items()} == {0.0: "yes", 0.999: "no"}
+        assert answers[0.0].p_asked == answers[0.999].p_asked == answers[0.0].confidence
 
 
 @pytest.mark.parametrize(
@@ -226,7 +256,7 @@ def test_a_picture_that_was_taken_away_is_no_reference(workspace):
 
 def test_an_item_that_no_record_lists_is_named_with_how_many_there_are(workspace):
     snapshot = fill(workspace, 12)
-    with pytest.raises(SettingsError, match=r"no bin holds an item B00ABD \(B00ABC\?\).* list 13 items.*--references"):
+    with pytest.raises(SettingsError, match=r"no bin holds an item B00ABD \(B00ABC\?\).* list 13 items.*as references"):
         references.find(snapshot, "B00ABD", jpeg(999))
 
 
@@ -306,6 +336,24 @@ def test_a_change_is_a_distribution_or_whether_it_has_happened(checkpoints, tmp_
     assert happened["p_asked"] == happened["p_-1"] == likeliest["p_-1"]
 
 
+def test_the_change_of_one_item_is_asked_with_photos_that_show_it(workspace, checkpoints, capsys):
+    fill(workspace)
+    words = ("--image-before", "00010", "--item", ITEM, "--workspace", workspace.root)
+    answer = asked(capsys, "00020", *words, "--model", checkpoints["quantity"])
+    assert (answer["path"], answer["before"], answer["item"]) == ("00020", "00010", ITEM)
+    assert answer["answer"] in range(-5, 6)
+    assert len(answer["references"]) == MAX_REFERENCES
+    assert not {"00010", "00020"} & set(answer["references"])
+    happened = asked(capsys, "00020", *words, "--change", "-1", "--model", checkpoints["quantity"])
+    assert (happened["asked"], happened["p_asked"]) == (-1, answer["p_-1"])
+    assert happened["answer"] in ("yes", "no")
+    own = [workspace.root / file for file in (answer["references"][0],)]
+    file = references.locate(workspace.dataset(DataConfig()), own[0].name)
+    given = asked(capsys, "00020", *words[:2], *words[4:], "--references", file, "--model", checkpoints["quantity"])
+    assert given["references"] == [str(file)]
+    assert "item" not in given
+
+
 def test_the_answer_is_a_row_of_a_table_or_of_csv(checkpoints, tmp_path, capsys):
     photos = [write(tmp_path / f"{number}.jpg", jpeg(number)) for number in (0, 1)]
     words = (photos[1], "--image-before", photos[0], "--change", "-1", "--model", checkpoints["change"])
@@ -324,7 +372,7 @@ def test_the_answer_is_a_row_of_a_table_or_of_csv(checkpoints, tmp_path, capsys)
     ("words", "reason"),
     [
         ([], "nothing is asked"),
-        (["--item", ITEM, "--image-before", "a.jpg"], "one question at a time"),
+        (["--item", ITEM, "--image-before", "a.jpg", "--quantity", "1"], "one question at a time"),
         (["--change", "-1"], "give the picture before too"),
         (["--item", ITEM, "--quantity", "0"], "--quantity"),
     ],

@@ -108,14 +108,14 @@ class Holdings:
         places = np.arange(WINDOW)[None, :]
         on_ring = start[:, None] + (next_one[:, None] - start[:, None] + places) % np.maximum(num, 1)
         candidates = holders["picture"].to_numpy()[np.minimum(on_ring, len(holders) - 1)] if len(holders) else on_ring
-        usable = (places < num) & self._are_apart(lines["picture"].to_numpy()[:, None], candidates)
+        usable = (places < num) & self.are_apart(lines["picture"].to_numpy()[:, None], candidates)
         usable &= usable.cumsum(axis=1) <= MAX_REFERENCES
         lengths = usable.sum(axis=1)
         found = lengths > 0
         references = as_list(lengths[found], pa.array(candidates[usable].astype(np.int32)))
         return lines[found].assign(references=references.set_axis(lines.index[found]))
 
-    def _are_apart(self, some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    def are_apart(self, some: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Return which of two arrays of pictures are of two bins, of other bytes, and more than NEAR ids apart."""
         bins, contents, numbers = (self.pictures[name].to_numpy() for name in ("bin", "content", "number"))
         near = np.abs(numbers[some] - numbers[others]) <= NEAR  # never of NaN
@@ -206,7 +206,7 @@ class Holdings:
         is_held = np.isin(_pair_up(self.pictures["bin"].to_numpy()[picture], item), self._held)
         references = as_array(positives["references"]).take(pa.array(others))
         lengths = np.asarray(references.value_lengths())
-        apart = self._are_apart(np.repeat(picture, lengths), np.asarray(references.flatten()))
+        apart = self.are_apart(np.repeat(picture, lengths), np.asarray(references.flatten()))
         num_apart = np.bincount(np.repeat(np.arange(len(some)), lengths), apart, minlength=len(some))
         return ~is_held & (num_apart == lengths)
 

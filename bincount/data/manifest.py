@@ -15,10 +15,11 @@ width, height  Int32  pixels
 status      str    ok, or quarantined
 reason      str    why it was quarantined; empty where it was not
 
-A manifest of questions about pictures (see questions) has a row a question, and three columns more:
+A manifest of questions about pictures (see questions) has a row a question, and four columns more:
 
 item        str    the item that is asked about; empty where none is
 asked       Int16  the quantity that is asked; null where none is
+held        Int16  how many of the item the record says; null where no item is asked about, or an older release asked
 references  list of str  the SHA-256 of other pictures that belong to the question
 """
 
@@ -50,8 +51,8 @@ COLUMNS = {
     "status": "str",
     "reason": "str",
 }
-REFERENCES = "references"
-OF_QUESTIONS = {"item": "str", "asked": "Int16", REFERENCES: pd.ArrowDtype(pa.list_(pa.string()))}
+REFERENCES, HELD = "references", "held"
+OF_QUESTIONS = {"item": "str", "asked": "Int16", HELD: "Int16", REFERENCES: pd.ArrowDtype(pa.list_(pa.string()))}
 ROWS_IN_PIECE = 50_000  # all lines at once would be gigabytes for millions of questions
 
 
@@ -66,7 +67,13 @@ def splits_of_bins(manifest: pd.DataFrame) -> pd.Series:
 
 
 def with_sources(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Return a manifest with recorded and label_source, also one of a release that knew no reviews."""
+    """Return a manifest with recorded and label_source, also one of a release that knew no reviews.
+
+    So have questions of a release that did not note how many of an item are held that column.
+    """
+    if REFERENCES in manifest and HELD not in manifest:
+        manifest = manifest.copy(deep=False)
+        manifest.insert(manifest.columns.get_loc(REFERENCES), HELD, pd.array([pd.NA] * len(manifest), "Int16"))
     if "label_source" in manifest:
         return manifest
     place = manifest.columns.get_loc("class_name") + 1
@@ -107,7 +114,8 @@ def digest(manifest: pd.DataFrame, classes: Classes) -> str:
 
     The picture's own digest is part of it, so that a replaced photo is another snapshot. 32 digits fit MLflow's
     dataset digest, which takes at most 36. What the record says is part of a row where reviewers found another class:
-    one that they confirm is no other snapshot. Of a question, what is asked and the references are part of its row.
+    one that they confirm is no other snapshot. Of a question, what is asked, what is held and the references are
+    part of its row.
     """
     assigned = manifest[manifest["split"].notna()].sort_values("image_id")
     sha = hashlib.sha256(classes.model_dump_json().encode())
@@ -128,4 +136,6 @@ def _lines(assigned: pd.DataFrame) -> pd.Series:
         references = pc.binary_join(pa.array(assigned[REFERENCES], pa.list_(pa.string())), " ").to_pandas()
         asked = assigned["asked"].astype("str").fillna("").to_numpy()
         lines = lines.str.cat([assigned["item"].to_numpy(), asked, references.to_numpy()], sep=" ")
+        if assigned[HELD].notna().any():  # else they are named as older releases did
+            lines = lines.str.cat(assigned[HELD].astype("str").fillna("").to_numpy(), sep=" ")
     return lines

@@ -5,6 +5,7 @@ colour, in the mark on the front or in its colour, or one is a can. Pictures of 
 """
 
 import random
+from collections import Counter
 from functools import lru_cache
 
 from bincount.data.rendering import COLOURS, MARKS, Colour, Product, vary
@@ -57,10 +58,15 @@ def catalogue(num_products: int, seed: int = 0) -> tuple[Product, ...]:
         )
     rng = random.Random(f"{seed} catalogue")
     found: dict[tuple, Product] = {}
+    fronts: Counter[Colour] = Counter()
     while len(found) < num_products:
         product = _of_catalogue(_asin(rng))
+        if fronts[product.colour] > len(found) // len(FRONTS):  # so that a small catalogue has few of each colour
+            continue
         look = (product.shape == "can", product.colour, product.mark, product.mark_colour)
-        found.setdefault(look, product)  # boxes and books may have one shape
+        if look not in found:  # boxes and books may have one shape
+            found[look] = product
+            fronts[product.colour] += 1
     return tuple(found.values())
 
 

@@ -12,6 +12,9 @@ Nothing but pictures should tell the answer, so that these hold:
   item of one yes is asked of the picture of another one, whose bin does not hold it.
 - Each quantity is asked yes and no equally often in each split, and with each number of references.
 
+How many of the item the record says is kept with each question, since a yes or no tells a training little of that.
+Beside the questions about quantities are some of train that nobody is judged by, about items that are not there.
+
 The answer is the record's. Pictures whose record reviewers found wrong are not asked about, and are no references.
 
 What is drawn follows from hashes of ids, so that a dataset that grows keeps nearly all of its questions.
@@ -30,7 +33,7 @@ from bincount.data.manifest import COLUMNS, OF_QUESTIONS, RECORD, REFERENCES, is
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
 from bincount.history import FARTHEST
-from bincount.problem import SPLITS, Classes, Problem
+from bincount.problem import EXTRA, SPLITS, Classes, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ COUNTING = "counting"  # the task without questions
 OBJECT, QUANTITY, CHANGE = TASKS = ("object", "quantity", "change")
 NO, YES = "no", "yes"
 ANSWERS = Classes(names=(NO, YES), ordered=False)
+ONE_OF_NONE = 3  # pictures of train is asked, for each item that it shows, about one that it does not show
 LARGEST_CHANGE = 5  # items; farther changes count as the largest
 CHANGES = Classes(names=tuple(map(str, range(-LARGEST_CHANGE, LARGEST_CHANGE + 1))), ordered=True)
 
@@ -114,9 +118,8 @@ def list_pictures(frozen: Snapshot, split: str | None = None) -> pd.DataFrame:
 
     Each has path, sha256, width and height, as a pack takes them.
     """
-    rows = frozen.labelled()
-    if split:
-        rows = rows[rows["split"] == split]
+    rows = frozen.read()
+    rows = rows[rows["split"].isin([split] if split else [*SPLITS, EXTRA])]
     used = pd.concat([rows["sha256"], pd.Series(as_array(rows[REFERENCES]).flatten(), dtype="str")]).drop_duplicates()
     columns = ["path", "sha256", "width", "height"]
     known = bins.read(frozen.dataset, ["image_id", *columns, "status"])
@@ -131,17 +134,29 @@ def ask_objects(snapshot: Snapshot) -> pd.DataFrame:
     """
     holdings = Holdings.of(snapshot)
     yes, no = holdings.pair_with_negatives(_positives(holdings))
-    return as_manifest(holdings, pd.concat([yes.assign(label=1), no.assign(label=0)], ignore_index=True))
+    yes, no = yes.assign(label=1, held=yes["quantity"]), no.assign(label=0, held=0)
+    return as_manifest(holdings, pd.concat([yes, no], ignore_index=True))
 
 
 def ask_quantities(snapshot: Snapshot) -> pd.DataFrame:
     """Ask of pictures that show an item whether so many of it are in the bin: 1 to the largest class.
 
-    A manifest with the columns of questions. Raises DatasetError where no item is in two bins.
+    A manifest with the columns of questions. Extra rows, which are trained on alone, ask for 0 of an item that is not
+    there. Raises DatasetError where no item is in two bins.
     """
     holdings = Holdings.of(snapshot)
-    rows = balance_quantities(_positives(holdings), largest_quantity(snapshot))
+    positives = _positives(holdings)
+    rows = balance_quantities(positives, largest_quantity(snapshot))
+    rows = pd.concat([rows.assign(held=rows["quantity"]), _ask_for_none(holdings, positives)], ignore_index=True)
     return as_manifest(holdings, rows.assign(id=join(rows["id"], rows["asked"].astype("str"))))
+
+
+def _ask_for_none(holdings: Holdings, positives: pd.DataFrame) -> pd.DataFrame:
+    """Ask of some pictures of train whether there are 0 of an item that is in another bin, and not in theirs."""
+    of_train = positives[positives["split"] == "train"]
+    chosen = hash_ids(of_train["id"]) % np.uint64(ONE_OF_NONE) == 0
+    _, none = holdings.pair_with_negatives(of_train[chosen].reset_index(drop=True))
+    return none.assign(asked=0, held=0, label=pd.NA)
 
 
 def _positives(holdings: Holdings) -> pd.DataFrame:
@@ -188,7 +203,7 @@ def ask_changes(snapshot: Snapshot) -> pd.DataFrame:
     The row is of the later picture, and its only reference is the earlier one. item is empty, and asked null.
     Raises DatasetError where no bin has two pictures.
     """
-    return _ordered(_as_questions(snapshot, _used_pairs(snapshot)))
+    return _ordered(_as_questions(snapshot, find_pairs(snapshot)))
 
 
 def verify_changes(snapshot: Snapshot) -> pd.DataFrame:
@@ -199,11 +214,11 @@ def verify_changes(snapshot: Snapshot) -> pd.DataFrame:
     more frequent than all others together. Returns a manifest with the columns of questions; beside them pair, the id
     in ask_changes, and count_before. Raises DatasetError where no bin has two pictures.
     """
-    found = _used_pairs(snapshot)
+    found = find_pairs(snapshot)
     rows = _as_questions(snapshot, found)
     change = rows["label"] - LARGEST_CHANGE
     cells = [found["split"], found["count_before"].clip(upper=FARTHEST)]
-    wrong = pd.concat(_other_changes(changes, rows["image_id"]) for _, changes in change.groupby(cells))
+    wrong = pd.concat(other_changes(changes, rows["image_id"]) for _, changes in change.groupby(cells))
     rows = rows.assign(pair=rows["image_id"], count_before=found["count_before"]).loc[wrong.index]
     asked = pd.concat([change[wrong.index], wrong], ignore_index=True)
     both = pd.concat([rows.assign(label=1), rows.assign(label=0)], ignore_index=True).assign(asked=asked)
@@ -211,7 +226,17 @@ def verify_changes(snapshot: Snapshot) -> pd.DataFrame:
     return _ordered(both, ["pair", "count_before"])
 
 
-def _used_pairs(snapshot: Snapshot) -> pd.DataFrame:
+def of_asked(asked: pd.DataFrame, ids: pd.Series, probabilities: np.ndarray) -> np.ndarray:
+    """Return the probability of the change that each row asks, (N,): that of its pair among the ids, (M,) of (M, C)."""
+    place = pd.Series(np.arange(len(ids)), index=ids)
+    return probabilities[place[asked["pair"]], asked["asked"].to_numpy(np.int64) + LARGEST_CHANGE]
+
+
+def find_pairs(snapshot: Snapshot) -> pd.DataFrame:
+    """Return the pairs that can be asked about, as pairs.read does: of bins with a split, and no record refuted.
+
+    Raises DatasetError where no bin has two pictures.
+    """
     found, manifest = pairs.read(snapshot), snapshot.read()
     wrong = manifest.loc[is_corrected(manifest), "image_id"]
     refuted = snapshots.is_in(found["before"], wrong) | snapshots.is_in(found["after"], wrong)
@@ -236,11 +261,12 @@ def _as_questions(snapshot: Snapshot, found: pd.DataFrame) -> pd.DataFrame:
         split=found["split"],
         item="",
         asked=pd.NA,
+        held=pd.NA,
     )
     return rows.assign(**{REFERENCES: as_list(np.ones(len(rows), np.int64), pa.array(found["sha256_before"]))})
 
 
-def _other_changes(changes: pd.Series, ids: pd.Series) -> pd.Series:
+def other_changes(changes: pd.Series, ids: pd.Series) -> pd.Series:
     """Return for each of the pairs another pair's change that differs, each change as often as it occurs.
 
     In order of change, a pair gets the change of the one that is half of all pairs further. The two differ unless one
@@ -255,20 +281,23 @@ def _other_changes(changes: pd.Series, ids: pd.Series) -> pd.Series:
 def as_manifest(holdings: Holdings, rows: pd.DataFrame, beside: Sequence[str] = ()) -> pd.DataFrame:
     """Write questions as a manifest, sorted by id, with some columns of rows beside.
 
-    rows has id, picture (a position), item (a code), references (positions), label (0 is no, 1 is yes), and asked where
-    quantities are.
+    rows has id, picture (a position), item (a code), references (positions), label (0 is no, 1 is yes, missing in extra
+    rows, whose answer is yes), asked where quantities are, and held where that is known.
     """
     pictures, positions = holdings.pictures, rows["picture"].to_numpy()
     of_picture = {name: pictures[name].take(positions).reset_index(drop=True) for name in COLUMNS}
     references = as_array(rows[REFERENCES])
     digests = pa.array(pictures["sha256"]).take(references.flatten())
+    is_extra = rows["label"].isna()
+    of_picture["split"] = of_picture["split"].mask(is_extra, EXTRA)
     table = pd.DataFrame(of_picture).assign(
         image_id=rows["id"],
         label=rows["label"],
         label_source=RECORD,
         item=holdings.names.take(rows["item"]).to_numpy(),
         asked=rows.get("asked", pd.NA),
-        **_answers(rows["label"]),
+        held=rows.get("held", pd.NA),
+        **_answers(rows["label"].fillna(1)),
         **{REFERENCES: as_list(references.value_lengths(), digests)},
         **{name: rows[name] for name in beside},
     )

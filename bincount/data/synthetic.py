@@ -72,6 +72,11 @@ BOXES = Path(__file__).with_name("boxes.toml")
 COPIES = (70, 24, 6)
 COPIES_OF_CATALOGUE = (30, 40, 30)
 
+# Which share of an item another one may hide, at least and at most. Items of a catalogue stand more apart, so that
+# pictures tell how many there are.
+HIDDEN = (0.15, 0.6)
+HIDDEN_OF_CATALOGUE = (0.0, 0.25)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -223,9 +228,9 @@ def _items(rng: random.Random, run: Run, seed: int, num_products: int | None) ->
     fewest = rng.choices(range(len(FEWEST[run.length])), FEWEST[run.length])[0]
     most = fewest + run.length - 1
     if num_products is None:
-        return fewest, _fill(rng, most, lambda: products.new(rng), COPIES)
+        return fewest, _fill(rng, most, lambda: products.new(rng), COPIES, HIDDEN)
     stock = _stock(run, seed, num_products)
-    return fewest, _fill(rng, most, lambda: rng.choice(stock), COPIES_OF_CATALOGUE)
+    return fewest, _fill(rng, most, lambda: rng.choice(stock), COPIES_OF_CATALOGUE, HIDDEN_OF_CATALOGUE)
 
 
 def _stock(run: Run, seed: int, num_products: int) -> tuple[Product, ...]:
@@ -243,7 +248,11 @@ def _stock(run: Run, seed: int, num_products: int) -> tuple[Product, ...]:
 
 
 def _fill(
-    rng: random.Random, num_items: int, choose: Callable[[], Product], copies_weights: tuple[int, int, int]
+    rng: random.Random,
+    num_items: int,
+    choose: Callable[[], Product],
+    copies_weights: tuple[int, int, int],
+    hidden: tuple[float, float],
 ) -> list[Item]:
     """Choose products, some of them twice or three times, each piece where it hides only a part of the others."""
     items: list[Item] = []
@@ -251,21 +260,21 @@ def _fill(
         product = choose()
         copies = rng.choices((1, 2, 3), copies_weights)[0]
         for _ in range(min(copies, num_items - len(items))):
-            items.append(_place(rng, product, items))
+            items.append(_place(rng, product, items, hidden))
     return items
 
 
-def _place(rng: random.Random, product: Product, others: list[Item]) -> Item:
-    tolerated = rng.uniform(0.15, 0.6)
+def _place(rng: random.Random, product: Product, others: list[Item], hidden: tuple[float, float]) -> Item:
+    tolerated = rng.uniform(*hidden)
     best, least = None, math.inf
     for _ in range(16):
         half = product.width // 2
         x, y = rng.randint(38 + half, 282 - half), rng.randint(205, 288)
         item = Item(product, x, y, rng.uniform(-6, 6))
-        hidden = max((_overlap(item, other) for other in others), default=0)
-        if hidden < least:
-            best, least = item, hidden
-        if hidden < tolerated:
+        overlap = max((_overlap(item, other) for other in others), default=0)
+        if overlap < least:
+            best, least = item, overlap
+        if overlap < tolerated:
             break
     return best
 

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from bincount.data import questions
-from bincount.data.questions import CHANGE, LARGEST_CHANGE
+from bincount.data import item_changes, questions
+from bincount.data.questions import CHANGE
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation import shortcuts
 from bincount.evaluation.shortcuts import RuleScore
 from bincount.frozen import Frozen
 from bincount.text import percent
+from bincount.threshold import choose_limit
 
 HOW_ASKED = {
     questions.OBJECT: "Each item is asked yes and no equally often, with the same references, and so is each picture. "
@@ -26,9 +27,16 @@ HOW_VERIFIED = (
     "For each count before, every change is asked as often where it is right as where it is wrong."
 )
 
+HOW_ITEMS_VERIFIED = (
+    "Of each pair of consecutive pictures of one bin, and each item that their records list and pictures of other bins "
+    "show, it is asked whether its number changed by so many: once by the true change, once by another. For each "
+    "number before, every change is asked as often where it is right as where it is wrong. The answer follows from how "
+    "many of the item the model sees on each of the two."
+)
+
 
 class Verified(Frozen):
-    """How often a model says rightly whether a change that is asked has happened.
+    """How often a model says rightly whether a change that is asked has happened: of the count, or of one item.
 
     It says yes where the probability of that change is at least min_probability, which was chosen on val. model is its
     score, rules are those of the rules without pictures, on the same questions.
@@ -38,21 +46,25 @@ class Verified(Frozen):
     min_probability: float
     model: RuleScore
     rules: tuple[RuleScore, ...]
+    of_item: bool = False
 
     def describe(self) -> str:
         """Return the accuracy in a sentence, and how the questions were asked."""
         between = f"{100 * self.model.low:.1f} to {100 * self.model.high:.1f}"
+        change = "change of the item" if self.of_item else "change"
         return (
-            f"Whether the change that is asked has happened: right on {percent(self.model.accuracy)} ({between}) of "
+            f"Whether the {change} that is asked has happened: right on {percent(self.model.accuracy)} ({between}) of "
             f"{self.num_questions:,} questions, with yes where the probability of that change is at least "
-            f"{percent(self.min_probability)}, which was chosen on val. {HOW_VERIFIED}"
+            f"{percent(self.min_probability)}, which was chosen on val. "
+            f"{HOW_ITEMS_VERIFIED if self.of_item else HOW_VERIFIED}"
         )
 
 
 class AskedScores(Frozen):
-    """The rules without pictures on the test questions of a task, and for changes how well they are verified.
+    """The rules without pictures on the test questions of a task, and how well changes are verified.
 
-    references is the mean number of other pictures of a question.
+    These are changes of the count for a model of changes, and of one item for a model of quantities. references is the
+    mean number of other pictures of a question.
     """
 
     task: str
@@ -90,14 +102,11 @@ class AskedScores(Frozen):
         return numbers
 
 
-def measure(
-    asked: Snapshot, bins: Snapshot, task: str, predict: Callable[[pd.DataFrame], np.ndarray] | None = None
-) -> AskedScores:
+def measure(asked: Snapshot, bins: Snapshot, task: str, verified: Verified | None = None) -> AskedScores:
     """Score the rules of a task on the test questions.
 
-    asked are the questions about the pictures of bins. For changes, predict returns the probabilities (N, C) of rows of
-    asked, by which it is measured how well changes are verified, where val and test have such questions. Raises
-    DatasetError where train or test has no questions.
+    asked are the questions about the pictures of bins; verified is what verify_changes or verify_item_changes returned.
+    Raises DatasetError where train or test has no questions.
     """
     rows = asked.labelled()
     test = rows[rows["split"] == "test"]
@@ -107,41 +116,67 @@ def measure(
         num_bins=test["group"].nunique(),
         references=float(test["references"].list.len().mean()),
         rules=shortcuts.score(bins, task, rows),
-        verified=_verify(rows, bins, predict) if task == CHANGE and predict else None,
+        verified=verified,
     )
 
 
-def _verify(rows: pd.DataFrame, bins: Snapshot, predict: Callable[[pd.DataFrame], np.ndarray]) -> Verified | None:
-    table = questions.verify_changes(bins)
-    if not {"train", "val", "test"} <= set(table["split"]):
-        return None
-    rows = rows[rows["split"].isin(["val", "test"])].reset_index(drop=True)
-    probabilities = predict(rows)
-    place = pd.Series(np.arange(len(rows)), index=rows["image_id"])
-    table = table[table["split"].isin(["train"]) | table["pair"].isin(place.index)].reset_index(drop=True)
-    val, test = (table[table["split"] == split].reset_index(drop=True) for split in ("val", "test"))
-    of_val, of_test = (
-        probabilities[place[part["pair"]], part["asked"].to_numpy(np.int64) + LARGEST_CHANGE] for part in (val, test)
-    )
-    limit = choose_limit(of_val, val["label"].to_numpy(np.int64))
-    return Verified(
-        num_questions=len(test),
-        min_probability=limit,
-        model=shortcuts.score_answers("the model", test, (of_test >= limit).astype(int)),
-        rules=shortcuts.score(bins, CHANGE, table),
-    )
+def verify_changes(
+    asked: Snapshot, bins: Snapshot, predict: Callable[[pd.DataFrame], np.ndarray], limit: float | None = None
+) -> Verified | None:
+    """Measure how well a model of changes says whether one has happened; None where val or test has no such question.
 
-
-def choose_limit(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the probability from which on yes is right most often, given probabilities (N,) and labels (N,), 1 is yes.
-
-    Of several that are, it is the highest.
+    predict returns the probabilities (N, C) of rows of asked. limit is that of the model; without it, as in models of
+    earlier releases, it is chosen on val here.
     """
-    values, place = np.unique(probabilities, return_inverse=True)
-    surplus = np.bincount(place, 2 * labels - 1, minlength=len(values))  # of yes over no
-    from_here = surplus[::-1].cumsum()[::-1]
-    best = len(values) - 1 - int(from_here[::-1].argmax())
-    return float(values[best])
+    table = questions.verify_changes(bins)
+    rows = asked.labelled()
+    rows = {split: rows[rows["split"] == split].reset_index(drop=True) for split in ("val", "test")}
+    return _verify(table, bins, rows, predict, limit)
+
+
+def verify_item_changes(
+    bins: Snapshot,
+    find: Callable[[str], pd.DataFrame],
+    predict: Callable[[pd.DataFrame], np.ndarray],
+    limit: float | None = None,
+) -> Verified | None:
+    """Measure how well a model of quantities says whether the number of an item changed by so many; None as above.
+
+    find returns the changes of items of a split, as limits.find_item_changes does, and predict the probabilities (N, C)
+    of some. limit is as of verify_changes.
+    """
+    rows = {split: find(split) for split in ("train", "val", "test")}
+    if any(part.empty for part in rows.values()):
+        return None
+    table = item_changes.verify(pd.concat(rows.values(), ignore_index=True))
+    found = _verify(table, bins, rows, predict, limit)
+    return found and found.model_copy(update={"of_item": True})
+
+
+def _verify(
+    table: pd.DataFrame,
+    bins: Snapshot,
+    rows: dict[str, pd.DataFrame],
+    predict: Callable[[pd.DataFrame], np.ndarray],
+    limit: float | None,
+) -> Verified | None:
+    """Answer the test questions of a table, which are about pairs that rows has by split."""
+    asked = {split: table[table["split"] == split].reset_index(drop=True) for split in ("train", "val", "test")}
+    asked |= {split: part[part["pair"].isin(rows[split]["image_id"])] for split, part in asked.items() if split in rows}
+    if any(part.empty for part in asked.values()):
+        return None
+
+    def of_asked(split: str) -> np.ndarray:
+        return questions.of_asked(asked[split], rows[split]["image_id"], predict(rows[split]))
+
+    if limit is None:
+        limit = choose_limit(of_asked("val"), asked["val"]["label"].to_numpy(np.int64))
+    return Verified(
+        num_questions=len(asked["test"]),
+        min_probability=limit,
+        model=shortcuts.score_answers("the model", asked["test"], (of_asked("test") >= limit).astype(int)),
+        rules=shortcuts.score(bins, CHANGE, pd.concat(asked.values(), ignore_index=True)),
+    )
 
 
 def _slug(name: str) -> str:

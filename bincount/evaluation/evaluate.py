@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from bincount.data import bins as row_store
 from bincount.data import tables
 from bincount.data.manifest import REFERENCES, REVIEW
 from bincount.data.packs import Pack
+from bincount.data.questions import CHANGE, QUANTITY
 from bincount.data.snapshots import Snapshot
 from bincount.errors import DatasetError
 from bincount.evaluation import asked, coverage, curves, history, intervals, slices
@@ -232,8 +234,22 @@ def _score_rules(
     """Score the rules that see no picture on the questions of a snapshot; None for images, and without bins."""
     if bins is None or task == "counting":
         return None
+    from bincount.training import limits  # here, since torch takes seconds to import
+
     network, spec = _load(model, device)
-    return asked.measure(snapshot, bins, task, lambda rows: _predict(rows, pack, network, spec))
+    verified = None
+    if task == CHANGE:
+        verified = asked.verify_changes(
+            snapshot, bins, lambda rows: _predict(rows, pack, network, spec), spec.change_limit
+        )
+    elif spec.quantities and task == QUANTITY:
+        verified = asked.verify_item_changes(
+            bins,
+            partial(limits.find_item_changes, bins, pack),
+            partial(limits.predict_item_changes, network, spec, pack),
+            spec.change_limit,
+        )
+    return asked.measure(snapshot, bins, task, verified)
 
 
 def probability_columns(classes: Classes) -> list[str]:

@@ -20,6 +20,7 @@ from bincount.data import pictures
 from bincount.errors import BadPicture, SettingsError
 from bincount.model_settings import Device
 from bincount.settings import AuditConfig
+from bincount.training import model as models
 from bincount.training.device import choose_device
 from bincount.training.model import load, probabilities
 from bincount.training.questions import Questions
@@ -56,13 +57,27 @@ def answer_questions(
     name of the most probable one, or by the model's threshold; expected_change, where answers have an order; and p_NAME
     for each.
     """
+    images, rows = _gather(spec, pictures)
+    table = _as_table(spec, probabilities(model, spec, images, Questions(rows, asked)))
+    return table.rename(columns={"count": "answer", "expected_count": "expected_change"})
+
+
+def quantities(model: nn.Module, spec: ModelSpec, pictures: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Predict how many of an item are there: the probabilities of 0..Q, (N, Q + 1).
+
+    pictures are as of answer_questions. Raises SettingsError where the model does not tell quantities apart.
+    """
+    images, rows = _gather(spec, pictures)
+    return models.quantities(model, spec, images, Questions(rows, np.zeros(len(rows), np.int64)))
+
+
+def _gather(spec: ModelSpec, pictures: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return all pictures of questions, (M, S, S, 3) uint8, and their rows among these, (N, P) int64, -1 for none."""
     lengths = np.array([len(each) for each in pictures], np.int64)
     rows = np.full((len(pictures), lengths.max(initial=1)), -1, np.int64)
     rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.arange(lengths.sum())
     every = [picture for each in pictures for picture in each]
-    images = np.array(every, np.uint8).reshape(len(every), spec.image_size, spec.image_size, 3)
-    table = _as_table(spec, probabilities(model, spec, images, Questions(rows, asked)))
-    return table.rename(columns={"count": "answer", "expected_count": "expected_change"})
+    return np.array(every, np.uint8).reshape(len(every), spec.image_size, spec.image_size, 3), rows
 
 
 def predict_inputs(

@@ -35,8 +35,8 @@ def score(snapshot: Snapshot, task: str, questions: pd.DataFrame, split: str = "
     """Score the rules of a task on the questions of one split.
 
     snapshot is of the bins that the questions are about. questions is a manifest of questions about objects or
-    quantities, of changes with a row a pair, or of changes to verify. Raises DatasetError where train or the split has
-    none.
+    quantities, of changes with a row a pair, or of changes to verify, of the count or of items. Raises DatasetError
+    where train or the split has none.
     """
     train, asked = (questions[questions["split"] == name].reset_index(drop=True) for name in ("train", split))
     if train.empty or asked.empty:
@@ -82,12 +82,12 @@ def _answer_about_items(
 
 
 def _answer_changes(snapshot: Snapshot, train: pd.DataFrame, asked: pd.DataFrame) -> dict[str, np.ndarray]:
-    found = pairs.read(snapshot)
-    before = pd.Series(found["count_before"].to_numpy(), index=found["before"] + " " + found["after"])
-    pair = "pair" if "pair" in asked else "image_id"  # questions to verify have ids of their own
-    of_train, of_asked = (rows[pair].map(before).clip(upper=FARTHEST) for rows in (train, asked))
-    if pair == "image_id":
+    if "count_before" not in asked:
+        found = pairs.read(snapshot)
+        before = pd.Series(found["count_before"].to_numpy(), index=found["before"] + " " + found["after"])
+        of_train, of_asked = (rows["image_id"].map(before).clip(upper=FARTHEST) for rows in (train, asked))
         return {"the commonest change given the count before": _most_frequent_by(of_train, train["label"], of_asked)}
+    of_train, of_asked = (rows["count_before"].clip(upper=FARTHEST) for rows in (train, asked))
     right = train["label"] == 1
     change = train["asked"].astype(int)
     usual = _most_frequent_by(of_train[right], change[right], of_asked)

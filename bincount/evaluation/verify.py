@@ -1,7 +1,7 @@
 """One question about a picture, to a model that answers such questions.
 
 Whether an item is in the bin, or so many of it, is asked with other pictures that show the item; how the count changed,
-or whether it changed by so many, with the picture before.
+or whether it changed by so many, with the picture before; and how the number of one item changed, with both.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,11 @@ import numpy as np
 from torch import nn
 
 from bincount.data import pictures
+from bincount.data.questions import CHANGES, LARGEST_CHANGE
 from bincount.errors import BadPicture, SettingsError
-from bincount.evaluation.predict import Input, answer_questions
+from bincount.evaluation.predict import Input, answer_questions, quantities
 from bincount.frozen import Frozen
+from bincount.history import difference
 from bincount.model_settings import Task
 from bincount.training.spec import ModelSpec
 
@@ -45,12 +47,13 @@ class Answer(Frozen):
 def choose_task(*, before: bool, item: bool, quantity: int | None = None, change: int | None = None) -> Task:
     """Return which task a question is of: whether there is a picture before, an item, a quantity or a change.
 
-    Raises SettingsError where these ask for nothing, or for several things at once.
+    The change of one item is a question for a model of quantities. Raises SettingsError where these ask for nothing, or
+    for several things at once.
     """
-    if (before or change is not None) and (item or quantity is not None):
+    if (before or change is not None) and quantity is not None:
         raise SettingsError(
-            "one question at a time: give the picture before, perhaps with a change, or an item or references, perhaps "
-            "with a quantity"
+            "one question at a time: give the picture before, perhaps with an item or a change, or an item or "
+            "references, perhaps with a quantity"
         )
     if change is not None and not before:
         raise SettingsError("a change is from a picture before to this one; give the picture before too")
@@ -62,7 +65,7 @@ def choose_task(*, before: bool, item: bool, quantity: int | None = None, change
             "what changed"
         )
     if before:
-        return "change"
+        return "quantity" if item else "change"
     return "object" if quantity is None else "quantity"
 
 
@@ -96,8 +99,9 @@ def ask(
 
     Pictures are (S, S, 3) uint8, as read returns them. references show the item, or are the one picture before. asked
     is a quantity of the item, in 1, 2, …, or a change of the count in items, where farther ones count as the largest of
-    the model; without it, the answer is the likeliest change. That the change has happened which is asked is answered
-    by yes where no other one is likelier. Raises SettingsError where these do not make a question of the model's task.
+    the model; without it, the answer is the likeliest change. A change that is asked has happened from the probability
+    on that the model's training chose on val; for a model of an earlier release, which has none, where no other change
+    is likelier. Raises SettingsError where these do not make a question of the model's task.
     """
     _check(spec, references, asked)
     quantity = asked if spec.task == "quantity" else 0
@@ -113,14 +117,46 @@ def ask(
             probabilities=probabilities,
             asked=asked,
         )
-    of_change = {"probabilities": probabilities, "expected_change": float(row["expected_change"])}
+    return _of_change(probabilities, asked, spec.change_limit)
+
+
+def ask_change_of_item(
+    model: nn.Module,
+    spec: ModelSpec,
+    picture: np.ndarray,
+    before: np.ndarray,
+    references: Sequence[np.ndarray],
+    change: int | None = None,
+) -> Answer:
+    """Ask a model of quantities by how many pieces of one item a bin changed from the picture before to this one.
+
+    Pictures are as of ask; references show the item. change is asked as a change is there; without it, the answer is
+    the likeliest one. It follows from how many of the item the model sees on each of the two: these are taken to be
+    independent, and nothing is assumed of how often items change. Raises SettingsError where the model does not say how
+    many of an item there are, or there is no reference.
+    """
+    check_task(spec, "quantity")
+    if not references:
+        raise SettingsError("no references; give pictures that show the item")
+    earlier, later = quantities(model, spec, [[each, *references] for each in (before, picture)])
+    [shares] = difference(earlier[None], later[None], LARGEST_CHANGE).tolist()
+    return _of_change(dict(zip(CHANGES.names, shares, strict=True)), change, spec.change_limit)
+
+
+def _of_change(probabilities: dict[str, float], asked: int | None, limit: float | None) -> Answer:
+    """Answer by the probabilities of changes: the likeliest one, or whether the one that is asked has happened.
+
+    It has from a probability of limit on; without one, where no other is likelier.
+    """
+    likeliest = max(probabilities, key=probabilities.__getitem__)
+    expected = sum(int(name) * share for name, share in probabilities.items())
+    of_change = {"task": "change", "probabilities": probabilities, "expected_change": expected}
     if asked is None:
-        return Answer(task="change", answer=int(answer), confidence=probabilities[answer], **of_change)
-    farthest = int(max(spec.classes.values))
+        return Answer(answer=int(likeliest), confidence=probabilities[likeliest], **of_change)
+    farthest = max(map(int, probabilities))
     p_asked = probabilities[str(min(max(asked, -farthest), farthest))]
-    happened = p_asked >= max(probabilities.values())
+    happened = p_asked >= (probabilities[likeliest] if limit is None else limit)
     return Answer(
-        task="change",
         answer=YES if happened else NO,
         confidence=p_asked if happened else 1 - p_asked,
         asked=asked,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TITLE = "Beside rules that see no picture, with 95 % intervals"
 VERIFIED = "Has the change that is asked happened?"
+VERIFIED_OF_ITEM = "Has the number of the item changed as is asked?"
 
 
 def scores(evaluation: "Evaluation") -> pd.DataFrame:
@@ -34,12 +35,17 @@ def verified(evaluation: "Evaluation") -> pd.DataFrame | None:
     return _table(Score(value=found.model.accuracy, low=found.model.low, high=found.model.high), found.rules)
 
 
+def title(evaluation: "Evaluation") -> str:
+    """Return what is asked where changes are verified."""
+    return VERIFIED_OF_ITEM if evaluation.asked.verified.of_item else VERIFIED
+
+
 def markdown(evaluation: "Evaluation") -> str:
     """Write the scores in Markdown, and how they are to be read."""
     parts = [markdown_table(scores(evaluation)), escape_markdown(evaluation.asked.how_to_read())]
     if (table := verified(evaluation)) is not None:
         described = escape_markdown(evaluation.asked.verified.describe())
-        parts += [f"**{VERIFIED}**", markdown_table(table), described]
+        parts += [f"**{title(evaluation)}**", markdown_table(table), described]
     return "\n\n".join(parts)
 
 

@@ -94,7 +94,7 @@ def of_evaluation(evaluation: "Evaluation") -> Tables:
 
         shown[rules.TITLE] = rules.scores(evaluation)
         if (verified := rules.verified(evaluation)) is not None:
-            shown[rules.VERIFIED] = verified
+            shown[rules.title(evaluation)] = verified
     if evaluation.history:
         shown["With the record before"] = pd.DataFrame({"": [evaluation.history.summary()]})
     return shown

@@ -3,6 +3,7 @@
 from pydantic import Field, StrictInt
 
 from bincount.frozen import Frozen
+from bincount.model_settings import Task
 
 
 class RecordCheck(Frozen):
@@ -70,6 +71,28 @@ class Rows(Frozen):
     predictions: tuple[dict[str, int | float | str], ...]
     version: str
     ids: tuple[str, ...]
+
+
+class Verified(Frozen):
+    """The answer to a question about a picture, by the version of a model for such questions.
+
+    task is what is asked; by how many of an item a bin has changed is answered by the model of quantities. answer is
+    yes or no, or of a change that was not asked the likeliest one; confidence is its probability. asked is the
+    quantity or the change that was asked, and p_asked the probability of that change. probabilities has that of no
+    and yes, or of each change, by name, and expected_change the mean of the changes. references are the ids of the
+    bins whose photos showed an item that was asked about by name.
+    """
+
+    task: Task
+    model: str
+    version: str
+    asked: int | None = None
+    answer: int | str
+    confidence: float
+    probabilities: dict[str, float]
+    p_asked: float | None = None
+    expected_change: float | None = None
+    references: tuple[str, ...] = ()
 
 
 class Problem(Frozen):

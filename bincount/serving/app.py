@@ -1,4 +1,4 @@
-"""The HTTP application of a service: /predict, and what MLflow, SageMaker and Prometheus ask.
+"""The HTTP application of a service: /predict, /verify, and what MLflow, SageMaker and Prometheus ask.
 
 The endpoints take the request as it is and return bytes, so that a request costs little beside its pictures; what they
 take and return is described for /docs all the same.
@@ -30,6 +30,7 @@ from bincount.serving.bodies import BadBody, Pictures, TooManyPictures
 from bincount.serving.protection import INVOCATIONS, Protection, Refused, problem
 from bincount.serving.records import UnknownAnswer, UnknownRecord
 from bincount.serving.service import Service
+from bincount.serving.verification import NotThere, UnknownItem
 
 T = TypeVar("T")
 
@@ -88,8 +89,7 @@ def _routes(service: Service) -> APIRouter:
         status is 422. With `recorded`, each answer says how likely that record is wrong.
         """
         kind = request.headers.get("content-type", "")
-        if kind.partition(";")[0].strip().lower() != "multipart/form-data":
-            raise Refused(415, "a form is needed; send multipart/form-data with each picture in a field `image`")
+        _need_form(kind)
         body = await request.body()
         asked = await _read(body, lambda: bodies.read_form(kind, body, max_images))
         return _answers(service, await service.predict(asked.contents, asked.recorded), 422)
@@ -124,6 +124,28 @@ def _routes(service: Service) -> APIRouter:
             if isinstance(answer, BadPicture):
                 raise BadBody(bodies.not_a_picture(row, answer))
         return _csv(answered) if as_csv else _rows(service, answered)
+
+    @routes.post(
+        "/verify",
+        summary="Ask about a photo",
+        tags=["Verify"],
+        response_class=Response,
+        responses=docs.VERIFIED,
+        openapi_extra={"requestBody": docs.question_body(max_images)},
+    )
+    async def verify(request: Request) -> Response:
+        """Say whether an item is on a photo, or so many of it, or by how many items a bin has changed since a photo.
+
+        Send `references`, photos that show the item, or the `item` that the dataset's records list, perhaps with a
+        `quantity`; or the photo before, `image_before`, perhaps with a `change`; or both, for the change of that item
+        alone. `GET /model` lists the models that are there for such questions.
+        """
+        kind = request.headers.get("content-type", "")
+        _need_form(kind)
+        body = await request.body()
+        question = await _read(body, lambda: bodies.read_question(kind, body))
+        verified = await service.verification.answer(question, service.config.timeout)
+        return _json(verified.model_dump_json())
 
     @routes.post(
         "/record",
@@ -172,6 +194,11 @@ def _routes(service: Service) -> APIRouter:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return routes
+
+
+def _need_form(kind: str) -> None:
+    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise Refused(415, "a form is needed; send multipart/form-data with each picture in a field `image`")
 
 
 async def _read(body: bytes, read: Callable[[], T]) -> T:
@@ -239,6 +266,8 @@ def _handle_errors(app: FastAPI) -> None:
     handle(TooManyPictures, lambda error: (422, str(error)))
     handle(UnknownAnswer, lambda error: (404, str(error)))
     handle(UnknownRecord, lambda error: (422, str(error)))
+    handle(UnknownItem, lambda error: (422, str(error)))
+    handle(NotThere, lambda error: (409, str(error)))
     handle(QueueFull, lambda error: (429, str(error), {"Retry-After": str(error.retry_after)}))
     handle(Stopping, lambda error: (503, str(error)))
     handle(ClientDisconnect, lambda error: (499, "the client left before its request was whole"))  # nobody reads it

@@ -6,6 +6,7 @@ memory, and time in proportion, whatever is in it. No path and no URL of another
 
 import base64
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from python_multipart.multipart import parse_options_header
 
+from bincount.data.holdings import MAX_REFERENCES
 from bincount.serving.answers import RecordRequest
 
 LARGEST_RECORD = 4096  # bytes; names of classes have up to 100 characters
@@ -22,6 +24,7 @@ LONGEST_RECORDED = 1000  # characters
 BRACKETS, COMMAS = 200, 20_000  # of JSON, beside those of the pictures; each costs a hundred times its size in memory
 WHITE_SPACE = b" \t\r\n\v\f"
 ESCAPED = [(b"%" + code, bytes.fromhex(code.decode())) for code in (b"2B", b"2b", b"2F", b"2f", b"3D", b"3d")]  # + / =
+QUESTION = ("image", "references", "item", "image_before", "quantity", "change")  # the fields of a form that asks
 FORMS = ("image", "instances", "inputs", "dataframe_split", "dataframe_records")
 
 
@@ -32,8 +35,8 @@ class BadBody(ValueError):
 class TooManyPictures(ValueError):
     """More pictures than one request may have."""
 
-    def __init__(self, max_images: int) -> None:
-        super().__init__(f"more than {max_images} pictures; send the others in another request")
+    def __init__(self, most: int, of: str = "pictures", remedy: str = "send the others in another request") -> None:
+        super().__init__(f"more than {most} {of}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,66 @@ def read_form(content_type: str, body: bytes, max_images: int) -> Pictures:
     except UnicodeDecodeError:
         raise BadBody("the field `recorded` is not UTF-8") from None
     return Pictures(contents, _short(text))
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a picture, by what was sent: the item that is meant, as pictures that show it or by its name,
+    or the picture before, or both; and perhaps the quantity or the change that is asked.
+    """
+
+    image: bytes
+    references: tuple[bytes, ...] = ()
+    item: str | None = None
+    before: bytes | None = None
+    quantity: int | None = None
+    change: int | None = None
+
+
+def read_question(content_type: str, body: bytes) -> Question:
+    """Read a form (multipart/form-data) with a file under `image`, and what is asked about it.
+
+    Raises BadBody, and TooManyPictures where too many references are sent.
+    """
+    given: dict[str, list[bytes]] = {}
+    for name, content in _parts(content_type, body, MAX_REFERENCES + OTHER_PARTS):
+        given.setdefault(name, []).append(content)
+    if unknown := [name[:50] for name in given if name not in QUESTION]:
+        raise BadBody(f"no field is named {', '.join(sorted(unknown))}; those of a question are {', '.join(QUESTION)}")
+    if "image" not in given:
+        raise BadBody("no field `image`; send the picture file that is asked about in a field of that name")
+    for name, contents in given.items():
+        if name != "references" and len(contents) > 1:
+            raise BadBody(f"several fields `{name}`; send one, and each further question in another request")
+    references = tuple(given.get("references", ()))
+    if len(references) > MAX_REFERENCES:
+        raise TooManyPictures(MAX_REFERENCES, "references", "send those that show the item best")
+    item, quantity, change = (_text(name, *given.get(name, ())) for name in ("item", "quantity", "change"))
+    if item and references:
+        raise BadBody("an item and references; send one of them: references show the item in place of the dataset's")
+    before = given.get("image_before")
+    quantity, change = _number("quantity", quantity), _number("change", change)
+    if quantity is not None and quantity < 1:
+        raise BadBody(f"`quantity` is 1 or more, got {quantity}; leave it out to ask whether the item is there")
+    return Question(given["image"][0], references, item, before[0] if before else None, quantity, change)
+
+
+def _text(name: str, content: bytes = b"") -> str | None:
+    """Return the text of a field of a form, None where it is empty."""
+    if len(content) > LONGEST_RECORDED:
+        raise BadBody(f"`{name}` has more than {LONGEST_RECORDED:,} bytes; correct it")
+    try:
+        return content.decode().strip() or None
+    except UnicodeDecodeError:
+        raise BadBody(f"the field `{name}` is not UTF-8") from None
+
+
+def _number(name: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text):
+        raise BadBody(f"`{name}` is a whole number of items, got {text[:50]!r}; correct it")
+    return int(text)
 
 
 def _parts(content_type: str, body: bytes, max_parts: int) -> Iterator[tuple[str, bytes]]:

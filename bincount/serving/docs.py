@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
 
+from bincount.data.holdings import MAX_REFERENCES
 from bincount.serving.answers import (
     Answers,
     InvocationProblem,
@@ -14,6 +15,7 @@ from bincount.serving.answers import (
     RecordCheck,
     RecordRequest,
     Rows,
+    Verified,
 )
 from bincount.serving.protection import INVOCATIONS, is_open, most_bytes
 from bincount.serving.service import Service
@@ -55,6 +57,7 @@ SAY = {
     403: "A page of another origin asked",
     404: "The answer is not known any more",
     408: "The body was not there in time",
+    409: "What the question needs is not there: a model for it, or a dataset",
     413: "The body is too large",
     415: "Another kind of body is needed",
     421: "The service goes by another name",
@@ -88,6 +91,10 @@ INVOKED = {
 JUDGED = {
     200: {"model": RecordCheck | None, "description": "How likely the record is wrong"},
     **_problems(Problem, (404,)),
+}
+VERIFIED = {
+    200: {"model": Verified, "description": "The answer to the question"},
+    **_problems(Problem, (409,)),
 }
 PINGED = {200: {"description": "A model answers", **AS_JSON}, 503: {"description": SAY[503], **AS_JSON}}
 MEASURED = {
@@ -166,6 +173,45 @@ def form_body(max_images: int) -> dict[str, Any]:
     }
     schema = {"type": "object", "properties": properties, "required": ["image"]}
     return _body({"multipart/form-data": {"schema": schema}}, max_images)
+
+
+def question_body(max_images: int) -> dict[str, Any]:
+    """Describe the form of /verify."""
+    file = {"type": "string", "format": "binary"}
+    number = {"type": "integer", "minimum": -999_999_999, "maximum": 999_999_999}
+    properties = {
+        "image": file | {"description": "the picture file that is asked about"},
+        "references": {
+            "type": "array",
+            "items": file,
+            "minItems": 1,
+            "maxItems": MAX_REFERENCES,
+            "description": "picture files that show the item",
+        },
+        "item": {
+            "type": "string",
+            "pattern": r"\S",
+            "maxLength": 100,
+            "description": "the item, as records list it, in place of references: the dataset's photos show it",
+        },
+        "quantity": number | {"minimum": 1, "description": "asks whether just so many of the item are there"},
+        "image_before": file | {"description": "the picture file before: asks by how many items the bin has changed"},
+        "change": number | {"description": "asks whether the bin has changed by just so many; -1 is one taken"},
+    }
+    asks = [
+        {"required": ["references"], "not": _any_of("item", "image_before", "change")},
+        {"required": ["item"], "not": _any_of("references", "image_before", "change")},
+        {"required": ["image_before"], "not": _any_of("references", "item", "quantity")},
+        {"required": ["image_before", "references"], "not": _any_of("item", "quantity")},
+        {"required": ["image_before", "item"], "not": _any_of("references", "quantity")},
+    ]
+    schema = {"type": "object", "properties": properties, "required": ["image"], "additionalProperties": False}
+    body = _body({"multipart/form-data": {"schema": schema | {"oneOf": asks}}}, max_images)
+    return body | {"description": f"At most {MAX_REFERENCES} references, and {most_bytes(max_images):,} bytes"}
+
+
+def _any_of(*names: str) -> dict[str, Any]:
+    return {"anyOf": [{"required": [name]} for name in names]}
 
 
 def record_body() -> dict[str, Any]:

@@ -31,8 +31,9 @@ TOLERANCE = 0.002  # of a probability
 class Engine:
     """A network in memory, on its device.
 
-    network is the torch module in float32, for what needs gradients; digest identifies its predictions. folded is a
-    faster form of it for a CPU; without one the network itself predicts.
+    network is the torch module in float32, for what needs gradients and for questions; digest identifies its
+    predictions. folded is a faster form of it for a CPU; without one the network itself predicts. What answers
+    questions takes more than pictures, so that it has no folded form and no logits of its own here.
     """
 
     network: nn.Module
@@ -48,7 +49,8 @@ class Engine:
         """
         network, spec = models.load(checkpoint, choose_device(device))
         plain = cls(network, spec, model_digest(checkpoint))
-        if next(network.parameters()).is_cuda or spec.has_timm:  # whose layers are not all traceable
+        # A GPU needs no folding, and the layers of timm and of questions are not all traceable.
+        if next(network.parameters()).is_cuda or spec.has_timm or spec.task != "counting":
             return plain
         faster = cls(network, spec, plain.digest, fold(network, spec))
         deviation = largest_deviation(plain, faster)

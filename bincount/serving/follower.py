@@ -4,11 +4,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal
+from contextlib import nullcontext
+from typing import Literal, get_args
 
 import numpy as np
 
-from bincount.errors import BincountError, ModelChanged, ModelDamaged, ModelNotFound
+from bincount.errors import BincountError, ModelChanged, ModelDamaged, ModelNotFound, SettingsError
+from bincount.evaluation.predict import answer_questions
+from bincount.model_settings import Task
 from bincount.serving.loading import load_version
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel
@@ -21,8 +24,12 @@ logger = logging.getLogger(__name__)
 
 LONGEST_WAIT = 300  # seconds between two tries to load a version, whatever was in the way
 REFUSED_WAIT = 3600  # but of one that is itself at fault, which is seldom repaired soon
-AT_FAULT = (ModelDamaged, ModelChanged, ModelNotFound)
+AT_FAULT = (ModelDamaged, ModelChanged, ModelNotFound, SettingsError)
 WARM_UP = 8  # pictures; an engine predicts more in parts
+Role = Literal["served", "shadow"] | Task
+ROLES = {"served": "answers now", "shadow": "is asked beside the version that answers"}
+QUESTIONS: tuple[Task, ...] = tuple(task for task in get_args(Task) if task != "counting")  # roles, too
+_one_look = threading.Lock()  # of the followers of questions, so that models do not load side by side
 SECONDS_TO_STOP = 5  # a load that is under way ends with the process
 
 
@@ -33,6 +40,9 @@ class Follower:
     None where nothing is yet; role says for what, in the log and in metrics. Where a version cannot be used, the one
     before stays, and it is tried again later: after an hour where the version is damaged, gone or predicts otherwise,
     else after a time that grows, and at once when the alias moves or wake is called.
+
+    The role of a model that answers questions is its task. Nothing is missing where there is none, so that the log says
+    nothing of that.
     """
 
     def __init__(
@@ -45,10 +55,11 @@ class Follower:
         serve_config: ServeConfig,
         metrics: Metrics,
         device: Device = "auto",
-        role: Literal["served", "shadow"] = "served",
+        role: Role = "served",
     ) -> None:
         self.alias, self.model_name, self.role = alias, registry_config.model_name, role
         self._use, self._metrics, self._device = use, metrics, device
+        self._task: Task = "counting" if role in ROLES else role
         self._registry = lambda: open_existing(workspace, registry_config)
         self._poll, self._max_batch = serve_config.poll, serve_config.max_batch
         self._version = current.version if current else None
@@ -104,7 +115,7 @@ class Follower:
         """Load, check and warm up a version, and hand it over; where that fails, keep the one before."""
         number, before = str(version.version), self._version
         try:
-            model = load_version(registry, version, self._device)
+            model = load_version(registry, version, self._device, self._task)
             warm_up(model, self._max_batch)
         except Exception as error:
             self._num_tries = self._num_tries + 1 if number == self._refused else 1
@@ -123,31 +134,38 @@ class Follower:
         self._use(model)
         self._version, self._refused = number, ""
         self._metrics.switches.labels(self.role, "switched").inc()
-        does = "answers now" if self.role == "served" else "is asked beside the version that answers"
+        does = ROLES.get(self.role, f"answers questions of the task {self.role}")
         until = f", in place of version {before}" if before else ""
         logger.info("%s, the %s, %s%s", version.uri, self.alias, does, until)
 
     def _say(self, error: Exception) -> None:
         """Log once why nothing can be followed now, until it can be again or for another reason."""
         reason = "alias" if isinstance(error, ModelNotFound) else "registry"
-        if reason == self._said:
+        is_missed = self._version or self.role in ROLES or reason == "registry"
+        if reason == self._said or not is_missed:
             return
         self._said = reason
-        shadow = " the shadow" if self.role == "shadow" else ""
-        stays = f"version {self._version} stays{shadow}" if self._version else "there is none"
+        stays = f"version {self._version} stays" if self._version else "there is none"
+        stays += " the shadow" if self._version and self.role == "shadow" else ""
+        name = self.alias if self.role in ROLES else f"{self.alias} of {self.model_name}"
         if reason == "alias":
-            logger.warning("no version is %s now, %s until one is: %s", self.alias, stays, error)
+            logger.warning("no version is %s now, %s until one is: %s", name, stays, error)
         else:
-            logger.warning("the registry does not say which version is %s, %s: %s", self.alias, stays, error)
+            logger.warning("the registry does not say which version is %s, %s: %s", name, stays, error)
 
     def _run(self) -> None:
         while not self._is_stopped.is_set():
-            self.look()
+            with nullcontext() if self.role in ROLES else _one_look:
+                self.look()
             self._woken.wait(self._poll)
 
 
 def warm_up(model: ServedModel, max_batch: int) -> None:
-    """Predict one picture and then some together, so that no request pays for what is done once."""
+    """Predict one picture and then some together, or answer a question: no request pays for what is done once."""
     side = model.engine.spec.image_size
+    if model.engine.spec.task != "counting":
+        question = [np.zeros((side, side, 3), np.uint8)] * 2
+        answer_questions(model.engine.network, model.engine.spec, [question], np.array([1]))
+        return
     for number in sorted({1, min(max_batch, WARM_UP)}):
         model.engine.logits(np.zeros((number, side, side, 3), np.uint8))

@@ -2,12 +2,16 @@
 
 import logging
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from bincount.data import pictures
-from bincount.errors import BadPicture, ModelChanged
+from bincount.errors import BadPicture, ModelChanged, SettingsError
+from bincount.evaluation.predict import answer_questions
+from bincount.evaluation.verify import WORDS
+from bincount.model_settings import Task
 from bincount.serving.engine import Engine
 from bincount.serving.served import ServedModel
 from bincount.settings import Device, RegistryConfig
@@ -25,11 +29,14 @@ def load(reference: str, workspace: Workspace, registry_config: RegistryConfig, 
     """Load the model of an alias, a version's number, or a folder with model.safetensors and model.json.
 
     A registered version must reproduce the predictions of its own test. Raises ModelNotFound with those there are,
-    ModelDamaged, ModelChanged where it does not, ServiceUnavailable, and SettingsError as choose_device does.
+    ModelDamaged, ModelChanged where it does not, ServiceUnavailable, and SettingsError as choose_device does, and where
+    the model does not count but answers questions.
     """
     if is_checkpoint(folder := Path(reference)):
         engine = Engine.load(folder, device)
-        return ServedModel(name=folder.resolve().name, version=engine.digest[:12], engine=engine)
+        model = ServedModel(name=folder.resolve().name, version=engine.digest[:12], engine=engine)
+        _check_task(model, "counting")
+        return model
     check_reference(reference)
     registry = open_existing(workspace, registry_config)
     return load_version(registry, registry.find(reference), device)
@@ -40,8 +47,8 @@ def is_alias(reference: str) -> bool:
     return not reference.isdecimal() and not is_checkpoint(Path(reference))
 
 
-def load_version(registry: Registry, version: Version, device: Device = "auto") -> ServedModel:
-    """Load a registered version and check that it predicts as in its test. Raises as load does.
+def load_version(registry: Registry, version: Version, device: Device = "auto", task: Task = "counting") -> ServedModel:
+    """Load a registered version and check that it is of a task, and predicts as in its test. Raises as load does.
 
     Its files are on disk only until they are in memory.
     """
@@ -54,6 +61,7 @@ def load_version(registry: Registry, version: Version, device: Device = "auto") 
         page=version.page(registry.client.tracking_uri),
         scores=version.scores,
     )
+    _check_task(model, task)
     check = self_check.read(registry, version)
     if check is None:
         logger.warning(
@@ -70,6 +78,22 @@ def load_version(registry: Registry, version: Version, device: Device = "auto") 
     return model
 
 
+def _check_task(model: ServedModel, task: Task) -> None:
+    name, does = f"{model.name} version {model.version}", WORDS[model.engine.spec.task]
+    if model.engine.spec.task == task:
+        return
+    if task == "counting":
+        raise SettingsError(
+            f"{name} {does}, and a service is started with a model that counts; name one, by its number, its folder or "
+            "--model-name. Beside it the service answers such questions at /verify, by the champions that are "
+            "registered for them"
+        )
+    raise SettingsError(
+        f"{name} {does}, and under this name models are registered that say something else; register one by `bincount "
+        f"train --task {task}`"
+    )
+
+
 def verify(model: ServedModel, check: SelfCheck) -> float:
     """Return by how much the probabilities of a model differ from those of its test, at most.
 
@@ -82,9 +106,23 @@ def verify(model: ServedModel, check: SelfCheck) -> float:
             "register it again with `bincount run`"
         )
     try:
-        images = np.stack([pictures.decode(picture, model.engine.spec.images) for picture in check.pictures])
+        probabilities = _answer(model, check)
     except BadPicture as error:
         raise ModelChanged(
             f"the pictures to check {name} with cannot be read ({error}); register it again with `bincount run`"
         ) from error
-    return check.compare(model.probabilities(model.engine.logits(images)), name)
+    return check.compare(probabilities, name)
+
+
+def _answer(model: ServedModel, check: SelfCheck) -> np.ndarray:
+    """Return the probabilities (N, C) that a model gives the pictures, or questions, of a check. Raises BadPicture."""
+    spec = model.engine.spec
+    questions = [
+        [pictures.decode(content, spec.images) for content in (picture, *references)]
+        for picture, references in zip_longest(check.pictures, check.references, fillvalue=())
+    ]
+    if spec.task == "counting":
+        return model.probabilities(model.engine.logits(np.stack([picture for picture, *_ in questions])))
+    asked = np.array(check.asked or [0] * len(questions), np.int64)
+    table = answer_questions(model.engine.network, spec, questions, asked)
+    return table[[f"p_{name}" for name in spec.classes.names]].to_numpy(np.float32)

@@ -1,5 +1,7 @@
 """What a service says of itself at /metrics, for Prometheus."""
 
+from collections.abc import Mapping
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -9,6 +11,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from bincount.model_settings import Task
 from bincount.serving.answers import Answer
 from bincount.serving.served import ServedModel
 
@@ -33,13 +36,25 @@ class Metrics:
             ["version", "outcome"],
             registry=registry,
         )
+        self.question_models = Gauge(
+            "bincount_question_model_info",
+            "1 for the version that answers questions of a task",
+            ["task", "name", "version", "digest"],
+            registry=registry,
+        )
+        self.questions = Counter(
+            "bincount_questions",
+            "Questions by the task and version of the model and how: answered or unreadable",
+            ["task", "version", "outcome"],
+            registry=registry,
+        )
         self.queue = Gauge("bincount_queue_pictures", "Pictures that wait or are predicted", registry=registry)
         self.requests = Counter(
             "bincount_requests", "Requests by path and status", ["path", "status"], registry=registry
         )
         self.switches = Counter(
             "bincount_switches",
-            "Tries to use another version, to answer (served) or beside it (shadow)",
+            "Tries to use another version, to answer (served), beside it (shadow), or for questions of a task",
             ["role", "outcome"],
             registry=registry,
         )
@@ -80,6 +95,12 @@ class Metrics:
         """Say which version answers now."""
         self.model.clear()
         self.model.labels(model.name, model.version, model.engine.digest).set(1)
+
+    def show_question_models(self, models: Mapping[Task, ServedModel]) -> None:
+        """Say which versions answer questions now, by their tasks."""
+        self.question_models.clear()
+        for task, model in models.items():
+            self.question_models.labels(task, model.name, model.version, model.engine.digest).set(1)
 
     def count(self, answer: Answer) -> None:
         """Count a picture that was answered."""

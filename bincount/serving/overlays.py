@@ -1,11 +1,6 @@
 """Pictures of where a model looked, to lie over a photo."""
 
-import asyncio
 import io
-import math
-import threading
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
@@ -13,8 +8,8 @@ from PIL import Image
 from bincount.data import pictures
 from bincount.evaluation.attention import grad_cam
 from bincount.serving import decoding
-from bincount.serving.batching import QueueFull
 from bincount.serving.served import ServedModel
+from bincount.serving.turns import Turns
 from bincount.settings import MAX_PIXELS
 
 MOST_AT_ONCE = 4  # that are made or wait: an overlay takes as long as a prediction, and is not batched
@@ -31,26 +26,11 @@ class Overlays:
     """Makes overlays, one at a time and apart from predictions."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="overlay")
-        self._room = threading.BoundedSemaphore(MOST_AT_ONCE)
-        self._seconds = 1.0  # that the last one took
+        self._turns = Turns("overlay", MOST_AT_ONCE)
 
     async def make(self, model: ServedModel, content: bytes, label: int | None, timeout: float) -> bytes:
         """Return a PNG for a picture file, as draw does. Raises BadPicture, QueueFull and TimeoutError."""
-        if not self._room.acquire(blocking=False):
-            raise QueueFull(math.ceil(self._seconds * MOST_AT_ONCE))
-        future = self._thread.submit(self._timed, model, content, label)
-        future.add_done_callback(self._leave)  # also where the client left before its turn
-        return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
-
-    def _timed(self, model: ServedModel, content: bytes, label: int | None) -> bytes:
-        start = time.monotonic()
-        drawn = draw(model, content, label)
-        self._seconds = time.monotonic() - start
-        return drawn
-
-    def _leave(self, _: Future) -> None:
-        self._room.release()
+        return await self._turns.take(timeout, draw, model, content, label)
 
 
 def draw(model: ServedModel, content: bytes, label: int | None = None) -> bytes:

@@ -8,14 +8,16 @@ from fastapi import APIRouter
 from bincount.errors import SettingsError
 from bincount.serving import app, protection, server, shadow, site, webhooks
 from bincount.serving.capture import Capture
-from bincount.serving.follower import Follower, warm_up
+from bincount.serving.follower import QUESTIONS, ROLES, Follower, Role, warm_up
 from bincount.serving.loading import is_alias, load
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel
 from bincount.serving.service import Service
 from bincount.serving.shadow import Shadow
+from bincount.serving.verification import Items
 from bincount.settings import Device, Job
 from bincount.text import percent
+from bincount.tracking.champion import CHAMPION
 from bincount.workspace import Workspace
 
 SECRET = "BINCOUNT_WEBHOOK_SECRET"
@@ -31,7 +33,8 @@ def serve(reference: str, job: Job, device: Device, environment: Mapping[str, st
     with server.listen(job.serving.host, job.serving.port) as listener:
         model = load(reference, Workspace(root=job.workspace), job.registry, device)
         warm_up(model, job.serving.max_batch)
-        service = Service(model, job.serving, job.audit, Metrics())
+        items = Items(Workspace(root=job.workspace).dataset(job.data))
+        service = Service(model, job.serving, job.audit, Metrics(), items=items)
         with _followed(reference, service, job, device, environment.get(SECRET)) as routers:
             print(_describe(server.url_of(listener), model, reference), flush=True)
             server.run(app.create(service, token, routers), service, listener)
@@ -41,18 +44,23 @@ def serve(reference: str, job: Job, device: Device, environment: Mapping[str, st
 def _followed(
     reference: str, service: Service, job: Job, device: Device, secret: str | None
 ) -> Iterator[list[APIRouter]]:
-    """Follow the aliases that are served and compared, for as long as the context; give all further routes."""
+    """Follow the aliases that are served and compared, and the champions of questions; give all further routes.
+
+    They are followed for as long as the context.
+    """
     config = job.serving
     workspace = Workspace(root=job.workspace)
 
-    def follow(alias: str, use: Callable[[ServedModel], None], current: ServedModel | None) -> Follower:
-        role = "served" if current else "shadow"
-        follower = Follower(alias, use, current, workspace, job.registry, config, service.metrics, device, role)
+    def follow(alias: str, use: Callable[[ServedModel], None], current: ServedModel | None, role: Role) -> Follower:
+        registry = job.registry if role in ROLES else job.registry.of_task(role)
+        follower = Follower(alias, use, current, workspace, registry, config, service.metrics, device, role)
         followers.append(follower)
         return follower
 
     followers: list[Follower] = []
-    followed = follow(reference, service.replace, service.model) if is_alias(reference) else None
+    followed = follow(reference, service.replace, service.model, "served") if is_alias(reference) else None
+    for task in QUESTIONS:
+        follow(CHAMPION, service.verification.use, None, task)
     if secret and followed is None:
         raise SettingsError(f"{reference} is no alias, so that no webhook can change it; unset {SECRET}")
     alias = followed.current_alias if followed else str
@@ -62,7 +70,7 @@ def _followed(
         other = None if is_followed else load(config.shadow, workspace, job.registry, device)
         compared = Shadow(other, config, service.metrics)
         if is_followed:
-            follow(config.shadow, compared.replace, None)
+            follow(config.shadow, compared.replace, None, "shadow")
         service.observers.append(compared)
         routers.append(shadow.router(compared))
     if config.capture:

@@ -20,6 +20,7 @@ from bincount.serving.batching import Batcher
 from bincount.serving.metrics import Metrics
 from bincount.serving.records import Judge, RecentAnswers, Recorded, label_of
 from bincount.serving.served import ServedModel
+from bincount.serving.verification import Items, Verification
 from bincount.settings import AuditConfig, ServeConfig
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class Service:
     """Answers for pictures with the model that is served now, which may be replaced at any time.
 
     Of audit_config min_confidence and error_rate count: when the model abstains, and how often records are wrong.
-    stopping is set when the service is about to end, and begins nothing new.
+    verification answers questions, with models of their own; items finds photos of items that are named there. stopping
+    is set when the service is about to end, and begins nothing new.
     """
 
     def __init__(
@@ -63,10 +65,12 @@ class Service:
         audit_config: AuditConfig,
         metrics: Metrics,
         observers: Sequence[Observer] = (),
+        items: Items | None = None,
     ) -> None:
         self.model, self.config, self.audit_config = model, serve_config, audit_config
         self.metrics, self.observers = metrics, list(observers)
         self.batcher = Batcher(serve_config, metrics)
+        self.verification = Verification(metrics, items or Items())
         self.recent = RecentAnswers()
         self.stopping, self._end = False, math.inf
         metrics.show_model(model)

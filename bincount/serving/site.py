@@ -14,21 +14,35 @@ from fastapi.exceptions import RequestValidationError
 from bincount import reporting
 from bincount.evaluation.intervals import Score
 from bincount.frozen import Frozen
+from bincount.model_settings import Task
 from bincount.problem import Problem
 from bincount.reporting import offline
 from bincount.serving import page
 from bincount.serving.docs import PICTURE_TYPES
 from bincount.serving.overlays import Overlays
 from bincount.serving.protection import most_bytes
+from bincount.serving.served import ServedModel
 from bincount.serving.service import Service
 
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 FILES = {  # by the package that they lie in
     reporting.__name__: ("common.css", "common.js"),
-    page.__name__: ("page.css", "page.js", "requests.js", "answer.js", "icon.svg"),
+    page.__name__: ("page.css", "questions.css", "page.js", "requests.js", "answer.js", "questions.js", "icon.svg"),
 }
 
 BODIES = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in PICTURE_TYPES}
+
+
+class QuestionFacts(Frozen):
+    """A model that answers questions of a task at /verify now: which one it is, and the scores of its own test.
+
+    page is where MLflow shows the version.
+    """
+
+    name: str
+    version: str
+    page: str
+    scores: dict[str, Score]
 
 
 class ModelFacts(Frozen):
@@ -40,7 +54,8 @@ class ModelFacts(Frozen):
     look. rule says from which probability on a class is predicted, where a threshold was chosen. scores are of the
     version's own test; page is where MLflow shows it.
     A request has at most max_images pictures, and max_bytes in all. captures says whether pictures are kept.
-    problem has the words for what is on them.
+    problem has the words for what is on them. questions has the models that answer questions, by their tasks; items
+    says whether an item can be asked about by its name.
     """
 
     name: str
@@ -58,6 +73,8 @@ class ModelFacts(Frozen):
     max_bytes: int
     captures: bool
     problem: Problem
+    questions: dict[Task, QuestionFacts]
+    items: bool
 
 
 class Asset:
@@ -121,6 +138,8 @@ def router(service: Service, alias: Callable[[], str] = str) -> APIRouter:
             max_bytes=most_bytes(service.config.max_images),
             captures=service.config.capture is not None,
             problem=served.engine.spec.problem,
+            questions={task: _facts_of(model) for task, model in service.verification.models.items()},
+            items=service.verification.items.are_there,
         )
 
     @routes.post(
@@ -143,6 +162,10 @@ def router(service: Service, alias: Callable[[], str] = str) -> APIRouter:
         return Response(drawn, media_type="image/png", headers={"Cache-Control": "no-store"})
 
     return routes
+
+
+def _facts_of(model: ServedModel) -> QuestionFacts:
+    return QuestionFacts(name=model.name, version=model.version, page=model.page, scores=dict(model.scores))
 
 
 def _label(name: str, names: tuple[str, ...]) -> int:

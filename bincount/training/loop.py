@@ -25,7 +25,7 @@ from bincount.problem import EXTRA
 from bincount.progress import Progress
 from bincount.settings import TrainConfig
 from bincount.text import percent
-from bincount.training import changes, checkpoints, distributed, losses, questions, run_folder, validation
+from bincount.training import changes, checkpoints, distributed, limits, losses, questions, run_folder, validation
 from bincount.training import model as models
 from bincount.training.calibration import calibrate, keep_threshold
 from bincount.training.device import choose_device, reproducible, resolve
@@ -112,6 +112,9 @@ def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
         )
         keep_threshold(trained.checkpoint, chosen)
         changes.keep(trained.checkpoint, request.snapshot, calibrated, request.fold)
+        if request.bins and config.task in ("quantity", "change"):
+            rows = request.snapshot.read().query("split == 'val'")
+            limits.keep(trained.checkpoint, request.bins, request.pack, rows, calibrated)
         scores = validation.measure(calibrated, val.labels, trainer.spec.classes)
         trained = replace(trained, val_log_loss=scores["val_loss"])
         trained.write()
@@ -127,7 +130,7 @@ def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]
         balance.require_images(manifest, classes)  # snapshots of older releases were frozen without this check
     questions.check(config.task, classes)
     extra_names = manifest.loc[manifest["split"] == EXTRA, "class_name"].unique()
-    names = tuple(sorted(extra_names, key=int))
+    names = tuple(sorted(extra_names, key=int)) if config.task == "counting" else ()  # extra questions have answers
     spec = ModelSpec.make(request.images, config, classes, names, request.snapshot.problem)
     if request.fold:  # after the outputs, which are the same without any of the folds
         manifest = manifest[~folds.left_out(request.snapshot, request.fold)]

@@ -7,6 +7,7 @@ from torch.nn import functional
 from bincount.errors import SettingsError
 from bincount.problem import Classes
 from bincount.settings import TrainConfig
+from bincount.training.questions import NOT_KNOWN
 
 FALL_OFF = 1.0  # of ordinal targets: with each item of distance the weight falls by a factor of e
 
@@ -41,3 +42,13 @@ def per_image(logits: Tensor, targets: Tensor, training_config: TrainConfig) -> 
     if training_config.loss == "mixed":
         loss = loss + functional.multilabel_soft_margin_loss(logits, targets, reduction="none")
     return loss
+
+
+def of_quantities(logits: Tensor, held: Tensor) -> Tensor:
+    """Return the loss of each question, (B,), for the logits (B, Q + 1) of how many of its item are there.
+
+    held (B,) int64 is the number that the record says, and the loss 0 where it is NOT_KNOWN. A yes or no tells little
+    of a picture: how many there are teaches the answers to all quantities at once.
+    """
+    known = held.clamp(max=logits.shape[1] - 1)
+    return functional.cross_entropy(logits, known, reduction="none", ignore_index=NOT_KNOWN)

@@ -151,6 +151,18 @@ def probabilities(
     return mean_softmax(logits(model, spec, images, rows, on_batch, with_extra=with_extra), spec.temperature)
 
 
+def quantities(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: Questions) -> np.ndarray:
+    """Predict how many of the item of each question are on its picture: the probabilities of 0..Q, (N, Q + 1).
+
+    Raises SettingsError where the network does not tell quantities apart.
+    """
+    if not spec.quantities:
+        raise SettingsError(
+            "the model does not say how many of an item are there; train one with `bincount train --task quantity`"
+        )
+    return mean_softmax(logits(model, spec, images, rows, of_quantities=True), spec.temperature)
+
+
 def mean_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Return the mean probabilities (N, C) float32 of logits (N, V, C) of V views of each image."""
     return (torch.from_numpy(logits) / temperature).softmax(dim=2).mean(dim=1).numpy()
@@ -166,14 +178,16 @@ def logits(
     on_batch: Callable[[int], object] = lambda num_images: None,
     *,
     with_extra: bool = False,
+    of_quantities: bool = False,
 ) -> np.ndarray:
     """Compute the classes' logits for each view of images (N, S, S, 3) uint8: (N, V, C) float32.
 
     With rows, of those images only, read batch by batch, so that a memory-mapped pack is never loaded whole. A network
     that answers questions needs Questions, and sees each picture of a batch of them once. V is the number of members,
-    doubled with flip_at_test. With with_extra they are of all outputs, as spec.outputs names them. The arithmetic is
-    float32 whatever the training's was, and the network is left in evaluation mode. When memory runs out, the batches
-    are halved. Raises SettingsError for images without questions when the network answers these.
+    doubled with flip_at_test. With with_extra they are of all outputs, as spec.outputs names them; with of_quantities
+    they are those of how many of a question's item there are, in place of the classes'. The arithmetic is float32
+    whatever the training's was, and the network is left in evaluation mode. When memory runs out, the batches are
+    halved. Raises SettingsError for images without questions when the network answers these.
     """
     if spec.task != "counting" and not isinstance(rows, Questions):
         raise SettingsError(
@@ -184,6 +198,9 @@ def logits(
     device = next(model.parameters()).device
     rows = np.arange(len(images)) if rows is None else rows
     num_outputs = len(spec.outputs if with_extra else spec.classes)
+    outputs = slice(num_outputs)
+    if of_quantities:
+        outputs, num_outputs = slice(num_outputs, None), 1 + spec.quantities
     results = [np.empty((0, spec.members * (1 + spec.flip_at_test), num_outputs), np.float32)]
     start, batch_size = 0, INFERENCE_BATCH
     if isinstance(rows, Questions):
@@ -196,7 +213,7 @@ def logits(
             question = [torch.from_numpy(each).to(device) for each in (places, batch.asked)]
         pixels = torch.from_numpy(np.take(images, pictures, axis=0))
         try:
-            batch_logits = _apply_to_views(model, spec, pixels.to(device), num_outputs, *question)
+            batch_logits = _apply_to_views(model, spec, pixels.to(device), outputs, *question)
         except RuntimeError as error:
             if batch_size == 1 or not is_out_of_memory(error):
                 raise
@@ -208,11 +225,11 @@ def logits(
     return np.concatenate(results)
 
 
-def _apply_to_views(model: nn.Module, spec: ModelSpec, images: Tensor, num_outputs: int, *question: Tensor) -> Tensor:
+def _apply_to_views(model: nn.Module, spec: ModelSpec, images: Tensor, outputs: slice, *question: Tensor) -> Tensor:
     views = prepare(images, spec)
     members = zip(model if spec.members > 1 else [model], spec.each_network(), strict=True)
     # An image that is taken to be of one of the classes has no use for the outputs of the extra names, which are last.
-    results = [member(view, *question)[:, :num_outputs] for member, network in members for view in views[network.input]]
+    results = [member(view, *question)[:, outputs] for member, network in members for view in views[network.input]]
     return torch.stack(results, dim=1)
 
 

@@ -8,23 +8,28 @@ from bincount.errors import SettingsError
 from bincount.model_settings import Task
 from bincount.problem import Classes
 
+MOST_ASKED = 20  # of an item; a question of more is taken for one of that many
+NOT_KNOWN = -1
+
 
 @dataclass(frozen=True)
 class Questions:
     """N questions: their pictures' rows in the pack, (N, P) int64, and the quantities asked, (N,) int64.
 
     The picture that is asked about comes first, then its references, and -1 where a question has fewer. Of a change the
-    picture is the later one, and its one reference the earlier one; what is asked is not used.
+    picture is the later one, and its one reference the earlier one; what is asked is not used. held (N,) int64 is how
+    many of the item are there, which a training learns; NOT_KNOWN, or None, where that is not known.
     """
 
     rows: np.ndarray
     asked: np.ndarray
+    held: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, part: slice) -> "Questions":
-        return Questions(self.rows[part], self.asked[part])
+        return Questions(self.rows[part], self.asked[part], None if self.held is None else self.held[part])
 
     def pictures(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of all pictures, each once, (U,), and the place of each question's among them, (N, P)."""

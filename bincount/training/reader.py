@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from bincount.data.manifest import HELD
 from bincount.data.packs import Pack
 from bincount.errors import DatasetError, SettingsError
 from bincount.model_settings import Task
 from bincount.problem import EXTRA, Classes
 from bincount.training.distributed import World
-from bincount.training.questions import Questions
+from bincount.training.questions import NOT_KNOWN, Questions
 from bincount.training.schedule import seed_for
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ def read_examples(
 ) -> Examples:
     """Find the images of a split in the pack, or the questions of a task.
 
-    Those of train include the extra images, after the others; their labels are the positions of their names among
-    the outputs of the network. Raises DatasetError when the split has too few images to train on, or to choose an
+    Those of train include the extra ones, after the others; their labels are the positions of their names among the
+    outputs of the network. Raises DatasetError when the split has too few images to train on, or to choose an
     epoch by, and when an image is not in the pack; and SettingsError when the rows are no examples of the task.
     """
     rows = manifest[manifest["split"] == split]
@@ -57,15 +58,11 @@ def read_examples(
             f"the split {split} has {len(rows)} {what} and needs at least {fewest}; prepare more images "
             "(a larger --limit), or classes that the source has"
         )
-    examples = Examples(rows=locate(rows, pack, task), labels=rows["label"].to_numpy(np.int64))
-    if split != "train" or task != "counting":
-        return examples
-    extra = manifest[manifest["split"] == EXTRA]
-    labels = extra["class_name"].map({name: label for label, name in enumerate(outputs.names)})
-    return Examples(
-        rows=np.concatenate([examples.rows, pack.locate(extra["sha256"])]),
-        labels=np.concatenate([examples.labels, labels.to_numpy(np.int64)]),
-    )
+    if split == "train":
+        rows = pd.concat([rows, manifest[manifest["split"] == EXTRA]])
+    of_extra = rows["class_name"].map({name: label for label, name in enumerate(outputs.names)})
+    labels = rows["label"].where(rows["split"] != EXTRA, of_extra).to_numpy(np.int64)
+    return Examples(rows=locate(rows, pack, task), labels=labels)
 
 
 def locate(manifest: pd.DataFrame, pack: Pack, task: Task) -> np.ndarray | Questions:
@@ -94,7 +91,8 @@ def locate(manifest: pd.DataFrame, pack: Pack, task: Task) -> np.ndarray | Quest
     rows[:, 0] = pack.locate(manifest["sha256"])
     is_there = np.arange(rows.shape[1] - 1) < numbers[:, None]
     rows[:, 1:][is_there] = pack.locate(pc.list_flatten(references).to_pylist())
-    return Questions(rows, manifest["asked"].fillna(0).to_numpy(np.int64))
+    held = manifest[HELD] if HELD in manifest else pd.Series(NOT_KNOWN, manifest.index)
+    return Questions(rows, manifest["asked"].fillna(0).to_numpy(np.int64), held.fillna(NOT_KNOWN).to_numpy(np.int64))
 
 
 class Reader:
@@ -163,13 +161,14 @@ class Reader:
 class QuestionBatch:
     """B questions, and their pictures (M, S, S, 3) uint8, which are on the device, question after question.
 
-    places (B, P) int64 are the pictures of each question among these, -1 for none, and asked (B,) int64 the quantities;
-    both are in the CPU's memory.
+    places (B, P) int64 are the pictures of each question among these, -1 for none, asked (B,) int64 the quantities, and
+    held (B,) int64 those that are there; all three are in the CPU's memory.
     """
 
     pictures: Tensor
     places: Tensor
     asked: Tensor
+    held: Tensor
 
 
 class QuestionReader:
@@ -182,6 +181,7 @@ class QuestionReader:
     def __init__(self, images: np.ndarray, examples: Questions, world: World, seed: int):
         rows, self.places = examples.pictures()
         self.asked, self.world, self.seed = examples.asked, world, seed
+        self.held = np.full(len(examples), NOT_KNOWN) if examples.held is None else examples.held
         self.reader = Reader(images, rows, world.device)
 
     def batches(self, batches: np.ndarray, first_step: int) -> Iterator[QuestionBatch]:
@@ -191,8 +191,8 @@ class QuestionReader:
         for batch, places, images in zip(batches, chosen, pictures, strict=True):
             is_there = places >= 0
             numbered = np.where(is_there, is_there.cumsum().reshape(is_there.shape) - 1, -1)
-            asked = self.asked[self.world.shard(batch)]
-            yield QuestionBatch(images, torch.from_numpy(numbered), torch.from_numpy(asked))
+            numbers = (torch.from_numpy(of[self.world.shard(batch)]) for of in (self.asked, self.held))
+            yield QuestionBatch(images, torch.from_numpy(numbered), *numbers)
 
     def _choose(self, batch: np.ndarray, step: int) -> np.ndarray:
         """Return the places (B, 1 + MOST_REFERENCES) of the pictures of this process's shard of a batch."""

@@ -47,7 +47,8 @@ HISTORY = "history_xxh3"  # key in trained.json: the checksum of history.json
 class Request:
     """A training to be done: the data, the settings, and the folder that gets the result.
 
-    With a fold, the images of that fold are not trained on.
+    With a fold, the images of that fold are not trained on. Of questions, bins is the snapshot that they are about;
+    with it the model keeps from which probability on a change has happened (see limits).
     """
 
     snapshot: Snapshot
@@ -56,6 +57,7 @@ class Request:
     training: TrainConfig
     folder: Path
     fold: Fold | None = None
+    bins: Snapshot | None = None
 
 
 def folder_by_settings(
@@ -138,6 +140,7 @@ def write_request(request: Request) -> Path:
         snapshot=replace(request.snapshot, path=request.snapshot.path.resolve()),
         pack=replace(request.pack, folder=request.pack.folder.resolve()),
         folder=folder,
+        bins=request.bins and replace(request.bins, path=request.bins.path.resolve()),
     )
     write_sealed(folder / "request.json", TypeAdapter(Request).dump_python(request, mode="json"))
     return folder / "request.json"

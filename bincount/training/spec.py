@@ -19,6 +19,7 @@ from bincount.model_settings import ImageConfig, ModelName, Task, TrainConfig, n
 from bincount.problem import Classes, Problem
 from bincount.threshold import Threshold
 from bincount.training import pretrained
+from bincount.training.questions import MOST_ASKED
 
 WEIGHTS = "model.safetensors"
 NOT_KNOWN = "not known: from {}"  # of a licence
@@ -41,9 +42,12 @@ class ModelSpec(Frozen):
     extra_names are outputs that the network is trained on beside the classes and that predictions leave out. networks
     describes each member where they differ; image_size, at which a picture is decoded, is then at least that of each,
     and the other fields that these have are the first member's. A network whose task is a kind of question may have the
-    counting head of the model that it started from beside: of the kind `head`, with `counts` outputs. weights_licence
-    is that of the weights that the training started from. weights_sha256 is the digest of the weights file beside it.
-    Both are empty in models of older releases.
+    counting head of the model that it started from beside: of the kind `head`, with `counts` outputs. Of questions
+    about an item, quantities is the largest that it tells apart, 0 in models of older releases. change_limit is the
+    probability from which on a change that is asked has happened, chosen on val: of the count, or of a model of
+    quantities that of one item; None where there was too little to choose it by, and in models of older releases.
+    weights_licence is that of the weights that the training started from. weights_sha256 is the digest of the weights
+    file beside it. Both are empty in models of older releases.
     """
 
     model: ModelName
@@ -52,6 +56,7 @@ class ModelSpec(Frozen):
     classes: Classes
     task: Task = "counting"
     counts: int = Field(0, ge=0)
+    quantities: int = Field(0, ge=0)
     problem: Problem = Field(
         default_factory=lambda spec: Problem.of(spec["classes"]) if "classes" in spec else Problem()
     )
@@ -69,6 +74,7 @@ class ModelSpec(Frozen):
     weights_licence: str = ""
     weights_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     threshold: Threshold | None = Field(None, description="of two classes; without, the likeliest is predicted")
+    change_limit: float | None = Field(None, ge=0, le=1)
     history: Changes | None = Field(None, description="how counts change from a picture of a bin to the next")
 
     @field_validator("threshold")
@@ -118,6 +124,7 @@ class ModelSpec(Frozen):
         return cls(
             task=training.task,
             counts=counts,
+            quantities=MOST_ASKED if training.task in ("object", "quantity") else 0,
             problem=problem or Problem.of(classes),
             model=training.model,
             head=head,
@@ -191,8 +198,9 @@ def is_checkpoint(folder: Path) -> bool:
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write model.json into the folder of a model."""
     # As releases write it, and read it, that know no thresholds, no histories, no several architectures and no tasks.
-    unused = {name for name in ("networks", "threshold", "history") if not getattr(spec, name)}
+    unused = {name for name in ("networks", "threshold", "history", "change_limit") if not getattr(spec, name)}
     unused |= {"task", "counts"} if spec.task == "counting" else set()
+    unused |= set() if spec.quantities else {"quantities"}
     write_sealed(folder / "model.json", spec.model_dump(mode="json", exclude=unused))
 
 

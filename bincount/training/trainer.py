@@ -46,14 +46,16 @@ class NotFinite(Exception):
 class _Inputs:
     """What a shard of a batch is predicted from: images (M, S, S, 3) uint8 and their views.
 
-    Of B questions places (B, P) are those of their pictures among the images, which come question after question, and
-    asked (B,) the quantities, as QuestionBatch has them. Indexing takes a part of the shard.
+    Of B questions places (B, P) are those of their pictures among the images, which come question after question, asked
+    (B,) the quantities, and held (B,) those that are there, as QuestionBatch has them. Indexing takes a part of the
+    shard.
     """
 
     images: Tensor
     views: Views
     places: Tensor | None = None
     asked: Tensor | None = None
+    held: Tensor | None = None
 
     def __getitem__(self, part: slice) -> "_Inputs":
         if self.places is None:
@@ -61,7 +63,8 @@ class _Inputs:
         first = int((self.places[: part.start] >= 0).sum())
         places = self.places[part]
         own = slice(first, first + int((places >= 0).sum()))
-        return _Inputs(self.images[own], self.views[own], torch.where(places < 0, -1, places - first), self.asked[part])
+        places = torch.where(places < 0, -1, places - first)
+        return _Inputs(self.images[own], self.views[own], places, self.asked[part], self.held[part])
 
     @property
     def question(self) -> tuple[Tensor, ...]:
@@ -198,7 +201,7 @@ class Trainer:
             views = replace(views, mirrored=views.mirrored.view(shape)[:, :1].expand(shape).flatten())
         shard = self.world.shard(torch.arange(math.prod(shape)).view(shape))
         views = views[shard[batch.places >= 0]].to(self.device)
-        return _Inputs(batch.pictures, views, batch.places, batch.asked)
+        return _Inputs(batch.pictures, views, batch.places, batch.asked, batch.held)
 
     def _accumulate(self, inputs: _Inputs, labels: Tensor, total_weight: Tensor) -> Tensor:
         """Add the gradients of a part of the batch.
@@ -208,10 +211,13 @@ class Trainer:
         num_classes = len(self.spec.classes)
         pixels = cropping.apply_views(inputs.images, inputs.views, self.spec.normalization)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arithmetic.bfloat16):
-            logits = self.forward(pixels, *inputs.question)
-        logits = logits.float()
+            outputs = self.forward(pixels, *inputs.question)
+        logits, quantities = outputs.float().tensor_split([len(self.values)], dim=1)
         targets = losses.targets(labels, self.values, self.config)
-        loss = losses.per_image(logits, targets, self.config) * self.class_weights[labels]
+        loss = losses.per_image(logits, targets, self.config)
+        if self.spec.quantities:
+            loss = loss + losses.of_quantities(quantities, inputs.held.to(self.device))
+        loss = loss * self.class_weights[labels]
         # the mean over the batch of all processes, whose gradients are averaged
         (loss.sum() * self.world.size / total_weight).backward()
         correct = logits.detach()[:, :num_classes].argmax(dim=1) == labels

@@ -6,10 +6,21 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from bincount.errors import SettingsError
-from bincount.settings import DEFAULT_WORKSPACE, AuditConfig, Job, RegistryConfig, ServeConfig
+from bincount.settings import DEFAULT_WORKSPACE, AuditConfig, DataConfig, Job, RegistryConfig, ServeConfig
 from flows import interrupts
 from flows.cli import terminal
-from flows.cli.options import JUDGEMENT, ConfigFile, Device, Judgement, Registry, Root, Serving, whole
+from flows.cli.options import (
+    JUDGEMENT,
+    THE_DATASET,
+    ConfigFile,
+    Dataset,
+    Device,
+    Judgement,
+    Registry,
+    Root,
+    Serving,
+    whole,
+)
 from flows.cli.program import app
 
 
@@ -23,14 +34,16 @@ def serve(
     serving: Serving = ServeConfig(),
     audit: Judgement = JUDGEMENT,
     device: Device = "auto",
+    data: Dataset = THE_DATASET,
     registry: Registry = RegistryConfig(),
     workspace: Root = DEFAULT_WORKSPACE,
     config: ConfigFile = None,
 ) -> None:
-    """Answer for photos over HTTP until Ctrl-C: a page for people, /predict, and what MLflow and SageMaker ask.
+    """Answer for photos over HTTP until Ctrl-C: a page for people, /predict, /verify, what MLflow and SageMaker ask.
 
-    BINCOUNT_SERVE_TOKEN in the environment is the token that requests must bring; without one only this machine is
-    answered. Ctrl-C finishes what is under way.
+    Questions at /verify are answered by the champions of models for them, as `bincount verify` does; photos of the
+    dataset show the items that are asked about by name. BINCOUNT_SERVE_TOKEN in the environment is the token that
+    requests must bring; without one only this machine is answered. Ctrl-C finishes what is under way.
     """
     from bincount import preflight
 
@@ -46,6 +59,12 @@ def serve(
         ) from None
 
     terminal.set_up_access_log()
-    job = Job(serving=serving, audit=whole(AuditConfig, audit), registry=registry, workspace=workspace)
+    job = Job(
+        data=whole(DataConfig, data),
+        serving=serving,
+        audit=whole(AuditConfig, audit),
+        registry=registry,
+        workspace=workspace,
+    )
     with interrupts.left_to_command():
         running.serve(model, job, device, os.environ)

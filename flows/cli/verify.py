@@ -30,7 +30,11 @@ def verify(
     /,
     *,
     item: Annotated[
-        str | None, Parameter(help="ask whether this item is there; photos of other bins of the dataset show it")
+        str | None,
+        Parameter(
+            help="ask whether this item is there, or with --image-before by how many its number has changed; photos of "
+            "other bins of the dataset show it"
+        ),
     ] = None,
     quantity: Annotated[
         int | None, Parameter(help="ask whether exactly so many of the item are there", validator=Number(gte=1))
@@ -48,7 +52,8 @@ def verify(
         str | None, Parameter(help="the photo of the bin before: ask by how many items the count has changed since")
     ] = None,
     change: Annotated[
-        int | None, Parameter(help="ask whether the count has changed by so many items: -1 is one that was taken")
+        int | None,
+        Parameter(help="ask whether the count, or the number of the item, has changed by so many: -1 is one taken"),
     ] = None,
     model: Annotated[
         str,
@@ -66,8 +71,9 @@ def verify(
 ) -> None:
     """Ask about a photo: is an item in the bin, are there so many of it, or what changed since the photo before?
 
-    Give --item, perhaps with --quantity or --references; or --image-before, perhaps with --change. The model is one
-    that was trained for such questions, with --task object, quantity or change; its name ends in the task.
+    Give --item, perhaps with --quantity or --references; or --image-before, perhaps with --change; or --image-before
+    and --item, for the change of that item alone. The model is one that was trained for such questions, with --task
+    object, quantity or change; its name ends in the task. The change of one item is asked of the model of quantities.
     """
     from bincount import preflight
     from bincount.evaluation import verify as questions  # with torch
@@ -89,16 +95,23 @@ def verify(
         questions.check_task(spec, task)
         picture = _find_one(image, where, folders)
         pixels = questions.read(picture, spec)  # before a dataset is searched for others
-        if image_before is not None:
-            shown = [_find_one(image_before, where, folders)]
-        elif references:
+        before = [] if image_before is None else [_find_one(image_before, where, folders)]
+        pixels_before = [questions.read(each, spec) for each in before]
+        shown = []
+        if references:
             shown = _find_several(references, where)
-        else:
-            shown = _of_dataset(item, picture, where, folders)
+        elif has_item:
+            shown = _of_dataset(item, [picture, *before], where, folders)
         others = [questions.read(each, spec) for each in shown]
         network, spec = load(checkpoint, choose_device(device))
-        answer = questions.ask(network, spec, pixels, others, change if task == "change" else quantity)
-    _show(_as_table(answer, picture.name, item, [each.name for each in shown]), output)
+        if has_item and before:
+            answer = questions.ask_change_of_item(network, spec, pixels, *pixels_before, others, change)
+        elif before:
+            answer = questions.ask(network, spec, pixels, pixels_before, change)
+        else:
+            answer = questions.ask(network, spec, pixels, others, quantity)
+    names = ([each.name for each in some] for some in (before, shown))
+    _show(_as_table(answer, picture.name, item, *names), output)
 
 
 def _check_registered(model: str, task: "Task", folders: Workspace, registry_config: RegistryConfig) -> None:
@@ -152,24 +165,26 @@ def _find_several(names: "Sequence[str]", data: DataConfig) -> "Sequence[Input]"
     return found.pictures[:MAX_REFERENCES]
 
 
-def _of_dataset(item: str, picture: "Input", data: DataConfig, folders: Workspace) -> "Sequence[Input]":
-    """Find pictures of the dataset that show an item, apart from the picture that is asked about."""
+def _of_dataset(item: str, pictures: "Sequence[Input]", data: DataConfig, folders: Workspace) -> "Sequence[Input]":
+    """Find pictures of the dataset that show an item, apart from the pictures that are asked about."""
     from bincount.data import inputs, references, snapshots
 
-    content = picture.read()
-    content = content if isinstance(content, bytes) else content.read_bytes()
-    found = references.find(snapshots.latest(folders.dataset(data)), item, content)
+    contents = [each.read() for each in pictures]
+    contents = [content if isinstance(content, bytes) else content.read_bytes() for content in contents]
+    found = references.find(snapshots.latest(folders.dataset(data)), item, *contents)
     return [inputs.Input(image_id, partial(Path, file)) for image_id, file in found.items()]
 
 
-def _as_table(answer: "Answer", path: str, item: str | None, shown: "Sequence[str]") -> "pandas.DataFrame":
+def _as_table(
+    answer: "Answer", path: str, item: str | None, before: "Sequence[str]", shown: "Sequence[str]"
+) -> "pandas.DataFrame":
     """Return an answer as a row of a table, with what was asked."""
     import pandas
 
     row = {"path": path}
-    if answer.task == "change":
-        row["before"] = shown[0]
-    elif item is not None:
+    if before:
+        row["before"] = before[0]
+    if item is not None:
         row["item"] = item
     if answer.asked is not None:
         row["asked"] = answer.asked
@@ -177,7 +192,7 @@ def _as_table(answer: "Answer", path: str, item: str | None, shown: "Sequence[st
     if answer.task == "change":
         row |= {} if answer.p_asked is None else {"p_asked": answer.p_asked}
         row["expected_change"] = answer.expected_change
-    else:
+    if shown:
         row["references"] = list(shown)
     return pandas.DataFrame([row | {f"p_{name}": share for name, share in answer.probabilities.items()}])
 

@@ -40,6 +40,7 @@ function forget(item) {
   item.abort?.abort();
   URL.revokeObjectURL(item.url);
   if (item.heat) URL.revokeObjectURL(item.heat);
+  if (item.question?.before) URL.revokeObjectURL(item.question.before.url);
 }
 
 function work() {
@@ -122,6 +123,7 @@ function render() {
   if (item.state === "failed") showProblem(item.problem);
   byId("unseen").textContent = unseenTexts[item.state];
   renderOverlay();
+  renderQuestions();
   renderStrip();
 }
 
@@ -276,6 +278,7 @@ async function learnModel() {
   model = await (await ask("model")).json();
   showModel(model);
   if (shown) byId("recorded").value = shown.recorded;
+  renderQuestions();
 }
 
 function say(text) {

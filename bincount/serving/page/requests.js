@@ -68,6 +68,8 @@ async function detailOf(response) {
 function explain({ status, headers }, detail, name) {
   const after = Math.min(Math.max(Number.parseInt(headers.get("Retry-After") ?? "", 10) || 0, 0), 600);
   if (status === 401) return new Problem("A token is needed", "Try again, and give the token of this service.", { status });
+  if (status === 409) return new Problem("The service cannot answer this question", "What it needs is not there; whoever runs the service can add it.", { detail, status });
+  if (status === 422 && /^no (other )?bin /.test(detail)) return new Problem("No photo shows this item", "Check its identifier, or add photos that show it.", { detail, status });
   if (status === 413) return new Problem("The picture is too large", "Make it smaller, or take it at a lower resolution.", { detail, again: false, status });
   if (status === 415 || status === 422) return unreadable(detail, name, status);
   if (status === 408) return new Problem("The picture came too slowly", "Try again where the network is better, or make the picture smaller.", { detail, status });
@@ -104,6 +106,15 @@ async function check(file, maxBytes) {
   }
 }
 
+/** Check the files of one request before they are sent. Throws a Problem. */
+async function checkAll(files, maxBytes) {
+  for (const file of files) await check(file, maxBytes);
+  const size = files.reduce((bytes, file) => bytes + file.size + FORM, 0);
+  if (size > maxBytes) {
+    throw new Problem("The pictures are too large together", `They have ${megabytes(size)}, and the service takes ${megabytes(maxBytes)}. Make them smaller, or leave some out.`, { again: false });
+  }
+}
+
 /** Return the first picture of an animated file as a PNG file; null where nothing moves. */
 async function firstPicture(file) {
   const bytes = new Uint8Array(await file.slice(0, 65536).arrayBuffer());
@@ -131,6 +142,17 @@ async function judgeRecord(id, recorded, isFinal, signal) {
   const headers = { "Content-Type": "application/json" };
   const body = JSON.stringify({ id, recorded, is_final: isFinal });
   return (await ask("record", { method: "POST", body, headers, signal })).json();
+}
+
+/** Ask a question about a picture; fields are pairs of a name and a file or text. */
+async function verify(file, fields) {
+  const body = new FormData();
+  body.append("image", file, file.name || "picture");
+  for (const [name, value] of fields) {
+    if (value instanceof File) body.append(name, value, value.name || "picture");
+    else body.append(name, value);
+  }
+  return (await ask("verify", { method: "POST", body, name: file.name })).json();
 }
 
 async function overlay(file, className, signal) {
