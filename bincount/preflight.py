@@ -221,7 +221,7 @@ def check_comparison(job: Job, device: Device) -> None:
     check_device(device)
     check_registry(job.registry)
     snapshot = find_snapshot(job)
-    if not job.registry.is_of_questions:  # whose flow knows the answers
+    if not job.registry.answers:  # whose flow knows the answers
         promotion_rules.check_metric(job.promotion, snapshot.classes)
 
 
@@ -268,6 +268,16 @@ def check_registry(registry_config: RegistryConfig) -> None:
         )
     if uri and uri.startswith(tuple(f"{scheme}:" for scheme in WEB)):
         check_url("--tracking-uri", uri, WEB)
+
+
+def check_name(job: Job) -> None:
+    """Raise SettingsError where a counting model is to get the name of models that answer questions."""
+    name, task = job.registry.model_name, job.registry.answers
+    if task and job.training.task == questions.COUNTING:
+        raise SettingsError(
+            f"--model-name {name} is a name of models that answer questions, since it ends in -{task}; give a model "
+            f"that counts another name, or --task {task} beside it"
+        )
 
 
 def check_runner(runner_config: RunnerConfig) -> None:
@@ -336,6 +346,7 @@ def check_backbone(training: TrainConfig, images: ImageConfig) -> None:
 def check_training(job: Job, classes: Classes) -> None:
     """Raise an error where no model of these classes can be trained with these settings."""
     check_registry(job.registry)
+    check_name(job)
     for images, member in job.training.networks(job.images):
         check_backbone(member, images)
         check_initial_weights(member)
