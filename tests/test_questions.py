@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from recurring_items import build, real_rows, row, runs
 
 from bincount.data import challenge, questions, snapshots
-from bincount.data.holdings import MAX_REFERENCES, NEAR, Holdings
+from bincount.data.holdings import MAX_REFERENCES, NEAR, Holdings, as_array, as_list
 from bincount.data.manifest import COLUMNS, OF_QUESTIONS
 from bincount.errors import DatasetError
 from bincount.problem import Classes
@@ -141,6 +142,12 @@ def test_they_are_so_even_where_some_items_are_in_most_bins(tmp_path, seed):
     assert len(table) > 50
     assert (numbers["yes"] == numbers["no"]).all()
     assert not table["image_id"].duplicated().any()
+
+
+def test_references_in_one_piece_are_read_where_they_are_since_each_removal_reads_them():
+    lists = as_list(np.array([1, 2]), pa.array([3, 4, 5]))
+    one, other = (as_array(lists).flatten().buffers()[1].address for _ in range(2))
+    assert one == other
 
 
 def test_each_quantity_is_asked_yes_and_no_equally_often(snapshot):
