@@ -61,11 +61,21 @@ def check_run(job: Job) -> None:
 
 
 def check_task(job: Job) -> None:
-    """Raise SettingsError where a task asks about items and the source has no records of them."""
+    """Raise SettingsError where a task asks about items and the source has no records of them.
+
+    Of a bucket that has to say so itself, a flow finds out with a task before it fetches: see check_records.
+    """
+    if job.data.layout != "auto" or not job.data.source.startswith("s3://"):
+        check_records(job)
+
+
+def check_records(job: Job) -> None:
+    """Raise SettingsError where a task asks about items and the source, which is asked, has no records of them.
+
+    Raises SourceError and SourceUnavailable as source.open_source does.
+    """
     task = job.training.task
-    if task == questions.COUNTING:
-        return
-    if job.data.layout in ("folders", "splits") or source.class_folders(job.data) is not None:
+    if task != questions.COUNTING and not source.open_source(job.data).has_records:
         raise SettingsError(
             f"--task {task} asks about items that records list, and {job.data.source} has classes in folders; leave "
             "out --task, or give a --source with bin-images/ and metadata/"
