@@ -66,7 +66,7 @@ class Holdings:
         number = pictures["image_id"].where(padded).astype(float)
         codes = {name: pd.factorize(pictures[of])[0] for name, of in (("bin", "group"), ("content", "sha256"))}
         pictures = pictures.assign(number=number, **codes)
-        lines = items.lines(items.read(snapshot.dataset, pictures["image_id"]))
+        lines = items.lines(items.read(snapshot, pictures["image_id"]))
         item, names = pd.factorize(lines["item"])
         position = lines["position"].to_numpy()
         lines = pd.DataFrame(
