@@ -42,7 +42,7 @@ test-services: $(READY)  ## the tests that start servers and workers, break them
 
 # What depends on torch, and the saved model; the rest is for the locked versions.
 OF_OLDEST := threads device model backbones augment losses calibration reader ensemble members train crossfit distributed \
-	folding loading packaging pyfunc predict evaluate api
+	folding loading packaging pyfunc predict evaluate api verification asked history
 
 test-oldest: .venv-oldest/.ready  ## the tests of training, models and packaging with the oldest versions that pyproject.toml allows
 	.venv-oldest/bin/python -m pytest -m "not services and not real" --numprocesses 2 --dist loadfile \

@@ -61,11 +61,21 @@ def check_run(job: Job) -> None:
 
 
 def check_task(job: Job) -> None:
-    """Raise SettingsError where a task asks about items and the source has no records of them."""
+    """Raise SettingsError where a task asks about items and the source has no records of them.
+
+    Of a bucket that has to say so itself, a flow finds out with a task before it fetches: see check_records.
+    """
+    if job.data.layout != "auto" or not job.data.source.startswith("s3://"):
+        check_records(job)
+
+
+def check_records(job: Job) -> None:
+    """Raise SettingsError where a task asks about items and the source, which is asked, has no records of them.
+
+    Raises SourceError and SourceUnavailable as source.open_source does.
+    """
     task = job.training.task
-    if task == questions.COUNTING:
-        return
-    if job.data.layout in ("folders", "splits") or source.class_folders(job.data) is not None:
+    if task != questions.COUNTING and not source.open_source(job.data).has_records:
         raise SettingsError(
             f"--task {task} asks about items that records list, and {job.data.source} has classes in folders; leave "
             "out --task, or give a --source with bin-images/ and metadata/"
@@ -221,7 +231,7 @@ def check_comparison(job: Job, device: Device) -> None:
     check_device(device)
     check_registry(job.registry)
     snapshot = find_snapshot(job)
-    if not job.registry.is_of_questions:  # whose flow knows the answers
+    if not job.registry.answers:  # whose flow knows the answers
         promotion_rules.check_metric(job.promotion, snapshot.classes)
 
 
@@ -268,6 +278,16 @@ def check_registry(registry_config: RegistryConfig) -> None:
         )
     if uri and uri.startswith(tuple(f"{scheme}:" for scheme in WEB)):
         check_url("--tracking-uri", uri, WEB)
+
+
+def check_name(job: Job) -> None:
+    """Raise SettingsError where a counting model is to get the name of models that answer questions."""
+    name, task = job.registry.model_name, job.registry.answers
+    if task and job.training.task == questions.COUNTING:
+        raise SettingsError(
+            f"--model-name {name} is a name of models that answer questions, since it ends in -{task}; give a model "
+            f"that counts another name, or --task {task} beside it"
+        )
 
 
 def check_runner(runner_config: RunnerConfig) -> None:
@@ -336,6 +356,7 @@ def check_backbone(training: TrainConfig, images: ImageConfig) -> None:
 def check_training(job: Job, classes: Classes) -> None:
     """Raise an error where no model of these classes can be trained with these settings."""
     check_registry(job.registry)
+    check_name(job)
     for images, member in job.training.networks(job.images):
         check_backbone(member, images)
         check_initial_weights(member)

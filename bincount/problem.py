@@ -14,6 +14,7 @@ from bincount.errors import SettingsError
 from bincount.frozen import Frozen
 
 SPLITS = ("train", "val", "test")
+LOOK_ALIKE = "groups of look-alike pictures"
 EXTRA = "extra"  # in place of a split: bins whose count is no class and that are trained on all the same
 LONGEST_CLASS_NAME = 100
 LONGEST_WORD, LONGEST_SENTENCE = 40, 300  # in a description
@@ -154,7 +155,7 @@ class Problem(Frozen):
         """The plural of what intervals are over: images of one group are of one bin, or pictures that look alike."""
         if self.noun == "question":
             return "bins"
-        return "groups of look-alike pictures" if self.noun == "picture" else self.nouns
+        return LOOK_ALIKE if self.noun == "picture" else self.nouns
 
     @property
     def group_noun(self) -> str:
@@ -162,6 +163,11 @@ class Problem(Frozen):
         if self.noun == "question":
             return "bin"
         return "group of look-alike pictures" if self.noun == "picture" else self.noun
+
+    @staticmethod
+    def each_of(group_nouns: str) -> str:
+        """Return what a sentence that asks for more of them names: pictures, where group_nouns are groups of these."""
+        return "pictures" if group_nouns == LOOK_ALIKE else group_nouns
 
     def positive_label(self, classes: Classes) -> int | None:
         """Return the label of the positive class, of two classes; of counts only where the description names one."""

@@ -116,9 +116,13 @@ class RegistryConfig(Frozen):
         raise SettingsError(f"--tracking-uri has a password in it, which others could read; {remedy}")
 
     @property
-    def is_of_questions(self) -> bool:
-        """Whether the name is one that of_task gives to models that answer questions."""
-        return any(self.of_task(task) is self for task in get_args(Task) if task != "counting")
+    def answers(self) -> Task | None:
+        """The task of the questions that models of the name answer, by its ending; None where they count.
+
+        No other model is trained under such a name: preflight.check_name.
+        """
+        tasks = (task for task in get_args(Task) if task != "counting")
+        return next((task for task in tasks if self.of_task(task) is self), None)
 
     def of_task(self, task: Task) -> "RegistryConfig":
         """Return where the models of a task are recorded: those that answer questions under names of their own.

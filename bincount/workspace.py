@@ -110,7 +110,7 @@ class Workspace(Frozen):
 
     def report_of(self, registry: RegistryConfig) -> Path:
         """Return the path of the page over months of a registered model; those of questions have their own."""
-        return self.root / f"report-{registry.model_name}.html" if registry.is_of_questions else self.report
+        return self.root / f"report-{registry.model_name}.html" if registry.answers else self.report
 
     @property
     def artifacts(self) -> Path:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -16,10 +16,12 @@ from bincount.data import bins
 from bincount.errors import BincountError, mask_credentials
 from bincount.reporting import records
 from bincount.reporting.records import RunRecord
-from bincount.settings import DEFAULT_WORKSPACE, Job, RetrainConfig
+from bincount.settings import DEFAULT_WORKSPACE, DataConfig, Job, RegistryConfig, RetrainConfig, TrainConfig
 from flows import summary
 from flows.results import Finished, NightlyRun, Prepared, TrainedModel
 from flows.timing import Timings
+
+Config = TypeVar("Config", bound=BaseModel)
 
 logger = logging.getLogger("bincount.flows")
 
@@ -48,7 +50,8 @@ def record_end(flow: Flow, flow_run: FlowRun, state: State) -> None:  # a worker
     workspace = Path(flow_run.parameters.get("workspace") or DEFAULT_WORKSPACE)
     if not workspace.is_dir():  # it may be another machine's, as seen from a worker's runner
         return
-    given = _retraining(flow_run.parameters)
+    given = _section(flow_run.parameters, "retraining", RetrainConfig) or RetrainConfig()
+    data = _section(flow_run.parameters, "data", DataConfig)
     outcome = OUTCOMES.get(state.type, "failed")
     record = RunRecord(
         flow_run=str(flow_run.id),
@@ -56,6 +59,8 @@ def record_end(flow: Flow, flow_run: FlowRun, state: State) -> None:  # a worker
         ended=datetime.now(UTC),
         outcome=outcome,
         summary=mask_credentials(state.message or "no reason was given"),
+        source=data.source if data else "",
+        model_name=_model_name(flow_run.parameters),
         timings=_timings(flow_run, outcome),
         price_per_hour=given.price_per_hour,
         currency=given.currency,
@@ -74,16 +79,23 @@ def _timings(flow_run: FlowRun, outcome: str) -> dict[str, float]:
     return {f"until it {VERBS.get(outcome, outcome)}": seconds}
 
 
-def _retraining(parameters: Mapping[str, Any]) -> RetrainConfig:
-    """Return the settings that a nightly run was given, as models or as JSON; those of its closed section come last."""
+def _model_name(parameters: Mapping[str, Any]) -> str:
+    """Return the name of the registered model that a run was for; empty where its settings do not say it."""
+    registry, training = (_section(parameters, *of) for of in (("registry", RegistryConfig), ("training", TrainConfig)))
+    return registry.of_task(training.task).model_name if registry and training else ""
+
+
+def _section(parameters: Mapping[str, Any], name: str, config: type[Config]) -> Config | None:
+    """Return settings that a run was given, as models or as JSON; those of its form's closed section come last.
+
+    Returns None where they cannot be: they may be what the run has failed of.
+    """
     others = parameters.get("others") or {}
-    both = [parameters.get("retraining"), _as_dict(others).get("retraining")]
+    both = [parameters.get(name), _as_dict(others).get(name)]
     try:
-        return RetrainConfig(
-            **{name: value for some in both for name, value in _as_dict(some).items() if value is not None}
-        )
-    except (TypeError, ValueError):  # they may be what the run has failed of
-        return RetrainConfig()
+        return config(**{key: value for some in both for key, value in _as_dict(some).items() if value is not None})
+    except (TypeError, ValueError, BincountError):
+        return None
 
 
 def _as_dict(section: object) -> Mapping[str, Any]:

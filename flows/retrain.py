@@ -127,6 +127,7 @@ def retrain(
     timings = Timings()
     with only_nightly_run(workspace):
         registration_tasks.check_registry(job)
+        data_tasks.check_records(job)
         if retraining.grow_by:
             job = job.replace(
                 data=data_tasks.grow(job.data, Workspace(root=workspace).dataset(job.data), retraining.grow_by)

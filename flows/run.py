@@ -24,6 +24,7 @@ from flows.prepare import prepare
 from flows.recording import record_end
 from flows.results import Finished
 from flows.train import TRAIN_SECTIONS, train
+from tasks import data as data_tasks
 from tasks import months as month_tasks
 from tasks import registration as registration_tasks
 from tasks import run_page as page_tasks
@@ -68,6 +69,7 @@ def run(
     preflight.check_run(job)
     job = job.registered_by_task()
     registration_tasks.check_registry(job)
+    data_tasks.check_records(job)
     prepared = prepare(**job.sections("data", "images", "runner", "workspace"))
     model = train(**job.sections(*TRAIN_SECTIONS), snapshot=prepared.snapshot.digest)
     finished = Finished(prepared, model)

@@ -9,6 +9,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run, task_run
 
+from bincount import preflight
 from bincount.data import advice, assembly, fetch, packing, questions, source, sync
 from bincount.data.balance import ClassBalance
 from bincount.data.fetch import SyncReport
@@ -18,7 +19,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.data.sync import Plan
 from bincount.model_settings import Task
 from bincount.reporting import tables
-from bincount.settings import DataConfig, ImageConfig, TrainConfig
+from bincount.settings import DataConfig, ImageConfig, Job, TrainConfig
 from bincount.text import escape_markdown
 from tasks.retry import is_transient
 
@@ -38,6 +39,25 @@ BATCH_RETRIES = 3
 def plan_sync(data: DataConfig, dataset: Path) -> Plan:
     """List the source and find out which bins are to be fetched."""
     return sync.plan(dataset, source.open_source(data), data)
+
+
+def check_records(job: Job) -> None:
+    """Raise SettingsError where a task asks about items and the source has no records of them."""
+    if job.training.task != COUNTING:
+        check_records_of(job)
+
+
+@task(
+    name="check records",
+    task_run_name="check records of {job.data.source}",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[2, 20, 120],
+    retry_condition_fn=is_transient,
+)
+def check_records_of(job: Job) -> None:
+    """Ask the source whether it has records, before anything is fetched that questions need them for."""
+    preflight.check_records(job)
 
 
 @task(name="grow dataset", task_run_name="grow by {by} {data.description.nouns}", cache_policy=NO_CACHE)

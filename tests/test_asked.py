@@ -100,13 +100,28 @@ def test_models_of_each_task_have_a_name_of_their_own(tmp_path):
     assert config.of_task("counting") is config
     assert config.of_task("object").model_name == "shelves-object"
     assert config.of_task("object").of_task("object").model_name == "shelves-object"
-    assert config.of_task("change").is_of_questions
-    assert not config.is_of_questions
+    assert config.of_task("change").answers == "change"
+    assert config.answers is None
     job = Job(training=TrainConfig(task="quantity")).registered_by_task()
     assert job.registry.model_name == "bincount-quantity"
     places = Workspace(root=tmp_path)
     assert places.report_of(RegistryConfig()) == places.report
     assert places.report_of(job.registry).name == "report-bincount-quantity.html"
+
+
+@pytest.mark.parametrize("check", [preflight.check_run, preflight.check_tune])
+def test_a_model_that_counts_gets_no_name_of_models_that_answer_questions(check, tmp_path):
+    """Else versions of both stood under one name, and one could become champion of the other."""
+    (tmp_path / "bin-images").mkdir()
+    (tmp_path / "metadata").mkdir()
+    job = Job(
+        data=DataConfig(source=str(tmp_path)),
+        registry=RegistryConfig(model_name="dented-object"),
+        workspace=tmp_path / "workspace",
+    )
+    with pytest.raises(SettingsError, match="ends in -object; give a model that counts another name, or --task object"):
+        check(job)
+    preflight.check_run(job.replace(training=TrainConfig(task="object")))
 
 
 def test_class_folders_have_no_questions_which_shows_before_anything_is_fetched(tmp_path):

@@ -93,6 +93,7 @@ KINDS_OF_FILES = (
     "snapshots/latest",
     "snapshots/*/manifest.parquet",
     "snapshots/*/snapshot.json",
+    "snapshots/*/items.parquet",
     "packs/*/images.uint8",
     "packs/*/checksums.xxh3",
     "packs/*/digests.txt",

@@ -252,6 +252,8 @@ def test_cross_fitted_scores_stand_beside_those_of_the_test_and_say_how_to_read_
         "3 images are left out, of which each network has seen a copy."
         in MADE.model_copy(update={"num_left_out": 3}).how_to_read()
     )
+    of_pictures = MADE.model_copy(update={"nouns": "groups of look-alike pictures"})
+    assert "expect the cross-fitted scores on other pictures." in of_pictures.how_to_read()
     assert MADE.summary() == (
         "Accuracy 41.0 % (39.0 to 43.0) cross-fitted on 6,529 images of 6,429 bins; 45.2 % on the test split"
     )

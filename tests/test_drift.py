@@ -24,7 +24,7 @@ from bincount.evaluation.drift import (
     stability_indices,
 )
 from bincount.evaluation.intervals import Interval, LabelledImages, Score
-from bincount.problem import Classes
+from bincount.problem import PICTURES, Classes
 from bincount.reporting import tables
 from bincount.settings import DataConfig, DriftConfig, ImageConfig, TrainConfig
 from bincount.training.model import build, save
@@ -390,6 +390,12 @@ def test_warnings_and_table_say_it_in_numbers():
         "the champion is worse on new bins: accuracy 31.0 % (27.2 to 35.1) against 40.1 % in its test",
     )
     assert found.describe() == f"3,000 new images: {'; '.join(found.warnings)}"
+    of_pictures = found.accuracy.model_copy(update={"nouns": PICTURES.group_nouns})
+    assert (
+        found.model_copy(update={"accuracy": of_pictures})
+        .warnings[1]
+        .startswith("the champion is worse on new pictures: accuracy")
+    )
     assert tables.drift_indices(found).to_numpy().tolist() == [
         ["class balance", "0.312", "up to 0.020", "0.25", "shifted"],
         ["brightness", "0.300", "up to 0.400", "0.25", "not significant"],

@@ -16,6 +16,7 @@ from bincount.data import (
     fetch,
     findings,
     forgotten,
+    items,
     packing,
     packs,
     removal,
@@ -230,6 +231,17 @@ def test_an_earlier_picture_of_the_bin_goes_from_the_pack_too(workspace, dataset
     assert {each.encode() for each in digests} <= set(pack_of(dataset).digests.to_pylist())
     forget(workspace, dataset, ID)
     assert not {each.encode() for each in digests} & set(pack_of(dataset).digests.to_pylist())
+
+
+def test_what_its_record_lists_goes_from_snapshots_too_and_the_others_stay(workspace, dataset):
+    (path,) = dataset.glob(f"snapshots/*/{items.FILE}")
+    before = pd.read_parquet(path)["image_id"]
+    assert removal.find_remains(dataset) == []
+    forgotten.add(dataset, pd.DataFrame({"image_id": [ID], "sha256": [None], "path": [None]}))
+    assert removal.find_remains(dataset) == [path.relative_to(dataset).as_posix()]
+    forget(workspace, dataset, ID)
+    assert set(before) - set(pd.read_parquet(path)["image_id"]) == {ID}
+    assert check.diagnose(dataset).problems == ()
 
 
 def test_doctor_finds_nothing_wrong_afterwards_and_counts_it(workspace, dataset, bucket):

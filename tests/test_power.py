@@ -9,6 +9,7 @@ from test_promotion import decide, decide_first
 from bincount.evaluation import intervals, power, promotion
 from bincount.evaluation.decision import Decision, Gain
 from bincount.evaluation.intervals import Interval
+from bincount.problem import PICTURES
 from bincount.reporting import card, tables
 from bincount.settings import PromotionConfig
 from bincount.tracking import facts
@@ -121,9 +122,17 @@ def test_bins_that_are_too_few_for_the_gain_that_is_asked_for_are_named_with_the
 
     assert told == (
         "the 420 test bins are too few for min_gain 1: a gain in accuracy is found with 80 % probability only from 4.1 "
-        "points on; prepare more bins, of which a tenth is for test, or judge by the scores of --cross-fit 5, which "
-        "rest on all labelled bins and decide nothing"
+        "points on; add more bins, or raise --limit, since a tenth is for test; or judge by the scores of "
+        "--cross-fit 5, which rest on all labelled bins and decide nothing"
     )
+
+
+def test_where_groups_of_pictures_are_too_few_it_is_pictures_that_are_to_be_added():
+    few = FEW.model_copy(update={"nouns": PICTURES.group_nouns})
+    told = promotion.explain_undetectable(few, PromotionConfig(min_gain=1))
+    assert "420 test groups of look-alike pictures are too few" in told
+    assert "add more pictures, or raise --limit" in told
+    assert told.endswith("which rest on all labelled pictures and decide nothing")
 
 
 @pytest.mark.parametrize(

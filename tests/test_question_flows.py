@@ -6,6 +6,7 @@ from nightly_runs import opened, pages
 from servers import with_database
 
 from bincount.data import synthetic
+from bincount.errors import SettingsError
 from bincount.evaluation.evaluate import RULES
 from bincount.reporting.tables import markdown_table
 from bincount.settings import DataConfig, ImageConfig, PromotionConfig, RegistryConfig, RetrainConfig, TrainConfig
@@ -17,6 +18,7 @@ from flows.evaluate import evaluate
 from flows.prepare import prepare
 from flows.promote import compare
 from flows.retrain import retrain
+from flows.run import run
 from flows.train import train
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("this_training_here")]
@@ -106,3 +108,12 @@ def test_a_nightly_run_counts_the_pictures_of_new_questions(bins):
     assert "Beside rules that see no picture" in page
     assert "Worst mistakes" in page
     assert pd.read_parquet(grown.evaluation.folder / "predictions.parquet")["image_id"].str.contains(" ").all()
+
+
+@pytest.mark.parametrize("flow", [run, retrain])
+def test_a_bucket_without_records_is_refused_before_anything_is_fetched_from_it(api, bucket, tmp_path, flow):
+    synthetic.generate_boxes(tmp_path / "boxes", 30, size=(32, 32), broken=False)
+    data, workspace = bucket(tmp_path / "boxes"), with_database(tmp_path / "workspace")
+    with pytest.raises(SettingsError, match="has classes in folders; leave out --task"):
+        flow(data=data, images=IMAGES, training=TRAINING, workspace=workspace)
+    assert not list(workspace.glob("datasets/*/originals"))

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from recurring_items import build, real_rows, row, runs
 
-from bincount.data import challenge, questions, snapshots
-from bincount.data.holdings import MAX_REFERENCES, NEAR, Holdings
+from bincount.data import bins, challenge, items, pairs, questions, snapshots
+from bincount.data.holdings import MAX_REFERENCES, NEAR, Holdings, as_array, as_list
 from bincount.data.manifest import COLUMNS, OF_QUESTIONS
 from bincount.errors import DatasetError
 from bincount.problem import Classes
@@ -25,7 +26,7 @@ def snapshot(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def items():
+def listed():
     """What each bin's record lists, by id."""
     return {each["image_id"]: dict(each["items"]) for each in runs(240)}
 
@@ -39,20 +40,20 @@ def with_references(snapshot, table):
 # --- what the questions are ----------------------------------------------------------------------------------------
 
 
-def test_the_answer_is_what_the_record_says(snapshot, items):
+def test_the_answer_is_what_the_record_says(snapshot, listed):
     for question in questions.ask_objects(snapshot).itertuples():
         image_id, item = question.image_id.split(" ")
         assert question.item == item
-        assert question.held == items[image_id].get(item, 0)
-        assert (question.class_name, question.label) == (("yes", 1) if item in items[image_id] else ("no", 0))
+        assert question.held == listed[image_id].get(item, 0)
+        assert (question.class_name, question.label) == (("yes", 1) if item in listed[image_id] else ("no", 0))
     for question in questions.ask_quantities(snapshot).itertuples():
         image_id, item, asked = question.image_id.split(" ")
         assert (question.item, question.asked) == (item, int(asked))
-        assert question.held == items[image_id].get(item, 0)
+        assert question.held == listed[image_id].get(item, 0)
         assert question.class_name == ("yes" if question.held == int(asked) else "no")
 
 
-def test_some_pictures_of_train_are_asked_for_none_of_an_item_which_nobody_is_judged_by(snapshot, items):
+def test_some_pictures_of_train_are_asked_for_none_of_an_item_which_nobody_is_judged_by(snapshot, listed):
     table = questions.ask_quantities(snapshot)
     none = table[table["asked"] == 0]
     assert 0.1 < len(none) / len(table) < 0.3
@@ -61,17 +62,17 @@ def test_some_pictures_of_train_are_asked_for_none_of_an_item_which_nobody_is_ju
     bins = snapshot.read().set_index("image_id").loc[none["image_id"].str.split(" ").str[0]]
     assert set(bins["split"]) == {"train"}
     of_bins = (
-        snapshot.read().groupby("group")["image_id"].agg(lambda ids: {item for name in ids for item in items[name]})
+        snapshot.read().groupby("group")["image_id"].agg(lambda ids: {item for name in ids for item in listed[name]})
     )
     assert not any(item in of_bins[group] for item, group in zip(none["item"], none["group"], strict=True))
     frozen = questions.freeze(snapshot, "quantity")
     assert len(frozen.labelled()) == len(table) - len(none)
 
 
-def test_a_picture_is_asked_about_an_item_only_where_no_picture_of_its_bin_shows_it(snapshot, items):
+def test_a_picture_is_asked_about_an_item_only_where_no_picture_of_its_bin_shows_it(snapshot, listed):
     table = questions.ask_objects(snapshot)
     of_bins = (
-        snapshot.read().groupby("group")["image_id"].agg(lambda ids: {item for name in ids for item in items[name]})
+        snapshot.read().groupby("group")["image_id"].agg(lambda ids: {item for name in ids for item in listed[name]})
     )
     no = table[table["class_name"] == "no"]
     assert not any(item in of_bins[group] for item, group in zip(no["item"], no["group"], strict=True))
@@ -107,12 +108,12 @@ def test_records_that_reviewers_found_wrong_are_neither_asked_about_nor_referenc
 
 
 @pytest.mark.parametrize("task", ABOUT_ITEMS)
-def test_no_reference_shares_bin_bytes_or_neighbourhood_with_its_question(snapshot, items, task):
+def test_no_reference_shares_bin_bytes_or_neighbourhood_with_its_question(snapshot, listed, task):
     found = with_references(snapshot, ASK[task](snapshot))
     assert (found["group"] != found["group_of_reference"]).all()
     assert (found["sha256"] != found["references"]).all()
     assert ((found["image"].astype(int) - found["image_id_of_reference"].astype(int)).abs() > NEAR).all()
-    assert all(item in items[name] for item, name in zip(found["item"], found["image_id_of_reference"], strict=True))
+    assert all(item in listed[name] for item, name in zip(found["item"], found["image_id_of_reference"], strict=True))
 
 
 @pytest.mark.parametrize("task", ABOUT_ITEMS)
@@ -162,6 +163,12 @@ def test_they_are_so_even_where_some_items_are_in_most_bins(tmp_path, seed):
     assert not table["image_id"].duplicated().any()
 
 
+def test_references_in_one_piece_are_read_where_they_are_since_each_removal_reads_them():
+    lists = as_list(np.array([1, 2]), pa.array([3, 4, 5]))
+    one, other = (as_array(lists).flatten().buffers()[1].address for _ in range(2))
+    assert one == other
+
+
 def test_each_quantity_is_asked_yes_and_no_equally_often(snapshot):
     table = questions.ask_quantities(snapshot).query("split != 'extra'")
     table = table.assign(references=table["references"].list.len())
@@ -173,6 +180,36 @@ def test_each_quantity_is_asked_yes_and_no_equally_often(snapshot):
 def test_quantities_are_asked_up_to_the_largest_class(snapshot, tmp_path):
     rows = [row(f"{10 * number:05d}", {f"B{number % 3}": 1 + number % 4}) for number in range(90)]
     assert questions.ask_quantities(build(tmp_path, rows, "0..3"))["asked"].max() == 3
+
+
+# --- records change -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", questions.TASKS)
+def test_a_snapshot_gives_the_same_questions_whatever_the_records_list_later(tmp_path, task):
+    bins_before = runs(120)
+    snapshot = build(tmp_path, bins_before)
+    asked, changes = ASK[task](snapshot), pairs.read(snapshot)
+    bins.append(tmp_path, [each | {"items": [("C", each["quantity"])]} for each in bins_before], "renamed")
+    assert ASK[task](snapshot).equals(asked)
+    bins.merge(tmp_path)
+    assert ASK[task](snapshot).equals(asked)
+    assert pairs.read(snapshot).equals(changes)
+
+
+def test_a_snapshot_that_is_frozen_anew_asks_about_what_the_records_list_by_then(tmp_path):
+    rows = [row(f"{10 * number:05d}", {f"B{number % 3}": 1}) for number in range(90)]
+    first = build(tmp_path, rows)
+    again = build(tmp_path, [each | {"items": [(f"C{place % 3}", 1)]} for place, each in enumerate(rows)])
+    assert again.digest == first.digest
+    assert questions.ask_objects(again)["item"].str.startswith("C").all()
+
+
+def test_a_snapshot_of_an_older_release_asks_about_the_rows_of_the_dataset(tmp_path):
+    snapshot = build(tmp_path, runs(120))
+    asked = questions.ask_objects(snapshot)
+    (snapshot.path / items.FILE).unlink()
+    assert questions.ask_objects(snapshot).equals(asked)
 
 
 # --- a dataset grows -----------------------------------------------------------------------------------------------

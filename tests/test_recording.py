@@ -7,7 +7,7 @@ import pytest
 from prefect.states import Cancelled, Cancelling, Crashed, Failed
 
 from bincount.reporting import records
-from bincount.settings import Job, RetrainConfig
+from bincount.settings import DataConfig, Job, RegistryConfig, RetrainConfig
 from flows import recording
 
 PRICED = RetrainConfig(price_per_hour=3.6, currency="EUR")
@@ -55,6 +55,21 @@ def test_its_price_is_found_as_model_as_json_and_in_the_closed_section_of_the_fo
 
 def test_settings_that_the_run_has_failed_of_do_not_keep_it_from_being_recorded(tmp_path):
     assert end(tmp_path, Failed(), retraining={"price_per_hour": "much"}).price_per_hour == 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "model_name"),
+    [
+        ({}, "bincount"),
+        ({"registry": RegistryConfig(model_name="shelves")}, "shelves"),
+        ({"training": {"task": "object"}, "others": {"registry": {"model_name": "shelves"}}}, "shelves-object"),
+        ({"training": {"task": "weighing"}}, ""),
+    ],
+)
+def test_a_run_that_failed_is_recorded_with_its_model_where_its_settings_say_which(tmp_path, parameters, model_name):
+    record = end(tmp_path, Failed(), **parameters, data=DataConfig(source="s3://bins"))
+
+    assert (record.model_name, record.source) == (model_name, "s3://bins")
 
 
 def test_where_there_is_no_workspace_none_is_made(tmp_path):

@@ -142,7 +142,7 @@ def test_a_nightly_run_warns_once_of_bins_that_are_too_few_for_the_gain_that_is_
     detectable = nights[1].model.decision.gains[0].format_detectable()
     assert second.count("**Look at this:**") == 1
     assert "too few for min\\_gain 0.1: a gain in accuracy is found with 80 % probability" in second
-    assert f"only from {detectable} on; prepare more bins" in second
+    assert f"only from {detectable} on; add more bins" in second
     assert f"finds a gain in accuracy of {detectable} or more with 80 % probability." in second
     assert "Look at this" not in first + skipped  # no smallest gain applies to a first champion
 

@@ -247,6 +247,25 @@ def test_a_catalogue_that_is_too_small_or_too_large_is_refused_before_anything_i
     assert not (tmp_path / "bins").exists()
 
 
+@pytest.mark.parametrize(("before", "after"), [(100, 50), (None, 50), (100, None)])
+def test_bins_of_another_catalogue_are_not_mixed_with_those_in_the_folder(tmp_path, before, after):
+    folder = tmp_path / "demo" / "bucket"
+    synthetic.generate(folder, 12, size=(32, 32), num_products=before)
+    written = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    with pytest.raises(SettingsError, match="give another folder, or --products as before"):
+        synthetic.generate(folder, 12, size=(32, 32), start=13, num_products=after)
+    with pytest.raises(SettingsError, match="bucket has bins with other items"):
+        demo(products=after, folder=tmp_path / "demo")
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == written
+
+
+def test_more_bins_of_the_same_catalogue_join_those_in_the_folder_though_a_record_was_edited(tmp_path):
+    synthetic.generate(tmp_path, 12, size=(32, 32), num_products=100)
+    (tmp_path / "metadata" / "00002.json").write_text("{}")
+    synthetic.generate(tmp_path, 12, size=(32, 32), start=13, num_products=100)
+    assert len(list((tmp_path / "metadata").iterdir())) == 23  # and one of the 24 is broken
+
+
 def test_boxes_have_no_products_to_share(tmp_path):
     with pytest.raises(SettingsError, match="leave it out"):
         demo(problem="boxes", products=50, folder=tmp_path / "demo")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bincount.data import advice, copies, forgotten, groups, labels, names, snapshots, splits, sync
+from bincount.data import advice, copies, forgotten, groups, items, labels, names, snapshots, splits, sync
 from bincount.data import bins as row_store
 from bincount.data.snapshots import Snapshot
 from bincount.problem import Classes, Problem, normalize_name
@@ -57,7 +57,9 @@ def build(
         splits.save(dataset, manifest)
         if not keep_splits:
             manifest = copies.keep_in_one_split(manifest)
-        return snapshots.freeze(splits.mark_extra(manifest), classes, source, dataset, problem)
+        snapshot = snapshots.freeze(splits.mark_extra(manifest), classes, source, dataset, problem)
+        items.keep(snapshot, bins)
+        return snapshot
 
 
 def _group(bins: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Check a dataset against itself, and say what to do about each problem.
 
 originals/       every file as its row says, no file without a row
-snapshots/       every manifest what was frozen, and what its digest says
+snapshots/       every manifest what was frozen, and what its digest says; items.parquet what was written
 splits.parquet   what was written, and what the last snapshot says
 reviews/         every file of verdicts what was written
 packs/           lengths that fit, every picture what was packed, every labelled image of the last snapshot in them
@@ -23,6 +23,7 @@ from bincount.data import (
     check_originals,
     check_packs,
     copies,
+    items,
     labels,
     removal,
     reviews,
@@ -35,6 +36,7 @@ from bincount.data import forgotten as tombstones
 from bincount.data import manifest as manifests
 from bincount.data.findings import (
     DAMAGE,
+    ITEMS,
     LEFTOVER,
     PLAN,
     REMAINS,
@@ -92,7 +94,7 @@ def diagnose(dataset: Path, *, quick: bool = False) -> Diagnosis:
         problems += check_originals.wrong_files(dataset, rows, quick)
         problems += check_originals.files_without_row(dataset, rows)
     problems += [*_damaged_reviews(dataset), *_wrong_snapshots(dataset), *check_packs.wrong_packs(dataset, quick)]
-    problems += _remains(dataset)
+    problems += [*_damaged_items(dataset), *_remains(dataset)]
     is_good = rows["status"] == "ok"
     quarantined, warnings, nouns = Counter(rows.loc[~is_good, "reason"].map(bins.reason_kind)), [], "bins"
     if latest := _latest(dataset, problems):
@@ -135,6 +137,14 @@ def _damaged_reviews(dataset: Path) -> Iterator[Problem]:
             tables.read(path, reviews.REMEDY, schema=reviews.SCHEMA)
         except DAMAGE:
             yield Problem(REVIEWS, path.relative_to(dataset).as_posix(), reviews.REMEDY)
+
+
+def _damaged_items(dataset: Path) -> Iterator[Problem]:
+    for path in sorted(dataset.glob(f"snapshots/[!.]*/{items.FILE}")):
+        try:
+            tables.read(path, items.REMEDY)
+        except DAMAGE:
+            yield Problem(ITEMS, path.relative_to(dataset).as_posix(), items.REMEDY)
 
 
 def _damaged_plans(dataset: Path) -> Iterator[Problem]:

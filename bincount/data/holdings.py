@@ -66,7 +66,7 @@ class Holdings:
         number = pictures["image_id"].where(padded).astype(float)
         codes = {name: pd.factorize(pictures[of])[0] for name, of in (("bin", "group"), ("content", "sha256"))}
         pictures = pictures.assign(number=number, **codes)
-        lines = items.lines(items.read(snapshot.dataset, pictures["image_id"]))
+        lines = items.lines(items.read(snapshot, pictures["image_id"]))
         item, names = pd.factorize(lines["item"])
         position = lines["position"].to_numpy()
         lines = pd.DataFrame(
@@ -170,6 +170,10 @@ class Holdings:
     def _take_out(self, positives: pd.DataFrame, other: np.ndarray, bad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Take rows out of a permutation: who had their item gets the one that they had, or is taken out too."""
         other, kept = other.copy(), np.ones(len(other), bool)
+        item, picture = positives["item"].to_numpy(), positives["picture"].to_numpy()
+        by_picture = np.argsort(picture, kind="stable")
+        first_row = np.searchsorted(picture, picture, sorter=by_picture)
+        last_row = np.searchsorted(picture, picture, "right", sorter=by_picture)
         who_has = np.argsort(other)
         for first in bad:
             row = first
@@ -177,18 +181,14 @@ class Holdings:
                 kept[row] = False
                 before, after = who_has[row], other[row]
                 other[before], who_has[after] = after, before
-                asked = positives["item"].to_numpy()[other[kept & self._is_of(positives, before)]]
-                is_new = np.count_nonzero(asked == positives["item"].iloc[after]) < 2
+                of_picture = by_picture[first_row[before] : last_row[before]]
+                asked = item[other[of_picture[kept[of_picture]]]]
+                is_new = np.count_nonzero(asked == item[after]) < 2
                 if is_new and self._fit(positives, np.array([before]), np.array([after]))[0]:
                     break
                 row = before
         rows = np.flatnonzero(kept)
         return rows, other[rows]
-
-    @staticmethod
-    def _is_of(positives: pd.DataFrame, row: int) -> np.ndarray:
-        picture = positives["picture"].to_numpy()
-        return picture == picture[row]
 
     @staticmethod
     def _asked_twice(positives: pd.DataFrame, other: np.ndarray) -> np.ndarray:
@@ -203,7 +203,8 @@ class Holdings:
         """
         picture = positives["picture"].to_numpy()[some]
         item = positives["item"].to_numpy()[others]
-        is_held = np.isin(_pair_up(self.pictures["bin"].to_numpy()[picture], item), self._held)
+        pairs = _pair_up(self.pictures["bin"].to_numpy()[picture], item)
+        is_held = self._held.take(np.searchsorted(self._held, pairs), mode="clip") == pairs
         references = as_array(positives["references"]).take(pa.array(others))
         lengths = np.asarray(references.value_lengths())
         apart = self.are_apart(np.repeat(picture, lengths), np.asarray(references.flatten()))
@@ -231,7 +232,9 @@ def as_list(lengths: np.ndarray | pa.Array, values: pa.Array) -> pd.Series:
 def as_array(lists: pd.Series) -> pa.Array:
     """Return a column of lists as one piece of Arrow's memory."""
     found = pa.array(lists)
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    if not isinstance(found, pa.ChunkedArray):
+        return found
+    return found.chunk(0) if found.num_chunks == 1 else found.combine_chunks()  # which copies one piece too
 
 
 def hash_ids(ids: pd.Series, seed: int = 0) -> np.ndarray:

@@ -26,7 +26,7 @@ def read(snapshot: Snapshot) -> pd.DataFrame:
     """
     manifest = snapshot.read()
     good = manifest[(manifest["status"] == "ok") & manifest["quantity"].notna()].reset_index(drop=True)
-    listed = items.read(snapshot.dataset, good["image_id"])
+    listed = items.read(snapshot, good["image_id"])
     positions = groups.neighbours(good["image_id"], listed)
     group = good["group"].to_numpy()
     positions = positions[group[positions[:, 0]] == group[positions[:, 1]]]  # else they were assigned to two splits

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bincount.data import bins, forgotten, packs
+from bincount.data import bins, forgotten, items, packs
 from bincount.files import locked
 
 logger = logging.getLogger(__name__)
@@ -16,13 +16,15 @@ logger = logging.getLogger(__name__)
 def remove(dataset: Path, files: pd.DataFrame) -> None:
     """Write tombstones of bins, and remove what the dataset holds of every bin that has one.
 
-    files is as forgotten.add takes it. Snapshots stay as they are: they name the bin and do not show it. Waits for
-    other processes that write rows or pack images. What a killed call has left, the next one removes. Raises DiskFull.
+    files is as forgotten.add takes it. Manifests of snapshots stay as they are: they name the bin and do not show it;
+    what its record listed goes. Waits for other processes that write rows or pack images. What a killed call has left,
+    the next one removes. Raises DiskFull.
     """
     with bins.locked(dataset):
         forgotten.add(dataset, files)
         tombstones = forgotten.read_rows(dataset)
         _empty_rows(dataset, tombstones["image_id"])
+        items.leave_out(dataset, tombstones["image_id"])
     bins.merge(dataset)  # so that no file holds the rows of before
     for path in tombstones["path"].dropna().unique():
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -39,12 +41,13 @@ def find_remains(dataset: Path) -> list[str]:
     tombstones = forgotten.read_rows(dataset)
     remains = [path for path in tombstones["path"].dropna().unique() if (dataset / path).is_file()]
     gone = {digest.encode() for digest in tombstones["sha256"].dropna()}
+    listed = items.find(dataset, tombstones["image_id"]) if len(tombstones) else []
     packed = [
         folder
         for folder in pack_folders(dataset)
         if gone and gone.intersection(open_folder(folder).digests.to_pylist())
     ]
-    return [*remains, *(folder.relative_to(dataset).as_posix() for folder in packed)]
+    return [*remains, *(path.relative_to(dataset).as_posix() for path in (*listed, *packed))]
 
 
 def pack_folders(dataset: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
     snapshots/DIGEST/manifest.parquet   the table, see bincount.data.manifest
     snapshots/DIGEST/snapshot.json      digest, num_images, classes, source, and a checksum of the manifest
+    snapshots/DIGEST/items.parquet      what the records list, see bincount.data.items
     snapshots/latest                    the digest of the one that was frozen last
 
 A process reads and checks the files of a snapshot once, and again when one of them has changed on disk.

@@ -24,12 +24,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 
 from bincount.data import products, rendering
 from bincount.data.products import PIXELS_PER_INCH
 from bincount.data.rendering import Item, Product
+from bincount.errors import SettingsError
 from bincount.problem import DESCRIPTION
 from bincount.progress import track
 
@@ -59,6 +60,7 @@ BROKEN = {
     222: "image empty",
     254: "copy",
 }
+NUM_COMPARED = 20  # records that are there, to know whether they are of the same catalogue
 # A copy has the bytes and the record of the bin this many positions before it.
 COPY_DISTANCE = 101
 
@@ -108,10 +110,12 @@ def generate(
     """Write the bins at positions start .. start + num_bins - 1 into folder; files that are there already are kept.
 
     size is the width and height of the pictures. Without broken, every object can be read. With num_products, the items
-    are of a catalogue of so many products (see products.catalogue). Raises SettingsError where that is no size of one.
+    are of a catalogue of so many products (see products.catalogue). Raises SettingsError where that is no size of one,
+    and where the bins in folder are of another catalogue: half of the items would be in no bin of the other half.
     """
     if num_products is not None:
         products.catalogue(num_products, seed)  # before anything is written
+    _refuse_another_catalogue(folder, num_bins, seed, start, num_products)
     for part in ("bin-images", "metadata"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for position in track(range(start, start + num_bins), "generating bins", num_bins, "bins", logger):
@@ -125,6 +129,23 @@ def generate(
             _write_once(folder / "metadata" / f"{image_id}.json", record)
         if fault != "record without image":
             _write_once(folder / "bin-images" / f"{image_id}.jpg", picture)
+
+
+def _refuse_another_catalogue(folder: Path, num_bins: int, seed: int, start: int, num_products: int | None) -> None:
+    """Raise SettingsError where most of the first records in folder are not those of its bins."""
+    positions = (position for position in range(1, start + num_bins) if position % 1000 not in BROKEN)
+    paths = ((position, folder / "metadata" / f"{_image_id(position)}.json") for position in positions)
+    there = islice(((position, path) for position, path in paths if path.exists()), NUM_COMPARED)
+    differs = [path.read_bytes() != _record_file(position, seed, "", num_products) for position, path in there]
+    if sum(differs) > len(differs) / 2:  # some may have been edited
+        raise SettingsError(
+            f"{folder} has bins with other items than those of {_describe(num_products)}; give another folder, or "
+            "--products as before (none where each product is in one bin)"
+        )
+
+
+def _describe(num_products: int | None) -> str:
+    return "products that are in one bin each" if num_products is None else f"a catalogue of {num_products} products"
 
 
 def broken_ids(num_bins: int, start: int = 1) -> dict[str, str]:

@@ -32,6 +32,7 @@ from bincount.evaluation.intervals import LabelledImages, Score
 from bincount.evaluation.metrics import CONFIDENCE_BINS, calibration_error, mean_cost, reliability
 from bincount.files import read_sealed, write_json, write_sealed
 from bincount.frozen import Frozen
+from bincount.problem import Problem
 from bincount.progress import Progress
 from bincount.settings import Device
 from bincount.text import percent
@@ -88,7 +89,7 @@ class CrossFitted(Frozen):
         left_out = f" {self.num_left_out:,} images are left out, of which each network has seen a copy."
         return (
             f"The {self.test.num_images:,} images of the test split are one draw that stays as it is, and may be lucky "
-            f"or unlucky: where the two differ, expect the cross-fitted scores on other {self.nouns}. "
+            f"or unlucky: where the two differ, expect the cross-fitted scores on other {Problem.each_of(self.nouns)}. "
             f"Images of train are predicted by a network that was trained without their fold, one of {self.num_folds}, "
             f"and those of val and test by the mean of all {self.num_networks} networks, which is a little better than "
             f"one.{left_out if self.num_left_out else ''}"

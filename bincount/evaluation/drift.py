@@ -21,7 +21,7 @@ from bincount.data.snapshots import Snapshot, is_in
 from bincount.evaluation import holdout, intervals, slices
 from bincount.evaluation.intervals import FEWEST_BINS, Interval, LabelledImages, Score
 from bincount.frozen import Frozen
-from bincount.problem import Classes
+from bincount.problem import Classes, Problem
 from bincount.progress import Progress
 from bincount.settings import Device, DriftConfig
 from bincount.text import percent
@@ -114,7 +114,7 @@ class Drift(Frozen):
         ]
         if self.accuracy and self.accuracy.is_worse:
             against = f"{self.accuracy.describe()} against {percent(self.accuracy.test)} in its test"
-            shifts.append(f"the champion is worse on new {self.accuracy.nouns}: accuracy {against}")
+            shifts.append(f"the champion is worse on new {Problem.each_of(self.accuracy.nouns)}: accuracy {against}")
         return tuple(shifts)
 
     def describe(self) -> str:

@@ -29,7 +29,7 @@ from bincount.evaluation.curves import FEWEST_OF_CLASS, fewest_bins_of_class
 from bincount.evaluation.decision import NEW_TO_BOTH, ClassChange, Decision, Gain
 from bincount.evaluation.intervals import FEWEST_BINS, Interval, LabelledImages
 from bincount.evaluation.power import POWER, smallest_detectable
-from bincount.problem import Classes
+from bincount.problem import Classes, Problem
 from bincount.settings import PromotionConfig
 from bincount.text import percent_of_level
 
@@ -140,14 +140,14 @@ def explain_undetectable(decision: Decision, promotion_config: PromotionConfig) 
     if decision.is_first or not decision.gains or not wanted:
         return ""
     main = decision.gains[0]
-    factor = 100 if main.metric in SHARES else 1
+    factor, nouns = 100 if main.metric in SHARES else 1, Problem.each_of(decision.nouns)
     if main.detectable is None or factor * main.detectable <= wanted:
         return ""
     return (
         f"the {decision.num_bins:,} test {decision.nouns} are too few for min_gain {wanted:g}: a gain in "
         f"{METRIC_NAMES[main.metric]} is found with {percent_of_level(POWER)} probability only from "
-        f"{main.format_detectable()} on; prepare more {decision.nouns}, of which a tenth is for test, or judge by the "
-        f"scores of --cross-fit 5, which rest on all labelled {decision.nouns} and decide nothing"
+        f"{main.format_detectable()} on; add more {nouns}, or raise --limit, since a tenth is for test; or judge by "
+        f"the scores of --cross-fit 5, which rest on all labelled {nouns} and decide nothing"
     )
 
 
