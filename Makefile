@@ -118,8 +118,8 @@ bench-audit: $(READY)  ## how well an audit ranks records, beside cleanlab, and 
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/audit.py $(SCORES)
 
-bench-history: $(READY)  ## what the record before and the earlier picture add: DATASET=WORKSPACE/datasets/NAME MODEL=FOLDER
-	$(BIN)/python tests/bench/history.py $(DATASET) $(MODEL)
+bench-history: $(READY)  ## what the record before, the earlier picture and a model of changes add: DATASET=WORKSPACE/datasets/NAME MODEL=FOLDER CHANGES=FOLDER
+	$(BIN)/python tests/bench/history.py $(DATASET) $(MODEL) $(if $(CHANGES),--change-model $(CHANGES))
 
 bench-serve: $(READY)  ## how fast `bincount serve` answers, beside mlflow models serve and LitServe: 8 minutes; needs wrk
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench

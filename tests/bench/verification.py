@@ -88,7 +88,7 @@ def main() -> None:
         "--every-seed", action="store_true", help="train on --shares with each seed, not the first alone"
     )
     parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--epochs", type=int, default=6, help="of each training on questions")
+    parser.add_argument("--epochs", type=int, default=5, help="of each training on questions")
     parser.add_argument("--model-file", help="model.safetensors of a counting model; by default one is trained first")
     parser.add_argument("--counting-epochs", type=int, default=COUNTING_EPOCHS, help="of the counting model")
     parser.set_defaults(workspace=Path("bench-verification"))
@@ -186,7 +186,12 @@ def show(bench: Bench, asked: Snapshot, task: str, pack: Pack, points: list[Poin
         cells = [percent(part[name][0]) for part in parts.values()]
         if name == NETWORKS:
             scores = of_networks(rows, asked, predicted[1.0], PARTS[BOTH])
-            print_row(f"{len(seeds)} networks", *cells, "", *(number(scores[other]) for other in others))
+            print_row(
+                f"the mean of {len(seeds)} networks" if len(seeds) > 1 else "the network",
+                *cells,
+                "",
+                *(number(scores[other]) for other in others),
+            )
         else:
             print_row(name, *cells, points_of(parts[BOTH][name][1]), *[""] * len(others))
     each = [of_networks(rows, asked, [one], PARTS[BOTH])["accuracy"].value for one in predicted[1.0]]
@@ -272,7 +277,7 @@ def judge(task: str, compared: dict[str, tuple[Score, Score]]) -> str:
     elif more.high < 0:
         verdict = "significantly less often than a rule that sees no photo"
     else:
-        verdict = "not significantly more or less often: the sample is too small for such a difference"
+        verdict = "not significant: the sample is too small to tell such a difference from none"
     return (
         f"{task}: the networks are right on {percent(compared[NETWORKS][0])} % of {BOTH}, the best rule, “{name}”, on "
         f"{percent(rule)} %: {points_of(more)} points, {verdict}"
