@@ -72,6 +72,9 @@ check-gpu: $(READY)  ## check and measure training on a GPU, with the targets; t
 bench-accuracy: $(READY)  ## how well the recipe counts on real bins: SOURCE=FOLDER WEIGHTS=FILE FOLDS=5, 2 to 3 hours on two cores
 	$(BIN)/python tests/bench/accuracy.py $(SOURCE) --weights $(WEIGHTS) $(if $(FOLDS),--folds $(FOLDS))
 
+bench-verification: $(READY)  ## how well questions about real bins are answered, beside rules that see no photo: SOURCE=FOLDER WEIGHTS=FILE TASKS="object change"
+	$(BIN)/python tests/bench/verification.py $(SOURCE) --weights $(WEIGHTS) $(if $(TASKS),--tasks $(TASKS))
+
 bench-pairs: $(READY)  ## how long the pairs and questions of 535,234 made-up bins take, and their memory: two minutes; BINS=
 	$(BIN)/python tests/bench/pairs.py $${BINS:+--bins "$$BINS"}
 
@@ -115,11 +118,11 @@ bench-audit: $(READY)  ## how well an audit ranks records, beside cleanlab, and 
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/audit.py $(SCORES)
 
-bench-history: $(READY)  ## what the record before and the earlier picture add: DATASET=WORKSPACE/datasets/NAME MODEL=FOLDER
-	$(BIN)/python tests/bench/history.py $(DATASET) $(MODEL)
+bench-history: $(READY)  ## what the record before, the earlier picture and a model of changes add: DATASET=WORKSPACE/datasets/NAME MODEL=FOLDER CHANGES=FOLDER
+	$(BIN)/python tests/bench/history.py $(DATASET) $(MODEL) $(if $(CHANGES),--change-model $(CHANGES))
 
 bench-serve: $(READY)  ## how fast `bincount serve` answers, beside mlflow models serve and LitServe: 8 minutes; needs wrk
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench
 	$(BIN)/python tests/bench/serve.py $${IMAGES:+--images "$$IMAGES"} $${MEMORY:+--memory $$MEMORY}
 
-.PHONY: help setup demo up down test test-services test-oldest bench-sync bench-train check-gpu bench-nights bench-accuracy bench-minutes bench-distil bench-audit bench-history bench-serve bench-pairs check-image docs pictures outputs lint format lock clean
+.PHONY: help setup demo up down test test-services test-oldest bench-sync bench-train check-gpu bench-nights bench-accuracy bench-minutes bench-distil bench-audit bench-history bench-serve bench-pairs bench-verification check-image docs pictures outputs lint format lock clean

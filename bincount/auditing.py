@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,15 +27,15 @@ from bincount.files import write_sealed
 from bincount.problem import Problem
 from bincount.settings import AuditConfig, Job
 from bincount.text import capitalize, percent
-from bincount.tracking.champion import ignore_missing
+from bincount.tracking.champion import CHAMPION, ignore_missing
 from bincount.tracking.packaging import MODEL_TAG
 from bincount.tracking.registry import Registry, Version
-from bincount.training.spec import is_own_model, weights_digest
+from bincount.training.spec import is_own_model, model_digest, weights_digest
 from bincount.workspace import Workspace
 
 if TYPE_CHECKING:
     from bincount.data.review_formats import Tool
-    from bincount.evaluation.earlier import EarlierPictures
+    from bincount.evaluation.audit_judgement import Quality
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,6 @@ FOLDS = "folds"  # as a model: the mean of the networks of all folds
 WITHOUT_A_MODEL = "`bincount audit --folds 4 --scored-by folds` trains its own networks, and needs no registered model"
 WEIGHTS_OF_MEMBERS = re.compile(r"['\"]weights['\"]: ['\"]([^'\"]+)")  # in the param of a run that lists its members
 DIGITS_OF_KEPT_WEIGHTS = 16  # of the digest, in the names of Workspace.weights
-MOST_JUDGED = 50_000  # bins by which the ranking is judged: the figures of more differ little, and take minutes
-DECISIVE = "recall at 5 %"  # the figure by which it is decided whether to rank by earlier pictures too
 NOT_OF_CLASSES = ("p_wrong", "p_recorded")  # columns beside the probability p_NAME of each class
 FROM_SETTINGS = {"min_confidence", "queue", "random_share", "error_rate"}  # what the result depends on
 
@@ -90,33 +89,53 @@ def find_version(registry: Registry, reference: str) -> Version:
         raise ModelNotFound(f"{error}; {WITHOUT_A_MODEL}") from error
 
 
-def fetch_scorer(registry: Registry, version: Version, job: Job, folder: Path) -> Scorer:
+def fetch_scorer(
+    registry: Registry, version: Version, job: Job, folder: Path, others: Sequence[Registry] = ()
+) -> Scorer:
     """Fetch a version's files into folder, and find what it was trained on. Raises as Registry.checkpoint does.
 
-    A version that started from the weights of another was trained on the bins of that one too.
+    A version that started from the weights of another was trained on the bins of that one too; others are where the
+    models of other tasks are registered from which it may have started.
     """
-    trained_on = [open_snapshot_of(each, job) for each in find_ancestors(registry, version)]
+    trained_on = [open_snapshot_of(each, job) for each in find_ancestors(registry, version, others)]
     return Scorer(MODEL, registry.checkpoint(version, folder), tuple(trained_on))
 
 
-def find_ancestors(registry: Registry, version: Version) -> list[Version]:
+def fetch_change_scorer(changes: Registry, counting: Registry, job: Job, folder: Path) -> Scorer | None:
+    """Fetch the champion among the models of changes as fetch_scorer does.
+
+    Returns None where there is none, or nothing says which bins it was trained on: an audit does without it.
+    """
+    try:
+        version = changes.find(CHAMPION)
+        return fetch_scorer(changes, version, job, folder, (counting,))
+    except ModelNotFound as error:
+        logger.info("no model of changes is asked: %s", error)
+        return None
+
+
+def find_ancestors(registry: Registry, version: Version, others: Sequence[Registry] = ()) -> list[Version]:
     """Return a version, those whose weights its training and those of its members started from, and so on.
 
-    Raises ModelNotFound where such weights are of a model that is not registered any more.
+    They are looked for in the registry, and in others. Raises ModelNotFound where such weights are of a model that is
+    not registered any more.
     """
     found, todo = {}, [version]
     while todo:
         each = todo.pop(0)
-        if each.version not in found:
-            found[each.version] = each
-            todo += _find_parents(registry, each)
+        if (each.name, each.version) not in found:
+            found[each.name, each.version] = each
+            todo += _find_parents((registry, *others), each)
     return list(found.values())
 
 
-def finish(audit: Audit, job: Job) -> Audited:
-    """Rank the bins that were scored, and write the files of an audit; what is there already is not made again."""
+def finish(audit: Audit, job: Job, changes: Scorer | None = None) -> Audited:
+    """Rank the bins that were scored, and write the files of an audit; what is there already is not made again.
+
+    changes is a network of changes, which is asked about the pairs of bins that it was not trained on.
+    """
     from bincount.data import reviews
-    from bincount.evaluation import earlier, ranking, record_errors
+    from bincount.evaluation import audit_judgement, ranking, record_errors
 
     dataset, config = audit.snapshot.dataset, job.audit
     scores = audits.collect(audit)
@@ -126,6 +145,8 @@ def finish(audit: Audit, job: Job) -> Audited:
         "verdicts": tables.digest(verdicts.drop(columns="picture")),
         "earlier_pictures": True,  # which a result of an older release does without
     }
+    if changes:
+        inputs["changes"] = model_digest(changes.checkpoint)
     name = f"{audit.folder.name}-{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:8]}"
     result = audit_table.read_result(audit.folder)
     if result.get("inputs") == inputs:
@@ -133,8 +154,9 @@ def finish(audit: Audit, job: Job) -> Audited:
         return Audited(audit.folder, name, Figures.model_validate(result["figures"]), result["headline"])
     (audit.folder / audit_table.FIGURES).unlink(missing_ok=True)
     errors = record_errors.estimate(config.error_rate, reviews.random_share(dataset))
-    pairs_of_bins, records = pairs.read(audit.snapshot), audit.plan().set_index("image_id")["recorded"]
-    quality = _judge(scores, audit, errors, earlier.find(pairs_of_bins, records, scores, audit.outputs))
+    pairs_of_bins = pairs.read(audit.snapshot)
+    ways = audit_judgement.ways_to_rank(audit, scores, pairs_of_bins, errors, changes, job.training.device)
+    quality = audit_judgement.judge(scores, audit, errors, ways)
     threshold = audit.scorers[0].spec.threshold
     ranked = ranking.rank(scores, audit.outputs, errors, config.min_confidence, threshold, quality.earlier)
     resolved = reviews.resolve(verdicts, bins.read(dataset, reviews.BIN_COLUMNS))
@@ -148,75 +170,31 @@ def finish(audit: Audit, job: Job) -> Audited:
     tables.write_frame(queue, audit.folder / audit_table.QUEUE)
     _write_page(audit, job, queue, table, figures, headline, quality)
     content = {"headline": headline, "figures": figures.model_dump(mode="json"), "inputs": inputs}
-    content |= {"quality": json.loads(quality.found.to_json(orient="records")), "promise": quality.promise}
+    content |= {
+        "quality": json.loads(quality.found.to_json(orient="records")),
+        "promise": quality.promise,
+        "not_used": quality.not_used,
+    }
     write_sealed(audit.folder / audit_table.FIGURES, content)
     return Audited(audit.folder, name, figures, headline)
 
 
-@dataclass(frozen=True)
-class Quality:
-    """How many records that were made wrong on purpose the ranking finds, and what the probabilities promise.
-
-    earlier are the earlier pictures by which bins are ranked; None where there are none, or they find no more.
-    """
-
-    found: pd.DataFrame
-    promise: str
-    earlier: "EarlierPictures | None" = None
-
-    def figures(self) -> dict[str, float]:
-        """Return the figures that stand in the headline, the terminal and MLflow, where the bins are enough."""
-        if self.found.empty:
-            return {}
-        by_score = self.found.set_index(["score", "measure"])["value"]
-        wanted = {
-            "precision_at_50": ("p_wrong", "precision at 50"),
-            "precision_at_50_rarest": ("rarest record", "precision at 50"),
-            "recall_at_5_percent": ("p_wrong", DECISIVE),
-            "recall_at_5_percent_alone": ("picture alone", DECISIVE),
-        }
-        found = {name: float(by_score[key]) for name, key in wanted.items() if key in by_score.index}
-        return found | {"num_with_earlier": len(self.earlier) if self.earlier else 0}
-
-
-def _judge(scores: pd.DataFrame, audit: Audit, errors, earlier: "EarlierPictures | None") -> Quality:
-    """Judge the ranking with the earlier pictures, or without them where they find no more wrong records."""
-    from bincount.evaluation import audit_quality
-
-    if scores.empty:
-        return Quality(pd.DataFrame(), "")
-    some = scores.sample(min(len(scores), MOST_JUDGED), random_state=0)
-    found = audit_quality.measure(some, audit.outputs, errors, errors, earlier=earlier)
-    recalls = found[found["measure"] == DECISIVE].set_index("score")["value"]
-    if audit_quality.ALONE in recalls.index:  # else none of these bins has an earlier picture
-        with_earlier, alone = recalls["p_wrong"], recalls[audit_quality.ALONE]
-        logger.info("earlier pictures: %s of the wrong records found, %s without", *map(percent, (with_earlier, alone)))
-        if with_earlier <= alone:
-            earlier = None
-            found = found[found["score"] != "p_wrong"].replace({"score": {audit_quality.ALONE: "p_wrong"}})
-    return Quality(
-        found[found["score"].isin(["p_wrong", audit_quality.ALONE, audit_quality.RAREST])],
-        audit_quality.promise(some, audit.outputs, errors).describe(),
-        earlier,
-    )
-
-
-def _find_parents(registry: Registry, version: Version) -> list[Version]:
+def _find_parents(registries: Sequence[Registry], version: Version) -> list[Version]:
     """Return the versions whose weights the training of one started from, or of one of its members."""
     params = None
     with ignore_missing():
-        params = registry.runs.read_params(version.run_id)
+        params = registries[0].runs.read_params(version.run_id)
     if params is None:
         raise ModelNotFound(
             f"the run of version {version.version} was removed in MLflow, and nothing else says from which weights it "
             f"started, so that no image is sure to be new to it; {WITHOUT_A_MODEL}"
         )
     each_weights = dict.fromkeys([params.get("weights", ""), *WEIGHTS_OF_MEMBERS.findall(params.get("members", ""))])
-    parents = (_find_parent(registry, version, Path(weights)) for weights in each_weights)
+    parents = (_find_parent(registries, version, Path(weights)) for weights in each_weights)
     return [parent for parent in parents if parent]
 
 
-def _find_parent(registry: Registry, version: Version, path: Path) -> Version | None:
+def _find_parent(registries: Sequence[Registry], version: Version, path: Path) -> Version | None:
     """Return the version that a file of weights is of; None where it is of no such model."""
     if path.suffix != ".safetensors":
         return None
@@ -226,8 +204,8 @@ def _find_parent(registry: Registry, version: Version, path: Path) -> Version | 
         digest = _digest_of(path)
     else:
         digest = path.stem if len(path.stem) == DIGITS_OF_KEPT_WEIGHTS else ""
-    of_weights = (each for each in registry.versions() if digest and each.tags.get(MODEL_TAG, "").startswith(digest))
-    parent = next(of_weights, None)
+    versions = (each for registry in registries for each in registry.versions() if digest)
+    parent = next((each for each in versions if each.tags.get(MODEL_TAG, "").startswith(digest)), None)
     if parent is None:
         raise ModelNotFound(
             f"version {version.version} started from the weights {path}, and no registered version says which images "
@@ -252,7 +230,7 @@ def _write_page(
     table: pd.DataFrame,
     figures: Figures,
     headline: str,
-    quality: Quality,
+    quality: "Quality",
 ) -> None:
     from bincount.reporting import audit as page
 
@@ -293,7 +271,7 @@ def _tiles(figures: Figures, answer: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def _page_tables(table: pd.DataFrame, quality: Quality, problem: Problem) -> dict[str, pd.DataFrame]:
+def _page_tables(table: pd.DataFrame, quality: "Quality", problem: Problem) -> dict[str, pd.DataFrame]:
     reasons = table.loc[table["status"] != audits.SCORED, "status"].value_counts()
     found = {}
     if len(quality.found):
@@ -301,6 +279,8 @@ def _page_tables(table: pd.DataFrame, quality: Quality, problem: Problem) -> dic
         found[caption] = _show(quality.found, problem.nouns)
     if quality.promise:
         found["Without any label"] = pd.DataFrame({"the probabilities against the records": [quality.promise]})
+    if quality.not_used:
+        found["With a history"] = pd.DataFrame({"what was tried": [quality.not_used]})
     if len(reasons):
         caption = f"{capitalize(problem.nouns)} that were not scored"
         found[caption] = reasons.rename_axis("why").reset_index(name=problem.nouns)

@@ -93,8 +93,12 @@ def audit(
         planned = audit_tasks.plan_audit(audits, snapshot, scorers, name)
         with timings.step("score"):
             _score(planned, job)
-    with timings.step("rank"):
-        audited = audit_tasks.rank_bins(planned, job)
+        changes = audit_tasks.find_change_model(job, Path(fetched) / "changes")
+        if changes:
+            with timings.step("ask about changes"):
+                audit_tasks.ask_about_changes(planned, changes, job.training.device)
+        with timings.step("rank"):
+            audited = audit_tasks.rank_bins(planned, job, changes)
     registered = None
     if folds and job.audit.register_folds:
         registered = judge_folds(job, pack, folds, timings)

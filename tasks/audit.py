@@ -12,8 +12,9 @@ from bincount import auditing
 from bincount.auditing import Audited
 from bincount.data.packs import Pack
 from bincount.data.snapshots import Snapshot
+from bincount.errors import ModelNotFound
 from bincount.evaluation import audit as audits
-from bincount.evaluation import audit_table
+from bincount.evaluation import audit_table, change_evidence
 from bincount.evaluation.audit import Audit, Scorer
 from bincount.reporting import tables
 from bincount.settings import Device, Job
@@ -35,6 +36,19 @@ def find_model(job: Job, reference: str, folder: Path) -> tuple[Scorer, Version]
     registry = open_registry(job, create=False)
     version = auditing.find_version(registry, reference)
     return auditing.fetch_scorer(registry, version, job, folder), version
+
+
+@task(name="find model of changes", task_run_name="find model of changes", **MLFLOW_RETRIES)
+def find_change_model(job: Job, folder: Path) -> Scorer | None:
+    """Fetch the champion among the models of changes into folder; None where none can be asked."""
+    try:
+        changes, counting = (
+            open_registry(job.replace(registry=job.registry.of_task(task)), create=False)
+            for task in ("change", "counting")
+        )
+    except ModelNotFound:  # nothing was ever registered
+        return None
+    return auditing.fetch_change_scorer(changes, counting, job, folder)
 
 
 @task(name="plan audit", task_run_name="plan audit by {model}", cache_policy=NO_CACHE)
@@ -67,10 +81,16 @@ def score_bins(audit: Audit, scorer: Scorer, pack: Pack, device: Device, numbers
     audits.score(audit, scorer, pack, device, numbers)
 
 
+@task(name="ask about changes", task_run_name="ask about changes", cache_policy=NO_CACHE)
+def ask_about_changes(audit: Audit, changes: Scorer, device: Device) -> None:
+    """Ask a model of changes about the bins of an audit that it was not trained on; it is not asked twice."""
+    change_evidence.ask_in_audit(audit, changes, device)
+
+
 @task(name="rank bins", task_run_name="rank bins", cache_policy=NO_CACHE)
-def rank_bins(audit: Audit, job: Job) -> Audited:
+def rank_bins(audit: Audit, job: Job, changes: Scorer | None = None) -> Audited:
     """Rank the bins by how likely their record is wrong, and write the table, the page and the figures."""
-    return auditing.finish(audit, job)
+    return auditing.finish(audit, job, changes)
 
 
 @task(name="record audit", task_run_name="record audit", **MLFLOW_RETRIES)

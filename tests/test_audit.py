@@ -13,11 +13,11 @@ import torch
 from synthetic_training import IMAGES, QUICK, draw
 
 from bincount import auditing, files
-from bincount.data import bins, contradictions, folds, snapshots, tables
+from bincount.data import bins, contradictions, folds, questions, snapshots, tables
 from bincount.data.folds import Fold
-from bincount.errors import DatasetError, SettingsError
+from bincount.errors import DatasetError, ModelNotFound, SettingsError
 from bincount.evaluation import audit as audits
-from bincount.evaluation import audit_quality, audit_table, earlier
+from bincount.evaluation import audit_quality, audit_table, change_evidence, earlier
 from bincount.evaluation.audit import MODEL, NOT_ANSWERABLE, SCORED, TRAINED_ON, Scorer
 from bincount.evaluation.evaluate import probability_columns
 from bincount.problem import Classes
@@ -153,13 +153,13 @@ def scorers(tmp_path, snapshot):
     )
 
 
-def run(folder, snapshot, scorers, job=JOB):
+def run(folder, snapshot, scorers, job=JOB, changes=None):
     """A whole audit, as the flow does it."""
     audit = audits.begin(folder, snapshot, scorers, "version 3")
     for scorer in scorers:
         if audits.num_batches(audit, scorer):
             audits.score(audit, scorer, audits.pack_for(audit, scorer), "cpu")
-    return audit, auditing.finish(audit, job)
+    return audit, auditing.finish(audit, job, changes)
 
 
 # Who scores what
@@ -515,9 +515,115 @@ def test_a_version_has_seen_the_bins_of_all_models_that_its_members_started_from
         },
     }
     every = [
-        SimpleNamespace(version=number, run_id=number, tags={MODEL_TAG: digest}) for number, digest in digests.items()
+        SimpleNamespace(name="bincount", version=number, run_id=number, tags={MODEL_TAG: digest})
+        for number, digest in digests.items()
     ]
     registry = SimpleNamespace(runs=SimpleNamespace(read_params=starts.get), versions=lambda: every)
 
     assert [each.version for each in auditing.find_ancestors(registry, every[3])] == [4, 2, 3, 1]
     assert [each.version for each in auditing.find_ancestors(registry, every[0])] == [1]
+
+
+def test_a_model_of_changes_has_seen_the_bins_of_the_counting_model_that_it_started_from():
+    """Both are version 1, each under its own name."""
+    start = SimpleNamespace(name="bincount", version=1, run_id="counting", tags={MODEL_TAG: "1" * 64})
+    champion = SimpleNamespace(name="bincount-change", version=1, run_id="change", tags={MODEL_TAG: "2" * 64})
+    params = {"counting": {"weights": "imagenet"}, "change": {"weights": f"/gone/{'1' * 16}.safetensors"}}
+    runs = SimpleNamespace(read_params=params.get)
+    counting, changes = (SimpleNamespace(runs=runs, versions=lambda each=each: [each]) for each in (start, champion))
+
+    assert auditing.find_ancestors(changes, champion, (counting,)) == [champion, start]
+    with pytest.raises(ModelNotFound, match="no registered version says"):
+        auditing.find_ancestors(changes, champion)
+
+
+@pytest.mark.parametrize("task", ["no champion", "unknown weights"])
+def test_an_audit_does_without_a_model_of_changes_of_which_nobody_knows_what_it_was_trained_on(task, tmp_path, caplog):
+    def find(reference):
+        if task == "no champion":
+            raise ModelNotFound("no version of bincount-change is champion")
+        return SimpleNamespace(name="bincount-change", version=1, run_id="change", tags={})
+
+    params = {"change": {"weights": f"/gone/{'1' * 16}.safetensors"}}
+    changes = SimpleNamespace(find=find, runs=SimpleNamespace(read_params=params.get), versions=list)
+    with caplog.at_level("INFO"):
+        assert auditing.fetch_change_scorer(changes, SimpleNamespace(versions=list), JOB, tmp_path) is None
+    assert "no model of changes is asked: " in caplog.text
+
+
+# With a model of changes
+
+
+@pytest.fixture
+def changes(tmp_path, snapshot):
+    """A model of changes that was trained on the questions about the first six bins of train."""
+    spec = ModelSpec.make(IMAGES, QUICK.model_copy(update={"task": "change"}), questions.CHANGES)
+    models.save(tmp_path / "changes", models.build(spec), spec)
+    some = questions.ask_changes(snapshot)
+    some = some[some["group"].isin([f"train{number}" for number in range(6)])]
+    trained_on = snapshots.freeze(some, questions.CHANGES, "drawn", snapshot.dataset, as_latest=False)
+    return Scorer(MODEL, tmp_path / "changes", (trained_on,))
+
+
+def finds(monkeypatch, without: float, with_changes: float) -> None:
+    """Have the ranking find so many of the wrong records with earlier pictures, and 0.2 by the picture alone."""
+
+    def measured(*_, earlier):
+        found = without if earlier.change_ratios is None else with_changes
+        return pd.DataFrame(
+            {"score": ["p_wrong", "picture alone"], "measure": "recall at 5 %", "value": [found, 0.2]}
+        ).assign(low=0.0, high=1.0, lift=2.0)
+
+    monkeypatch.setattr(earlier, "FEWEST_PAIRS", 3)
+    monkeypatch.setattr(change_evidence, "FEWEST_PAIRS", 3)
+    monkeypatch.setattr(change_evidence, "POWERS", (0.0, 1.0))
+    monkeypatch.setattr(change_evidence, "_log_likelihoods", lambda earlier, *_: np.tile([0.0, 1.0], (len(earlier), 1)))
+    monkeypatch.setattr(audit_quality, "measure", measured)
+
+
+def test_a_model_of_changes_is_asked_about_the_bins_alone_that_it_was_not_trained_on(
+    snapshot, scorers, changes, tmp_path, monkeypatch
+):
+    finds(monkeypatch, 0.3, 0.4)
+    audit, without = run(tmp_path / "without", snapshot, scorers)
+    audit, audited = run(tmp_path / "with", snapshot, scorers, changes=changes)
+
+    answers = change_evidence.ask_in_audit(audit, changes)
+    groups = snapshot.read().set_index("image_id")["group"]
+    assert set(groups[answers.index]) == {f"train{number}" for number in range(6, 18)}
+    assert audited.figures.recall_at_5_percent == 0.4
+    of_each = [each.table.set_index("image_id")["p_wrong"] for each in (without, audited)]
+    differs = ~np.isclose(*(table.reindex(of_each[0].index) for table in of_each), equal_nan=True)
+    assert set(of_each[0].index[differs]) == set(answers.index)
+    monkeypatch.setattr(change_evidence, "ask_unseen", None)  # nothing is asked twice
+    assert auditing.finish(audit, JOB, changes) == audited
+    assert audited.name != without.name
+
+
+@pytest.mark.parametrize(
+    ("without", "with_changes", "kept", "said"),
+    [
+        (0.3, 0.25, "earlier", ["earlier pictures and the model of changes was tried and is not used: "]),
+        (0.1, 0.3, "changes", []),
+        (0.1, 0.15, "alone", ["earlier pictures was tried", "earlier pictures and the model of changes was tried"]),
+    ],
+)
+def test_the_page_says_in_a_sentence_what_was_tried_and_is_not_used(
+    snapshot, scorers, changes, tmp_path, monkeypatch, without, with_changes, kept, said
+):
+    finds(monkeypatch, without, with_changes)
+    _, audited = run(tmp_path / "audits", snapshot, scorers, changes=changes)
+    sentences = audit_table.read_result(audited.folder)["not_used"]
+    page = (audited.folder / audit_table.PAGE).read_text()
+    assert sentences.count("is not used") == len(said)
+    for text in said:
+        assert text in sentences
+    assert sentences in page
+    assert audited.figures.recall_at_5_percent == max(0.2, without, with_changes)
+    assert (audited.figures.num_with_earlier == 0) == (kept == "alone")
+
+
+def test_the_page_of_an_audit_without_earlier_pictures_says_nothing_of_them(snapshot, scorers, tmp_path):
+    _, audited = run(tmp_path / "audits", snapshot, scorers)
+    assert audit_table.read_result(audited.folder)["not_used"] == ""
+    assert "With a history" not in (audited.folder / audit_table.PAGE).read_text()

@@ -9,9 +9,9 @@ from servers import with_database
 from test_audit import STUBS
 
 from bincount import auditing, preflight
-from bincount.data import folds, synthetic
+from bincount.data import folds, synthetic, tables
 from bincount.errors import ModelNotFound, SettingsError
-from bincount.evaluation import audit_table
+from bincount.evaluation import audit_table, change_evidence, earlier
 from bincount.settings import AuditConfig, DataConfig, ImageConfig, Job, PromotionConfig, RegistryConfig, TrainConfig
 from bincount.tracking import connection
 from bincount.tracking.audits import AUDIT_TAG
@@ -19,6 +19,7 @@ from bincount.workspace import Workspace
 from flows import summary
 from flows.audit import audit
 from flows.run import run
+from flows.train import train
 
 pytestmark = [
     pytest.mark.services,
@@ -155,3 +156,22 @@ def test_a_version_that_started_from_another_has_that_one_among_its_ancestors(ch
     version = run(**warm).model.version
     ancestors = auditing.find_ancestors(registry_of(settings), version)
     assert [each.version for each in ancestors] == [version.version, champion.version.version]
+
+
+def test_the_champion_among_the_models_of_changes_is_asked_too(by_champion, settings, monkeypatch):
+    monkeypatch.setattr(earlier, "FEWEST_PAIRS", 10)
+    monkeypatch.setattr(change_evidence, "FEWEST_PAIRS", 10)
+    changes = QUICK.model_copy(update={"task": "change"})
+    registered = train(**settings | {"training": changes}, promotion=PromotionConfig(force=True))
+    assert registered.version.name == "bincount-change"
+
+    audited = audit(**settings, fetch=False).audited
+
+    kept = next(audited.folder.glob("changes-*.parquet"))
+    table = audited.table.set_index("image_id")
+    asked = tables.read_frame(kept, "")["after"]
+    assert set(table.loc[asked, "split"].dropna()) <= {"val", "test"}
+    assert set(asked) <= set(table.index[table["before"].notna()])
+    assert len(asked) >= 10
+    assert kept.stem.removeprefix("changes-") == audit_table.read_result(audited.folder)["inputs"]["changes"][:12]
+    assert audited.name != by_champion.audited.name

@@ -16,8 +16,8 @@ import torch
 from bins import add_thirty_bins
 from synthetic_training import IMAGES, QUICK, dataset
 
-from bincount.data import synthetic
-from bincount.evaluation import audit_quality
+from bincount.data import questions, synthetic
+from bincount.evaluation import audit_quality, change_evidence
 from bincount.settings import DataConfig, ImageConfig, TrainConfig
 from bincount.training import model as models
 from bincount.training.loop import fit
@@ -131,12 +131,18 @@ def test_the_benchmark_of_a_history(monkeypatch, tmp_path, capsys):
     models.save(tmp_path / "model", models.build(spec), spec)
     for name in ("DRAWS", "RESAMPLES", "DRAWS_EACH"):
         monkeypatch.setattr(audit_quality, name, 3)
+    monkeypatch.setattr(change_evidence, "FEWEST_PAIRS", 30)
+    asked = TrainConfig(task="change", model="small", weights="none")
+    spec = ModelSpec.make(ImageConfig(image_size=32), asked, questions.CHANGES)
+    models.save(tmp_path / "changes", models.build(spec), spec)
 
-    run(monkeypatch, load("history"), snapshot.dataset, tmp_path / "model")
+    run(monkeypatch, load("history"), snapshot.dataset, tmp_path / "model", "--change-model", tmp_path / "changes")
 
     shown = capsys.readouterr().out
     assert "| both pictures, record before | " in shown
+    assert shown.count("| both pictures, record before, change | ") == 2
     assert shown.count("| one item | carried over | both pictures and records | ") == 2
+    assert shown.count("| one item | carried over | both pictures and records, change | ") == 2
 
 
 SERVE = ["--model", "small", "--image-size", "32", "--count", "4", "--seconds", "1", "--rounds", "1", "--skip-absent"]

@@ -112,11 +112,26 @@ def test_the_classes_need_not_be_in_the_order_of_their_counts():
     assert again.after[:, ::-1] == pytest.approx(found.after)
 
 
-def test_any_two_records_are_judged_as_those_two_alone():
-    every = joint.wrong_after_any(model(), joint.weigh(model(), BEFORE, AFTER, SHARES))
+@pytest.mark.parametrize("ratios", [None, RNG.dirichlet(np.ones(5), 40)], ids=["without", "with changes"])
+def test_any_two_records_are_judged_as_those_two_alone(ratios):
+    every = joint.wrong_after_any(model(), joint.weigh(model(), BEFORE, AFTER, SHARES, ratios))
     for records in itertools.product(range(NUM), repeat=2):
-        alone = infer(model(), BEFORE, AFTER, SHARES, np.tile(records, (40, 1)))
+        alone = infer(model(), BEFORE, AFTER, SHARES, np.tile(records, (40, 1)), ratios)
         assert every[:, *records] == pytest.approx(alone.wrong_after)
+
+
+@pytest.mark.parametrize("shares", [(1, 0.2), (-0.1, 0.2), (0.2, -0.1)], ids=str)
+def test_shares_of_wrong_records_that_cannot_be_are_refused(shares):
+    """All wrong records carried over, and a fifth of them not made, would leave less than none for the others."""
+    with pytest.raises(ValueError, match="add up to 1 at most"):
+        PairErrors(*shares)
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.2), (1, 0), (0, 1), (0.4, 0.6)], ids=str)
+@pytest.mark.parametrize("rate", [0.001, 0.3])
+def test_shares_that_can_be_leave_no_negative_probability(shares, rate):
+    errors = RecordErrors.prior(rate).likelihood(COUNTS)
+    assert PairErrors(*shares).likelihood(errors, TRANSITION, COUNTS).min() >= -1e-12
 
 
 def test_without_what_the_earlier_picture_adds_a_record_is_judged_by_its_picture_alone():

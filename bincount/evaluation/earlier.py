@@ -45,6 +45,7 @@ class EarlierPictures:
     sorted by image_id. before (H, C) are the probabilities of the earlier picture by the network that scored the bin;
     where it was not scored they are its shares. shares (H, C) are what that network says on average, and transitions
     (K, C, C) are P(after | before) by the records. correlation is that of the network's errors on both pictures.
+    change_ratios (H, 2K + 1) are what a network of changes adds, as joint.infer takes them; None without one.
     """
 
     outputs: Classes
@@ -54,6 +55,7 @@ class EarlierPictures:
     transitions: np.ndarray
     correlation: float = CORRELATION
     errors: PairErrors = field(default_factory=PairErrors)
+    change_ratios: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -70,7 +72,12 @@ class EarlierPictures:
         """Return those of some bins alone."""
         rows = np.flatnonzero(is_in(self.table["image_id"], image_ids))
         table = self.table.iloc[rows].reset_index(drop=True)
-        return replace(self, table=table, before=self.before[rows], shares=self.shares[rows])
+        own = {"before": self.before[rows], "shares": self.shares[rows], "change_ratios": self.ratios_of(rows)}
+        return replace(self, table=table, **own)
+
+    def ratios_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return the change_ratios of some rows of the table; None where there are none."""
+        return None if self.change_ratios is None else self.change_ratios[rows]
 
     def with_errors(self, errors: PairErrors) -> "EarlierPictures":
         return replace(self, errors=errors)
@@ -99,9 +106,10 @@ class EarlierPictures:
             given = part.model, self.before[part.rows], probabilities[part.places], self.shares[part.rows]
             records = np.stack([labels_before[part.rows], labels[part.places]], axis=1)
             without = np.stack([records[:, 0], np.full(len(records), NONE)], axis=1)
+            ratios = self.ratios_of(part.rows)
             places.append(part.places)
-            updated.append(joint.infer(*given, without).after)
-            wrong.append(joint.infer(*given, records).wrong_after)
+            updated.append(joint.infer(*given, without, ratios).after)
+            wrong.append(joint.infer(*given, records, ratios).wrong_after)
         return np.concatenate(places), np.concatenate(updated), np.concatenate(wrong)
 
     def wrong_of_any(self, image_ids: pd.Series, probabilities: np.ndarray, errors: RecordErrors) -> np.ndarray:
@@ -114,7 +122,8 @@ class EarlierPictures:
         for part in self.by_transition(image_ids, errors):
             for start in range(0, len(part.rows), joint.ROWS_AT_ONCE):
                 rows, places = (each[start : start + joint.ROWS_AT_ONCE] for each in (part.rows, part.places))
-                weights = joint.weigh(part.model, self.before[rows], probabilities[places], self.shares[rows])
+                given = self.before[rows], probabilities[places], self.shares[rows], self.ratios_of(rows)
+                weights = joint.weigh(part.model, *given)
                 found[rows] = joint.wrong_after_any(part.model, weights)
         return found
 

@@ -5,7 +5,9 @@ With the pictures x and y, the counts b before and a after, and the records r an
     P(b, a | x, y, r, s)  is proportional to  P(b | x) * P(a | b) * P(a | y) / P(a) * k(b, a) * P(r, s | b, a)
 
 where P(a | y) is what the network says of the later picture and P(a) what it says on average, so that their quotient is
-what the picture adds; P(a | b) is the table of changes.
+what the picture adds; P(a | b) is the table of changes. A network that was asked for the change from picture to
+picture adds a factor P(a - b | x, y) / P(a - b): what it says of these two over what it says on average (see
+change_evidence).
 
 The pictures show the same items behind the same bands, so that a network errs on both alike: what it sees too many of
 on one, it sees too many of on the other. k is the density of a normal copula (Nelsen, An Introduction to Copulas,
@@ -48,6 +50,14 @@ class PairErrors:
     carried: float = CARRIED
     not_made: float = NOT_MADE
     as_changes: bool = True
+
+    def __post_init__(self):
+        """Raise ValueError where the two shares are none, or more than all wrong records together."""
+        if min(self.carried, self.not_made) < 0 or self.carried + self.not_made > 1:
+            raise ValueError(
+                f"carried and not_made are shares of the same wrong records, got {self.carried:g} and "
+                f"{self.not_made:g}; give two that are not negative and add up to 1 at most"
+            )
 
     def changes(self, transition: np.ndarray, rate: float) -> np.ndarray:
         """Return P(after | before), (C, C), with the movements that were booked and not made.
@@ -143,9 +153,8 @@ def infer(
     parts = []
     for start in range(0, max(len(records), 1), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        weights = weigh(model, before[rows], after[rows], shares[rows])
-        if change_ratios is not None:
-            weights = weights * _by_counts(change_ratios[rows], model.outputs)
+        ratios = None if change_ratios is None else change_ratios[rows]
+        weights = weigh(model, before[rows], after[rows], shares[rows], ratios)
         of_before, of_after = records[rows].T
         weights = weights * model.likelihood[:, :, of_before, of_after].transpose(2, 0, 1)
         weights /= weights.sum(axis=(1, 2), keepdims=True)
@@ -155,13 +164,21 @@ def infer(
     return Joint(*(np.concatenate(pieces) for pieces in zip(*parts, strict=True)))
 
 
-def weigh(model: PairModel, before: np.ndarray, after: np.ndarray, shares: np.ndarray) -> np.ndarray:
+def weigh(
+    model: PairModel,
+    before: np.ndarray,
+    after: np.ndarray,
+    shares: np.ndarray,
+    change_ratios: np.ndarray | None = None,
+) -> np.ndarray:
     """Return the weight of each pair of counts by the pictures and the table of changes, (N, C, C), not normalised.
 
     The arguments are as in infer.
     """
     added = np.maximum(after, SMALLEST) / np.maximum(shares, SMALLEST_SHARE)
     weights = np.maximum(before, SMALLEST)[:, :, None] * model.transition * added[:, None, :]
+    if change_ratios is not None:
+        weights = weights * _by_counts(change_ratios, model.outputs)
     if not model.correlation:
         return weights
     first, second = (normal_scores(each, shares, model.outputs) for each in (before, after))

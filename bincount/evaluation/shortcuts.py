@@ -32,7 +32,15 @@ class RuleScore(Frozen):
 
 
 def score(snapshot: Snapshot, task: str, questions: pd.DataFrame, split: str = "test") -> tuple[RuleScore, ...]:
-    """Score the rules of a task on the questions of one split.
+    """Score the rules of a task on the questions of one split; the arguments and errors are those of answer."""
+    asked, answers = answer(snapshot, task, questions, split)
+    return tuple(score_answers(name, asked, given) for name, given in answers.items())
+
+
+def answer(
+    snapshot: Snapshot, task: str, questions: pd.DataFrame, split: str = "test"
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Return the questions of one split, and the answers (N,) to them, labels, of each rule of a task by its name.
 
     snapshot is of the bins that the questions are about. questions is a manifest of questions about objects or
     quantities, of changes with a row a pair, or of changes to verify, of the count or of items. Raises DatasetError
@@ -46,7 +54,7 @@ def score(snapshot: Snapshot, task: str, questions: pd.DataFrame, split: str = "
         rules |= _answer_changes(snapshot, train, asked)
     else:
         rules |= _answer_about_items(snapshot, train, asked, with_quantity=task != OBJECT)
-    return tuple(score_answers(name, asked, answers) for name, answers in rules.items())
+    return asked, rules
 
 
 def score_leaks(questions: pd.DataFrame) -> RuleScore:

@@ -7,19 +7,24 @@ trained on. Two tables follow, with 95 % intervals over bins:
 - how many records that were made wrong on purpose an audit finds, with earlier pictures and without, by how the records
   of pairs are made wrong: naively, whatever the record before; since the record before, to a change that occurs; and
   carried over from the record before
+
+With --change-model, the folder of a model that was trained on the questions about changes of the same snapshot, both
+tables have rows in which it is asked about each pair too, and a third says what it adds to all the rest.
 """
 
 import argparse
+import dataclasses
 import tempfile
 from pathlib import Path
 
 import pandas as pd
 
-from bincount.data import pairs, snapshots
+from bincount.data import pairs, questions, snapshots
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation import audit as audits
-from bincount.evaluation import audit_quality, earlier, history_quality
+from bincount.evaluation import audit_quality, change_evidence, earlier, history_quality
 from bincount.evaluation.audit import MODEL, Scorer
+from bincount.evaluation.change_evidence import Evidence
 from bincount.evaluation.earlier import EarlierPictures
 from bincount.evaluation.joint import PairErrors
 from bincount.evaluation.record_errors import RecordErrors
@@ -34,8 +39,9 @@ OF_PAIRS = {
     "carried over": PairErrors(carried=1, not_made=0),
 }
 MADE = {"anything": RecordErrors(rate=RATE), "one item": RecordErrors(rate=RATE, shares=(1.0,))}
+DEFAULT = "both pictures and records"
 ASSUMED = {
-    "both pictures and records": PairErrors(),
+    DEFAULT: PairErrors(),
     "as if no error were carried over": PairErrors(carried=0, not_made=0),
     "any change as likely": PairErrors(carried=0, not_made=0, as_changes=False),
 }
@@ -46,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("dataset", type=Path, help="a dataset of a workspace, WORKSPACE/datasets/NAME")
     parser.add_argument("model", type=Path, help="the folder of a model that was trained on its last snapshot")
+    parser.add_argument("--change-model", type=Path, help="the folder of a model of changes, of the same snapshot")
     options = parser.parse_args()
 
     snapshot = snapshots.latest(options.dataset)
@@ -61,7 +68,18 @@ def main() -> None:
         f"of which {(scores['image_id'].isin(found.table['before'])).sum():,} were scored; "
         f"the correlation of the errors on both is {found.correlation:.2f}\n"
     )
+    evidence = None
+    if options.change_model:
+        evidence = ask_changes(snapshot, options.change_model, scores, found)
+        found = evidence.earlier
+        print(
+            f"the model of changes was asked about {evidence.num_pairs:,} pairs; its power is "
+            f"{', '.join(f'{power:g}' for power in evidence.powers)}\n"
+        )
     show_counts(history_quality.measure(scores, found, snapshot.classes, RecordErrors.prior(RATE)))
+    if evidence:
+        than = history_quality.BOTH
+        show_gains(history_quality.measure(scores, found, snapshot.classes, RecordErrors.prior(RATE), than=than), than)
     some = scores[found.locate(scores["image_id"]) >= 0].reset_index(drop=True)
     show_audits(scores, found, outputs, "All bins")
     show_audits(some, found, outputs, "Bins with an earlier picture")
@@ -76,6 +94,16 @@ def score(snapshot: Snapshot, model: Path) -> tuple[pd.DataFrame, Classes, pd.Se
         return audits.collect(audit), audit.outputs, audit.plan().set_index("image_id")["recorded"]
 
 
+def ask_changes(snapshot: Snapshot, model: Path, scores: pd.DataFrame, found: EarlierPictures) -> Evidence:
+    """Ask a model of changes about the pairs of scored pictures of bins that it was not trained on."""
+    scorer = Scorer(MODEL, model, (questions.ask(snapshot, questions.CHANGE),))
+    answers = change_evidence.ask_unseen(snapshot, scorer, found.table["image_id"])
+    evidence = change_evidence.add(found, answers, scores, RecordErrors.prior(RATE))
+    if evidence is None:
+        raise SystemExit("there are too few pairs that the model of changes was not trained on; take more bins")
+    return evidence
+
+
 def show_counts(report: pd.DataFrame) -> None:
     print(
         "| the count from | accuracy | RMSE, items | RMSE of the expected count | log loss | change of the log loss |"
@@ -88,24 +116,37 @@ def show_counts(report: pd.DataFrame) -> None:
     print(f"\n{report['num_images'].iloc[0]:,} pairs of {report['num_bins'].iloc[0]:,} bins\n")
 
 
+def show_gains(report: pd.DataFrame, than: str) -> None:
+    print(f"| the count from | {' | '.join(f'{name}, more than from {than}' for name in history_quality.SCORES)} |")
+    print("| --- | --- | --- | --- | --- |")
+    for row in report[report["known"].isin(history_quality.WITH_CHANGE)].to_dict("records"):
+        changes = [
+            _text(row, f"{name}_change", *((100, 1) if name == "accuracy" else ())) for name in history_quality.SCORES
+        ]
+        print(f"| {row['known']} | {' | '.join(changes)} |")
+    print()
+
+
 def show_audits(scores: pd.DataFrame, found: EarlierPictures, outputs: Classes, title: str) -> None:
     print(f"{title}: {len(scores):,} pictures, {100 * RATE:g} % of the records made wrong, %\n")
     print(f"| wrong by | made wrong | ranked by | {' | '.join(FIGURES)} |\n| --- | --- | --- | --- | --- | --- |")
     for by, made in MADE.items():
         for how, of_pairs in OF_PAIRS.items():
-            for name, assumed in ASSUMED.items():
+            for name, known in ways_of_audits(found).items():
                 measured = audit_quality.measure(
-                    scores,
-                    outputs,
-                    RecordErrors.prior(RATE),
-                    made,
-                    earlier=found.with_errors(assumed),
-                    made_of_pairs=of_pairs,
+                    scores, outputs, RecordErrors.prior(RATE), made, earlier=known, made_of_pairs=of_pairs
                 ).set_index(["score", "measure"])
-                if assumed == PairErrors():
+                if name == DEFAULT:
                     _show_audit(measured, by, how, audit_quality.ALONE, audit_quality.ALONE)
                 _show_audit(measured, by, how, "p_wrong", name)
     print()
+
+
+def ways_of_audits(found: EarlierPictures) -> dict[str, EarlierPictures]:
+    """Return what audits rank by, by name; the last one has the changes, where a model of these was asked."""
+    without = dataclasses.replace(found, change_ratios=None)
+    ways = {name: without.with_errors(assumed) for name, assumed in ASSUMED.items()}
+    return ways if found.change_ratios is None else ways | {f"{DEFAULT}, change": found}
 
 
 def _show_audit(measured: pd.DataFrame, by: str, how: str, score: str, name: str) -> None:
