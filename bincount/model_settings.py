@@ -63,6 +63,11 @@ class TrainConfig(Frozen):
         description="auto: as the backbone's pretrained weights expect it; imagenet: torchvision's mean and deviation; "
         "symmetric: x / 127.5 - 1, for weights from Keras",
     )
+    freeze_backbone: bool = Field(
+        False,
+        description="train the head alone; the backbone keeps the weights that it starts with, the statistics of its "
+        "batch norms included",
+    )
     head: Literal["linear", "mlp"] = Field(
         "linear", description="linear: one layer; mlp: two layers of 256 hidden units"
     )

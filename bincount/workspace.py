@@ -81,8 +81,9 @@ class Workspace(Frozen):
         which may be another tomorrow under the same name; so are the pixels of a photo, which follow from the decoder
         (data.pictures.DECODER_VERSION). subset names the images that are trained on, where it is not all of them.
         """
-        # As releases named folders that knew no other task.
-        unused = {"task"} if training.task == "counting" else None
+        # As releases named folders that knew no other task, and no frozen backbone.
+        unused = {"task"} if training.task == "counting" else set()
+        unused |= set() if training.freeze_backbone else {"freeze_backbone"}
         settings = training.model_dump_json(exclude_none=True, exclude=unused)
         inputs = f"{images.model_dump_json()}{settings}{decoder}{subset}"
         for weights in dict.fromkeys(member.weights for member in training.each_member()):

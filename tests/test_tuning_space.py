@@ -142,6 +142,12 @@ def test_the_model_is_not_searched_with_the_weights_of_one(tmp_path):
     assert "no ImageNet weights; take it out, or add `--weights none`" in refusal(tmp_path, small, Job())
 
 
+def test_a_frozen_backbone_is_not_searched_with_random_weights(tmp_path):
+    text = "[training]\nfreeze_backbone = [true, false]"
+    assert find(tmp_path, text, Job()).parameters == {"training.freeze_backbone": (True, False)}
+    assert "freeze_backbone has true, and random weights have to be trained; take it out, or" in refusal(tmp_path, text)
+
+
 # --- the default ---------------------------------------------------------------------------------------------------
 
 

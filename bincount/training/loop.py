@@ -147,7 +147,7 @@ def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]
     trainer = start(spec, schedule, request.folder, world)
     logger.info(
         "training %s on %s %s of %d pixels, %s for val; %s on %s%s",
-        config.model,
+        f"the head of {config.model}" if config.freeze_backbone else config.model,
         f"{len(train.rows):,}",
         "images" if config.task == "counting" else "questions about images",
         spec.image_size,

@@ -64,9 +64,9 @@ def load_weights(model: nn.Module, training_config: TrainConfig, image_size: int
     weights cannot be read or lack a tensor of the backbone; and ModelDamaged when a saved model is damaged.
     """
     name, weights = training_config.model, training_config.weights
+    check_initial_weights(training_config)
     if weights == "none":
         return
-    check_initial_weights(training_config)
     tensors = fetch_weights(name, image_size) if weights == "imagenet" else _read_tensors(Path(weights))
     head, expected = {}, model.backbone.state_dict()
     if any("backbone." in key for key in tensors):

@@ -323,10 +323,19 @@ def licence_of(training: TrainConfig) -> str:
 def check_initial_weights(training_config: TrainConfig) -> None:
     """Raise WeightsUnavailable when the file of initial weights is missing.
 
-    Raises SettingsError for ImageNet weights of the model small, which there are not.
+    Raises SettingsError for ImageNet weights of the model small, which there are not, and for random weights of a
+    backbone that is to keep them.
     """
+    frozen = training_config.freeze_backbone
+    own_model = "give `--weights` the model.safetensors of a model that was trained before"
     if training_config.weights == "imagenet" and training_config.model == "small":
-        raise SettingsError("there are no ImageNet weights for the model small; train it with `--weights none`")
+        remedy = f"{own_model}, whose backbone can be frozen" if frozen else "train it with `--weights none`"
+        raise SettingsError(f"there are no ImageNet weights for the model small; {remedy}")
+    if training_config.weights == "none" and frozen:
+        raise SettingsError(
+            f"--freeze-backbone keeps the backbone's weights, and those of `--weights none` are random; {own_model}, "
+            "or imagenet, or leave out --freeze-backbone"
+        )
     if training_config.weights not in ("imagenet", "none") and not Path(training_config.weights).is_file():
         raise WeightsUnavailable(
             f"there is no weights file {training_config.weights}; give `--weights` a .pth or .safetensors file, "

@@ -112,6 +112,8 @@ class Trainer:
         self.spec, self.schedule, self.config = spec, schedule, schedule.config
         self.arithmetic, self.world, self.device = arithmetic, world, world.device
         self.model = world.sync_batch_norm(model).to(self.device, memory_format=torch.channels_last)
+        if self.config.freeze_backbone:  # its forward pass then keeps nothing for a backward one
+            self.model.backbone.requires_grad_(False)
         if arithmetic.threads:
             torch.set_num_threads(arithmetic.threads)
         self.forward = self._make_forward()
@@ -154,6 +156,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.model.train()
+        if self.config.freeze_backbone:
+            self.model.backbone.eval()
         total_weight = self.class_weights[labels].sum()
         shard = self.world.shard(labels)
         sums = None
@@ -364,9 +368,10 @@ def _parts(num_images: int, num_parts: int) -> list[slice]:
 
 
 def make_optimizer(model: nn.Module, training_config: TrainConfig) -> torch.optim.Optimizer:
-    """Make the optimizer of a training; biases and norms are not decayed."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]  # biases and norms
+    """Make the optimizer of what is trained of a network; biases and norms are not decayed."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]  # biases and norms
     groups = [
         {"params": matrices, "weight_decay": training_config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},

@@ -297,6 +297,9 @@ def _check_together(space: Space, job: Job, classes: Classes | None) -> dict[str
     if "small" in choices.get("training.model", ()) and weights == "imagenet":
         mistakes["training.model"] = "has small, for which there are no ImageNet weights; take it out, or add "
         mistakes["training.model"] += "`--weights none`"
+    if True in choices.get("training.freeze_backbone", ()) and weights == "none":
+        mistakes["training.freeze_backbone"] = "has true, and random weights have to be trained; take it out, or give "
+        mistakes["training.freeze_backbone"] += "--weights imagenet or a file"
     if "training.head" in choices and is_own_model(weights):
         mistakes["training.head"] = f"cannot be searched with weights that have a head, {weights}; take it out"
     return mistakes
