@@ -60,7 +60,7 @@ def test_some_pictures_of_train_are_asked_for_none_of_an_item_which_nobody_is_ju
     assert set(none["split"]) == {"extra"}
     assert none["label"].isna().all()
     bins = snapshot.read().set_index("image_id").loc[none["image_id"].str.split(" ").str[0]]
-    assert set(bins["split"]) == {"train"}
+    assert set(bins["split"].dropna()) == {"train"}  # some bins of train hold more than the largest class
     of_bins = (
         snapshot.read().groupby("group")["image_id"].agg(lambda ids: {item for name in ids for item in listed[name]})
     )

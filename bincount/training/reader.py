@@ -92,7 +92,8 @@ def locate(manifest: pd.DataFrame, pack: Pack, task: Task) -> np.ndarray | Quest
     is_there = np.arange(rows.shape[1] - 1) < numbers[:, None]
     rows[:, 1:][is_there] = pack.locate(pc.list_flatten(references).to_pylist())
     held = manifest[HELD] if HELD in manifest else pd.Series(NOT_KNOWN, manifest.index)
-    return Questions(rows, manifest["asked"].fillna(0).to_numpy(np.int64), held.fillna(NOT_KNOWN).to_numpy(np.int64))
+    numbers = (of.to_numpy(np.int64, copy=True) for of in (manifest["asked"].fillna(0), held.fillna(NOT_KNOWN)))
+    return Questions(rows, *numbers)
 
 
 class Reader:
