@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from bins import jpeg
 from test_verify import TASKS, network
+from torch import nn
 
 from bincount.data import pictures
 from bincount.evaluation import verify
@@ -20,10 +20,11 @@ from bincount.training.questions import Questions
 
 
 def served(task: Task, number: int = 0) -> ServedModel:
-    """A model of a task; those of other numbers have other weights, by which nothing is answered otherwise."""
+    """A model of a task; those of other numbers have other files, and answer alike."""
     untrained, spec = network(task)
-    with torch.no_grad():
-        untrained.head.answer[-1].bias += number
+    for layer in untrained.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.num_batches_tracked += number  # which training alone uses
     return ServedModel(f"bincount-{task}", "3", Engine(untrained, spec, "0" * 64))
 
 
