@@ -84,7 +84,7 @@ def test_the_photo_before_asks_for_the_change_with_the_probability_of_each(page)
     page.set_input_files("#before", BLUE_FILE)
     ask(page)
     answer = answer_of(MODELS["change"], RED, BLUE)
-    words = {-1: "1 item fewer", 0: "No change", 1: "1 item more"}
+    words = {-1: "At least 1 item fewer", 0: "No change", 1: "At least 1 item more"}
     expect(headline(page)).to_have_text(words[answer.answer])
     rows = page.locator("#verified tbody tr")
     shown = [row.split("\t") for row in rows.all_inner_texts()]

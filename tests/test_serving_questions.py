@@ -357,19 +357,18 @@ class Followed:
 
 
 @pytest.mark.services
-def test_the_champion_of_a_task_is_followed_once_there_is_one_and_its_absence_is_no_fault(
-    tmp_path, counter, questions, caplog
-):
+def test_the_champion_of_a_task_is_followed_once_there_is_one_and_its_absence_is_no_fault(tmp_path, counter, caplog):
+    first, second, third = (question_models.served("quantity", number) for number in range(3))
     followed = Followed(tmp_path, "quantity", counter)
     followed.follower.look()
     assert (followed.version, caplog.text) == (None, "")
-    followed.register(questions["quantity"])
+    followed.register(first)
     assert followed.version == "1"
-    followed.register(questions["quantity"], spoiled(question_models.check_of(questions["quantity"])))
+    followed.register(second, spoiled(question_models.check_of(second)))
     assert followed.version == "1"
     assert "models:/bincount-quantity/2 is champion and cannot be used, version 1 stays" in caplog.text
     assert followed.service.model is counter
-    followed.register(questions["quantity"])
+    followed.register(third)
     assert followed.version == "3"
     switches = followed.service.metrics.registry.get_sample_value
     for outcome, number in (("switched", 2), ("failed", 1)):

@@ -5,7 +5,13 @@
 const MOST_REFERENCES = 8;
 const asks = { references: [] }; // files with their urls: {file, url}
 
-const more = (number) => `${Math.abs(number)} ${Math.abs(number) === 1 ? "item" : "items"} ${number > 0 ? "more" : "fewer"}`;
+/** Say a change in words; farther ones count as the largest that the model knows. */
+function inItems(change, largest) {
+  if (change === 0) return "No change";
+  const number = Math.abs(change);
+  return `${number === largest ? "At least " : ""}${number} ${number === 1 ? "item" : "items"} ${change > 0 ? "more" : "fewer"}`;
+}
+
 const own = (item) => (item.question ??= { number: "" }); // {before, number, verified, problem, asking}
 
 /** Return what the form asks now: the fields to send, and in words the question, or what is missing for one. */
@@ -41,11 +47,14 @@ function waysToAsk({ object, quantity, change }) {
 }
 
 /** Say an answer in words: a headline, and a sentence. */
-function inWords({ task, asked, answer, confidence, p_asked: share, expected_change: mean }, isOfItem) {
+function inWords({ task, asked, answer, confidence, probabilities, p_asked: share, expected_change: mean }, isOfItem) {
   if (task === "object") return [verdict(answer, confidence), answer === "yes" ? "The item is in the bin." : "The item is not in the bin."];
   if (task === "quantity") return [verdict(answer, confidence), answer === "yes" ? `Exactly ${asked} of the item are in the bin.` : `There are not exactly ${asked} of the item in the bin: fewer or more.`];
   const of = isOfItem ? " of the item" : "";
-  if (asked === null) return [answer === 0 ? "No change" : `${more(answer)}${of}`, `${percent(confidence)} sure; mean ${signed(Number(mean.toFixed(2)))}`];
+  if (asked === null) {
+    const largest = Math.max(...Object.keys(probabilities).map(Number));
+    return [inItems(answer, largest), `${percent(confidence)} sure${of && ", of this item"}; mean ${signed(Number(mean.toFixed(2)))}`];
+  }
   return [verdict(answer, confidence), `A change by ${signed(asked)}${of} has a probability of ${percent(share)}.`];
 }
 
@@ -73,7 +82,7 @@ function renderQuestions() {
 function renderAsked() {
   const { words, missing } = questionOf(own(shown));
   byId("asked").textContent = words ?? missing;
-  byId("ask").disabled = !words || Boolean(own(shown).asking);
+  byId("ask").disabled = !words;
 }
 
 function shot({ file, url }, what, remove) {
