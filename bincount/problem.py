@@ -165,6 +165,12 @@ class Problem(Frozen):
         return "group of look-alike pictures" if self.noun == "picture" else self.noun
 
     @staticmethod
+    def count(num_examples: int, examples: str, num_groups: int, group_nouns: str) -> str:
+        """Return what scores are of: `580 images of 420 bins`, or `580 questions about 420 bins`."""
+        of = "of" if examples == "images" else "about"
+        return f"{num_examples:,} {examples} {of} {num_groups:,} {group_nouns}"
+
+    @staticmethod
     def each_of(group_nouns: str) -> str:
         """Return what a sentence that asks for more of them names: pictures, where group_nouns are groups of these."""
         return "pictures" if group_nouns == LOOK_ALIKE else group_nouns

@@ -227,7 +227,7 @@ def _require_known(wanted: Sequence[str], here: pd.Series, pieces: Iterable[pd.D
         if image_id not in known:
             like = ids.similar(image_id, here)
             meant = f"did you mean {' or '.join(like)}?" if like else "correct the id, or --source"
-            raise DatasetError(f"no bin {image_id} is in the dataset or in one of its snapshots; {meant}")
+            raise DatasetError(f"{image_id} is neither in the dataset nor in one of its snapshots; {meant}")
 
 
 def _uses(workspace: Workspace, folder: Path, rows: pd.DataFrame, versions: Sequence[VersionUse]) -> Iterator[Use]:

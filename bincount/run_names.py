@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from bincount.errors import mask_address
-from bincount.settings import SECTIONS
+from bincount.settings import SECTIONS, RegistryConfig
 
 WITH_A_MODEL = ("run", "retrain", "train", "tune")
 FLOWS = (*WITH_A_MODEL, "prepare", "audit")  # of deployments
@@ -30,12 +30,14 @@ DAY = re.compile(r", \d{4}-\d\d-\d\d$")
 def name_run(flow: str, parameters: Mapping[str, Any], start: datetime | None = None) -> str:
     """Return the name of a run of a flow, such as `train resnet34 on aft-vbi-pds, 2026-11-27`; the day is UTC's.
 
+    Where the registered model has another name than by default, it is there too: `train resnet34 as bincount-object`.
+
     parameters: the flow's sections, as models or as their JSON, in which settings and sections may be missing; of
     WITH_TRAINED also those that name models
     """
     what = source = shorten_source(str(_setting(parameters, "data", "source")))
     if flow in WITH_A_MODEL:
-        what = f"{_setting(parameters, 'training', 'model')} on {source}"
+        what = f"{_setting(parameters, 'training', 'model')}{_registered_name(parameters)} on {source}"
     elif flow in WITH_TRAINED:
         models = (shorten_source(parameters.get(name, THE_MODEL)) for name in WITH_TRAINED[flow])
         what = f"{' with '.join(models)} on {source}"
@@ -70,6 +72,12 @@ def _words_of_prefect() -> tuple[frozenset[str], frozenset[str]]:
         return frozenset(), frozenset()
     first, second = (config[name]["lists"] for name in config["an"]["lists"])  # an: adjective and noun
     return tuple(frozenset(word for name in names for word in config[name]["words"]) for names in (first, second))
+
+
+def _registered_name(parameters: Mapping[str, Any]) -> str:
+    name, task = _setting(parameters, "registry", "model_name"), _setting(parameters, "training", "task")
+    registry = RegistryConfig.model_construct(model_name=str(name)).of_task(task)  # unchecked: a name must not fail
+    return "" if registry.model_name == RegistryConfig().model_name else f" as {registry.model_name}"
 
 
 def _setting(parameters: Mapping[str, Any], section: str, name: str) -> object:

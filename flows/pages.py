@@ -95,9 +95,13 @@ def _of_decision(model: "TrainedModel", champion: "Version | None" = None) -> Se
         first = f"version {champion.version}" if champion else "champion so far"
         names = (f"always {decision.majority}" if decision.is_first else first, f"version {version}")
         compared = [body(tables.gains(decision, *names)), escape_markdown(decision.detectability())]
-        sections[f"Compared on the same {decision.num_images:,} test images"] = "\n\n".join(filter(None, compared))
+        sections[f"Compared on the same {decision.num_images:,} test {decision.examples}"] = "\n\n".join(
+            filter(None, compared)
+        )
         if decision.class_changes:
-            sections["Accuracy by class, on the same images"] = body(tables.class_changes(decision, *names))
+            sections[f"Accuracy by class, on the same {decision.examples}"] = body(
+                tables.class_changes(decision, *names)
+            )
     return sections
 
 

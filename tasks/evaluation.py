@@ -42,18 +42,20 @@ def evaluate_model(
     """Score a model on the test images, with the results on the run's page; bins is what questions are about."""
     evaluation = evaluate(snapshot, pack, checkpoint, folder, device, bins)
     metrics, baseline = evaluation.metrics, evaluation.baseline
+    examples = evaluation.problem.examples
     create_markdown_artifact(
         key="test-scores",
         markdown=tables.markdown_table(tables.overall_scores(evaluation)),
-        description=f"Accuracy {percent(metrics.accuracy)} on {metrics.num_images:,} test images; "
+        description=f"Accuracy {percent(metrics.accuracy)} on {metrics.num_images:,} test {examples}; "
         f"always predicting {escape_markdown(baseline.class_name)}: {percent(baseline.accuracy)}",
     )
     _create_table(tables.class_results(evaluation), "test-metrics", "Scores by class")
     confusion = tables.confusion(metrics).rename(columns=lambda name: name.replace("predicted ", "as ", 1))
-    _create_table(confusion, "confusion", "Test images, a row a recorded class and a column a predicted one")
-    _create_table(tables.slice_scores(evaluation.slices), "slices", "Accuracy by kind of image, with 95 % intervals")
+    _create_table(confusion, "confusion", f"Test {examples}, a row a recorded class and a column a predicted one")
+    of_slices = tables.slice_scores(evaluation.slices, examples)
+    _create_table(of_slices, "slices", "Accuracy by kind of image, with 95 % intervals")
     suspects = find_suspects(find_mistakes(evaluation.predictions, snapshot.classes))
-    about = f"The surest of {len(suspects):,} test images whose record is to be doubted"
+    about = f"The surest of {len(suspects):,} test {examples} whose record is to be doubted"
     _create_table(suspects.head(NUM_SUSPECTS).drop(columns="group"), "suspects", about)
     return evaluation
 

@@ -110,7 +110,7 @@ def test_a_damaged_bin_is_found_removed_and_fetched_again(bucket, dataset, damag
     damage(dataset / where)
     diagnosis = check.diagnose(dataset)
     assert [(problem.kind, problem.where) for problem in diagnosis.problems] == [(kind, where)]
-    assert "`bincount prepare` fetches the bin again" in diagnosis.problems[0].remedy
+    assert "`bincount prepare` fetches it again" in diagnosis.problems[0].remedy
     assert repair.repair(dataset, diagnosis) == repair.RepairReport(1, 0, 0, ())
     assert "00040" not in set(bins.read(dataset)["image_id"])
     assert found(dataset) == []

@@ -236,7 +236,7 @@ def fetch_batch(server: FaultyS3, dataset: Path, monkeypatch, run_count: int) ->
 
 def test_the_task_is_tried_again_while_some_bins_do_not_arrive_and_keeps_those_that_did(server, tmp_path, monkeypatch):
     server.fail(IMAGE, server_error)
-    with pytest.raises(SourceUnavailable, match=r"1 bins did not arrive, such as: .*00001\.jpg"):
+    with pytest.raises(SourceUnavailable, match=r"1 photos did not arrive, such as: .*00001\.jpg"):
         fetch_batch(server, tmp_path, monkeypatch, run_count=LAST_TRY - 1)
     assert bins.read(tmp_path)["image_id"].to_list() == ["00000", "00002"]
 
@@ -257,5 +257,5 @@ def test_one_bin_that_never_arrives_does_not_fail_the_task_every_night(server, t
 def test_the_task_fails_when_many_bins_were_asked_for_and_none_arrived(server, tmp_path, monkeypatch):
     server.objects |= objects(*(f"{number:05d}" for number in range(fetch.OUTAGE)))
     server.fail("metadata/*", server_error)
-    with pytest.raises(SourceUnavailable, match=f"{fetch.OUTAGE} bins did not arrive"):
+    with pytest.raises(SourceUnavailable, match=f"{fetch.OUTAGE} photos did not arrive"):
         fetch_batch(server, tmp_path, monkeypatch, run_count=LAST_TRY)

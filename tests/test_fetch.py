@@ -14,13 +14,13 @@ MANY = {f"{number:05d}": "timed out" for number in range(fetch.OUTAGE)}
 
 def test_bins_that_did_not_arrive_are_worth_another_try_and_left_for_the_next_sync_at_the_last():
     report = SyncReport(num_fetched=0, unreachable=FEW)
-    with pytest.raises(SourceUnavailable, match="1 bins did not arrive, such as: timed out"):
+    with pytest.raises(SourceUnavailable, match="1 photos did not arrive, such as: timed out"):
         report.raise_where_incomplete(is_last_try=False)
     report.raise_where_incomplete(is_last_try=True)
 
 
 def test_nothing_of_many_bins_is_an_outage_also_at_the_last_try():
-    with pytest.raises(SourceUnavailable, match=f"{fetch.OUTAGE} bins did not arrive"):
+    with pytest.raises(SourceUnavailable, match=f"{fetch.OUTAGE} photos did not arrive"):
         SyncReport(num_fetched=0, unreachable=MANY).raise_where_incomplete(is_last_try=True)
     SyncReport(num_fetched=1, unreachable=MANY).raise_where_incomplete(is_last_try=True)
 

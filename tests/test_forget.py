@@ -344,7 +344,7 @@ def test_a_second_one_adds_to_the_tombstones(workspace, dataset):
 
 def test_an_id_that_is_not_there_names_those_that_are_like_it_and_changes_nothing(workspace, dataset):
     for typed in ("40", "bin-images/00040.jpg", "00041"):
-        with pytest.raises(DatasetError, match=r"no bin .* did you mean .*00040"):
+        with pytest.raises(DatasetError, match=r"is neither in .* did you mean .*00040"):
             forget(workspace, dataset, typed)
     assert not (dataset / forgotten.FILE).exists()
 

@@ -7,7 +7,7 @@ import pytest
 
 from bincount.environment import TAG
 from bincount.run_names import is_made_up, is_replaceable, name_run, shorten_source
-from bincount.settings import DataConfig, TrainConfig
+from bincount.settings import DataConfig, RegistryConfig, TrainConfig
 from deployments import queue_names
 
 NIGHT = datetime(2026, 11, 27, 2, 17, tzinfo=UTC)
@@ -17,6 +17,13 @@ def test_a_name_says_what_is_done_with_which_model_on_which_data_and_when():
     parameters = {"data": {"source": "s3://aft-vbi-pds"}, "training": {"model": "small"}}
     assert name_run("retrain", parameters, NIGHT) == "retrain small on aft-vbi-pds, 2026-11-27"
     assert name_run("prepare", parameters, NIGHT) == "prepare aft-vbi-pds, 2026-11-27"
+
+
+def test_a_name_says_which_registered_model_the_run_is_for_where_it_is_not_the_default_one():
+    parameters = {"data": {"source": "s3://aft-vbi-pds"}, "training": {"model": "small", "task": "object"}}
+    assert name_run("retrain", parameters, NIGHT) == "retrain small as bincount-object on aft-vbi-pds, 2026-11-27"
+    shelves = {"registry": RegistryConfig(model_name="shelves")}
+    assert name_run("run", shelves, NIGHT) == "run resnet34 as shelves on aft-vbi-pds, 2026-11-27"
 
 
 def test_a_name_says_which_trained_models_are_evaluated_promoted_or_compared():

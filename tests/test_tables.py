@@ -1,6 +1,8 @@
 """Results as tables, and tables as text: aligned on a terminal of 80 columns, and whatever names hold."""
 
 import io
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,13 +10,19 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from bincount.data.questions import ANSWERS
 from bincount.evaluation import intervals, metrics
+from bincount.evaluation.decision import Decision, Gain
 from bincount.evaluation.evaluate import Evaluation
-from bincount.evaluation.intervals import LabelledImages
-from bincount.problem import Classes
-from bincount.reporting import console, tables
+from bincount.evaluation.intervals import Interval, LabelledImages
+from bincount.problem import Classes, Problem
+from bincount.reporting import card, console, tables
 
 CRUEL = ("<script>alert(1)</script>", "[a](http://b)", "x\n\n## Data\n\n| 1 |", "`a` *b* ## Data", "a|b")
+
+GAIN = Gain(
+    metric="accuracy", champion=0.5, challenger=0.5, gain=0.0, interval=Interval(low=-0.1, high=0.1), detectable=0.2
+)
 
 
 def evaluation(labels: list[int], predictions: list[int], classes: Classes, folder="evaluation") -> Evaluation:
@@ -50,6 +58,22 @@ def test_the_scores_of_classes_have_a_row_a_class_and_the_interval_of_the_accura
     assert list(table["accuracy"]) == [0.5, 1, 0]
     assert table["95 % interval"][0].startswith("0.3")
     assert list(table["95 % interval"][1:]) == ["", ""]  # too few bins
+
+
+def test_what_is_said_of_a_model_of_questions_counts_questions_and_not_images():
+    asked = replace(
+        evaluation([0, 0, 1, 1] * 20, [0, 1, 1, 1] * 20, ANSWERS), problem=Problem(noun="question", purpose="Answers")
+    )
+    point = SimpleNamespace(coverage=0.5, min_confidence=0.9, num_images=40, accuracy=None)
+    decision = Decision(promote=False, reason="equal", num_images=80, num_bins=60, examples="questions", gains=(GAIN,))
+
+    assert list(tables.class_scores(asked))[1] == "questions"
+    assert "80 test questions; always predicting" in repr(asked)
+    assert list(tables.coverage([point], "questions"))[2] == "questions"
+    assert "on 80 questions about 60 bins that neither was trained on" in decision.evidence()
+    (title, *_) = tables.of_comparison(decision, "champion", "challenger")
+    assert title == "On the same 80 questions about 60 bins, new to both"
+    assert "On the same 80 questions about 60 bins that neither was trained on." in card.comparison(decision)
 
 
 def test_a_class_without_images_has_a_row_without_scores():

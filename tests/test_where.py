@@ -254,7 +254,7 @@ def test_a_bin_of_an_old_snapshot_alone_is_found_and_one_of_none_names_those_tha
     bins.remove(dataset, pd.Series(["00040"]))
     assert found_of(workspace, dataset, "00040").status == ""
     for typed, meant in (("80", "00080"), ("00080.jpg", "00080"), ("bin-images/00080.JPG", "00080")):
-        with pytest.raises(DatasetError, match=rf"no bin {typed} is in .*; did you mean {meant}\?"):
+        with pytest.raises(DatasetError, match=rf"^{typed} is neither in .*; did you mean {meant}\?"):
             found_of(workspace, dataset, typed)
     with pytest.raises(DatasetError, match="correct the id, or --source"):
         found_of(workspace, dataset, "xyz")

@@ -28,7 +28,7 @@ FILE, PARTS, LOCK = "bins.parquet", "parts", ".lock"  # in the dataset's folder
 RECORD_FILE = "originals/metadata/{image_id}.json"
 QUARANTINED, QUARANTINED_BEFORE = "quarantined", "set_aside"  # a row's status; any other is ok
 REASON_LENGTH = 200
-REMEDY = "remove it and run `bincount prepare`, which fetches its bins again"
+REMEDY = "remove it and run `bincount prepare`, which fetches again what it names"
 
 SCHEMA = pa.schema(
     [

@@ -68,7 +68,7 @@ class SyncReport:
         is_outage = not self.num_fetched and len(self.unreachable) >= OUTAGE
         if self.unreachable and (is_outage or not is_last_try):
             example = next(iter(self.unreachable.values()))
-            raise SourceUnavailable(f"{len(self.unreachable)} bins did not arrive, such as: {example}")
+            raise SourceUnavailable(f"{len(self.unreachable)} photos did not arrive, such as: {example}")
 
     def __add__(self, other: "SyncReport") -> "SyncReport":
         return SyncReport(
@@ -97,7 +97,7 @@ def fetch_batch(dataset: Path, source: Source, batch: pd.DataFrame, data_config:
     }
     bad = _count_bad(earlier + rows)
     if bad["refused"] and bad.total() == len(earlier + rows) and not _holds_good_bins(dataset):
-        raise client.access_refused(source.url, "it can be listed, but no bin can be read")
+        raise client.access_refused(source.url, "it can be listed, but no photo can be read")
     if rows:
         with bins.locked(dataset):  # what is taken away meanwhile is not to come back
             rows = _without_forgotten(dataset, rows)

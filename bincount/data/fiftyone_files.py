@@ -110,7 +110,7 @@ def _read_bins(path: Path) -> tuple[dict[str, Shown], list[str]]:
                 f"{folder / BINS} is damaged ({error}); run `bincount audit --to fiftyone` again, which writes it again"
             ) from None
     raise SettingsError(
-        f"no {BINS} is beside {path} or above it, so that nobody knows which bins these are; put the file into the "
+        f"no {BINS} is beside {path} or above it, so that nobody knows which pictures these are; put the file into the "
         "folder that `bincount audit --to fiftyone` wrote"
     )
 

@@ -24,13 +24,13 @@ PLAN = "damaged plan"
 REMAINS = "not taken away"
 
 KINDS_OF_FILES = (LOST, WRONG_SIZE, ALTERED, UNREADABLE)
-FETCH_AGAIN = "`bincount doctor --fix`, then `bincount prepare` fetches the bin again"
+FETCH_AGAIN = "`bincount doctor --fix`, then `bincount prepare` fetches it again"
 REMEDIES = {
     LOST: FETCH_AGAIN,
     WRONG_SIZE: FETCH_AGAIN,
     ALTERED: FETCH_AGAIN,
     UNREADABLE: f"look after the disk; {FETCH_AGAIN}",
-    STRAY: "no bin claims it: `bincount doctor --fix` removes it",
+    STRAY: "no row claims it: `bincount doctor --fix` removes it",
     LEFTOVER: "a killed run was writing it: `bincount doctor --fix` removes it",
     ROWS: bins.REMEDY,
     PLAN: "`bincount doctor --fix` removes it; the next run writes another",

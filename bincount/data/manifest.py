@@ -106,7 +106,7 @@ def check(manifest: pd.DataFrame) -> None:
         raise DatasetError("the manifest assigns images to splits that have no label or are quarantined")
     splits_per_group = assigned["split"].replace(EXTRA, "train").groupby(assigned["group"]).nunique()
     if (splits_per_group > 1).any():
-        raise DatasetError(f"the bin {splits_per_group.idxmax()} is in two splits")
+        raise DatasetError(f"the group {splits_per_group.idxmax()} is in two splits")
 
 
 def digest(manifest: pd.DataFrame, classes: Classes) -> str:

@@ -210,7 +210,7 @@ class Images:
         where = f"{self._folder / IMAGES} is damaged: picture {row} is not what was packed"
         path, name = self._paths.get(digest), Name.parse(self._folder.name)
         if path is None or name is None:
-            raise DatasetError(f"{where}, and no bin has its original any more; {REMEDY}")
+            raise DatasetError(f"{where}, and no row has its original any more; {REMEDY}")
         result = decode_original(self._dataset / path, digest, name.config, MOST_PIXELS)
         if isinstance(result, str):
             raise DatasetError(f"{where}, nor is its original {self._dataset / path} ({result}); {REMEDY}")

@@ -162,8 +162,7 @@ def find(rows: pd.DataFrame, name: str) -> pd.DataFrame:
         found = alive[alive["id"] == name]
     if found.empty:
         raise SettingsError(
-            f"{name} is no bin with a verdict, and no verdict's id, or is undone already; "
-            "`bincount review list` shows them"
+            f"{name} has no verdict, and is no verdict's id, or is undone already; `bincount review list` shows them"
         )
     return found
 

@@ -251,7 +251,7 @@ def _collect(audit: Audit) -> pd.DataFrame:
     if audit.has_scores:
         scores = tables.read_frame(audit.folder / SCORES, REMEDY)
         if len(scores) != (plan["status"] == SCORED).sum():
-            raise DatasetError(f"{audit.folder / SCORES} does not hold the bins of its plan; {REMEDY}")
+            raise DatasetError(f"{audit.folder / SCORES} does not hold what its plan names; {REMEDY}")
         require_unseen(scores, audit.snapshot, audit.scorers)
         return scores
     names = probability_columns(audit.outputs)

@@ -281,7 +281,7 @@ class Promise(Frozen):
         return (
             f"The probabilities promise an accuracy of {percent(self.promised.value)}, and "
             f"{percent(self.recorded.value)} of the records agree: a gap of {gap}.{explained} It assumes that the "
-            "probabilities are calibrated to what is in the bins. They are calibrated to the records of val: wrong "
+            "probabilities are calibrated to what is in the pictures. They are calibrated to the records of val: wrong "
             "records that are as frequent there are in the promise already, and a network that is surer than it should "
             "be looks the same as wrong records."
         )

@@ -6,6 +6,7 @@ from bincount.evaluation.compared import METRIC_NAMES, SHARES
 from bincount.evaluation.intervals import Interval
 from bincount.evaluation.power import POWER
 from bincount.frozen import Frozen
+from bincount.problem import Problem
 from bincount.text import percent, percent_of_level
 
 VERDICTS = {
@@ -87,7 +88,7 @@ class Decision(Frozen):
 
     gains are empty where the models could not be compared. is_champion: the version is champion already, and reason
     says since when. is_first: there is no champion, and the scores in its place in gains are those of always predicting
-    majority, the name of a class. num_bins are of what nouns name.
+    majority, the name of a class. num_images are of what examples name, and num_bins of what nouns name.
     """
 
     promote: bool
@@ -103,6 +104,12 @@ class Decision(Frozen):
     gains: tuple[Gain, ...] = ()
     class_changes: tuple[ClassChange, ...] = ()
     nouns: str = "bins"
+    examples: str = "images"
+
+    @property
+    def compared_on(self) -> str:
+        """What the models were compared on: `580 images of 420 bins`."""
+        return Problem.count(self.num_images, self.examples, self.num_bins, self.nouns)
 
     @property
     def outcome(self) -> Literal["promote", "champion", "waiting", "no champion", "keep"]:
@@ -125,7 +132,7 @@ class Decision(Frozen):
             return ""
         new = f"it was not trained on, against always predicting {self.majority}" if self.is_first else NEW_TO_BOTH
         numbers = "; ".join(gain.describe() for gain in self.gains)
-        compared = f"on {self.num_images:,} images of {self.num_bins:,} {self.nouns} that {new}"
+        compared = f"on {self.compared_on} that {new}"
         detectable = f"; {text[0].lower()}{text[1:-1]}" if (text := self.detectability()) else ""
         return f"{numbers} {compared}, {percent_of_level(self.confidence)} intervals{detectable}"
 

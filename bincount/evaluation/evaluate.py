@@ -106,7 +106,7 @@ class Evaluation:
         accuracy, interval = self.metrics.accuracy, self.intervals["accuracy"]
         return (
             f"Evaluation(accuracy {percent(accuracy)} ({percent(interval.low)} to {percent(interval.high)}) on "
-            f"{self.metrics.num_images:,} test images; always predicting {self.baseline.class_name}: "
+            f"{self.metrics.num_images:,} test {self.problem.examples}; always predicting {self.baseline.class_name}: "
             f"{percent(self.baseline.accuracy)}; {self.folder})"
         )
 

@@ -56,7 +56,7 @@ def decide(
     models that is the case about once in 40 times, at a confidence of 95 %. Raises SettingsError as check_metric does.
     """
     check_metric(promotion_config, images.classes)
-    about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.group_nouns}
+    about = _describe(images)
     metric = promotion_config.metric
     if reason := _why_not_comparable(images, NEW_TO_BOTH, metric, challenger=challenger, champion=champion):
         return _apply_force(Decision(promote=False, reason=reason, **about), promotion_config)
@@ -93,7 +93,7 @@ def decide_first(
     """
     classes = images.classes
     check_metric(promotion_config, classes)
-    about = {"num_images": len(images), "num_bins": images.num_bins, "nouns": images.problem.group_nouns}
+    about = _describe(images)
     about["is_first"] = True
     metric = promotion_config.metric
     if reason := _why_not_comparable(images, "it was not trained on", metric, challenger=challenger):
@@ -154,6 +154,12 @@ def explain_undetectable(decision: Decision, promotion_config: PromotionConfig) 
 def refuse(reason: str, promotion_config: PromotionConfig, *, is_first: bool = False) -> Decision:
     """Return the decision where two models cannot be compared; is_first where there is no champion."""
     return _apply_force(Decision(promote=False, reason=reason, is_first=is_first), promotion_config)
+
+
+def _describe(images: LabelledImages) -> dict[str, int | str]:
+    """Return what a decision says of the images that it rests on."""
+    words = {"nouns": images.problem.group_nouns, "examples": images.problem.examples}
+    return {"num_images": len(images), "num_bins": images.num_bins, **words}
 
 
 def _why_not_comparable(images: LabelledImages, new: str, metric: str, **probabilities: np.ndarray) -> str:

@@ -66,7 +66,7 @@ class RecordErrors(Frozen):
 
     def describe(self) -> str:
         """Return in a sentence what the model says, and what it rests on."""
-        basis = f"{self.num_reviewed:,} reviews of random bins" if self.num_reviewed else "an assumption, no reviews"
+        basis = f"{self.num_reviewed:,} random reviews" if self.num_reviewed else "an assumption, no reviews"
         near = f", {100 * self.shares[0]:.1f} % of these by one item" if self.shares else ""
         return f"{100 * self.rate:.1f} % of the records are wrong{near} ({basis})"
 

@@ -92,10 +92,9 @@ def comparison(decision: Decision) -> str:
     if decision.gains:
         before = f"always predicting {decision.majority}" if decision.is_first else "champion"
         new = "it was not trained on" if decision.is_first else "neither was trained on"
-        shown = f"{decision.num_images:,} images of {decision.num_bins:,} {escape_markdown(decision.nouns)}"
         parts += [
             tables.markdown_table(tables.gains(decision, before, "this model")),
-            f"On the same {shown} that {new}.",
+            f"On the same {escape_markdown(decision.compared_on)} that {new}.",
             *filter(None, [escape_markdown(decision.detectability())]),
         ]
     if decision.class_changes:
@@ -155,7 +154,7 @@ def _coverage(evaluation: Evaluation) -> str:
     """Write how often the model is right where only its surest predictions count, in steps of 30 %."""
     if not evaluation.coverage:
         return ""
-    table = tables.markdown_table(tables.coverage(evaluation.coverage[::3]))
+    table = tables.markdown_table(tables.coverage(evaluation.coverage[::3], evaluation.problem.examples))
     return f"Where only the surest predictions count, and people look at the others:\n\n{table}\n\n"
 
 

@@ -19,7 +19,7 @@ def accuracy(answers: pd.DataFrame, known: pd.DataFrame | None, source: str) -> 
             if known is None
             else "put their records into metadata/ID.json and run `bincount prepare`, or import verdicts on them"
         )
-        return tables | {"What is in these bins is not known yet": pd.DataFrame({"": [remedy]})}
+        return tables | {"What these photos show is not known yet": pd.DataFrame({"": [remedy]})}
     return tables
 
 

@@ -29,7 +29,7 @@ from bincount.evaluation.evaluate import (
 )
 from bincount.evaluation.metrics import reliability
 from bincount.files import atomic_write
-from bincount.problem import Classes
+from bincount.problem import Classes, Problem
 from bincount.reporting import binary, offline, record_before, rules, sections, thumbnails
 from bincount.reporting.sections import SideBySide
 from bincount.text import escape_html, sentence_html
@@ -109,14 +109,15 @@ def evaluation_page(
     beside = (
         _side_by_side(evaluation, predictions, champion, classes) if champion and len(champion.predictions) else None
     )
-    nouns = evaluation.problem.group_nouns
+    nouns, examples = evaluation.problem.group_nouns, evaluation.problem.examples
+    tested_on = Problem.count(metrics.num_images, examples, predictions["group"].nunique(), nouns)
     of_images = _data(predictions, image_slices, classes, pictures, champion if beside else None)
     of_images |= {"noun": evaluation.problem.noun, "unit": evaluation.problem.unit}
     script = offline.read("common.js") + offline.read("test_page.js")
     return Template(offline.read("test_page.html")).substitute(
         title=escape_html(f"{name}: test" if name else "Test"),
         heading=escape_html(name or "Test"),
-        summary=f"Tested on {metrics.num_images:,} images of {predictions['group'].nunique():,} {escape_html(nouns)}",
+        summary=f"Tested on {escape_html(tested_on)}",
         nouns=escape_html(nouns),
         about=escape_html(about),
         decision=_decision(decision),
@@ -125,12 +126,12 @@ def evaluation_page(
         class_scores=sections.class_scores(evaluation, beside),
         calibration_error=sections.percent(metrics.calibration_error),
         reliability_plot=sections.reliability_plot(confidence, metrics.calibration_error),
-        reliability=sections.reliability(confidence),
-        coverage=sections.coverage(evaluation.coverage, is_filter=metrics.threshold is None)
+        reliability=sections.reliability(confidence, examples),
+        coverage=sections.coverage(evaluation.coverage, examples, is_filter=metrics.threshold is None)
         if evaluation.coverage
         else "",
         coverage_hidden="" if evaluation.coverage else "hidden",
-        slices=sections.slices(by_slice, image_slices, evaluation.problem.unit) if len(by_slice) else "",
+        slices=sections.slices(by_slice, image_slices, evaluation.problem.unit, examples) if len(by_slice) else "",
         curves=binary.section(evaluation, classes),
         rules=rules.section(evaluation) if evaluation.asked else "",
         history=record_before.section(evaluation.history, evaluation.problem.unit) if evaluation.history else "",

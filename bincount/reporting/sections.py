@@ -125,7 +125,12 @@ def confusion(metrics: Metrics) -> str:
 def class_scores(evaluation: Evaluation, beside: SideBySide | None) -> str:
     """Write a row a class: its images, accuracy with interval, the champion's, error, precision and F1."""
     has_rmse = evaluation.metrics.rmse is not None
-    heads = ["class", "images", "accuracy", *([escape_html(beside.name), "change"] if beside else [])]
+    heads = [
+        "class",
+        evaluation.problem.examples,
+        "accuracy",
+        *([escape_html(beside.name), "change"] if beside else []),
+    ]
     rmse = _with_unit("RMSE, items", evaluation.problem.unit)
     heads += [*([rmse] if has_rmse else []), "precision", "F1"]
     rows = []
@@ -141,7 +146,7 @@ def class_scores(evaluation: Evaluation, beside: SideBySide | None) -> str:
     return _table(heads, rows)
 
 
-def reliability(table: pd.DataFrame) -> str:
+def reliability(table: pd.DataFrame, examples: str = "images") -> str:
     """Write a row a bin of confidence: its images, their mean confidence and their accuracy."""
     rows = [
         [
@@ -153,7 +158,7 @@ def reliability(table: pd.DataFrame) -> str:
         for row in table.itertuples()
         if row.images
     ]
-    return _table(["confidence", "images", "mean confidence", "accuracy"], rows)
+    return _table(["confidence", examples, "mean confidence", "accuracy"], rows)
 
 
 def reliability_plot(table: pd.DataFrame, error: float) -> str:
@@ -191,7 +196,7 @@ def reliability_plot(table: pd.DataFrame, error: float) -> str:
     )
 
 
-def coverage(points: Sequence[CoveragePoint], *, is_filter: bool = True) -> str:
+def coverage(points: Sequence[CoveragePoint], examples: str = "images", *, is_filter: bool = True) -> str:
     """Write a row a coverage: the highest probability that a picture must have, its images, and their accuracy.
 
     is_filter says that the rows select images, by the probabilities of their predictions. Those that a threshold makes
@@ -211,13 +216,13 @@ def coverage(points: Sequence[CoveragePoint], *, is_filter: bool = True) -> str:
         ]
         for point in points
     ]
-    return _table(["answered", "confidence at least", "images", "accuracy"], rows)
+    return _table(["answered", "confidence at least", examples, "accuracy"], rows)
 
 
-def slices(by_slice: pd.DataFrame, image_slices: pd.DataFrame, unit: str = "items") -> str:
+def slices(by_slice: pd.DataFrame, image_slices: pd.DataFrame, unit: str = "items", examples: str = "images") -> str:
     """Write a table for each kind of slice, a row a slice: its images, accuracy with interval, and RMSE.
 
-    The tables are those of Evaluation with these names; unit is that of errors.
+    The tables are those of Evaluation with these names; unit is that of errors, examples what is predicted.
     """
     kinds = list(image_slices.columns[1:])
     written = []
@@ -232,7 +237,7 @@ def slices(by_slice: pd.DataFrame, image_slices: pd.DataFrame, unit: str = "item
             rows.append([name, f"{row.images:,}", bar, *([_number(row.rmse)] if has_rmse else [])])
         written.append(
             _table(
-                [escape_html(kind), "images", "accuracy", *([_with_unit("RMSE, items", unit)] if has_rmse else [])],
+                [escape_html(kind), examples, "accuracy", *([_with_unit("RMSE, items", unit)] if has_rmse else [])],
                 rows,
             )
         )

@@ -88,7 +88,9 @@ def of_evaluation(evaluation: "Evaluation") -> Tables:
     title = f"Test, {evaluation.metrics.num_images:,} {evaluation.problem.examples}, with 95 % intervals"
     shown = {title: overall_scores(evaluation), "Test by class": class_score_text(evaluation)}
     if evaluation.coverage:
-        shown["Where only the surest predictions count"] = coverage(evaluation.coverage[::3])
+        shown["Where only the surest predictions count"] = coverage(
+            evaluation.coverage[::3], evaluation.problem.examples
+        )
     if evaluation.asked:
         from bincount.reporting import rules  # here, since it uses this module
 
@@ -135,7 +137,7 @@ def class_scores(evaluation: "Evaluation") -> pd.DataFrame:
     rows = [
         {
             "class": score.name,
-            "images": score.support,
+            evaluation.problem.examples: score.support,
             "accuracy": score.accuracy,
             "95 % interval": f"{interval.low:.3f} to {interval.high:.3f}" if interval else "",
             "rmse": score.rmse,
@@ -160,22 +162,25 @@ def class_results(evaluation: "Evaluation") -> pd.DataFrame:
     return table.drop(columns="95 % interval", errors="ignore")
 
 
-def slice_scores(slices: pd.DataFrame) -> pd.DataFrame:
+def slice_scores(slices: pd.DataFrame, examples: str = "images") -> pd.DataFrame:
     """Return the scores of slices, as Evaluation.slices has them, with each accuracy and its interval in one column."""
     ends = zip(slices["accuracy"], slices["accuracy_low"], slices["accuracy_high"], strict=True)
     return pd.DataFrame(
         {
             "slice": slices["slice"],
             "value": slices["value"],
-            "images": slices["images"],
+            examples: slices["images"],
             "accuracy": [f"{percent(share)} ({100 * low:.1f} to {100 * high:.1f})" for share, low, high in ends],
             "rmse": slices["rmse"],
         }
     ).dropna(axis="columns", how="all")
 
 
-def coverage(points: Sequence["CoveragePoint"]) -> pd.DataFrame:
-    """Return the accuracy when only the surest predictions count, a row a coverage, as text."""
+def coverage(points: Sequence["CoveragePoint"], examples: str = "images") -> pd.DataFrame:
+    """Return the accuracy when only the surest predictions count, a row a coverage, as text.
+
+    examples says what is predicted: images, or questions.
+    """
     rows = [
         (
             percent(point.coverage),
@@ -185,7 +190,7 @@ def coverage(points: Sequence["CoveragePoint"]) -> pd.DataFrame:
         )
         for point in points
     ]
-    return pd.DataFrame(rows, columns=["answered", "confidence at least", "images", "right"])
+    return pd.DataFrame(rows, columns=["answered", "confidence at least", examples, "right"])
 
 
 def audit_quality(measured: pd.DataFrame) -> pd.DataFrame:
@@ -236,11 +241,11 @@ def of_decision(decision: "Decision") -> Tables:
 
 
 def of_comparison(decision: "Decision", first: str, second: str) -> Tables:
-    """Return the scores of two models on the same images; no table where they could not be compared."""
+    """Return the scores of two models on what both were asked; no table where they could not be compared."""
     if not decision.gains:
         return {}
     new = "new to it" if decision.is_first else "new to both"
-    title = f"On the same {decision.num_images:,} images of {decision.num_bins:,} {decision.nouns}, {new}"
+    title = f"On the same {decision.compared_on}, {new}"
     tables = {title: gains(decision, first, second)}
     if sentence := decision.detectability():
         tables[f"What these {decision.nouns} can detect"] = pd.DataFrame({"": [sentence]})
@@ -269,7 +274,7 @@ def class_changes(decision: "Decision", first: str, second: str) -> pd.DataFrame
         )
         for change in decision.class_changes
     ]
-    return pd.DataFrame(rows, columns=["class", "images", first, second, "change"])
+    return pd.DataFrame(rows, columns=["class", decision.examples, first, second, "change"])
 
 
 def drift_indices(drift: "Drift") -> pd.DataFrame:

@@ -159,12 +159,12 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
     confidence = reliability(labels, probabilities, predicted_labels(predictions, snapshot.classes))
     mistakes = find_mistakes(predictions, snapshot.classes)
     worst = mistakes.head(NUM_WORST)
-    title = f"The {len(worst)} test images whose record has the lowest probability"
+    title = f"The {len(worst)} test {evaluation.problem.examples} whose record has the lowest probability"
     logged = {
         "test_scores": tables.overall_scores(evaluation),
         "test_metrics": tables.class_score_text(evaluation),
         "slices": by_slice,
-        "coverage": tables.coverage(evaluation.coverage),
+        "coverage": tables.coverage(evaluation.coverage, evaluation.problem.examples),
         "mistakes": mistakes,
         "suspects": find_suspects(mistakes),
     }

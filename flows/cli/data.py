@@ -36,7 +36,7 @@ def doctor(
         bool, Parameter(negative="", help="check servers, schedule, workers and runs instead of the dataset")
     ] = False,
     fix: Annotated[
-        bool, Parameter(negative="", help="remove damaged bins, stray files and leftovers; not beside a prepare")
+        bool, Parameter(negative="", help="remove damaged photos, stray files and leftovers; not beside a prepare")
     ] = False,
     prefect_file: Annotated[
         Path | None,
