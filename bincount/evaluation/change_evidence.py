@@ -22,7 +22,7 @@ from bincount.errors import SettingsError
 from bincount.evaluation import joint
 from bincount.evaluation.audit import REMEDY, SCORED, Audit, Scorer
 from bincount.evaluation.earlier import EarlierPictures
-from bincount.evaluation.joint import NONE, SMALLEST_SHARE
+from bincount.evaluation.joint import NONE, SMALLEST, SMALLEST_SHARE
 from bincount.evaluation.record_errors import RecordErrors
 from bincount.progress import Progress
 from bincount.settings import MAX_PIXELS, Device
@@ -117,7 +117,7 @@ def add(earlier: EarlierPictures, changes: pd.DataFrame, scores: pd.DataFrame, e
     asked = np.flatnonzero(positions >= 0)
     if len(asked) < FEWEST_PAIRS:
         return None
-    answers = changes.to_numpy()[positions[asked]]
+    answers = np.maximum(changes.to_numpy()[positions[asked]], SMALLEST)
     ratios = np.ones((len(earlier), answers.shape[1]))
     ratios[asked] = answers / np.maximum(answers.mean(axis=0), SMALLEST_SHARE)
     likelihood = _log_likelihoods(earlier, ratios, scores, errors)[asked]
