@@ -218,6 +218,14 @@ def test_where_no_model_of_the_task_is_loaded_it_is_said_how_one_is_trained(coun
         assert list(client.get("/model").json()["questions"]) == [of for of in questions if of != task]
 
 
+def test_a_model_of_an_earlier_release_that_cannot_answer_says_so(counter):
+    older = ServedModel("bincount-quantity", "1", Engine(*network("quantity", quantities=0), "0" * 64))
+    with asked(service(counter, older)) as client:
+        answered = ask(client, ("image", PHOTO), ("references", OTHER), ("image_before", BEFORE))
+    assert answered.status_code == 409
+    assert answered.json()["error"].startswith("bincount-quantity version 1 cannot answer this: ")
+
+
 def test_more_questions_than_there_is_room_for_are_refused_and_pictures_are_counted_meanwhile(
     counter, questions, monkeypatch
 ):

@@ -112,7 +112,10 @@ class Verification:
         found = {} if question.item is None else self.items.find(question.item, *contents)
         shown = [_decode(content, spec, f"references, file {n}") for n, content in enumerate(question.references, 1)]
         shown += [_decode(file.read_bytes(), spec, f"bin {image_id}") for image_id, file in found.items()]
-        answer = _ask(model, question, picture, before, shown)
+        try:
+            answer = _ask(model, question, picture, before, shown)
+        except SettingsError as error:  # as of an earlier release, which knows no quantities
+            raise NotThere(f"{model.name} version {model.version} cannot answer this: {error}") from error
         return Verified(**answer.model_dump(), model=model.name, version=model.version, references=tuple(found))
 
 

@@ -19,7 +19,7 @@ OWN = Group("Other options", sort_key=0.5)  # of a command, which are no setting
 ORDER = [(section, name) for section, names in forms.COMMON.items() for name in names]
 ORDER += [(name, name) for name in forms.COMMON_OUTSIDE]
 SERVICE = [("serving", name) for name in ("host", "port", "insecure", "shadow", "capture")]  # forms have none of it
-SERVICE += [("audit", "min_confidence"), *((name, name) for name in forms.COMMON_OUTSIDE)]
+SERVICE += [("audit", "min_confidence"), ("data", "source"), *((name, name) for name in forms.COMMON_OUTSIDE)]
 # Of a search, which finds model, epochs and learning rate itself.
 SEARCH = [("data", "source"), ("data", "classes"), ("data", "limit"), ("images", "image_size")]
 SEARCH += [("tuning", name) for name in ("space", "trials", "parallel", "hours", "budget")]
@@ -92,7 +92,7 @@ def _find_sections(arguments: ArgumentCollection) -> Iterator[tuple[int, tuple[s
 def _common_first(arguments: ArgumentCollection, sections: dict[int, tuple[str, str]]) -> ArgumentCollection:
     """Return the arguments with the common settings in a group of their own, and the other settings hidden or after."""
     here = {section for section, _ in sections.values()}
-    order = SERVICE if "serving" in here and "data" not in here else SEARCH if _is_search(here) else ORDER
+    order = SERVICE if "serving" in here and "training" not in here else SEARCH if _is_search(here) else ORDER
     for argument in arguments:
         if sections.get(id(argument)) in order:
             _change(argument, group=(COMMON,))
