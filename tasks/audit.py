@@ -41,6 +41,7 @@ def find_model(job: Job, reference: str, folder: Path) -> tuple[Scorer, Version]
 @task(name="find model of changes", task_run_name="find model of changes", **MLFLOW_RETRIES)
 def find_change_model(job: Job, folder: Path) -> Scorer | None:
     """Fetch the champion among the models of changes into folder; None where none can be asked."""
+    folder.mkdir(exist_ok=True)
     try:
         changes, counting = (
             open_registry(job.replace(registry=job.registry.of_task(task)), create=False)
