@@ -41,7 +41,7 @@ def url(tmp_path_factory) -> Iterator[str]:
 def page(browser, url, request) -> Iterator[Page]:
     with opened(browser, url, **getattr(request, "param", {})) as page:
         choose(page, RED_FILE)
-        expect(page.locator("#count")).to_have_text("3")
+        expect(page.locator("#count")).to_have_text("3", timeout=60_000)  # the machine may be busy
         yield page
 
 
@@ -168,7 +168,7 @@ def test_no_more_photos_of_an_item_are_taken_than_a_question_has(page):
 def test_only_what_there_is_a_model_for_is_offered(browser, tasks, before, item, number):
     with running(service(*tasks)) as url, opened(browser, url) as page:
         choose(page, RED_FILE)
-        expect(page.locator("#count")).to_have_text("3")
+        expect(page.locator("#count")).to_have_text("3", timeout=60_000)  # the machine may be busy
         for place, is_there in (("#with-before", before), ("#with-item", item), ("#number", number)):
             expect(page.locator(place)).to_be_visible(visible=is_there)
         expect(page.get_by_label("or its identifier")).to_be_hidden()  # there is no dataset
