@@ -12,7 +12,7 @@ from test_service_page_in_browser import BLUE_FILE, CONTRAST, GREY_FILE, PHONE, 
 from test_verify import ITEM, fill
 
 from bincount.serving.batching import QueueFull
-from bincount.serving.verification import Items
+from bincount.serving.items import Items
 from bincount.text import percent
 from bincount.workspace import Workspace
 
@@ -33,6 +33,7 @@ def service(*tasks: str, items: Items | None = None) -> page_service.MoodyServic
 @pytest.fixture(scope="module")
 def url(tmp_path_factory) -> Iterator[str]:
     items = Items(fill(Workspace(root=tmp_path_factory.mktemp("workspace")), 12).dataset)
+    items.look()
     with running(service(*MODELS, items=items)) as url:
         yield url
 

@@ -24,10 +24,10 @@ from bincount.serving.batching import QueueFull
 from bincount.serving.bodies import Question
 from bincount.serving.engine import Engine
 from bincount.serving.follower import Follower, warm_up
+from bincount.serving.items import Items, NotThere
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel
 from bincount.serving.service import Service
-from bincount.serving.verification import Items
 from bincount.settings import AuditConfig, RegistryConfig, ServeConfig
 from bincount.tracking import connection
 from bincount.tracking.champion import CHAMPION
@@ -132,8 +132,15 @@ def dataset(tmp_path_factory) -> Path:
     return fill(Workspace(root=tmp_path_factory.mktemp("workspace")), 12).dataset
 
 
-def test_an_item_that_is_named_is_shown_by_photos_of_the_dataset(counter, questions, dataset):
-    items = Items(dataset)
+@pytest.fixture
+def items(dataset) -> Items:
+    """The photos of the dataset, which were read."""
+    made = Items(dataset)
+    made.look()
+    return made
+
+
+def test_an_item_that_is_named_is_shown_by_photos_of_the_dataset(counter, questions, items):
     with asked(service(counter, *questions.values(), items=items)) as client:
         answered = ask(client, ("image", jpeg(999)), ("item", ITEM))
         assert client.get("/model").json()["items"]
@@ -143,17 +150,72 @@ def test_an_item_that_is_named_is_shown_by_photos_of_the_dataset(counter, questi
     assert answered.json()["probabilities"] == pytest.approx(of_verify.probabilities, abs=1e-5)
 
 
-def test_a_dataset_is_read_once_for_all_questions_until_there_is_another_snapshot(dataset, monkeypatch):
+def test_references_show_an_item_that_is_named_beside_them_in_place_of_the_dataset(client, questions):
+    answered = ask(client, ("image", PHOTO), ("item", "nobody lists it"), ("references", OTHER)).json()
+    of_verify = answer_of(questions["object"], PHOTO, OTHER)
+    assert answered["references"] == []
+    assert answered["probabilities"] == pytest.approx(of_verify.probabilities, abs=1e-5)
+
+
+def test_photos_of_items_are_read_beside_what_is_asked_once_a_model_needs_them(
+    counter, questions, dataset, monkeypatch
+):
+    begun, may_end, read = threading.Event(), threading.Event(), references.ItemPhotos.read
+
+    def wait(snapshot):
+        begun.set()
+        may_end.wait(60)
+        return read(snapshot)
+
+    monkeypatch.setattr(references.ItemPhotos, "read", wait)
+    items = Items(dataset)
+    answering = service(counter, questions["change"], items=items)
+    assert items._thread is None
+    answering.verification.use(questions["object"])
+    assert begun.wait(60)
+    with asked(answering) as client:
+        early = ask(client, ("image", PHOTO), ("item", ITEM))
+        assert (early.status_code, early.headers["retry-after"]) == (503, "60")
+        assert "still being read; ask again in a minute" in early.json()["error"]
+        assert ask(client, ("image", PHOTO), ("references", OTHER)).status_code == 200
+        may_end.set()
+        items.close()
+        items._thread.join(60)
+        assert ask(client, ("image", PHOTO), ("item", ITEM)).status_code == 200
+
+
+def test_a_dataset_is_read_once_for_all_questions_until_there_is_another_snapshot(tmp_path, monkeypatch):
+    workspace = Workspace(root=tmp_path)
     reads, read = [], references.ItemPhotos.read
     monkeypatch.setattr(references.ItemPhotos, "read", lambda snapshot: reads.append(snapshot.digest) or read(snapshot))
-    items = Items(dataset)
+    items = Items(fill(workspace, 12).dataset)
     for _ in range(3):
-        items.find(ITEM, jpeg(999))
+        items.look()
+        before = items.find(ITEM, jpeg(999))
     assert len(reads) == 1
+    snapshot = fill(workspace, 28)
+    assert items.find(ITEM, jpeg(999)) == before
+    items.look()
+    assert reads[1:] == [snapshot.digest]
+    assert not set(items.find(ITEM, jpeg(999))) & set(before)
 
 
-def test_an_item_that_no_record_lists_is_refused_with_similar_ones(counter, questions, dataset):
-    with asked(service(counter, *questions.values(), items=Items(dataset))) as client:
+def test_where_a_snapshot_cannot_be_read_the_reason_is_said_and_the_one_before_stays(tmp_path, caplog):
+    dataset = fill(Workspace(root=tmp_path), 12).dataset
+    items, later = Items(dataset), Items(dataset)
+    items.look()
+    before = items.find(ITEM, jpeg(999))
+    (dataset / "snapshots" / "latest").write_text("0" * 12)
+    for each in (items, later, later):
+        each.look()
+    assert items.find(ITEM, jpeg(999)) == before
+    with pytest.raises(NotThere, match=r"cannot be read: .*; send photos that show the item as `references`"):
+        later.find(ITEM, jpeg(999))
+    assert caplog.text.count("cannot be read") == 2  # once by each
+
+
+def test_an_item_that_no_record_lists_is_refused_with_similar_ones(counter, questions, items):
+    with asked(service(counter, *questions.values(), items=items)) as client:
         answered = ask(client, ("image", PHOTO), ("item", "B00ABD"))
     assert answered.status_code == 422
     assert "no bin holds an item B00ABD (B00ABC?)" in answered.json()["error"]
@@ -177,7 +239,6 @@ def test_without_a_dataset_an_item_cannot_be_named_and_it_is_said_what_can_be_do
         ([("image", PHOTO), ("image", OTHER), ("references", OTHER)], 400, "several fields `image`"),
         ([("image", PHOTO), ("image_before", OTHER), ("quantity", "1")], 400, "one question at a time"),
         ([("image", PHOTO), ("references", OTHER), ("change", "1")], 400, "give the picture before"),
-        ([("image", PHOTO), ("references", OTHER), ("item", ITEM)], 400, "an item and references; send one of them"),
         ([("image", PHOTO), ("references", OTHER), ("quantity", "0")], 400, "`quantity` is 1 or more, got 0"),
         ([("image", PHOTO), ("references", OTHER), ("quantity", "two")], 400, "`quantity` is a whole number"),
         ([("image", PHOTO), ("image_before", OTHER), ("change", "1.5")], 400, "`change` is a whole number"),

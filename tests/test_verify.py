@@ -247,6 +247,14 @@ def test_a_copy_of_a_picture_of_the_dataset_is_known_by_how_it_looks(workspace):
     assert newest not in found
 
 
+def test_no_more_files_are_read_than_references_need_however_many_bins_hold_the_item(workspace, monkeypatch):
+    snapshot = fill(workspace)
+    read, inspect = [], references.inspect
+    monkeypatch.setattr(references, "inspect", lambda *given, **more: read.append(given) or inspect(*given, **more))
+    references.find(snapshot, ITEM, jpeg(999))
+    assert len(read) == 1 + MAX_REFERENCES < (snapshot.read()["split"] == "train").sum()
+
+
 def test_a_picture_that_was_taken_away_is_no_reference(workspace):
     snapshot = fill(workspace, 12)
     newest, file = next(iter(references.find(snapshot, ITEM, jpeg(999)).items()))

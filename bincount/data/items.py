@@ -41,11 +41,29 @@ def read(snapshot: Snapshot, image_ids: pd.Series) -> pd.Series:
 
     Raises DatasetError where the file is damaged.
     """
-    try:
-        known = tables.read(snapshot.path / FILE, REMEDY).to_pandas()
-    except FileNotFoundError:
-        known = bins.read(snapshot.dataset, SCHEMA.names)
+    known = _read(snapshot).to_pandas()
     return known.set_index("image_id")["items"].reindex(image_ids).set_axis(image_ids.index)
+
+
+def read_names(snapshot: Snapshot) -> tuple[pa.Array, np.ndarray, pa.Array]:
+    """Return the ids of images, how many items the record of each lists, and the names of these, image by image.
+
+    They are in Arrow's memory, a tenth of what read takes. Raises DatasetError where the file is damaged.
+    """
+    known = _read(snapshot)
+    known = known.filter(pc.is_valid(known["items"])).combine_chunks()
+    if not len(known):
+        return pa.array([], pa.string()), np.zeros(0, np.int64), pa.array([], pa.string())
+    listed = known["items"].chunk(0)
+    ends = listed.offsets.to_numpy()
+    return known["image_id"].chunk(0), np.diff(ends), listed.keys.slice(ends[0], ends[-1] - ends[0])
+
+
+def _read(snapshot: Snapshot) -> pa.Table:
+    try:
+        return tables.read(snapshot.path / FILE, REMEDY)
+    except FileNotFoundError:
+        return pa.Table.from_pandas(bins.read(snapshot.dataset, SCHEMA.names), SCHEMA, preserve_index=False)
 
 
 def find(dataset: Path, image_ids: Iterable[str]) -> list[Path]:

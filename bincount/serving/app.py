@@ -27,10 +27,10 @@ from bincount.serving import bodies, docs
 from bincount.serving.answers import Answer, as_row
 from bincount.serving.batching import QueueFull, Stopping
 from bincount.serving.bodies import BadBody, Pictures, TooManyPictures
+from bincount.serving.items import NotRead, NotThere, UnknownItem
 from bincount.serving.protection import INVOCATIONS, Protection, Refused, problem
 from bincount.serving.records import UnknownAnswer, UnknownRecord
 from bincount.serving.service import Service
-from bincount.serving.verification import NotThere, UnknownItem
 
 T = TypeVar("T")
 
@@ -268,6 +268,7 @@ def _handle_errors(app: FastAPI) -> None:
     handle(UnknownRecord, lambda error: (422, str(error)))
     handle(UnknownItem, lambda error: (422, str(error)))
     handle(NotThere, lambda error: (409, str(error)))
+    handle(NotRead, lambda error: (503, str(error), {"Retry-After": "60"}))
     handle(QueueFull, lambda error: (429, str(error), {"Retry-After": str(error.retry_after)}))
     handle(Stopping, lambda error: (503, str(error)))
     handle(ClientDisconnect, lambda error: (499, "the client left before its request was whole"))  # nobody reads it

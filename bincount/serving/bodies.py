@@ -79,6 +79,8 @@ def read_form(content_type: str, body: bytes, max_images: int) -> Pictures:
 class Question:
     """A question about a picture, by what was sent: the item that is meant, as pictures that show it or by its name,
     or the picture before, or both; and perhaps the quantity or the change that is asked.
+
+    With references the name of the item is not looked up.
     """
 
     image: bytes
@@ -108,8 +110,6 @@ def read_question(content_type: str, body: bytes) -> Question:
     if len(references) > MAX_REFERENCES:
         raise TooManyPictures(MAX_REFERENCES, "references", "send those that show the item best")
     item, quantity, change = (_text(name, *given.get(name, ())) for name in ("item", "quantity", "change"))
-    if item and references:
-        raise BadBody("an item and references; send one of them: references show the item in place of the dataset's")
     before = given.get("image_before")
     quantity, change = _number("quantity", quantity), _number("change", change)
     if quantity is not None and quantity < 1:

@@ -192,26 +192,30 @@ def question_body(max_images: int) -> dict[str, Any]:
             "type": "string",
             "pattern": r"\S",
             "maxLength": 100,
-            "description": "the item, as records list it, in place of references: the dataset's photos show it",
+            "description": "the item, as records list it: without references, the dataset's photos show it",
         },
         "quantity": number | {"minimum": 1, "description": "asks whether just so many of the item are there"},
         "image_before": file | {"description": "the picture file before: asks by how many items the bin has changed"},
         "change": number | {"description": "asks whether the bin has changed by just so many; -1 is one taken"},
     }
     asks = [
-        {"required": ["references"], "not": _any_of("item", "image_before", "change")},
-        {"required": ["item"], "not": _any_of("references", "image_before", "change")},
-        {"required": ["image_before"], "not": _any_of("references", "item", "quantity")},
-        {"required": ["image_before", "references"], "not": _any_of("item", "quantity")},
-        {"required": ["image_before", "item"], "not": _any_of("references", "quantity")},
+        _question(properties, ("image", "references"), ("item", "quantity")),
+        _question(properties, ("image", "item"), ("quantity",)),
+        _question(properties, ("image", "image_before"), ("references", "item", "change")),
     ]
-    schema = {"type": "object", "properties": properties, "required": ["image"], "additionalProperties": False}
-    body = _body({"multipart/form-data": {"schema": schema | {"oneOf": asks}}}, max_images)
+    body = _body({"multipart/form-data": {"schema": {"anyOf": asks}}}, max_images)
     return body | {"description": f"At most {MAX_REFERENCES} references, and {most_bytes(max_images):,} bytes"}
 
 
-def _any_of(*names: str) -> dict[str, Any]:
-    return {"anyOf": [{"required": [name]} for name in names]}
+def _question(properties: dict[str, Any], needed: tuple[str, ...], more: tuple[str, ...]) -> dict[str, Any]:
+    """Describe a form of all that is needed and perhaps more; whole, as tools do not combine parts of schemas well."""
+    return {
+        "type": "object",
+        "title": f"with {' and '.join(needed)}",
+        "properties": {name: properties[name] for name in (*needed, *more)},
+        "required": list(needed),
+        "additionalProperties": False,
+    }
 
 
 def record_body() -> dict[str, Any]:

@@ -9,12 +9,12 @@ from bincount.errors import SettingsError
 from bincount.serving import app, protection, server, shadow, site, webhooks
 from bincount.serving.capture import Capture
 from bincount.serving.follower import QUESTIONS, ROLES, Follower, Role, warm_up
+from bincount.serving.items import Items
 from bincount.serving.loading import is_alias, load
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel
 from bincount.serving.service import Service
 from bincount.serving.shadow import Shadow
-from bincount.serving.verification import Items
 from bincount.settings import Device, Job
 from bincount.text import percent
 from bincount.tracking.champion import CHAMPION
@@ -82,6 +82,7 @@ def _followed(
     finally:
         for follower in followers:
             follower.close()
+        service.verification.items.close()
 
 
 def _describe(url: str, model: ServedModel, reference: str) -> str:

@@ -17,10 +17,11 @@ from bincount.errors import BadPicture
 from bincount.evaluation.coverage import LOOK
 from bincount.serving.answers import Answer, RecordCheck
 from bincount.serving.batching import Batcher
+from bincount.serving.items import Items
 from bincount.serving.metrics import Metrics
 from bincount.serving.records import Judge, RecentAnswers, Recorded, label_of
 from bincount.serving.served import ServedModel
-from bincount.serving.verification import Items, Verification
+from bincount.serving.verification import Verification
 from bincount.settings import AuditConfig, ServeConfig
 
 logger = logging.getLogger(__name__)

@@ -6,12 +6,9 @@ are asked. A model of a task may be there or not, and be replaced at any time.
 
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
-from bincount.data import snapshots
-from bincount.data.references import ItemPhotos
 from bincount.errors import BadPicture, SettingsError
 from bincount.evaluation import verify
 from bincount.evaluation.verify import WORDS, Answer
@@ -19,51 +16,13 @@ from bincount.model_settings import Task
 from bincount.serving import decoding
 from bincount.serving.answers import Verified
 from bincount.serving.bodies import BadBody, Question
+from bincount.serving.items import Items, NotThere
 from bincount.serving.metrics import Metrics
 from bincount.serving.served import ServedModel
 from bincount.serving.turns import Turns
 from bincount.training.spec import ModelSpec
 
 MOST_AT_ONCE = 8  # questions that are answered or wait; each has up to ten pictures
-
-
-class NotThere(LookupError):
-    """What a question needs is not there: a model of its task, or a dataset; the text says how it is got."""
-
-
-class UnknownItem(ValueError):
-    """No photo of the dataset shows an item to who is asked about a picture."""
-
-
-class Items:
-    """Photos of a dataset that show items, of its last snapshot: read when they are first needed, and when it is new.
-
-    One thread at a time may call find.
-    """
-
-    def __init__(self, dataset: Path | None = None) -> None:
-        self.dataset = dataset
-        self._read: tuple[str, ItemPhotos] | None = None  # by the digest of the snapshot
-
-    @property
-    def are_there(self) -> bool:
-        """Whether there is a snapshot, so that items can be found."""
-        return self.dataset is not None and (self.dataset / "snapshots" / "latest").exists()
-
-    def find(self, item: str, *pictures: bytes) -> dict[str, Path]:
-        """Return what ItemPhotos.find does. Raises NotThere, UnknownItem and BadPicture."""
-        if not self.are_there:
-            raise NotThere(
-                "this service has no dataset whose photos show items; start it with --source and --workspace of one "
-                "that `bincount prepare` has made, or send photos that show the item as `references`"
-            )
-        snapshot = snapshots.latest(self.dataset)
-        if self._read is None or self._read[0] != snapshot.digest:
-            self._read = snapshot.digest, ItemPhotos.read(snapshot)
-        try:
-            return self._read[1].find(item, *pictures)
-        except SettingsError as error:
-            raise UnknownItem(str(error)) from error
 
 
 class Verification:
@@ -78,16 +37,18 @@ class Verification:
         self._turns = Turns("verify", MOST_AT_ONCE)
 
     def use(self, model: ServedModel) -> None:
-        """Answer what comes from now on of a model's task with it."""
+        """Answer what comes from now on of a model's task with it; for one about items, photos of them are read."""
         with self._lock:  # models of several tasks may come at the same time
             self.models = {**self.models, model.engine.spec.task: model}
             self._metrics.show_question_models(self.models)
+            if model.engine.spec.task != "change":
+                self.items.follow()
 
     async def answer(self, question: Question, timeout: float) -> Verified:
         """Answer a question within so many seconds.
 
-        Raises BadBody where nothing is asked, or several things at once; NotThere, UnknownItem, BadPicture, QueueFull
-        and TimeoutError.
+        Raises BadBody where nothing is asked, or several things at once; NotThere, NotRead, UnknownItem, BadPicture,
+        QueueFull and TimeoutError.
         """
         task = task_of(question)
         model = self.models.get(task)
@@ -109,7 +70,8 @@ class Verification:
         picture = _decode(question.image, spec, "image")
         before = None if question.before is None else _decode(question.before, spec, "image_before")
         contents = [question.image] if question.before is None else [question.image, question.before]
-        found = {} if question.item is None else self.items.find(question.item, *contents)
+        is_named = question.item is not None and not question.references
+        found = self.items.find(question.item, *contents) if is_named else {}
         shown = [_decode(content, spec, f"references, file {n}") for n, content in enumerate(question.references, 1)]
         shown += [_decode(file.read_bytes(), spec, f"bin {image_id}") for image_id, file in found.items()]
         try:
