@@ -199,23 +199,22 @@ def question_body(max_images: int) -> dict[str, Any]:
         "change": number | {"description": "asks whether the bin has changed by just so many; -1 is one taken"},
     }
     asks = [
-        _question(properties, ("image", "references"), ("item", "quantity")),
-        _question(properties, ("image", "item"), ("quantity",)),
-        _question(properties, ("image", "image_before"), ("references", "item", "change")),
+        _only(properties, ("references",), ("item", "quantity")),
+        _only(properties, ("item",), ("quantity",)),
+        _only(properties, ("image_before",), ("references", "item", "change")),
     ]
-    body = _body({"multipart/form-data": {"schema": {"anyOf": asks}}}, max_images)
+    schema = {"type": "object", "properties": properties, "required": ["image"], "additionalProperties": False}
+    body = _body({"multipart/form-data": {"schema": schema | {"anyOf": asks}}}, max_images)
     return body | {"description": f"At most {MAX_REFERENCES} references, and {most_bytes(max_images):,} bytes"}
 
 
-def _question(properties: dict[str, Any], needed: tuple[str, ...], more: tuple[str, ...]) -> dict[str, Any]:
-    """Describe a form of all that is needed and perhaps more; whole, as tools do not combine parts of schemas well."""
-    return {
-        "type": "object",
-        "title": f"with {' and '.join(needed)}",
-        "properties": {name: properties[name] for name in (*needed, *more)},
-        "required": list(needed),
-        "additionalProperties": False,
-    }
+def _only(properties: Iterable[str], needed: tuple[str, ...], more: tuple[str, ...]) -> dict[str, Any]:
+    """Describe a form that has what is needed beside the image, perhaps more, and nothing else.
+
+    What it may not have is False, as tools that make examples of a schema take very long over a "not".
+    """
+    others = [name for name in properties if name not in ("image", *needed, *more)]
+    return {"required": list(needed), "properties": dict.fromkeys(others, False)}
 
 
 def record_body() -> dict[str, Any]:
