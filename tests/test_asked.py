@@ -74,19 +74,17 @@ def test_changes_are_verified_by_the_limit_of_the_model_where_it_has_one(bins):
 def test_changes_of_items_are_verified_by_how_many_are_on_both_pictures(bins):
     every = item_changes.find(bins)
 
-    def find(split):
-        return every[every["split"] == split].reset_index(drop=True)
-
     def know(rows):
         return np.eye(2 * LARGEST_CHANGE + 1)[rows["change"] + LARGEST_CHANGE]
 
-    found = asked.verify_item_changes(bins, find, know)
+    found = asked.verify_item_changes(bins, every, know)
     assert found.of_item
     assert found.model.accuracy == 1
-    assert found.num_questions == len(item_changes.verify(find("test")))
+    assert found.num_questions == len(item_changes.verify(every.query("split == 'test'")))
     assert all(rule.accuracy == 0.5 for rule in found.rules if "count before" in rule.name)
     assert "of the item" in found.describe()
-    assert asked.verify_item_changes(bins, lambda split: find(split).head(0), know) is None
+    assert asked.verify_item_changes(bins, every.query("split != 'val'"), know) is None
+    assert asked.verify_item_changes(bins, every.head(0), know) is None
 
 
 def test_the_probability_from_which_on_the_answer_is_yes_is_right_most_often():

@@ -12,7 +12,7 @@ from bincount.evaluation import intervals, metrics
 from bincount.evaluation.decision import ClassChange, Decision, Gain
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.intervals import Interval, LabelledImages
-from bincount.problem import Classes
+from bincount.problem import Classes, Problem
 from bincount.reporting import card
 from bincount.settings import ImageConfig, TrainConfig
 from bincount.training.spec import ModelSpec
@@ -49,9 +49,10 @@ def describe(
     warnings: tuple[str, ...] = (),
     training: TrainConfig = TrainConfig(),
     num_extra: int = 0,
+    problem: Problem | None = None,
 ) -> str:
     return card.describe(
-        described_snapshot(folder, classes, source),
+        described_snapshot(folder, classes, source, problem),
         ClassBalance(classes, IMAGES[: len(classes)], warnings),
         evaluation(classes),
         spec=ModelSpec.make(ImageConfig(), training, classes).model_copy(update={"temperature": 1.25}),
@@ -75,6 +76,8 @@ def test_the_card_says_data_scores_with_intervals_and_license(tmp_path):
 def test_the_card_says_which_images_of_no_class_the_model_was_trained_on(tmp_path):
     assert "besides" not in describe(tmp_path / "without")
     assert "Trained on besides: 2,624 images of bins with other counts." in describe(tmp_path / "with", num_extra=2624)
+    text = describe(tmp_path / "questions", num_extra=2624, problem=Problem(noun="question"))
+    assert "Trained on besides: 2,624 questions whether there are none of an item." in text
 
 
 def test_the_card_leaves_the_license_of_other_images_to_their_owner(tmp_path):

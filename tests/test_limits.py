@@ -1,6 +1,7 @@
 """From which probability on a change has happened: chosen by a training, and kept with its model."""
 
 import pytest
+import torch
 from synthetic_questions import IMAGES
 from synthetic_training import QUICK
 
@@ -10,7 +11,7 @@ from bincount.evaluation.evaluate import evaluate
 from bincount.training import limits
 from bincount.training.loop import fit
 from bincount.training.run_folder import Request, read_request, write_request
-from bincount.training.spec import read_spec
+from bincount.training.spec import ModelSpec, read_spec, write_spec
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,9 @@ def test_a_training_keeps_from_which_probability_on_a_change_has_happened(bins, 
     assert verified.of_item == (task == "quantity")
     monkeypatch.setattr(limits, "FEWEST", 10**6)  # so many that val has too few
     spec = read_spec(done.checkpoint).model_copy(update={"change_limit": None})
-    limits.write_spec(done.checkpoint, spec)
+    write_spec(done.checkpoint, spec)
     rows = frozen.read().query("split == 'val'")
-    limits.keep(done.checkpoint, bins, pack, rows, None)
+    limits.keep(done.checkpoint, bins, pack, rows, None, torch.device("cpu"))
     assert read_spec(done.checkpoint).change_limit is None
 
 
@@ -47,3 +48,12 @@ def test_a_request_takes_the_bins_along_to_the_process_that_trains(bins, tmp_pat
     for about in (bins, None):
         request = Request(frozen, pack, IMAGES, QUICK, tmp_path.resolve(), bins=about)
         assert read_request(write_request(request)).bins == about
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.25, None])
+def test_a_limit_is_read_as_it_was_written_and_without_one_model_json_is_that_of_earlier_releases(tmp_path, limit):
+    training = QUICK.model_copy(update={"task": "change"})
+    spec = ModelSpec.make(IMAGES, training, questions.CHANGES).model_copy(update={"change_limit": limit})
+    write_spec(tmp_path, spec)
+    assert read_spec(tmp_path).change_limit == limit
+    assert ("change_limit" in (tmp_path / "model.json").read_text()) == (limit is not None)

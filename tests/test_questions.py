@@ -14,6 +14,7 @@ from bincount.data import bins, challenge, items, pairs, questions, snapshots
 from bincount.data.holdings import MAX_REFERENCES, NEAR, Holdings, as_array, as_list
 from bincount.data.manifest import COLUMNS, OF_QUESTIONS
 from bincount.errors import DatasetError
+from bincount.evaluation import shortcuts
 from bincount.problem import Classes
 
 ASK = {"object": questions.ask_objects, "quantity": questions.ask_quantities, "change": questions.ask_changes}
@@ -200,9 +201,11 @@ def test_a_snapshot_gives_the_same_questions_whatever_the_records_list_later(tmp
 def test_a_snapshot_that_is_frozen_anew_asks_about_what_the_records_list_by_then(tmp_path):
     rows = [row(f"{10 * number:05d}", {f"B{number % 3}": 1}) for number in range(90)]
     first = build(tmp_path, rows)
+    asked_before = questions.ask_objects(first)
     again = build(tmp_path, [each | {"items": [(f"C{place % 3}", 1)]} for place, each in enumerate(rows)])
     assert again.digest == first.digest
     assert questions.ask_objects(again)["item"].str.startswith("C").all()
+    assert shortcuts.score(again, "object", asked_before)  # a training that asked before is evaluated all the same
 
 
 def test_a_snapshot_of_an_older_release_asks_about_the_rows_of_the_dataset(tmp_path):

@@ -168,6 +168,17 @@ def test_models_of_earlier_releases_which_knew_no_quantities_still_answer(tmp_pa
             models.quantities(loaded, described, pictures(8), asking)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_step_trains_every_parameter_else_several_processes_would_wait_for_those_that_are_left_out(task):
+    asking = build(spec(task)).train()
+    places = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7]])
+    pixels = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    outputs = asking(pixels, places, torch.tensor([1, 2, 0, 30]))
+    assert outputs.isfinite().all()
+    outputs.square().sum().backward()
+    assert [name for name, parameter in asking.named_parameters() if parameter.grad is None] == []
+
+
 def test_pictures_swapped_give_the_mirrored_distribution_of_the_change():
     places = np.array([[0, 1], [2, 3], [4, 4]])
     forth, back = answer("change", places, (0, 0, 0)), answer("change", places[:, ::-1].copy(), (0, 0, 0))
@@ -279,6 +290,7 @@ def test_the_small_network_learns_whether_an_item_is_there(tmp_path):
     assert done.val_accuracy > 0.9
 
 
+@pytest.mark.services
 def test_the_small_network_learns_how_many_of_an_item_are_there(tmp_path):
     questions = dataset(tmp_path, "quantity", train=300, val=100)
     done = fit(Request(*questions, IMAGES, quick("quantity", epochs=12, batch_size=16), tmp_path / "run"))
@@ -340,7 +352,7 @@ def test_a_batch_too_large_for_memory_is_accumulated_in_parts(data, tmp_path, mo
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("task", ["quantity", "change"])
+@pytest.mark.parametrize("task", TASKS)
 def test_two_processes_train_to_the_weights_of_one(data, tmp_path, task):
     config = quick(task, dropout=0.0, optimizer="sgd", learning_rate=0.005)
     alone = fit(Request(*data[task], IMAGES, config, tmp_path / "alone"))

@@ -58,7 +58,7 @@ def build(
         if not keep_splits:
             manifest = copies.keep_in_one_split(manifest)
         snapshot = snapshots.freeze(splits.mark_extra(manifest), classes, source, dataset, problem)
-        items.keep(snapshot, bins)
+        items.keep(snapshot, bins[~bins["image_id"].isin(forgotten.read(dataset).image_ids)])  # by now
         return snapshot
 
 

@@ -11,6 +11,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.evaluation import shortcuts
 from bincount.evaluation.shortcuts import RuleScore
 from bincount.frozen import Frozen
+from bincount.problem import SPLITS
 from bincount.text import percent
 from bincount.threshold import choose_limit
 
@@ -136,21 +137,20 @@ def verify_changes(
 
 def verify_item_changes(
     bins: Snapshot,
-    find: Callable[[str], pd.DataFrame],
+    found: pd.DataFrame,
     predict: Callable[[pd.DataFrame], np.ndarray],
     limit: float | None = None,
 ) -> Verified | None:
     """Measure how well a model of quantities says whether the number of an item changed by so many; None as above.
 
-    find returns the changes of items of a split, as limits.find_item_changes does, and predict the probabilities (N, C)
-    of some. limit is as of verify_changes.
+    found are the changes of items, as limits.find_item_changes returns them, and predict returns the probabilities
+    (N, C) of some. limit is as of verify_changes.
     """
-    rows = {split: find(split) for split in ("train", "val", "test")}
+    rows = {split: found[found["split"] == split].reset_index(drop=True) for split in SPLITS}
     if any(part.empty for part in rows.values()):
         return None
-    table = item_changes.verify(pd.concat(rows.values(), ignore_index=True))
-    found = _verify(table, bins, rows, predict, limit)
-    return found and found.model_copy(update={"of_item": True})
+    verified = _verify(item_changes.verify(found), bins, rows, predict, limit)
+    return verified and verified.model_copy(update={"of_item": True})
 
 
 def _verify(
@@ -161,7 +161,7 @@ def _verify(
     limit: float | None,
 ) -> Verified | None:
     """Answer the test questions of a table, which are about pairs that rows has by split."""
-    asked = {split: table[table["split"] == split].reset_index(drop=True) for split in ("train", "val", "test")}
+    asked = {split: table[table["split"] == split].reset_index(drop=True) for split in SPLITS}
     asked |= {split: part[part["pair"].isin(rows[split]["image_id"])] for split, part in asked.items() if split in rows}
     if any(part.empty for part in asked.values()):
         return None

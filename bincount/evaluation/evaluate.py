@@ -245,7 +245,7 @@ def _score_rules(
     elif spec.quantities and task == QUANTITY:
         verified = asked.verify_item_changes(
             bins,
-            partial(limits.find_item_changes, bins, pack),
+            limits.find_item_changes(bins, pack),
             partial(limits.predict_item_changes, network, spec, pack),
             spec.change_limit,
         )

@@ -74,7 +74,7 @@ def _answer_about_items(
     frequency = pd.Series(np.bincount(lines["item"], minlength=len(names)), index=names)
     features = {
         "the number of references": [rows[REFERENCES].list.len() for rows in (train, asked)],
-        "the item's number of pictures": [rows["item"].map(frequency) for rows in (train, asked)],
+        "the item's number of pictures": [rows["item"].map(frequency).fillna(0) for rows in (train, asked)],
     }
     rules = {f"an id at most {NEAR} away holds the item": _has_near_reference(snapshot, asked).astype(int)}
     for name, (of_train, of_asked) in features.items():

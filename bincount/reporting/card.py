@@ -36,12 +36,16 @@ def describe(
     """Write what the model predicts, how good it is, what it was trained on, and its limits.
 
     It shows the picture OVERVIEW, which is to lie beside it. balance is of the snapshot; the model was trained on
-    num_extra images of other counts too. cross_fitted has the scores on all labelled images, where there are some.
+    num_extra examples too that nobody is judged by: images of other counts, or questions for none of an item.
+    cross_fitted has the scores on all labelled images, where there are some.
     """
     classes, metrics, problem = snapshot.classes, evaluation.metrics, snapshot.problem
     noun, nouns, groups = map(escape_markdown, (problem.noun, problem.nouns, problem.group_nouns))
     of = "of" if problem.examples == "images" else "about"
-    extra = f" Trained on besides: {num_extra:,} images of {nouns} with other counts." if num_extra else ""
+    beside = f"images of {nouns} with other counts"
+    if problem.examples != "images":
+        beside = f"{problem.examples} whether there are none of an item"
+    extra = f" Trained on besides: {num_extra:,} {beside}." if num_extra else ""
     by_class = balance.by_class()
     totals = by_class[list(SPLITS)].sum()
     return f"""\

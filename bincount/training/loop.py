@@ -114,7 +114,7 @@ def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
         changes.keep(trained.checkpoint, request.snapshot, calibrated, request.fold)
         if request.bins and config.task in ("quantity", "change"):
             rows = request.snapshot.read().query("split == 'val'")
-            limits.keep(trained.checkpoint, request.bins, request.pack, rows, calibrated)
+            limits.keep(trained.checkpoint, request.bins, request.pack, rows, calibrated, world.device)
         scores = validation.measure(calibrated, val.labels, trainer.spec.classes)
         trained = replace(trained, val_log_loss=scores["val_loss"])
         trained.write()

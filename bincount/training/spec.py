@@ -198,7 +198,8 @@ def is_checkpoint(folder: Path) -> bool:
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write model.json into the folder of a model."""
     # As releases write it, and read it, that know no thresholds, no histories, no several architectures and no tasks.
-    unused = {name for name in ("networks", "threshold", "history", "change_limit") if not getattr(spec, name)}
+    optional = ("networks", "threshold", "history", "change_limit")
+    unused = {name for name in optional if getattr(spec, name) in (None, ())}
     unused |= {"task", "counts"} if spec.task == "counting" else set()
     unused |= set() if spec.quantities else {"quantities"}
     write_sealed(folder / "model.json", spec.model_dump(mode="json", exclude=unused))

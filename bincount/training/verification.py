@@ -127,7 +127,8 @@ class ItemHead(nn.Module):
         nn.init.constant_(self.density.bias, math.log(math.expm1(1 / CELLS_SHARE)))  # one piece at first, of all cells
         self.sharpness = nn.Parameter(torch.zeros(1))
         self.quantities = _answer(spec, 2 * HIDDEN_UNITS + 1 + encoder.width, 1 + spec.quantities)
-        self.balance = nn.Parameter(torch.zeros(1 + spec.quantities))
+        if spec.task == "quantity":  # several processes train no parameter that the answers leave out
+            self.balance = nn.Parameter(torch.zeros(1 + spec.quantities))
 
     def forward(self, features: Tensor, cells: Tensor, places: Tensor, asked: Tensor) -> Tensor:
         cells, vectors, salience = self.encoder(features, cells)
@@ -136,8 +137,9 @@ class ItemHead(nn.Module):
         parts = functional.softplus(self.density(compared).squeeze(2)) * CELLS_SHARE / cells.shape[1]  # (B, L)
         expected = parts.sum(dim=1, keepdim=True)
         pooled = [compared.amax(dim=1), compared.mean(dim=1), expected, vectors[picture]]
-        numbers = torch.arange(len(self.balance), device=expected.device)
-        logits = self.quantities(torch.cat(pooled, dim=1)) - self.sharpness.exp() * (numbers - expected) ** 2
+        logits = self.quantities(torch.cat(pooled, dim=1))
+        numbers = torch.arange(logits.shape[1], device=expected.device)
+        logits = logits - self.sharpness.exp() * (numbers - expected) ** 2
         return torch.cat([self._answer(logits.float(), asked), logits], dim=1)
 
     def _see(self, cells: Tensor, salience: Tensor, picture: Tensor, references: Tensor) -> Tensor:
