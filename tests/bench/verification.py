@@ -38,6 +38,7 @@ from bincount.evaluation import intervals, shortcuts
 from bincount.evaluation.intervals import LabelledImages, Score
 from bincount.evaluation.shortcuts import RuleScore
 from bincount.files import locked
+from bincount.problem import EXTRA
 from bincount.settings import ImageConfig
 from bincount.training.model import load, probabilities
 from bincount.training.reader import locate
@@ -156,7 +157,7 @@ def keep_share(asked: Snapshot, share: float) -> Snapshot:
     if share >= 1:
         return asked
     rows = asked.read()
-    kept = (rows["split"] != "train") | (hash_ids(rows["group"]) < share * 2.0**64)
+    kept = ~rows["split"].isin(["train", EXTRA]) | (hash_ids(rows["group"]) < share * 2.0**64)
     return snapshots.freeze(rows[kept], asked.classes, asked.source, asked.dataset, asked.problem, as_latest=False)
 
 
