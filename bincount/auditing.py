@@ -104,14 +104,19 @@ def fetch_scorer(
 def fetch_change_scorer(changes: Registry, counting: Registry, job: Job, folder: Path) -> Scorer | None:
     """Fetch the champion among the models of changes as fetch_scorer does.
 
-    Returns None where there is none, or nothing says which bins it was trained on: an audit does without it.
+    Returns None where there is none, or nothing says which bins it was trained on: an audit does without it. So it does
+    without a model that counts, which an earlier release registered under a name that is now one of models of changes.
     """
     try:
         version = changes.find(CHAMPION)
-        return fetch_scorer(changes, version, job, folder, (counting,))
+        found = fetch_scorer(changes, version, job, folder, (counting,))
     except ModelNotFound as error:
         logger.info("no model of changes is asked: %s", error)
         return None
+    if found.spec.task != "change":
+        logger.info("no model of changes is asked: %s version %s counts", version.name, version.version)
+        return None
+    return found
 
 
 def find_ancestors(registry: Registry, version: Version, others: Sequence[Registry] = ()) -> list[Version]:

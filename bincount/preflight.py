@@ -286,7 +286,8 @@ def check_name(job: Job) -> None:
     if task and job.training.task == questions.COUNTING:
         raise SettingsError(
             f"--model-name {name} is a name of models that answer questions, since it ends in -{task}; give a model "
-            f"that counts another name, or --task {task} beside it"
+            "that counts another name (one that is registered is renamed on MLflow's page, and keeps its versions), "
+            f"or --task {task} beside it"
         )
 
 

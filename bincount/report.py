@@ -54,6 +54,7 @@ def gather(registry: Registry | None, registry_config: RegistryConfig, workspace
         records=runs,
         reviews=reviewed,
         problems=problems,
+        examples="questions" if registry_config.answers else "images",
     )
     versions = registry.versions() if registry else []
     if not (versions or datasets or runs or problems):

@@ -117,8 +117,9 @@ def test_a_model_that_counts_gets_no_name_of_models_that_answer_questions(check,
         registry=RegistryConfig(model_name="dented-object"),
         workspace=tmp_path / "workspace",
     )
-    with pytest.raises(SettingsError, match="ends in -object; give a model that counts another name, or --task object"):
+    with pytest.raises(SettingsError, match="ends in -object; give a model that counts another name") as raised:
         check(job)
+    assert str(raised.value).endswith("renamed on MLflow's page, and keeps its versions), or --task object beside it")
     preflight.check_run(job.replace(training=TrainConfig(task="object")))
 
 

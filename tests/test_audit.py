@@ -551,6 +551,20 @@ def test_an_audit_does_without_a_model_of_changes_of_which_nobody_knows_what_it_
     assert "no model of changes is asked: " in caplog.text
 
 
+@pytest.mark.parametrize("task", ["counting", "change"])
+def test_an_audit_does_without_a_model_that_counts_under_a_name_of_models_of_changes(
+    task, tmp_path, caplog, monkeypatch
+):
+    """As a release may have registered it that knew no questions."""
+    found = SimpleNamespace(spec=SimpleNamespace(task=task))
+    monkeypatch.setattr(auditing, "fetch_scorer", lambda *_: found)
+    version = SimpleNamespace(name="bin-change", version=4)
+    with caplog.at_level("INFO"):
+        fetched = auditing.fetch_change_scorer(SimpleNamespace(find=lambda _: version), None, JOB, tmp_path)
+    assert fetched is (found if task == "change" else None)
+    assert ("bin-change version 4 counts" in caplog.text) == (task == "counting")
+
+
 # With a model of changes
 
 

@@ -158,7 +158,7 @@ def test_a_version_that_started_from_another_has_that_one_among_its_ancestors(ch
     assert [each.version for each in ancestors] == [version.version, champion.version.version]
 
 
-def test_the_champion_among_the_models_of_changes_is_asked_too(by_champion, settings, monkeypatch):
+def test_the_champion_among_the_models_of_changes_is_asked_too(champion, settings, monkeypatch):
     monkeypatch.setattr(earlier, "FEWEST_PAIRS", 10)
     monkeypatch.setattr(change_evidence, "FEWEST_PAIRS", 10)
     changes = QUICK.model_copy(update={"task": "change"})
@@ -174,4 +174,3 @@ def test_the_champion_among_the_models_of_changes_is_asked_too(by_champion, sett
     assert set(asked) <= set(table.index[table["before"].notna()])
     assert len(asked) >= 10
     assert kept.stem.removeprefix("changes-") == audit_table.read_result(audited.folder)["inputs"]["changes"][:12]
-    assert audited.name != by_champion.audited.name

@@ -63,17 +63,20 @@ def test_the_benchmark_of_questions_shows_networks_beside_the_rules_and_does_not
     assert any(line.startswith("| an id at most 2 away holds the item | ") for line in of_objects)
 
 
-def test_a_share_of_the_questions_has_whole_bins_and_is_part_of_a_larger_share(bench, tmp_path):
-    asked = questions.freeze(build(tmp_path, runs(60)), questions.OBJECT)
+@pytest.mark.parametrize("task", [questions.OBJECT, questions.QUANTITY])
+def test_a_share_of_the_questions_has_whole_bins_and_is_part_of_a_larger_share(bench, task, tmp_path):
+    """So have the questions of quantities about none of an item, which are trained on besides."""
+    asked = questions.freeze(build(tmp_path, runs(60)), task)
     quarter, half, everything = (bench.keep_share(asked, share).read() for share in (0.25, 0.5, 1.0))
-    of_train = [rows[rows["split"] == "train"] for rows in (quarter, half, everything)]
+    of_train = [rows[rows["split"].isin(["train", "extra"])] for rows in (quarter, half, everything)]
     assert 0 < len(of_train[0]) < len(of_train[1]) < len(of_train[2])
     assert set(of_train[0]["image_id"]) < set(of_train[1]["image_id"])
     dropped = of_train[2][~of_train[2]["image_id"].isin(of_train[1]["image_id"])]
     assert not set(dropped["group"]) & set(of_train[1]["group"])
     for rows in (quarter, half):
-        others = rows[rows["split"] != "train"].reset_index(drop=True)
-        assert others.equals(everything[everything["split"] != "train"].reset_index(drop=True))
+        others = rows[rows["split"].isin(["val", "test"])].reset_index(drop=True)
+        assert others.equals(everything[everything["split"].isin(["val", "test"])].reset_index(drop=True))
+    assert ("extra" in set(everything["split"])) == (task == questions.QUANTITY)
 
 
 def test_the_networks_count_by_their_mean_and_are_compared_with_a_rule_on_the_same_bins(bench, monkeypatch):

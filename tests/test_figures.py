@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from bincount.evaluation import metrics
@@ -57,6 +58,20 @@ def test_the_balance_says_the_images_and_the_share_of_each_class():
     figure = figures.class_balance(BALANCE)
 
     assert texts(figure) == ["100  (4.8 %)", "2,000  (95.2 %)"]
+
+
+def test_the_figures_of_questions_count_questions():
+    classes = Classes.parse("0..1")
+    of_questions = [
+        figures.class_balance(BALANCE, "questions"),
+        figures.confusion(scored(classes), "questions"),
+        figures.reliability(CONFIDENCE, 0.04, "questions"),
+        figures.class_scores(scored(Classes.parse("0..2")), {}, "questions"),
+        figures.slices(SLICES, 0.65, "questions"),
+    ]
+    said = [[text.get_text() for text in figure.findobj(Text)] for figure in of_questions]
+    assert all(any("questions" in text for text in of_figure) for of_figure in said[:3] + said[4:])
+    assert not any("images" in text for of_figure in said for text in of_figure)
 
 
 @pytest.mark.parametrize("num_epochs", [1, 20])

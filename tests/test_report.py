@@ -306,6 +306,17 @@ def test_commands_name_the_model_where_it_answers_questions():
     assert "<code>bincount promote 3 --model-name bincount-object --force</code>" in text
 
 
+def test_versions_that_answer_questions_are_scored_on_questions():
+    asked = replace(FULL, model_name="bincount-object", examples="questions")
+    of_versions = [page.render(facts).split('id="data"')[0] for facts in (FULL, asked)]
+
+    assert "of its test images" in of_versions[0]
+    assert "of its test questions" in of_versions[1]
+    assert "Accuracy, % of test questions" in of_versions[1]
+    assert "on the same questions about bins that neither was trained on" in of_versions[1]
+    assert "test images" not in of_versions[1]
+
+
 def test_what_people_and_data_have_written_stays_text():
     quoted = replace(
         FULL,

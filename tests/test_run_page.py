@@ -14,7 +14,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from bincount.data.balance import ClassBalance
 from bincount.errors import ServiceUnavailable
 from bincount.evaluation.intervals import Score
-from bincount.problem import Classes
+from bincount.problem import BINS, Classes, Problem
 from bincount.reporting import run_page, trend
 from bincount.reporting.run_page import BALANCE, MISTAKES, TREND
 from tasks import run_page as page_tasks
@@ -75,18 +75,27 @@ def test_what_has_two_columns_is_a_list_with_the_parts_of_a_row_below_it():
 def test_charts_are_small_and_say_their_numbers_to_whom_sees_no_pictures():
     versions = [version(number, 0.4 + number / 100, "champion" * (number == 28)) for number in range(1, 31)]
 
-    drawn = run_page.draw_pictures(versions, BALANCE_OF_TWO, None, None, None)
+    drawn = run_page.draw_pictures(versions, BALANCE_OF_TWO, None, SimpleNamespace(problem=BINS), None)
 
     assert list(drawn) == [TREND, BALANCE]
     assert "version 28, the champion: 68.0 % (63.0 to 73.0); version 30: 70.0 % (65.0 to 75.0)" in drawn[TREND]
-    assert "0: 100 (33.3 %); 1: 200 (66.7 %)" in drawn[BALANCE]
+    assert "Images by class: 0: 100 (33.3 %); 1: 200 (66.7 %)" in drawn[BALANCE]
     for image in drawn.values():
         assert re.fullmatch(r"!\[[^]]+\]\(data:image/png;base64,[\w+/=]+\)", image)
         assert len(image) < 50_000
 
 
+def test_what_is_drawn_of_questions_says_questions():
+    questions = SimpleNamespace(problem=Problem(noun="question"))
+    drawn = run_page.draw_pictures([], BALANCE_OF_TWO, None, questions, None)
+    assert drawn[BALANCE].startswith("![Questions by class: ")
+    mistakes = pd.DataFrame({"image_id": ["7"], "recorded": ["no"], "predicted": ["yes"]})
+    said = run_page._describe_mistakes(mistakes, questions.problem.examples)
+    assert said == "Test questions whose record has the lowest probability: 7: recorded no, predicted yes"
+
+
 def test_before_the_first_version_has_scores_there_is_no_trend():
-    assert list(run_page.draw_pictures([], BALANCE_OF_TWO, None, None, None)) == [BALANCE]
+    assert list(run_page.draw_pictures([], BALANCE_OF_TWO, None, SimpleNamespace(problem=BINS), None)) == [BALANCE]
     assert run_page.describe_trend(trend.of_versions([version(1, 0.5)])).startswith("Accuracy of the first version")
 
 

@@ -120,9 +120,10 @@ def add(earlier: EarlierPictures, changes: pd.DataFrame, scores: pd.DataFrame, e
     answers = np.maximum(changes.to_numpy()[positions[asked]], SMALLEST)
     ratios = np.ones((len(earlier), answers.shape[1]))
     ratios[asked] = answers / np.maximum(answers.mean(axis=0), SMALLEST_SHARE)
-    likelihood = _log_likelihoods(earlier, ratios, scores, errors)[asked]
-    some = scores.set_index("image_id").loc[earlier.table["image_id"].iloc[asked], "group"]
-    folds = some.factorize(sort=True)[0] % FOLDS
+    asked_ids = earlier.table["image_id"].iloc[asked]
+    some = scores.set_index("image_id", drop=False).loc[asked_ids]
+    likelihood = _log_likelihoods(earlier, ratios, some, errors)[asked]
+    folds = some["group"].factorize(sort=True)[0] % FOLDS
     chosen = [int(likelihood[folds != fold].sum(axis=0).argmax()) for fold in range(FOLDS)]
     powers = np.array(POWERS)[chosen]
     ratios[asked] **= powers[folds][:, None]
@@ -133,12 +134,15 @@ def add(earlier: EarlierPictures, changes: pd.DataFrame, scores: pd.DataFrame, e
 def _log_likelihoods(
     earlier: EarlierPictures, ratios: np.ndarray, scores: pd.DataFrame, errors: RecordErrors
 ) -> np.ndarray:
-    """Return the log likelihood of each record after, given both pictures and the record before, by power, (H, P)."""
+    """Return the log likelihood of the records of scores, given both pictures and the record before, by power, (H, P).
+
+    Rows of bins that scores do not have are NaN.
+    """
     probabilities = scores[[f"p_{name}" for name in earlier.outputs.names]].to_numpy(np.float64)
     labels = pd.Index(earlier.outputs.names).get_indexer(scores["recorded"])
     of_record = errors.likelihood(earlier.outputs)
     labels_before = earlier.table["label_before"].to_numpy()
-    found = np.empty((len(earlier), len(POWERS)))
+    found = np.full((len(earlier), len(POWERS)), np.nan)
     for part in earlier.by_transition(scores["image_id"], errors):
         given = part.model, earlier.before[part.rows], probabilities[part.places], earlier.shares[part.rows]
         records = np.stack([labels_before[part.rows], np.full(len(part.rows), NONE)], axis=1)

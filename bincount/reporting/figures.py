@@ -21,7 +21,7 @@ from PIL import Image
 from bincount.evaluation.intervals import Interval
 from bincount.evaluation.metrics import Metrics
 from bincount.problem import SPLITS
-from bincount.text import percent
+from bincount.text import capitalize, percent
 
 INK = "#333333"
 GREY = "#8c8c8c"
@@ -50,10 +50,11 @@ STYLE = {
 }
 
 
-def class_balance(balance: pd.DataFrame) -> Figure:
+def class_balance(balance: pd.DataFrame, examples: str = "images") -> Figure:
     """Draw the images of each class as bars, stacked by split, each with its share of all images.
 
-    balance has a row a class with the columns class, train, val and test.
+    balance has a row a class with the columns class, train, val and test; examples says what is predicted: images, or
+    questions, here and in the other figures.
     """
     names = [_wrap(name) for name in balance["class"]]
     totals = balance[list(SPLITS)].sum(axis=1).to_numpy()
@@ -74,8 +75,8 @@ def class_balance(balance: pd.DataFrame) -> Figure:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
         axes.invert_yaxis()
-        axes.set(xlabel="images", ylabel="class")
-        axes.set_title("Images by class", pad=28)
+        axes.set(xlabel=examples, ylabel="class")
+        axes.set_title(f"{capitalize(examples)} by class", pad=28)
         axes.grid(axis="x")
         axes.legend(ncols=len(SPLITS), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3, handlelength=1)
     return figure
@@ -94,7 +95,7 @@ def training_curves(history: Sequence[Mapping], best_epoch: int) -> Figure:
     return figure
 
 
-def confusion(metrics: Metrics) -> Figure:
+def confusion(metrics: Metrics, examples: str = "images") -> Figure:
     """Draw recorded against predicted classes: images, and their share of the recorded class, also as shade."""
     counts = np.array(metrics.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -115,7 +116,7 @@ def confusion(metrics: Metrics) -> Figure:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set(xlabel="predicted", ylabel="recorded")
-        axes.set_title(f"{percent(metrics.accuracy)} of {metrics.num_images:,} images right")
+        axes.set_title(f"{percent(metrics.accuracy)} of {metrics.num_images:,} {examples} right")
         bar = figure.colorbar(
             image, ax=axes, format=PercentFormatter(1, symbol=" %"), shrink=0.8, label="share of the recorded class"
         )
@@ -123,7 +124,7 @@ def confusion(metrics: Metrics) -> Figure:
     return figure
 
 
-def reliability(table: pd.DataFrame, ece: float) -> Figure:
+def reliability(table: pd.DataFrame, ece: float, examples: str = "images") -> Figure:
     """Draw accuracy against confidence, with the number of images below; points under the diagonal are overconfident.
 
     table has a row a bin of confidence: its edges low and high, images, and their mean confidence and accuracy, which
@@ -141,7 +142,7 @@ def reliability(table: pd.DataFrame, ece: float) -> Figure:
             areas,
             color=BLUE,
             zorder=3,
-            label="predictions, larger for more images",
+            label=f"predictions, larger for more {examples}",
         )
         curve.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         curve.set(ylim=(-0.03, 1.03), ylabel="accuracy", title=f"Expected calibration error {percent(ece)}")
@@ -151,19 +152,19 @@ def reliability(table: pd.DataFrame, ece: float) -> Figure:
         strip.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         strip.yaxis.set_major_formatter("{x:,.0f}")
         strip.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-        strip.set(xlim=(-0.03, 1.03), xlabel="confidence", ylabel="images")
+        strip.set(xlim=(-0.03, 1.03), xlabel="confidence", ylabel=examples)
         strip.grid(axis="y")
         figure.align_ylabels()
     return figure
 
 
-def class_scores(metrics: Metrics, intervals: Mapping[str, Interval]) -> Figure:
+def class_scores(metrics: Metrics, intervals: Mapping[str, Interval], examples: str = "images") -> Figure:
     """Draw recall, precision and F1 of each class as bars, the recall with its 95 % interval where there is one.
 
     intervals are by the names of Metrics.scalars: `class/NAME/recall` is drawn.
     """
     scores = metrics.per_class
-    names = [_wrap(score.name) + ("" if score.support else "\n(no images)") for score in scores]
+    names = [_wrap(score.name) + ("" if score.support else f"\n(no {examples})") for score in scores]
     rows = np.arange(len(scores))
     with rc_context(STYLE):
         figure = Figure(figsize=(8, 1.4 + 0.6 * len(scores)), layout="constrained")
@@ -186,7 +187,7 @@ def class_scores(metrics: Metrics, intervals: Mapping[str, Interval]) -> Figure:
     return figure
 
 
-def slices(table: pd.DataFrame, accuracy: float) -> Figure:
+def slices(table: pd.DataFrame, accuracy: float, examples: str = "images") -> Figure:
     """Draw the accuracy in each slice of the images with its 95 % interval, beside that over all of them, dashed.
 
     table has a row a slice, those of one kind together: slice (the kind), value, images, accuracy, accuracy_low,
@@ -199,10 +200,12 @@ def slices(table: pd.DataFrame, accuracy: float) -> Figure:
         overall = axes.axvline(accuracy, color=GREY, linestyle="--", linewidth=1, zorder=0)
         bars = axes.hlines(rows, table["accuracy_low"], table["accuracy_high"], color=BLUE, linewidth=3, alpha=0.4)
         (dots,) = axes.plot(table["accuracy"], rows, "o", color=BLUE)
-        columns = {"images": "{:,.0f}"} | ({"RMSE": "{:.2f}"} if table["rmse"].notna().any() else {})
-        for position, (column, form) in enumerate(columns.items()):
-            _column(axes, position, dict.fromkeys(headings.index[:1], column), color=GREY)
-            numbers = table[column.lower()].set_axis(rows).dropna()
+        columns = {"images": (examples, "{:,.0f}")}
+        if table["rmse"].notna().any():
+            columns["rmse"] = "RMSE", "{:.2f}"
+        for position, (column, (title, form)) in enumerate(columns.items()):
+            _column(axes, position, dict.fromkeys(headings.index[:1], title), color=GREY)
+            numbers = table[column].set_axis(rows).dropna()
             _column(axes, position, numbers.map(form.format))
         axes.set_yticks([*rows, *headings.index], [_wrap(name) for name in (*table["value"], *headings)])
         for label in axes.get_yticklabels()[len(rows) :]:
@@ -213,7 +216,7 @@ def slices(table: pd.DataFrame, accuracy: float) -> Figure:
         axes.set(xlabel="accuracy")
         axes.set_title("Accuracy by slice", pad=28)
         axes.grid(axis="x")
-        labels = (f"all images: {percent(accuracy)}", "slice, with its 95 % interval")
+        labels = (f"all {examples}: {percent(accuracy)}", "slice, with its 95 % interval")
         axes.legend(
             (overall, (bars, dots)), labels, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3
         )

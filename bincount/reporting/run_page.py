@@ -19,7 +19,7 @@ from bincount.evaluation.evaluate import Evaluation, find_mistakes
 from bincount.problem import SPLITS, Classes
 from bincount.reporting import tables, trend
 from bincount.reporting.trend import ScoredVersion
-from bincount.text import escape_markdown, percent
+from bincount.text import capitalize, escape_markdown, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # which takes a second to import
@@ -76,17 +76,19 @@ def draw_pictures(
     """
     from bincount.reporting import figures  # here, since it takes a second
 
-    drawn = {}
+    drawn, examples = {}, snapshot.problem.examples
     frame = trend.of_versions(versions)
     if frame["accuracy"].notna().any():
         drawn[TREND] = _image(_png(figures.trend_figure(frame)), "png", describe_trend(frame))
     by_class = balance.by_class()
-    drawn[BALANCE] = _image(_png(figures.class_balance(by_class)), "png", _describe_balance(by_class))
+    drawn[BALANCE] = _image(
+        _png(figures.class_balance(by_class, examples)), "png", _describe_balance(by_class, examples)
+    )
     if evaluation:
         mistakes = find_mistakes(evaluation.predictions, snapshot.classes).head(NUM_MISTAKES)
         if len(mistakes):
             sheet = mistakes_sheet(mistakes, snapshot, pack, "Records with the lowest probability", columns=3)
-            drawn[MISTAKES] = _image(_jpeg(sheet), "jpeg", _describe_mistakes(mistakes))
+            drawn[MISTAKES] = _image(_jpeg(sheet), "jpeg", _describe_mistakes(mistakes, examples))
     return drawn
 
 
@@ -163,13 +165,14 @@ def _jpeg(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
-def _describe_balance(by_class: pd.DataFrame) -> str:
+def _describe_balance(by_class: pd.DataFrame, examples: str) -> str:
     totals = by_class[list(SPLITS)].sum(axis=1)
     shares = totals / max(totals.sum(), 1)
     each = zip(by_class["class"], totals, shares, strict=True)
-    return f"Images by class: {'; '.join(f'{name}: {total:,} ({percent(share)})' for name, total, share in each)}"
+    shown = "; ".join(f"{name}: {total:,} ({percent(share)})" for name, total, share in each)
+    return f"{capitalize(examples)} by class: {shown}"
 
 
-def _describe_mistakes(mistakes: pd.DataFrame) -> str:
+def _describe_mistakes(mistakes: pd.DataFrame, examples: str) -> str:
     each = (f"{row.image_id}: recorded {row.recorded}, predicted {row.predicted}" for row in mistakes.itertuples())
-    return f"Test images whose record has the lowest probability: {'; '.join(each)}"
+    return f"Test {examples} whose record has the lowest probability: {'; '.join(each)}"

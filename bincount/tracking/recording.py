@@ -76,7 +76,7 @@ def record_model(
         history = _record_curves(registry, run_id, trained.folder)
         files = _evaluation_files(evaluation, snapshot, pack)
         drawn = files["figures"] | {
-            "class_balance.png": figures.class_balance(measured.by_class()),
+            "class_balance.png": figures.class_balance(measured.by_class(), evaluation.problem.examples),
             "training_curves.png": figures.training_curves(history, trained.best_epoch),
         }
         files["tables"] |= {"class_balance.json": measured.table()}
@@ -159,12 +159,13 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
     confidence = reliability(labels, probabilities, predicted_labels(predictions, snapshot.classes))
     mistakes = find_mistakes(predictions, snapshot.classes)
     worst = mistakes.head(NUM_WORST)
-    title = f"The {len(worst)} test {evaluation.problem.examples} whose record has the lowest probability"
+    examples = evaluation.problem.examples
+    title = f"The {len(worst)} test {examples} whose record has the lowest probability"
     logged = {
         "test_scores": tables.overall_scores(evaluation),
         "test_metrics": tables.class_score_text(evaluation),
         "slices": by_slice,
-        "coverage": tables.coverage(evaluation.coverage, evaluation.problem.examples),
+        "coverage": tables.coverage(evaluation.coverage, examples),
         "mistakes": mistakes,
         "suspects": find_suspects(mistakes),
     }
@@ -175,15 +176,15 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
     if (weighed := binary.costs(metrics)) is not None:
         logged["costs"] = weighed
     drawn = {
-        "confusion_matrix": figures.confusion(metrics),
-        "class_scores": figures.class_scores(metrics, evaluation.intervals),
-        "reliability": figures.reliability(confidence, metrics.calibration_error),
+        "confusion_matrix": figures.confusion(metrics, examples),
+        "class_scores": figures.class_scores(metrics, evaluation.intervals, examples),
+        "reliability": figures.reliability(confidence, metrics.calibration_error, examples),
         "worst_mistakes": run_page.mistakes_sheet(worst, snapshot, pack, title),
     }
     if figure := run_page.curves_figure(evaluation, snapshot.classes):
         drawn["curves"] = figure
     if len(by_slice):
-        drawn["slices"] = figures.slices(by_slice, metrics.accuracy)
+        drawn["slices"] = figures.slices(by_slice, metrics.accuracy, examples)
     return {
         "tables": {f"{name}.json": table for name, table in logged.items()},
         "figures": {f"{name}.png": figure for name, figure in drawn.items()},

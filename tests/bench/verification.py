@@ -297,7 +297,7 @@ def show_verified(bench: Bench, asked: Snapshot, pack: Pack, point: Point) -> No
         def predict_rows(rows: pd.DataFrame, network=network, spec=spec) -> np.ndarray:
             return probabilities(network, spec, pack.images, locate(rows, pack, CHANGE))
 
-        if verified := asked_scores.measure(asked, bench.bins, CHANGE, predict_rows).verified:
+        if verified := asked_scores.verify_changes(asked, bench.bins, predict_rows, spec.change_limit):
             print_row(f"network, seed {seed}", percent(verified.model))
             rules = verified.rules
     for rule in rules:

@@ -47,7 +47,7 @@ class Facts:
     versions are the newest first, changes and records the earliest first. majority is the accuracy of always predicting
     the most frequent class on the champion's test. reviews are those of each dataset that has some, by its source.
     links are the addresses of versions' pages by number, where there are some. problems are sentences about what could
-    not be read.
+    not be read. examples says what the versions predict: images, or questions.
     """
 
     model_name: str
@@ -62,6 +62,7 @@ class Facts:
     reviews: Mapping[str, ReviewFigures] = field(default_factory=dict)
     links: Mapping[int, str] = field(default_factory=dict)
     problems: Sequence[str] = ()
+    examples: str = "images"
 
     @property
     def words(self) -> Problem:

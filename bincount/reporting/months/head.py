@@ -32,7 +32,7 @@ def _headline(facts: Facts, champion: DecidedVersion | None) -> tuple[str, str]:
     since = _champion_since(facts, champion)
     when = f", for {age(since, facts.made)}" if since else ""
     accuracy = champion.scores.get("accuracy")
-    right = f": right on {percent(accuracy.value)} of its test images" if accuracy else ""
+    right = f": right on {percent(accuracy.value)} of its test {facts.examples}" if accuracy else ""
     headline = f"Version {champion.version} is champion{when}{right}"
     return headline, _against_majority(facts, champion)
 
@@ -69,7 +69,7 @@ def _tiles(facts: Facts, champion: DecidedVersion | None) -> list[tuple[str, str
         if since := _champion_since(facts, champion):
             tiles.append(("champion since", f"{since:%Y-%m-%d}", age(since, facts.made)))
         if champion.num_images:
-            tiles.append(("its images", f"{champion.num_images:,}", "train, val and test"))
+            tiles.append((f"its {facts.examples}", f"{champion.num_images:,}", "train, val and test"))
     if facts.versions:
         recent = sum(version.registered > facts.made - RECENT for version in facts.versions)
         tiles.append(("versions", f"{len(facts.versions):,}", f"{recent:,} in 30 days"))

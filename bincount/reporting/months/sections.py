@@ -41,7 +41,7 @@ class Metric:
     form: str
 
 
-ACCURACY = Metric("accuracy", "Accuracy, % of test images", " %", 100, 1, "{:g} %")
+ACCURACY = Metric("accuracy", "Accuracy, % of test {examples}", " %", 100, 1, "{:g} %")
 RMSE = Metric("rmse", "RMSE, items: less is better", " items", 1, 2, "{:.2f}")
 
 
@@ -65,14 +65,16 @@ def scores(facts: Facts) -> Section:
         for row in table[::-1].itertuples()
     ]
     names = [f"{'RMSE, items' if metric is RMSE else 'accuracy, %'}" for metric in shown]
-    columns = ("version", "registered", *names, "test images", "images in all", "outcome")
+    examples = facts.examples
+    columns = ("version", "registered", *names, f"test {examples}", f"{examples} in all", "outcome")
     numbers = frozenset(range(2, 4 + len(shown)))
     return Section(
         "scores",
         "Scores",
-        "Each point is a version on its own test images, with its 95 % interval; larger points are or were champion, "
-        "dashed lines are changes of the champion. Where bars overlap widely, a difference may not be significant. "
-        "Tests of different versions have different images: whether one became champion was decided on the same ones.",
+        f"Each point is a version on its own test {examples}, with its 95 % interval; larger points are or were "
+        "champion, dashed lines are changes of the champion. Where bars overlap widely, a difference may not be "
+        f"significant. Tests of different versions have different {examples}: whether one became champion was decided "
+        "on the same ones.",
         [_score_chart(facts, table, metric) for metric in shown],
         [Table(f"Scores of all versions: {len(rows):,}", columns, rows, numbers=numbers)],
         "" if shown else "No version has scores.",
@@ -108,15 +110,15 @@ def champions(facts: Facts) -> Section:
             )
             for version, decision in decided[:NUM_DECISIONS]
         ]
-        columns = ("version", "registered", "decision", "change, 95 % interval", "images compared", "why")
+        columns = ("version", "registered", "decision", "change, 95 % interval", f"{facts.examples} compared", "why")
         title = f"Last decisions: {len(rows):,} of {len(decided):,}"
         tables.append(Table(title, columns, rows, is_open=True, numbers=frozenset({4})))
     return Section(
         "champions",
         "Champions and decisions",
-        "A version becomes champion when it is significantly better than the one in use, on the same images of "
-        f"{facts.words.nouns} "
-        "that neither was trained on. People can force it, and roll it back.",
+        "A version becomes champion when it is significantly better than the one in use, on the same "
+        f"{facts.examples} {'of' if facts.examples == 'images' else 'about'} {facts.words.nouns} that neither was "
+        "trained on. People can force it, and roll it back.",
         tables=tables,
         note="" if tables else "Nothing was decided yet.",
     )
@@ -189,7 +191,9 @@ def _score_chart(facts: Facts, table: pd.DataFrame, metric: Metric) -> Chart:
     limits = {}
     if metric is ACCURACY and facts.majority is not None:
         limits["always predicting the most frequent class"] = metric.factor * facts.majority
-    return charts.lines(metric.title, drawn, metric.form, _events(facts.changes), limits)
+    return charts.lines(
+        metric.title.format(examples=facts.examples), drawn, metric.form, _events(facts.changes), limits
+    )
 
 
 def _events(changes: Sequence[ChampionChange]) -> list[Event]:
