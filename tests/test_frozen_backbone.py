@@ -178,7 +178,7 @@ def test_two_processes_train_the_head_for_questions_as_one_does(start, tmp_path)
     )
     assert not any(name.startswith("backbone.") for name in changed(start, together))
     losses = [pd.DataFrame(read_history(trained.folder))["train_loss"] for trained in (alone, together)]
-    np.testing.assert_allclose(*losses, rtol=1e-3)
+    np.testing.assert_allclose(*losses, rtol=1e-2)
 
 
 # --- what is refused, and where a training lies -----------------------------------------------------------------------
