@@ -107,7 +107,8 @@ def test_where_mlflow_does_not_answer_the_page_says_so(monkeypatch):
     monkeypatch.setattr(page_tasks, "open_registry", away)
     monkeypatch.setattr(page_tasks, "create_markdown_artifact", lambda **content: kept.update(content))
 
-    page_tasks.write_page.fn(None, "night", "Kept", {"Kept": "why", TREND: ""}, BALANCE_OF_TWO, None, None)
+    sections, bins = {"Kept": "why", TREND: ""}, SimpleNamespace(problem=BINS)
+    page_tasks.write_page.fn(None, "night", "Kept", sections, BALANCE_OF_TWO, None, bins)
 
     assert "MLflow did not answer" in kept["markdown"]
     assert kept["key"] == "night"

@@ -61,8 +61,9 @@ def contents(record: dict) -> Counter:
 
 
 def twins(records: dict[str, dict]) -> list[tuple[Counter, Counter]]:
-    """The contents of neighbours that share a product."""
-    pairs = ((contents(record), records.get(f"{int(image_id) + 1:05d}")) for image_id, record in records.items())
+    """The contents of neighbours that share a product; ids of another series, without zeros, have no neighbours."""
+    padded = {image_id: record for image_id, record in records.items() if len(image_id) == 5}
+    pairs = ((contents(record), padded.get(f"{int(image_id) + 1:05d}")) for image_id, record in padded.items())
     pairs = ((before, contents(after)) for before, after in pairs if after)
     return [(before, after) for before, after in pairs if before & after]
 
