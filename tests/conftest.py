@@ -95,6 +95,19 @@ def starts_versions(found_to_start, monkeypatch) -> None:
     monkeypatch.setattr(starting, "explain_failure", found_to_start)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread here and in trainers: equal results need equal numbers, and several are slow on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def free_port() -> int:
     """A loopback port that nothing listens on."""

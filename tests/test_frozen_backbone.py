@@ -26,18 +26,9 @@ from bincount.training.spec import ModelSpec
 from bincount.training.trainer import Trainer
 from bincount.workspace import Workspace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = Classes.parse("0..2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """One thread here and in trainers: equal results need equal numbers, and several are slow on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

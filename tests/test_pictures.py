@@ -7,13 +7,12 @@ import re
 import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bins import jpeg
+from bins import jpeg, png_of
 from PIL import Image, ImageFile
 
 import bincount
@@ -38,17 +37,6 @@ def quarters(size: tuple[int, int] = (64, 64)) -> Image.Image:
     """Four colours, none of which stands where another does when the picture is turned or mirrored."""
     pixels = np.array([[[230, 20, 20], [20, 200, 20]], [[20, 20, 220], [240, 240, 40]]], np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png(width: int, height: int, bits: int, color: int, rows: bytes = b"", transparent: bytes = b"") -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
-    hidden = chunk(b"tRNS", transparent) if transparent else b""
-    data = chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + hidden + data + chunk(b"IEND", b"")
 
 
 def tiff(pixels: np.ndarray, bits: int, sample_format: int = 1, photometric: int = 1, **tags: int | tuple) -> bytes:
@@ -383,7 +371,7 @@ SEE_THROUGH = {
     "a grey that is transparent": encode(Image.fromarray(GREY.astype(np.uint8)), "PNG", transparency=200),
     "a colour that is": encode(Image.fromarray(GREY.astype(np.uint8)).convert("RGB"), "PNG", transparency=(200,) * 3),
     "a 16-bit grey that is": encode(Image.fromarray((GREY * 257).astype(np.uint16)), "PNG", transparency=200 * 257),
-    "a 16-bit colour that is": png(32, 32, 16, 2, ROWS_16, struct.pack(">3H", *[200 * 257] * 3)),
+    "a 16-bit colour that is": png_of(32, 32, 16, 2, ROWS_16, struct.pack(">3H", *[200 * 257] * 3)),
 }
 
 
@@ -397,7 +385,7 @@ def test_transparent_areas_show_white_and_not_the_colour_that_they_hide(what):
 @pytest.mark.parametrize(("bits", "row"), [(2, "55"), (4, "11"), (8, "01")])
 def test_a_transparent_grey_is_compared_as_it_is_stored_whatever_its_bits(bits, row):
     shown, hidden = bytes(2 * bits), bytes.fromhex(row) * (2 * bits)  # 16 pixels each of 0, and of 1
-    image = png(32, 32, bits, 0, (b"\0" + shown + hidden) * 32, struct.pack(">H", 1))
+    image = png_of(32, 32, bits, 0, (b"\0" + shown + hidden) * 32, struct.pack(">H", 1))
     seen = pictures.decode(image, SMALL)
     assert np.array_equal(seen[:, :16], np.full((32, 16, 3), 0))
     assert np.array_equal(seen[:, 16:], np.full((32, 16, 3), 255))
@@ -627,8 +615,8 @@ def webp_canvas(side: int) -> bytes:
 
 
 BOMBS = {
-    "PNG": png(20_000, 20_000, 8, 2, bytes(1000)),
-    "PNG, grey": png(9_000, 9_000, 1, 0, bytes(1000)),
+    "PNG": png_of(20_000, 20_000, 8, 2, bytes(1000)),
+    "PNG, grey": png_of(9_000, 9_000, 1, 0, bytes(1000)),
     "JPEG": patched(BIN, b"\xff\xc0", 5, ">HH", 20_000, 20_000),
     "JPEG, progressive": patched(PROGRESSIVE, b"\xff\xc2", 5, ">HH", 13_000, 13_000),
     "GIF": patched(encode(palette(), "GIF"), b"GIF", 6, "<HH", 20_000, 20_000),
@@ -676,7 +664,7 @@ for file in files[:-1]:
 
 
 def test_the_limit_can_be_set_and_is_reported():
-    whole = png(60, 50, 1, 0, bytes(9 * 50))
+    whole = png_of(60, 50, 1, 0, bytes(9 * 50))
     assert pictures.decode(whole, SMALL, max_pixels=3000).shape == (32, 32, 3)
     with pytest.raises(BadPicture, match=r"^too many pixels: 60 x 50, and at most 2,999 are read$"):
         pictures.decode(whole, SMALL, max_pixels=2999)

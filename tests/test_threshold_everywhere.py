@@ -180,6 +180,7 @@ def test_tables_have_the_intervals_of_the_areas_and_what_mistakes_cost(tmp_path)
     assert "cost per image, in false alarms" in rows
     weighed = binary.costs(made.metrics)
     assert weighed[""].tolist() == ["missed damaged", "false alarm", "all mistakes"]
+    assert binary.costs(made.metrics, "questions").columns[1] == "questions"
     assert binary.describe(made, BOXES)[0].startswith("ROC AUC and average precision are of finding damaged")
     assert binary.costs(made.metrics.model_copy(update={"miss_cost": None})) is None
 

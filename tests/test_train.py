@@ -35,16 +35,7 @@ from bincount.training.monitor import Monitor
 from bincount.training.run_folder import Request, Trained, read_error, read_history, write_request
 from bincount.training.schedule import Schedule, epoch_order, learning_rate
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """One thread here and in trainers: equal results need equal numbers, and several are slow on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -35,20 +35,11 @@ from bincount.training.spec import ModelSpec
 from bincount.training.trainer import Trainer
 from bincount.workspace import Workspace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TASKS = ("object", "quantity", "change")
 # A picture, and up to four others that it is compared with; the second question has two of these.
 PLACES = np.array([[0, 1, 2, 3, 4], [5, 6, 7, -1, -1]])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """One thread here and in trainers: equal results need equal numbers, and several are slow on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

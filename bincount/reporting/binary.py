@@ -23,14 +23,14 @@ def describe(evaluation: Evaluation, classes: Classes) -> list[str]:
         costs = f", since a missed one costs {metrics.miss_cost:g} false alarms" if metrics.miss_cost else ""
         said.append(f"It is predicted from a probability of {percent(metrics.threshold)} on, as chosen on val{costs}.")
     if metrics.roc_auc is not None and "roc_auc" not in evaluation.intervals:
-        few = f"the rarer class has fewer than {FEWEST_OF_CLASS} independent images in the test"
+        few = f"the rarer class has fewer than {FEWEST_OF_CLASS} independent {evaluation.problem.examples} in the test"
         perfect = "every positive of the test is more probable than every other, so that resampled tests do not differ"
         why = perfect if metrics.roc_auc == 1 else few
         said.append(f"ROC AUC and average precision have no interval, since {why}.")
     return said
 
 
-def costs(metrics: Metrics) -> pd.DataFrame | None:
+def costs(metrics: Metrics, examples: str = "images") -> pd.DataFrame | None:
     """Return the confusion weighted by cost, a row a kind of mistake; None where no cost was stated."""
     if metrics.miss_cost is None or metrics.positive is None:
         return None
@@ -44,7 +44,7 @@ def costs(metrics: Metrics) -> pd.DataFrame | None:
         for name, (number, cost) in each.items()
     ]
     rows.append(("all mistakes", misses + alarms, "", f"{total:,g}", ""))
-    return pd.DataFrame(rows, columns=["", "images", "cost of each", "cost", "share of the cost"])
+    return pd.DataFrame(rows, columns=["", examples, "cost of each", "cost", "share of the cost"])
 
 
 def draw_curves(evaluation: Evaluation, classes: Classes) -> dict[str, pd.DataFrame]:
@@ -84,7 +84,7 @@ def section(evaluation: Evaluation, classes: Classes) -> str:
         "Precision and recall",
     )
     text = escape_html(" ".join(describe(evaluation, classes)))
-    table = costs(metrics)
+    table = costs(metrics, evaluation.problem.examples)
     band = "; the band is the pointwise 95&nbsp;% interval" if 'class="band"' in plots else ""
     weighed = "" if table is None else f'<div class="scroll">{html_table(table)}</div>'
     return (

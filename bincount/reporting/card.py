@@ -164,7 +164,7 @@ def _coverage(evaluation: Evaluation) -> str:
 
 def _of_two(evaluation: Evaluation, classes: Classes) -> str:
     """Write what two classes have beside the scores of any."""
-    said, weighed = binary.describe(evaluation, classes), binary.costs(evaluation.metrics)
+    said, weighed = binary.describe(evaluation, classes), binary.costs(evaluation.metrics, evaluation.problem.examples)
     parts = [" ".join(map(escape_markdown, said))] if said else []
     parts += [] if weighed is None else [tables.markdown_table(weighed)]
     return "".join(f"{part}\n\n" for part in parts)

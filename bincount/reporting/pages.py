@@ -125,7 +125,7 @@ def evaluation_page(
         confusion=sections.confusion(metrics),
         class_scores=sections.class_scores(evaluation, beside),
         calibration_error=sections.percent(metrics.calibration_error),
-        reliability_plot=sections.reliability_plot(confidence, metrics.calibration_error),
+        reliability_plot=sections.reliability_plot(confidence, metrics.calibration_error, examples),
         reliability=sections.reliability(confidence, examples),
         coverage=sections.coverage(evaluation.coverage, examples, is_filter=metrics.threshold is None)
         if evaluation.coverage

@@ -161,8 +161,8 @@ def reliability(table: pd.DataFrame, examples: str = "images") -> str:
     return _table(["confidence", examples, "mean confidence", "accuracy"], rows)
 
 
-def reliability_plot(table: pd.DataFrame, error: float) -> str:
-    """Draw accuracy against confidence, with the number of images below."""
+def reliability_plot(table: pd.DataFrame, error: float, examples: str = "images") -> str:
+    """Draw accuracy against confidence, with the number of images, or other examples, below."""
     used, most = table[table["images"] > 0], max(table["images"].max(), 1)
     left, top, side, strip = 64, 12, 300, 56
     x, y = (lambda share: left + side * share), (lambda share: top + side * (1 - share))
@@ -177,7 +177,7 @@ def reliability_plot(table: pd.DataFrame, error: float) -> str:
     points = " ".join(f"{x(row.confidence):.1f},{y(row.accuracy):.1f}" for row in used.itertuples())
     dots = "".join(
         f'<circle class="dot" cx="{x(row.confidence):.1f}" cy="{y(row.accuracy):.1f}" '
-        f'r="{3 + 5 * np.sqrt(row.images / most):.1f}"><title>{row.images:,} images: mean confidence '
+        f'r="{3 + 5 * np.sqrt(row.images / most):.1f}"><title>{row.images:,} {examples}: mean confidence '
         f"{percent(row.confidence)}, {percent(row.accuracy)} right</title></circle>"
         for row in used.itertuples()
     )

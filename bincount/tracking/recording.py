@@ -173,7 +173,7 @@ def _evaluation_files(evaluation: Evaluation, snapshot: Snapshot, pack: Pack) ->
         logged["rules"] = rules.scores(evaluation)
     if evaluation.history:
         logged["record_before"] = record_before.scores(evaluation.history, evaluation.problem.unit)
-    if (weighed := binary.costs(metrics)) is not None:
+    if (weighed := binary.costs(metrics, examples)) is not None:
         logged["costs"] = weighed
     drawn = {
         "confusion_matrix": figures.confusion(metrics, examples),
