@@ -25,7 +25,7 @@ from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.reviewing import ReviewFigures
 from bincount.files import atomic_write
 from bincount.reporting import card
-from bincount.settings import LONGEST_LICENCE, Device, Job, TrainConfig
+from bincount.settings import LONGEST_LICENCE, Device, ImageConfig, Job, TrainConfig
 from bincount.tracking.approvals import find_closed_by, find_open, is_current
 from bincount.tracking.champion import CHAMPION, AliasChange
 from bincount.tracking.live import FOLDS_PARAM
@@ -142,12 +142,13 @@ def _why_skip(registry: Registry, snapshot: Snapshot, new_data: NewData, job: Jo
             f"and a training needs {job.retraining.min_new_images:,} (min_new_images)"
         )
     each_settings = _identifying_settings(job)
+    defaults = {**ImageConfig().model_dump(), **TrainConfig().params(), FOLDS_PARAM: ""}
     for version in registry.versions_of(snapshot.digest):
         # This run carries out a promotion that another decided and did not come to.
         if (
             _is_of(version, flow_run)
             or not _is_settled(version)
-            or not any(registry.runs.was_trained_with(version.run_id, settings) for settings in each_settings)
+            or not any(registry.runs.was_trained_with(version.run_id, settings, defaults) for settings in each_settings)
         ):
             continue
         rollback = registry.find_rollback(version)

@@ -258,6 +258,18 @@ def test_other_settings_or_none_new_the_same_images_are_not_trained_on_twice(kep
     assert kept.look(training=asked, rules=any_number).skip_reason == ""
 
 
+def test_a_setting_that_an_older_release_did_not_know_was_as_by_default_then(kept, monkeypatch):
+    version, _ = kept.promote(kept.register("bad"))
+    params = kept.opened.runs.read_params(version.run_id)
+    older = {name: value for name, value in params.items() if name != "freeze_backbone"}
+    monkeypatch.setattr(type(kept.opened.runs), "read_params", lambda runs, run_id: older)
+    any_number = ANY_NUMBER.model_copy(update={"min_new_images": 0})
+
+    assert "trained on these images already" in kept.look(rules=any_number).skip_reason
+    head_alone = QUICK.model_copy(update={"freeze_backbone": True})
+    assert kept.look(training=head_alone, rules=any_number).skip_reason == ""
+
+
 def test_the_majority_class_is_that_of_train(kept):
     rows = kept.snapshot.read()
     rows = rows[~((rows["split"] == "train") & (rows["label"] == 0) & (np.arange(len(rows)) % 2 == 0))]

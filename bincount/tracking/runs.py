@@ -262,11 +262,16 @@ class Runs:
         """Return the settings of a run's training."""
         return self.client.get_run(run_id).data.params
 
-    def was_trained_with(self, run_id: str, settings: Mapping) -> bool:
-        """Return whether a run's settings are these, as far as it has them; an older release may have had fewer."""
+    def was_trained_with(self, run_id: str, settings: Mapping, defaults: Mapping) -> bool:
+        """Return whether a run's settings are these; one that it lacks, as a run of an older release, was the default.
+
+        A setting without a default is not compared where the run lacks it.
+        """
         kept = self.read_params(run_id)
-        asked = {name: str(value)[:LONGEST_PARAM] for name, value in _flatten(settings).items()}
-        return all(kept.get(name, value) == value for name, value in asked.items())
+        asked, by_default = (
+            {name: str(value)[:LONGEST_PARAM] for name, value in _flatten(of).items()} for of in (settings, defaults)
+        )
+        return all(kept.get(name, by_default.get(name, value)) == value for name, value in asked.items())
 
 
 def _write_grid_image(figure: Path, run: Run, folder: Path) -> None:
