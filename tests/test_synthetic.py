@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +15,7 @@ from torchvision.datasets import ImageFolder
 from bincount.data import products, rendering, synthetic
 from bincount.data.rendering import Item, Product
 from bincount.errors import SettingsError
+from flows.cli import pipeline
 from flows.cli.pipeline import demo
 
 NUM_BINS = 320
@@ -267,7 +269,19 @@ def test_more_bins_of_the_same_catalogue_join_those_in_the_folder_though_a_recor
     assert len(list((tmp_path / "metadata").iterdir())) == 23  # and one of the 24 is broken
 
 
-def test_boxes_have_no_products_to_share(tmp_path):
-    with pytest.raises(SettingsError, match="leave it out"):
-        demo(problem="boxes", products=50, folder=tmp_path / "demo")
+@pytest.mark.parametrize("given", [{"products": 50}, {"task": "object"}])
+def test_boxes_have_no_products_to_share(tmp_path, given):
+    with pytest.raises(SettingsError, match="leave them out"):
+        demo(problem="boxes", **given, folder=tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_demo_of_questions_is_of_bins_that_share_products(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(pipeline, "run", lambda **settings: asked.update(settings))
+    demo(task="object", bins=300, folder=tmp_path)
+
+    assert (asked["training"].task, asked["workspace"]) == ("object", tmp_path)
+    records = (tmp_path / "bucket" / "metadata").glob("*.json")
+    in_bins = [set(re.findall(r'"asin": "(\w+)"', path.read_text())) for path in records]
+    assert len(set.union(*in_bins)) == 20 < sum(map(len, in_bins))

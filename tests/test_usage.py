@@ -176,7 +176,7 @@ OPTIONS = {
     "up": {"source", "workspace", "database", "prefect_port", "mlflow_port", "serve_port"},
     "down": {"workspace", "force"},
     "server": set(),
-    "demo": {"problem", "bins", "products", "epochs", "folder"},
+    "demo": {"problem", "bins", "products", "task", "epochs", "folder"},
     "doctor": {"quick", "services", "fix", "prefect_file", "workspace"} | DATASET | ALL[RegistryConfig],
     "export": {"folder", "by_split", "copy", "classes", "concurrency", "workspace"} | DATASET,
     "publish": {"to", "to_endpoint", "to_region", "by_split", "classes", "concurrency", "workspace"} | DATASET,

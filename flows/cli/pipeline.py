@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from bincount.errors import SettingsError
+from bincount.model_settings import Task
 from bincount.settings import (
     DEFAULT_WORKSPACE,
     DataConfig,
@@ -205,6 +206,10 @@ def train(
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
+DEMO_EPOCHS: dict[Task, int] = {"counting": 15, "object": 4, "quantity": 3, "change": 8}
+PRODUCTS_ASKED = 20  # of a demo's questions: each is in many bins, and none looks like another
+
+
 @app.command(sort_key=10)
 def demo(
     *,
@@ -217,24 +222,37 @@ def demo(
         int | None,
         Parameter(
             help="let the bins share so many products, 20 to 300, each of which is in many bins, instead of products "
-            "that are in one bin each"
+            "that are in one bin each [default: 20 with a --task of questions]"
         ),
     ] = None,
-    epochs: Annotated[int, Parameter(help="passes over the training images", validator=Number(gte=1))] = 15,
+    task: Annotated[
+        Task, Parameter(help="what the model answers; questions are about the items of bins that share products")
+    ] = "counting",
+    epochs: Annotated[
+        int | None,
+        Parameter(
+            help="passes over the training images, or questions [default: 15, and fewer over questions]",
+            validator=Number(gte=1),
+        ),
+    ] = None,
     folder: Annotated[
         Path | None,
         Parameter(
             help="folder for them and everything made of them [default: demo, demo-boxes for boxes, or demo-products "
-            "with --products]"
+            "with --products or --task]"
         ),
     ] = None,
 ) -> None:
     """Generate bins or boxes and run the whole job on them: a small network of 64 pixels, in 2 to 4 minutes."""
     from bincount.data import synthetic
 
+    if task != "counting":
+        products = products or PRODUCTS_ASKED
     if problem == "boxes":
         if products is not None:
-            raise SettingsError("--products are of bins, and boxes hold none; leave it out, or --problem boxes")
+            raise SettingsError(
+                "--products and --task are of bins, and boxes hold no items; leave them out, or --problem boxes"
+            )
         folder = folder or Path("demo-boxes")
         source = folder / "boxes"
         synthetic.generate_boxes(source, bins)
@@ -246,12 +264,14 @@ def demo(
         data=DataConfig(source=str(source)),
         images=ImageConfig(image_size=64),
         training=TrainConfig(
+            task=task,
             model="small",
             weights="none",
-            epochs=epochs,
+            epochs=epochs or DEMO_EPOCHS[task],
             min_crop=0.8,
             dropout=0.1,
             weight_decay=0.01,  # of three seeds with the default, which is for fine-tuning, one lost ten points
+            **({} if task == "counting" else {"batch_size": 16, "learning_rate": 1e-3}),  # many steps in little time
         ),
         workspace=folder,
     )
