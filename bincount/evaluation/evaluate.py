@@ -138,7 +138,7 @@ def evaluate(
     images = LabelledImages(test["label"].to_numpy(np.int64), test["group"].to_numpy(), classes, snapshot.problem)
     predicted = predicted_labels(predictions, classes)
     if untested := [name for label, name in enumerate(classes.names) if label not in images.labels]:
-        logger.warning("the test has no image of %s: no score covers it", ", ".join(untested))
+        logger.warning("the test has no %s of %s: no score covers it", snapshot.problem.examples, ", ".join(untested))
     values = _slice_values(snapshot, pack, test)
     by_slice = slices.score_slices(images, probabilities, values, predicted)
     tables.write_frame(by_slice, folder / "slices.parquet")

@@ -206,7 +206,7 @@ def train(
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
 
 
-DEMO_EPOCHS: dict[Task, int] = {"counting": 15, "object": 4, "quantity": 3, "change": 8}
+DEMO_EPOCHS: dict[Task, int] = {"counting": 15, "object": 2, "quantity": 2, "change": 6}
 PRODUCTS_ASKED = 20  # of a demo's questions: each is in many bins, and none looks like another
 
 
