@@ -154,31 +154,40 @@ def api(tmp_path_factory):
 
 @contextmanager
 def train_here() -> Iterator[None]:
-    """Let flows train in this process: another takes longer to start than the small trainings of tests take."""
+    """Train in this process: another takes longer to start than the small trainings of tests take.
+
+    That is for flows, bincount.train and benchmarks that are loaded in the meantime.
+    """
+    from bincount import api
+    from bincount.training import launch as launching
     from bincount.training.loop import fit
     from bincount.training.run_folder import Request, Trained, read_history
     from tasks import training
 
-    def train(request: Request, on_epoch: Callable[[list[dict]], None], launch: object, **_: object) -> Trained:
+    def train(
+        request: Request, on_epoch: Callable[[list[dict]], None] | None = None, launch: object = None, **_: object
+    ) -> Trained:
         trained = fit(request)
-        on_epoch(read_history(request.folder))
+        if on_epoch:
+            on_epoch(read_history(request.folder))
         return trained
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_in_subprocess", train)
+        for module in (training, api, launching):
+            patch.setattr(module, "train_in_subprocess", train)
         yield
 
 
 @pytest.fixture(scope="module")
 def training_here() -> Iterator[None]:
-    """Flows of a module train in this process, as train_here says."""
+    """What a module trains is trained in this process, as train_here says."""
     with train_here():
         yield
 
 
 @pytest.fixture
 def this_training_here() -> Iterator[None]:
-    """Flows of one test train in this process, as train_here says."""
+    """What one test trains is trained in this process, as train_here says."""
     with train_here():
         yield
 

@@ -30,11 +30,11 @@ def bench(monkeypatch) -> ModuleType:
     return module
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("this_training_here")
 def test_the_benchmark_of_questions_shows_networks_beside_the_rules_and_does_nothing_twice(
     bench, monkeypatch, tmp_path, capsys
 ):
-    synthetic.generate(tmp_path / "bins", 400, size=(48, 48), num_products=20)
+    synthetic.generate(tmp_path / "bins", 300, size=(48, 48), num_products=20)
     runs = tmp_path / "kept" / "runs"
 
     def run(*options: object) -> list[str]:

@@ -185,6 +185,7 @@ def test_the_benchmark_of_nights(api, monkeypatch, tmp_path, capsys):
     assert "1 % new / first night: " in said
 
 
+@pytest.mark.usefixtures("this_training_here")
 def test_the_benchmark_of_accuracy(monkeypatch, tmp_path, capsys):
     synthetic.generate(tmp_path / "bins", 300, size=(48, 48))
     recipe = ["--weights", "none", "--model", "small", "--normalization", "imagenet", "--image-size", 32, "--epochs", 1]
@@ -199,6 +200,7 @@ def test_the_benchmark_of_accuracy(monkeypatch, tmp_path, capsys):
     assert rows == [["0..5", "random"], ["0..5", "bin"]]
 
 
+@pytest.mark.usefixtures("this_training_here")
 def test_the_benchmark_of_cross_fitted_accuracy(monkeypatch, tmp_path, capsys):
     synthetic.generate(tmp_path / "bins", 300, size=(48, 48))
     recipe = ["--weights", "none", "--model", "small", "--normalization", "imagenet", "--image-size", 32, "--epochs", 1]
@@ -271,6 +273,7 @@ def test_a_peer_that_was_stopped_ends_as_one_that_was_not(monkeypatch, tmp_path)
         assert torch.equal(one["predictions"], other["predictions"])
 
 
+@pytest.mark.usefixtures("this_training_here")
 def test_the_benchmark_of_distilling(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(BENCH)
     synthetic.generate(tmp_path / "bins", 300, size=(48, 48))

@@ -243,7 +243,7 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Generate bins or boxes and run the whole job on them: a small network of 64 pixels, in 2 to 4 minutes."""
+    """Generate bins or boxes and run the whole job on them: a small network of 64 pixels, in 2 to 7 minutes."""
     from bincount.data import synthetic
 
     if task != "counting":
