@@ -1,9 +1,10 @@
 """Measure models that answer questions on real bins, beside rules that see no photo, by `make bench-verification`.
 
-One snapshot, split by bin as the pipeline does it, and a counting model of its train, whose backbone and counts all
-trainings start from. For each task, share of the questions of train, and seed: a training. The weights are those of
-the last epoch, so that nothing was chosen on val but the temperature, and for changes to verify the least probability
-of a yes: val and test are scored apart and together. Two tables a task, with 95 % intervals over bins:
+One snapshot, split by bin as the pipeline does it, and a counting model of its train, from whose backbone and counts
+the trainings on quantities and changes start. Those on objects start from --weights: a backbone that learned to count
+knows little of which item is which. For each task, share of the questions of train, and seed: a training. The weights
+are those of the last epoch, so that nothing was chosen on val but the temperature, and for changes to verify the least
+probability of a yes: val and test are scored apart and together. Two tables a task, with 95 % intervals over bins:
 
 - how often the networks of all questions are right, mean over the seeds, and each rule that sees no photo, on the same
   questions; and how much more often the networks are
@@ -31,7 +32,7 @@ import bincount
 from bincount.data import packing, questions, snapshots
 from bincount.data.holdings import hash_ids
 from bincount.data.packs import Pack
-from bincount.data.questions import CHANGE, TASKS
+from bincount.data.questions import CHANGE, OBJECT, TASKS
 from bincount.data.snapshots import Snapshot
 from bincount.evaluation import asked as asked_scores
 from bincount.evaluation import intervals, shortcuts
@@ -57,7 +58,7 @@ class Bench:
 
     options: argparse.Namespace
     bins: Snapshot
-    weights: str
+    counting: str  # the weights of a counting model
 
     @property
     def images(self) -> ImageConfig:
@@ -66,7 +67,8 @@ class Bench:
     def train(self, asked: Snapshot, task: str, seed: int) -> Trained:
         """Train on questions of a task; a training that is there is not repeated."""
         given = dict(setting.split("=", 1) for setting in self.options.set)
-        settings = recipe_of(self.options) | {"epochs": self.options.epochs, "weights": self.weights} | given
+        weights = self.options.weights if task == OBJECT else self.counting
+        settings = recipe_of(self.options) | {"epochs": self.options.epochs, "weights": weights} | given
         return bincount.train(asked, task=task, seed=seed, **settings)
 
 
@@ -273,8 +275,10 @@ def judge(task: str, compared: dict[str, tuple[Score, Score]]) -> str:
     """Say whether networks are right more often than the best of the rules."""
     rules = {name: scores for name, scores in compared.items() if name != NETWORKS}
     name, (rule, more) = max(rules.items(), key=lambda item: item[1][0].value)
-    if more.low > 0:
+    if all(scores[1].low > 0 for scores in rules.values()):
         verdict = "significantly more often than every rule that sees no photo"
+    elif more.low > 0:
+        verdict = "significant, but not the difference from every other rule"
     elif more.high < 0:
         verdict = "significantly less often than a rule that sees no photo"
     else:
