@@ -121,6 +121,7 @@ def test_preparing_data_needs_no_torch(source, tmp_path):
     assert in_a_new_process(code, source, tmp_path) == "set()\n"
 
 
+@pytest.mark.services
 def test_only_a_registered_model_needs_mlflow(trained, tmp_path):
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(bins.jpeg())
@@ -512,6 +513,7 @@ def test_a_misspelt_way_with_errors_is_refused(model):
 # Registered models
 
 
+@pytest.mark.services
 def test_a_champion_is_loaded_by_alias_number_and_uri(source, snapshot, prepared, trained, model, workspace):
     request = read_request(trained.folder / "request.json")
     job = Job(data=DataConfig(source=str(source)), images=request.images, training=request.training)

@@ -167,6 +167,7 @@ def test_another_thread_may_predict_with_the_network_in_the_middle():
     np.testing.assert_array_equal(others[1], predicted)
 
 
+@pytest.mark.services
 def test_nothing_is_kept_of_an_overlay():
     network = build(spec("mobilenet_v2", "0..5", flip_at_test=True)).eval()
     images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)

@@ -51,6 +51,7 @@ def help_of(command, capsys, flag="--help-all"):
     return HELP[asked]
 
 
+@pytest.mark.services
 def test_a_flow_begins_quickly_since_what_only_some_steps_need_is_imported_there():
     code = "import sys, flows.retrain; print(*{'torch', 'sklearn', 'matplotlib.figure'}.intersection(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

@@ -71,6 +71,7 @@ def test_a_fault_that_passes_costs_requests_and_no_bin(server, tmp_path, fault, 
     assert (tmp_path / "originals" / key).read_bytes() == server.objects[key]
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("fault", NO_ANSWER + BROKEN_OFF, indirect=True)
 def test_a_fault_that_stays_leaves_the_bin_without_a_row_and_the_next_sync_fetches_it(server, tmp_path, fault):
     server.fail(IMAGE, fault)

@@ -65,6 +65,7 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@pytest.mark.services
 def test_the_check_and_training_import_what_it_says_and_neither_prefect_nor_mlflow():
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "bench")))
     environment = os.environ | {"PYTHONPATH": paths}

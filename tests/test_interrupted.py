@@ -243,6 +243,7 @@ WORK = {
 LONG = "LONG = 'with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n'"
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("work", WORK)
 def test_whatever_a_command_does_it_ends_soon_with_one_line(tmp_path, work):
     code = LONG + STUCK.format(work=WORK[work][0], cleanup=WORK[work][1])

@@ -67,6 +67,7 @@ def test_the_change_between_two_models_is_more_certain_than_their_scores():
     assert intervals.estimate_changes(images, scores, scores)[1]["rmse"] == intervals.Interval(low=0, high=0)
 
 
+@pytest.mark.services
 def test_an_interval_holds_the_truth_about_as_often_as_it_says():
     held = []
     for seed in range(200):

@@ -22,6 +22,7 @@ def bins(tmp_path_factory):
     return bincount.prepare(folder / "source", workspace=folder, image_size=32).snapshot
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("task", ["quantity", "change"])
 def test_a_training_keeps_from_which_probability_on_a_change_has_happened(bins, task, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "FEWEST", 4)

@@ -659,6 +659,7 @@ assert not loaded & {{"prefect", "boto3", "obstore", "sklearn"}}, loaded
 """
 
 
+@pytest.mark.services
 def test_the_champion_loads_where_this_library_is_not_installed(kept, tmp_path):
     path = tmp_path / "bin.jpg"
     path.write_bytes(picture())

@@ -561,6 +561,7 @@ def test_who_plans_the_same_has_the_same_plan_and_one_of_long_ago_goes(tmp_path)
     assert not first.path.exists()
 
 
+@pytest.mark.services
 def test_who_reads_while_others_fetch_and_merge_sees_every_row_that_was_there(tmp_path):
     (tmp_path / "parts").mkdir()
     written, done = [0], threading.Event()

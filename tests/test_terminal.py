@@ -199,6 +199,7 @@ def test_the_last_epoch_is_not_called_the_best_where_the_last_was_asked_for():
     assert Trained(Path("x"), 13, 15, 0.7, 0.7, 9.0, 4.0).describe_epoch() == "epoch 13, the best of 15"
 
 
+@pytest.mark.services
 def test_predictions_go_to_standard_output_and_all_else_does_not(tmp_path):
     from bincount.settings import ImageConfig, TrainConfig
     from bincount.training.model import build, save

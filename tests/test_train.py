@@ -164,6 +164,7 @@ def test_the_small_model_learns_to_count_squares(data, tmp_path):
     assert [record["epoch"] for record in history] == list(range(1, 16))
 
 
+@pytest.mark.services
 def test_a_trainer_starts_without_the_compiler_of_torch(data, tmp_path):
     """Its import would take a second or two of each start."""
     path = write_request(Request(*data, IMAGES, QUICK.model_copy(update={"epochs": 1}), tmp_path))
@@ -513,6 +514,7 @@ def test_a_killed_trainer_is_an_error_and_the_next_call_resumes(data, tmp_path, 
     assert_alike(resumed, fit(Request(*data, IMAGES, LONG, tmp_path / "whole")))
 
 
+@pytest.mark.services
 def test_an_interrupted_caller_stops_the_trainer_which_writes_a_checkpoint(data, tmp_path, processes, on_first_epoch):
     def interrupt():
         raise KeyboardInterrupt
@@ -524,6 +526,7 @@ def test_an_interrupted_caller_stops_the_trainer_which_writes_a_checkpoint(data,
     assert newest_checkpoint(tmp_path).exists()
 
 
+@pytest.mark.services
 def test_what_watches_a_training_can_stop_it_and_the_next_call_resumes(data, unbroken, tmp_path, caplog):
     request = Request(*data, IMAGES, QUICK, tmp_path)
 
@@ -551,6 +554,7 @@ def test_the_processes_of_a_training_share_the_threads_that_it_may_have(processe
     assert environment.get("OMP_NUM_THREADS") == expected
 
 
+@pytest.mark.services
 def test_the_trainer_stops_when_its_parent_is_gone(data, tmp_path):
     path = write_request(Request(*data, IMAGES, LONG, tmp_path))
     command = [sys.executable, "-m", "bincount.training.worker", str(path)]

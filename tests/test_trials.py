@@ -160,6 +160,7 @@ def test_losses_that_are_no_numbers_are_no_fault_of_the_machine(snapshot, tmp_pa
     assert states(search) == ["complete"] + ["failed"] * 7
 
 
+@pytest.mark.services
 def test_a_worker_trains_without_optuna():
     code = "import sys; sys.modules['optuna'] = None; import flows.trial"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -66,6 +66,7 @@ def test_the_same_networks_have_no_gain():
         assert gain.low <= 0 <= gain.high
 
 
+@pytest.mark.services
 def test_where_nothing_is_to_be_gained_few_searches_find_a_gain_beyond_noise():
     found = [
         gains(*([network(1000 * number + 10 * part + seed, 1, 0.2) for seed in range(3)] for part in range(2)))

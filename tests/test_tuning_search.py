@@ -63,6 +63,7 @@ def test_a_search_that_was_killed_ends_as_one_that_was_not(snapshot, tmp_path, s
         assert (pruner != "none") == ("pruned" in set(unbroken.table()["state"]))
 
 
+@pytest.mark.services
 def test_a_killed_search_is_the_same_wherever_it_is_cut(snapshot, tmp_path):
     tuning = {"pruner": "hyperband", "trials": 6, "startup_trials": 2}
     unbroken = run(make_job(tmp_path / "unbroken", **tuning), snapshot)

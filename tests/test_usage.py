@@ -80,6 +80,7 @@ def test_the_version_is_that_of_the_distribution(capsys):
     assert capsys.readouterr().out == f"{version('bincount-pipeline')}\n"
 
 
+@pytest.mark.services
 def test_shells_can_complete_commands_and_options():
     script = app.generate_completion(shell="bash")
     assert "predict" in script

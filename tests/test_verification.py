@@ -294,6 +294,7 @@ def test_a_question_of_which_nobody_knows_how_many_there_are_is_learned_from_by_
     assert loss.tolist() == pytest.approx([np.log(4), 0, np.log(4)])
 
 
+@pytest.mark.services
 def test_the_small_network_learns_what_has_changed(tmp_path):
     questions = dataset(tmp_path, "change", train=150, val=60)
     done = fit(Request(*questions, IMAGES, quick("change", epochs=8, batch_size=16), tmp_path / "run"))
