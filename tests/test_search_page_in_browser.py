@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page, expect
+from servers import wait_for
 from test_report import CRUEL
 from test_report_browser import PHONE, visit
 from test_search_page import FOUND, MadeSearch, table
@@ -78,9 +79,7 @@ def test_figures_change_their_colours_with_the_page(page):
 
     light = color_of_text()
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(
-        "before => getComputedStyle(document.querySelector('.drawing .xtick text')).fill !== before", arg=light
-    )
+    wait_for(lambda: color_of_text() != light)
 
 
 def test_a_table_that_is_wider_than_a_phone_says_so_until_it_is_scrolled_to_its_end(phone):

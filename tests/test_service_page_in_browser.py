@@ -11,6 +11,7 @@ from coloured import encode
 from page_service import BLUE, GREY, RED, running
 from PIL import Image
 from playwright.sync_api import Page, expect
+from servers import wait_for
 
 from bincount.errors import BadPicture
 from bincount.serving.batching import QueueFull
@@ -93,7 +94,8 @@ def choose(page: Page, *files: dict) -> None:
 def heat_is_shown(page: Page) -> None:
     """The overlay is there, and covers the picture exactly."""
     expect(page.locator("#heat")).to_be_visible()
-    page.wait_for_function("byId('heat').complete && byId('heat').naturalWidth > 0")
+    # wait_for_function evaluates text in the page, whose policy forbids it
+    wait_for(lambda: page.evaluate("byId('heat').complete && byId('heat').naturalWidth > 0"))
     boxes = [page.locator(name).bounding_box() for name in ("#heat", "#picture")]
     assert all(abs(boxes[0][side] - boxes[1][side]) < 1 for side in boxes[0])
 
