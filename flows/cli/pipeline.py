@@ -246,8 +246,8 @@ def demo(
     """Generate bins or boxes and run the whole job on them: a small network of 64 pixels, in 2 to 7 minutes."""
     from bincount.data import synthetic
 
-    if task != "counting":
-        products = products or PRODUCTS_ASKED
+    if task != "counting" and products is None:
+        products = PRODUCTS_ASKED
     if problem == "boxes":
         if products is not None:
             raise SettingsError(
