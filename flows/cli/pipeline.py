@@ -47,6 +47,9 @@ from flows.cli.options import (
 )
 from flows.cli.program import app
 
+DEMO_EPOCHS: dict[Task, int] = {"counting": 15, "object": 2, "quantity": 2, "change": 6}
+PRODUCTS_ASKED = 20  # of a demo's questions: each is in many bins, and none looks like another
+
 
 @app.command(sort_key=1)
 def run(
@@ -204,10 +207,6 @@ def train(
         model = flow.train(**sections(job), snapshot=snapshot)
         console.show(console.decision_last(summary.of_train(model)))
         summary.show_pages(Workspace(root=workspace).tracking_uri(registry))
-
-
-DEMO_EPOCHS: dict[Task, int] = {"counting": 15, "object": 2, "quantity": 2, "change": 6}
-PRODUCTS_ASKED = 20  # of a demo's questions: each is in many bins, and none looks like another
 
 
 @app.command(sort_key=10)
