@@ -71,6 +71,23 @@ def own_code_alone():
     sys.path[:] = [folder for folder in sys.path if Path(folder).name != "code"]
 
 
+def seed_weights() -> None:
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def seeded_module():
+    """Networks that the fixtures of a module build have the same random weights, in whatever order the tests run."""
+    seed_weights()
+
+
+@pytest.fixture(autouse=True)
+def seeded(seeded_module):
+    """Networks that a test builds have the same random weights, in whatever order the tests run."""
+    seed_weights()
+
+
 @pytest.fixture(autouse=True)
 def own_hints_alone():
     """Forget where the command of an earlier test looked, which commands that are suggested would have."""

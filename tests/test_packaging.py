@@ -87,7 +87,7 @@ def test_a_model_that_an_earlier_release_has_saved_predicts_with_the_code_it_cam
 def test_packages_of_the_library_import_nothing_that_a_version_would_carry_with_them():
     for path in find_modules():
         if path.name == "__init__.py":
-            assert find_modules(path) == [], path
+            assert find_modules(path) == (), path
 
 
 def test_imports_inside_functions_count_and_those_for_type_checkers_do_not(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -178,24 +179,49 @@ def test_pictures_swapped_give_the_mirrored_distribution_of_the_change():
     assert forth[2][0] == pytest.approx(forth[2][2], abs=1e-6)  # nothing has changed between a picture and itself
 
 
-def test_each_picture_of_a_batch_is_seen_once_and_batches_get_smaller_when_memory_runs_out():
-    whole, seen = network("object"), []
+def test_each_picture_is_seen_once_and_batches_get_smaller_when_memory_runs_out(monkeypatch):
+    asking_network, seen = network("object"), []
+    encode, answer, room = asking_network.encode, asking_network.answer, {"encode": 128, "answer": 128}
 
-    class Counting(Cramped):
-        def forward(self, pixels, *question):
-            seen.append(len(pixels))
-            if len(pixels) > self.room:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return self.network(pixels, *question)
+    def cramped(name, compute, *inputs):
+        number = len(inputs[-1])
+        if number > room[name]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        seen.append((name, number))
+        return compute(*inputs)
 
-    random = np.random.default_rng(1)
-    asking = Questions(random.integers(0, 12, (60, 4)), np.zeros(60, np.int64))
-    expected = probabilities(whole, spec("object"), pictures(12), asking)
-    counted = Counting(whole, room=12)
-    np.testing.assert_allclose(probabilities(counted, spec("object"), pictures(12), asking), expected, atol=1e-6)
-    assert max(seen) == 12  # of a batch of 32 questions
-    counted.room = 7
-    np.testing.assert_allclose(probabilities(counted, spec("object"), pictures(12), asking), expected, atol=1e-6)
+    asking = Questions(np.random.default_rng(1).integers(0, 12, (60, 4)), np.zeros(60, np.int64))
+    expected = probabilities(asking_network, spec("object"), pictures(12), asking)
+    monkeypatch.setattr(asking_network, "encode", partial(cramped, "encode", encode))
+    monkeypatch.setattr(asking_network, "answer", partial(cramped, "answer", answer))
+
+    def check(*counts):
+        seen.clear()
+        np.testing.assert_allclose(
+            probabilities(asking_network, spec("object"), pictures(12), asking), expected, atol=1e-6
+        )
+        assert seen[:: 1 + spec("object").flip_at_test] == [*counts]
+
+    check(("encode", 12), ("answer", 32), ("answer", 28))
+    room |= {"encode": 8, "answer": 16}
+    check(("encode", 8), ("encode", 4), *[("answer", 16)] * 3, ("answer", 12))
+
+
+def test_questions_are_answered_in_parts_of_few_pictures_those_with_the_same_references_together(monkeypatch):
+    references = np.repeat(np.arange(30).reshape(10, 3), 6, axis=0)  # of ten items, asked about six pictures each
+    shuffled = np.random.default_rng(0).permutation(60)
+    rows = np.column_stack([30 + np.arange(60), references])[shuffled]
+    asking = Questions(rows, np.zeros(60, np.int64))
+    parts = asking.split(most_pictures=20)
+    assert sorted(np.concatenate(parts)) == list(range(60))
+    assert max(len(np.unique(rows[part])) for part in parts) <= 20
+    assert sum(len(np.unique(rows[part])) for part in parts) < 60 + 2 * 30
+    assert [len(part) for part in asking.split(most_pictures=1)] == [1] * 60
+    assert Questions(rows[:0], np.zeros(0, np.int64)).split(most_pictures=20) == []
+
+    whole = answer("object", rows % 8, (0,) * 60)
+    monkeypatch.setattr(models, "MOST_PICTURES", 3)
+    np.testing.assert_allclose(answer("object", rows % 8, (0,) * 60), whole, atol=1e-6)
 
 
 def test_a_network_of_questions_refuses_single_pictures_with_the_remedy():
@@ -320,8 +346,14 @@ class Plain(torch.nn.Module):
         self.backbone, self.head = torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2 + 1 + MOST_ASKED)
 
     def forward(self, pixels, places, asked):
+        return self.answer(self.encode(pixels), places, asked)
+
+    def encode(self, pixels):
+        return (self.head(self.backbone(pixels)),)
+
+    def answer(self, encoded, places, asked):
         is_there = (places >= 0)[:, :, None]
-        return (self.head(self.backbone(pixels))[places.clamp_min(0)] * is_there).sum(dim=1) + asked[:, None]
+        return (encoded[0][places.clamp_min(0)] * is_there).sum(dim=1) + asked[:, None]
 
 
 class CrampedPlain(Cramped):

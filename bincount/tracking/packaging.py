@@ -8,7 +8,8 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,7 +94,7 @@ def save_model(folder: Path, checkpoint: Path, example: bytes | Example, about: 
             artifacts={"weights": str(checkpoint / "model.safetensors"), "spec": str(checkpoint / "model.json")},
             signature=_signature(predictor, table),
             input_example=table,
-            pip_requirements=pin(packages_of(predictor.spec)),
+            pip_requirements=list(pin(packages_of(predictor.spec))),
         )
 
 
@@ -120,7 +121,8 @@ def copy_modules(folder: Path) -> Path:
     return folder / PACKAGE.name
 
 
-def find_modules(start: Path = PACKAGE / "tracking" / "pyfunc.py") -> list[Path]:
+@cache
+def find_modules(start: Path = PACKAGE / "tracking" / "pyfunc.py") -> tuple[Path, ...]:
     """Return the files of this library that a module needs, which is not among them, by their import statements.
 
     Those inside functions count too, since they may run; those for type checkers do not.
@@ -130,7 +132,7 @@ def find_modules(start: Path = PACKAGE / "tracking" / "pyfunc.py") -> list[Path]
         if (path := todo.pop()) not in found:
             found.add(path)
             todo += _find_imported(path)
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def _find_imported(path: Path) -> Iterator[Path]:
@@ -159,7 +161,8 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
         yield from _walk(child)
 
 
-def pin(packages: Sequence[str]) -> list[str]:
+@cache
+def pin(packages: tuple[str, ...]) -> tuple[str, ...]:
     """Return packages and all that they need, each at the version installed here, as requirements for pip.
 
     What is needed on some systems only keeps its condition.
@@ -183,4 +186,4 @@ def pin(packages: Sequence[str]) -> list[str]:
                 todo.append((needed.name, str(needed.marker or marker)))
     # 2.15.0+cpu is on no index
     versions = {key: distribution(key).version.partition("+")[0] for key in pins}
-    return [f"{key}=={versions[key]}{f' ; {marker}' if marker else ''}" for key, marker in sorted(pins.items())]
+    return tuple(f"{key}=={versions[key]}{f' ; {marker}' if marker else ''}" for key, marker in sorted(pins.items()))

@@ -6,7 +6,7 @@ rebuild the network and how to prepare images for it.
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +32,11 @@ from bincount.training.spec import (
     weights_digest,
     write_spec,
 )
-from bincount.training.verification import Verifier
+from bincount.training.verification import Encoded, Verifier
 from bincount.training.views import prepare
 
 INFERENCE_BATCH = 128  # pictures
+MOST_PICTURES = 512  # of questions that are answered together; what is kept of one, some 50 kB, is in memory meanwhile
 COUNTER = "encoder.counter."  # what names of tensors of a counting head begin with, in heads that answer questions
 
 
@@ -183,7 +184,7 @@ def logits(
     """Compute the classes' logits for each view of images (N, S, S, 3) uint8: (N, V, C) float32.
 
     With rows, of those images only, read batch by batch, so that a memory-mapped pack is never loaded whole. A network
-    that answers questions needs Questions, and sees each picture of a batch of them once. V is the number of members,
+    that answers questions needs Questions, and sees a picture once for hundreds of them. V is the number of members,
     doubled with flip_at_test. With with_extra they are of all outputs, as spec.outputs names them; with of_quantities
     they are those of how many of a question's item there are, in place of the classes'. The arithmetic is float32
     whatever the training's was, and the network is left in evaluation mode. When memory runs out, the batches are
@@ -195,42 +196,71 @@ def logits(
             "was trained with --task counting for single pictures"
         )
     model.eval()
-    device = next(model.parameters()).device
     rows = np.arange(len(images)) if rows is None else rows
     num_outputs = len(spec.outputs if with_extra else spec.classes)
     outputs = slice(num_outputs)
     if of_quantities:
         outputs, num_outputs = slice(num_outputs, None), 1 + spec.quantities
-    results = [np.empty((0, spec.members * (1 + spec.flip_at_test), num_outputs), np.float32)]
-    start, batch_size = 0, INFERENCE_BATCH
+    results = np.empty((len(rows), spec.members * (1 + spec.flip_at_test), num_outputs), np.float32)
     if isinstance(rows, Questions):
-        batch_size = max(1, INFERENCE_BATCH // rows.rows.shape[1])
-    while start < len(rows):
-        batch, question = rows[start : start + batch_size], ()
-        pictures = batch
-        if isinstance(batch, Questions):
-            pictures, places = batch.pictures()
-            question = [torch.from_numpy(each).to(device) for each in (places, batch.asked)]
-        pixels = torch.from_numpy(np.take(images, pictures, axis=0))
+        parts = ((part, _answer(model, spec, images, rows[part])) for part in rows.split(MOST_PICTURES))
+    else:
+        parts = _in_batches(lambda part: _predict(model, spec, images, rows[part]), len(rows))
+    for part, of_views in parts:
+        # An image that is taken to be of one of the classes has no use for the outputs of the extra names.
+        results[part] = torch.stack(of_views, dim=1)[:, :, outputs].cpu().numpy()
+        on_batch(len(of_views[0]))
+    return results
+
+
+def _predict(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarray) -> list[Tensor]:
+    """Return the outputs (B, C + E) for each view of the images of rows (B,)."""
+    views = _read_views(model, spec, images, rows)
+    members = zip(model if spec.members > 1 else [model], spec.each_network(), strict=True)
+    return [member(view) for member, network in members for view in views[network.input]]
+
+
+def _answer(model: Verifier, spec: ModelSpec, images: np.ndarray, questions: Questions) -> list[Tensor]:
+    """Return the outputs (B, C + Q + 1) of B questions for each view of their pictures, each of which is seen once."""
+    rows, places = questions.pictures()
+
+    def encode(part: slice) -> list[Encoded]:
+        return [model.encode(view) for view in _read_views(model, spec, images, rows[part])[spec.input]]
+
+    batches = [of_views for _, of_views in _in_batches(encode, len(rows))]
+    encoded = [tuple(map(torch.cat, zip(*of_view, strict=True))) for of_view in zip(*batches, strict=True)]
+    device = encoded[0][0].device
+    places, asked = torch.from_numpy(places).to(device), torch.from_numpy(questions.asked).to(device)
+
+    def answer(part: slice) -> list[Tensor]:
+        return [model.answer(view, places[part], asked[part]) for view in encoded]
+
+    batch_size = max(1, INFERENCE_BATCH // places.shape[1])
+    batches = [of_views for _, of_views in _in_batches(answer, len(questions), batch_size)]
+    return [torch.cat(of_view) for of_view in zip(*batches, strict=True)]
+
+
+def _in_batches(
+    compute: Callable[[slice], list], number: int, batch_size: int = INFERENCE_BATCH
+) -> Iterator[tuple[slice, list]]:
+    """Yield slices of so many, and what is computed of each; they are halved when memory runs out."""
+    start = 0
+    while start < number:
+        part = slice(start, start + batch_size)
         try:
-            batch_logits = _apply_to_views(model, spec, pixels.to(device), outputs, *question)
+            computed = compute(part)
         except RuntimeError as error:
             if batch_size == 1 or not is_out_of_memory(error):
                 raise
             batch_size //= 2
             continue
-        results.append(batch_logits.cpu().numpy())
-        start += len(batch)
-        on_batch(len(batch))
-    return np.concatenate(results)
+        yield part, computed
+        start = part.stop
 
 
-def _apply_to_views(model: nn.Module, spec: ModelSpec, images: Tensor, outputs: slice, *question: Tensor) -> Tensor:
-    views = prepare(images, spec)
-    members = zip(model if spec.members > 1 else [model], spec.each_network(), strict=True)
-    # An image that is taken to be of one of the classes has no use for the outputs of the extra names, which are last.
-    results = [member(view, *question)[:, outputs] for member, network in members for view in views[network.input]]
-    return torch.stack(results, dim=1)
+def _read_views(model: nn.Module, spec: ModelSpec, images: np.ndarray, rows: np.ndarray) -> dict[tuple, list[Tensor]]:
+    pixels = torch.from_numpy(np.take(images, rows, axis=0))
+    return prepare(pixels.to(next(model.parameters()).device), spec)
 
 
 def save(folder: Path, model: nn.Module, spec: ModelSpec) -> None:

@@ -28,7 +28,7 @@ class Questions:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, part: slice) -> "Questions":
+    def __getitem__(self, part: slice | np.ndarray) -> "Questions":
         return Questions(self.rows[part], self.asked[part], None if self.held is None else self.held[part])
 
     def pictures(self) -> tuple[np.ndarray, np.ndarray]:
@@ -38,6 +38,20 @@ class Questions:
         of_questions = np.full(self.rows.shape, -1, np.int64)
         of_questions[is_there] = places
         return rows, of_questions
+
+    def split(self, most_pictures: int) -> list[np.ndarray]:
+        """Return the positions of all questions in parts, of which each has so many pictures at most, or one question.
+
+        Questions with the same references come together, so that the parts have few pictures in common.
+        """
+        waiting, parts = [np.lexsort(self.rows.T[:2])], []
+        while waiting:
+            part = waiting.pop()
+            if len(part) > 1 and len(np.unique(self.rows[part])) > most_pictures:
+                waiting += reversed(np.array_split(part, 2))
+            elif len(part):
+                parts.append(part)
+        return parts
 
 
 def check(task: Task, classes: Classes) -> None:

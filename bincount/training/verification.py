@@ -21,6 +21,8 @@ MATCHES = 16  # ways in which a cell may match another picture
 CELLS_SHARE = 4  # a piece fills about this part of a picture's cells, where its density is about 1
 MOST_CELLS = 12  # on a side; finer maps are averaged
 
+Encoded = tuple[Tensor, Tensor, Tensor]  # of M pictures, as Encoder returns it
+
 
 class Verifier(nn.Module):
     """A backbone and a head, which answer questions about pictures.
@@ -43,8 +45,15 @@ class Verifier(nn.Module):
         return self.head.encoder.counter
 
     def forward(self, pictures: Tensor, places: Tensor, asked: Tensor) -> Tensor:
-        features, cells = with_map(self.backbone, pictures)
-        return self.head(features, cells, places, asked)
+        return self.answer(self.encode(pictures), places, asked)
+
+    def encode(self, pictures: Tensor) -> Encoded:
+        """Return what the answers take of pictures: nearly all of the work, the same for all questions about them."""
+        return self.head.encoder(*with_map(self.backbone, pictures))
+
+    def answer(self, encoded: Encoded, places: Tensor, asked: Tensor) -> Tensor:
+        """Return the logits of answers about pictures that encode was given."""
+        return self.head(encoded, places, asked)
 
 
 class Encoder(nn.Module):
@@ -61,7 +70,7 @@ class Encoder(nn.Module):
         self.counter = build_head(spec.head, spec.dropout, num_features, spec.counts) if spec.counts else None
         self.width = WIDTH + spec.counts
 
-    def forward(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, features: Tensor, cells: Tensor) -> Encoded:
         """Return (M, L, WIDTH) cells, (M, width) vectors and (M, L) saliences of features (M, F) and maps (M, C, H, W).
 
         The salience of a cell, 0 to 1, says how far it is from what most cells look like: low for the walls of a bin.
@@ -130,8 +139,8 @@ class ItemHead(nn.Module):
         if spec.task == "quantity":  # several processes train no parameter that the answers leave out
             self.balance = nn.Parameter(torch.zeros(1 + spec.quantities))
 
-    def forward(self, features: Tensor, cells: Tensor, places: Tensor, asked: Tensor) -> Tensor:
-        cells, vectors, salience = self.encoder(features, cells)
+    def forward(self, encoded: Encoded, places: Tensor, asked: Tensor) -> Tensor:
+        cells, vectors, salience = encoded
         picture, references = places[:, 0], places[:, 1:]
         compared = self.compare(self._see(cells, salience[:, :, None], picture, references))  # (B, L, HIDDEN_UNITS)
         parts = functional.softplus(self.density(compared).squeeze(2)) * CELLS_SHARE / cells.shape[1]  # (B, L)
@@ -187,8 +196,8 @@ class ReferencesHead(nn.Module):
         self.num_quantities = 1 + MOST_ASKED if spec.task == "quantity" else 1
         self.answer = _answer(spec, 2 * Comparison.width + encoder.width, self.num_quantities * len(spec.classes))
 
-    def forward(self, features: Tensor, cells: Tensor, places: Tensor, asked: Tensor) -> Tensor:
-        cells, vectors, _ = self.encoder(features, cells)
+    def forward(self, encoded: Encoded, places: Tensor, asked: Tensor) -> Tensor:
+        cells, vectors, _ = encoded
         picture, references = places[:, 0], places[:, 1:]
         is_there = references >= 0  # (B, R)
         theirs = cells[references.clamp_min(0)]  # (B, R, L, WIDTH)
@@ -215,8 +224,8 @@ class ChangeHead(nn.Module):
         self.encoder, self.comparison = encoder, Comparison()
         self.answer = _answer(spec, 2 * Comparison.width + 2 * encoder.width, len(spec.classes))
 
-    def forward(self, features: Tensor, cells: Tensor, places: Tensor, _asked: Tensor) -> Tensor:
-        cells, vectors, _ = self.encoder(features, cells)
+    def forward(self, encoded: Encoded, places: Tensor, _asked: Tensor) -> Tensor:
+        cells, vectors, _ = encoded
         later, earlier = places.unbind(dim=1)
         added, taken = self.comparison(cells[later], cells[earlier]), self.comparison(cells[earlier], cells[later])
         forth = self.answer(torch.cat([added, taken, vectors[later], vectors[earlier]], dim=1))
