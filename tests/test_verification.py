@@ -449,6 +449,59 @@ def test_processes_share_the_questions_of_a_batch():
         assert batch[1::2] == shards[1][number]
 
 
+def sharing(batch_size: int) -> tuple[Questions, Schedule]:
+    """32 questions about four items with five references each, and the course of a training on them."""
+    item = np.arange(32) % 4
+    rows = np.column_stack([20 + np.arange(32) // 2, 5 * item[:, None] + np.arange(5)])
+    config = TrainConfig(task="object", batch_size=batch_size)
+    asking = Questions(rows, asked_([0] * 32))
+    return asking, Schedule(config, np.arange(32) % 2, np.ones(2), 2, asking.by_references())
+
+
+def test_questions_with_the_same_references_come_side_by_side_in_a_random_order():
+    asking, schedule = sharing(batch_size=16)
+    orders = [schedule.batches(epoch) for epoch in (0, 1)]
+    assert not np.array_equal(*orders)
+    for batches in orders:
+        assert sorted(batches.flatten()) == list(range(32))
+        for batch in batches:
+            units = asking.rows[batch, 1].reshape(4, 4)  # a unit is a column
+            assert (units == units[0]).all()
+    _, odd = sharing(batch_size=9)  # which has units of one
+    assert len(np.unique(odd.batches(0))) == 27
+
+
+def test_a_picture_is_there_once_for_all_questions_of_a_unit_with_one_view():
+    asking, schedule = sharing(batch_size=16)
+    pack = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    batches = schedule.batches(0)
+    shared, apart = (
+        next(QuestionReader(pack, asking, ALONE, seed=0, share=share).batches(batches, 0)) for share in (True, False)
+    )
+    assert len(apart.pictures) == 16 * 4
+    assert rows_of(shared) == rows_of(apart)
+    for unit in range(4):
+        seen = shared.places[unit::4]
+        assert len(seen[:, 1:].unique()) == reader.MOST_REFERENCES
+        assert len({tuple(sorted(each)) for each in seen[:, 1:].tolist()}) == 1
+    of_units = [{row for question in rows_of(shared)[unit::4] for row in question} for unit in range(4)]
+    assert len(shared.pictures) == sum(map(len, of_units)) < 16 * 4
+    assert len(shared.views.unique()) == len(shared.views) == len(shared.pictures)
+
+
+def test_processes_share_whole_units_so_that_they_see_what_one_process_sees():
+    asking, schedule = sharing(batch_size=16)
+    pack = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    whole, *shards = (
+        next(QuestionReader(pack, asking, world, seed=0).batches(schedule.batches(0), 0))
+        for world in (ALONE, World(rank=0, size=2), World(rank=1, size=2))
+    )
+    assert sum(len(shard.pictures) for shard in shards) == len(whole.pictures)
+    assert sorted(torch.cat([shard.views for shard in shards]).tolist()) == sorted(whole.views.tolist())
+    for rank, shard in enumerate(shards):
+        assert rows_of(shard) == rows_of(whole)[rank::2]
+
+
 def test_pictures_that_questions_share_are_kept_once():
     rows, places = Questions(np.array([[7, 3, 9], [7, 9, -1]]), asked_((0, 0))).pictures()
     assert rows.tolist() == [3, 7, 9]
@@ -476,7 +529,7 @@ def test_the_two_pictures_of_a_change_are_mirrored_together_and_others_are_not(t
     )
     places = torch.arange(128).view(64, 2)
     numbers = torch.zeros(64, dtype=torch.long)
-    batch = QuestionBatch(torch.zeros(128, 32, 32, 3, dtype=torch.uint8), places, numbers, numbers)
+    batch = QuestionBatch(torch.zeros(128, 32, 32, 3, dtype=torch.uint8), places, numbers, numbers, places.flatten())
     views = trainer._augment(batch, 64).views
     alike = views.mirrored.view(64, 2)[:, 0] == views.mirrored.view(64, 2)[:, 1]
     assert bool(alike.all()) == together

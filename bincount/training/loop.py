@@ -80,7 +80,9 @@ def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
         ExitStack() as training_bar,
     ):
         if isinstance(train.rows, Questions):
-            reader = QuestionReader(request.pack.images, train.rows, world, config.seed)
+            reader = QuestionReader(
+                request.pack.images, train.rows, world, config.seed, share=trainer.schedule.together is not None
+            )
         else:
             reader = Reader(request.pack.images, train.rows, world.device)
         size, num_steps = trainer.schedule.batch_size, trainer.schedule.num_steps
@@ -138,7 +140,8 @@ def _start(request: Request, world: World) -> tuple[Trainer, Examples, Examples]
     losses.check(config, classes)
     threshold.check(config, classes)
     weights = balance.weights(np.bincount(train.labels, minlength=len(spec.outputs)))
-    schedule = Schedule(config, train.labels, weights, len(classes))
+    together = train.rows.by_references() if config.task in ("object", "quantity") else None
+    schedule = Schedule(config, train.labels, weights, len(classes), together)
     if schedule.batch_size < world.size:
         raise SettingsError(
             f"batches of {schedule.batch_size} images cannot be shared by {world.size} processes; "

@@ -39,6 +39,10 @@ class Questions:
         of_questions[is_there] = places
         return rows, of_questions
 
+    def by_references(self) -> np.ndarray:
+        """Return a number for each question, (N,) int64, the same for those with the same references."""
+        return np.unique(self.rows[:, 1:], axis=0, return_inverse=True)[1].reshape(-1)
+
     def split(self, most_pictures: int) -> list[np.ndarray]:
         """Return the positions of all questions in parts, of which each has so many pictures at most, or one question.
 

@@ -21,7 +21,7 @@ from bincount.model_settings import Task
 from bincount.problem import EXTRA, Classes
 from bincount.training.distributed import World
 from bincount.training.questions import NOT_KNOWN, Questions
-from bincount.training.schedule import seed_for
+from bincount.training.schedule import seed_for, unit_size
 
 logger = logging.getLogger(__name__)
 
@@ -160,50 +160,62 @@ class Reader:
 
 @dataclass(frozen=True)
 class QuestionBatch:
-    """B questions, and their pictures (M, S, S, 3) uint8, which are on the device, question after question.
+    """B questions, and their pictures (M, S, S, 3) uint8, which are on the device.
 
     places (B, P) int64 are the pictures of each question among these, -1 for none, asked (B,) int64 the quantities, and
-    held (B,) int64 those that are there; all three are in the CPU's memory.
+    held (B,) int64 those that are there. views (M,) int64 say which view each picture gets: that of one of its places
+    among the N * P of the N questions of all processes. All but the pictures are in the CPU's memory.
     """
 
     pictures: Tensor
     places: Tensor
     asked: Tensor
     held: Tensor
+    views: Tensor
 
 
 class QuestionReader:
     """Reads the pictures of batches of questions for training, with MOST_REFERENCES of each question's references.
 
-    Which ones follows from the seed and the step alone. Pictures that several questions share are kept once, but a
-    batch has them once for each question, since each gets a view of its own.
+    Which ones follows from the seed and the step alone, and questions of a batch with the same references get the same
+    ones. A picture is there once for all questions of a unit of the batch (see schedule.unit_size), and again for each
+    other unit, so that it gets several views. With share False it is there for each question.
     """
 
-    def __init__(self, images: np.ndarray, examples: Questions, world: World, seed: int):
+    def __init__(self, images: np.ndarray, examples: Questions, world: World, seed: int, *, share: bool = True):
         rows, self.places = examples.pictures()
-        self.asked, self.world, self.seed = examples.asked, world, seed
+        self.asked, self.world, self.seed, self.share = examples.asked, world, seed, share
         self.held = np.full(len(examples), NOT_KNOWN) if examples.held is None else examples.held
         self.reader = Reader(images, rows, world.device)
 
     def batches(self, batches: np.ndarray, first_step: int) -> Iterator[QuestionBatch]:
         """Yield this process's shards of batches of questions (M, B), by position, for the steps from the first on."""
         chosen = [self._choose(batch, first_step + number) for number, batch in enumerate(batches)]
-        pictures = self.reader.batches(places[places >= 0] for places in chosen)
-        for batch, places, images in zip(batches, chosen, pictures, strict=True):
-            is_there = places >= 0
-            numbered = np.where(is_there, is_there.cumsum().reshape(is_there.shape) - 1, -1)
+        pictures = self.reader.batches(pictures for pictures, _, _ in chosen)
+        for batch, (_, places, views), images in zip(batches, chosen, pictures, strict=True):
             numbers = (torch.from_numpy(of[self.world.shard(batch)]) for of in (self.asked, self.held))
-            yield QuestionBatch(images, torch.from_numpy(numbered), *numbers)
+            yield QuestionBatch(images, torch.from_numpy(places), *numbers, torch.from_numpy(views))
 
-    def _choose(self, batch: np.ndarray, step: int) -> np.ndarray:
-        """Return the places (B, 1 + MOST_REFERENCES) of the pictures of this process's shard of a batch."""
+    def _choose(self, batch: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the pictures (M,) of this process's shard of a batch, the places of its questions, and the views."""
         places = self.places[batch]
         if places.shape[1] > 1 + MOST_REFERENCES:
-            order = np.random.default_rng(seed_for("references", self.seed, step)).random(places[:, 1:].shape)
-            order[places[:, 1:] < 0] = 1  # above all others
-            drawn = 1 + np.argsort(order, axis=1)[:, :MOST_REFERENCES]
+            pictures, which = np.unique(places[:, 1:], return_inverse=True)
+            order = np.random.default_rng(seed_for("references", self.seed, step)).random(len(pictures))
+            order[pictures < 0] = 1  # above all others
+            drawn = 1 + np.argsort(order[which.reshape(len(batch), -1)], axis=1, kind="stable")[:, :MOST_REFERENCES]
             places = np.take_along_axis(places, np.insert(drawn, 0, 0, axis=1), axis=1)
-        return self.world.shard(places)
+        num_units = len(batch) // unit_size(len(batch)) if self.share else len(batch)
+        num_pictures = len(self.reader.rows)
+        of_units = places + num_pictures * (np.arange(len(batch)) % num_units)[:, None]
+        is_there = self.world.shard(places) >= 0
+        pictures, firsts, which = np.unique(
+            self.world.shard(of_units)[is_there], return_index=True, return_inverse=True
+        )
+        numbered = np.full(is_there.shape, -1, np.int64)
+        numbered[is_there] = which
+        views = self.world.shard(np.arange(places.size).reshape(places.shape))[is_there]
+        return pictures % num_pictures, numbered, views[firsts]
 
 
 def gather(images: np.ndarray, rows: np.ndarray, threads: ThreadPoolExecutor, *, pin_memory: bool = False) -> Tensor:

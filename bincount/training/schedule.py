@@ -11,18 +11,22 @@ import numpy as np
 
 from bincount.settings import TrainConfig
 
+SIDE_BY_SIDE = 4  # questions of a batch, at most, that share their pictures
+
 
 @dataclass(frozen=True)
 class Schedule:
     """The steps of a training on N images: labels (N,) int64, and class_weights (C,), 1 on average.
 
-    The labels from num_classes on, where it is given, are of extra counts.
+    The labels from num_classes on, where it is given, are of extra counts. Questions whose together (N,) is the same
+    come side by side, in one unit of a batch (see unit_size).
     """
 
     config: TrainConfig
     labels: np.ndarray
     class_weights: np.ndarray
     num_classes: int | None = None
+    together: np.ndarray | None = None
 
     @property
     def batch_size(self) -> int:
@@ -47,11 +51,38 @@ class Schedule:
     def batches(self, epoch: int) -> np.ndarray:
         """Return the positions (steps, B) of the images of each batch of an epoch; epochs count from 0."""
         order = epoch_order(self.labels, self.class_weights, self.config, epoch, self.num_classes)
-        return order[: self.steps_per_epoch * self.batch_size].reshape(self.steps_per_epoch, self.batch_size)
+        order = order[: self.steps_per_epoch * self.batch_size]
+        if self.together is None:
+            return order.reshape(self.steps_per_epoch, self.batch_size)
+        units = put_together(order, self.together).reshape(self.steps_per_epoch, -1, unit_size(self.batch_size))
+        return units.transpose(0, 2, 1).reshape(self.steps_per_epoch, self.batch_size)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate at a step; steps count from 0."""
         return learning_rate(self.config, step, self.num_steps)
+
+
+def put_together(order: np.ndarray, together: np.ndarray) -> np.ndarray:
+    """Return an order (N,) in which up to SIDE_BY_SIDE positions of the same together come side by side.
+
+    The first of them stays before or behind all that it was before or behind, and the next ones follow it.
+    """
+    by_id = np.argsort(together[order], kind="stable")
+    ids = together[order][by_id]
+    is_first = np.r_[True, ids[1:] != ids[:-1]][: len(ids)]
+    place = np.arange(len(ids)) - np.maximum.accumulate(np.where(is_first, np.arange(len(ids)), 0))  # among its like
+    begins = place % SIDE_BY_SIDE == 0
+    first = by_id[begins][begins.cumsum() - 1]
+    return order[by_id[np.argsort(first, kind="stable")]]
+
+
+def unit_size(batch_size: int) -> int:
+    """Return how many questions of a batch may share pictures.
+
+    A batch of B has B / unit_size units, of which question b is in that of the number b modulo their number: so
+    several processes, of which each takes every size-th question, have whole units where the number of these allows it.
+    """
+    return math.gcd(batch_size, SIDE_BY_SIDE)
 
 
 def learning_rate(training_config: TrainConfig, step: int, num_steps: int) -> float:

@@ -46,9 +46,8 @@ class NotFinite(Exception):
 class _Inputs:
     """What a shard of a batch is predicted from: images (M, S, S, 3) uint8 and their views.
 
-    Of B questions places (B, P) are those of their pictures among the images, which come question after question, asked
-    (B,) the quantities, and held (B,) those that are there, as QuestionBatch has them. Indexing takes a part of the
-    shard.
+    Of B questions places (B, P) are those of their pictures among the images, asked (B,) the quantities, and held (B,)
+    those that are there, as QuestionBatch has them. Indexing takes a part of the shard.
     """
 
     images: Tensor
@@ -60,10 +59,10 @@ class _Inputs:
     def __getitem__(self, part: slice) -> "_Inputs":
         if self.places is None:
             return _Inputs(self.images[part], self.views[part])
-        first = int((self.places[: part.start] >= 0).sum())
-        places = self.places[part]
-        own = slice(first, first + int((places >= 0).sum()))
-        places = torch.where(places < 0, -1, places - first)
+        places = self.places[part].clone()
+        is_there = places >= 0
+        own, places[is_there] = places[is_there].unique(return_inverse=True)
+        own = own.to(self.images.device)
         return _Inputs(self.images[own], self.views[own], places, self.asked[part], self.held[part])
 
     @property
@@ -203,9 +202,7 @@ class Trainer:
         views = augment.draw_views(math.prod(shape), batch.pictures.shape[1], generator, self.config)
         if self.config.task == "change":
             views = replace(views, mirrored=views.mirrored.view(shape)[:, :1].expand(shape).flatten())
-        shard = self.world.shard(torch.arange(math.prod(shape)).view(shape))
-        views = views[shard[batch.places >= 0]].to(self.device)
-        return _Inputs(batch.pictures, views, batch.places, batch.asked, batch.held)
+        return _Inputs(batch.pictures, views[batch.views].to(self.device), batch.places, batch.asked, batch.held)
 
     def _accumulate(self, inputs: _Inputs, labels: Tensor, total_weight: Tensor) -> Tensor:
         """Add the gradients of a part of the batch.
