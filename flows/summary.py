@@ -124,7 +124,7 @@ def of_train(model: "TrainedModel") -> Tables:
         ("registered", f"{version.name} version {version.version}, {version.alias or 'no alias'}"),
         ("MLflow run", version.run_id),
         ("weights kept", f"{trained.describe_epoch()}; val accuracy {percent(trained.val_accuracy)}"),
-        ("training speed", f"{trained.images_per_second:,.0f} images/s"),
+        ("training speed", f"{trained.images_per_second:,.0f} {'questions' if model.evaluation.asked else 'images'}/s"),
         ("files", str(trained.folder)),
     ]
     if trained.members:

@@ -1,3 +1,4 @@
+import functools
 import gc
 import os
 import signal
@@ -206,6 +207,16 @@ def training_here() -> Iterator[None]:
 def this_training_here() -> Iterator[None]:
     """What one test trains is trained in this process, as train_here says."""
     with train_here():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def service_models_read_once() -> Iterator[None]:
+    """Let all sessions of botocore in this process share what it reads of AWS's services, a tenth of a second each."""
+    from botocore import session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "create_loader", functools.cache(session.create_loader))
         yield
 
 

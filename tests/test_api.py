@@ -300,11 +300,11 @@ def halve(image: torch.Tensor) -> torch.Tensor:
     return image / 2
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
-def test_workers_of_a_loader_read_the_same_batches_as_one_process(snapshot, start_method):
+@pytest.mark.parametrize(("start_method", "num_workers"), [("fork", 2), ("spawn", 1)])  # each imports torch anew
+def test_workers_of_a_loader_read_the_same_batches_as_one_process(snapshot, start_method, num_workers):
     dataset = ImageDataset(snapshot, "train", image_size=32, transform=halve)
     alone = list(DataLoader(dataset, batch_size=32))
-    several = list(DataLoader(dataset, batch_size=32, num_workers=2, multiprocessing_context=start_method))
+    several = list(DataLoader(dataset, batch_size=32, num_workers=num_workers, multiprocessing_context=start_method))
     assert sum(len(labels) for _, labels in alone) == len(dataset)
     for (images, labels), (others, other_labels) in zip(alone, several, strict=True):
         assert images.dtype == torch.float32

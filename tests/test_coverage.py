@@ -50,6 +50,7 @@ def test_the_accuracy_at_a_confidence_is_that_of_the_images_that_reach_it():
     assert point.describe().startswith("at a confidence of 70.0 % or more, ")
 
 
+@pytest.mark.services
 def test_the_interval_holds_the_accuracy_nearly_always():
     truth = coverage.at_confidence(*calibrated(100_000, seed=99), 0.6).accuracy
     points = [coverage.at_confidence(*calibrated(400, seed=seed, images_a_bin=2), 0.6) for seed in range(60)]

@@ -112,6 +112,7 @@ def few_draws(monkeypatch):
     monkeypatch.setattr(drift, "NUM_DRAWS", 2000)
 
 
+@pytest.mark.services
 @pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize(("num", "per_bin"), [(100, 1), (100, 2), (1000, 1), (1000, 4)])
 def test_without_drift_hardly_a_nightly_run_warns(num, per_bin):

@@ -82,6 +82,7 @@ def epochs(kept: Registry, name: str, metric: str = "val/accuracy") -> list[int]
     return [point.step for point in kept.client.get_metric_history(run.info.run_id, metric)] if run else []
 
 
+@pytest.mark.services
 def test_each_epoch_is_there_before_the_next_one_ends(kept, trained, snapshot):
     def play(log):
         wait_for(lambda: find(kept, "live"))

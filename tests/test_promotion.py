@@ -245,6 +245,7 @@ def test_a_first_model_no_better_than_the_majority_class_stays_challenger(accura
     assert decision.describe().startswith("No champion yet: ")
 
 
+@pytest.mark.services
 def test_chance_makes_seldom_a_first_champion():
     always = [decide_first(200, 1 / 6, seed).promote for seed in range(100)]
     assert np.mean(always) <= 0.05

@@ -86,6 +86,7 @@ def _shift(answers):
     first[2], first[3] = str(float(first[2]) - 0.01), str(float(first[3]) + 0.01)
 
 
+@pytest.mark.services
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -166,6 +167,7 @@ def test_files_that_are_gone_are_a_reason_and_a_registry_that_is_away_is_not(ver
     assert "are gone" in found_to_start(versions.opened, version)
 
 
+@pytest.mark.services
 def test_a_rollback_goes_on_and_says_that_the_champion_of_before_does_not_start(versions, monkeypatch, capsys):
     first, second = versions.register("one"), versions.register("two")
     versions.promote(first)

@@ -66,6 +66,7 @@ def expected_of(registry: Registry) -> dict[str, np.ndarray]:
     return expected
 
 
+@pytest.mark.services
 def test_under_load_each_answer_is_that_of_the_version_it_names(folder, registry):
     expected, metrics, config = expected_of(registry), Metrics(), ServeConfig(max_batch=8)
     service = Service(load_version(registry, registry.find("1"), "cpu"), config, AuditConfig(), metrics)

@@ -104,6 +104,7 @@ def test_where_the_budget_is_spent_the_last_ones_have_no_picture(tmp_path, monke
     assert sum(map(len, pictures)) <= 40_000
 
 
+@pytest.mark.services
 @pytest.mark.real
 def test_six_hundred_real_bins_fit_as_the_model_sees_them(tmp_path):
     paths = sorted(Path(os.environ["BINCOUNT_REAL_BINS"], "bin-images").glob("*.jpg"))[:600]

@@ -47,7 +47,7 @@ from flows.cli.options import (
 )
 from flows.cli.program import app
 
-DEMO_EPOCHS: dict[Task, int] = {"counting": 15, "object": 2, "quantity": 2, "change": 6}
+DEMO_EPOCHS: dict[Task, int] = {"counting": 15, "object": 2, "quantity": 3, "change": 6}
 PRODUCTS_ASKED = 20  # of a demo's questions: each is in many bins, and none looks like another
 
 
