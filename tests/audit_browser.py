@@ -6,19 +6,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page
+from playwright.sync_api import BrowserContext, Page
 from servers import wait_for
 
 COLUMNS = "image_id,record,verdict,count,reviewer,time,source,model,shown,random,p_wrong,note"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
+def address(context: BrowserContext, path: Path) -> str:
+    """Let an address answer with a page, also without network, and return it.
+
+    Of pages from files Chromium 156 leaves about one in ten without a connection to what is stored: others never see
+    what such a page stores, nor does it see what they do. So tests that look for it later take an address.
+    """
+    url = f"https://audit.test/{path.parent.name}/{path.name}"
+    context.route(url, lambda route: route.fulfill(path=path, content_type="text/html"))
+    return url
+
+
 @contextmanager
-def opened(browser, path: Path, viewport: dict = DESKTOP, setup: str = "", reviewer: str = "Ann") -> Iterator[Page]:
+def opened(
+    browser, path: Path, viewport: dict = DESKTOP, setup: str = "", reviewer: str = "Ann", *, is_reloaded: bool = False
+) -> Iterator[Page]:
     """The page, on which no script may fail, and which may ask for nothing but itself."""
     errors, asked = [], []
     with browser.new_context(viewport=viewport, offline=True, has_touch=viewport == PHONE) as context:
         page = context.new_page()
+        url = address(context, path) if is_reloaded else path.as_uri()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text))
         page.on("request", lambda request: asked.append(request.url))
@@ -27,10 +41,10 @@ def opened(browser, path: Path, viewport: dict = DESKTOP, setup: str = "", revie
             page.add_init_script(f"try {{ localStorage.setItem('bincount.reviewer', {reviewer!r}) }} catch {{}}")
         if setup:
             page.add_init_script(setup)
-        page.goto(path.as_uri())
+        page.goto(url)
         yield page
     assert errors == []
-    assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {path.as_uri()}
+    assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {url}
 
 
 def keys(page: Page, *names: str) -> None:

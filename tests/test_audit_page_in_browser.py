@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from audit_browser import DESKTOP, done, keys, opened, reload_until, saved
+from audit_browser import DESKTOP, address, done, keys, opened, reload_until, saved
 from audit_pages import queue, write
 from playwright.sync_api import Page, expect
 from servers import wait_for
@@ -99,16 +99,17 @@ def test_a_bin_has_its_last_verdict_and_undo_brings_the_one_before_back(page, tm
     assert [row["verdict"] for row in saved(page, tmp_path)] == ["right"]
 
 
-def test_a_reload_keeps_verdicts_notes_and_undo(page, tmp_path):
-    keys(page, "r", "n")
-    page.keyboard.type("behind, the label")
-    keys(page, "Enter", "s")
-    reload_until(page, done=2)
-    expect(page.locator("#bin-id")).to_have_text("00002")
-    assert [row["note"] for row in saved(page, tmp_path)] == ["", "behind, the label"]
-    keys(page, "u")
-    expect(page.locator("#bin-id")).to_have_text("00001")
-    expect(page.locator("#note")).to_have_value("behind, the label")
+def test_a_reload_keeps_verdicts_notes_and_undo(browser, written, tmp_path):
+    with opened(browser, written, is_reloaded=True) as page:
+        keys(page, "r", "n")
+        page.keyboard.type("behind, the label")
+        keys(page, "Enter", "s")
+        reload_until(page, done=2)
+        expect(page.locator("#bin-id")).to_have_text("00002")
+        assert [row["note"] for row in saved(page, tmp_path)] == ["", "behind, the label"]
+        keys(page, "u")
+        expect(page.locator("#bin-id")).to_have_text("00001")
+        expect(page.locator("#note")).to_have_value("behind, the label")
 
 
 def test_another_audit_has_progress_of_its_own(browser, written, tmp_path):
@@ -119,7 +120,7 @@ def test_another_audit_has_progress_of_its_own(browser, written, tmp_path):
         page.on("dialog", lambda dialog: dialog.accept())
 
         def progress(path: Path) -> str:
-            page.goto(path.as_uri())
+            page.goto(address(context, path))
             return page.locator("#done").text_content()
 
         for path, before in ((written, 0), (other, 0), (written, 2)):
@@ -138,7 +139,7 @@ def test_of_two_windows_neither_loses_what_was_given_in_the_other(browser, writt
         second.add_init_script("addEventListener('storage', (event) => event.stopImmediatePropagation(), true)")
         for page in (first, second):
             page.on("dialog", lambda dialog: dialog.accept())
-            page.goto(written.as_uri())
+            page.goto(address(context, written))
             expect(page.locator("#done")).to_have_text("0 of 130 done")
         keys(first, "r", "x")
         wait_for(lambda: second.evaluate(STORED, "unusable"))
@@ -152,7 +153,7 @@ def test_of_two_windows_neither_loses_what_was_given_in_the_other(browser, writt
 
 
 def test_the_name_is_asked_once_and_the_verdict_goes_on_after_it(browser, written, tmp_path):
-    with opened(browser, written, reviewer="") as page:
+    with opened(browser, written, reviewer="", is_reloaded=True) as page:
         keys(page, "r")
         expect(page.get_by_role("dialog", name="Who is checking?")).to_be_visible()
         page.get_by_label("Name").fill("  Zoë \N{GREEK SMALL LETTER OMEGA} ")
