@@ -208,7 +208,7 @@ def test_each_picture_is_seen_once_and_batches_get_smaller_when_memory_runs_out(
 
 
 def test_questions_are_answered_in_parts_of_few_pictures_those_with_the_same_references_together(monkeypatch):
-    references = np.repeat(np.arange(30).reshape(10, 3), 6, axis=0)  # of ten items, asked about six pictures each
+    references = np.repeat(np.arange(30).reshape(10, 3), 6, axis=0)  # of ten items with six questions each
     shuffled = np.random.default_rng(0).permutation(60)
     rows = np.column_stack([30 + np.arange(60), references])[shuffled]
     asking = Questions(rows, np.zeros(60, np.int64))
@@ -476,7 +476,7 @@ def test_a_picture_is_there_once_for_all_questions_of_a_unit_with_one_view():
     pack = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     batches = schedule.batches(0)
     shared, apart = (
-        next(QuestionReader(pack, asking, ALONE, seed=0, share=share).batches(batches, 0)) for share in (True, False)
+        next(QuestionReader(pack, asking, ALONE, 0, unit_size).batches(batches, 0)) for unit_size in (4, 1)
     )
     assert len(apart.pictures) == 16 * 4
     assert rows_of(shared) == rows_of(apart)
@@ -493,7 +493,7 @@ def test_processes_share_whole_units_so_that_they_see_what_one_process_sees():
     asking, schedule = sharing(batch_size=16)
     pack = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     whole, *shards = (
-        next(QuestionReader(pack, asking, world, seed=0).batches(schedule.batches(0), 0))
+        next(QuestionReader(pack, asking, world, 0, schedule.unit_size).batches(schedule.batches(0), 0))
         for world in (ALONE, World(rank=0, size=2), World(rank=1, size=2))
     )
     assert sum(len(shard.pictures) for shard in shards) == len(whole.pictures)

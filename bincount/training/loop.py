@@ -80,9 +80,7 @@ def _fit(request: Request, world: World, stop: threading.Event) -> Trained:
         ExitStack() as training_bar,
     ):
         if isinstance(train.rows, Questions):
-            reader = QuestionReader(
-                request.pack.images, train.rows, world, config.seed, share=trainer.schedule.together is not None
-            )
+            reader = QuestionReader(request.pack.images, train.rows, world, config.seed, trainer.schedule.unit_size)
         else:
             reader = Reader(request.pack.images, train.rows, world.device)
         size, num_steps = trainer.schedule.batch_size, trainer.schedule.num_steps

@@ -21,7 +21,7 @@ from bincount.model_settings import Task
 from bincount.problem import EXTRA, Classes
 from bincount.training.distributed import World
 from bincount.training.questions import NOT_KNOWN, Questions
-from bincount.training.schedule import seed_for, unit_size
+from bincount.training.schedule import seed_for
 
 logger = logging.getLogger(__name__)
 
@@ -178,13 +178,13 @@ class QuestionReader:
     """Reads the pictures of batches of questions for training, with MOST_REFERENCES of each question's references.
 
     Which ones follows from the seed and the step alone, and questions of a batch with the same references get the same
-    ones. A picture is there once for all questions of a unit of the batch (see schedule.unit_size), and again for each
-    other unit, so that it gets several views. With share False it is there for each question.
+    ones. A picture is there once for all questions of a unit of the batch (see Schedule.unit_size), and again for each
+    other unit, so that it gets several views.
     """
 
-    def __init__(self, images: np.ndarray, examples: Questions, world: World, seed: int, *, share: bool = True):
+    def __init__(self, images: np.ndarray, examples: Questions, world: World, seed: int, unit_size: int = 1):
         rows, self.places = examples.pictures()
-        self.asked, self.world, self.seed, self.share = examples.asked, world, seed, share
+        self.asked, self.world, self.seed, self.unit_size = examples.asked, world, seed, unit_size
         self.held = np.full(len(examples), NOT_KNOWN) if examples.held is None else examples.held
         self.reader = Reader(images, rows, world.device)
 
@@ -205,7 +205,7 @@ class QuestionReader:
             order[pictures < 0] = 1  # above all others
             drawn = 1 + np.argsort(order[which.reshape(len(batch), -1)], axis=1, kind="stable")[:, :MOST_REFERENCES]
             places = np.take_along_axis(places, np.insert(drawn, 0, 0, axis=1), axis=1)
-        num_units = len(batch) // unit_size(len(batch)) if self.share else len(batch)
+        num_units = len(batch) // self.unit_size
         num_pictures = len(self.reader.rows)
         of_units = places + num_pictures * (np.arange(len(batch)) % num_units)[:, None]
         is_there = self.world.shard(places) >= 0

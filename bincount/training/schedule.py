@@ -19,7 +19,7 @@ class Schedule:
     """The steps of a training on N images: labels (N,) int64, and class_weights (C,), 1 on average.
 
     The labels from num_classes on, where it is given, are of extra counts. Questions whose together (N,) is the same
-    come side by side, in one unit of a batch (see unit_size).
+    come side by side, in one unit of a batch.
     """
 
     config: TrainConfig
@@ -31,6 +31,16 @@ class Schedule:
     @property
     def batch_size(self) -> int:
         return min(self.config.batch_size, self.images_per_epoch)
+
+    @property
+    def unit_size(self) -> int:
+        """The number of questions of a batch that may share pictures.
+
+        A batch of B has B / unit_size units, of which question b is in that of the number b modulo their number: so
+        several processes, of which each takes every size-th question, have whole units where the number of these
+        allows it.
+        """
+        return 1 if self.together is None else math.gcd(self.batch_size, SIDE_BY_SIDE)
 
     @property
     def images_per_epoch(self) -> int:
@@ -52,9 +62,9 @@ class Schedule:
         """Return the positions (steps, B) of the images of each batch of an epoch; epochs count from 0."""
         order = epoch_order(self.labels, self.class_weights, self.config, epoch, self.num_classes)
         order = order[: self.steps_per_epoch * self.batch_size]
-        if self.together is None:
-            return order.reshape(self.steps_per_epoch, self.batch_size)
-        units = put_together(order, self.together).reshape(self.steps_per_epoch, -1, unit_size(self.batch_size))
+        if self.together is not None:
+            order = put_together(order, self.together)
+        units = order.reshape(self.steps_per_epoch, -1, self.unit_size)
         return units.transpose(0, 2, 1).reshape(self.steps_per_epoch, self.batch_size)
 
     def learning_rate(self, step: int) -> float:
@@ -74,15 +84,6 @@ def put_together(order: np.ndarray, together: np.ndarray) -> np.ndarray:
     begins = place % SIDE_BY_SIDE == 0
     first = by_id[begins][begins.cumsum() - 1]
     return order[by_id[np.argsort(first, kind="stable")]]
-
-
-def unit_size(batch_size: int) -> int:
-    """Return how many questions of a batch may share pictures.
-
-    A batch of B has B / unit_size units, of which question b is in that of the number b modulo their number: so
-    several processes, of which each takes every size-th question, have whole units where the number of these allows it.
-    """
-    return math.gcd(batch_size, SIDE_BY_SIDE)
 
 
 def learning_rate(training_config: TrainConfig, step: int, num_steps: int) -> float:
