@@ -242,7 +242,7 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Generate bins or boxes and run the whole job on them: a small network of 64 pixels, in 2 to 7 minutes."""
+    """Generate bins or boxes and run the whole job on them: a small network of 64 pixels, in 1 to 5 minutes."""
     from bincount.data import synthetic
 
     if task != "counting" and products is None:
