@@ -42,16 +42,16 @@ test-services: $(READY)  ## the tests that start servers and workers, break them
 
 # What depends on torch, and the saved model; the rest is for the locked versions.
 OF_OLDEST := threads device model backbones augment losses calibration reader ensemble members train crossfit distributed \
-	folding loading packaging pyfunc predict evaluate api verification asked history
+	folding loading packaging pyfunc predict evaluate api verification asked history frozen_backbone gpu_check
 
 test-oldest: .venv-oldest/.ready  ## the tests of training, models and packaging with the oldest versions that pyproject.toml allows
-	.venv-oldest/bin/python -m pytest -m "not services and not real" --numprocesses 2 --dist loadfile \
+	.venv-oldest/bin/python -m pytest -m "not real" --numprocesses 2 --dist loadfile \
 		$(OF_OLDEST:%=tests/test_%.py)
 
 .venv-oldest/.ready: pyproject.toml
 	@test -x .venv-oldest/bin/python -a -x .venv-oldest/bin/uv || .ci/new-venv .venv-oldest '$(or $(PYTHON),python3.11)'
 	@VIRTUAL_ENV=$(abspath .venv-oldest) .venv-oldest/bin/uv pip install --quiet --resolution lowest-direct \
-		--requirements pyproject.toml --group dev
+		--requirements pyproject.toml --extra timm --extra tune --group dev
 	@VIRTUAL_ENV=$(abspath .venv-oldest) .venv-oldest/bin/uv pip install --quiet --no-deps --editable .
 	@touch $@
 

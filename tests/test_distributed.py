@@ -23,7 +23,7 @@ from bincount.problem import Classes
 from bincount.settings import LaunchConfig
 from bincount.training import model as models
 from bincount.training.device import Arithmetic
-from bincount.training.distributed import CpuSyncBatchNorm, World
+from bincount.training.distributed import CpuSyncBatchNorm, World, in_parallel
 from bincount.training.launch import train_in_subprocess
 from bincount.training.loop import fit
 from bincount.training.run_folder import Request, read_history
@@ -247,7 +247,7 @@ class InParallel(World):
     """A world of one process, whose network is wrapped as that of several."""
 
     def data_parallel(self, model: torch.nn.Module) -> torch.nn.Module:
-        return torch.nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
+        return in_parallel(model)
 
 
 def test_processes_go_on_where_an_operation_of_the_backward_pass_is_not_deterministic(tmp_path, caplog):

@@ -80,8 +80,15 @@ class World:
         """Wrap the network so that its backward pass averages the gradients of all processes; weights are shared."""
         if self.size == 1:
             return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, ids, forward_sync_buffers=False)
+        return in_parallel(model, [self.device.index] if self.device.type == "cuda" else None)
+
+
+def in_parallel(model: nn.Module, device_ids: list[int] | None = None) -> nn.parallel.DistributedDataParallel:
+    """Return the network with gradients averaged over the processes, and buffers that are the same from the start."""
+    parallel = nn.parallel.DistributedDataParallel(model, device_ids)
+    # Not by an argument: what it is called depends on the version of torch. Batch norms keep their own buffers equal.
+    parallel.broadcast_buffers = False
+    return parallel
 
 
 def rank() -> int:
