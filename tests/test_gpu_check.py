@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,7 +79,7 @@ def test_the_check_and_training_import_what_it_says_and_neither_prefect_nor_mlfl
         if module not in OWN
         for package in packages.get(module, [])
     }
-    optional = {"cloudpickle", "pytz", "charset-normalizer", "tqdm"}  # others import them where they are there
+    optional = {"attrs", "cloudpickle", "pytz", "charset-normalizer", "tqdm"}  # others import them where they are there
     ours = {"bincount-pipeline"}
     assert loaded - allowed - optional - ours == set()
     assert {"torch", "pandas", "pydantic"} <= loaded  # the test would notice
@@ -99,18 +100,35 @@ def test_what_is_missing_is_named_with_its_size_and_how_to_bring_it(monkeypatch)
     assert lines[0] == "3 packages are missing here; 3.2 MB of wheels:"
     assert lines[1].split() == ["pydantic", "pydantic-core", "simplejpeg"]
     assert "pip download --no-deps" in "\n".join(lines)
+    versions = dict(pair.split("==") for pair in lines[-2].split())
+    wanted = (need for need in importlib.metadata.requires("pydantic") if need.startswith("pydantic-core=="))
+    assert [f"pydantic-core=={versions['pydantic-core']}"] == [need.partition(";")[0].strip() for need in wanted]
 
 
 def test_nothing_is_missing_where_the_project_is_installed_and_an_old_package_is_told(monkeypatch):
     assert gpu.missing() == []
     version = gpu.metadata.version
     monkeypatch.setattr(gpu.metadata, "version", lambda name: "2.2.3" if name == "pandas" else version(name))
-    assert gpu.missing()[0].startswith("1 packages are missing here, or too old: pandas 2.2.3 (from 3.0.1 on); 12.0 MB")
+    assert gpu.missing()[0].startswith("1 package is missing here, or too old: pandas 2.2.3 (from 3.0.1 on); 12.0 MB")
+
+
+def test_an_older_pydantic_comes_with_the_core_that_it_alone_takes(monkeypatch):
+    version = gpu.metadata.version
+    monkeypatch.setattr(gpu.metadata, "version", lambda name: "2.11.7" if name == "pydantic" else version(name))
+    first, names, *_ = gpu.missing()
+    assert first.startswith("2 packages are missing here, or too old: pydantic 2.11.7 (from 2.12 on); 2.8 MB")
+    assert names.split() == ["pydantic", "pydantic-core"]
 
 
 def test_without_torch_it_says_what_to_do(monkeypatch):
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
     assert gpu.missing()[0].startswith("there is no torch here: take an environment that has torch")
+
+
+def test_a_torch_that_is_too_old_is_told_at_once(monkeypatch):
+    version = gpu.metadata.version
+    monkeypatch.setattr(gpu.metadata, "version", lambda name: "2.9.1+cu126" if name == "torch" else version(name))
+    assert gpu.missing() == ["torch 2.9.1+cu126 is too old: take an environment that has 2.11 or newer for your GPU"]
 
 
 # --- what it judges ---
@@ -204,15 +222,19 @@ TINY = ["--models", "small", "--batch-sizes", "4", "--modes", "eager", "--image-
 @pytest.mark.services
 def test_the_check_runs_whole_on_a_cpu(tmp_path):
     command = [sys.executable, gpu.__file__, "--cpu", *TINY, "--workers", "1", "--repeat-seconds", "0.01"]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-
-    done = subprocess.run(
-        [*command, "--json", tmp_path / "found.json", "--minutes", "15"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
+    for name in ("prefect", "mlflow", "boto3", "obstore", "sklearn", "matplotlib"):
+        (tmp_path / f"{name}.py").write_text("raise ModuleNotFoundError(f'no {__name__} here')")
+    # The path of a socket has at most 107 bytes, and a loader's lies two folders down.
+    with tempfile.TemporaryDirectory(dir="/tmp") as scratch:
+        environment = os.environ | {"TMPDIR": scratch, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(
+            [*command, "--json", tmp_path / "found.json", "--minutes", "15"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        assert os.listdir(scratch) == []
 
     assert done.returncode == gpu.NO_GPU, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
@@ -222,4 +244,3 @@ def test_the_check_runs_whole_on_a_cpu(tmp_path):
     assert len(kinds) == 6
     assert {"constant batch", "bincount, from the pack", "ImageFolder, 1 workers"} <= kinds
     assert "the numbers mean nothing about one" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]

@@ -106,23 +106,30 @@ def missing() -> list[str]:
     for module in ("torch", "torchvision"):
         if importlib.util.find_spec(module) is None:
             return [f"there is no {module} here: take an environment that has torch and torchvision for your GPU"]
+        if _numbers(found := metadata.version(module)) < _numbers(wanted[module]):
+            return [f"{module} {found} is too old: take an environment that has {wanted[module]} or newer for your GPU"]
     for module, (name, megabytes) in NEEDS.items():
         if importlib.util.find_spec(module) is None:
             lacking[name] = megabytes
         elif name in wanted and _numbers(metadata.version(name)) < _numbers(wanted[name]):
             older.append(f"{name} {metadata.version(name)} (from {wanted[name]} on)")
             lacking[name] = megabytes
+    if "pydantic" in lacking:  # each of its versions takes one version of its core
+        lacking["pydantic-core"] = NEEDS["pydantic_core"][1]
     if not lacking:
         return []
-    size = sum(lacking.values())
+    number = "1 package is" if len(lacking) == 1 else f"{len(lacking)} packages are"
+    # As locked where that is one version for all: the newest ones need not fit each other, as pydantic and its core.
+    locked = dict(re.findall(r"^([\w.-]+)==(\S+) \\$", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    pinned = [f"{name}=={locked[name]}" if name in locked else name for name in lacking]
     return [
-        f"{len(lacking)} packages are missing here{', or too old: ' if older else ''}{', '.join(older)}; {size:.1f} MB "
-        "of wheels:",
+        f"{number} missing here{', or too old: ' if older else ''}{', '.join(older)}; "
+        f"{sum(lacking.values()):.1f} MB of wheels:",
         "  " + " ".join(lacking),
         "fetch them where there is a network, and install them here:",
         f"  pip download --no-deps --only-binary=:all: --python-version {_python()} --dest wheels \\",
         *(f"    --platform manylinux{tag}_x86_64 \\" for tag in ("2014", "_2_17", "_2_24", "_2_27", "_2_28")),
-        "    " + " ".join(lacking),
+        "    " + " ".join(pinned),
         "  pip install --no-index --no-deps wheels/*.whl",
     ]
 
