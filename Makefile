@@ -111,8 +111,8 @@ lock: $(READY)  ## renew requirements.lock: newest versions, with hashes, withou
 	$(BIN)/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 --upgrade \
 		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" --quiet --output-file requirements.lock
 
-clean:  ## remove the demo's results, the site and caches; the installation and bincount-data/ stay
-	rm -rf demo docs/site docs/.cache .pytest_cache .ruff_cache .import_linter_cache
+clean:  ## remove the demos' results, the site and caches; the installation and bincount-data/ stay
+	rm -rf demo demo-boxes demo-products docs/site docs/.cache .pytest_cache .ruff_cache .import_linter_cache
 
 bench-audit: $(READY)  ## how well an audit ranks records, beside cleanlab, and how fast it is: SCORES=AUDIT/scores.parquet
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --group bench

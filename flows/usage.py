@@ -11,6 +11,8 @@ from bincount import backbones, settings
 from bincount.mistakes import explain_values, flag, names_of, suggest
 
 HELP_FLAGS = ("--help", "-h", "--help-all")
+# Of an option of one command the one that does the same in others, which spelling would not suggest.
+ELSEWHERE = {"--folds": "--cross-fit", "--cross-fit": "--folds"}
 
 
 def explain(error: CycloptsError) -> str:
@@ -22,7 +24,9 @@ def explain(error: CycloptsError) -> str:
     if isinstance(error, UnknownOptionError):
         typed = (error.token.keyword or error.token.value).partition("=")[0]
         known = [name for argument in error.argument_collection if argument.parse for name in argument.names]
-        return f"there is no option {typed}{suggest(typed, (*known, *HELP_FLAGS))}; `{command} --help` lists them"
+        other = ELSEWHERE.get(typed)
+        meant = f"; did you mean {other}?" if other in known else suggest(typed, (*known, *HELP_FLAGS))
+        return f"there is no option {typed}{meant}; `{command} --help` lists them"
     if isinstance(error, UnknownCommandError):
         typed = error.unused_tokens[0]
         what = "option" if typed.startswith("-") else "command"

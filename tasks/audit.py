@@ -60,7 +60,7 @@ def plan_audit(folder: Path, snapshot: Snapshot, scorers: Sequence[Scorer], mode
 
 @task(
     name="pack for audit",
-    task_run_name="pack bins of {scorer.name}",
+    task_run_name="pack for {scorer.name}",
     cache_policy=NO_CACHE,
     retries=1,
     retry_condition_fn=is_transient,
@@ -88,7 +88,7 @@ def ask_about_changes(audit: Audit, changes: Scorer, device: Device) -> None:
     change_evidence.ask_in_audit(audit, changes, device)
 
 
-@task(name="rank bins", task_run_name="rank bins", cache_policy=NO_CACHE)
+@task(name="rank records", task_run_name="rank records", cache_policy=NO_CACHE)
 def rank_bins(audit: Audit, job: Job, changes: Scorer | None = None) -> Audited:
     """Rank the bins by how likely their record is wrong, and write the table, the page and the figures."""
     return auditing.finish(audit, job, changes)

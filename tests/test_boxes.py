@@ -25,7 +25,7 @@ from bincount.evaluation import audit_table, drift, promotion, ranking, record_e
 from bincount.evaluation.intervals import LabelledImages, Score
 from bincount.problem import BINS, Classes, read_description
 from bincount.provenance import Use
-from bincount.reporting import card, dataset_tables, pages, review_tables, tables
+from bincount.reporting import card, dataset_tables, figures, pages, review_tables, sections, tables
 from bincount.reporting.months import page as months
 from bincount.reporting.months.content import Facts
 from bincount.settings import DataConfig, DriftConfig, ImageConfig, PromotionConfig, TrainConfig
@@ -145,6 +145,10 @@ def test_a_class_of_too_few_images_says_that_it_has_no_interval(tmp_path):
     table = tables.class_score_text(of_test(tmp_path)).set_index("class")["95 % interval"]
     assert table["intact"] == "85.0 % to 93.0 %"
     assert table["wet"] == "none: fewer than 30 boxes"
+    rows = sections.class_scores(of_test(tmp_path), None).split("<tr>")
+    assert ["no interval: fewer than 30 boxes" in row for row in rows] == [False, False, False, True, True, True]
+    (axes,) = figures.class_scores(of_test(tmp_path).metrics, of_test(tmp_path).intervals).axes
+    assert [label.get_text() for label in axes.get_yticklabels()][::3] == ["intact", "wet\n(too few for an interval)"]
 
 
 def test_the_page_of_a_test_speaks_of_boxes(tmp_path):
@@ -160,6 +164,7 @@ def test_the_page_of_an_audit_and_its_figures_speak_of_boxes(tmp_path):
     data = json.loads(re.search(r'(?s)id="data">(.*?)</script>', page)[1])
 
     assert (data["noun"], data["nouns"]) == ("box", "boxes")
+    assert ">more than recorded<" not in page  # none of the conditions is more than another
     assert_speaks_of_boxes(seen(page))
 
 

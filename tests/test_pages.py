@@ -178,10 +178,10 @@ def test_the_scores_of_a_class_stand_with_the_interval_of_the_recall_where_there
 
     assert made.tables[1] == [
         ["class", "images", "accuracy", "RMSE, items", "precision", "F1"],
-        ["0", "3", "66.7 %", "0.58", "66.7 %", "0.667"],
+        ["0", "3", "66.7 % no interval: fewer than 30 bins", "0.58", "66.7 %", "0.667"],
         ["1", "3", "66.7 % 50.0 % to 90.0 %", "0.58", "66.7 %", "0.667"],
         ["2", "0", "", "", "", ""],
-        ["3", "3", "66.7 %", "1.73", "100.0 %", "0.800"],
+        ["3", "3", "66.7 % no interval: fewer than 30 bins", "1.73", "100.0 %", "0.800"],
     ]
 
 

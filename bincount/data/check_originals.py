@@ -36,7 +36,7 @@ def wrong_files(dataset: Path, rows: pd.DataFrame, quick: bool) -> Iterator[Prob
     """Find the files that are not as the rows of good bins say; quick compares their sizes alone."""
     good = _with_items(dataset, rows[rows["status"] == "ok"])
     chunks = [good.iloc[start : start + CHUNK] for start in range(0, len(good), CHUNK)]
-    with ThreadPoolExecutor() as threads, Progress("checking files", len(good), "bins", logger) as progress:
+    with ThreadPoolExecutor() as threads, Progress("checking files", len(good), "images", logger) as progress:
         checked = threads.map(lambda chunk: list(_wrong_in_chunk(dataset, chunk, quick)), chunks)
         for chunk, problems in zip(chunks, checked, strict=True):
             yield from problems

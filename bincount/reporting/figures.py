@@ -161,10 +161,16 @@ def reliability(table: pd.DataFrame, ece: float, examples: str = "images") -> Fi
 def class_scores(metrics: Metrics, intervals: Mapping[str, Interval], examples: str = "images") -> Figure:
     """Draw recall, precision and F1 of each class as bars, the recall with its 95 % interval where there is one.
 
-    intervals are by the names of Metrics.scalars: `class/NAME/recall` is drawn.
+    intervals are by the names of Metrics.scalars: `class/NAME/recall` is drawn. Where there are some, a class without
+    one has too few images for it, and its label says so.
     """
     scores = metrics.per_class
-    names = [_wrap(score.name) + ("" if score.support else f"\n(no {examples})") for score in scores]
+    found = {row: intervals.get(f"class/{score.name}/recall") for row, score in enumerate(scores)}
+    too_few = "\n(too few for an interval)" if intervals else ""
+    names = [
+        _wrap(score.name) + (f"\n(no {examples})" if not score.support else "" if found[row] else too_few)
+        for row, score in enumerate(scores)
+    ]
     rows = np.arange(len(scores))
     with rc_context(STYLE):
         figure = Figure(figsize=(8, 1.4 + 0.6 * len(scores)), layout="constrained")
@@ -172,7 +178,6 @@ def class_scores(metrics: Metrics, intervals: Mapping[str, Interval], examples: 
         for place, (name, color) in enumerate({"recall": BLUE, "precision": ORANGE, "F1": GREEN}.items()):
             values = np.array([getattr(score, name.lower()) for score in scores], float)  # None becomes NaN
             axes.barh(rows + 0.25 * (place - 1), values, height=0.25, color=color, label=name)
-        found = {row: intervals.get(f"class/{score.name}/recall") for row, score in enumerate(scores)}
         found = {row: interval for row, interval in found.items() if interval}
         lows, highs = ([getattr(interval, end) for interval in found.values()] for end in ("low", "high"))
         axes.hlines(np.array(list(found), float) - 0.25, lows, highs, color=INK, linewidth=1.5)

@@ -15,7 +15,7 @@ from bincount.evaluation.coverage import CoveragePoint
 from bincount.evaluation.evaluate import Evaluation
 from bincount.evaluation.intervals import SHARES, Interval
 from bincount.evaluation.metrics import Metrics
-from bincount.reporting.tables import score_labels
+from bincount.reporting.tables import score_labels, too_few
 from bincount.text import escape_html
 
 CARDS = {
@@ -133,10 +133,11 @@ def class_scores(evaluation: Evaluation, beside: SideBySide | None) -> str:
     ]
     rmse = _with_unit("RMSE, items", evaluation.problem.unit)
     heads += [*([rmse] if has_rmse else []), "precision", "F1"]
+    absent = f"no interval: {escape_html(too_few(evaluation))}"
     rows = []
     for label, score in enumerate(evaluation.metrics.per_class):
         cells = [_filter(score.name, {"recorded": label}), f"{score.support:,}"]
-        cells.append(_bar(score.recall, evaluation.intervals.get(f"class/{score.name}/recall")))
+        cells.append(_bar(score.recall, evaluation.intervals.get(f"class/{score.name}/recall"), absent))
         if beside:
             now, before = beside.version.per_class[label].recall, beside.champion.per_class[label].recall
             cells += ["", ""] if before is None else [percent(before), _points(now - before)]
@@ -315,16 +316,18 @@ def _number(value: float | None, is_share: bool = False) -> str:
     return percent(value) if is_share else f"{value:.2f}"
 
 
-def _bar(share: float | None, interval: Interval | None) -> str:
+def _bar(share: float | None, interval: Interval | None, absent: str = "") -> str:
+    """Write a share as a bar with its interval; absent says why there is none."""
     if share is None or np.isnan(share):
         return ""
-    whisker = ""
+    whisker, shown = "", f' <small class="interval">{absent}</small>' if absent else ""
     if interval:
+        shown = _interval("accuracy", interval)
         width = 100 * (interval.high - interval.low)
         whisker = f'<i class="whisker" style="left:{100 * interval.low:.1f}%;width:{width:.1f}%"></i>'
     return (
         f'<div class="share"><span class="bar"><i class="fill" style="width:{100 * share:.1f}%"></i>{whisker}</span>'
-        f"<span>{percent(share)}{_interval('accuracy', interval)}</span></div>"
+        f"<span>{percent(share)}{shown}</span></div>"
     )
 
 

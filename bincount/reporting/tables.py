@@ -120,15 +120,20 @@ def overall_scores(evaluation: "Evaluation") -> pd.DataFrame:
 def class_score_text(evaluation: "Evaluation") -> pd.DataFrame:
     """Return class_scores with its shares in percent, as text."""
     table = class_scores(evaluation)
-    too_few = f"none: fewer than {FEWEST_BINS} {evaluation.problem.group_nouns}"
+    none = f"none: {too_few(evaluation)}"
     table["95 % interval"] = [
-        f"{percent(interval.low)} to {percent(interval.high)}" if interval else too_few if score.support else ""
+        f"{percent(interval.low)} to {percent(interval.high)}" if interval else none if score.support else ""
         for score in evaluation.metrics.per_class
         for interval in [evaluation.intervals.get(f"class/{score.name}/recall")]
     ]
     for name in {"accuracy", "precision"}.intersection(table):
         table[name] = table[name].map(lambda share: "" if pd.isna(share) else percent(share))
     return table
+
+
+def too_few(evaluation: "Evaluation") -> str:
+    """Say why a class that is in the test has no interval."""
+    return f"fewer than {FEWEST_BINS} {evaluation.problem.group_nouns}"
 
 
 def class_scores(evaluation: "Evaluation") -> pd.DataFrame:

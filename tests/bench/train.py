@@ -64,7 +64,8 @@ RECIPES = (STUDENTS, OURS)
 GPU_MODELS = ("resnet34", "resnet50")
 GPU_BATCH = 256
 GPU_STEPS = 60
-GPU_TARGETS = "wanted on one H200: resnet34 8,000 and resnet50 3,500 images/s, waiting under 3 %"
+GPU_TARGETS = "wanted on one H200: resnet34 8,000 and resnet50 4,500 images/s, waiting under 1 %"
+KEPT_TARGET = "wanted: 45 % of the quiet rate, and ahead of ImageFolder"
 
 
 def main() -> None:
@@ -159,7 +160,8 @@ def compare_beside_another(folder: Path, model: str, options: argparse.Namespace
     finally:
         busy.kill()
         busy.wait()
-    print(f"\n{'beside a process that keeps a core busy':55}{'images/s':>30}{'of the quiet rate':>24}{'ours / it':>24}")
+    print(f"\n{KEPT_TARGET}")
+    print(f"{'beside a process that keeps a core busy':55}{'images/s':>30}{'of the quiet rate':>24}{'ours / it':>24}")
     for loader in (FOLDER, AUGMENTED):
         kept, ratio = _ratio(found[loader], quiet[loader]), _ratio(found[AUGMENTED], found[loader])
         print(f"{loader:55}{_rates(found[loader])}{kept}{ratio}")

@@ -92,6 +92,7 @@ def render(queue: pd.DataFrame, about: About) -> tuple[str, str]:
         "noun": about.problem.noun,
         "nouns": about.problem.nouns,
         "are_counts": about.classes.are_counts,
+        "are_ordered": about.classes.ordered,
         "snapshot": about.snapshot[:12],
         "time": pd.to_datetime(about.time, utc=True).strftime("%Y-%m-%d %H:%M UTC"),
         "tiles": [Tile(*tile) for tile in about.tiles],
