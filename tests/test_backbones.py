@@ -23,7 +23,7 @@ from bincount.training import networks, pretrained
 from bincount.training.augment import normalize
 from bincount.training.model import build, load, load_weights, probabilities, save
 from bincount.training.networks import fit_tensors
-from bincount.training.spec import ModelSpec, licence_of, read_spec
+from bincount.training.spec import ModelSpec, check_initial_weights, licence_of, read_spec
 from flows.cli import app
 
 COUNTS = Classes.parse("0..5")
@@ -252,6 +252,8 @@ def test_the_licence_of_the_weights_is_that_of_who_published_them(timm, tmp_path
     assert licence_of(TrainConfig(model="timm/test_vit")) == "apache-2.0, as timm states it"
     assert licence_of(TrainConfig(weights=str(file))) == "not known: from backbone.pth"
     assert licence_of(TrainConfig(weights=str(file), weights_licence="MIT")) == "MIT"
+    with pytest.raises(SettingsError, match="licence of `--weights imagenet` is known; leave it out, or give the file"):
+        check_initial_weights(TrainConfig(weights_licence="MIT"))
 
 
 def test_a_model_that_starts_from_one_that_was_trained_here_keeps_its_licence(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -119,6 +120,16 @@ def test_an_error_that_names_its_remedy_is_shown_without_a_traceback(tmp_path, m
     assert said.startswith("bincount: nothing was registered in sqlite:///")
     assert said.endswith("run `bincount run --workspace empty`, or correct --workspace\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["backbones", "--json"], ["config"]])
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "flows.cli", *words]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.fixture

@@ -324,8 +324,8 @@ def licence_of(training: TrainConfig) -> str:
 def check_initial_weights(training_config: TrainConfig) -> None:
     """Raise WeightsUnavailable when the file of initial weights is missing.
 
-    Raises SettingsError for ImageNet weights of the model small, which there are not, and for random weights of a
-    backbone that is to keep them.
+    Raises SettingsError for ImageNet weights of the model small, which there are not, for random weights of a backbone
+    that is to keep them, and for a licence of weights that are no file.
     """
     frozen = training_config.freeze_backbone
     own_model = "give `--weights` the model.safetensors of a model that was trained before"
@@ -336,6 +336,11 @@ def check_initial_weights(training_config: TrainConfig) -> None:
         raise SettingsError(
             f"--freeze-backbone keeps the backbone's weights, and those of `--weights none` are random; {own_model}, "
             "or imagenet, or leave out --freeze-backbone"
+        )
+    if training_config.weights_licence and training_config.weights in ("imagenet", "none"):
+        raise SettingsError(
+            f"--weights-licence is that of a file, and the licence of `--weights {training_config.weights}` is known; "
+            "leave it out, or give the file with `--weights`"
         )
     if training_config.weights not in ("imagenet", "none") and not Path(training_config.weights).is_file():
         raise WeightsUnavailable(

@@ -71,12 +71,16 @@ def main() -> None:
     with interrupts.handled(f"{kept}, and the same command goes on from there"):
         try:
             app(usage.rename_flags(sys.argv[1:]), exit_on_error=False, print_error=False)
+            sys.stdout.flush()  # here, since an error at the end of the process would be shown as it is
         except CycloptsError as error:
             _fail(usage.explain(error))
         except ValidationError as error:
             _fail("\n".join(usage.explain_values(error)))
         except BincountError as error:
             _fail(terminal.describe_error(error))
+        except BrokenPipeError:
+            terminal.end_without_reader()
+            raise
 
 
 def _fail(text: str) -> NoReturn:

@@ -9,6 +9,8 @@ logger and its time. Where the environment sets up Prefect's logging, log lines 
 
 import logging
 import os
+import select
+import signal
 import sys
 import textwrap
 import time
@@ -50,6 +52,15 @@ class TerminalHandler(logging.Handler):
                 console().print(line, soft_wrap=True)
         except Exception:  # noqa: BLE001 - as logging's own handlers
             self.handleError(record)
+
+
+def end_without_reader() -> None:
+    """End the command without a word where nobody reads its standard output any more, as with `| head`."""
+    reader = select.poll()
+    reader.register(sys.stdout, 0)
+    if any(events & select.POLLERR for _, events in reader.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        sys.exit(128 + signal.SIGPIPE)  # as a shell says of programs that it ends
 
 
 def set_up() -> None:
