@@ -24,7 +24,16 @@ from bincount.data.pictures import DECODER_VERSION
 from bincount.errors import SourceError
 from bincount.reporting.tables import markdown_table
 from bincount.serving import loading
-from bincount.settings import DataConfig, ImageConfig, Member, PromotionConfig, RegistryConfig, TrainConfig
+from bincount.settings import (
+    AuditConfig,
+    DataConfig,
+    ImageConfig,
+    Member,
+    PromotionConfig,
+    RegistryConfig,
+    RetrainConfig,
+    TrainConfig,
+)
 from bincount.tracking import connection, live, runs
 from bincount.training import launch
 from bincount.training.device import resolve
@@ -32,9 +41,11 @@ from bincount.training.run_folder import Trained
 from bincount.training.spec import read_spec
 from bincount.workspace import Workspace
 from flows import summary
+from flows.audit import audit
 from flows.cli import app
 from flows.evaluate import evaluate
 from flows.prepare import prepare
+from flows.retrain import retrain
 from flows.run import run
 from flows.train import train
 
@@ -43,6 +54,7 @@ pytestmark = pytest.mark.services
 IMAGES = ImageConfig(image_size=32)
 QUICK = TrainConfig(model="small", weights="none", epochs=3)
 FORCED = PromotionConfig(force=True)
+OF_BINS = r"RMSE|\bbins?\b|\bitems?\b"
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +291,36 @@ def test_another_problem_in_class_folders_is_a_matter_of_settings(api, tmp_path)
     card = opened(workspace).client.get_model_version("boxes", "1").description
     shown = "".join(map(markdown_table, summary.of_run(done.prepared, done.model).values())) + card
     assert "Says from a photo in which condition a box is: intact, dented, torn, wet." in shown
-    assert not re.search(r"RMSE|\bbins?\b|\bitems?\b", shown)
+    assert not re.search(OF_BINS, shown)
+
+
+@pytest.mark.usefixtures("this_training_here")
+def test_boxes_are_audited_by_folds_and_retrained_on_as_bins_are(api, tmp_path):
+    synthetic.generate_boxes(tmp_path / "boxes", 150, size=(64, 64), broken=False)
+    job = {
+        "data": DataConfig(source=str(tmp_path / "boxes")),
+        "images": IMAGES,
+        "training": QUICK,
+        "registry": RegistryConfig(model_name="boxes"),
+        "workspace": tmp_path / "workspace",
+    }
+    assert run(**job, promotion=FORCED).model.version.alias == "champion"
+
+    audited = audit("folds", **job, audit=AuditConfig(folds=2), fetch=False)
+    rows = audited.audited.table
+    assert set(rows["recorded"]) == {"intact", "dented", "torn", "wet"}
+    assert (rows["status"] == "scored").sum() == 150
+    assert (rows["direction"].fillna("") == "").all()
+    shown = "".join(map(markdown_table, summary.of_audit(audited).values()))
+    assert "boxes" in shown
+    assert not re.search(OF_BINS, shown.replace(str(tmp_path), ""))
+
+    synthetic.generate_boxes(tmp_path / "boxes", 210, size=(64, 64), broken=False)
+    night = retrain(**job, retraining=RetrainConfig(min_new_images=30))
+    assert night.new_data.num_new == 60
+    assert night.model.version.version == 2
+    assert night.model.decision.nouns == "boxes"
+    assert not re.search(OF_BINS, night.model.decision.summary())
 
 
 def test_a_source_that_does_not_exist_fails_at_once_with_the_remedy(api, tmp_path):
