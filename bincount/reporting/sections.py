@@ -320,7 +320,7 @@ def _bar(share: float | None, interval: Interval | None, absent: str = "") -> st
     """Write a share as a bar with its interval; absent says why there is none."""
     if share is None or np.isnan(share):
         return ""
-    whisker, shown = "", f' <small class="interval">{absent}</small>' if absent else ""
+    whisker, shown = "", f' <small class="interval absent">{absent}</small>' if absent else ""
     if interval:
         shown = _interval("accuracy", interval)
         width = 100 * (interval.high - interval.low)
