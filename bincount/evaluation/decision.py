@@ -140,7 +140,8 @@ class Decision(Frozen):
         """Return how large a gain this comparison can detect at all, as a sentence; empty where it is not known."""
         if not self.gains or not (smallest := self.gains[0].format_detectable()):
             return ""
-        gain = f"a gain in {METRIC_NAMES[self.gains[0].metric]} of {smallest} or more"
+        over = f" over always predicting {self.majority}" if self.is_first else ""  # of two models it is another
+        gain = f"a gain in {METRIC_NAMES[self.gains[0].metric]} of {smallest} or more{over}"
         probability = percent_of_level(POWER)
         return f"A comparison on these {self.num_bins:,} {self.nouns} finds {gain} with {probability} probability."
 
