@@ -101,8 +101,8 @@ def test_what_is_missing_is_named_with_its_size_and_how_to_bring_it(monkeypatch)
     assert lines[1].split() == ["pydantic", "pydantic-core", "simplejpeg"]
     assert "pip download --no-deps" in "\n".join(lines)
     versions = dict(pair.split("==") for pair in lines[-2].split())
-    wanted = (need for need in importlib.metadata.requires("pydantic") if need.startswith("pydantic-core=="))
-    assert [f"pydantic-core=={versions['pydantic-core']}"] == [need.partition(";")[0].strip() for need in wanted]
+    if versions["pydantic"] == importlib.metadata.version("pydantic"):  # not where the oldest versions are tested
+        assert f"pydantic-core=={versions['pydantic-core']}" in importlib.metadata.requires("pydantic")
 
 
 def test_nothing_is_missing_where_the_project_is_installed_and_an_old_package_is_told(monkeypatch):
