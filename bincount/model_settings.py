@@ -16,6 +16,7 @@ from bincount.frozen import Frozen
 
 MAX_PIXELS = 50_000_000  # of a picture, unless set otherwise
 LONGEST_LICENCE = 200  # characters
+ASSUMED_ERROR_RATE = 0.05  # share of records that are wrong, before people have reviewed random bins
 ModelName = Annotated[str, AfterValidator(backbones.check_name)]
 
 Device = Literal["auto", "cpu", "cuda"]

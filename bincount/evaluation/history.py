@@ -10,7 +10,7 @@ from bincount.data.snapshots import Snapshot
 from bincount.evaluation import intervals
 from bincount.evaluation.intervals import FEWEST_BINS, LabelledImages, Score
 from bincount.frozen import Frozen
-from bincount.settings import AuditConfig
+from bincount.model_settings import ASSUMED_ERROR_RATE
 from bincount.text import percent
 from bincount.threshold import predict
 from bincount.training.spec import ModelSpec
@@ -108,7 +108,7 @@ def score(
 
     Raises ValueError when N is 0, or where the model knows no history.
     """
-    changes, error_rate = spec.history, AuditConfig().error_rate
+    changes, error_rate = spec.history, ASSUMED_ERROR_RATE
     if changes is None:
         raise ValueError("the model knows no history")
     records = np.asarray(records, np.int64)

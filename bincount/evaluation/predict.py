@@ -18,8 +18,7 @@ from torch import nn
 from bincount import threshold
 from bincount.data import pictures
 from bincount.errors import BadPicture, SettingsError
-from bincount.model_settings import Device
-from bincount.settings import AuditConfig
+from bincount.model_settings import ASSUMED_ERROR_RATE, Device
 from bincount.training import model as models
 from bincount.training.device import choose_device
 from bincount.training.model import load, probabilities
@@ -128,7 +127,7 @@ def given_records(spec: ModelSpec, probabilities: np.ndarray, records: np.ndarra
     check_history(spec)
     if (records < 0).any():
         raise SettingsError(f"a record is a number of items, got {records.min()}; correct --record-before")
-    return spec.history.given_both(probabilities, records, AuditConfig().error_rate, spec.classes)
+    return spec.history.given_both(probabilities, records, ASSUMED_ERROR_RATE, spec.classes)
 
 
 def check_history(spec: ModelSpec) -> None:
