@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import synthetic_questions
 import torch
 from synthetic_training import IMAGES, QUICK, dataset
 
@@ -247,3 +248,26 @@ def test_batches_that_are_still_computed_on_keep_their_memory(monkeypatch):
         sums.append(batch.sum(dtype=torch.int64))
     expected = [int(images[rows].sum(dtype=np.int64)) for rows in order]
     assert [int(total) for total in sums] == expected
+
+
+@pytest.mark.parametrize("arithmetic", [FLOAT32, replace(BFLOAT16, compiled=True)], ids=str)
+def test_a_frozen_backbone_keeps_its_weights_to_the_bit(arithmetic):
+    trainer = make_trainer(PLAIN.model_copy(update={"freeze_backbone": True}), arithmetic, GPU)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    take_steps(trainer, 3)
+    differ = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert differ == {"head.1.weight", "head.1.bias"}
+
+
+@pytest.mark.parametrize("task", ["object", "quantity", "change"])
+def test_a_training_on_questions_ends_with_the_same_bits_wherever_its_pictures_are(task, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    questions = synthetic_questions.dataset(tmp_path / "data", task)
+    update = {"task": task, "epochs": 2, "batch_size": 8, "device": "cuda", "model": "resnet18"}
+    config = QUICK.model_copy(update=update)
+    unbroken = fit(Request(*questions, IMAGES, config, tmp_path / "unbroken"))
+    monkeypatch.setattr(reader, "MAX_SHARE_OF_GPU", 0.0)
+    request = Request(*questions, IMAGES, config, tmp_path / "stopped")
+    with pytest.raises(Stopped):
+        fit(request, stop=StopAfter(3))
+    assert weights_digest(fit(request).checkpoint) == weights_digest(unbroken.checkpoint)

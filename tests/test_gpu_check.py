@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import tempfile
@@ -182,7 +183,7 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(tmp_path, capsys, monkeyp
 def test_rows_that_would_not_end_in_time_are_listed_and_not_begun(tmp_path, capsys, monkeypatch):
     done = check(tmp_path, minutes=45 / 60)
     monkeypatch.setattr(done, "_start", lambda *values: values)
-    monkeypatch.setattr(done, "_end", lambda started, seconds: [row()])
+    monkeypatch.setattr(done, "_end", lambda started, seconds, late: [row()])
     for planned in done._plan():
         done._measure(*planned)
     late = [f"resnet50, compiled, batches of {size}, for which no time was left" for size in (256, 128)]
@@ -201,6 +202,15 @@ def test_a_measurement_that_fails_or_hangs_is_reported_with_its_last_lines(tmp_p
     assert done.failures[1].startswith("tests: it took longer than 0 seconds")
     assert done._wait(start("raise SystemExit(2)"), 60, may_fail=True) == ""
     assert len(done.failures) == 2
+
+
+def test_a_row_that_the_end_of_the_time_cuts_off_is_skipped_and_what_it_told_is_kept(tmp_path):
+    done = check(tmp_path)
+    told = "import time; print('{\"rate\": 1}', flush=True); print('{\"ha', end='', flush=True); time.sleep(600)"
+    started = done._start("tests", "-c", told)
+    select.select([started[1].stdout], [], [])  # until it has told something
+    assert done._end(started, 0.01, late="resnet18, which was cut off") == [{"rate": 1}]
+    assert (done.skipped, done.failures) == (["resnet18, which was cut off"], [])
 
 
 def test_a_rate_is_the_median_of_repeats_after_the_warm_up():

@@ -323,6 +323,7 @@ def test_half_written_files_of_killed_trainers_are_removed(data, tmp_path):
         (torch.OutOfMemoryError("tried to allocate 20.00 GiB"), True),
         (torch.AcceleratorError("CUDA error: out of memory"), True),
         (RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],

@@ -581,18 +581,3 @@ def test_the_log_says_that_questions_are_trained_on(data, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="bincount")
     fit(Request(*data["object"], IMAGES, quick("object", epochs=1), tmp_path))
     assert "training small on 16 questions about images of 32 pixels, 8 for val" in caplog.text
-
-
-# --- on a GPU ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("task", TASKS)
-def test_a_run_on_a_gpu_resumes_to_the_same_bits_wherever_its_pictures_are(data, tmp_path, monkeypatch, task):
-    config = quick(task, device="cuda", model="resnet18")
-    unbroken = fit(Request(*data[task], IMAGES, config, tmp_path / "unbroken"))
-    monkeypatch.setattr(reader, "MAX_SHARE_OF_GPU", 0.0)
-    with pytest.raises(Stopped):
-        fit(Request(*data[task], IMAGES, config, tmp_path / "broken"), stop=StopAfter(3))
-    assert_alike(fit(Request(*data[task], IMAGES, config, tmp_path / "broken")), unbroken)

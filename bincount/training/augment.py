@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from bincount.backbones import NamedNormalization, Normalization
 from bincount.model_settings import TrainConfig
+from bincount.training.device import move
 
 ASPECT_RATIO = 4 / 3  # the largest of a random crop, in either direction, as in torchvision's RandomResizedCrop
 
@@ -44,7 +45,7 @@ class Views:
         if device.type == "cpu":
             return self
         stacked = torch.stack([getattr(self, field.name).float() for field in fields(self)])
-        return Views(*stacked.pin_memory().to(device, non_blocking=True).unbind())
+        return Views(*move(stacked, device).unbind())
 
 
 def draw_views(num_images: int, side: int, generator: torch.Generator, training_config: TrainConfig) -> Views:

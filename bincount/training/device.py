@@ -18,7 +18,13 @@ from bincount.training import pretrained
 # pixels 112 and 204), mobilenet_v3_small 70 and 98 (114 and 160). The model small would gain too (197 and 104), but
 # quick trials should give the same result on every CPU.
 FASTER_IN_BFLOAT16 = ("resnet18", "resnet34", "resnet50", "efficientnet_v2_s")
-OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # CUDA; cuBLAS and cuDNN; a CPU
+# CUDA; cuBLAS and cuDNN; a CPU; and a convolution of which no way to compute it has room for its workspace
+OUT_OF_MEMORY = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "can't allocate memory",
+    "unable to find an engine to execute this computation",
+)
 COMPILE_STEPS = 1000  # from this many steps on, torch.compile saves more than the minute that it takes
 
 
@@ -117,6 +123,11 @@ def exact_convolutions() -> AbstractContextManager:
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
+def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a CPU's tensor on a device; a copy to a GPU does not wait for the work that is queued there."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
     """Compute in the block so that the same training gives the same bits again.
@@ -134,7 +145,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.utils.deterministic.fill_uninitialized_memory,
     )
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without which torch refuses matrix products in that mode
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what NVIDIA asks for, and some releases of torch check
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a help for debugging, which costs time
     try:

@@ -19,6 +19,7 @@ from bincount.data.packs import Pack
 from bincount.errors import DatasetError, SettingsError
 from bincount.model_settings import Task
 from bincount.problem import EXTRA, Classes
+from bincount.training.device import move
 from bincount.training.distributed import World
 from bincount.training.questions import NOT_KNOWN, Questions
 from bincount.training.schedule import seed_for
@@ -120,7 +121,8 @@ class Reader:
             if isinstance(positions, np.ndarray):
                 positions = torch.from_numpy(positions).to(self.device)
             for batch in positions:
-                yield self.resident.index_select(0, torch.as_tensor(batch, device=self.device))
+                on_device = batch if isinstance(batch, Tensor) else move(torch.from_numpy(batch), self.device)
+                yield self.resident.index_select(0, on_device)
             return
         with ThreadPoolExecutor(GATHERING_THREADS) as threads, ThreadPoolExecutor(1) as thread:
             upcoming = deque()

@@ -24,6 +24,7 @@ from bincount.training.device import (
     choose_threads,
     is_not_deterministic,
     is_out_of_memory,
+    move,
 )
 from bincount.training.distributed import World
 from bincount.training.monitor import Monitor
@@ -62,7 +63,7 @@ class _Inputs:
         places = self.places[part].clone()
         is_there = places >= 0
         own, places[is_there] = places[is_there].unique(return_inverse=True)
-        own = own.to(self.images.device)
+        own = move(own, self.images.device)
         return _Inputs(self.images[own], self.views[own], places, self.asked[part], self.held[part])
 
     @property
@@ -70,7 +71,7 @@ class _Inputs:
         """What a network takes beside pixels, on their device."""
         if self.places is None:
             return ()
-        return self.places.to(self.images.device), self.asked.to(self.images.device)
+        return move(self.places, self.images.device), move(self.asked, self.images.device)
 
 
 def start(spec: ModelSpec, schedule: Schedule, folder: Path, world: World) -> "Trainer":
@@ -175,12 +176,13 @@ class Trainer:
                     self._allow_nondeterministic(error)
                 elif not is_out_of_memory(error):
                     raise
+                said = str(error)
             # Out here the error is gone, and with it the memory that its traceback held.
             if is_refused:  # several processes would wait for the gradients of the pass that was given up
                 self.forward = None  # first, since it leaves its hooks with the weights
                 self.forward = self._make_forward()
             elif sums is None:
-                self._use_smaller_parts(len(shard))
+                self._use_smaller_parts(len(shard), said.partition(".")[0])
         self.monitor.after_backward(self.step)
         self.optimizer.step()
         self.step += 1
@@ -217,7 +219,7 @@ class Trainer:
         targets = losses.targets(labels, self.values, self.config)
         loss = losses.per_image(logits, targets, self.config)
         if self.spec.quantities:
-            loss = loss + losses.of_quantities(quantities, inputs.held.to(self.device))
+            loss = loss + losses.of_quantities(quantities, move(inputs.held, self.device))
         loss = loss * self.class_weights[labels]
         # the mean over the batch of all processes, whose gradients are averaged
         (loss.sum() * self.world.size / total_weight).backward()
@@ -234,7 +236,7 @@ class Trainer:
             str(error).partition(".")[0],
         )
 
-    def _use_smaller_parts(self, num_images: int) -> None:
+    def _use_smaller_parts(self, num_images: int, said: str) -> None:
         if self.world.size > 1 or self.num_parts >= num_images:
             at_once = -(-num_images // self.num_parts)
             batch_size = "--batch-size or " if at_once > 1 else ""
@@ -249,8 +251,10 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         logger.warning(
-            "out of memory in step %d: from here on each step accumulates the gradients of its %d images in %d parts",
+            "out of memory in step %d (%s): from here on each step accumulates the gradients of its %d images in %d "
+            "parts",
             self.step,
+            said,
             num_images,
             self.num_parts,
         )
