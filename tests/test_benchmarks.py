@@ -105,8 +105,9 @@ def test_the_benchmark_of_a_training_beside_another_process_shows_what_is_kept_o
 
     train.compare_beside_another(tmp_path, "small", Namespace(image_size=32, batch_size=4, rounds=1, steps=1), quiet)
 
-    title, *rows = capsys.readouterr().out.strip().splitlines()
+    title, *rows, wanted = capsys.readouterr().out.strip().splitlines()
     assert title.startswith("beside a process that keeps a core busy")
+    assert wanted == "wanted: 45 % of the quiet rate, and ahead of ImageFolder"
     assert [("0.50" in row, "0.75" in row) for row in rows] == [(True, False)] * 2 + [(False, True)] * 2
 
 

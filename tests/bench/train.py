@@ -160,14 +160,14 @@ def compare_beside_another(folder: Path, model: str, options: argparse.Namespace
     finally:
         busy.kill()
         busy.wait()
-    print(f"\n{KEPT_TARGET}")
-    print(f"{'beside a process that keeps a core busy':55}{'images/s':>30}{'of the quiet rate':>24}{'ours / it':>24}")
+    print(f"\n{'beside a process that keeps a core busy':55}{'images/s':>30}{'of the quiet rate':>24}{'ours / it':>24}")
     for loader in (FOLDER, AUGMENTED):
         kept, ratio = _ratio(found[loader], quiet[loader]), _ratio(found[AUGMENTED], found[loader])
         print(f"{loader:55}{_rates(found[loader])}{kept}{ratio}")
     for recipe, measured in of_recipes.items():
         kept, ratio = _ratio(measured, quiet[model, recipe]), _ratio(of_recipes[OURS], measured)
         print(f"{f'{model}, {recipe}, {arithmetic[recipe]}':55}{_rates(measured)}{kept}{ratio}", flush=True)
+    print(KEPT_TARGET)
 
 
 def _train_in_turns(
