@@ -204,11 +204,11 @@ def test_a_measurement_that_fails_or_hangs_is_reported_with_its_last_lines(tmp_p
     assert len(done.failures) == 2
 
 
-def test_a_row_that_the_end_of_the_time_cuts_off_is_skipped_and_what_it_told_is_kept(tmp_path):
+def test_a_row_that_the_end_of_the_time_cuts_off_is_skipped_and_what_it_printed_is_kept(tmp_path):
     done = check(tmp_path)
-    told = "import time; print('{\"rate\": 1}', flush=True); print('{\"ha', end='', flush=True); time.sleep(600)"
-    started = done._start("tests", "-c", told)
-    select.select([started[1].stdout], [], [])  # until it has told something
+    code = "import time; print('{\"rate\": 1}', flush=True); print('{\"ha', end='', flush=True); time.sleep(600)"
+    started = done._start("tests", "-c", code)
+    select.select([started[1].stdout], [], [])  # until it has printed something
     assert done._end(started, 0.01, late="resnet18, which was cut off") == [{"rate": 1}]
     assert (done.skipped, done.failures) == (["resnet18, which was cut off"], [])
 
